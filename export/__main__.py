@@ -1,0 +1,129 @@
+"""Command line of the export stage: ``python -m export --help``.
+
+Exit status of ``check``: 0 passed, 1 parity failed, 2 broken structure or hash, 3 the device or
+its provider is not there. ``build``: 0, 1 or 2 in the same sense. 64: the command line is wrong.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from export.bundle import Bundle, BundleError
+from export.check import full_check, quick_check
+from export.session import DeviceUnavailableError, choose_device
+
+PASSED, PARITY_FAILED, BROKEN, NO_DEVICE, USAGE = 0, 1, 2, 3, 64
+INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse exits with 2 on a wrong command line, which here means a broken bundle."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status (see the module's docstring)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except DeviceUnavailableError as error:
+        return _refuse(NO_DEVICE, error)
+    except ModuleNotFoundError as error:
+        return _refuse(BROKEN, f"{error.name} is needed here: {INSTALL}")
+    except (BundleError, ValueError, OSError) as error:
+        return _refuse(BROKEN, error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="export a checkpoint, prove it, write a bundle")
+    build.set_defaults(command=_build)
+    build.add_argument("checkpoint", type=Path, help="a folder that training wrote")
+    build.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    build.add_argument("--name", help="the model's name in the service; default: architecture")
+    build.add_argument("--version", help="default: the start of the weights' SHA-256")
+    check = commands.add_parser("check", help="prove a bundle again, here")
+    check.set_defaults(command=_check)
+    check.add_argument("bundle", type=Path)
+    check.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    check.add_argument(
+        "--quick", action="store_true", help="hashes and golden samples: no torch, no data set"
+    )
+    check.add_argument("--json", type=Path, help="write every figure to this file")
+    for command in (build, check):
+        command.add_argument(
+            "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
+        )
+    return parser
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from export.build import ParityError, build  # noqa: PLC0415 - torch is not always there
+    from training.data import load_dataset  # noqa: PLC0415
+
+    dataset = load_dataset(arguments.data_dir)
+    try:
+        bundle = build(
+            arguments.checkpoint,
+            arguments.out,
+            dataset,
+            name=arguments.name,
+            version=arguments.version,
+        )
+    except ParityError as error:
+        return _refuse(PARITY_FAILED, error)
+    print(f"bundle: {bundle.folder} ({bundle.manifest.name}, version {bundle.manifest.version})")
+    for verdict in bundle.manifest.parity:
+        print(f"  {verdict.summary()}")
+    return PASSED
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    bundle = Bundle.open(arguments.bundle)
+    device = choose_device(arguments.device)
+    if arguments.quick:
+        golden = quick_check(bundle, device)
+        lines = [
+            f"golden samples on {device}: {golden.samples} images, scaled error "
+            f"{golden.scaled_error:.1e} (<= {golden.scaled_error_bound:.0e}), "
+            f"{golden.wrong_labels} labels differ"
+        ]
+        passed, failures, figures = golden.passed, golden.failures, golden.model_dump(mode="json")
+    else:
+        from training.data import load_dataset  # noqa: PLC0415
+
+        report = full_check(bundle, device, load_dataset(arguments.data_dir))
+        lines = [verdict.summary() for verdict in report.verdicts()]
+        lines += [f"{format_}: NOT CHECKED: {why}" for format_, why in report.not_checked.items()]
+        passed, failures = report.passed, tuple(report.failures)
+        figures = report.model_dump(mode="json")
+    if arguments.json:
+        outcome = {"bundle": bundle.manifest.name, "version": bundle.manifest.version}
+        outcome |= {"passed": passed, "quick": arguments.quick} | figures
+        arguments.json.write_text(json.dumps(outcome, indent=2) + "\n")
+    print("\n".join([f"{arguments.bundle}: {'PASSED' if passed else 'FAILED'}", *lines]))
+    for failure in failures:
+        print(f"  {failure}", file=sys.stderr)
+    return PASSED if passed else PARITY_FAILED
+
+
+def _refuse(status: int, error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

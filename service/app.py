@@ -1,0 +1,66 @@
+"""The BentoML service: ``bentoml serve service.app:DigitClassifier``.
+
+BentoML brings processes, sockets, health (/livez, /readyz), /metrics and the page of /docs.json;
+``http`` brings the endpoints; ``models`` lets nothing through that is not proven.
+"""
+
+import gc
+from typing import Any
+
+import bentoml
+
+from export.bundle import BundleError
+from export.session import DeviceUnavailableError
+from service.http import HttpApi
+from service.metrics import Metrics
+from service.models import ServedModels, UnprovenError, open_proven
+from service.settings import SettingsError, read_settings
+
+try:
+    SETTINGS = read_settings()
+except SettingsError as error:
+    raise SystemExit(f"error: {error}") from None
+
+
+def _bentoml_openapi() -> dict[str, Any]:
+    return dict(DigitClassifier.openapi_spec.asdict())
+
+
+HTTP = HttpApi(SETTINGS, _bentoml_openapi)
+
+
+@bentoml.service(
+    name="digit_classifier",
+    workers=SETTINGS.workers,
+    traffic={"timeout": SETTINGS.timeout_s},
+    logging={"access": {"enabled": SETTINGS.access_log}},
+)
+@bentoml.asgi_app(HTTP.app)
+class DigitClassifier:
+    """Reads handwritten digits with every proven bundle of the configured folder."""
+
+    @bentoml.on_deployment
+    def prove_once() -> None:  # type: ignore[misc]  # noqa: N805 - BentoML makes it static
+        """Refuse to start, in words, before any worker does: a worker that fails is restarted."""
+        try:
+            open_proven(SETTINGS)
+        except (BundleError, DeviceUnavailableError, UnprovenError) as error:
+            raise SystemExit(f"error: {error}") from None
+
+    def __init__(self) -> None:
+        """Prove every model in this worker, on its device; only then it answers."""
+        metrics = Metrics()
+        self._models = ServedModels(open_proven(SETTINGS), SETTINGS, metrics)
+        HTTP.serve(self._models, metrics)
+        # What is alive now stays alive: the collector need not walk over it again and again.
+        gc.collect()
+        gc.freeze()
+
+    def __is_ready__(self) -> bool:
+        """True: a worker whose models are not proven does not get this far."""
+        return True
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Let the batches that run end."""
+        self._models.close()

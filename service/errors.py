@@ -1,0 +1,59 @@
+"""Everything that can be wrong with a request, each with its HTTP status.
+
+    ServiceError
+    |-- InvalidInputError        400  not JSON, wrong shape, type or range, not an image
+    |-- UnknownModelError        404
+    |-- PayloadTooLargeError     413  bytes, pixels or images over a limit
+    |-- UnsupportedMediaError    415  a content type that no endpoint reads
+    `-- OverloadedError          429  the queue is full; try again after Retry-After seconds
+
+A message says what came, what was expected and what to do; it is all that a client gets to see.
+"""
+
+from http import HTTPStatus
+
+
+class ServiceError(Exception):
+    """A request that is refused; the message goes to the client."""
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Further headers of the answer."""
+        return {}
+
+
+class InvalidInputError(ServiceError):
+    """The body is not what the endpoint reads."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+
+class UnknownModelError(ServiceError):
+    """No bundle of that name is served."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+class PayloadTooLargeError(ServiceError):
+    """More bytes, pixels or images than a request may hold."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaError(ServiceError):
+    """The content type is none that the endpoint reads."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class OverloadedError(ServiceError):
+    """More images wait than the queue holds."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A full queue of these models is worked off within a second."""
+        return {"Retry-After": "1"}

@@ -1,0 +1,209 @@
+"""The HTTP endpoints as an ASGI app of their own, mounted into BentoML's.
+
+BentoML's declared endpoints parse before they ask: they fetch URLs given for images, turn null
+into NaN, reshape what does not fit and answer errors in two shapes. Here a body is read under a
+limit, checked by ``protocol`` and ``images``, and refused in one shape: {"error": "..."}.
+"""
+
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message
+
+from export.parity.metrics import Array
+from service.errors import (
+    InvalidInputError,
+    PayloadTooLargeError,
+    ServiceError,
+    UnsupportedMediaError,
+)
+from service.images import FORMATS, read_image
+from service.metrics import Metrics
+from service.models import ServedModels
+from service.openapi import merged_openapi
+from service.protocol import parse_predict, predictions
+from service.settings import Settings
+
+logger = logging.getLogger("bentoml.service")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
+IMAGE_FIELD = "image"
+
+
+class HttpApi:
+    """Endpoints over models that are set once they are proven.
+
+    Attributes:
+        app: The ASGI app to mount.
+    """
+
+    def __init__(self, settings: Settings, base_openapi: Callable[[], dict[str, object]]) -> None:
+        """Make the routes.
+
+        Args:
+            settings: Limits.
+            base_openapi: BentoML's own OpenAPI document, asked for when ours is.
+        """
+        self._settings = settings
+        self._base_openapi = base_openapi
+        self._models: ServedModels | None = None
+        self._metrics: Metrics | None = None
+        routes = [
+            Route("/predict", self._guarded(self._predict), methods=["POST"]),
+            Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
+            Route("/models", self._guarded(self._list_models), methods=["GET"]),
+            Route("/docs.json", self._guarded(self._openapi), methods=["GET"]),
+        ]
+        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+    def serve(self, models: ServedModels, metrics: Metrics) -> None:
+        """Start to answer with these models."""
+        self._models, self._metrics = models, metrics
+
+    @property
+    def models(self) -> ServedModels:
+        """The models; BentoML answers nothing before its service, and so they, are made."""
+        if self._models is None:
+            raise RuntimeError("asked for an answer before the models were proven")
+        return self._models
+
+    async def _predict(self, request: Request) -> Response:
+        body = await read_body(request, self._settings.max_body_bytes)
+        asked = parse_predict(body, self._settings.max_request_images)
+        name = asked.model or request.query_params.get("model")
+        return await self._answer(asked.images, name, "predict")
+
+    async def _predict_image(self, request: Request) -> Response:
+        name = request.query_params.get("model")
+        self.models.get(name)  # an unknown model is refused before any pixel is decoded
+        content = await read_upload(request, self._settings.max_body_bytes)
+        # Decoding a large file takes long enough to hold up every other request.
+        image = await anyio.to_thread.run_sync(
+            read_image, content, self._settings.max_image_pixels
+        )
+        return await self._answer(image[None], name, "predict_image")
+
+    async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
+        model = self.models.get(name)
+        _, probabilities = await model.batcher.submit(images)
+        if self._metrics is not None:
+            self._metrics.answered(model.manifest.name, endpoint, len(images))
+        answer = model.identity()
+        answer["predictions"] = predictions(model.manifest.labels, probabilities)
+        return JSONResponse(answer)
+
+    async def _list_models(self, _: Request) -> Response:
+        cards = [
+            model.card() | {"default": model.manifest.name == self.models.default}
+            for model in self.models.all()
+        ]
+        return JSONResponse({"models": cards})
+
+    async def _openapi(self, _: Request) -> Response:
+        names = [model.manifest.name for model in self.models.all()]
+        return JSONResponse(merged_openapi(self._base_openapi(), names))
+
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        """Turn whatever an endpoint raises into an answer: an exception that leaves a mounted app
+        is answered by nobody, and the client hangs.
+        """
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except ServiceError as error:
+                response = _error(str(error), error.status, error.headers)
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_CLOSED_REQUEST)
+            except Exception:
+                incident = uuid.uuid4().hex[:12]
+                logger.exception("incident %s at %s", incident, request.url.path)
+                response = _error(
+                    f"the service failed, not the request; its log tells more of {incident}",
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                )
+            if self._metrics is not None:
+                self._metrics.refused(response.status_code)
+            return response
+
+        return guarded
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, given up as soon as it is known to be too large.
+
+    Raises:
+        PayloadTooLargeError: Announced or sent more than ``max_bytes``.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise PayloadTooLargeError(
+            f"the body has {int(announced):,} bytes, at most {max_bytes:,} are read"
+        )
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise PayloadTooLargeError(f"the body has more than the {max_bytes:,} bytes allowed")
+    return bytes(body)
+
+
+async def read_upload(request: Request, max_bytes: int) -> bytes:
+    """An image file's bytes: the field ``image`` of a form, or the whole body.
+
+    Raises:
+        UnsupportedMediaError: Neither a form nor an image by its content type.
+        InvalidInputError: A form without that field, or a broken one.
+    """
+    body = await read_body(request, max_bytes)
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type in ("image/png", "image/jpeg", "application/octet-stream"):
+        return body
+    if media_type != "multipart/form-data":
+        raise UnsupportedMediaError(
+            f"content type {media_type or '(none)'}; send a form with the file field "
+            f"{IMAGE_FIELD} (multipart/form-data), or the file itself as image/png or image/jpeg"
+        )
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        async with Request(request.scope, replay).form(
+            max_files=1, max_fields=8, max_part_size=max_bytes
+        ) as form:
+            upload = form.get(IMAGE_FIELD)
+            if not isinstance(upload, UploadFile):
+                there = ", ".join(sorted(form)) or "none"
+                raise InvalidInputError(
+                    f"the form has no file in a field named {IMAGE_FIELD} (fields: {there}); "
+                    f"try: curl -F {IMAGE_FIELD}=@digit.png"
+                )
+            return await upload.read()
+    except (HTTPException, MultiPartException) as error:
+        detail = error.detail if isinstance(error, HTTPException) else error.message
+        raise InvalidInputError(f"the form cannot be read: {detail}") from error
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """Starlette's own refusals (a wrong method) in the one shape."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(getattr(error, "headers", None) or {})
+    allowed = f"; allowed: {headers['Allow']}" if "Allow" in headers else ""
+    return _error(f"{HTTPStatus(status).phrase}{allowed}", HTTPStatus(status), headers)
+
+
+def _error(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status_code=status, headers=headers)

@@ -1,0 +1,92 @@
+"""An uploaded PNG or JPEG becomes what the models read: uint8 [28, 28], 0 = ground, 255 = ink.
+
+A 28x28 grey image with light ink on dark ground, as MNIST's are, passes through bit for bit.
+Anything else is turned upright (EXIF), laid on white where it is transparent, made grey,
+inverted if its rim is light (ink on paper), padded to a square with its own ground and scaled.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from export.parity.metrics import Array
+from service.errors import InvalidInputError, PayloadTooLargeError
+
+SIDE = 28
+FORMATS = ("PNG", "JPEG")
+MID_GREY = 127
+
+
+def read_image(content: bytes, max_pixels: int) -> Array:
+    """Decode an upload.
+
+    Args:
+        content: The bytes of a PNG or JPEG file.
+        max_pixels: Width x height that is decoded at most; checked before anything is decoded.
+
+    Returns:
+        uint8 [28, 28], 0 = ground, 255 = ink.
+
+    Raises:
+        InvalidInputError: Not a PNG or JPEG, or a broken one.
+        PayloadTooLargeError: More pixels than allowed.
+    """
+    if not content:
+        raise InvalidInputError("the image is empty (0 bytes); send a PNG or JPEG file")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit on pixels is the stricter one and says more.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise PayloadTooLargeError(
+                    f"the image has {width} x {height} pixels, at most {max_pixels:,} are read; "
+                    "scale it down"
+                )
+            image.load()
+    except UnidentifiedImageError as error:
+        raise InvalidInputError(
+            f"the {len(content):,} bytes are not a PNG or JPEG image (they start with "
+            f"{content[:8]!r}); send one of the two"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise PayloadTooLargeError(f"the image is too large: at most {max_pixels:,} pixels") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidInputError(f"the image is damaged and cannot be decoded: {error}") from error
+    return to_model_input(image)
+
+
+def to_model_input(image: Image.Image) -> Array:
+    """Bring a decoded image of any mode and size into the models' form.
+
+    Returns:
+        uint8 [28, 28], 0 = ground, 255 = ink.
+    """
+    grey = _to_grey(ImageOps.exif_transpose(image))
+    pixels = np.asarray(grey)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ground = int(np.median(rim))
+    if ground > MID_GREY:
+        grey, ground = ImageOps.invert(grey), 255 - ground
+    if grey.size != (SIDE, SIDE):
+        side = max(grey.size)
+        grey = ImageOps.pad(grey, (side, side), color=ground)
+        # A box filter when shrinking: every pixel of the drawing counts, thin strokes survive.
+        shrinks = side > SIDE
+        filter_ = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+        grey = grey.resize((SIDE, SIDE), filter_)
+    return np.array(grey, dtype=np.uint8)
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Mode L; transparent parts become white paper, 16 bits become 8."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype("u1"))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        paper = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(paper, rgba)
+    return image.convert("L")

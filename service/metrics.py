@@ -1,0 +1,68 @@
+"""Prometheus metrics of the inference itself; BentoML's own ones of HTTP stand beside them.
+
+Made once in each worker, never at import: in the main process they would miss the folder in which
+BentoML's workers collect their figures.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from service.batcher import BatchRecord
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics and the calls that feed them."""
+
+    def __init__(self) -> None:
+        """Register all metrics with the process's default registry."""
+        self._images = Counter(
+            "digits_images", "Images answered, by model and endpoint.", ["model", "endpoint"]
+        )
+        self._refused = Counter(
+            "digits_refused_requests", "Requests refused, by HTTP status.", ["status"]
+        )
+        self._batch_images = Histogram(
+            "digits_batch_images", "Images in a batch.", ["model"], buckets=IMAGES
+        )
+        self._compute = Histogram(
+            "digits_compute_seconds", "Time of a batch in the engine.", ["model"], buckets=SECONDS
+        )
+        self._queue = Histogram(
+            "digits_queue_seconds", "Time a request waited for its batch.", ["model"],
+            buckets=SECONDS,
+        )
+        self._info = Gauge(
+            "digits_model_info",
+            "1 for each model served: version, device and ONNX Runtime's provider.",
+            ["model", "version", "device", "provider"],
+            multiprocess_mode="max",
+        )
+        self._golden = Gauge(
+            "digits_golden_check_passed",
+            "1 if the model answered its golden samples rightly on its device.",
+            ["model"],
+            multiprocess_mode="min",
+        )
+
+    def model_ready(self, model: str, version: str, device: str, provider: str) -> None:
+        """A model passed its golden samples and is served."""
+        self._info.labels(model, version, device, provider).set(1)
+        self._golden.labels(model).set(1)
+
+    def answered(self, model: str, endpoint: str, images: int) -> None:
+        """A request was answered."""
+        self._images.labels(model, endpoint).inc(images)
+
+    def refused(self, status: int) -> None:
+        """A request was refused or failed."""
+        self._refused.labels(str(status)).inc()
+
+    def batch(self, model: str, record: BatchRecord) -> None:
+        """A batch ran."""
+        self._batch_images.labels(model).observe(record.images)
+        self._compute.labels(model).observe(record.compute_s)
+        queue = self._queue.labels(model)
+        for waited_s in record.queue_s:
+            queue.observe(waited_s)

@@ -1,0 +1,160 @@
+"""The models that are served: bundles opened, put on a device and asked their golden samples."""
+
+import functools
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.bundle import Bundle, BundleError, Manifest, find_bundles
+from export.golden import Golden, GoldenResult, check_golden
+from export.parity.tolerances import tolerance_for
+from export.session import Device, OnnxModel, choose_device
+from service.batcher import Batcher
+from service.errors import UnknownModelError
+from service.metrics import Metrics
+from service.settings import Settings
+
+logger = logging.getLogger("bentoml.service")  # BentoML shows its own loggers alone
+
+
+class UnprovenError(RuntimeError):
+    """A model does not answer its golden samples rightly on the device it would serve from."""
+
+
+@dataclass(frozen=True)
+class ProvenModel:
+    """An opened bundle whose model gave the right answers on its device."""
+
+    manifest: Manifest
+    engine: OnnxModel
+    golden: GoldenResult
+
+
+def open_proven(settings: Settings) -> list[ProvenModel]:
+    """Open every bundle in the configured folder and prove it on its device.
+
+    Raises:
+        BundleError: No bundle there, a broken one, two of one name, one without a passed parity
+            verdict, or no bundle of the default model's name.
+        DeviceUnavailableError: The device asked for is not there.
+        UnprovenError: Golden samples were answered wrongly.
+    """
+    device = choose_device(settings.device)
+    folders = find_bundles(settings.bundles)
+    if not folders:
+        raise BundleError(
+            f"no bundle in {settings.bundles.resolve()}: make them with `make bundles`, or name "
+            "another folder with DIGITS_BUNDLES"
+        )
+    proven: dict[str, ProvenModel] = {}
+    for folder in folders:
+        model = _prove(Bundle.open(folder), device, settings)
+        name = model.manifest.name
+        if name in proven:
+            raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
+        proven[name] = model
+    if settings.default_model is not None and settings.default_model not in proven:
+        raise BundleError(
+            f"DIGITS_DEFAULT_MODEL={settings.default_model}: no such bundle in {settings.bundles}; "
+            f"there are: {', '.join(proven)}"
+        )
+    return list(proven.values())
+
+
+def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
+    manifest = bundle.manifest
+    verdicts = [verdict.passed for verdict in manifest.parity if verdict.format == "onnx"]
+    if not verdicts or not all(verdicts):
+        raise BundleError(f"{bundle.folder} carries no passed parity verdict for its ONNX model")
+    engine = OnnxModel(bundle.model_path("onnx"), device, settings.threads)
+    golden = Golden.load(bundle.path("golden"))
+    result = check_golden(golden, engine, tolerance_for("onnx", device))
+    if not result.passed:
+        raise UnprovenError(
+            f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"
+        )
+    shape = (settings.max_batch_images, *manifest.inputs[0].shape[1:])
+    engine(np.zeros(shape, np.uint8))  # memory for the largest batch, before the first request
+    return ProvenModel(manifest, engine, result)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A proven model with its own batcher."""
+
+    proven: ProvenModel
+    batcher: Batcher
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.proven.manifest
+
+    def identity(self) -> dict[str, object]:
+        """Who answers: the fields that every answer carries."""
+        return {
+            "model": self.manifest.name,
+            "version": self.manifest.version,
+            "device": self.proven.engine.device,
+            "provider": self.proven.engine.provider,
+        }
+
+    def card(self) -> dict[str, object]:
+        """What GET /models says of it."""
+        training = self.manifest.training
+        return self.identity() | {
+            "inputs": [tensor.model_dump() for tensor in self.manifest.inputs],
+            "outputs": [tensor.model_dump() for tensor in self.manifest.outputs],
+            "labels": self.manifest.labels,
+            "parameters": training.parameters,
+            "test_accuracy": training.test_accuracy,
+            "test_images": training.test_images,
+            "parity": [verdict.model_dump() for verdict in self.manifest.parity],
+            "golden": self.proven.golden.model_dump(),
+        }
+
+
+class ServedModels:
+    """All models of a worker, by name."""
+
+    def __init__(self, proven: list[ProvenModel], settings: Settings, metrics: Metrics) -> None:
+        """Give each model its batcher and say in log and metrics what is served, and where."""
+        self._models: dict[str, ServedModel] = {}
+        for model in proven:
+            name, engine = model.manifest.name, model.engine
+            batcher = Batcher(
+                engine,
+                max_batch_images=settings.max_batch_images,
+                max_queue_images=settings.max_queue_images,
+                on_batch=functools.partial(metrics.batch, name),
+            )
+            self._models[name] = ServedModel(model, batcher)
+            metrics.model_ready(name, model.manifest.version, engine.device, engine.provider)
+            logger.info(
+                "serving %s version %s on %s (%s): %d golden samples right",
+                *(name, model.manifest.version, engine.device, engine.provider),
+                model.golden.samples,
+            )
+        self.default = settings.default_model or proven[0].manifest.name
+
+    def get(self, name: str | None) -> ServedModel:
+        """The model of that name, or the default one.
+
+        Raises:
+            UnknownModelError: Says which there are.
+        """
+        try:
+            return self._models[name or self.default]
+        except KeyError:
+            known = ", ".join(self._models)
+            raise UnknownModelError(f"no model {name!r} is served; there are: {known}") from None
+
+    def all(self) -> list[ServedModel]:
+        """Every model, by name."""
+        return list(self._models.values())
+
+    def close(self) -> None:
+        """End all engines."""
+        for model in self._models.values():
+            model.batcher.close()

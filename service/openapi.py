@@ -1,0 +1,139 @@
+"""The OpenAPI description of our endpoints, laid into BentoML's document at /docs.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_PREDICTION = {
+    "type": "object",
+    "required": ["label", "probabilities"],
+    "properties": {
+        "label": {"type": "string", "example": "7"},
+        "probabilities": {
+            "type": "array",
+            "description": "one for each label of GET /models, in its order; their sum is 1",
+            "items": {"type": "number", "minimum": 0, "maximum": 1},
+        },
+    },
+}
+_ANSWER = {
+    "type": "object",
+    "required": ["model", "version", "device", "provider", "predictions"],
+    "properties": {
+        "model": {"type": "string", "example": "cnn"},
+        "version": {"type": "string", "description": "the start of the weights' SHA-256"},
+        "device": {"type": "string", "enum": ["cpu", "cuda"]},
+        "provider": {"type": "string", "example": "CPUExecutionProvider"},
+        "predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}},
+    },
+}
+_PIXELS = {
+    "type": "array",
+    "minItems": 28,
+    "maxItems": 28,
+    "items": {
+        "type": "array",
+        "minItems": 28,
+        "maxItems": 28,
+        "items": {"type": "integer", "minimum": 0, "maximum": 255},
+    },
+}
+
+
+def merged_openapi(base: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
+    """BentoML's document with our paths and schemas in it.
+
+    Args:
+        base: BentoML's own document.
+        models: The served models' names, for the ``model`` parameter.
+    """
+    components = dict(base.get("components", {}))
+    schemas = {**components.get("schemas", {}), **_schemas(models)}
+    return {
+        **base,
+        "components": {**components, "schemas": schemas},
+        "paths": {**base.get("paths", {}), **_paths(models)},
+    }
+
+
+def _schemas(models: Sequence[str]) -> dict[str, Any]:
+    request = {
+        "type": "object",
+        "required": ["images"],
+        "additionalProperties": False,
+        "properties": {
+            "images": {
+                "description": "one image or many; 0 = ground, 255 = ink",
+                "oneOf": [_PIXELS, {"type": "array", "minItems": 1, "items": _PIXELS}],
+            },
+            "model": {"type": "string", "enum": list(models)},
+        },
+    }
+    return {
+        "PredictRequest": request,
+        "Prediction": _PREDICTION,
+        "PredictAnswer": _ANSWER,
+        "Error": _ERROR,
+    }
+
+
+def _paths(models: Sequence[str]) -> dict[str, Any]:
+    model = {
+        "name": "model",
+        "in": "query",
+        "required": False,
+        "schema": {"type": "string", "enum": list(models)},
+    }
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "required": ["image"], "properties": {"image": file}}
+    upload = {"multipart/form-data": form, "image/png": file, "image/jpeg": file}
+    return {
+        "/predict": {
+            "post": _post(
+                "Read one image or many, given as pixels",
+                [model],
+                {"application/json": {"$ref": "#/components/schemas/PredictRequest"}},
+            )
+        },
+        "/predict/image": {
+            "post": _post("Read a digit from a PNG or JPEG file of any size", [model], upload)
+        },
+        "/models": {
+            "get": {
+                "summary": "The served models with their proof",
+                "operationId": "list_models",
+                "tags": ["Service APIs"],
+                "responses": {"200": {"description": "one card a model"}},
+            }
+        },
+    }
+
+
+def _post(
+    summary: str, parameters: list[dict[str, Any]], content: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    refusals = {
+        "400": "the body is not what the endpoint reads",
+        "404": "no such model",
+        "413": "too many bytes, pixels or images",
+        "415": "a content type that is not read",
+        "429": "the queue is full; see Retry-After",
+    }
+    return {
+        "summary": summary,
+        "tags": ["Service APIs"],
+        "parameters": parameters,
+        "requestBody": {
+            "required": True,
+            "content": {media: {"schema": schema} for media, schema in content.items()},
+        },
+        "responses": {
+            "200": _response("the answer", "PredictAnswer"),
+            **{status: _response(why, "Error") for status, why in refusals.items()},
+        },
+    }
+
+
+def _response(description: str, schema: str) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{schema}"}
+    return {"description": description, "content": {"application/json": {"schema": reference}}}

@@ -1,0 +1,66 @@
+"""All settings of the service. Precedence: environment variable (DIGITS_...), then the default."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "DIGITS_"
+
+
+class SettingsError(ValueError):
+    """An environment variable holds something that cannot be used; names it."""
+
+
+class Settings(BaseSettings):
+    """What can be set; each field is the environment variable DIGITS_ + its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    bundles: Path = Field(Path("artifacts/bundles"), description="a folder of bundles to serve")
+    default_model: str | None = Field(
+        None, description="answers requests that name no model; else the first by name"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where the driver knows a device, else the CPU"
+    )
+    threads: int = Field(1, ge=0, description="within an operator on the CPU; 0: all cores")
+    workers: int = Field(1, ge=1, le=256, description="processes")
+    max_batch_images: int = Field(64, ge=1, description="images that run as one batch at most")
+    max_queue_images: int = Field(
+        2048, ge=1, description="images that wait per model; more are refused with 429"
+    )
+    max_request_images: int = Field(512, ge=1, description="images in one request")
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
+    max_image_pixels: int = Field(25_000_000, ge=784, description="width x height of an upload")
+    timeout_s: float = Field(10, gt=0, description="seconds until a request is given up, with 504")
+    access_log: bool = Field(False, description="one log line a request")
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        if self.max_request_images > self.max_queue_images:
+            raise ValueError(
+                f"max_queue_images ({self.max_queue_images}) must be at least "
+                f"max_request_images ({self.max_request_images}), or such a request never fits"
+            )
+        return self
+
+
+def read_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: A variable cannot be used; the message names it and says what was expected.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}={problem['input']!r}: "
+            f"{problem['msg']}"
+            if problem["loc"]
+            else problem["msg"]
+            for problem in error.errors()
+        ]
+        raise SettingsError("; ".join(problems)) from error

@@ -1,0 +1,43 @@
+"""Random affine distortion of a whole batch at once: one matrix an image, one ``grid_sample``.
+
+Shape suffixes: N images, C channels, H and W pixels, A the 2x3 of an affine map.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.config import AugmentConfig
+
+
+def random_affine(pixels_NCHW: Tensor, config: AugmentConfig) -> Tensor:
+    """Rotate, scale, shear and shift each image by its own draw; the ground (0) fills the rim.
+
+    Args:
+        pixels_NCHW: float [N, C, H, W] in 0..1, H = W.
+        config: The limits of the draws.
+
+    Returns:
+        float [N, C, H, W] in 0..1, a new tensor (the given one if all limits are zero). Drawn from
+        PyTorch's global generator of the tensor's device.
+    """
+    if config.is_off:
+        return pixels_NCHW
+    count, size = pixels_NCHW.shape[0], pixels_NCHW.shape[-1]
+    draws = torch.rand(6, count, device=pixels_NCHW.device) * 2 - 1
+    angle = draws[0] * math.radians(config.rotation_deg)
+    scale_x = 1 + draws[1] * config.scale
+    scale_y = 1 + draws[2] * config.scale
+    shear = draws[3] * config.shear
+    # affine_grid's coordinates run from -1 to 1 over the image: a pixel is 2 / size of them.
+    shift_x, shift_y = draws[4:] * config.shift_px * 2 / size
+    cos, sin = angle.cos(), angle.sin()
+    row_x = torch.stack([cos * scale_x, (cos * shear - sin) * scale_y, shift_x], dim=1)
+    row_y = torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y], dim=1)
+    map_NA = torch.stack([row_x, row_y], dim=1)
+    grid = functional.affine_grid(map_NA, list(pixels_NCHW.shape), align_corners=False)
+    return functional.grid_sample(
+        pixels_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )

@@ -1,0 +1,104 @@
+"""What a training run is made of: one frozen record that is saved with the weights.
+
+A run is a function of ``TrainConfig``, the data set and the machine; nothing else steers it.
+"""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training.models import architecture_config
+
+
+class AugmentConfig(BaseModel):
+    """Random affine distortion of each training image, drawn anew in each epoch.
+
+    All zero switches augmentation off. Ranges are symmetric: a value is drawn uniformly from
+    -limit to +limit, for each image by itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rotation_deg: float = Field(default=0.0, ge=0, le=45, description="degrees, both ways")
+    scale: float = Field(default=0.0, ge=0, lt=1, description="fraction of size, each axis alone")
+    shear: float = Field(default=0.0, ge=0, lt=1, description="pixels sideways per pixel of height")
+    shift_px: float = Field(default=0.0, ge=0, le=14, description="pixels, each axis alone")
+
+    @property
+    def is_off(self) -> bool:
+        """True when no image would be changed."""
+        return not (self.rotation_deg or self.scale or self.shear or self.shift_px)
+
+
+AFFINE = AugmentConfig(rotation_deg=12, scale=0.12, shear=0.2, shift_px=2.5)
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a run, besides the data and the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="a name in training.models.ARCHITECTURES")
+    architecture: dict[str, Any] = Field(
+        default_factory=dict, description="the architecture's numbers; left out ones are filled in"
+    )
+    epochs: int = Field(default=10, ge=1, le=10_000)
+    batch_size: int = Field(default=256, ge=2, le=65_536, description="images")
+    max_learning_rate: float = Field(
+        default=5e-3, gt=0, le=1, description="the peak of the one-cycle schedule"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's, decoupled")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    augment: AugmentConfig = AugmentConfig()
+    validation_images: int = Field(
+        default=5_000, ge=10, description="held out of the training images, the same for each seed"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_architecture(cls, data: Any) -> Any:
+        """Fill in the architecture's defaults, so that the saved record is whole."""
+        if isinstance(data, dict) and "model" in data:
+            given = data.get("architecture", {})
+            config = architecture_config(str(data["model"]), given)
+            return {**data, "architecture": config.model_dump()}
+        return data
+
+    def with_changes(self, **changes: Any) -> Self:
+        """A validated copy in which the given fields that are not None are replaced."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return type(self).model_validate({**self.model_dump(), **given})
+
+
+# Epochs and widths were chosen on validation images, never on test images.
+PRESETS: dict[tuple[str, str], TrainConfig] = {
+    ("mlp", "quick"): TrainConfig(
+        model="mlp",
+        architecture={"dropout": 0.2},
+        epochs=10,
+        augment=AFFINE,
+        label_smoothing=0.05,
+    ),
+    ("mlp", "full"): TrainConfig(
+        model="mlp",
+        architecture={"dropout": 0.2},
+        epochs=40,
+        augment=AFFINE,
+        label_smoothing=0.05,
+    ),
+    ("cnn", "quick"): TrainConfig(
+        model="cnn",
+        architecture={"n1": 16, "n2": 32, "n3": 128, "dropout": 0.3},
+        epochs=8,
+        augment=AFFINE,
+        label_smoothing=0.05,
+    ),
+    ("cnn", "full"): TrainConfig(
+        model="cnn",
+        architecture={"n1": 32, "n2": 64, "n3": 256, "dropout": 0.3, "batch_norm": True},
+        epochs=20,
+        augment=AFFINE,
+        label_smoothing=0.05,
+    ),
+}

@@ -1,0 +1,119 @@
+"""What a model reaches on a set of images: accuracy, calibration, and which images it misreads.
+
+Shape suffixes: N images, C channels, H and W pixels, K classes.
+"""
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.data import CLASSES, LabelledImages, standardise, to_pixels
+
+CALIBRATION_BINS = 15
+BATCH_IMAGES = 1_000
+
+
+class Misread(BaseModel):
+    """One image that the model reads wrongly; ``index`` counts within the evaluated set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    digit: int
+    read_as: int
+    probability: float
+
+
+class Evaluation(BaseModel):
+    """Figures on one set of images.
+
+    Attributes:
+        images_name: Which images, in words.
+        images: How many.
+        accuracy: Share of images read rightly, 0..1.
+        accuracy_per_digit: The same for each digit alone (recall); None if it does not occur.
+        loss: Mean cross-entropy in nats, without label smoothing.
+        expected_calibration_error: Mean gap between probability and accuracy over 15 bins of
+            equal width, weighted by their images (Guo et al. 2017, "On Calibration of Modern
+            Neural Networks", equation 3).
+        confusion: Row: digit; column: what it was read as; images.
+        misread: All wrongly read images, the most confident mistake first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    images_name: str
+    images: int
+    accuracy: float
+    accuracy_per_digit: list[float | None]
+    loss: float
+    expected_calibration_error: float
+    confusion: list[list[int]]
+    misread: list[Misread]
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, images_NHW: Tensor) -> Tensor:
+    """Logits, float32 [N, 10] on the CPU, of uint8 images [N, 28, 28], in evaluation mode.
+
+    The module's mode is put back afterwards.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    logits = [
+        model(standardise(to_pixels(batch.to(device)))).cpu()
+        for batch in images_NHW.split(BATCH_IMAGES)
+    ]
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def evaluate(model: nn.Module, data: LabelledImages, images_name: str) -> Evaluation:
+    """All figures of ``Evaluation`` for a module and labelled images.
+
+    Args:
+        model: A module from standardised images to logits.
+        data: uint8 images and their digits.
+        images_name: What the images may be called in a table.
+    """
+    logits_NK = predict_logits(model, data.images)
+    labels = data.labels.cpu()
+    confidence, read_as = logits_NK.softmax(dim=1).max(dim=1)
+    right = read_as == labels
+    confusion = torch.bincount(labels * CLASSES + read_as, minlength=CLASSES**2)
+    confusion = confusion.reshape(CLASSES, CLASSES)
+    per_digit = [
+        float(confusion[digit, digit] / total) if (total := confusion[digit].sum()) else None
+        for digit in range(CLASSES)
+    ]
+    wrong = (~right).nonzero().flatten()
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)]
+    return Evaluation(
+        images_name=images_name,
+        images=len(data),
+        accuracy=float(right.double().mean()),
+        accuracy_per_digit=per_digit,
+        loss=float(functional.cross_entropy(logits_NK, labels)),
+        expected_calibration_error=calibration_error(confidence, right),
+        confusion=confusion.tolist(),
+        misread=[
+            Misread(
+                index=int(i),
+                digit=int(labels[i]),
+                read_as=int(read_as[i]),
+                probability=float(confidence[i]),
+            )
+            for i in wrong
+        ],
+    )
+
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Expected calibration error of probabilities, float [N], against hits, bool [N]; 0..1."""
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=confidence.dtype)
+    bins = torch.bucketize(confidence, edges[1:-1])
+    gap = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
+    gap.index_add_(0, bins, right.double() - confidence.double())
+    return float(gap.abs().sum() / len(confidence))

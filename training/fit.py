@@ -1,0 +1,200 @@
+"""The training loop: AdamW under a one-cycle schedule, augmentation on batches, nothing per image.
+
+The weights kept are those of the epoch with the best validation accuracy (the later one if equal);
+test images are not even passed to this module.
+
+Shape suffixes: N images, C channels, H and W pixels, K classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from training.augment import random_affine
+from training.checkpoint import CheckpointError, EpochRecord
+from training.config import TrainConfig
+from training.data import LabelledImages, standardise, to_pixels
+from training.evaluate import predict_logits
+from training.models import build_model
+from training.resume import Progress, as_json, load_progress, restore, save_progress
+
+# Epoch e of seed s is seeded with s * this + e: no two runs of up to so many epochs share one.
+SEED_STRIDE = 100_003
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained module (best epoch's weights, on its device) and how it came to be."""
+
+    module: nn.Module
+    history: list[EpochRecord]
+    epoch_kept: int
+
+
+@dataclass
+class _Run:
+    """What changes from epoch to epoch."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.OneCycleLR
+    history: list[EpochRecord]
+    epoch_kept: int
+    kept: dict[str, Tensor]
+
+
+def fit(
+    config: TrainConfig,
+    train: LabelledImages,
+    validation: LabelledImages,
+    *,
+    device: torch.device,
+    folder: Path,
+    data_sha256: str,
+    resume: bool = False,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> Fitted:
+    """Train a model; after each epoch the state is saved in ``folder``, for ``resume``.
+
+    The same config, data, device, threads and versions give the same weights, resumed or not.
+
+    Args:
+        config: What to train and how.
+        train: Images to learn from.
+        validation: Images that choose the epoch to keep.
+        device: Where to compute; the whole training set is put there.
+        folder: Where the resume state goes.
+        data_sha256: The data set's fingerprint; a run is resumed on the same data alone.
+        resume: Go on from the state in ``folder`` instead of starting anew.
+        on_epoch: Called with each epoch's figures as soon as they are known.
+
+    Raises:
+        CheckpointError: ``resume`` without a state, or with one of another config or data set.
+        RuntimeError: The loss became NaN or infinite.
+    """
+    make_deterministic(device)
+    train = train.to(device)
+    run = _start(config, device, steps_per_epoch=_steps(config, train))
+    if resume:
+        _take_up(run, config, folder, data_sha256)
+    for epoch in range(len(run.history), config.epochs):
+        torch.manual_seed(config.seed * SEED_STRIDE + epoch + 1)
+        record = _epoch(run, config, train, validation, epoch)
+        run.history.append(record)
+        best = run.history[run.epoch_kept].validation_accuracy
+        if record.validation_accuracy >= best:
+            run.epoch_kept = epoch
+            run.kept = {name: t.detach().clone() for name, t in run.module.state_dict().items()}
+        progress = Progress(
+            config=config,
+            data_sha256=data_sha256,
+            history=run.history,
+            epoch_kept=run.epoch_kept,
+            scheduler=as_json(run.scheduler.state_dict()),
+            optimizer_groups=run.optimizer.state_dict()["param_groups"],
+        )
+        save_progress(folder, progress, run.module, run.kept, run.optimizer)
+        on_epoch(record)
+    run.module.load_state_dict(run.kept)
+    return Fitted(run.module.eval(), run.history, run.epoch_kept)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Only algorithms that give the same result each time; on CUDA without TF32 guesses."""
+    torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+
+
+def _steps(config: TrainConfig, train: LabelledImages) -> int:
+    steps = len(train) // config.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the {len(train)} training images"
+        )
+    return steps
+
+
+def _start(config: TrainConfig, device: torch.device, steps_per_epoch: int) -> _Run:
+    torch.manual_seed(config.seed * SEED_STRIDE)
+    module = build_model(config.model, config.architecture).to(device)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.max_learning_rate, weight_decay=config.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.max_learning_rate, total_steps=steps_per_epoch * config.epochs + 1
+    )
+    return _Run(module, optimizer, scheduler, history=[], epoch_kept=0, kept={})
+
+
+def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> None:
+    progress, tensors = load_progress(folder)
+    if progress.config != config:
+        then, now = progress.config.model_dump(), config.model_dump()
+        differ = [f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key]]
+        raise CheckpointError(f"the unfinished run in {folder} differs in {'; '.join(differ)}")
+    if progress.data_sha256 != data_sha256:
+        raise CheckpointError(
+            f"the unfinished run in {folder} used data {progress.data_sha256[:12]}, "
+            f"this one has {data_sha256[:12]}"
+        )
+    run.kept = restore(progress, tensors, run.module, run.optimizer, run.scheduler)
+    run.history, run.epoch_kept = list(progress.history), progress.epoch_kept
+
+
+def _epoch(
+    run: _Run, config: TrainConfig, train: LabelledImages, validation: LabelledImages, epoch: int
+) -> EpochRecord:
+    steps = _steps(config, train)
+    device = train.images.device
+    order = torch.randperm(len(train), device=device)[: steps * config.batch_size]
+    loss_sum = torch.zeros((), device=device)
+    hits = torch.zeros((), device=device, dtype=torch.int64)
+    bar = tqdm(
+        order.split(config.batch_size),
+        desc=f"{config.model} epoch {epoch + 1}/{config.epochs}",
+        unit_scale=config.batch_size,
+        unit="img",
+        leave=False,
+        disable=None,  # no bar where nobody watches (a log file)
+    )
+    run.module.train()
+    for index in bar:
+        loss, batch_hits = _step(run, config, train.select(index))
+        loss_sum += loss
+        hits += batch_hits
+    mean_loss = float(loss_sum / steps)
+    if not math.isfinite(mean_loss):
+        raise RuntimeError(
+            f"the training loss became {mean_loss} in epoch {epoch + 1}; "
+            f"try a lower max_learning_rate than {config.max_learning_rate}"
+        )
+    logits_NK, labels = predict_logits(run.module, validation.images), validation.labels.cpu()
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=mean_loss,
+        train_accuracy=int(hits) / len(order),
+        validation_loss=float(functional.cross_entropy(logits_NK, labels)),
+        validation_accuracy=float((logits_NK.argmax(1) == labels).double().mean()),
+        learning_rate=run.scheduler.get_last_lr()[0],
+    )
+
+
+def _step(run: _Run, config: TrainConfig, batch: LabelledImages) -> tuple[Tensor, Tensor]:
+    """One update; the batch's loss and how many of its images were read rightly."""
+    x_NCHW = standardise(random_affine(to_pixels(batch.images), config.augment))
+    logits_NK = run.module(x_NCHW)
+    loss = functional.cross_entropy(
+        logits_NK, batch.labels, label_smoothing=config.label_smoothing
+    )
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    run.scheduler.step()
+    return loss.detach(), (logits_NK.argmax(1) == batch.labels).sum()

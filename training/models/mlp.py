@@ -1,0 +1,41 @@
+"""The multilayer perceptron: fully connected layers alone, blind to which pixels are neighbours.
+
+Shape suffixes: N images, C channels (1), H and W 28 pixels, F = C*H*W features, K classes.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class MlpConfig(BaseModel):
+    """The MLP's numbers; the defaults are 784-512-512-10."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden: tuple[int, ...] = Field(default=(512, 512), min_length=1, description="units a layer")
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    batch_norm: bool = True
+
+
+class Mlp(nn.Module):
+    """Linear, BatchNorm, ReLU, dropout for each hidden layer, then one Linear to the logits."""
+
+    def __init__(self, config: MlpConfig) -> None:
+        """Build the layers with PyTorch's default initialisation."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        features = 28 * 28
+        for units in config.hidden:
+            # BatchNorm's shift does what the bias would: one of the two is enough.
+            layers.append(nn.Linear(features, units, bias=not config.batch_norm))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers += [nn.ReLU(), nn.Dropout(config.dropout)]
+            features = units
+        layers.append(nn.Linear(features, 10))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Standardised images, float [N, 1, 28, 28], to logits, float [N, 10]."""
+        logits_NK: Tensor = self.layers(x_NCHW.flatten(1))
+        return logits_NK

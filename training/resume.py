@@ -1,0 +1,107 @@
+"""The state between two epochs, in one safetensors file, so that a run can be taken up again.
+
+Tensors lie in the file's body; everything else lies as JSON in its header. Randomness needs no
+room: each epoch seeds itself from the run's seed and its own number.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from training.checkpoint import CheckpointError, EpochRecord, write_atomically
+from training.config import TrainConfig
+
+RESUME_NAME = "resume.safetensors"
+
+
+class Progress(BaseModel):
+    """How far a run is, besides its tensors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: TrainConfig
+    data_sha256: str
+    history: list[EpochRecord]
+    epoch_kept: int
+    scheduler: dict[str, object]
+    optimizer_groups: list[dict[str, object]]
+
+
+def save_progress(
+    folder: Path,
+    progress: Progress,
+    module: nn.Module,
+    kept: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Replace the folder's resume file by the state after an epoch, in one step."""
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Two names may share memory (kept is the module's own state in the best epoch): copy.
+    content = save_tensors(
+        {name: tensor.clone() for name, tensor in on_cpu.items()},
+        metadata={"progress": progress.model_dump_json()},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RESUME_NAME, content)
+
+
+def load_progress(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
+    """The state of an unfinished run, its tensors on the CPU under ``save_progress``'s names.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+    """
+    path = folder / RESUME_NAME
+    if not path.is_file():
+        raise CheckpointError(f"nothing to resume in {folder}: {RESUME_NAME} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            progress = Progress.model_validate_json((file.metadata() or {})["progress"])
+    except (SafetensorError, ValidationError, KeyError) as error:
+        raise CheckpointError(f"{path} is no state of an unfinished run: {error}") from error
+    return progress, tensors
+
+
+def restore(
+    progress: Progress,
+    tensors: dict[str, Tensor],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> dict[str, Tensor]:
+    """Put a loaded state into a run's objects; returns the kept (best) weights."""
+    module.load_state_dict(_under("module.", tensors))
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer.", tensors).items():
+        index, field = name.split(".")
+        states.setdefault(int(index), {})[field] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": progress.optimizer_groups})
+    scheduler.load_state_dict(dict(progress.scheduler))
+    return _under("kept.", tensors)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def as_json(state: dict[str, object]) -> dict[str, object]:
+    """A scheduler's state without what JSON cannot hold (functions it makes anew itself)."""
+    return {name: value for name, value in state.items() if _is_json(value)}
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
