@@ -19,6 +19,7 @@ from export.check import full_check
 from export.golden import Golden, run_batched
 from export.parity.gate import ParityReport
 from export.parity.reference import Reference, eager_predict, make_reference
+from export.parity.tolerances import TOLERANCES
 from export.servable import INPUT_NAME, OUTPUT_NAMES, ServableModel
 from export.to_onnx import OPSET, export_onnx
 from export.to_pt2 import export_program, save_pt2
@@ -90,6 +91,7 @@ def build(
             labels=tuple(str(digit) for digit in range(CLASSES)),
             files=tuple(entries),
             parity=(),
+            tolerances=tuple(row for row in TOLERANCES if row.format == "onnx"),
             training=_training_summary(record),
             commit=commit(),
             versions=versions(["torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy"]),

@@ -111,9 +111,23 @@ class Manifest(_Strict):
     labels: tuple[str, ...]
     files: tuple[FileEntry, ...]
     parity: tuple[ParityVerdict, ...]
+    tolerances: tuple[Tolerance, ...] = Field(
+        description="what the served format may differ by, for each device that could serve it"
+    )
     training: TrainingSummary
     commit: str
     versions: dict[str, str]
+
+    def tolerance(self, device: str) -> Tolerance:
+        """What the served format (ONNX) may differ by on a device.
+
+        Raises:
+            BundleError: The bundle gives none.
+        """
+        for row in self.tolerances:
+            if row.device == device:
+                return row
+        raise BundleError(f"{self.name} carries no tolerance for {device}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from export.bundle import Bundle, Format
 from export.golden import Golden, GoldenResult, Predict, check_golden
-from export.parity.tolerances import tolerance_for
 from export.session import Device, OnnxModel
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def quick_check(bundle: Bundle, device: Device) -> GoldenResult:
     """
     model = OnnxModel(bundle.model_path("onnx"), device)
     golden = Golden.load(bundle.path("golden"))
-    return check_golden(golden, model, tolerance_for("onnx", device))
+    return check_golden(golden, model, bundle.manifest.tolerance(device))
 
 
 def full_check(bundle: Bundle, device: Device, dataset: "Dataset") -> "ParityReport":

@@ -8,7 +8,6 @@ import numpy as np
 
 from export.bundle import Bundle, BundleError, Manifest, find_bundles
 from export.golden import Golden, GoldenResult, check_golden
-from export.parity.tolerances import tolerance_for
 from export.session import Device, OnnxModel, choose_device
 from service.batcher import Batcher
 from service.errors import UnknownModelError
@@ -69,7 +68,7 @@ def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
         raise BundleError(f"{bundle.folder} carries no passed parity verdict for its ONNX model")
     engine = OnnxModel(bundle.model_path("onnx"), device, settings.threads)
     golden = Golden.load(bundle.path("golden"))
-    result = check_golden(golden, engine, tolerance_for("onnx", device))
+    result = check_golden(golden, engine, manifest.tolerance(device))
     if not result.passed:
         raise UnprovenError(
             f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"

@@ -121,11 +121,11 @@ def _refuse_values(array: Array) -> NoReturn:
         flat = array.reshape(-1)
         scaled = bool((flat >= 0).all() and (flat <= 1).all())
         hint = " (0..1 looks scaled already: send the raw pixels)" if scaled else ""
-        raise InvalidInputError(f"images holds fractions such as {flat[0]}{hint}; {EXPECTED}")
-    stranger = next(
-        (item for item in array.reshape(-1).tolist() if type(item) not in (int, float)), None
-    )
-    raise InvalidInputError(f"images holds {_kind(stranger)}; expected {EXPECTED}")
+        raise InvalidInputError(f"images holds {flat[0]}, not an integer{hint}; expected {EXPECTED}")
+    for item in array.reshape(-1).tolist():
+        if type(item) not in (int, float):
+            raise InvalidInputError(f"images holds {_kind(item)}; expected {EXPECTED}")
+    raise InvalidInputError(f"images holds a number far out of range; expected {EXPECTED}")
 
 
 def _kind(value: object) -> str:

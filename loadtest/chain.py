@@ -1,0 +1,212 @@
+"""The whole chain on one page: serve what was built, ask it, load it, and tell all that is known.
+
+What training and export left behind is read as the files that it is.
+"""
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from loadtest.record import Result
+from loadtest.report import (
+    COLOURS,
+    RESULT_COLUMNS,
+    heading,
+    latency_figure,
+    machine,
+    page,
+    picture,
+    result_row,
+    table,
+)
+from loadtest.run import run_scenario
+from loadtest.scenarios import load_scenario
+from loadtest.server import running_service
+
+SCENARIOS = ("Concurrency", "Offline")
+COLUMNS = (
+    *("model", "parameters", "test accuracy", "onnx", "torchscript", "pt2"),
+    *("requests/s", "p50 ms", "p99 ms", "wrong answers"),
+)
+
+
+@dataclass(frozen=True)
+class ModelStory:
+    """What is known of one model, from its weights to its answers under load."""
+
+    manifest: dict[str, Any]
+    parity: dict[str, Any]
+    checkpoint: dict[str, Any]
+    checkpoint_folder: Path
+    results: list[Result]
+
+    def cells(self) -> list[str]:
+        """The model's line under ``COLUMNS``."""
+        training, first = self.manifest["training"], self.results[0]
+        passed = {verdict["format"]: verdict["passed"] for verdict in self.manifest["parity"]}
+        return [
+            self.manifest["name"],
+            f"{training['parameters']:,}",
+            f"{100 * training['test_accuracy']:.2f}%",
+            *("passed" if passed[name] else "FAILED" for name in ("onnx", "torchscript", "pt2")),
+            f"{first.requests_per_s:,.0f}",
+            f"{first.latency_ms['p50']:.2f}",
+            f"{first.latency_ms['p99']:.2f}",
+            str(sum(result.wrong_answers for result in self.results)),
+        ]
+
+
+def demonstrate(
+    bundles: Path, checkpoints: Path, out: Path, image: Path, duration_s: float
+) -> list[ModelStory]:
+    """Serve every bundle, read one image over HTTP, load-test each model.
+
+    Args:
+        bundles: A folder of bundles.
+        checkpoints: The folder of their checkpoints, by the same names.
+        out: Where the service's log goes.
+        image: A PNG of a digit to send.
+        duration_s: Seconds of each load test.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stories = []
+    settings = {"DIGITS_BUNDLES": str(bundles.resolve())}
+    with running_service(out / "service.log", settings=settings) as url:
+        for folder in sorted(path.parent for path in bundles.glob("*/manifest.json")):
+            manifest = json.loads((folder / "manifest.json").read_text())
+            answer = _ask(f"{url}/predict/image?model={manifest['name']}", image)
+            best = answer["predictions"][0]
+            print(
+                f"{image} read by {answer['model']} on {answer['device']}: {best['label']} "
+                f"(probability {max(best['probabilities']):.6f})"
+            )
+            results = [
+                run_scenario(
+                    load_scenario(name), url, folder, duration_s=duration_s, warmup_s=1
+                )
+                for name in SCENARIOS
+            ]
+            home = checkpoints / folder.name
+            stories.append(
+                ModelStory(
+                    manifest=manifest,
+                    parity=json.loads((folder / "parity.json").read_text()),
+                    checkpoint=json.loads((home / "checkpoint.json").read_text()),
+                    checkpoint_folder=home,
+                    results=results,
+                )
+            )
+    return stories
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: names to the left, figures to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def chain_report(stories: Sequence[ModelStory]) -> str:
+    """The page: one table, then a section a stage."""
+    results = [result for story in stories for result in story.results]
+    data = {story.checkpoint["test"]["images_name"] for story in stories}
+    parts = [
+        table(COLUMNS, [story.cells() for story in stories], bad=["FAILED"]),
+        heading("Training", "training images are distorted and dropout is on: their error is higher"),
+        *(_training(story) for story in stories),
+        heading(
+            "Parity",
+            "largest difference to the checkpoint over the largest logit, by batch size; "
+            "float32 rounding is near 5e-7, a weight off by 1% gives hundreds of times that",
+        ),
+        picture(_parity_figure(stories), "scaled error by batch size against the tolerance"),
+        heading("Latency under load", "closed loop; every answer compared with the reference"),
+        picture(latency_figure(results), "latency by percentile and answers in each second"),
+        table(RESULT_COLUMNS, [result_row(result) for result in results]),
+    ]
+    return page(
+        "From training to a proven service",
+        f"Accuracy on {' and '.join(sorted(data))}. {machine()}; service and load generator share "
+        "these cores, so rates compare the models here and no machines.",
+        parts,
+    )
+
+
+def _training(story: ModelStory) -> str:
+    home, test = story.checkpoint_folder, story.checkpoint["test"]
+    name = story.manifest["name"]
+    calibration = 100 * test["expected_calibration_error"]
+    line = (
+        f"<h3>{name}: {100 * test['accuracy']:.2f}%, expected calibration error "
+        f"{calibration:.2f}%</h3>"
+    )
+    return (
+        line
+        + picture(home / "curves.png", f"{name}: loss and error by epoch")
+        + '<div class="pair">'
+        + picture(home / "confusion.png", f"{name}: confusion matrix")
+        + picture(home / "misread.png", f"{name}: misread digits")
+        + "</div>"
+    )
+
+
+def _parity_figure(stories: Sequence[ModelStory]) -> Figure:
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    grid = figure.subplots(1, len(stories), sharey=True, squeeze=False)[0]
+    for axes, story in zip(grid, stories, strict=True):
+        rows = story.parity["rows"]
+        sizes = sorted({row["batch_size"] for row in rows})
+        for number, verdict in enumerate(story.manifest["parity"]):
+            errors = {
+                row["batch_size"]: row["comparison"]["scaled_error"]
+                for row in rows
+                if row["format"] == verdict["format"]
+            }
+            axes.plot(
+                *(range(len(sizes)), [errors[size] for size in sizes]),
+                "os^"[number] + "-",
+                color=COLOURS[number],
+                label=verdict["format"],
+                fillstyle="none" if number else "full",
+            )
+        bound = max(v["tolerance"]["scaled_error"] for v in story.manifest["parity"])
+        axes.axhline(bound, color="#b3261e", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"tolerance of onnx and pt2: {bound:.0e}",
+            (0, bound),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color="#b3261e",
+            size=9,
+        )
+        axes.set_yscale("symlog", linthresh=1e-8)
+        axes.set_ylim(-2e-9, 1e-5)
+        axes.set_yticks([0, 1e-8, 1e-7, 1e-6, 1e-5])
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set(xlabel="batch size, images")
+        axes.set_title(story.manifest["name"], loc="left")
+    grid[0].set_ylabel("scaled error (0 = bit-equal)")
+    grid[-1].legend(frameon=False, fontsize=9, loc="center right")
+    return figure
+
+
+def _ask(url: str, image: Path) -> dict[str, Any]:
+    request = urllib.request.Request(  # noqa: S310 - our own service
+        url, data=image.read_bytes(), headers={"Content-Type": "image/png"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        answer: dict[str, Any] = json.loads(response.read())
+    return answer

@@ -1,0 +1,120 @@
+"""Prepared requests and the answers they must get, from a bundle's golden samples.
+
+The generator must not become what is measured: bodies are bytes made before the test, and an
+answer whose bytes were verified once for a request is recognised again without being parsed.
+
+Shape suffixes: G golden images, H and W 28 pixels, K classes.
+"""
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+# softmax in float32 rounds by a few 6e-8, and JSON carries every digit.
+SOFTMAX_ROUNDING = 1e-6
+# No answer has many right spellings: beyond this, each is parsed.
+REMEMBERED_ANSWERS = 8
+
+
+class ExpectationError(ValueError):
+    """The bundle cannot be read."""
+
+
+@dataclass
+class Prepared:
+    """One request's body and what its answer must say."""
+
+    body: bytes
+    content_type: str
+    labels: list[str]
+    probabilities_NK: npt.NDArray[np.float64]
+    known_right: set[bytes] = field(default_factory=set)
+
+
+class Expectations:
+    """Prepared requests for one model, and the judge of their answers."""
+
+    def __init__(self, bundle: Path, images_per_request: int, endpoint: str) -> None:
+        """Prepare one request for each golden sample (a batch starts at it and goes on from it).
+
+        Args:
+            bundle: The folder of the bundle that is served.
+            images_per_request: Images in a body.
+            endpoint: "predict" or "predict/image".
+
+        Raises:
+            ExpectationError: No bundle there.
+        """
+        try:
+            self.manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+            with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
+                images_GHW, truth_GK = golden["images"], golden["truth"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ExpectationError(f"{bundle} is no bundle with golden samples: {error}") from error
+        self.path = f"/{endpoint}?model={self.manifest['name']}"
+        self._bounds = {
+            row["device"]: row["scaled_error"] * float(np.abs(truth_GK).max()) / 2
+            + SOFTMAX_ROUNDING
+            for row in self.manifest["tolerances"]
+        }
+        exponentials = np.exp(truth_GK - truth_GK.max(axis=1, keepdims=True))
+        probabilities_GK = exponentials / exponentials.sum(axis=1, keepdims=True)
+        labels = [self.manifest["labels"][i] for i in truth_GK.argmax(axis=1)]
+        self.requests = []
+        for start in range(len(images_GHW)):
+            chosen = [(start + i) % len(images_GHW) for i in range(images_per_request)]
+            body, content_type = _body(images_GHW[chosen], endpoint)
+            self.requests.append(
+                Prepared(
+                    body, content_type, [labels[i] for i in chosen], probabilities_GK[chosen]
+                )
+            )
+
+    def complaint(self, request: Prepared, answer: bytes) -> str | None:
+        """What is wrong with a 200 answer; None if nothing is.
+
+        Labels must be the reference's. A probability may differ by half of what a logit may
+        (softmax changes by at most half of the largest change of its inputs), by the tolerance
+        that the bundle gives for the device that the answer names.
+        """
+        if answer in request.known_right:
+            return None
+        try:
+            content = json.loads(answer)
+            found = content["predictions"]
+            labels = [entry["label"] for entry in found]
+            probabilities_NK = np.array([entry["probabilities"] for entry in found], dtype=float)
+            identity = (content["model"], content["version"])
+            bound = self._bounds[content["device"]]
+        except (ValueError, KeyError, TypeError) as error:
+            return f"malformed answer ({error!r}): {answer[:200]!r}"
+        expected = (self.manifest["name"], self.manifest["version"])
+        if identity != expected:
+            return f"answered by {' version '.join(identity)}, expected {' version '.join(expected)}"
+        if labels != request.labels:
+            return f"labels {labels}, expected {request.labels}"
+        if probabilities_NK.shape != request.probabilities_NK.shape:
+            return f"probabilities of shape {probabilities_NK.shape}"
+        error = float(np.abs(probabilities_NK - request.probabilities_NK).max())
+        if not error <= bound:  # NaN must complain too
+            return f"probabilities differ by {error:.2e}, allowed {bound:.2e}"
+        if len(request.known_right) < REMEMBERED_ANSWERS:
+            request.known_right.add(answer)
+        return None
+
+
+def _body(images_NHW: npt.NDArray[np.uint8], endpoint: str) -> tuple[bytes, str]:
+    if endpoint == "predict/image":
+        buffer = io.BytesIO()
+        Image.fromarray(images_NHW[0]).save(buffer, format="PNG")
+        return buffer.getvalue(), "image/png"
+    pixels = images_NHW[0] if len(images_NHW) == 1 else images_NHW
+    return json.dumps({"images": pixels.tolist()}, separators=(",", ":")).encode(), (
+        "application/json"
+    )

@@ -1,0 +1,118 @@
+"""The user that locust runs; works by itself, with locust's web page:
+
+    locust -f loadtest/locustfile.py --host http://localhost:3000 --bundle artifacts/bundles/cnn
+
+Every answer is verified. With ``--result FILE`` the figures are written at the end.
+"""
+
+import logging
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+# Locust loads this file by its path, without the folder that `loadtest` lies in.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from locust import FastHttpUser, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+
+from loadtest.expectations import ExpectationError, Expectations
+from loadtest.record import Recorder, Result
+from loadtest.scenarios import Scenario, load_scenario, scenario_names
+
+logger = logging.getLogger(__name__)
+HTTP_OK = 200
+
+
+class _Run:
+    """What all users of this process share; set before the first one starts."""
+
+    scenario: Scenario
+    expectations: Expectations
+    recorder: Recorder
+
+
+@events.init_command_line_parser.add_listener
+def _add_arguments(parser: LocustArgumentParser) -> None:
+    group = parser.add_argument_group("digit load test")
+    group.add_argument("--bundle", default="artifacts/bundles/cnn", help="the served bundle")
+    group.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
+    group.add_argument("--images-per-request", type=int, help="in place of the scenario's")
+    group.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
+    group.add_argument("--result", default="", help="write the figures to this JSON file")
+
+
+@events.test_start.add_listener
+def _prepare(environment: Environment, **_: Any) -> None:
+    options = environment.parsed_options
+    _Run.scenario = load_scenario(
+        options.scenario, images_per_request=options.images_per_request
+    )
+    try:
+        _Run.expectations = Expectations(
+            Path(options.bundle), _Run.scenario.images_per_request, _Run.scenario.endpoint
+        )
+    except ExpectationError as error:
+        logger.error("%s", error)
+        environment.process_exit_code = 2
+        environment.runner.quit()
+        return
+    _Run.recorder = Recorder(options.warmup)
+
+
+@events.test_stop.add_listener
+def _finish(environment: Environment, **_: Any) -> None:
+    options = environment.parsed_options
+    if not hasattr(_Run, "recorder"):
+        return
+    result = Result(
+        scenario=_Run.scenario.name,
+        model=_Run.expectations.manifest["name"],
+        version=_Run.expectations.manifest["version"],
+        endpoint=_Run.scenario.endpoint,
+        users=environment.runner.target_user_count,
+        images_per_request=_Run.scenario.images_per_request,
+        url=environment.host or "",
+        **_Run.recorder.figures(_Run.scenario.images_per_request),
+    )
+    if options.result:
+        Path(options.result).write_text(result.model_dump_json(indent=2) + "\n")
+    if result.wrong_answers:
+        logger.error("%d WRONG ANSWERS, such as: %s", result.wrong_answers, result.wrong_answer_examples[0])
+        environment.process_exit_code = 1
+
+
+class DigitUser(FastHttpUser):
+    """Sends prepared golden samples, the next when the last is answered, and checks each answer."""
+
+    network_timeout = 30.0
+    connection_timeout = 10.0
+
+    def on_start(self) -> None:
+        """Begin at a sample of one's own, so that not all users send the same."""
+        self._position = random.randrange(len(_Run.expectations.requests))
+
+    @task
+    def predict(self) -> None:
+        """One request and its judgement."""
+        requests = _Run.expectations.requests
+        request = requests[self._position % len(requests)]
+        self._position += 1
+        with self.client.post(
+            _Run.expectations.path,
+            data=request.body,
+            headers={"Content-Type": request.content_type},
+            name=_Run.scenario.endpoint,
+            catch_response=True,
+        ) as response:
+            if response.status_code != HTTP_OK:
+                kind = f"HTTP {response.status_code}" if response.status_code else "no connection"
+                response.failure(kind)
+                _Run.recorder.failed(kind)
+            elif complaint := _Run.expectations.complaint(request, response.content):
+                response.failure(f"wrong answer: {complaint}")
+                _Run.recorder.wrong(complaint)
+            else:
+                _Run.recorder.answered(response.request_meta["response_time"])
