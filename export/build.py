@@ -1,4 +1,7 @@
-"""A checkpoint becomes a bundle, or nothing: files, golden samples, gate, manifest, in that order."""
+"""A checkpoint becomes a bundle, or nothing.
+
+In this order: files, golden samples, gate, manifest; a failure at any of them leaves no bundle.
+"""
 
 from pathlib import Path
 
@@ -101,9 +104,7 @@ def build(
             raise ParityError(report)
         (staging / "parity.json").write_text(report.model_dump_json(indent=2) + "\n")
         entries.append(file_entry(staging / "parity.json", role="parity"))
-        proven = manifest.model_copy(
-            update={"files": tuple(entries), "parity": report.verdicts()}
-        )
+        proven = manifest.model_copy(update={"files": tuple(entries), "parity": report.verdicts()})
         return write_bundle(staging, target, proven)
 
 

@@ -81,9 +81,7 @@ def open_candidates(bundle: Bundle, device: Device) -> dict[Format, Predict]:
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript's deprecation
         warnings.simplefilter("ignore", DeprecationWarning)
         script = torch.jit.load(str(bundle.model_path("torchscript")), map_location=device)
-    candidates["torchscript"] = eager_predict(
-        lambda images_NHW: script(images_NHW.to(device))
-    )
+    candidates["torchscript"] = eager_predict(lambda images_NHW: script(images_NHW.to(device)))
     if device == "cpu":
         program = torch.export.load(bundle.model_path("pt2")).module()
         candidates["pt2"] = eager_predict(program)

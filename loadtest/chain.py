@@ -87,9 +87,7 @@ def demonstrate(
                 f"(probability {max(best['probabilities']):.6f})"
             )
             results = [
-                run_scenario(
-                    load_scenario(name), url, folder, duration_s=duration_s, warmup_s=1
-                )
+                run_scenario(load_scenario(name), url, folder, duration_s=duration_s, warmup_s=1)
                 for name in SCENARIOS
             ]
             home = checkpoints / folder.name
@@ -124,7 +122,9 @@ def chain_report(stories: Sequence[ModelStory]) -> str:
     data = {story.checkpoint["test"]["images_name"] for story in stories}
     parts = [
         table(COLUMNS, [story.cells() for story in stories], bad=["FAILED"]),
-        heading("Training", "training images are distorted and dropout is on: their error is higher"),
+        heading(
+            "Training", "training images are distorted and dropout is on: their error is higher"
+        ),
         *(_training(story) for story in stories),
         heading(
             "Parity",

@@ -71,9 +71,7 @@ class Expectations:
             chosen = [(start + i) % len(images_GHW) for i in range(images_per_request)]
             body, content_type = _body(images_GHW[chosen], endpoint)
             self.requests.append(
-                Prepared(
-                    body, content_type, [labels[i] for i in chosen], probabilities_GK[chosen]
-                )
+                Prepared(body, content_type, [labels[i] for i in chosen], probabilities_GK[chosen])
             )
 
     def complaint(self, request: Prepared, answer: bytes) -> str | None:
@@ -96,14 +94,16 @@ class Expectations:
             return f"malformed answer ({error!r}): {answer[:200]!r}"
         expected = (self.manifest["name"], self.manifest["version"])
         if identity != expected:
-            return f"answered by {' version '.join(identity)}, expected {' version '.join(expected)}"
+            return (
+                f"answered by {' version '.join(identity)}, expected {' version '.join(expected)}"
+            )
         if labels != request.labels:
             return f"labels {labels}, expected {request.labels}"
         if probabilities_NK.shape != request.probabilities_NK.shape:
             return f"probabilities of shape {probabilities_NK.shape}"
-        error = float(np.abs(probabilities_NK - request.probabilities_NK).max())
-        if not error <= bound:  # NaN must complain too
-            return f"probabilities differ by {error:.2e}, allowed {bound:.2e}"
+        difference = float(np.abs(probabilities_NK - request.probabilities_NK).max())
+        if not difference <= bound:  # NaN must complain too
+            return f"probabilities differ by {difference:.2e}, allowed {bound:.2e}"
         if len(request.known_right) < REMEMBERED_ANSWERS:
             request.known_right.add(answer)
         return None

@@ -1,4 +1,4 @@
-"""The user that locust runs; works by itself, with locust's web page:
+"""The user that locust runs; works by itself too, with locust's web page.
 
     locust -f loadtest/locustfile.py --host http://localhost:3000 --bundle artifacts/bundles/cnn
 
@@ -8,6 +8,7 @@ Every answer is verified. With ``--result FILE`` the figures are written at the 
 import logging
 import random
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,17 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
     group.add_argument("--result", default="", help="write the figures to this JSON file")
 
 
+def _options(environment: Environment) -> Namespace:
+    if environment.parsed_options is None:
+        raise RuntimeError("locust was started without its command line")
+    options: Namespace = environment.parsed_options
+    return options
+
+
 @events.test_start.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
-    options = environment.parsed_options
-    _Run.scenario = load_scenario(
-        options.scenario, images_per_request=options.images_per_request
-    )
+    options = _options(environment)
+    _Run.scenario = load_scenario(options.scenario, images_per_request=options.images_per_request)
     try:
         _Run.expectations = Expectations(
             Path(options.bundle), _Run.scenario.images_per_request, _Run.scenario.endpoint
@@ -57,22 +63,23 @@ def _prepare(environment: Environment, **_: Any) -> None:
     except ExpectationError as error:
         logger.error("%s", error)
         environment.process_exit_code = 2
-        environment.runner.quit()
+        if environment.runner is not None:
+            environment.runner.quit()
         return
     _Run.recorder = Recorder(options.warmup)
 
 
 @events.test_stop.add_listener
 def _finish(environment: Environment, **_: Any) -> None:
-    options = environment.parsed_options
-    if not hasattr(_Run, "recorder"):
+    options, runner = _options(environment), environment.runner
+    if runner is None or not hasattr(_Run, "recorder"):
         return
     result = Result(
         scenario=_Run.scenario.name,
         model=_Run.expectations.manifest["name"],
         version=_Run.expectations.manifest["version"],
         endpoint=_Run.scenario.endpoint,
-        users=environment.runner.target_user_count,
+        users=runner.target_user_count,
         images_per_request=_Run.scenario.images_per_request,
         url=environment.host or "",
         **_Run.recorder.figures(_Run.scenario.images_per_request),
@@ -80,7 +87,9 @@ def _finish(environment: Environment, **_: Any) -> None:
     if options.result:
         Path(options.result).write_text(result.model_dump_json(indent=2) + "\n")
     if result.wrong_answers:
-        logger.error("%d WRONG ANSWERS, such as: %s", result.wrong_answers, result.wrong_answer_examples[0])
+        logger.error(
+            "%d WRONG ANSWERS, such as: %s", result.wrong_answers, result.wrong_answer_examples[0]
+        )
         environment.process_exit_code = 1
 
 
@@ -92,7 +101,9 @@ class DigitUser(FastHttpUser):
 
     def on_start(self) -> None:
         """Begin at a sample of one's own, so that not all users send the same."""
-        self._position = random.randrange(len(_Run.expectations.requests))
+        self._position = random.randrange(  # noqa: S311 - no secret
+            len(_Run.expectations.requests)
+        )
 
     @task
     def predict(self) -> None:
@@ -102,7 +113,7 @@ class DigitUser(FastHttpUser):
         self._position += 1
         with self.client.post(
             _Run.expectations.path,
-            data=request.body,
+            data=request.body,  # type: ignore[arg-type]  # bytes are sent as they are
             headers={"Content-Type": request.content_type},
             name=_Run.scenario.endpoint,
             catch_response=True,

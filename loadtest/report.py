@@ -23,12 +23,12 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p.note { color: #56616b; margin-top: .2rem } img { max-width: 100%; height: auto }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #d8dee4; text-align: right;
+th, td { padding: .3rem .55rem; border-bottom: 1px solid #d8dee4; text-align: right;
          white-space: nowrap }
 th { border-bottom-color: #56616b; font-weight: 600 }
 th:first-child, td:first-child { text-align: left } .bad { color: #b3261e; font-weight: 600 }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem } .pair img { flex: 1 1 20rem; min-width: 0;
-         max-width: 30rem }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
+.pair img { flex: 1 1 20rem; min-width: 0; max-width: 29rem }
 """
 
 
@@ -86,7 +86,9 @@ def machine() -> str:
     if cpuinfo.is_file():
         names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    return (
+        f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    )
 
 
 RESULT_COLUMNS = (

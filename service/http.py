@@ -5,7 +5,6 @@ into NaN, reshape what does not fit and answer errors in two shapes. Here a body
 limit, checked by ``protocol`` and ``images``, and refused in one shape: {"error": "..."}.
 """
 
-import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -28,7 +27,7 @@ from service.errors import (
     ServiceError,
     UnsupportedMediaError,
 )
-from service.images import FORMATS, read_image
+from service.images import read_image
 from service.metrics import Metrics
 from service.models import ServedModels
 from service.openapi import merged_openapi
@@ -90,9 +89,7 @@ class HttpApi:
         self.models.get(name)  # an unknown model is refused before any pixel is decoded
         content = await read_upload(request, self._settings.max_body_bytes)
         # Decoding a large file takes long enough to hold up every other request.
-        image = await anyio.to_thread.run_sync(
-            read_image, content, self._settings.max_image_pixels
-        )
+        image = await anyio.to_thread.run_sync(read_image, content, self._settings.max_image_pixels)
         return await self._answer(image[None], name, "predict_image")
 
     async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
@@ -116,8 +113,9 @@ class HttpApi:
         return JSONResponse(merged_openapi(self._base_openapi(), names))
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
-        """Turn whatever an endpoint raises into an answer: an exception that leaves a mounted app
-        is answered by nobody, and the client hangs.
+        """Turn whatever an endpoint raises into an answer.
+
+        An exception that leaves a mounted app is answered by nobody, and the client hangs.
         """
 
         async def guarded(request: Request) -> Response:

@@ -53,7 +53,9 @@ def read_image(content: bytes, max_pixels: int) -> Array:
             f"{content[:8]!r}); send one of the two"
         ) from error
     except Image.DecompressionBombError as error:
-        raise PayloadTooLargeError(f"the image is too large: at most {max_pixels:,} pixels") from error
+        raise PayloadTooLargeError(
+            f"the image is too large: at most {max_pixels:,} pixels"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InvalidInputError(f"the image is damaged and cannot be decoded: {error}") from error
     return to_model_input(image)

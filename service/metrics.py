@@ -30,7 +30,9 @@ class Metrics:
             "digits_compute_seconds", "Time of a batch in the engine.", ["model"], buckets=SECONDS
         )
         self._queue = Histogram(
-            "digits_queue_seconds", "Time a request waited for its batch.", ["model"],
+            "digits_queue_seconds",
+            "Time a request waited for its batch.",
+            ["model"],
             buckets=SECONDS,
         )
         self._info = Gauge(

@@ -85,7 +85,7 @@ def _paths(models: Sequence[str]) -> dict[str, Any]:
         "schema": {"type": "string", "enum": list(models)},
     }
     file = {"type": "string", "format": "binary"}
-    form = {"type": "object", "required": ["image"], "properties": {"image": file}}
+    form: dict[str, Any] = {"type": "object", "required": ["image"], "properties": {"image": file}}
     upload = {"multipart/form-data": form, "image/png": file, "image/jpeg": file}
     return {
         "/predict": {

@@ -1,9 +1,9 @@
 """The wire format of ``/predict``: JSON to arrays and back, every rule on the way in.
 
-    in   {"images": <28x28 or Nx28x28 integers 0..255>, "model": "cnn"}      (model: optional)
-    out  {"model": "cnn", "version": "...", "device": "cpu", "provider": "CPUExecutionProvider",
-          "predictions": [{"label": "7", "probabilities": [10 numbers]}, ...]}
-    err  {"error": "what came, what was expected, what to do"}
+in   {"images": <28x28 or Nx28x28 integers 0..255>, "model": "cnn"}      (model: optional)
+out  {"model": "cnn", "version": "...", "device": "cpu", "provider": "CPUExecutionProvider",
+      "predictions": [{"label": "7", "probabilities": [10 numbers]}, ...]}
+err  {"error": "what came, what was expected, what to do"}
 """
 
 import json
@@ -59,9 +59,7 @@ def predictions(labels: Sequence[str], probabilities_NK: Array) -> list[dict[str
     """What a client gets for each image: the likeliest label and all probabilities, in order."""
     rows = probabilities_NK.tolist()
     best = probabilities_NK.argmax(axis=1)
-    return [
-        {"label": labels[i], "probabilities": row} for i, row in zip(best, rows, strict=True)
-    ]
+    return [{"label": labels[i], "probabilities": row} for i, row in zip(best, rows, strict=True)]
 
 
 def _parse_json(body: bytes) -> object:
@@ -121,7 +119,9 @@ def _refuse_values(array: Array) -> NoReturn:
         flat = array.reshape(-1)
         scaled = bool((flat >= 0).all() and (flat <= 1).all())
         hint = " (0..1 looks scaled already: send the raw pixels)" if scaled else ""
-        raise InvalidInputError(f"images holds {flat[0]}, not an integer{hint}; expected {EXPECTED}")
+        raise InvalidInputError(
+            f"images holds {flat[0]}, not an integer{hint}; expected {EXPECTED}"
+        )
     for item in array.reshape(-1).tolist():
         if type(item) not in (int, float):
             raise InvalidInputError(f"images holds {_kind(item)}; expected {EXPECTED}")

@@ -192,9 +192,11 @@ def _read_idx(raw: Path, name: str) -> Tensor:
     if not plain.exists():
         raise DataError(f"{raw} has no {name} (nor {name}.gz); {DATA_DIR_VARIABLE} or --data-dir")
     try:
-        return read_image_file(str(plain)) if "idx3" in name else read_label_file(str(plain))
+        read = read_image_file if "idx3" in name else read_label_file
+        content: Tensor = read(str(plain))
     except (AssertionError, ValueError, IndexError, KeyError, TypeError) as error:
         raise DataError(f"{plain} is not an IDX file of unsigned bytes ({error!r})") from error
+    return content
 
 
 def _unpacked(packed: Path) -> Path:

@@ -137,7 +137,9 @@ def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> 
     progress, tensors = load_progress(folder)
     if progress.config != config:
         then, now = progress.config.model_dump(), config.model_dump()
-        differ = [f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key]]
+        differ = [
+            f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key]
+        ]
         raise CheckpointError(f"the unfinished run in {folder} differs in {'; '.join(differ)}")
     if progress.data_sha256 != data_sha256:
         raise CheckpointError(
@@ -190,9 +192,7 @@ def _step(run: _Run, config: TrainConfig, batch: LabelledImages) -> tuple[Tensor
     """One update; the batch's loss and how many of its images were read rightly."""
     x_NCHW = standardise(random_affine(to_pixels(batch.images), config.augment))
     logits_NK = run.module(x_NCHW)
-    loss = functional.cross_entropy(
-        logits_NK, batch.labels, label_smoothing=config.label_smoothing
-    )
+    loss = functional.cross_entropy(logits_NK, batch.labels, label_smoothing=config.label_smoothing)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from training.checkpoint import CheckpointRecord
@@ -45,13 +46,17 @@ def _curves(record: CheckpointRecord) -> Figure:
                 values = [
                     100 * (1 - getattr(entry, f"{part}_accuracy")) for entry in record.history
                 ]
-            label = "training (distorted, dropout on)" if part == "train" else part
+            label = "training" if part == "train" else part
             axes.plot(epochs, values, "o-", color=colour, markersize=3, label=label)
         axes.axvline(record.epoch_kept + 1, color="grey", linestyle=":", label="epoch kept")
         axes.set(xlabel="epoch", ylabel=f"{field} ({unit})", yscale="log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     left.set_title("Loss", loc="left")
     right.set_title("Error rate", loc="left")
-    right.legend(frameon=False)
+    right.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -73,9 +78,9 @@ def _confusion(record: CheckpointRecord) -> Figure:
 
 def _misread(record: CheckpointRecord, test_images: Tensor) -> Figure:
     shown = record.test.misread[:MISREAD_SHOWN]
-    columns = 10
+    columns = 8
     rows = max(1, -(-len(shown) // columns))
-    figure = Figure(figsize=(columns * 0.85, rows * 1.05 + 0.4), layout="constrained")
+    figure = Figure(figsize=(columns * 0.62, rows * 0.8 + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -4,11 +4,13 @@ Shape suffixes: N images, K classes. ULPs and relative errors of single logits a
 are huge wherever a logit happens to be small, faults or none.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 class Comparison(BaseModel):
@@ -69,7 +71,7 @@ def compare(candidate_NK: Array, eager_NK: Array, truth_NK: Array) -> Comparison
 
 
 def scaled_difference(a_NK: Array, b_NK: Array) -> float:
-    """max |a - b| / max |b|; infinite if either holds a NaN or an infinity."""
+    """Max |a - b| / max |b|; infinite if either holds a NaN or an infinity."""
     a, b = a_NK.astype(np.float64), b_NK.astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
@@ -77,7 +79,7 @@ def scaled_difference(a_NK: Array, b_NK: Array) -> float:
 
 
 def softmax_error(probabilities_NK: Array, logits_NK: Array) -> float:
-    """max |probabilities - softmax of the same model's logits in float64|; infinite for NaN."""
+    """Max |probabilities - softmax of the same model's logits in float64|; infinite for NaN."""
     logits = logits_NK.astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = exponentials / exponentials.sum(axis=1, keepdims=True)

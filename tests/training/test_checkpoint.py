@@ -1,0 +1,83 @@
+"""A checkpoint opens whole and right, or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
+from training.data import load_dataset
+from training.evaluate import evaluate
+
+
+@pytest.fixture
+def checkpoint(checkpoints: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoints / "cnn", tmp_path / "cnn")
+
+
+def test_the_recorded_accuracy_is_what_the_weights_reach(checkpoint: Path, data_dir: Path) -> None:
+    """The opened module measured again gives the very figures of the record."""
+    record, module = read_checkpoint(checkpoint)
+    again = evaluate(module, load_dataset(data_dir).test, record.test.images_name)
+    assert again.confusion == record.test.confusion
+    assert again.accuracy == record.test.accuracy > 0.5
+
+
+def test_the_record_says_what_a_reader_needs(checkpoint: Path) -> None:
+    """Config, seed, data hash, versions, commit and history are all in the JSON."""
+    content = json.loads((checkpoint / "checkpoint.json").read_text())
+    assert content["config"]["seed"] == 0
+    assert content["config"]["architecture"]["n1"] == 2
+    assert len(content["data"]["sha256"]) == 64
+    assert {"torch", "python"} <= set(content["versions"])
+    assert content["commit"]
+    assert [entry["epoch"] for entry in content["history"]] == list(range(6))
+    assert content["weights"]["parameters"] == 1466
+
+
+def test_altered_weights_are_refused(checkpoint: Path) -> None:
+    """One changed byte in the weights is found by its hash."""
+    weights = next(checkpoint.glob("weights-*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="was altered"):
+        read_checkpoint(checkpoint)
+
+
+def test_weights_of_another_architecture_are_refused(checkpoint: Path) -> None:
+    """A record that names other numbers than the weights have does not open."""
+    path = checkpoint / "checkpoint.json"
+    path.write_text(path.read_text().replace('"n3": 16', '"n3": 17'))
+    with pytest.raises(CheckpointError, match="does not fit the architecture"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"schema_version": 1}', "nonsense"])
+def test_a_broken_record_is_refused(checkpoint: Path, content: str) -> None:
+    """A record that is no record is refused by its path."""
+    (checkpoint / "checkpoint.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
+        read_checkpoint(checkpoint)
+
+
+def test_an_empty_folder_says_how_to_make_one(tmp_path: Path) -> None:
+    """Without a record, the message names the command that makes a checkpoint."""
+    with pytest.raises(CheckpointError, match="python -m training train"):
+        read_checkpoint(tmp_path)
+
+
+def test_an_interruption_between_weights_and_record_leaves_the_old_checkpoint(
+    checkpoint: Path,
+) -> None:
+    """New weights without their record change nothing: the old pair still opens, right."""
+    record, module = read_checkpoint(checkpoint)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.no_grad():
+        next(module.parameters()).add_(1)
+    new = write_weights(checkpoint, module)  # ... and here the power fails
+    _, reopened = read_checkpoint(checkpoint)
+    assert all(torch.equal(before[name], t) for name, t in reopened.state_dict().items())
+    write_record(checkpoint, record.model_copy(update={"weights": new}))
+    assert [path.name for path in checkpoint.glob("weights-*")] == [new.path]

@@ -1,0 +1,131 @@
+"""Where images come from and what they may be called."""
+
+import gzip
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import transforms
+from training import data
+from training.data import (
+    IDX_FILES,
+    DataError,
+    LabelledImages,
+    load_dataset,
+    split_validation,
+    standardise,
+    to_pixels,
+)
+
+
+def test_reads_the_four_idx_files_of_a_folder(data_dir: Path) -> None:
+    """A folder of IDX files gives uint8 images and int64 labels in their order."""
+    dataset = load_dataset(data_dir)
+    assert (len(dataset.train), len(dataset.test)) == (1_500, 300)
+    assert dataset.train.images.dtype == torch.uint8
+    assert dataset.train.images.shape == (1_500, 28, 28)
+    raw = (data_dir / "t10k-labels-idx1-ubyte").read_bytes()[8:]
+    assert dataset.test.labels.tolist() == list(raw)
+
+
+def test_does_not_call_other_images_mnist(data_dir: Path) -> None:
+    """Images that are not the official ones never bear MNIST's bare name."""
+    dataset = load_dataset(data_dir)
+    assert dataset.name.startswith("custom")
+    assert "MNIST's 10,000" not in dataset.test_name
+
+
+def test_official_files_are_known_by_their_hash(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fingerprint is the sha256 of the four files one after the other; a match is MNIST."""
+    together = b"".join((data_dir / name).read_bytes() for name in IDX_FILES)
+    expected = hashlib.sha256(together).hexdigest()
+    assert load_dataset(data_dir).sha256 == expected
+    monkeypatch.setattr(data, "OFFICIAL_MNIST_SHA256", expected)
+    assert load_dataset(data_dir).name == "MNIST"
+
+
+def test_reads_packed_files(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files ending in .gz give the same images as unpacked ones."""
+    monkeypatch.setattr(data, "DOWNLOAD_DIR", tmp_path / "cache")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for name in IDX_FILES:
+        (packed / f"{name}.gz").write_bytes(gzip.compress((data_dir / name).read_bytes()))
+    assert load_dataset(packed).sha256 == load_dataset(data_dir).sha256
+
+
+def test_the_environment_names_the_folder(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MNIST_DIR is used when no folder is given."""
+    monkeypatch.setenv("MNIST_DIR", str(data_dir))
+    assert load_dataset().source == f"folder {data_dir}"
+
+
+def test_a_named_folder_without_files_is_an_error_not_a_fallback(tmp_path: Path) -> None:
+    """A wrong --data-dir names the missing file and tries nothing else."""
+    with pytest.raises(DataError, match="train-images-idx3-ubyte"):
+        load_dataset(tmp_path)
+    with pytest.raises(DataError, match="no data folder"):
+        load_dataset(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"not idx", b"\x00\x00\x08\x03\x00\x00\x00\x05"])
+def test_a_broken_file_is_named(data_dir: Path, tmp_path: Path, content: bytes) -> None:
+    """A file that is not IDX is refused by its name."""
+    broken = shutil.copytree(data_dir, tmp_path / "broken")
+    (broken / "t10k-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
+        load_dataset(broken)
+
+
+def test_labels_and_images_must_fit(data_dir: Path, tmp_path: Path) -> None:
+    """Fewer labels than images are refused with both counts."""
+    broken = shutil.copytree(data_dir, tmp_path / "broken")
+    shutil.copy(data_dir / IDX_FILES[3], broken / IDX_FILES[1])
+    with pytest.raises(DataError, match=r"1500.*300 labels"):
+        load_dataset(broken)
+
+
+def test_without_a_network_the_packaged_images_are_used_and_said_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fallback is loud, splits by digit and is not called MNIST's test set."""
+    monkeypatch.setattr(data, "_download", lambda: None)
+    dataset = load_dataset()
+    assert (len(dataset.train), len(dataset.test)) == (4_000, 1_000)
+    assert torch.bincount(dataset.test.labels).tolist() == [100] * 10
+    assert dataset.test_name == "1,000 held-out images of MNIST's training set"
+    assert any("no figure of this run is MNIST's test accuracy" in m for m in caplog.messages)
+
+
+def test_the_validation_split_is_the_same_each_time_and_in_proportion() -> None:
+    """No image is in both parts, each digit is held out in proportion, repeatably."""
+    labels = torch.arange(10).repeat_interleave(torch.arange(30, 130, 10))
+    images = torch.arange(len(labels)).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
+    everything = LabelledImages(images, labels)
+    kept, held_out = split_validation(everything, len(labels) // 10)
+    assert len(kept) + len(held_out) == len(labels)
+    share = torch.bincount(held_out.labels, minlength=10) / torch.bincount(labels)
+    assert ((share - 0.1).abs() < 0.03).all()
+    again = split_validation(everything, len(labels) // 10)
+    assert torch.equal(again[1].labels, held_out.labels)
+    with pytest.raises(DataError, match="at most a third"):
+        split_validation(everything, len(labels) // 2)
+
+
+def test_standardisation_is_bit_equal_to_torchvisions() -> None:
+    """ToTensor and Normalize of torchvision give exactly the same numbers."""
+    image = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
+    theirs = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )(image)
+    ours = standardise(to_pixels(torch.from_numpy(image)[None]))[0]
+    assert torch.equal(ours, theirs)

@@ -1,0 +1,57 @@
+"""Figures on known answers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training.data import LabelledImages
+from training.evaluate import calibration_error, evaluate
+
+
+class _ReadsFirstPixel(nn.Module):
+    """Answers with the digit that the first pixel holds, always with the same confidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        first = (x_NCHW[:, 0, 0, 0] * 0.3081 + 0.1307) * 255
+        return nn.functional.one_hot(first.round().long(), 10) * self.scale
+
+
+def _images(read_as: list[int]) -> Tensor:
+    images = torch.zeros(len(read_as), 28, 28, dtype=torch.uint8)
+    images[:, 0, 0] = torch.tensor(read_as, dtype=torch.uint8)
+    return images
+
+
+def test_accuracy_confusion_and_misread_images() -> None:
+    """Two of six wrong: accuracy, per digit, confusion and positions say so."""
+    digits, read_as = [0, 1, 1, 2, 2, 2], [0, 1, 7, 2, 2, 3]
+    data = LabelledImages(_images(read_as), torch.tensor(digits))
+    figures = evaluate(_ReadsFirstPixel(), data, "six images")
+    assert figures.accuracy == pytest.approx(4 / 6)
+    assert figures.accuracy_per_digit[:3] == pytest.approx([1, 0.5, 2 / 3])
+    assert figures.accuracy_per_digit[3] is None
+    assert figures.confusion[1][7] == figures.confusion[2][3] == 1
+    assert {(miss.index, miss.digit, miss.read_as) for miss in figures.misread} == {
+        (2, 1, 7),
+        (5, 2, 3),
+    }
+
+
+def test_evaluation_leaves_the_module_in_its_mode() -> None:
+    """A module in training mode is in training mode afterwards."""
+    module = _ReadsFirstPixel().train()
+    evaluate(module, LabelledImages(_images([1]), torch.tensor([1])), "one image")
+    assert module.training
+
+
+def test_calibration_error_is_the_weighted_gap() -> None:
+    """80% sure and right half of the time is off by 0.3; 100% sure and right is off by 0."""
+    confidence = torch.tensor([0.8, 0.8, 1.0, 1.0])
+    right = torch.tensor([True, False, True, True])
+    assert calibration_error(confidence, right) == pytest.approx(0.5 * 0.3)
+    assert calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([True, True])) == (
+        pytest.approx(0.05)
+    )

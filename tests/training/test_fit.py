@@ -1,0 +1,78 @@
+"""Runs repeat exactly, resumed or not, and a killed one leaves nothing that lies."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.tiny import ARCHITECTURES, train_tiny
+from training.__main__ import main
+from training.checkpoint import CheckpointError, read_checkpoint
+
+
+def _weights_sha256(folder: Path) -> str:
+    return hashlib.sha256(next(folder.glob("weights-*")).read_bytes()).hexdigest()
+
+
+def test_the_same_seed_gives_the_same_weights(
+    checkpoints: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Two runs with one seed are bit-equal; another seed gives other weights."""
+    again = train_tiny("cnn", data_dir, tmp_path / "again")
+    other = train_tiny("cnn", data_dir, tmp_path / "other", "--seed", "1")
+    assert _weights_sha256(again) == _weights_sha256(checkpoints / "cnn")
+    assert _weights_sha256(other) != _weights_sha256(checkpoints / "cnn")
+
+
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_a_killed_run_resumes_to_the_same_weights(
+    model: str, checkpoints: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """kill -9 leaves no checkpoint that opens, and --resume ends where no kill would have."""
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "training", "train", "--model", model]
+    command += ["--epochs", "6", "--batch-size", "32", "--device", "cpu", *ARCHITECTURES[model]]
+    command += ["--data-dir", str(data_dir), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = out / "resume.safetensors"
+    give_up = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < give_up:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    with pytest.raises(CheckpointError, match="--resume"):
+        read_checkpoint(out)
+    train_tiny(model, data_dir, out, "--resume")
+    assert _weights_sha256(out) == _weights_sha256(checkpoints / model)
+    assert not state.exists()
+
+
+def test_resuming_with_other_settings_is_refused(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A resumed run must be the same run: the message says what differs."""
+    import training.__main__ as command_line  # noqa: PLC0415
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
+    arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "64"]
+    monkeypatch.setattr(command_line, "write_weights", stop)
+    assert main(arguments) == 130  # interrupted after the last epoch: the state is there
+    monkeypatch.undo()
+    assert main([*arguments, "--resume", "--seed", "3"]) == 1
+    assert "seed: 0 then, 3 now" in capsys.readouterr().err
+
+
+def test_the_epoch_with_the_best_validation_accuracy_is_kept(checkpoints: Path) -> None:
+    """The kept epoch has the highest validation accuracy, and its weights are the checkpoint's."""
+    record, _ = read_checkpoint(checkpoints / "cnn")
+    best = max(entry.validation_accuracy for entry in record.history)
+    assert record.history[record.epoch_kept].validation_accuracy == best
+    assert record.validation.accuracy == best
