@@ -1,0 +1,120 @@
+"""A bundle is proven again anywhere, and the exit status says what came of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export.__main__ import main
+from export.session import cuda_device_count
+from tests.export.faults import change_one_weight, rehash
+from tests.tiny import SERVED_BUNDLES
+
+FACTORS = [1.01, 0.99, -1.0, float("nan")]
+needs_cuda = pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device on this machine")
+without_cuda = pytest.mark.skipif(cuda_device_count() > 0, reason="this machine has a CUDA device")
+
+
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_an_honest_bundle_passes_both_checks(
+    model: str, bundles: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Status 0, quick and full, and the JSON holds a row for each format and batch size."""
+    figures = tmp_path / "figures.json"
+    assert main(["check", str(bundles / model), "--quick"]) == 0
+    command = ["check", str(bundles / model), "--data-dir", str(data_dir)]
+    assert main([*command, "--json", str(figures)]) == 0
+    outcome = json.loads(figures.read_text())
+    assert outcome["passed"] is True
+    assert {(row["format"], row["batch_size"]) for row in outcome["rows"]} >= {
+        (name, size) for name in ("onnx", "torchscript", "pt2") for size in (1, 7, 33, 256)
+    }
+    assert max(row["comparison"]["images"] for row in outcome["rows"]) == 307
+    torchscript = [row for row in outcome["rows"] if row["format"] == "torchscript"]
+    assert all(row["comparison"]["max_abs_error"] == 0 for row in torchscript)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_one_changed_weight_is_caught_even_if_its_hash_agrees(
+    factor: float, bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A weight 1% off, negated or NaN in the ONNX file turns both checks red with status 1."""
+    change_one_weight(bundle, factor)
+    assert main(["check", str(bundle), "--quick"]) == 1
+    assert main(["check", str(bundle), "--data-dir", str(data_dir)]) == 1
+    error = capsys.readouterr().err
+    assert "scaled error" in error
+    assert ("NaN or infinite" in error) == np.isnan(factor)
+
+
+def test_answers_in_the_wrong_order_are_caught(bundle: Path) -> None:
+    """Golden logits shifted by one class, their hash agreeing, fail the quick check."""
+    path = bundle / "golden.npz"
+    with np.load(path) as content:
+        arrays = dict(content)
+    arrays["logits"] = np.roll(arrays["logits"], 1, axis=1)
+    np.savez(path, **arrays)
+    rehash(bundle, "golden.npz")
+    assert main(["check", str(bundle), "--quick"]) == 1
+
+
+def test_an_altered_or_missing_bundle_is_status_2(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong hash, no folder and golden samples that are none are broken structure."""
+    assert main(["check", str(tmp_path / "nowhere"), "--quick"]) == 2
+    (bundle / "golden.npz").write_bytes(b"not an archive")
+    assert main(["check", str(bundle), "--quick"]) == 2
+    rehash(bundle, "golden.npz")
+    assert main(["check", str(bundle), "--quick"]) == 2
+    assert "golden samples" in capsys.readouterr().err
+
+
+@without_cuda
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+def test_a_missing_device_is_status_3_and_never_a_fallback(
+    quick: list[str], bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--device cuda without a CUDA device checks nothing and says so."""
+    command = ["check", str(bundle), "--device", "cuda", "--data-dir", str(data_dir), *quick]
+    assert main(command) == 3
+    assert "CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_an_honest_bundle_passes_on_cuda(model: str, bundles: Path, data_dir: Path) -> None:
+    """Both checks pass on the GPU, on the provider asked for."""
+    command = ["check", str(bundles / model), "--device", "cuda", "--data-dir", str(data_dir)]
+    assert main([*command, "--quick"]) == 0
+    assert main(command) == 0
+
+
+def test_a_wrong_command_line_is_none_of_these() -> None:
+    """argparse's own status 2 would read as a broken bundle: usage errors give 64."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["check"])
+    assert stopped.value.code == 64
+
+
+def test_the_quick_check_needs_no_torch() -> None:
+    """A process that may not import torch, training or onnx passes the quick check."""
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'training', 'onnx', 'safetensors'): sys.modules[name] = None\n"
+        "from export.__main__ import main\n"
+        f"sys.exit(main(['check', {str(SERVED_BUNDLES / 'cnn')!r}, '--quick']))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_the_bundles_in_the_repository_are_proven(
+    model: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the service's tests serve passes the full gate with this code."""
+    assert main(["check", str(SERVED_BUNDLES / model), "--data-dir", str(data_dir)]) == 0
