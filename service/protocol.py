@@ -66,7 +66,8 @@ def _parse_json(body: bytes) -> object:
     if not body:
         raise InvalidInputError('the body is empty; expected JSON: {"images": ...}')
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        # Decoded here: json would guess at UTF-16 and UTF-32, which JSON on the wire is not.
+        return json.loads(body.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             f"the body is not JSON: it is no UTF-8 text (byte {error.start}); image files go to "
@@ -95,11 +96,11 @@ def _to_images(value: object, max_images: int) -> Array:
         array = np.array(value)
     except (ValueError, OverflowError) as error:
         raise InvalidInputError(f"images is ragged or too deep; expected {EXPECTED}") from error
-    if array.dtype.kind not in "iu":
-        _refuse_values(array)
     if array.ndim not in (2, 3) or array.shape[-2:] != (28, 28):
         shape = " x ".join(map(str, array.shape))
         raise InvalidInputError(f"images has the shape {shape}; expected {EXPECTED}")
+    if array.dtype.kind not in "iu":
+        _refuse_values(array)
     images = array.reshape(-1, 28, 28)
     if len(images) > max_images:
         raise PayloadTooLargeError(

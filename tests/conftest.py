@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from loadtest.server import running_service
 from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 
@@ -30,9 +31,7 @@ def checkpoints(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def bundles(
-    checkpoints: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def bundles(checkpoints: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle of each tiny checkpoint; not to be changed."""
     from export.__main__ import main  # noqa: PLC0415 - not there without the export extra
 

@@ -43,10 +43,9 @@ def train_tiny(model: str, data_dir: Path, out: Path, *further: str) -> Path:
     """Train a small network of the family for a few epochs by the real command line."""
     from training.__main__ import main  # noqa: PLC0415 - not there without the training extra
 
-    status = main(
-        ["train", "--model", model, "--epochs", "6", "--batch-size", "32", "--device", "cpu"]
-        + [*ARCHITECTURES[model], "--data-dir", str(data_dir), "--out", str(out), *further]
-    )
+    command = ["train", "--model", model, "--epochs", "6", "--batch-size", "32"]
+    command += ["--device", "cpu", *ARCHITECTURES[model], "--data-dir", str(data_dir)]
+    status = main([*command, "--out", str(out), *further])
     assert status == 0
     return out
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from export import build as build_module
 from export.__main__ import main
 from export.bundle import Bundle

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from export.__main__ import main
 from export.session import cuda_device_count
-from tests.export.faults import change_one_weight, rehash
+from tests.export.faults import change_one_weight
+from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
 
 FACTORS = [1.01, 0.99, -1.0, float("nan")]
@@ -94,7 +96,7 @@ def test_an_honest_bundle_passes_on_cuda(model: str, bundles: Path, data_dir: Pa
 
 
 def test_a_wrong_command_line_is_none_of_these() -> None:
-    """argparse's own status 2 would read as a broken bundle: usage errors give 64."""
+    """Argparse's own status 2 would read as a broken bundle: usage errors give 64."""
     with pytest.raises(SystemExit) as stopped:
         main(["check"])
     assert stopped.value.code == 64

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from export.parity.metrics import compare, scaled_difference, softmax_error
 from export.parity.tolerances import TOLERANCES, tolerance_for
 

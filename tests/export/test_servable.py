@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from export.parity.reference import corner_images, eager_predict
 from export.servable import ServableModel, example_images
 from export.to_pt2 import export_program
-from torch import Tensor, nn
 from training.models import build_model
 
 

@@ -1,6 +1,7 @@
 """Augmentation moves ink as far as it says and no further."""
 
 import torch
+
 from training.augment import random_affine
 from training.config import AFFINE, AugmentConfig
 

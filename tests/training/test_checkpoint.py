@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
 from training.data import load_dataset
 from training.evaluate import evaluate

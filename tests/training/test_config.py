@@ -1,6 +1,7 @@
 """What a run is made of is checked before it starts."""
 
 import pytest
+
 from training.config import PRESETS, TrainConfig
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision import transforms
+
 from training import data
 from training.data import (
     IDX_FILES,
@@ -61,9 +62,7 @@ def test_reads_packed_files(
     assert load_dataset(packed).sha256 == load_dataset(data_dir).sha256
 
 
-def test_the_environment_names_the_folder(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_the_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MNIST_DIR is used when no folder is given."""
     monkeypatch.setenv("MNIST_DIR", str(data_dir))
     assert load_dataset().source == f"folder {data_dir}"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+
 from training.data import LabelledImages
 from training.evaluate import calibration_error, evaluate
 

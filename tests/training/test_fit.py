@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.tiny import ARCHITECTURES, train_tiny
+from training import __main__ as command_line
 from training.__main__ import main
 from training.checkpoint import CheckpointError, read_checkpoint
 
@@ -32,7 +34,7 @@ def test_the_same_seed_gives_the_same_weights(
 def test_a_killed_run_resumes_to_the_same_weights(
     model: str, checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """kill -9 leaves no checkpoint that opens, and --resume ends where no kill would have."""
+    """Kill -9 leaves no checkpoint that opens, and --resume ends where no kill would have."""
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "training", "train", "--model", model]
     command += ["--epochs", "6", "--batch-size", "32", "--device", "cpu", *ARCHITECTURES[model]]
@@ -53,10 +55,12 @@ def test_a_killed_run_resumes_to_the_same_weights(
 
 
 def test_resuming_with_other_settings_is_refused(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A resumed run must be the same run: the message says what differs."""
-    import training.__main__ as command_line  # noqa: PLC0415
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

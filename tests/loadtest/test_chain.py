@@ -1,0 +1,46 @@
+"""The demo's last step: serve, ask, load and report what training and export left."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtest.__main__ import main
+from loadtest.chain import text_table
+
+DIGIT = Path(__file__).parent.parent / "service" / "digit.png"
+
+
+def test_the_demo_ends_with_a_table_and_a_page(
+    bundles: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both models are served, asked and loaded; the page holds every picture and no link out."""
+    command = ["demo", "--bundles", str(bundles), "--checkpoints", str(checkpoints)]
+    command += ["--out", str(tmp_path), "--image", str(DIGIT), "--duration", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for words in ("read by cnn on", "read by mlp on", "test accuracy", "passed", "report: "):
+        assert words in printed
+    page = (tmp_path / "index.html").read_text()
+    # Three pictures of training a model, one of parity, one of latency.
+    assert page.count("data:image/png;base64,") == 2 * 3 + 2
+    assert "<script" not in page
+    assert "FAILED" not in page
+
+
+def test_without_bundles_the_demo_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty folder is status 2 and the command that fills it."""
+    command = ["demo", "--bundles", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "make bundles" in capsys.readouterr().err
+
+
+def test_a_table_for_the_terminal_lines_up() -> None:
+    """Names stand to the left, figures to the right, under their heads."""
+    assert text_table(["model", "n"], [["a", "10"], ["long name", "7"]]).splitlines() == [
+        "model       n",
+        "---------  --",
+        "a          10",
+        "long name   7",
+    ]

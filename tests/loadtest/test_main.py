@@ -1,0 +1,131 @@
+"""Load tests of the real service, a second or two each."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.__main__ import main
+from loadtest.server import free_port
+from tests.tiny import SERVED_BUNDLES
+
+LOCUSTFILE = Path(__file__).parent.parent.parent / "loadtest" / "locustfile.py"
+
+
+def _run(url: str, out: Path, *further: str, bundle: Path = SERVED_BUNDLES / "cnn") -> int:
+    command = ["run", "--url", url, "--bundle", str(bundle), "--out", str(out)]
+    return main([*command, "--duration", "2", "--warmup", "0.5", *further])
+
+
+@pytest.mark.parametrize("scenario", ["Concurrency", "Offline", "Upload"])
+def test_an_honest_service_passes(
+    scenario: str, service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 0, no wrong answer, figures as JSON and a page with pictures inside."""
+    assert _run(service_url, tmp_path, "--scenario", scenario, "--users", "4") == 0
+    assert "wrong answers: 0  errors: none" in capsys.readouterr().out
+    result = json.loads((tmp_path / f"{scenario}-cnn.json").read_text())
+    assert result["requests"] > 20
+    assert result["users"] == 4
+    assert result["wrong_answers"] == 0
+    latency = result["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+    assert result["images_per_s"] == pytest.approx(
+        result["requests_per_s"] * result["images_per_request"]
+    )
+    page = (tmp_path / f"{scenario}-cnn.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http://" not in page.replace(service_url, "")
+
+
+def test_a_service_that_answers_wrongly_fails_the_run(
+    service_url: str, served_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against golden samples of other logits, status 1 and the first wrong answer are given."""
+    with np.load(served_bundle / "golden.npz") as content:
+        arrays = dict(content)
+    arrays["truth"] = np.roll(arrays["truth"], 1, axis=1)
+    np.savez(served_bundle / "golden.npz", **arrays)
+    assert _run(service_url, tmp_path, "--users", "2", bundle=served_bundle) == 1
+    error = capsys.readouterr().err
+    assert "wrong answers: labels" in error
+    assert json.loads((tmp_path / "Concurrency-cnn.json").read_text())["wrong_answers"] > 0
+
+
+def test_missed_thresholds_fail_the_run(
+    service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A p99 that nobody could keep and a rate that nobody could reach: status 1, both named."""
+    limits = ["--max-p99-ms", "0.001", "--min-requests-per-s", "10000000"]
+    assert _run(service_url, tmp_path, "--users", "2", *limits) == 1
+    error = capsys.readouterr().err
+    assert "> 0.001 ms" in error
+    assert "requests/s < 1e+07" in error
+
+
+@pytest.fixture
+def overloaded_url() -> Iterator[str]:
+    """A server that says that it is ready and refuses every request with 429."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(429)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_refused_requests_are_told_by_their_kind(
+    overloaded_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers of 429 are no wrong answers, but more than the allowed share: status 1."""
+    assert _run(overloaded_url, tmp_path, "--users", "1") == 1
+    assert "HTTP 429 x" in capsys.readouterr().err
+    result = json.loads((tmp_path / "Concurrency-cnn.json").read_text())
+    assert (result["requests"], result["wrong_answers"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [(f"http://127.0.0.1:{free_port()}", "make serve"), ("localhost:3000", "is no URL")],
+)
+def test_no_service_is_status_2(
+    url: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody there, or no URL: nothing is measured and the message says what to do."""
+    assert _run(url, tmp_path) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_locustfile_works_by_itself(service_url: str, tmp_path: Path) -> None:
+    """Locust's own command line runs it, from any folder, and writes the figures."""
+    result = tmp_path / "result.json"
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", service_url]
+    command += ["--headless", "-u", "2", "-r", "2", "-t", "2s", "--only-summary"]
+    command += ["--bundle", str(SERVED_BUNDLES / "mlp"), "--scenario", "MultiStream"]
+    ran = subprocess.run([*command, "--result", str(result)], cwd=tmp_path, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()
+    figures = json.loads(result.read_text())
+    assert (figures["model"], figures["images_per_request"]) == ("mlp", 8)
+    assert figures["wrong_answers"] == 0

@@ -1,0 +1,116 @@
+"""Uploads become 28x28 ink on ground, or are refused in words."""
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.errors import InvalidInputError, PayloadTooLargeError
+from service.images import read_image, to_model_input
+
+DIGIT = Path(__file__).with_name("digit.png")
+MAX_PIXELS = 1_000_000
+
+
+def _file(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format_, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def digit() -> np.ndarray:
+    return np.asarray(Image.open(DIGIT))
+
+
+def test_an_mnist_image_passes_bit_for_bit(digit: np.ndarray) -> None:
+    """A 28x28 grey PNG with light ink comes out as it was."""
+    pixels = read_image(DIGIT.read_bytes(), MAX_PIXELS)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, digit)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
+def test_every_mode_gives_the_same_drawing(mode: str, digit: np.ndarray) -> None:
+    """Black and white drawn in any colour mode is read alike."""
+    sharp = np.where(digit > 127, 255, 0).astype(np.uint8)
+    image = Image.fromarray(sharp).convert(mode)
+    assert np.array_equal(to_model_input(image), sharp)
+
+
+def test_ink_on_light_paper_is_inverted(digit: np.ndarray) -> None:
+    """Dark on light becomes light on dark, exactly."""
+    assert np.array_equal(read_image(_file(Image.fromarray(255 - digit)), MAX_PIXELS), digit)
+
+
+def test_transparent_paper_is_white(digit: np.ndarray) -> None:
+    """Black ink on a transparent ground is read as ink on white paper."""
+    rgba = np.zeros((28, 28, 4), np.uint8)
+    rgba[..., 3] = digit
+    assert np.abs(to_model_input(Image.fromarray(rgba)).astype(int) - digit).max() <= 1
+
+
+def test_sixteen_bits_become_eight(digit: np.ndarray) -> None:
+    """A 16-bit grey PNG keeps its upper eight bits."""
+    deep = Image.fromarray(digit.astype(np.uint16) * 257)
+    assert np.array_equal(read_image(_file(deep), MAX_PIXELS), digit)
+
+
+def test_exif_orientation_is_applied(digit: np.ndarray) -> None:
+    """A photo that says that it lies on its side is turned upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    lying = Image.fromarray(np.kron(digit[::-1, ::-1], np.ones((10, 10), np.uint8)))
+    upright = read_image(_file(lying, "JPEG", quality=95, exif=exif), MAX_PIXELS)
+    assert np.abs(upright.astype(int) - digit).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (28, 560), (560, 28), (900, 1000), (14, 14)])
+def test_any_size_keeps_its_proportions(size: tuple[int, int]) -> None:
+    """A frame around the middle stays a frame around the middle."""
+    image = Image.new("L", size, 0)
+    pixels = to_model_input(image)
+    assert pixels.shape == (28, 28)
+    assert pixels.max() == 0
+
+
+def test_a_long_image_is_padded_not_squeezed() -> None:
+    """A vertical bar in a tall image stays a thin bar."""
+    tall = np.zeros((560, 140), np.uint8)
+    tall[40:520, 60:80] = 255
+    pixels = to_model_input(Image.fromarray(tall))
+    columns = np.flatnonzero(pixels.max(axis=0) > 64)
+    assert len(columns) <= 2
+    assert 12 <= columns.mean() <= 15
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "empty"),
+        (b"just text", "not a PNG or JPEG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG or JPEG"),
+        (b"\x80\x04\x95pickle", "not a PNG or JPEG"),
+        (b"GIF89a" + bytes(100), "not a PNG or JPEG"),
+        (DIGIT.read_bytes()[:60], "damaged"),
+        (DIGIT.read_bytes()[:33], "not a PNG or JPEG"),
+    ],
+)
+def test_what_is_no_image_is_refused(content: bytes, named: str) -> None:
+    """Text, other formats and cut-off files are refused, saying what came."""
+    with pytest.raises(InvalidInputError, match=named):
+        read_image(content, MAX_PIXELS)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
+    """A header that announces 50,000 x 50,000 pixels is enough to refuse it."""
+    small = bytearray(DIGIT.read_bytes())
+    small[16:24] = (50_000).to_bytes(4, "big") * 2
+    small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
+    with pytest.raises(PayloadTooLargeError, match="pixels"):
+        read_image(bytes(small), MAX_PIXELS)
+    with pytest.raises(PayloadTooLargeError, match="1001 x 1000"):
+        read_image(_file(Image.new("L", (1001, 1000))), MAX_PIXELS)

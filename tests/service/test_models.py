@@ -1,0 +1,82 @@
+"""Nothing is served that is not proven."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bundle import BundleError
+from export.session import DeviceUnavailableError, cuda_device_count
+from service.models import UnprovenError, open_proven
+from service.settings import Settings
+from tests.rehash import rehash
+from tests.tiny import SERVED_BUNDLES
+
+
+def test_proven_bundles_are_opened_on_the_device_asked_for() -> None:
+    """Each bundle's golden samples were asked, on the CPU's provider."""
+    models = open_proven(Settings(bundles=SERVED_BUNDLES, device="cpu"))
+    assert [model.manifest.name for model in models] == ["cnn", "mlp"]
+    assert all(model.golden.passed and model.golden.samples >= 30 for model in models)
+    assert {model.engine.provider for model in models} == {"CPUExecutionProvider"}
+
+
+def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
+    """A model that differs from its golden samples is named, although every hash agrees."""
+    with np.load(served_bundle / "golden.npz") as content:
+        arrays = dict(content)
+    arrays["logits"] = arrays["logits"] * np.float32(1.0001)
+    np.savez(served_bundle / "golden.npz", **arrays)
+    rehash(served_bundle, "golden.npz")
+    with pytest.raises(UnprovenError, match=r"cnn fails its golden samples.*scaled error"):
+        open_proven(Settings(bundles=served_bundle.parent, device="cpu"))
+
+
+def test_an_altered_model_stops_the_start(served_bundle: Path) -> None:
+    """A model whose hash differs from the manifest's is never opened."""
+    (served_bundle / "model.onnx").write_bytes(b"?")
+    with pytest.raises(BundleError, match=r"model\.onnx was altered"):
+        open_proven(Settings(bundles=served_bundle.parent))
+
+
+def test_a_bundle_without_a_passed_verdict_is_not_served(served_bundle: Path) -> None:
+    """A manifest whose parity failed, or that has none, is refused."""
+    path = served_bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    failed = [{**verdict, "passed": False} for verdict in manifest["parity"]]
+    for verdicts in (failed, []):
+        path.write_text(json.dumps({**manifest, "parity": verdicts}))
+        with pytest.raises(BundleError, match="no passed parity verdict"):
+            open_proven(Settings(bundles=served_bundle.parent))
+
+
+def test_two_bundles_of_one_name_are_refused(served_bundle: Path) -> None:
+    """Which of two models answered would be anybody's guess."""
+    shutil.copytree(served_bundle, served_bundle.parent / "copy")
+    with pytest.raises(BundleError, match=r"two bundles .* name cnn"):
+        open_proven(Settings(bundles=served_bundle.parent))
+
+
+def test_an_empty_folder_and_an_unknown_default_are_refused(tmp_path: Path) -> None:
+    """The message says what to do, and which models there are."""
+    with pytest.raises(BundleError, match="make bundles"):
+        open_proven(Settings(bundles=tmp_path))
+    with pytest.raises(BundleError, match=r"DIGITS_DEFAULT_MODEL=rnn.*cnn, mlp"):
+        open_proven(Settings(bundles=SERVED_BUNDLES, default_model="rnn"))
+
+
+@pytest.mark.skipif(cuda_device_count() > 0, reason="this machine has a CUDA device")
+def test_cuda_without_a_device_stops_the_start() -> None:
+    """There is no fallback to the CPU."""
+    with pytest.raises(DeviceUnavailableError, match="no CUDA device"):
+        open_proven(Settings(bundles=SERVED_BUNDLES, device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device on this machine")
+def test_golden_samples_are_answered_rightly_on_cuda() -> None:
+    """On a GPU the models run there, on CUDA's provider."""
+    models = open_proven(Settings(bundles=SERVED_BUNDLES, device="cuda"))
+    assert {model.engine.provider for model in models} == {"CUDAExecutionProvider"}

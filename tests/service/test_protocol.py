@@ -1,0 +1,93 @@
+"""JSON becomes checked arrays, or an error that says what came and what was expected."""
+
+import json
+
+import numpy as np
+import pytest
+
+from service.errors import InvalidInputError, PayloadTooLargeError
+from service.protocol import parse_predict, predictions
+
+IMAGE = np.arange(784).reshape(28, 28) % 256
+
+
+def _body(images: object, **fields: object) -> bytes:
+    return json.dumps({"images": images, **fields}).encode()
+
+
+def test_one_image_and_many_become_uint8_arrays() -> None:
+    """28x28 is one image, Nx28x28 are N; values are kept."""
+    one = parse_predict(_body(IMAGE.tolist()), 10)
+    assert one.images.shape == (1, 28, 28)
+    assert one.images.dtype == np.uint8
+    assert np.array_equal(one.images[0], IMAGE)
+    many = parse_predict(_body([IMAGE.tolist()] * 3, model="mlp"), 10)
+    assert many.images.shape == (3, 28, 28)
+    assert many.model == "mlp"
+
+
+def _with(value: object) -> list[list[object]]:
+    rows: list[list[object]] = [list(row) for row in IMAGE.tolist()]
+    rows[3][4] = value
+    return rows
+
+
+BAD = [
+    (b"", "empty"),
+    (b"{", "not JSON"),
+    (b'{"images": [[1,]]}', "not JSON"),
+    (b"\xff\xfe", "no UTF-8 text"),
+    (b"\x89PNG\r\n", "/predict/image"),
+    (b"[]", "a list"),
+    (b'"text"', "a string"),
+    (b"null", "null"),
+    (b"{}", "images is missing"),
+    (_body([]), "empty list"),
+    (_body(None), "null"),
+    (_body("http://localhost/x.png"), "a string"),
+    (_body(7), "a number"),
+    (_body({"a": 1}), "an object"),
+    (_body([[1, 2], [3]]), "ragged"),
+    (_body([[[]]]), "shape"),
+    (_body([1] * 784), "the shape 784"),
+    (_body([[1] * 392] * 2), "2 x 392"),
+    (_body([[1] * 27] * 28), "28 x 27"),
+    (_body([[[IMAGE.tolist()]]]), "shape"),
+    (_body(_with(-1)), r"images\[0\]\[3\]\[4\] is -1"),
+    (_body(_with(256)), r"images\[0\]\[3\]\[4\] is 256"),
+    (_body(_with(0.5)), "not an integer"),
+    (_body((IMAGE / 255).tolist()), "raw pixels"),
+    (_body(_with(None)), "null"),
+    (_body(_with("7")), "a string"),
+    (_body(_with({})), "an object"),
+    (_body([[True] * 28] * 28), "true or false"),
+    (_body(_with(10**30)), "out of range"),
+    (b'{"images": [[NaN]]}', "NaN"),
+    ("{}".encode("utf-16"), "no UTF-8 text"),
+    (b'{"images": [[Infinity]]}', "Infinity"),
+    (b'{"images": [[-Infinity]]}', "-Infinity"),
+    (b'{"images": [[' + b"9" * 5000 + b"]]}", "cannot be read"),
+    (b'{"images": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deep"),
+    (_body(IMAGE.tolist(), modle="cnn"), "'modle'"),
+    (_body(IMAGE.tolist(), model=3), "model is a number"),
+]
+
+
+@pytest.mark.parametrize(("body", "named"), BAD, ids=range(len(BAD)))
+def test_bad_bodies_are_refused(body: bytes, named: str) -> None:
+    """Each bad body gets an error whose text names what was wrong with it."""
+    with pytest.raises(InvalidInputError, match=named):
+        parse_predict(body, 10)
+
+
+def test_too_many_images_are_refused_with_both_numbers() -> None:
+    """The message says how many came and how many are taken."""
+    with pytest.raises(PayloadTooLargeError, match=r"11 images.*at most 10"):
+        parse_predict(_body([IMAGE.tolist()] * 11), 10)
+
+
+def test_a_prediction_names_the_likeliest_label() -> None:
+    """Labels come from the bundle, probabilities in its order."""
+    answer = predictions(["no", "yes"], np.array([[0.2, 0.8], [0.9, 0.1]], np.float32))
+    assert [entry["label"] for entry in answer] == ["yes", "no"]
+    assert answer[0]["probabilities"] == pytest.approx([0.2, 0.8])
