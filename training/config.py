@@ -71,34 +71,31 @@ class TrainConfig(BaseModel):
         return type(self).model_validate({**self.model_dump(), **given})
 
 
-# Epochs and widths were chosen on validation images, never on test images.
+# Epochs and widths were chosen on validation images, never on test images. No label smoothing: it
+# cost calibration (3 to 5% expected error instead of under 0.5%) and gained no accuracy.
 PRESETS: dict[tuple[str, str], TrainConfig] = {
     ("mlp", "quick"): TrainConfig(
         model="mlp",
         architecture={"dropout": 0.2},
         epochs=10,
         augment=AFFINE,
-        label_smoothing=0.05,
     ),
     ("mlp", "full"): TrainConfig(
         model="mlp",
         architecture={"dropout": 0.2},
         epochs=40,
         augment=AFFINE,
-        label_smoothing=0.05,
     ),
     ("cnn", "quick"): TrainConfig(
         model="cnn",
         architecture={"n1": 16, "n2": 32, "n3": 128, "dropout": 0.3},
         epochs=8,
         augment=AFFINE,
-        label_smoothing=0.05,
     ),
     ("cnn", "full"): TrainConfig(
         model="cnn",
         architecture={"n1": 32, "n2": 64, "n3": 256, "dropout": 0.3, "batch_norm": True},
         epochs=20,
         augment=AFFINE,
-        label_smoothing=0.05,
     ),
 }
