@@ -71,8 +71,8 @@ class TrainConfig(BaseModel):
         return type(self).model_validate({**self.model_dump(), **given})
 
 
-# Epochs and widths were chosen on validation images, never on test images. No label smoothing: it
-# cost calibration (3 to 5% expected error instead of under 0.5%) and gained no accuracy.
+# Chosen on validation images alone. No label smoothing: with 0.05 the expected calibration error
+# there was 3.3% (CNN) and 4.8% (MLP), without it 0.2%, at accuracies within 0.04 points.
 PRESETS: dict[tuple[str, str], TrainConfig] = {
     ("mlp", "quick"): TrainConfig(
         model="mlp",
