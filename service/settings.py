@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "DIGITS_"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class SettingsError(ValueError):
@@ -18,7 +19,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    bundles: Path = Field(Path("artifacts/bundles"), description="a folder of bundles to serve")
+    bundles: Path = Field(
+        ROOT / "artifacts" / "bundles",
+        description="a folder of bundles; the default lies beside the code, in a Bento too",
+    )
     default_model: str | None = Field(
         None, description="answers requests that name no model; else the first by name"
     )

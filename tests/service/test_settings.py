@@ -1,15 +1,16 @@
 """Settings come from the environment and are refused by the variable's name."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from service.settings import SettingsError, read_settings
+from service.settings import ROOT, SettingsError, read_settings
 
 
 def test_the_environment_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable replaces its default, the others stay."""
-    assert read_settings().bundles == Path("artifacts/bundles")
+    assert read_settings().bundles == ROOT / "artifacts" / "bundles"
     monkeypatch.setenv("DIGITS_BUNDLES", "/models")
     monkeypatch.setenv("DIGITS_MAX_BATCH_IMAGES", "16")
     settings = read_settings()
@@ -39,3 +40,12 @@ def test_a_request_must_fit_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DIGITS_MAX_QUEUE_IMAGES", "10")
     with pytest.raises(SettingsError, match="max_queue_images"):
         read_settings()
+
+
+def test_a_bento_installs_what_the_service_needs() -> None:
+    """The packages of `bentoml build` are those of the extra `serve`, one for one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(project["tool"]["bentoml"]["build"]["python"]["packages"]) == {
+        *project["project"]["optional-dependencies"]["serve"],
+        *project["project"]["dependencies"],
+    }
