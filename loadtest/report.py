@@ -18,13 +18,14 @@ COLOURS = ("#1f6fb4", "#d9730d", "#2b8a5a", "#8a4fa3", "#b0413e", "#5c6b73")
 NINES = (50, 90, 99, 99.9, 99.99)
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
        color: #1d2329; background: #fff }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p.note { color: #56616b; margin-top: .2rem } img { max-width: 100%; height: auto }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .55rem; border-bottom: 1px solid #d8dee4; text-align: right;
-         white-space: nowrap }
+         white-space: nowrap; vertical-align: bottom }
+th { white-space: normal }
 th { border-bottom-color: #56616b; font-weight: 600 }
 th:first-child, td:first-child { text-align: left } .bad { color: #b3261e; font-weight: 600 }
 .pair { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+_DESCRIPTION = (
+    "Reads handwritten digits. Served models: {models}; each answered its golden samples rightly on "
+    "this device before the service became ready. GET /models gives the proof."
+)
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _PREDICTION = {
     "type": "object",
@@ -49,8 +53,15 @@ def merged_openapi(base: dict[str, Any], models: Sequence[str]) -> dict[str, Any
     """
     components = dict(base.get("components", {}))
     schemas = {**components.get("schemas", {}), **_schemas(models)}
+    version = base.get("info", {}).get("version")
+    info = {
+        "title": "Digit classifier",
+        "version": "dev" if version in (None, "None") else version,  # the Bento's, if in one
+        "description": _DESCRIPTION.format(models=", ".join(models)),
+    }
     return {
         **base,
+        "info": info,
         "components": {**components, "schemas": schemas},
         "paths": {**base.get("paths", {}), **_paths(models)},
     }

@@ -12,6 +12,7 @@ from training.checkpoint import CheckpointRecord
 
 BLUE, ORANGE = "#1f6fb4", "#d9730d"
 MISREAD_SHOWN = 40
+DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
 
 
 def draw_all(record: CheckpointRecord, test_images: Tensor, folder: Path) -> list[Path]:
@@ -66,10 +67,12 @@ def _confusion(record: CheckpointRecord) -> Figure:
     mistakes = matrix - np.diag(np.diag(matrix))
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(5, int(mistakes.max())))
+    darkest = max(5, int(mistakes.max()))
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
     for (digit, read_as), count in np.ndenumerate(matrix):
         if count:
-            shade = "grey" if digit == read_as else "black"
+            dark = mistakes[digit, read_as] > DARK_CELL * darkest
+            shade = "grey" if digit == read_as else "white" if dark else "black"
             axes.text(read_as, digit, str(count), ha="center", va="center", color=shade, size=8)
     axes.set(xlabel="read as", ylabel="digit", xticks=range(10), yticks=range(10))
     axes.set_title(f"{record.config.model}: {record.test.images_name}", loc="left", size=10)

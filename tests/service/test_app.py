@@ -132,6 +132,7 @@ def test_bentomls_own_endpoints_work(client: httpx.Client) -> None:
     document = client.get("/docs.json").json()
     assert {"/predict", "/predict/image", "/models", "/livez"} <= set(document["paths"])
     assert "PredictRequest" in document["components"]["schemas"]
+    assert "cnn, mlp" in document["info"]["description"]
     metrics = _metrics(client)
     version = _manifest("cnn")["version"]
     labels = f'device="cpu",model="cnn",provider="CPUExecutionProvider",version="{version}"'
