@@ -1,5 +1,6 @@
 """One measured run: locust in a process of its own against a service that is up, then a verdict."""
 
+import math
 import os
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def run_scenario(
             *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
             *("--host", url, "--headless", "--only-summary", "--skip-log-setup"),
             *("--users", str(scenario.users), "--spawn-rate", str(SPAWN_PER_S)),
-            *("--run-time", f"{round(duration_s + warmup_s)}s", "--stop-timeout", "10"),
+            *("--run-time", f"{math.ceil(duration_s + warmup_s)}s", "--stop-timeout", "10"),
             *("--bundle", str(bundle.resolve()), "--scenario", scenario.name),
             *("--images-per-request", str(scenario.images_per_request)),
             *("--warmup", str(warmup_s), "--result", str(result_file)),

@@ -115,21 +115,20 @@ class Batcher:
         """Batch after batch until the queue is empty."""
         loop = asyncio.get_running_loop()
         while batch := self._take():
-            images_BHW = np.concatenate([item.images for item in batch])
             start = time.perf_counter()
             try:
+                images_BHW = np.concatenate([item.images for item in batch])
                 logits_BK, probabilities_BK = await loop.run_in_executor(
                     self._thread, self._predict, images_BHW
                 )
-            except Exception as error:  # noqa: BLE001 - whatever the engine raised, they must know
+                compute_s = time.perf_counter() - start
+                _hand_out(batch, logits_BK, probabilities_BK)
+                queue_s = tuple(start - item.arrived_s for item in batch)
+                self._on_batch(BatchRecord(len(images_BHW), compute_s, queue_s))
+            except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
                 for item in batch:
                     if not item.answer.done():
                         item.answer.set_exception(error)
-                continue
-            compute_s = time.perf_counter() - start
-            _hand_out(batch, logits_BK, probabilities_BK)
-            queue_s = tuple(start - item.arrived_s for item in batch)
-            self._on_batch(BatchRecord(len(images_BHW), compute_s, queue_s))
 
     def _take(self) -> list[_Item]:
         """The oldest items that fit into one batch; those that nobody waits for are dropped."""

@@ -2,7 +2,7 @@
 
 A 28x28 grey image with light ink on dark ground, as MNIST's are, passes through bit for bit.
 Anything else is turned upright (EXIF), laid on white where it is transparent, made grey,
-inverted if its rim is light (ink on paper), padded to a square with its own ground and scaled.
+inverted if its rim is light (ink on paper), scaled and centred on its own ground.
 """
 
 import io
@@ -40,13 +40,15 @@ def read_image(content: bytes, max_pixels: int) -> Array:
             # Our own limit on pixels is the stricter one and says more.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise PayloadTooLargeError(
-                    f"the image has {width} x {height} pixels, at most {max_pixels:,} are read; "
-                    "scale it down"
-                )
-            image.load()
+        width, height = image.size
+        if width * height > max_pixels:
+            raise PayloadTooLargeError(
+                f"the image has {width} x {height} pixels, at most {max_pixels:,} are read; "
+                "scale it down"
+            )
+        return to_model_input(image)
+    except PayloadTooLargeError:
+        raise
     except UnidentifiedImageError as error:
         raise InvalidInputError(
             f"the {len(content):,} bytes are not a PNG or JPEG image (they start with "
@@ -54,15 +56,15 @@ def read_image(content: bytes, max_pixels: int) -> Array:
         ) from error
     except Image.DecompressionBombError as error:
         raise PayloadTooLargeError(
-            f"the image is too large: at most {max_pixels:,} pixels"
+            f"at most {max_pixels:,} pixels are read; scale it down"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
+        # Decoders raise whatever their parsing stumbles on: struct.error, zlib.error, IndexError.
         raise InvalidInputError(f"the image is damaged and cannot be decoded: {error}") from error
-    return to_model_input(image)
 
 
 def to_model_input(image: Image.Image) -> Array:
-    """Bring a decoded image of any mode and size into the models' form.
+    """Bring an image of any mode and size into the models' form.
 
     Returns:
         uint8 [28, 28], 0 = ground, 255 = ink.
@@ -74,13 +76,19 @@ def to_model_input(image: Image.Image) -> Array:
     if ground > MID_GREY:
         grey, ground = ImageOps.invert(grey), 255 - ground
     if grey.size != (SIDE, SIDE):
-        side = max(grey.size)
-        grey = ImageOps.pad(grey, (side, side), color=ground)
-        # A box filter when shrinking: every pixel of the drawing counts, thin strokes survive.
-        shrinks = side > SIDE
-        filter_ = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-        grey = grey.resize((SIDE, SIDE), filter_)
+        grey = _fit(grey, ground)
     return np.array(grey, dtype=np.uint8)
+
+
+def _fit(grey: Image.Image, ground: int) -> Image.Image:
+    """Scale the longer side to 28 and centre the image on its own ground."""
+    longer = max(grey.size)
+    width, height = (max(1, round(side * SIDE / longer)) for side in grey.size)
+    # A box filter when shrinking: every pixel of the drawing counts, thin strokes survive.
+    filter_ = Image.Resampling.BOX if longer > SIDE else Image.Resampling.BICUBIC
+    square = Image.new("L", (SIDE, SIDE), ground)
+    square.paste(grey.resize((width, height), filter_), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return square
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

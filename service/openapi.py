@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _DESCRIPTION = (
-    "Reads handwritten digits. Served models: {models}; each answered its golden samples rightly on "
-    "this device before the service became ready. GET /models gives the proof."
+    "Reads handwritten digits. Served models: {models}; each answered its golden samples rightly "
+    "on this device before the service became ready. GET /models gives the proof."
 )
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _PREDICTION = {
