@@ -1,7 +1,9 @@
 """Command line of the export stage: ``python -m export --help``.
 
 Exit status of ``check``: 0 passed, 1 parity failed, 2 broken structure or hash, 3 the device or
-its provider is not there. ``build``: 0, 1 or 2 in the same sense. 64: the command line is wrong.
+its provider is not there; ``build`` has 0, 1 and 2 in the same sense. Nothing is said about the
+bundle by 64 wrong command line, 66 no images to check with, 69 a package is missing, 70 a fault of
+this program (the numbers of sysexits.h).
 """
 
 import argparse
@@ -16,7 +18,10 @@ from export.bundle import Bundle, BundleError
 from export.check import full_check, quick_check
 from export.session import DeviceUnavailableError, choose_device
 
-PASSED, PARITY_FAILED, BROKEN, NO_DEVICE, USAGE = 0, 1, 2, 3, 64
+logger = logging.getLogger(__name__)
+
+PASSED, PARITY_FAILED, BROKEN, NO_DEVICE = 0, 1, 2, 3
+USAGE, NO_INPUT, UNAVAILABLE, SOFTWARE = 64, 66, 69, 70
 INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
 
 
@@ -36,10 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except DeviceUnavailableError as error:
         return _refuse(NO_DEVICE, error)
-    except ModuleNotFoundError as error:
-        return _refuse(BROKEN, f"{error.name} is needed here: {INSTALL}")
-    except (BundleError, ValueError, OSError) as error:
+    except BundleError as error:
         return _refuse(BROKEN, error)
+    except ModuleNotFoundError as error:
+        return _refuse(UNAVAILABLE, f"{error.name} is needed here: {INSTALL}")
+    except Exception as error:  # status 1, Python's own, would read as "parity failed"
+        # Known by name, not by class: a quick check must not import training.
+        if type(error).__name__ in ("CheckpointError", "DataError"):
+            return _refuse(NO_INPUT if type(error).__name__ == "DataError" else BROKEN, error)
+        logger.exception("this is a fault of the program, not of the bundle")
+        return SOFTWARE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(arguments: argparse.Namespace) -> int:
     from export.build import ParityError, build  # noqa: PLC0415 - torch is not always there
+    from export.to_onnx import ExportError  # noqa: PLC0415
     from training.data import load_dataset  # noqa: PLC0415
 
     dataset = load_dataset(arguments.data_dir)
@@ -83,7 +95,7 @@ def _build(arguments: argparse.Namespace) -> int:
             name=arguments.name,
             version=arguments.version,
         )
-    except ParityError as error:
+    except (ParityError, ExportError) as error:
         return _refuse(PARITY_FAILED, error)
     print(f"bundle: {bundle.folder} ({bundle.manifest.name}, version {bundle.manifest.version})")
     for verdict in bundle.manifest.parity:
@@ -101,7 +113,8 @@ def _check(arguments: argparse.Namespace) -> int:
             f"{golden.scaled_error:.1e} (<= {golden.scaled_error_bound:.0e}), "
             f"{golden.wrong_labels} labels differ"
         ]
-        passed, failures, figures = golden.passed, golden.failures, golden.model_dump(mode="json")
+        passed, failures = golden.passed, golden.failures
+        figures = json.loads(golden.model_dump_json())  # null for infinite: JSON has no such number
     else:
         from training.data import load_dataset  # noqa: PLC0415
 
@@ -109,11 +122,11 @@ def _check(arguments: argparse.Namespace) -> int:
         lines = [verdict.summary() for verdict in report.verdicts()]
         lines += [f"{format_}: NOT CHECKED: {why}" for format_, why in report.not_checked.items()]
         passed, failures = report.passed, tuple(report.failures)
-        figures = report.model_dump(mode="json")
+        figures = json.loads(report.model_dump_json())
     if arguments.json:
         outcome = {"bundle": bundle.manifest.name, "version": bundle.manifest.version}
         outcome |= {"passed": passed, "quick": arguments.quick} | figures
-        arguments.json.write_text(json.dumps(outcome, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     print("\n".join([f"{arguments.bundle}: {'PASSED' if passed else 'FAILED'}", *lines]))
     for failure in failures:
         print(f"  {failure}", file=sys.stderr)

@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 
 from export.bundle import (
@@ -29,7 +30,7 @@ from export.to_onnx import OPSET, export_onnx
 from export.to_pt2 import export_program, save_pt2
 from export.to_torchscript import export_torchscript
 from training.checkpoint import CheckpointRecord, read_checkpoint
-from training.data import CLASSES, IMAGE_SHAPE, Dataset
+from training.data import CLASSES, IMAGE_SHAPE, DataError, Dataset
 from training.provenance import commit, versions
 
 GOLDEN_PER_DIGIT = 6
@@ -68,10 +69,17 @@ def build(
 
     Raises:
         CheckpointError: The checkpoint cannot be opened.
+        DataError: The data set is not the one that the checkpoint was trained on.
         ParityError: A format failed the gate.
         BundleError: ``target`` is in the way.
     """
     record, classifier = read_checkpoint(checkpoint)
+    if dataset.sha256 != record.data.sha256:
+        raise DataError(
+            f"the checkpoint was trained on {record.data.name} ({record.data.sha256[:12]}), these "
+            f"images are {dataset.name} ({dataset.sha256[:12]}): its test images would not be "
+            "those of the proof; give the same data with --data-dir"
+        )
     model = ServableModel(classifier)
     with staged(target) as staging:
         entries = _write_models(model, staging)
@@ -109,7 +117,8 @@ def _manifest(
         tolerances=tuple(row for row in TOLERANCES if row.format == "onnx"),
         training=_training_summary(record),
         commit=commit(),
-        versions=versions(["torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy"]),
+        versions=versions(["torch", "onnx", "onnxscript", "numpy"])
+        | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
     )
 
 

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from export.parity.tolerances import Tolerance
+from export.parity.tolerances import Tolerance, tolerance_for
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -62,7 +62,10 @@ class FileEntry(_Strict):
 
 
 class ParityVerdict(_Strict):
-    """What the gate said of one format: the worst figures over all batch sizes."""
+    """What the gate said of one format: the worst figures over all batch sizes.
+
+    ``images`` is how many the largest batch size ran over; the others run over the first 1,000.
+    """
 
     format: Format
     device: Literal["cpu", "cuda"]
@@ -73,6 +76,16 @@ class ParityVerdict(_Strict):
     images: int
     batch_sizes: tuple[int, ...]
     tolerance: Tolerance
+
+    @model_validator(mode="after")
+    def _passed_means_within_the_tolerance(self) -> Self:
+        within = (
+            self.scaled_error <= self.tolerance.scaled_error
+            and self.rms_ratio <= self.tolerance.rms_ratio
+        )
+        if self.passed and not within:
+            raise ValueError("the verdict says passed, its own figures say not")
+        return self
 
     def summary(self) -> str:
         """One line for a terminal."""
@@ -122,10 +135,17 @@ class Manifest(_Strict):
         """What the served format (ONNX) may differ by on a device.
 
         Raises:
-            BundleError: The bundle gives none.
+            BundleError: The bundle gives none, or a looser one than this code's table does.
         """
         for row in self.tolerances:
             if row.device == device:
+                known = tolerance_for(row.format, row.device, row.precision)
+                if row.scaled_error > known.scaled_error or row.rms_ratio > known.rms_ratio:
+                    raise BundleError(
+                        f"{self.name} allows itself a scaled error of {row.scaled_error:g} and "
+                        f"{row.rms_ratio:g} x eager's RMS on {device}; the table allows "
+                        f"{known.scaled_error:g} and {known.rms_ratio:g}"
+                    )
                 return row
         raise BundleError(f"{self.name} carries no tolerance for {device}")
 
@@ -186,10 +206,12 @@ class Bundle:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """The folders directly below this one that hold a manifest, by name."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    """The folders directly below this one that hold a manifest, by name.
+
+    Hidden ones are staged or just being replaced: an interrupted build may have left some.
+    """
+    found = (path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def file_entry(path: Path, **fields: Any) -> FileEntry:
@@ -231,8 +253,13 @@ def write_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
         target.rename(old / target.name)
-        staging.rename(target)
-        shutil.rmtree(old)
+        try:
+            staging.rename(target)
+        except BaseException:
+            (old / target.name).rename(target)
+            raise
+        finally:
+            shutil.rmtree(old)
     else:
         staging.rename(target)
     return Bundle.open(target)

@@ -5,9 +5,11 @@ rebuilds the module from the bundle's own weights and runs the whole gate.
 """
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from export.bundle import Bundle, Format
+from export.bundle import Bundle, BundleError, Format
 from export.golden import Golden, GoldenResult, Predict, check_golden
 from export.session import Device, OnnxModel
 
@@ -47,7 +49,7 @@ def full_check(bundle: Bundle, device: Device, dataset: "Dataset") -> "ParityRep
     not_checked = {}
     if "pt2" not in candidates:
         not_checked["pt2"] = f"the program was exported for the CPU and cannot run on {device}"
-    return run_gate(candidates, reference, device, not_checked)
+    return run_gate(candidates, reference, device, dataset.sha256, not_checked)
 
 
 def rebuild(bundle: Bundle) -> "ServableModel":
@@ -77,12 +79,20 @@ def open_candidates(bundle: Bundle, device: Device) -> dict[Format, Predict]:
     candidates: dict[Format, Predict] = {"onnx": OnnxModel(bundle.model_path("onnx"), device)}
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+    script_path, program_path = bundle.model_path("torchscript"), bundle.model_path("pt2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript's deprecation
         warnings.simplefilter("ignore", DeprecationWarning)
-        script = torch.jit.load(str(bundle.model_path("torchscript")), map_location=device)
+        script = _opened(script_path, lambda: torch.jit.load(script_path, map_location=device))
     candidates["torchscript"] = eager_predict(lambda images_NHW: script(images_NHW.to(device)))
     if device == "cpu":
-        program = torch.export.load(bundle.model_path("pt2")).module()
+        program = _opened(program_path, lambda: torch.export.load(program_path).module())
         candidates["pt2"] = eager_predict(program)
     return candidates
+
+
+def _opened(path: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # PyTorch's loaders raise whatever they stumble on
+        raise BundleError(f"{path} is no model that can be run: {error}") from error

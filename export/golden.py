@@ -9,6 +9,7 @@ Shape suffixes: G golden images, H and W 28 pixels, K classes.
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -58,9 +59,10 @@ class Golden:
             BundleError: Not such a file, or its arrays do not fit each other.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here: NumPy would leave a file that is no archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 golden = cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise BundleError(f"{path} does not hold golden samples: {error}") from error
         counts = {len(getattr(golden, field.name)) for field in fields(cls)}
         if len(counts) != 1 or golden.images.dtype != np.uint8 or len(golden.images) == 0:

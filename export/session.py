@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
+from export.bundle import BundleError
 from export.parity.metrics import Array
 
 Device = Literal["cpu", "cuda"]
@@ -74,6 +75,7 @@ class OnnxModel:
                 thread is worth.
 
         Raises:
+            BundleError: The file is no model that ONNX Runtime can run.
             DeviceUnavailableError: The provider cannot be loaded, or the session does not use it.
         """
         options = ort.SessionOptions()
@@ -92,7 +94,7 @@ class OnnxModel:
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             if device == "cpu":
-                raise
+                raise BundleError(f"{path} is no model that can be run: {error}") from error
             raise DeviceUnavailableError(f"{provider} cannot run {path}: {error}") from error
         self.device = device
         self.provider: str = self._session.get_providers()[0]

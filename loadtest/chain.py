@@ -78,7 +78,7 @@ def demonstrate(
     stories = []
     settings = {"DIGITS_BUNDLES": str(bundles.resolve())}
     with running_service(out / "service.log", settings=settings) as url:
-        for folder in sorted(path.parent for path in bundles.glob("*/manifest.json")):
+        for folder in sorted(path.parent for path in bundles.glob("[!.]*/manifest.json")):
             manifest = json.loads((folder / "manifest.json").read_text())
             answer = _ask(f"{url}/predict/image?model={manifest['name']}", image)
             best = answer["predictions"][0]

@@ -84,28 +84,31 @@ class Expectations:
         if answer in request.known_right:
             return None
         try:
-            content = json.loads(answer)
-            found = content["predictions"]
-            labels = [entry["label"] for entry in found]
-            probabilities_NK = np.array([entry["probabilities"] for entry in found], dtype=float)
-            identity = (content["model"], content["version"])
-            bound = self._bounds[content["device"]]
-        except (ValueError, KeyError, TypeError) as error:
-            return f"malformed answer ({error!r}): {answer[:200]!r}"
-        expected = (self.manifest["name"], self.manifest["version"])
+            complaint = self._judge(request, json.loads(answer))
+        except Exception as error:  # noqa: BLE001 - whatever trips the judge is no right answer
+            complaint = f"malformed answer ({error!r})"
+        if complaint is None and len(request.known_right) < REMEMBERED_ANSWERS:
+            request.known_right.add(answer)
+        return None if complaint is None else f"{complaint}; it began {answer[:200]!r}"
+
+    def _judge(self, request: Prepared, content: Any) -> str | None:
+        expected = {name: self.manifest[name] for name in ("name", "version")}
+        identity = {"name": content["model"], "version": content["version"]}
         if identity != expected:
-            return (
-                f"answered by {' version '.join(identity)}, expected {' version '.join(expected)}"
-            )
+            return f"answered by {identity}, expected {expected}"
+        labels = [entry["label"] for entry in content["predictions"]]
         if labels != request.labels:
             return f"labels {labels}, expected {request.labels}"
+        rows = [entry["probabilities"] for entry in content["predictions"]]
+        if {type(value) for row in rows for value in row} - {float, int}:
+            return "probabilities that are no numbers"
+        probabilities_NK = np.array(rows, dtype=np.float64)
         if probabilities_NK.shape != request.probabilities_NK.shape:
             return f"probabilities of shape {probabilities_NK.shape}"
         difference = float(np.abs(probabilities_NK - request.probabilities_NK).max())
+        bound = self._bounds[content["device"]]
         if not difference <= bound:  # NaN must complain too
             return f"probabilities differ by {difference:.2e}, allowed {bound:.2e}"
-        if len(request.known_right) < REMEMBERED_ANSWERS:
-            request.known_right.add(answer)
         return None
 
 

@@ -21,6 +21,7 @@ from locust.env import Environment
 
 from loadtest.expectations import ExpectationError, Expectations
 from loadtest.record import Recorder, Result
+from loadtest.run import REQUEST_TIMEOUT_S
 from loadtest.scenarios import Scenario, load_scenario, scenario_names
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,12 @@ class _Run:
 
 @events.init_command_line_parser.add_listener
 def _add_arguments(parser: LocustArgumentParser) -> None:
-    group = parser.add_argument_group("digit load test")
-    group.add_argument("--bundle", default="artifacts/bundles/cnn", help="the served bundle")
-    group.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
-    group.add_argument("--images-per-request", type=int, help="in place of the scenario's")
-    group.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
-    group.add_argument("--result", default="", help="write the figures to this JSON file")
+    # Not in a group: locust's web page shows the parser's own arguments alone.
+    parser.add_argument("--bundle", default="artifacts/bundles/cnn", help="the served bundle")
+    parser.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
+    parser.add_argument("--images-per-request", type=int, help="in place of the scenario's")
+    parser.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
+    parser.add_argument("--result", default="", help="write the figures to this JSON file")
 
 
 def _options(environment: Environment) -> Namespace:
@@ -69,6 +70,12 @@ def _prepare(environment: Environment, **_: Any) -> None:
     _Run.recorder = Recorder(options.warmup)
 
 
+@events.test_stopping.add_listener
+def _close_window(**_: Any) -> None:
+    if hasattr(_Run, "recorder"):
+        _Run.recorder.stop()
+
+
 @events.test_stop.add_listener
 def _finish(environment: Environment, **_: Any) -> None:
     options, runner = _options(environment), environment.runner
@@ -93,11 +100,19 @@ def _finish(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = 1
 
 
+def error_kind(response: Any) -> str:
+    """Why there is no answer: the HTTP status, or the name of what the connection raised."""
+    if response.status_code:
+        return f"HTTP {response.status_code}"
+    return type(response.error).__name__ if response.error else "no answer"
+
+
 class DigitUser(FastHttpUser):
     """Sends prepared golden samples, the next when the last is answered, and checks each answer."""
 
-    network_timeout = 30.0
-    connection_timeout = 10.0
+    # Shorter than locust's --stop-timeout: a request that hangs at the end becomes an error first.
+    network_timeout = REQUEST_TIMEOUT_S
+    connection_timeout = REQUEST_TIMEOUT_S
 
     def on_start(self) -> None:
         """Begin at a sample of one's own, so that not all users send the same."""
@@ -119,7 +134,7 @@ class DigitUser(FastHttpUser):
             catch_response=True,
         ) as response:
             if response.status_code != HTTP_OK:
-                kind = f"HTTP {response.status_code}" if response.status_code else "no connection"
+                kind = error_kind(response)
                 response.failure(kind)
                 _Run.recorder.failed(kind)
             elif complaint := _Run.expectations.complaint(request, response.content):

@@ -58,13 +58,24 @@ class Recorder:
         self._cpu_s: float | None = None
         self._warmup_s = warmup_s
         self._start_s = time.perf_counter() + warmup_s
-        self._end_s = self._start_s
+        self._stop_s: float | None = None
+        self._in_window = 0
 
     def answered(self, latency_ms: float) -> None:
         """A right answer came."""
-        if self._counts():
-            self._histogram.record_value(max(1, round(latency_ms * MICROSECONDS)))
-            self._each_second[int(self._end_s - self._start_s)] += 1
+        if not self._counts():
+            return
+        self._histogram.record_value(max(1, round(latency_ms * MICROSECONDS)))
+        # Answers to what was in flight at the stop have a latency, but belong to no second.
+        if self._stop_s is None:
+            self._in_window += 1
+            self._each_second[int(time.perf_counter() - self._start_s)] += 1
+
+    def stop(self) -> float:
+        """The load ends now, if it had not: the window of all rates is closed. Returns when."""
+        if self._stop_s is None:
+            self._stop_s = time.perf_counter()
+        return self._stop_s
 
     def failed(self, kind: str) -> None:
         """A request got no answer, or a refusal."""
@@ -78,12 +89,10 @@ class Recorder:
             self._wrong.append(what)
 
     def _counts(self) -> bool:
-        now = time.perf_counter()
-        if now < self._start_s:
+        if time.perf_counter() < self._start_s:
             return False
         if self._cpu_s is None:
             self._cpu_s = self._cpu_time()
-        self._end_s = now
         return True
 
     def _cpu_time(self) -> float:
@@ -92,7 +101,7 @@ class Recorder:
 
     def figures(self, images_per_request: int) -> dict[str, object]:
         """The measured fields of ``Result``."""
-        elapsed = max(self._end_s - self._start_s, 1e-9)
+        elapsed = max(self.stop() - self._start_s, 1e-9)
         requests = self._histogram.get_total_count()
         cpu = self._cpu_time() - self._cpu_s if self._cpu_s is not None else 0.0
         whole_seconds = int(elapsed)
@@ -100,8 +109,8 @@ class Recorder:
             "duration_s": elapsed,
             "warmup_s": self._warmup_s,
             "requests": requests,
-            "requests_per_s": requests / elapsed,
-            "images_per_s": requests * images_per_request / elapsed,
+            "requests_per_s": self._in_window / elapsed,
+            "images_per_s": self._in_window * images_per_request / elapsed,
             "latency_ms": {f"p{share:g}": self._at(share) for share in PERCENTILES},
             "latency_spectrum_ms": [(float(share), self._at(share)) for share in SPECTRUM],
             "errors": dict(self._errors),

@@ -142,8 +142,8 @@ def run_report(results: Sequence[Result], missed: Sequence[str]) -> str:
     busy = max(result.generator_cpu_share for result in results)
     return page(
         "Load test",
-        f"{verdict}. {machine()}; service and load generator on "
-        f"{results[0].url}; the generator used up to {100 * busy:.0f}% of a core.",
+        f"{verdict}. Service at {results[0].url}; load generator on {machine()}, up to "
+        f"{100 * busy:.0f}% of a core.",
         [
             heading("Figures", "closed loop; every answer compared with the bundle's reference"),
             table(RESULT_COLUMNS, [result_row(result) for result in results]),

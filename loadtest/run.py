@@ -18,6 +18,10 @@ from loadtest.scenarios import Scenario
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 SPAWN_PER_S = 1_000
+REQUEST_TIMEOUT_S = 8.0
+STOP_TIMEOUT_S = 10
+# Locust's own start and end, on a busy machine.
+GRACE_S = 60.0
 # Past this share of one core the generator rather measures itself.
 BUSY_GENERATOR = 0.8
 
@@ -74,6 +78,12 @@ def run_scenario(
     Raises:
         LoadTestError: No service is ready there, or locust failed.
     """
+    if duration_s <= 0 or warmup_s < 0:
+        raise LoadTestError(
+            f"a run of {duration_s:g} s after {warmup_s:g} s of warm-up cannot be made; "
+            "give a positive duration"
+        )
+    url = url.rstrip("/")
     require_ready(url)
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
         result_file, log_file = Path(folder) / "result.json", Path(folder) / "locust.log"
@@ -81,7 +91,12 @@ def run_scenario(
             *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
             *("--host", url, "--headless", "--only-summary", "--skip-log-setup"),
             *("--users", str(scenario.users), "--spawn-rate", str(SPAWN_PER_S)),
-            *("--run-time", f"{math.ceil(duration_s + warmup_s)}s", "--stop-timeout", "10"),
+            *(
+                "--run-time",
+                f"{math.ceil(duration_s + warmup_s)}s",
+                "--stop-timeout",
+                str(STOP_TIMEOUT_S),
+            ),
             *("--bundle", str(bundle.resolve()), "--scenario", scenario.name),
             *("--images-per-request", str(scenario.images_per_request)),
             *("--warmup", str(warmup_s), "--result", str(result_file)),
@@ -91,7 +106,11 @@ def run_scenario(
             process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)
             )
-            _show_progress(process, scenario, bundle.name, duration_s + warmup_s)
+            try:
+                _show_progress(process, scenario, bundle.name, duration_s + warmup_s)
+            finally:
+                process.kill()
+                process.wait()
         if not result_file.is_file():
             tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
             raise LoadTestError(f"locust ended with {process.returncode}:\n{tail}")
@@ -144,4 +163,9 @@ def _show_progress(
     ) as bar:
         while process.poll() is None:
             time.sleep(0.2)
-            bar.update(min(round(time.perf_counter() - start), round(seconds)) - bar.n)
+            elapsed = time.perf_counter() - start
+            bar.update(min(round(elapsed), round(seconds)) - bar.n)
+            if elapsed > seconds + STOP_TIMEOUT_S + GRACE_S:
+                raise LoadTestError(
+                    f"locust had not ended {elapsed - seconds:.0f} s after its time"
+                )

@@ -3,6 +3,7 @@
 BentoML's declared endpoints parse before they ask: they fetch URLs given for images, turn null
 into NaN, reshape what does not fit and answer errors in two shapes. Here a body is read under a
 limit, checked by ``protocol`` and ``images``, and refused in one shape: {"error": "..."}.
+Paths that nobody serves are still BentoML's to refuse.
 """
 
 import logging
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
@@ -39,6 +41,7 @@ logger = logging.getLogger("bentoml.service")
 Endpoint = Callable[[Request], Awaitable[Response]]
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
 IMAGE_FIELD = "image"
+DECODERS = 2
 
 
 class HttpApi:
@@ -57,6 +60,8 @@ class HttpApi:
         """
         self._settings = settings
         self._base_openapi = base_openapi
+        # Each may hold a whole decoded picture in memory.
+        self._decoders = anyio.CapacityLimiter(DECODERS)
         self._models: ServedModels | None = None
         self._metrics: Metrics | None = None
         routes = [
@@ -81,7 +86,8 @@ class HttpApi:
     async def _predict(self, request: Request) -> Response:
         body = await read_body(request, self._settings.max_body_bytes)
         asked = parse_predict(body, self._settings.max_request_images)
-        name = asked.model or request.query_params.get("model")
+        in_query = request.query_params.get("model")
+        name = in_query if asked.model is None else asked.model
         return await self._answer(asked.images, name, "predict")
 
     async def _predict_image(self, request: Request) -> Response:
@@ -89,7 +95,9 @@ class HttpApi:
         self.models.get(name)  # an unknown model is refused before any pixel is decoded
         content = await read_upload(request, self._settings.max_body_bytes)
         # Decoding a large file takes long enough to hold up every other request.
-        image = await anyio.to_thread.run_sync(read_image, content, self._settings.max_image_pixels)
+        image = await anyio.to_thread.run_sync(
+            read_image, content, self._settings.max_image_pixels, limiter=self._decoders
+        )
         return await self._answer(image[None], name, "predict_image")
 
     async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
@@ -184,7 +192,7 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
         ) as form:
             upload = form.get(IMAGE_FIELD)
             if not isinstance(upload, UploadFile):
-                there = ", ".join(sorted(form)) or "none"
+                there = ", ".join(ascii(name) for name in sorted(form)) or "none"
                 raise InvalidInputError(
                     f"the form has no file in a field named {IMAGE_FIELD} (fields: {there}); "
                     f"try: curl -F {IMAGE_FIELD}=@digit.png"
@@ -193,6 +201,8 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
     except (HTTPException, MultiPartException) as error:
         detail = error.detail if isinstance(error, HTTPException) else error.message
         raise InvalidInputError(f"the form cannot be read: {detail}") from error
+    except (UnicodeError, LookupError) as error:
+        raise InvalidInputError(f"the form's charset cannot be read: {error}") from error
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
@@ -204,4 +214,6 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 def _error(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": message}, status_code=status, headers=headers)
+    # What a client sent may hold half characters, which UTF-8 cannot say.
+    sayable = message.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": sayable}, status_code=status, headers=headers)

@@ -6,10 +6,9 @@ inverted if its rim is light (ink on paper), scaled and centred on its own groun
 """
 
 import io
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from export.parity.metrics import Array
 from service.errors import InvalidInputError, PayloadTooLargeError
@@ -17,6 +16,16 @@ from service.errors import InvalidInputError, PayloadTooLargeError
 SIDE = 28
 FORMATS = ("PNG", "JPEG")
 MID_GREY = 127
+# EXIF 2.32, tag 0x0112: what has to be done to see the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(content: bytes, max_pixels: int) -> Array:
@@ -36,10 +45,7 @@ def read_image(content: bytes, max_pixels: int) -> Array:
     if not content:
         raise InvalidInputError("the image is empty (0 bytes); send a PNG or JPEG file")
     try:
-        with warnings.catch_warnings():
-            # Our own limit on pixels is the stricter one and says more.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
             raise PayloadTooLargeError(
@@ -54,7 +60,7 @@ def read_image(content: bytes, max_pixels: int) -> Array:
             f"the {len(content):,} bytes are not a PNG or JPEG image (they start with "
             f"{content[:8]!r}); send one of the two"
         ) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PayloadTooLargeError(
             f"at most {max_pixels:,} pixels are read; scale it down"
         ) from error
@@ -69,7 +75,7 @@ def to_model_input(image: Image.Image) -> Array:
     Returns:
         uint8 [28, 28], 0 = ground, 255 = ink.
     """
-    grey = _to_grey(ImageOps.exif_transpose(image))
+    grey = _to_grey(_upright(image))
     pixels = np.asarray(grey)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = int(np.median(rim))
@@ -78,6 +84,16 @@ def to_model_input(image: Image.Image) -> Array:
     if grey.size != (SIDE, SIDE):
         grey = _fit(grey, ground)
     return np.array(grey, dtype=np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn or mirror as EXIF's orientation says; an unreadable EXIF block says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - its parser raises whatever it stumbles on
+        return image
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _fit(grey: Image.Image, ground: int) -> Image.Image:

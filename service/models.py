@@ -144,7 +144,7 @@ class ServedModels:
             UnknownModelError: Says which there are.
         """
         try:
-            return self._models[name or self.default]
+            return self._models[self.default if name is None else name]
         except KeyError:
             known = ", ".join(self._models)
             raise UnknownModelError(f"no model {name!r} is served; there are: {known}") from None

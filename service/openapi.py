@@ -25,7 +25,10 @@ _ANSWER = {
     "required": ["model", "version", "device", "provider", "predictions"],
     "properties": {
         "model": {"type": "string", "example": "cnn"},
-        "version": {"type": "string", "description": "the start of the weights' SHA-256"},
+        "version": {
+            "type": "string",
+            "description": "by default the start of the weights' SHA-256",
+        },
         "device": {"type": "string", "enum": ["cpu", "cuda"]},
         "provider": {"type": "string", "example": "CPUExecutionProvider"},
         "predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}},
@@ -107,7 +110,7 @@ def _paths(models: Sequence[str]) -> dict[str, Any]:
             )
         },
         "/predict/image": {
-            "post": _post("Read a digit from a PNG or JPEG file of any size", [model], upload)
+            "post": _post("Read a digit from a PNG or JPEG file of any size", [model], upload, True)
         },
         "/models": {
             "get": {
@@ -121,13 +124,15 @@ def _paths(models: Sequence[str]) -> dict[str, Any]:
 
 
 def _post(
-    summary: str, parameters: list[dict[str, Any]], content: dict[str, dict[str, Any]]
+    summary: str,
+    parameters: list[dict[str, Any]],
+    content: dict[str, dict[str, Any]],
+    uploads: bool = False,
 ) -> dict[str, Any]:
     refusals = {
         "400": "the body is not what the endpoint reads",
         "404": "no such model",
         "413": "too many bytes, pixels or images",
-        "415": "a content type that is not read",
         "429": "the queue is full; see Retry-After",
     }
     return {
@@ -141,6 +146,7 @@ def _post(
         "responses": {
             "200": _response("the answer", "PredictAnswer"),
             **{status: _response(why, "Error") for status, why in refusals.items()},
+            **({"415": _response("a content type that is not read", "Error")} if uploads else {}),
         },
     }
 

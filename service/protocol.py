@@ -18,6 +18,9 @@ from service.errors import InvalidInputError, PayloadTooLargeError
 
 EXPECTED = "a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)"
 FIELDS = {"images", "model"}
+SIDE = 28
+PIXEL_MAX = 255
+LONGEST_SHOWN = 10**9
 
 
 class PredictRequest(BaseModel):
@@ -88,45 +91,59 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _to_images(value: object, max_images: int) -> Array:
+    """Nested lists to uint8 [N, 28, 28], looking at every value before anything is converted."""
     if not isinstance(value, list):
         raise InvalidInputError(f"images is {_kind(value)}; expected {EXPECTED}")
     if not value:
         raise InvalidInputError(f"images is an empty list; expected {EXPECTED}")
-    try:
-        array = np.array(value)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInputError(f"images is ragged or too deep; expected {EXPECTED}") from error
-    if array.ndim not in (2, 3) or array.shape[-2:] != (28, 28):
-        shape = " x ".join(map(str, array.shape))
-        raise InvalidInputError(f"images has the shape {shape}; expected {EXPECTED}")
-    if array.dtype.kind not in "iu":
-        _refuse_values(array)
-    images = array.reshape(-1, 28, 28)
+    first = value[0]
+    is_single = not (isinstance(first, list) and first and isinstance(first[0], list))
+    images = [value] if is_single else value
     if len(images) > max_images:
         raise PayloadTooLargeError(
             f"{len(images):,} images in one request, at most {max_images:,} are taken; send several"
         )
-    outside = (images < 0) | (images > 255)  # noqa: PLR2004 - a byte
-    if outside.any():
-        i, y, x = (int(axis[0]) for axis in outside.nonzero())
-        raise InvalidInputError(
-            f"images[{i}][{y}][{x}] is {images[i, y, x]}; expected an integer 0 to 255"
-        )
-    return images.astype(np.uint8)
+    pixels = b"".join(
+        _row(row, f"images[{y}]" if is_single else f"images[{i}][{y}]")
+        for i, image in enumerate(images)
+        for y, row in enumerate(_rows(image, "images" if is_single else f"images[{i}]"))
+    )
+    return np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE)
 
 
-def _refuse_values(array: Array) -> NoReturn:
-    if array.dtype.kind == "f":
-        flat = array.reshape(-1)
-        scaled = bool((flat >= 0).all() and (flat <= 1).all())
-        hint = " (0..1 looks scaled already: send the raw pixels)" if scaled else ""
+def _rows(image: object, where: str) -> list[object]:
+    if not isinstance(image, list) or len(image) != SIDE:
+        raise InvalidInputError(f"{where} is {_extent(image)}; expected {EXPECTED}")
+    return image
+
+
+def _row(row: object, where: str) -> bytes:
+    if not isinstance(row, list) or len(row) != SIDE:
+        raise InvalidInputError(f"{where} is {_extent(row)}; expected {EXPECTED}")
+    if set(map(type, row)) != {int}:  # true is an int to Python, but no pixel
+        x = next(x for x, pixel in enumerate(row) if type(pixel) is not int)
+        raise InvalidInputError(f"{where}[{x}] is {_value(row[x])}; expected {EXPECTED}")
+    try:
+        return bytes(row)
+    except ValueError:
+        x = next(x for x, pixel in enumerate(row) if not 0 <= pixel <= PIXEL_MAX)
         raise InvalidInputError(
-            f"images holds {flat[0]}, not an integer{hint}; expected {EXPECTED}"
-        )
-    for item in array.reshape(-1).tolist():
-        if type(item) not in (int, float):
-            raise InvalidInputError(f"images holds {_kind(item)}; expected {EXPECTED}")
-    raise InvalidInputError(f"images holds a number far out of range; expected {EXPECTED}")
+            f"{where}[{x}] is {_value(row[x])}; expected an integer 0 to {PIXEL_MAX}"
+        ) from None
+
+
+def _extent(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
+
+
+def _value(value: object) -> str:
+    """A value as it came, if it is a number of readable length; else its kind."""
+    if type(value) is float:
+        hint = ", a fraction (pixels in 0..1 were scaled already: send the raw ones)"
+        return f"{value}{hint if 0 <= value <= 1 else ''}"
+    if type(value) is int and abs(value) < LONGEST_SHOWN:
+        return str(value)
+    return "a number far out of range" if type(value) is int else _kind(value)
 
 
 def _kind(value: object) -> str:

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     )
     max_request_images: int = Field(512, ge=1, description="images in one request")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
-    max_image_pixels: int = Field(25_000_000, ge=784, description="width x height of an upload")
+    max_image_pixels: int = Field(16_000_000, ge=784, description="width x height of an upload")
     timeout_s: float = Field(10, gt=0, description="seconds until a request is given up, with 504")
     access_log: bool = Field(False, description="one log line a request")
 

@@ -28,7 +28,7 @@ from training.checkpoint import (
 from training.config import PRESETS, TrainConfig
 from training.data import DataError, Dataset, load_dataset, split_validation
 from training.evaluate import Evaluation, evaluate
-from training.fit import fit
+from training.fit import DivergedError, fit
 from training.models import ARCHITECTURES
 from training.plots import draw_all
 from training.provenance import commit, versions
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (CheckpointError, DataError, ValueError) as error:
+    except (CheckpointError, DataError, DivergedError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a number of the architecture, e.g. n1=32 or hidden=[256,128]; may be repeated",
     )
     train.add_argument("--batch-size", type=int, help="images")
+    train.add_argument("--learning-rate", type=float, help="the schedule's peak")
     train.add_argument("--out", type=Path, help="default: artifacts/checkpoints/MODEL")
     train.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     evaluate_ = commands.add_parser("evaluate", help="measure a checkpoint on test images again")
@@ -119,8 +120,8 @@ def _train(arguments: argparse.Namespace) -> int:
         versions=versions(["torch", "torchvision", "numpy", "safetensors"]),
         commit=commit(),
     )
-    write_record(folder, record)
     draw_all(record, dataset.test.images, folder)
+    write_record(folder, record)  # last: who sees a record finds everything beside it
     (folder / RESUME_NAME).unlink(missing_ok=True)
     print(_summary(record.test))
     print(f"checkpoint: {folder} ({record.weights.parameters:,} parameters)")
@@ -144,6 +145,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         epochs=arguments.epochs,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        max_learning_rate=arguments.learning_rate,
         architecture={**preset.architecture, **parsed},
     )
 

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -201,7 +202,10 @@ def _read_idx(raw: Path, name: str) -> Tensor:
 
 def _unpacked(packed: Path) -> Path:
     """The unpacked copy of a .gz file, beside the downloads, known by its content."""
-    content = gzip.decompress(packed.read_bytes())
+    try:
+        content = gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{packed} cannot be unpacked: {error}") from error
     target = DOWNLOAD_DIR / "unpacked" / hashlib.sha256(content).hexdigest()[:16] / packed.stem
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -219,8 +223,8 @@ def _download() -> Dataset | None:
     try:
         MNIST(str(DOWNLOAD_DIR), download=True)
     except (URLError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        logger.warning("MNIST cannot be downloaded here: %s", reason)
+        lines = str(error).strip().splitlines() or [repr(error)]
+        logger.warning("MNIST cannot be downloaded here: %s", lines[0])
         return None
     finally:
         socket.setdefaulttimeout(timeout)

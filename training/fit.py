@@ -28,6 +28,10 @@ from training.resume import Progress, as_json, load_progress, restore, save_prog
 SEED_STRIDE = 100_003
 
 
+class DivergedError(ArithmeticError):
+    """The loss became NaN or infinite; says in which epoch and what to try."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A trained module (best epoch's weights, on its device) and how it came to be."""
@@ -76,7 +80,7 @@ def fit(
 
     Raises:
         CheckpointError: ``resume`` without a state, or with one of another config or data set.
-        RuntimeError: The loss became NaN or infinite.
+        DivergedError: The loss became NaN or infinite.
     """
     make_deterministic(device)
     train = train.to(device)
@@ -178,9 +182,9 @@ def _epoch(
         hits += batch_hits
     mean_loss = float(loss_sum / steps)
     if not math.isfinite(mean_loss):
-        raise RuntimeError(
+        raise DivergedError(
             f"the training loss became {mean_loss} in epoch {epoch + 1}; "
-            f"try a lower max_learning_rate than {config.max_learning_rate}"
+            f"try a lower --learning-rate than {config.max_learning_rate}"
         )
     logits_NK, labels = predict_logits(run.module, validation.images), validation.labels.cpu()
     return EpochRecord(

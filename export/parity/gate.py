@@ -51,6 +51,7 @@ class ParityReport(BaseModel):
     passed: bool
     device: Device
     images_name: str
+    data_sha256: str
     tolerances: tuple[Tolerance, ...]
     rows: tuple[Row, ...]
     not_checked: dict[str, str] = {}
@@ -83,6 +84,7 @@ def run_gate(
     candidates: dict[Format, Predict],
     reference: Reference,
     device: Device,
+    data_sha256: str,
     not_checked: dict[str, str] | None = None,
 ) -> ParityReport:
     """Measure each candidate against the reference.
@@ -91,6 +93,7 @@ def run_gate(
         candidates: The formats to check, each as a function that runs it on ``device``.
         reference: Images and the checkpoint's answers.
         device: Where the candidates run (the reference is always the CPU).
+        data_sha256: Fingerprint of the data set that the images are of.
         not_checked: Formats that cannot be checked there, each with its reason: it is reported.
     """
     tolerances = {format_: tolerance_for(format_, device) for format_ in candidates}
@@ -108,6 +111,7 @@ def run_gate(
         passed=not any(row.failures for row in rows),
         device=device,
         images_name=reference.images_name,
+        data_sha256=data_sha256,
         tolerances=tuple(tolerances.values()),
         rows=tuple(rows),
         not_checked=not_checked or {},
@@ -131,7 +135,8 @@ def _rows(
             comparison = compare(answers[0], eager, reference.truth[:count])
             softmax = softmax_error(answers[1], answers[0])
             where = f"{format_}, batch {batch_size}"
-            complaints = _complaints(comparison, invariance, softmax, tolerances[format_])
+            worst = reference.describe(comparison.worst_image)
+            complaints = _complaints(comparison, invariance, softmax, tolerances[format_], worst)
             yield Row(
                 format=format_,
                 precision=tolerances[format_].precision,
@@ -145,11 +150,11 @@ def _rows(
 
 
 def _complaints(
-    found: Comparison, invariance: float | None, softmax: float, allowed: Tolerance
+    found: Comparison, invariance: float | None, softmax: float, allowed: Tolerance, worst: str
 ) -> Iterable[str]:
-    image = f"worst at image {found.worst_image}, off by {found.max_abs_error:.2e}"
+    image = f"worst at {worst}, off by {found.max_abs_error:.2e}"
     if found.non_finite:
-        yield f"{found.non_finite} logits are NaN or infinite, first at image {found.worst_image}"
+        yield f"{found.non_finite} logits are NaN or infinite, first at {worst}"
     if not found.scaled_error <= allowed.scaled_error:
         yield f"scaled error {found.scaled_error:.2e} > {allowed.scaled_error:.0e} ({image})"
     if not found.rms_ratio <= allowed.rms_ratio:

@@ -23,15 +23,23 @@ class Reference:
     """Images, and what the checkpoint answers to them.
 
     Attributes:
-        images: uint8 [N, 28, 28].
+        images: uint8 [N, 28, 28], the corner cases first.
+        corners: How many corner cases there are.
         images_name: Where they come from, in words.
         truth: float64 [N, K], logits in float64.
     """
 
     model: ServableModel
     images: Array
+    corners: int
     images_name: str
     truth: Array
+
+    def describe(self, position: int) -> str:
+        """An image by its position in ``images``, as a person would look it up."""
+        if position < self.corners:
+            return f"corner case {position}"
+        return f"test image {position - self.corners}"
 
     def eager(self, count: int, batch_size: int) -> Array:
         """Logits of the first images, float32 [count, K]; eager depends on the batch size."""
@@ -51,7 +59,7 @@ def make_reference(model: ServableModel, images: Tensor, images_name: str) -> Re
     in_float64 = copy.deepcopy(model).double()
     truth, _ = run_batched(eager_predict(in_float64), everything, TRUTH_BATCH)
     name = f"{images_name} and {len(corners)} corner cases"
-    return Reference(model, everything, name, truth)
+    return Reference(model, everything, len(corners), name, truth)
 
 
 def eager_predict(model: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Predict:

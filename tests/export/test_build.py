@@ -1,6 +1,7 @@
 """A checkpoint becomes the same proven bundle each time, or none."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import onnx
@@ -88,3 +89,17 @@ def test_a_missing_checkpoint_is_refused(
     command = ["build", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main([*command, "--data-dir", str(data_dir)]) == 2
     assert "python -m training train" in capsys.readouterr().err
+
+
+def test_images_that_the_checkpoint_was_not_trained_with_are_refused(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Golden samples and accuracy must be of one data set: status 66 names both."""
+    other = shutil.copytree(data_dir, tmp_path / "other")
+    labels = bytearray((other / "t10k-labels-idx1-ubyte").read_bytes())
+    labels[-1] = (labels[-1] + 1) % 10
+    (other / "t10k-labels-idx1-ubyte").write_bytes(labels)
+    command = ["build", str(checkpoints / "cnn"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--data-dir", str(other)]) == 66
+    assert "was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,19 @@ from pathlib import Path
 import pytest
 
 from export.bundle import Bundle, BundleError, find_bundles, staged, write_bundle
+from export.parity.tolerances import tolerance_for
+
+FALSE_VERDICT = {
+    "format": "onnx",
+    "device": "cpu",
+    "passed": True,
+    "scaled_error": 0.1,
+    "rms_ratio": 2,
+    "label_flips": 0,
+    "images": 1,
+    "batch_sizes": [1],
+    "tolerance": tolerance_for("onnx", "cpu").model_dump(),
+}
 
 
 def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
@@ -59,6 +72,7 @@ def test_a_missing_file_and_a_stranger_are_named(bundle: Path) -> None:
         ({"schema_version": 99}, "schema version 99"),
         ({"name": "../evil"}, "name"),
         ({"surprise": 1}, "surprise"),
+        ({"parity": [FALSE_VERDICT]}, "its own figures say not"),
         ({"files": [{"path": "../../etc/passwd"}]}, "path"),
     ],
 )
@@ -96,5 +110,6 @@ def test_finds_bundles_by_their_manifests(bundles: Path, tmp_path: Path) -> None
     """Folders without a manifest, staged ones among them, are not bundles."""
     assert [path.name for path in find_bundles(bundles)] == ["cnn", "mlp"]
     (tmp_path / "half").mkdir()
+    shutil.copytree(bundles / "cnn", tmp_path / ".cnn.staged")
     assert find_bundles(tmp_path) == []
     assert find_bundles(tmp_path / "nowhere") == []

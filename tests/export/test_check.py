@@ -1,6 +1,7 @@
 """A bundle is proven again anywhere, and the exit status says what came of it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export import __main__ as command_line
 from export.__main__ import main
 from export.session import cuda_device_count
 from tests.export.faults import change_one_weight
@@ -44,8 +46,10 @@ def test_one_changed_weight_is_caught_even_if_its_hash_agrees(
 ) -> None:
     """A weight 1% off, negated or NaN in the ONNX file turns both checks red with status 1."""
     change_one_weight(bundle, factor)
-    assert main(["check", str(bundle), "--quick"]) == 1
-    assert main(["check", str(bundle), "--data-dir", str(data_dir)]) == 1
+    figures = bundle.parent / "figures.json"
+    assert main(["check", str(bundle), "--quick", "--json", str(figures)]) == 1
+    assert main(["check", str(bundle), "--data-dir", str(data_dir), "--json", str(figures)]) == 1
+    assert json.loads(figures.read_text(), parse_constant=pytest.fail)["passed"] is False
     error = capsys.readouterr().err
     assert "scaled error" in error
     assert ("NaN or infinite" in error) == np.isnan(factor)
@@ -63,11 +67,18 @@ def test_answers_in_the_wrong_order_are_caught(bundle: Path) -> None:
 
 
 def test_an_altered_or_missing_bundle_is_status_2(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong hash, no folder and golden samples that are none are broken structure."""
+    """A wrong hash, no folder, and files cut short though their hash agrees are broken."""
     assert main(["check", str(tmp_path / "nowhere"), "--quick"]) == 2
-    (bundle / "golden.npz").write_bytes(b"not an archive")
+    for name in ("model.onnx", "model.ts", "model.pt2"):
+        shutil.copytree(bundle, tmp_path / name)
+        (tmp_path / name / name).write_bytes((bundle / name).read_bytes()[:2_000])
+        rehash(tmp_path / name, name)
+        assert main(["check", str(tmp_path / name), "--data-dir", str(data_dir)]) == 2
+    assert "is no model that can be run" in capsys.readouterr().err
+    cut = (bundle / "golden.npz").read_bytes()[:-40]
+    (bundle / "golden.npz").write_bytes(cut)
     assert main(["check", str(bundle), "--quick"]) == 2
     rehash(bundle, "golden.npz")
     assert main(["check", str(bundle), "--quick"]) == 2
@@ -93,6 +104,29 @@ def test_an_honest_bundle_passes_on_cuda(model: str, bundles: Path, data_dir: Pa
     command = ["check", str(bundles / model), "--device", "cuda", "--data-dir", str(data_dir)]
     assert main([*command, "--quick"]) == 0
     assert main(command) == 0
+
+
+def test_a_loosened_tolerance_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A manifest that allows itself more than the table does is not checked by it."""
+    change_one_weight(bundle, 1.05)
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for row in manifest["tolerances"]:
+        row["scaled_error"] = 10
+    path.write_text(json.dumps(manifest))
+    assert main(["check", str(bundle), "--quick"]) == 2
+    assert "the table allows 2e-06" in capsys.readouterr().err
+
+
+def test_what_says_nothing_about_the_bundle_has_its_own_status(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No images are 66, a missing package 69, a fault of the program 70: never 0 to 3."""
+    assert main(["check", str(bundle), "--data-dir", str(tmp_path / "nowhere")]) == 66
+    monkeypatch.setattr(command_line, "quick_check", lambda *_: 1 / 0)
+    assert main(["check", str(bundle), "--quick"]) == 70
+    monkeypatch.setitem(sys.modules, "training.data", None)
+    assert main(["check", str(bundle)]) == 69
 
 
 def test_a_wrong_command_line_is_none_of_these() -> None:

@@ -75,6 +75,23 @@ def _unknown_device(answer: dict[str, Any]) -> None:
     answer["device"] = "tpu"
 
 
+def _version_as_number(answer: dict[str, Any]) -> None:
+    answer["version"] = 7
+
+
+def _as_strings(answer: dict[str, Any]) -> None:
+    for entry in answer["predictions"]:
+        entry["probabilities"] = [str(value) for value in entry["probabilities"]]
+
+
+def _beyond_any_float(answer: dict[str, Any]) -> None:
+    answer["predictions"][0]["probabilities"][0] = 10**400
+
+
+def _ragged(answer: dict[str, Any]) -> None:
+    answer["predictions"][0]["probabilities"].pop()
+
+
 def _nothing(answer: dict[str, Any]) -> None:
     answer.clear()
 
@@ -88,6 +105,10 @@ def _nothing(answer: dict[str, Any]) -> None:
         (_one_too_many, "labels"),
         (_other_version, "version"),
         (_unknown_device, "malformed"),
+        (_version_as_number, "expected"),
+        (_as_strings, "no numbers"),
+        (_beyond_any_float, "malformed"),
+        (_ragged, "shape (1, 9)"),
         (_nothing, "malformed"),
     ],
 )

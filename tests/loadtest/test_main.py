@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from loadtest.__main__ import main
+from loadtest.run import REQUEST_TIMEOUT_S
 from loadtest.server import free_port
 from tests.tiny import SERVED_BUNDLES
 
@@ -69,25 +71,33 @@ def test_missed_thresholds_fail_the_run(
     assert "requests/s < 1e+07" in error
 
 
+class _Fake(http.server.BaseHTTPRequestHandler):
+    """Says that it is ready; then refuses every request, or leaves it without an answer."""
+
+    hang = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.hang.is_set():
+            time.sleep(REQUEST_TIMEOUT_S + 1)
+            return
+        self.send_response(429)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
-def overloaded_url() -> Iterator[str]:
-    """A server that says that it is ready and refuses every request with 429."""
-
-    class Refusing(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(429)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+def fake_url() -> Iterator[str]:
+    _Fake.hang.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Fake)
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -96,14 +106,33 @@ def overloaded_url() -> Iterator[str]:
     server.server_close()
 
 
+def test_a_service_that_hangs_fails_the_run(fake_url: str, tmp_path: Path) -> None:
+    """Requests that are never answered are counted as errors, and the run ends by itself."""
+    _Fake.hang.set()
+    assert _run(fake_url, tmp_path, "--users", "2") == 1
+    result = json.loads((tmp_path / "Concurrency-cnn.json").read_text())
+    assert result["requests"] == 0
+    assert sum(result["errors"].values()) == 2
+    assert result["duration_s"] == pytest.approx(2, abs=1)
+
+
 def test_refused_requests_are_told_by_their_kind(
-    overloaded_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Answers of 429 are no wrong answers, but more than the allowed share: status 1."""
-    assert _run(overloaded_url, tmp_path, "--users", "1") == 1
+    assert _run(fake_url, tmp_path, "--users", "1") == 1
     assert "HTTP 429 x" in capsys.readouterr().err
     result = json.loads((tmp_path / "Concurrency-cnn.json").read_text())
     assert (result["requests"], result["wrong_answers"]) == (0, 0)
+
+
+def test_a_duration_must_be_positive(
+    service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Locust would take 0 seconds for ever: status 2. A slash behind the URL does no harm."""
+    assert _run(f"{service_url}/", tmp_path, "--duration", "0") == 2
+    assert "positive duration" in capsys.readouterr().err
+    assert _run(f"{service_url}/", tmp_path, "--users", "1", "--duration", "1") == 0
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,10 @@ BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/predict", {"content": b"{", "headers": JSON}, 400, "not JSON"),
     ("POST", "/predict", {"content": b'{"images":[[NaN]]}', "headers": JSON}, 400, "NaN"),
     ("POST", "/predict", {"json": {"images": []}}, 400, "empty list"),
-    ("POST", "/predict", {"json": {"images": [[1, 2], [3]]}}, 400, "ragged"),
+    ("POST", "/predict", {"json": {"images": [[1, 2], [3]]}}, 400, "a list of 2"),
     ("POST", "/predict", {"json": {"images": [[300] * 28] * 28}}, 400, "is 300"),
     ("POST", "/predict", {"json": {"images": BLANK, "model": "rnn"}}, 404, "cnn, mlp"),
+    ("POST", "/predict", {"json": {"images": BLANK, "model": ""}}, 404, "cnn, mlp"),
     ("POST", "/predict?model=rnn", {"json": {"images": BLANK}}, 404, "cnn, mlp"),
     ("POST", "/predict", {"json": {"images": [BLANK] * 101}}, 413, "at most 100"),
     ("POST", "/predict", {"content": b"0" * 1_000_001}, 413, "at most 1,000,000"),
@@ -182,6 +183,26 @@ BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/predict/image", {"files": {"file": b"x"}}, 400, "field named image"),
     ("POST", "/predict/image", {"files": {"image": ("a.txt", b"text")}}, 400, "not a PNG"),
     ("POST", "/predict/image", {"files": [("image", b"a"), ("image", b"b")]}, 400, "files"),
+    (
+        "POST",
+        "/predict/image",
+        {
+            "content": b'--x\r\nContent-Disposition: form-data; name="+2AA-"\r\n\r\n1\r\n--x--\r\n',
+            "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=utf-7"},
+        },
+        400,
+        "field named image",
+    ),
+    (
+        "POST",
+        "/predict/image",
+        {
+            "content": b'--x\r\nContent-Disposition: form-data; name="\xff"\r\n\r\n1\r\n--x--\r\n',
+            "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=punycode"},
+        },
+        400,
+        "charset",
+    ),
     (
         "POST",
         "/predict/image",

@@ -72,11 +72,20 @@ def test_exif_orientation_is_applied(digit: np.ndarray) -> None:
     "size", [(1, 1), (1, 1_000_000), (1_000_000, 1), (28, 560), (560, 28), (900, 1000), (14, 14)]
 )
 def test_any_size_keeps_its_proportions(size: tuple[int, int]) -> None:
-    """A frame around the middle stays a frame around the middle."""
-    image = Image.new("L", size, 0)
-    pixels = to_model_input(image)
+    """Ink that fills an image of any proportions fills the same share of 28x28, in its middle."""
+    width, height = size
+    sheet = np.zeros((height, width), np.uint8)
+    # A cross of full width and height with an empty rim: its extent is the image's own.
+    sheet[height // 2, :] = sheet[:, width // 2] = 255
+    sheet[0] = sheet[-1] = sheet[:, 0] = sheet[:, -1] = 0
+    pixels = to_model_input(Image.fromarray(sheet))
     assert pixels.shape == (28, 28)
-    assert pixels.max() == 0
+    rows, columns = np.nonzero(pixels)
+    longer = max(size)
+    for found, side in ((rows, height), (columns, width)):
+        expected = max(1, round(28 * side / longer))
+        assert found.size == 0 or found.max() - found.min() < expected
+        assert found.size == 0 or abs(found.max() + found.min() - 27) <= 2
 
 
 def test_a_long_image_is_padded_not_squeezed() -> None:
@@ -116,3 +125,31 @@ def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
         read_image(bytes(small), MAX_PIXELS)
     with pytest.raises(PayloadTooLargeError, match="1001 x 1000"):
         read_image(_file(Image.new("L", (1001, 1000))), MAX_PIXELS)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "junk", [b"", b"MM", b"not a TIFF file", b"II*\x00\xff\xff\xff\xff", bytes(40)]
+)
+def test_an_unreadable_exif_block_does_not_spoil_the_image(junk: bytes, digit: np.ndarray) -> None:
+    """A broken EXIF block in a PNG or JPEG is ignored: the picture itself is read."""
+    png = _file(Image.fromarray(digit), exif=junk)
+    assert np.array_equal(read_image(png, MAX_PIXELS), digit)
+    jpeg = _file(Image.fromarray(digit), "JPEG", quality=95, exif=b"Exif\x00\x00" + junk)
+    assert np.abs(read_image(jpeg, MAX_PIXELS).astype(int) - digit).mean() < 3
+
+
+def test_damaged_files_of_every_kind_are_refused_in_words() -> None:
+    """Two thousand random damages to a PNG and a JPEG are read or refused, never anything else."""
+    generator = np.random.default_rng(0)
+    noisy = Image.fromarray(generator.integers(0, 255, (40, 30), dtype=np.uint8))
+    exif = b"Exif\x00\x00MM\x00*" + bytes(30)
+    for original in (DIGIT.read_bytes(), _file(noisy, "JPEG", exif=exif)):
+        for _ in range(1_000):
+            damaged = bytearray(original)
+            for position in generator.integers(0, len(damaged), generator.integers(1, 6)):
+                damaged[position] = generator.integers(0, 256)
+            try:
+                assert read_image(bytes(damaged), MAX_PIXELS).shape == (28, 28)
+            except (InvalidInputError, PayloadTooLargeError) as error:
+                assert str(error)  # noqa: PT017 - either outcome is right

@@ -25,6 +25,8 @@ def test_architecture_defaults_are_filled_in() -> None:
         ({"model": "cnn", "architecture": {"n9": 4}}, "n9"),
         ({"model": "cnn", "architecture": {"n1": 0}}, "n1"),
         ({"model": "mlp", "architecture": {"hidden": []}}, "hidden"),
+        ({"model": "mlp", "architecture": {"hidden": [-3]}}, "hidden"),
+        ({"model": "mlp", "architecture": {"hidden": [0]}}, "hidden"),
         ({"model": "mlp", "epochs": 0}, "epochs"),
         ({"model": "mlp", "seed": -1}, "seed"),
         ({"model": "mlp", "learning_rate": 1}, "learning_rate"),

@@ -76,6 +76,14 @@ def test_a_named_folder_without_files_is_an_error_not_a_fallback(tmp_path: Path)
         load_dataset(tmp_path / "nowhere")
 
 
+def test_a_broken_packed_file_is_named(tmp_path: Path) -> None:
+    """A .gz that is none is refused by its name."""
+    for name in IDX_FILES:
+        (tmp_path / f"{name}.gz").write_bytes(b"not packed")
+    with pytest.raises(DataError, match=r"train-images.*\.gz cannot be unpacked"):
+        load_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"not idx", b"\x00\x00\x08\x03\x00\x00\x00\x05"])
 def test_a_broken_file_is_named(data_dir: Path, tmp_path: Path, content: bytes) -> None:
     """A file that is not IDX is refused by its name."""

@@ -12,6 +12,7 @@ import pytest
 
 from tests.tiny import ARCHITECTURES, train_tiny
 from training import __main__ as command_line
+from training import fit as fit_module
 from training.__main__ import main
 from training.checkpoint import CheckpointError, read_checkpoint
 
@@ -80,3 +81,17 @@ def test_the_epoch_with_the_best_validation_accuracy_is_kept(checkpoints: Path) 
     best = max(entry.validation_accuracy for entry in record.history)
     assert record.history[record.epoch_kept].validation_accuracy == best
     assert record.validation.accuracy == best
+
+
+def test_a_loss_that_is_no_number_stops_the_run_in_words(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A diverged run names the epoch and the option to change, and leaves no checkpoint."""
+    monkeypatch.setattr(fit_module, "standardise", lambda pixels: pixels * float("nan"))
+    arguments = ["train", "--model", "mlp", "--epochs", "1", "--data-dir", str(data_dir)]
+    assert main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert "became nan in epoch 1; try a lower --learning-rate" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint.json").exists()

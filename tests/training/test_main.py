@@ -39,6 +39,8 @@ def test_evaluate_measures_a_checkpoint_again(
         (["--epochs", "0"], "epochs"),
         (["--resume"], "nothing to resume"),
         (["--batch-size", "100000"], "batch_size"),
+        (["--learning-rate", "0"], "max_learning_rate"),
+        (["--out", "/dev/null/x"], "/dev/null"),
     ],
 )
 def test_a_refusal_names_what_was_wrong(

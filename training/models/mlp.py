@@ -3,7 +3,7 @@
 Shape suffixes: N images, C channels (1), H and W 28 pixels, F = C*H*W features, K classes.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 
@@ -12,7 +12,9 @@ class MlpConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hidden: tuple[int, ...] = Field(default=(512, 512), min_length=1, description="units a layer")
+    hidden: tuple[PositiveInt, ...] = Field(
+        default=(512, 512), min_length=1, description="units a layer"
+    )
     dropout: float = Field(default=0.2, ge=0, lt=1)
     batch_norm: bool = True
 
