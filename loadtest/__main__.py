@@ -11,7 +11,7 @@ from pathlib import Path
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.expectations import ExpectationError
 from loadtest.report import run_report
-from loadtest.run import LoadTestError, Thresholds, run_scenario, summary
+from loadtest.run import REQUEST_TIMEOUT_S, LoadTestError, Thresholds, run_scenario, summary
 from loadtest.scenarios import ScenarioError, load_scenario, scenario_names
 from loadtest.server import ServiceNotReadyError
 
@@ -50,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--duration", type=float, default=10, help="seconds; default: %(default)s")
     run.add_argument("--warmup", type=float, default=2, help="seconds; default: %(default)s")
     run.add_argument(
+        "--request-timeout",
+        type=float,
+        default=REQUEST_TIMEOUT_S,
+        help="seconds until a missing answer is an error; default: %(default)s",
+    )
+    run.add_argument(
         "--out", type=Path, default=Path("artifacts/loadtest"), help="default: %(default)s"
     )
     run.add_argument("--max-p99-ms", type=float, help="fail above this")
@@ -84,6 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.bundle,
         duration_s=arguments.duration,
         warmup_s=arguments.warmup,
+        request_timeout_s=arguments.request_timeout,
     )
     missed = thresholds.missed(result)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,9 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
     parser.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
     parser.add_argument("--images-per-request", type=int, help="in place of the scenario's")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
+    parser.add_argument(
+        "--request-timeout", type=float, default=REQUEST_TIMEOUT_S, help="seconds until an error"
+    )
     parser.add_argument("--result", default="", help="write the figures to this JSON file")
 
 
@@ -110,9 +113,11 @@ def error_kind(response: Any) -> str:
 class DigitUser(FastHttpUser):
     """Sends prepared golden samples, the next when the last is answered, and checks each answer."""
 
-    # Shorter than locust's --stop-timeout: a request that hangs at the end becomes an error first.
-    network_timeout = REQUEST_TIMEOUT_S
-    connection_timeout = REQUEST_TIMEOUT_S
+    def __init__(self, environment: Environment) -> None:
+        """Take the time-outs from the command line; the client is made with them."""
+        self.network_timeout = _options(environment).request_timeout
+        self.connection_timeout = self.network_timeout
+        super().__init__(environment)
 
     def on_start(self) -> None:
         """Begin at a sample of one's own, so that not all users send the same."""

@@ -18,8 +18,9 @@ from loadtest.scenarios import Scenario
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 SPAWN_PER_S = 1_000
-REQUEST_TIMEOUT_S = 8.0
-STOP_TIMEOUT_S = 10
+REQUEST_TIMEOUT_S = 10.0
+# Longer than a request's: one that hangs at the end becomes an error before its user is ended.
+STOP_MARGIN_S = 2
 # Locust's own start and end, on a busy machine.
 GRACE_S = 60.0
 # Past this share of one core the generator rather measures itself.
@@ -64,7 +65,13 @@ class Thresholds(BaseModel):
 
 
 def run_scenario(
-    scenario: Scenario, url: str, bundle: Path, *, duration_s: float, warmup_s: float
+    scenario: Scenario,
+    url: str,
+    bundle: Path,
+    *,
+    duration_s: float,
+    warmup_s: float,
+    request_timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Result:
     """Load a running service and return the figures.
 
@@ -74,6 +81,7 @@ def run_scenario(
         bundle: The bundle whose model is asked and whose golden samples judge the answers.
         duration_s: Seconds that count.
         warmup_s: Seconds before these.
+        request_timeout_s: Seconds until an answer that does not come is counted as an error.
 
     Raises:
         LoadTestError: No service is ready there, or locust failed.
@@ -94,9 +102,9 @@ def run_scenario(
             *(
                 "--run-time",
                 f"{math.ceil(duration_s + warmup_s)}s",
-                "--stop-timeout",
-                str(STOP_TIMEOUT_S),
             ),
+            *("--stop-timeout", str(math.ceil(request_timeout_s) + STOP_MARGIN_S)),
+            *("--request-timeout", str(request_timeout_s)),
             *("--bundle", str(bundle.resolve()), "--scenario", scenario.name),
             *("--images-per-request", str(scenario.images_per_request)),
             *("--warmup", str(warmup_s), "--result", str(result_file)),
@@ -107,7 +115,8 @@ def run_scenario(
                 command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)
             )
             try:
-                _show_progress(process, scenario, bundle.name, duration_s + warmup_s)
+                bar = f"{scenario.name} {bundle.name}"
+                _watch(process, bar, duration_s + warmup_s, request_timeout_s + GRACE_S)
             finally:
                 process.kill()
                 process.wait()
@@ -150,22 +159,18 @@ def summary(result: Result) -> str:
     )
 
 
-def _show_progress(
-    process: subprocess.Popen[bytes], scenario: Scenario, model: str, seconds: float
+def _watch(
+    process: subprocess.Popen[bytes], description: str, seconds: float, grace_s: float
 ) -> None:
+    """Show a bar until the process ends; give it up when it is far beyond its time."""
     start = time.perf_counter()
-    with tqdm(
-        total=round(seconds),
-        desc=f"{scenario.name} {model}",
-        unit="s",
-        leave=False,
-        disable=None,
-    ) as bar:
+    bar = tqdm(total=round(seconds), desc=description, unit="s", leave=False, disable=None)
+    with bar:
         while process.poll() is None:
-            time.sleep(0.2)
+            time.sleep(0.1)
             elapsed = time.perf_counter() - start
             bar.update(min(round(elapsed), round(seconds)) - bar.n)
-            if elapsed > seconds + STOP_TIMEOUT_S + GRACE_S:
+            if elapsed > seconds + grace_s:
                 raise LoadTestError(
                     f"locust had not ended {elapsed - seconds:.0f} s after its time"
                 )
