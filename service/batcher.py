@@ -22,11 +22,12 @@ from service.errors import OverloadedError
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One batch that ran: for metrics."""
+    """One batch that ran, and how many images waited when it was done: for metrics."""
 
     images: int
     compute_s: float
     queue_s: tuple[float, ...]
+    queued_images: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Batcher:
         try:
             answers = [await item.answer for item in items]
         finally:
-            for item in items:  # a client that went away is not computed
+            for item in items:  # a request that was given up is not computed
                 item.answer.cancel()
         if len(answers) == 1:
             return answers[0]
@@ -124,7 +125,9 @@ class Batcher:
                 compute_s = time.perf_counter() - start
                 _hand_out(batch, logits_BK, probabilities_BK)
                 queue_s = tuple(start - item.arrived_s for item in batch)
-                self._on_batch(BatchRecord(len(images_BHW), compute_s, queue_s))
+                self._on_batch(
+                    BatchRecord(len(images_BHW), compute_s, queue_s, self._queued_images)
+                )
             except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
                 for item in batch:
                     if not item.answer.done():

@@ -35,6 +35,12 @@ class Metrics:
             ["model"],
             buckets=SECONDS,
         )
+        self._queued = Gauge(
+            "digits_queued_images",
+            "Images that waited when the last batch was done.",
+            ["model"],
+            multiprocess_mode="livesum",
+        )
         self._info = Gauge(
             "digits_model_info",
             "1 for each model served: version, device and ONNX Runtime's provider.",
@@ -65,6 +71,7 @@ class Metrics:
         """A batch ran."""
         self._batch_images.labels(model).observe(record.images)
         self._compute.labels(model).observe(record.compute_s)
+        self._queued.labels(model).set(record.queued_images)
         queue = self._queue.labels(model)
         for waited_s in record.queue_s:
             queue.observe(waited_s)

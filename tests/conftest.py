@@ -10,6 +10,9 @@ import pytest
 from loadtest.server import running_service
 from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 
+# The official files, where somebody has them: see `official_mnist`.
+OFFICIAL_MNIST = os.environ.get("MNIST_DIR")
+
 # No test may depend on what this machine's environment happens to say.
 for variable in [name for name in os.environ if name.startswith(("DIGITS_", "MNIST_"))]:
     del os.environ[variable]
@@ -19,6 +22,14 @@ for variable in [name for name in os.environ if name.startswith(("DIGITS_", "MNI
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 1,500 + 300 real MNIST images as IDX files."""
     return write_idx_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def official_mnist() -> Path:
+    """The folder of the official MNIST files, if MNIST_DIR named one when the tests began."""
+    if not OFFICIAL_MNIST:
+        pytest.skip("MNIST_DIR does not name the official MNIST files")
+    return Path(OFFICIAL_MNIST)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
     assert engine.batches == [1, 20]
     assert [record.images for record in records] == [1, 20]
     assert all(waited > 0 for waited in records[1].queue_s)
+    assert [record.queued_images for record in records] == [20, 0]
 
 
 def test_batches_keep_to_their_limit_and_large_requests_are_split() -> None:
@@ -102,7 +103,7 @@ def test_a_full_queue_refuses_and_loses_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_a_client_that_went_away_is_not_computed() -> None:
+def test_a_request_that_was_given_up_is_not_computed() -> None:
     """A cancelled request leaves the queue without ever reaching the engine."""
     engine = _Engine()
 
