@@ -28,7 +28,7 @@ from export.parity.tolerances import TOLERANCES
 from export.servable import INPUT_NAME, OUTPUT_NAMES, ServableModel
 from export.to_onnx import OPSET, export_onnx
 from export.to_pt2 import export_program, save_pt2
-from export.to_torchscript import export_torchscript
+from export.to_torchscript import exported_torchscript
 from training.checkpoint import CheckpointRecord, read_checkpoint
 from training.data import CLASSES, IMAGE_SHAPE, DataError, Dataset
 from training.provenance import commit, versions
@@ -144,8 +144,7 @@ def choose_golden(model: ServableModel, dataset: Dataset) -> Golden:
 
 
 def _write_models(model: ServableModel, folder: Path) -> list[FileEntry]:
-    with torch.no_grad():
-        export_torchscript(model, folder / "model.ts")
+    with torch.no_grad(), exported_torchscript(model, folder / "model.ts"):
         program = export_program(model)
         export_onnx(program, folder / "model.onnx")
         save_pt2(program, folder / "model.pt2")

@@ -21,8 +21,6 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +185,9 @@ def _read_idx_folder(folder: Path) -> Dataset:
 
 
 def _read_idx(raw: Path, name: str) -> Tensor:
+    # Not at the top: importing torchvision takes a second, which the export's processes save.
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # noqa: PLC0415
+
     plain, packed = raw / name, raw / f"{name}.gz"
     if not plain.exists() and packed.exists():
         plain = _unpacked(packed)
@@ -217,6 +218,8 @@ def _unpacked(packed: Path) -> Path:
 
 def _download() -> Dataset | None:
     """Official MNIST through torchvision and its mirrors; None, and said so, without a network."""
+    from torchvision.datasets import MNIST  # noqa: PLC0415 - see _read_idx
+
     timeout = socket.getdefaulttimeout()
     # torchvision waits for ever on a network that drops packets.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
