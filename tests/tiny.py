@@ -57,12 +57,11 @@ def main(work: Path) -> None:
     data_dir = write_idx_files(work / "data")
     for model in ARCHITECTURES:
         checkpoint = train_tiny(model, data_dir, work / model)
-        target = SERVED_BUNDLES / model
-        shutil.rmtree(target, ignore_errors=True)
-        status = export(
-            ["build", str(checkpoint), "--out", str(target), "--data-dir", str(data_dir)]
-        )
-        assert status == 0
+        command = ["build", str(checkpoint), "--out", str(work / "bundles" / model)]
+        assert export([*command, "--data-dir", str(data_dir)]) == 0
+    # Only now: a half-replaced bundle would have made the commit that is recorded a dirty one.
+    shutil.rmtree(SERVED_BUNDLES, ignore_errors=True)
+    shutil.copytree(work / "bundles", SERVED_BUNDLES)
 
 
 if __name__ == "__main__":
