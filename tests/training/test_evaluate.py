@@ -53,6 +53,9 @@ def test_calibration_error_is_the_weighted_gap() -> None:
     confidence = torch.tensor([0.8, 0.8, 1.0, 1.0])
     right = torch.tensor([True, False, True, True])
     assert calibration_error(confidence, right) == pytest.approx(0.5 * 0.3)
+    # Too sure here and not sure enough there do not cancel out.
+    both_ways = torch.tensor([0.8, 0.8, 0.3, 0.3]), torch.tensor([True, False, True, True])
+    assert calibration_error(*both_ways) == pytest.approx(0.5 * 0.3 + 0.5 * 0.7)
     assert calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([True, True])) == (
         pytest.approx(0.05)
     )
