@@ -43,13 +43,16 @@ def full_check(bundle: Bundle, device: Device, dataset: "Dataset") -> "ParityRep
     """
     from export.parity.gate import run_gate  # noqa: PLC0415 - torch only for the full check
     from export.parity.reference import make_reference  # noqa: PLC0415
+    from export.parity.weights import check_weights  # noqa: PLC0415
 
-    reference = make_reference(rebuild(bundle), dataset.test.images, dataset.test_name)
-    candidates = open_candidates(bundle, device)
+    candidates = open_candidates(bundle, device)  # first: it refuses files that are no models
+    model = rebuild(bundle)
+    weights = check_weights(bundle.model_path("onnx"), model)
+    reference = make_reference(model, dataset.test.images, dataset.test_name)
     not_checked = {}
     if "pt2" not in candidates:
         not_checked["pt2"] = f"the program was exported for the CPU and cannot run on {device}"
-    return run_gate(candidates, reference, device, dataset.sha256, not_checked)
+    return run_gate(candidates, reference, device, dataset.sha256, weights, not_checked)
 
 
 def rebuild(bundle: Bundle) -> "ServableModel":

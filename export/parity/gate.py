@@ -13,6 +13,7 @@ from export.golden import Predict, run_batched
 from export.parity.metrics import Array, Comparison, compare, scaled_difference, softmax_error
 from export.parity.reference import Reference
 from export.parity.tolerances import PROBABILITY_ERROR, Tolerance, tolerance_for
+from export.parity.weights import Provenance
 from export.session import Device
 
 # One, odd ones, powers of two and their neighbours (kernels switch there). The largest runs over
@@ -54,12 +55,13 @@ class ParityReport(BaseModel):
     data_sha256: str
     tolerances: tuple[Tolerance, ...]
     rows: tuple[Row, ...]
+    weights: Provenance
     not_checked: dict[str, str] = {}
 
     @property
     def failures(self) -> list[str]:
         """What failed, in words, in the order of the rows."""
-        return [failure for row in self.rows for failure in row.failures]
+        return [*self.weights.failures, *(f for row in self.rows for f in row.failures)]
 
     def verdicts(self) -> tuple[ParityVerdict, ...]:
         """One line a format: its worst figures."""
@@ -70,7 +72,8 @@ class ParityReport(BaseModel):
         return ParityVerdict(
             format=tolerance.format,
             device=tolerance.device,
-            passed=not any(row.failures for row in rows),
+            passed=not any(row.failures for row in rows)
+            and not (tolerance.format == "onnx" and self.weights.failures),
             scaled_error=max(row.comparison.scaled_error for row in rows),
             rms_ratio=max(row.comparison.rms_ratio for row in rows),
             label_flips=max(row.comparison.label_flips for row in rows),
@@ -85,6 +88,7 @@ def run_gate(
     reference: Reference,
     device: Device,
     data_sha256: str,
+    weights: Provenance,
     not_checked: dict[str, str] | None = None,
 ) -> ParityReport:
     """Measure each candidate against the reference.
@@ -93,6 +97,7 @@ def run_gate(
         candidates: The formats to check, each as a function that runs it on ``device``.
         reference: Images and the checkpoint's answers.
         device: Where the candidates run (the reference is always the CPU).
+        weights: What the comparison of the ONNX file's weights gave.
         data_sha256: Fingerprint of the data set that the images are of.
         not_checked: Formats that cannot be checked there, each with its reason: it is reported.
     """
@@ -108,7 +113,8 @@ def run_gate(
         )
     )
     return ParityReport(
-        passed=not any(row.failures for row in rows),
+        passed=not (weights.failures or any(row.failures for row in rows)),
+        weights=weights,
         device=device,
         images_name=reference.images_name,
         data_sha256=data_sha256,
