@@ -99,10 +99,7 @@ def run_scenario(
             *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
             *("--host", url, "--headless", "--only-summary", "--skip-log-setup"),
             *("--users", str(scenario.users), "--spawn-rate", str(SPAWN_PER_S)),
-            *(
-                "--run-time",
-                f"{math.ceil(duration_s + warmup_s)}s",
-            ),
+            *("--run-time", f"{math.ceil(duration_s + warmup_s)}s"),
             *("--stop-timeout", str(math.ceil(request_timeout_s) + STOP_MARGIN_S)),
             *("--request-timeout", str(request_timeout_s)),
             *("--bundle", str(bundle.resolve()), "--scenario", scenario.name),
