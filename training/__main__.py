@@ -17,6 +17,8 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"training needs {missing.name}: pip install -c constraints.txt -e '.[train]'")
 
+from pydantic import ValidationError
+
 from training.checkpoint import (
     CheckpointError,
     CheckpointRecord,
@@ -29,7 +31,7 @@ from training.config import PRESETS, TrainConfig
 from training.data import DataError, Dataset, load_dataset, split_validation
 from training.evaluate import Evaluation, evaluate
 from training.fit import DivergedError, fit
-from training.models import ARCHITECTURES
+from training.models import ARCHITECTURES, explained
 from training.plots import draw_all
 from training.provenance import commit, versions
 from training.resume import RESUME_NAME
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
+    except ValidationError as error:
+        print(f"error: {explained(error)}", file=sys.stderr)
+        return 1
     except (CheckpointError, DataError, DivergedError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

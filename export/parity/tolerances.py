@@ -2,7 +2,8 @@
 
 The errors are defined in ``metrics``. The figures behind the reasons were measured on MNIST with
 an MLP and a CNN over batch sizes 1 to 1,000: honest exports stay near 5e-7 scaled and at twice
-eager's own rounding error; one weight off by 1% gives 250 times it or more.
+eager's own rounding error; a strong weight off by 1% gives 250 times it or more. Weak
+weights, which no image shows, are left to ``weights``.
 """
 
 from typing import Literal

@@ -56,3 +56,4 @@ def test_a_refusal_names_what_was_wrong(
     error = capsys.readouterr().err
     assert named in error
     assert "Traceback" not in error
+    assert len(error.splitlines()) <= 2

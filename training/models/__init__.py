@@ -42,7 +42,19 @@ def architecture_config(name: str, numbers: Mapping[str, Any]) -> BaseModel:
         return ARCHITECTURES[name].config.model_validate(dict(numbers))
     except ValidationError as error:
         known = ", ".join(ARCHITECTURES[name].config.model_fields)
-        raise ValueError(f"bad architecture for {name} (its numbers: {known}): {error}") from error
+        raise ValueError(
+            f"bad architecture for {name} (its numbers: {known}): {explained(error)}"
+        ) from error
+
+
+def explained(error: ValidationError) -> str:
+    """A validation error in one line: each field, what was expected and what came."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
+        if problem["loc"]
+        else problem["msg"].removeprefix("Value error, ")
+        for problem in error.errors()
+    )
 
 
 def build_model(name: str, numbers: Mapping[str, Any]) -> nn.Module:
