@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from loadtest.record import Result
@@ -24,6 +23,7 @@ from loadtest.report import (
     picture,
     result_row,
     table,
+    wide_figure,
 )
 from loadtest.run import run_scenario
 from loadtest.scenarios import load_scenario
@@ -163,8 +163,7 @@ def _training(story: ModelStory) -> str:
 
 
 def _parity_figure(stories: Sequence[ModelStory]) -> Figure:
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    figure = wide_figure(3.2)
     grid = figure.subplots(1, len(stories), sharey=True, squeeze=False)[0]
     for axes, story in zip(grid, stories, strict=True):
         rows = story.parity["rows"]

@@ -109,10 +109,15 @@ def result_row(result: Result) -> list[str]:
     ]
 
 
+def wide_figure(height_in: float) -> Figure:
+    """An empty figure as wide as the page, in the pages' look; height in inches."""
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    return Figure(figsize=(9.5, height_in), layout="constrained")
+
+
 def latency_figure(results: Sequence[Result]) -> Figure:
     """Latency over percentile, the rare slow answers spread out; and answers a second."""
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    figure = wide_figure(3.4)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     for result, colour in zip(results, COLOURS * len(results), strict=False):
         label = f"{result.model}, {result.scenario}"

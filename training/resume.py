@@ -44,10 +44,8 @@ def save_progress(
     tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Two names may share memory (kept is the module's own state in the best epoch): copy.
     content = save_tensors(
-        {name: tensor.clone() for name, tensor in on_cpu.items()},
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"progress": progress.model_dump_json()},
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ class ParityReport(BaseModel):
 
     @property
     def failures(self) -> list[str]:
-        """What failed, in words, in the order of the rows."""
+        """What failed, in words: weights first, then the rows in their order."""
         return [*self.weights.failures, *(f for row in self.rows for f in row.failures)]
 
     def verdicts(self) -> tuple[ParityVerdict, ...]:
@@ -97,8 +97,8 @@ def run_gate(
         candidates: The formats to check, each as a function that runs it on ``device``.
         reference: Images and the checkpoint's answers.
         device: Where the candidates run (the reference is always the CPU).
-        weights: What the comparison of the ONNX file's weights gave.
         data_sha256: Fingerprint of the data set that the images are of.
+        weights: What the comparison of the ONNX file's weights gave.
         not_checked: Formats that cannot be checked there, each with its reason: it is reported.
     """
     tolerances = {format_: tolerance_for(format_, device) for format_ in candidates}

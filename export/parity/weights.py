@@ -17,10 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from export.parity.metrics import Array, scaled_difference
+from export.parity.tolerances import FOLD_ERROR
 from export.servable import ServableModel
-
-# A fold multiplies by a quotient and adds a product: a few roundings of 6e-8 each, measured 1.6e-7.
-FOLD_TOLERANCE = 5e-7
 
 
 class Provenance(BaseModel):
@@ -67,10 +65,10 @@ def check_weights(path: Path, model: ServableModel) -> Provenance:
             error = _fold_error(array, tensor, elementwise=name.endswith(".weight"))
             worst = max(worst, error)
             folded.append(name)
-            if not error <= FOLD_TOLERANCE:
+            if not error <= FOLD_ERROR:
                 failures.append(
                     f"onnx weights: {name} differs from the BatchNorm fold by {error:.1e} > "
-                    f"{FOLD_TOLERANCE:.0e}: {_where(array, tensor)}"
+                    f"{FOLD_ERROR:.0e}: {_where(array, tensor)}"
                 )
     return Provenance(
         equal=tuple(equal), folded=tuple(folded), fold_error=worst, failures=tuple(failures)

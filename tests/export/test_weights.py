@@ -9,7 +9,8 @@ from onnx import numpy_helper
 
 from export.bundle import Bundle
 from export.check import rebuild
-from export.parity.weights import FOLD_TOLERANCE, Provenance, check_weights
+from export.parity.tolerances import FOLD_ERROR
+from export.parity.weights import Provenance, check_weights
 
 
 def _check(bundle: Path, onnx_file: Path | None = None) -> Provenance:
@@ -25,7 +26,7 @@ def test_every_tensor_of_an_honest_export_is_accounted_for(
     found = _check(bundles / model)
     assert (len(found.equal), len(found.folded)) == (equal, folded)
     assert found.failures == ()
-    assert found.fold_error <= FOLD_TOLERANCE / 2
+    assert found.fold_error <= FOLD_ERROR / 2
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
