@@ -10,7 +10,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 PASSED, PARITY_FAILED, BROKEN, NO_DEVICE = 0, 1, 2, 3
 USAGE, NO_INPUT, UNAVAILABLE, SOFTWARE = 64, 66, 69, 70
 INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
+
+
+class _NoImagesError(ValueError):
+    """The images to check with are not there, or are not those of the checkpoint."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,10 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(BROKEN, error)
     except ModuleNotFoundError as error:
         return _refuse(UNAVAILABLE, f"{error.name} is needed here: {INSTALL}")
-    except Exception as error:  # status 1, Python's own, would read as "parity failed"
-        # Known by name, not by class: a quick check must not import training.
-        if type(error).__name__ in ("CheckpointError", "DataError"):
-            return _refuse(NO_INPUT if type(error).__name__ == "DataError" else BROKEN, error)
+    except _NoImagesError as error:
+        return _refuse(NO_INPUT, error)
+    except Exception:  # status 1, Python's own, would read as "parity failed"
         logger.exception("this is a fault of the program, not of the bundle")
         return SOFTWARE
 
@@ -81,20 +85,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _training_refusals() -> Iterator[None]:
+    """Errors of training as this command's own; a quick check must get by without its import."""
+    from training.checkpoint import CheckpointError  # noqa: PLC0415
+    from training.data import DataError  # noqa: PLC0415
+
+    try:
+        yield
+    except DataError as error:
+        raise _NoImagesError(str(error)) from error
+    except CheckpointError as error:
+        raise BundleError(str(error)) from error
+
+
 def _build(arguments: argparse.Namespace) -> int:
     from export.build import ParityError, build  # noqa: PLC0415 - torch is not always there
     from export.to_onnx import ExportError  # noqa: PLC0415
     from training.data import load_dataset  # noqa: PLC0415
 
-    dataset = load_dataset(arguments.data_dir)
     try:
-        bundle = build(
-            arguments.checkpoint,
-            arguments.out,
-            dataset,
-            name=arguments.name,
-            version=arguments.version,
-        )
+        with _training_refusals():
+            bundle = build(
+                arguments.checkpoint,
+                arguments.out,
+                load_dataset(arguments.data_dir),
+                name=arguments.name,
+                version=arguments.version,
+            )
     except (ParityError, ExportError) as error:
         return _refuse(PARITY_FAILED, error)
     print(f"bundle: {bundle.folder} ({bundle.manifest.name}, version {bundle.manifest.version})")
@@ -118,7 +136,8 @@ def _check(arguments: argparse.Namespace) -> int:
     else:
         from training.data import load_dataset  # noqa: PLC0415
 
-        report = full_check(bundle, device, load_dataset(arguments.data_dir))
+        with _training_refusals():
+            report = full_check(bundle, device, load_dataset(arguments.data_dir))
         lines = [verdict.summary() for verdict in report.verdicts()]
         lines += [f"{format_}: NOT CHECKED: {why}" for format_, why in report.not_checked.items()]
         passed, failures = report.passed, tuple(report.failures)
