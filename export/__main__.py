@@ -1,92 +1,85 @@
 """Command line of the export stage: ``python -m export --help``.
 
 Exit status of ``check``: 0 passed, 1 parity failed, 2 broken structure or hash, 3 the device or
-its provider is not there; ``build`` has 0, 1 and 2 in the same sense. Nothing is said about the
-bundle by 64 wrong command line, 66 no images to check with, 69 a package is missing, 70 a fault of
-this program (the numbers of sysexits.h).
+its provider is not there; the other commands have them in the same sense. Nothing is said about
+the bundle by 64 wrong command line, 66 no samples to check with, 69 a package is missing, 70 a
+fault of this program (the numbers of sysexits.h).
 """
 
-import argparse
 import json
 import logging
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any
 
-from export.bundle import Bundle, BundleError
-from export.check import full_check, quick_check
+from pydantic import ValidationError
+
+from export.arguments import USAGE, parse
+from export.bundle import Bundle
+from export.check import full_check, quick_check, rebuild
+from export.manifest import BundleError, SubjectError
+from export.parity.figures import SCHEMA_VERSION, ParityFigures
+from export.parity.judge import Judgement, judge
+from export.parity.tolerances import (
+    DYNAMIC_INT8_REFUSED,
+    ToleranceError,
+    changed,
+    tolerance_for,
+)
 from export.session import DeviceUnavailableError, choose_device
+
+if TYPE_CHECKING:
+    from export.proof import Proof
+    from export.subject import Subject
 
 logger = logging.getLogger(__name__)
 
 PASSED, PARITY_FAILED, BROKEN, NO_DEVICE = 0, 1, 2, 3
-USAGE, NO_INPUT, UNAVAILABLE, SOFTWARE = 64, 66, 69, 70
+NO_INPUT, UNAVAILABLE, SOFTWARE = 66, 69, 70
 INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
 
 
-class _NoImagesError(ValueError):
-    """The images to check with are not there, or are not those of the checkpoint."""
+class _UsageError(ValueError):
+    """The command line asks for something that cannot be done."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse exits with 2 on a wrong command line, which here means a broken bundle."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+class _NoSamplesError(ValueError):
+    """The samples to check with are not there, or are not those of the bundle."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status (see the module's docstring)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv, __doc__)
+    commands = {
+        "build": _build,
+        "check": _check,
+        "bisect": _bisect,
+        "judge": _judge,
+        "benchmark": _benchmark,
+    }
     try:
-        return int(arguments.command(arguments))
+        return commands[arguments.command](arguments)
     except DeviceUnavailableError as error:
         return _refuse(NO_DEVICE, error)
     except BundleError as error:
         return _refuse(BROKEN, error)
+    except (_UsageError, ToleranceError, SubjectError) as error:
+        return _refuse(USAGE, error)
+    except _NoSamplesError as error:
+        return _refuse(NO_INPUT, error)
     except ModuleNotFoundError as error:
         return _refuse(UNAVAILABLE, f"{error.name} is needed here: {INSTALL}")
-    except _NoImagesError as error:
-        return _refuse(NO_INPUT, error)
     except Exception:  # status 1, Python's own, would read as "parity failed"
         logger.exception("this is a fault of the program, not of the bundle")
         return SOFTWARE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    build = commands.add_parser("build", help="export a checkpoint, prove it, write a bundle")
-    build.set_defaults(command=_build)
-    build.add_argument("checkpoint", type=Path, help="a folder that training wrote")
-    build.add_argument("--out", type=Path, required=True, help="the bundle's folder")
-    build.add_argument("--name", help="the model's name in the service; default: architecture")
-    build.add_argument("--version", help="default: the start of the weights' SHA-256")
-    check = commands.add_parser("check", help="prove a bundle again, here")
-    check.set_defaults(command=_check)
-    check.add_argument("bundle", type=Path)
-    check.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    check.add_argument(
-        "--quick", action="store_true", help="hashes and golden samples: no torch, no data set"
-    )
-    check.add_argument("--json", type=Path, help="write every figure to this file")
-    for command in (build, check):
-        command.add_argument(
-            "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
-        )
-    return parser
-
-
 @contextmanager
-def _training_refusals() -> Iterator[None]:
+def _refusals_of_training() -> Iterator[None]:
     """Errors of training as this command's own; a quick check must get by without its import."""
     from training.checkpoint import CheckpointError  # noqa: PLC0415
     from training.data import DataError  # noqa: PLC0415
@@ -94,62 +87,199 @@ def _training_refusals() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise _NoImagesError(str(error)) from error
+        raise _NoSamplesError(str(error)) from error
     except CheckpointError as error:
         raise BundleError(str(error)) from error
 
 
-def _build(arguments: argparse.Namespace) -> int:
-    from export.build import ParityError, build  # noqa: PLC0415 - torch is not always there
+def _build(arguments: Namespace) -> int:
+    from export.build import VARIANTS, ParityError, build  # noqa: PLC0415 - torch may be absent
     from export.to_onnx import ExportError  # noqa: PLC0415
-    from training.data import load_dataset  # noqa: PLC0415
 
+    variants = arguments.variants or list(VARIANTS)
+    if "onnx-int8-dynamic" in variants:
+        raise _UsageError(f"onnx-int8-dynamic is refused: {DYNAMIC_INT8_REFUSED}")
+    if unknown := set(variants) - set(VARIANTS):
+        raise _UsageError(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
+    tolerances = changed(arguments.tolerance, arguments.because)
     try:
-        with _training_refusals():
-            bundle = build(
-                arguments.checkpoint,
-                arguments.out,
-                load_dataset(arguments.data_dir),
-                name=arguments.name,
-                version=arguments.version,
-            )
-    except (ParityError, ExportError) as error:
+        bundle, figures = build(
+            _subject(arguments),
+            arguments.out,
+            name=arguments.name,
+            version=arguments.version,
+            variants=variants,
+            tolerances=tolerances,
+        )
+    except ParityError as error:
+        _report(arguments.report, error.figures, error.judgement)
         return _refuse(PARITY_FAILED, error)
-    print(f"bundle: {bundle.folder} ({bundle.manifest.name}, version {bundle.manifest.version})")
-    for verdict in bundle.manifest.parity:
-        print(f"  {verdict.summary()}")
+    except ExportError as error:
+        return _refuse(PARITY_FAILED, error)
+    manifest = bundle.manifest
+    print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
+    _say(figures, judge(figures, tolerances), manifest.not_built)
+    _report(arguments.report, figures, judge(figures, tolerances), bundle)
     return PASSED
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _subject(arguments: Namespace) -> "Subject":
+    """What the command line asks to export."""
+    from export.factory import from_factory  # noqa: PLC0415 - torch may be absent
+    from export.sources import from_checkpoint  # noqa: PLC0415
+    from training.data import load_dataset  # noqa: PLC0415
+
+    if (arguments.checkpoint is None) == (arguments.model is None):
+        raise _UsageError("give either a checkpoint's folder or --model, --checkpoint and --inputs")
+    if arguments.checkpoint is not None:
+        with _refusals_of_training():
+            return from_checkpoint(arguments.checkpoint, load_dataset(arguments.data_dir))
+    if arguments.weights is None or arguments.inputs is None:
+        raise _UsageError("--model needs --checkpoint FILE.safetensors and --inputs FILE.npz")
+    try:
+        factory_arguments = json.loads(arguments.arguments)
+    except json.JSONDecodeError as error:
+        raise _UsageError(f"--arguments {arguments.arguments!r} is no JSON: {error}") from error
+    if not isinstance(factory_arguments, dict):
+        raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
+    return from_factory(
+        arguments.model,
+        arguments.weights,
+        arguments.inputs,
+        arguments=factory_arguments,
+        declared=arguments.input,
+        output_names=arguments.output,
+        logits=arguments.logits,
+        calibration=arguments.calibration,
+    )
+
+
+def _check(arguments: Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     device = choose_device(arguments.device)
+    outcome = {"bundle": bundle.manifest.name, "version": bundle.manifest.version}
     if arguments.quick:
-        golden = quick_check(bundle, device)
-        lines = [
-            f"golden samples on {device}: {golden.samples} images, scaled error "
-            f"{golden.scaled_error:.1e} (<= {golden.scaled_error_bound:.0e}), "
-            f"{golden.wrong_labels} labels differ"
-        ]
-        passed, failures = golden.passed, golden.failures
-        figures = json.loads(golden.model_dump_json())  # null for infinite: JSON has no such number
-    else:
-        from training.data import load_dataset  # noqa: PLC0415
+        golden = quick_check(bundle, device, arguments.variant)
+        print(f"{arguments.bundle}: {'PASSED' if golden.passed else 'FAILED'}")
+        print(
+            f"golden samples on {device}: {golden.samples}, scaled error "
+            f"{golden.scaled_error:.1e}, {golden.wrong_labels} labels differ"
+        )
+        _complain(golden.failures)
+        # null for infinite: JSON has no such number
+        outcome |= {"passed": golden.passed, "quick": True} | json.loads(golden.model_dump_json())
+        _write_json(arguments.json, outcome)
+        return PASSED if golden.passed else PARITY_FAILED
+    proof = _proof(bundle, arguments)
+    figures, judgement = full_check(
+        bundle, device, proof, tf32=arguments.tf32, cuda_graphs=arguments.cuda_graphs
+    )
+    print(f"{arguments.bundle}: {'PASSED' if judgement.passed else 'FAILED'}")
+    _say(figures, judgement, bundle.manifest.not_built)
+    if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
+        tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
+        print(proof.bisect(bundle.model_path("onnx"), tolerance), file=sys.stderr)
+    outcome |= {"passed": judgement.passed, "quick": False} | json.loads(figures.model_dump_json())
+    _write_json(arguments.json, outcome)
+    _report(arguments.report, figures, judgement, bundle)
+    return PASSED if judgement.passed else PARITY_FAILED
 
-        with _training_refusals():
-            report = full_check(bundle, device, load_dataset(arguments.data_dir))
-        lines = [verdict.summary() for verdict in report.verdicts()]
-        lines += [f"{format_}: NOT CHECKED: {why}" for format_, why in report.not_checked.items()]
-        passed, failures = report.passed, tuple(report.failures)
-        figures = json.loads(report.model_dump_json())
-    if arguments.json:
-        outcome = {"bundle": bundle.manifest.name, "version": bundle.manifest.version}
-        outcome |= {"passed": passed, "quick": arguments.quick} | figures
-        arguments.json.write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
-    print("\n".join([f"{arguments.bundle}: {'PASSED' if passed else 'FAILED'}", *lines]))
+
+def _proof(bundle: Bundle, arguments: Namespace) -> "Proof":
+    from training.data import load_dataset  # noqa: PLC0415 - torch only where it is needed
+
+    digits = bundle.manifest.training is not None
+    with _refusals_of_training():
+        dataset = load_dataset(arguments.data_dir) if digits else None
+        return rebuild(bundle, dataset, arguments.inputs)
+
+
+def _bisect(arguments: Namespace) -> int:
+    bundle = Bundle.open(arguments.bundle)
+    path = bundle.model_path(arguments.variant)
+    if path.suffix != ".onnx":
+        raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
+    tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
+    found = _proof(bundle, arguments).bisect(path, tolerance)
+    print(found)
+    return PARITY_FAILED if found.startswith("first wrong") else PASSED
+
+
+def _judge(arguments: Namespace) -> int:
+    try:
+        content = json.loads(arguments.parity.read_bytes())
+        figures = ParityFigures.model_validate(content, strict=False)
+    except (OSError, ValueError, ValidationError) as error:
+        raise BundleError(
+            f"{arguments.parity} is no parity.json of schema version {SCHEMA_VERSION}: {error}"
+        ) from error
+    table = changed(arguments.tolerance, arguments.because, figures.tolerances)
+    judgement = judge(figures, table)
+    print(f"{arguments.parity}: {'PASSED' if judgement.passed else 'FAILED'}")
+    _say(figures, judgement, {})
+    verdicts = [json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts]
+    outcome = {"passed": judgement.passed, "failures": judgement.failures, "verdicts": verdicts}
+    _write_json(arguments.json, outcome)
+    return PASSED if judgement.passed else PARITY_FAILED
+
+
+def _benchmark(arguments: Namespace) -> int:
+    from export.benchmark import measure, table  # noqa: PLC0415 - torch may be absent
+
+    bundle = Bundle.open(arguments.bundle)
+    timings = measure(
+        bundle,
+        choose_device(arguments.device),
+        batch_sizes=arguments.batch_sizes,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+    )
+    print(table(timings))
+    _write_json(arguments.json, timings.model_dump(mode="json"))
+    return PASSED
+
+
+def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]) -> None:
+    for verdict in judgement.verdicts:
+        print(f"  {verdict.summary()}")
+        if verdict.tolerance.loosened:
+            print(f"    LOOSENED {verdict.tolerance.loosened}")
+    for title, reasons in (("NOT CHECKED", figures.not_checked), ("NOT BUILT", not_built)):
+        for variant, why in reasons.items():
+            print(f"  {variant:18} {title}: {why}")
+    certificate = judgement.verdicts[0].certificate
+    if certificate is not None:
+        print(
+            f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
+            + ("; no label of these samples can change" if certificate > 2 else "")  # noqa: PLR2004
+        )
+    planted = [fault for fault in figures.faults if fault.not_applicable is None]
+    if planted:
+        caught = sum(bool(fault.caught_by) for fault in planted)
+        print(f"  self-test: {caught} of {len(planted)} planted faults caught")
+    _complain(judgement.failures)
+
+
+def _report(
+    folder: Path | None, figures: ParityFigures, judgement: Judgement, bundle: Bundle | None = None
+) -> None:
+    if folder is None:
+        return
+    from export.benchmark import measure, per_sample  # noqa: PLC0415 - torch may be absent
+    from export.parity.report import write_report  # noqa: PLC0415 - plots only where asked for
+
+    timings = None if bundle is None else per_sample(measure(bundle, figures.device))
+    print(f"  report: {write_report(folder, figures, judgement, timings)}")
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is not None:
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _complain(failures: Sequence[str]) -> None:
     for failure in failures:
         print(f"  {failure}", file=sys.stderr)
-    return PASSED if passed else PARITY_FAILED
 
 
 def _refuse(status: int, error: object) -> int:

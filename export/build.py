@@ -1,170 +1,208 @@
-"""A checkpoint becomes a bundle, or nothing.
+"""A subject becomes a bundle, or nothing.
 
 In this order: files, golden samples, gate, manifest; a failure at any of them leaves no bundle.
 """
 
-import copy
+import dataclasses
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 
-from export.bundle import (
-    Bundle,
-    FileEntry,
-    Manifest,
-    TensorSpec,
-    TrainingSummary,
-    file_entry,
-    staged,
-    write_bundle,
-)
-from export.check import full_check
+from export.bundle import Bundle, file_entry, staged, write_bundle
 from export.golden import Golden, run_batched
-from export.parity.gate import ParityReport
-from export.parity.reference import eager_predict
-from export.parity.tolerances import TOLERANCES
-from export.servable import INPUT_NAME, OUTPUT_NAMES, ServableModel
-from export.to_onnx import OPSET, export_onnx
-from export.to_pt2 import export_program, save_pt2
+from export.manifest import FileEntry, Manifest
+from export.parity.figures import ParityFigures
+from export.parity.judge import Judgement, judge
+from export.parity.metrics import margins
+from export.parity.reference import eager_predict, float64_predict
+from export.parity.structure import OPSET
+from export.parity.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.proof import Proof
+from export.quantize import to_fp16, to_int8
+from export.subject import Subject
+from export.to_onnx import model_bytes, set_metadata
+from export.to_pt2 import save_pt2
 from export.to_torchscript import exported_torchscript
-from training.checkpoint import CheckpointRecord, read_checkpoint
-from training.data import CLASSES, IMAGE_SHAPE, DataError, Dataset
 from training.provenance import commit, versions
 
-GOLDEN_PER_DIGIT = 6
+GOLDEN_PER_LABEL = 6
+GOLDEN_UNLABELLED = 60
 VERSION_LENGTH = 12
 CHOICE_BATCH = 500
+VARIANTS = ("onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen", "pt2")
+NO_CALIBRATION = "no calibration samples were given (--calibration)"
 
 
 class ParityError(RuntimeError):
-    """A format does not compute what the checkpoint computes; no bundle was written."""
+    """A variant does not compute what the checkpoint computes; no bundle was written.
 
-    def __init__(self, report: ParityReport) -> None:
-        """Say every failure of the report."""
-        self.report = report
-        super().__init__("parity failed, no bundle written:\n  " + "\n  ".join(report.failures))
+    Attributes:
+        figures: All that was measured.
+    """
+
+    def __init__(self, figures: ParityFigures, judgement: Judgement, bisection: str) -> None:
+        """Say every failure, and where in the graph the first wrong value is."""
+        self.figures, self.judgement = figures, judgement
+        lines = ["parity failed, no bundle written:", *judgement.failures, bisection]
+        super().__init__("\n  ".join(lines))
 
 
 def build(
-    checkpoint: Path,
+    subject: Subject,
     target: Path,
-    dataset: Dataset,
     *,
     name: str | None = None,
     version: str | None = None,
-) -> Bundle:
-    """Export a checkpoint in every format, prove each, and write the bundle.
+    variants: Collection[str] = VARIANTS,
+    tolerances: tuple[Tolerance, ...] = TOLERANCES,
+) -> tuple[Bundle, ParityFigures]:
+    """Export a subject in every format, prove each, and write the bundle.
 
-    The same checkpoint, data, code and versions give the same bytes in every file.
+    The same subject, code and versions give the same bytes in every file.
 
     Args:
-        checkpoint: A folder that ``training`` wrote.
+        subject: From ``export.sources`` or ``export.factory``.
         target: Where the bundle shall be; a bundle there is replaced, anything else is refused.
-        dataset: Its test images feed the gate and the golden samples.
-        name: What the service calls the model; the architecture's name if None.
+        name: What the service calls the model; the subject's name if None.
         version: Its version; the first 12 digits of the weights' SHA-256 if None, so that an
             answer can be traced to the weights that gave it.
+        variants: Those of ``VARIANTS`` to build; onnx always is.
+        tolerances: The table, or a changed one (``tolerances.changed``).
+
+    Returns:
+        The bundle and what the gate measured.
 
     Raises:
-        CheckpointError: The checkpoint cannot be opened.
-        DataError: The data set is not the one that the checkpoint was trained on.
-        ParityError: A format failed the gate.
+        SubjectError: The module cannot be exported.
+        ExportError: The exporter gave something else than what was asked for.
+        ParityError: A variant failed the gate.
         BundleError: ``target`` is in the way.
     """
-    record, classifier = read_checkpoint(checkpoint)
-    if dataset.sha256 != record.data.sha256:
-        raise DataError(
-            f"the checkpoint was trained on {record.data.name} ({record.data.sha256[:12]}), these "
-            f"images are {dataset.name} ({dataset.sha256[:12]}): its test images would not be "
-            "those of the proof; give the same data with --data-dir"
-        )
-    model = ServableModel(classifier)
     with staged(target) as staging:
-        entries = _write_models(model, staging)
         weights = staging / "weights.safetensors"
-        weights.write_bytes((checkpoint / record.weights.path).read_bytes())
+        shutil.copyfile(subject.weights, weights)
+        entry = file_entry(weights, role="weights")
+        version = version or entry.sha256[:VERSION_LENGTH]
+        subject = dataclasses.replace(subject, name=name or subject.name, weights=weights)
+        proof = Proof.of(subject)
+        entries = write_models(proof, staging, version, variants)
         golden = staging / "golden.npz"
-        choose_golden(model, dataset).save(golden)
-        entries += [file_entry(weights, role="weights"), file_entry(golden, role="golden")]
-        unproven = _manifest(record, entries, name, version)
-        report = full_check(Bundle(staging, unproven), "cpu", dataset)
-        if not report.passed:
-            raise ParityError(report)
+        choose_golden(subject).save(golden)
+        entries += [entry, file_entry(golden, role="golden")]
+        unproven = _manifest(subject, entries, version, variants, tolerances)
+        figures = proof.measure(Bundle(staging, unproven).variants, "cpu", tolerances)
+        judgement = judge(figures, tolerances)
+        if not judgement.passed:
+            found = proof.bisect(staging / "model.onnx", tolerance_for("onnx", "cpu", tolerances))
+            raise ParityError(figures, judgement, found)
         parity = staging / "parity.json"
-        parity.write_text(report.model_dump_json(indent=2) + "\n")
+        parity.write_text(figures.model_dump_json(indent=1) + "\n")
         entries.append(file_entry(parity, role="parity"))
-        proven = unproven.model_copy(update={"files": tuple(entries), "parity": report.verdicts()})
-        return write_bundle(staging, target, proven)
+        proven = {"files": tuple(entries), "parity": judgement.verdicts}
+        return write_bundle(staging, target, unproven.model_copy(update=proven)), figures
+
+
+def write_models(
+    proof: Proof, folder: Path, version: str, variants: Collection[str]
+) -> list[FileEntry]:
+    """Write the model's files.
+
+    Args:
+        proof: Subject and program.
+        folder: Where to.
+        version: Stands in the ONNX files' metadata.
+        variants: Which to write.
+    """
+    subject = proof.subject
+    script, frozen = folder / "model.ts", folder / "model.frozen.ts"
+    with exported_torchscript(subject, script, frozen):
+        honest = proof.translation.model
+        models = {"onnx": ("fp32", honest)}
+        if "onnx-fp16" in variants:
+            models["onnx-fp16"] = ("fp16", to_fp16(honest))
+        if "onnx-int8" in variants and subject.calibration is not None:
+            models["onnx-int8"] = ("int8", to_int8(honest, subject.calibration.arrays))
+        entries = []
+        for variant, (precision, model) in models.items():
+            path = folder / f"{variant.replace('onnx', 'model').replace('-', '.')}.onnx"
+            set_metadata(model, subject, version, variant)
+            path.write_bytes(model_bytes(model))
+            fields = {"format": "onnx", "precision": precision, "opset": OPSET}
+            entries.append(file_entry(path, role="model", **fields))
+        if "pt2" in variants:
+            save_pt2(proof.program, folder / "model.pt2")
+    written = {"torchscript": script, "torchscript-frozen": frozen, "pt2": folder / "model.pt2"}
+    for variant, path in written.items():
+        if variant in variants:
+            entries.append(file_entry(path, role="model", format=variant, precision="fp32"))
+        else:
+            path.unlink(missing_ok=True)
+    return entries
+
+
+def choose_golden(subject: Subject) -> Golden:
+    """A few of the subject's samples that the reference reads rightly, in order.
+
+    With known labels the first few of each; else the first ones. Only right ones: a wrong reading
+    sits near a decision's edge, where a device's rounding could flip the label and cry wolf. For
+    the same reason, without known labels, those of the smallest margins are left out.
+    """
+    samples = subject.samples
+    targets = np.full(len(samples), -1) if samples.targets is None else samples.targets
+    logits = [spec.name for spec in subject.outputs if spec.kind == "logits"]
+    eager, truth = eager_predict(subject), float64_predict(subject)
+    chosen = np.arange(min(GOLDEN_UNLABELLED, len(samples)))
+    if logits:
+        answers = run_batched(eager, samples.arrays, CHOICE_BATCH)
+        labels = answers[logits[0]].argmax(axis=1)
+        right = labels == targets if samples.targets is not None else np.ones(len(samples), bool)
+        margin = np.min([margins(answers[name]) for name in logits], axis=0)
+        right &= margin >= np.median(margin) / 10
+        chosen = np.concatenate(
+            [np.flatnonzero(right & (labels == x))[:GOLDEN_PER_LABEL] for x in np.unique(labels)]
+        )
+        chosen.sort()
+    asked = {name: array[chosen] for name, array in samples.arrays.items()}
+    return Golden(asked, eager(asked), truth(asked), targets[chosen].astype(np.int64))
 
 
 def _manifest(
-    record: CheckpointRecord, entries: list[FileEntry], name: str | None, version: str | None
+    subject: Subject,
+    entries: list[FileEntry],
+    version: str,
+    variants: Collection[str],
+    tolerances: tuple[Tolerance, ...],
 ) -> Manifest:
     """What the bundle says of itself before anything is proven."""
+    built = {entry.variant for entry in entries}
+    reasons = {v: "was not asked for (--variants)" for v in VARIANTS if v not in built}
+    if "onnx-int8" in reasons and "onnx-int8" in variants:
+        reasons["onnx-int8"] = NO_CALIBRATION
+    source = subject.training or subject.factory
+    calibration = subject.calibration.summary() if subject.calibration else None
     return Manifest(
-        name=name or record.config.model,
-        version=version or record.weights.sha256[:VERSION_LENGTH],
-        architecture=record.config.model,
-        inputs=(TensorSpec(name=INPUT_NAME, datatype="UINT8", shape=(-1, *IMAGE_SHAPE)),),
-        outputs=tuple(
-            TensorSpec(name=output, datatype="FP32", shape=(-1, CLASSES)) for output in OUTPUT_NAMES
-        ),
-        labels=tuple(str(digit) for digit in range(CLASSES)),
+        name=subject.name,
+        version=version,
+        architecture=str(subject.training.config["model"])
+        if subject.training
+        else subject.factory.factory
+        if subject.factory
+        else type(source).__name__,
+        inputs=subject.inputs,
+        outputs=subject.outputs,
+        labels=subject.labels,
         files=tuple(entries),
         parity=(),
-        tolerances=tuple(row for row in TOLERANCES if row.format == "onnx"),
-        training=_training_summary(record),
+        proof=subject.samples.summary(),
+        calibration=calibration if "onnx-int8" in built else None,
+        not_built=reasons,
+        tolerances=tolerances,
+        training=subject.training,
+        factory=subject.factory,
         commit=commit(),
         versions=versions(["torch", "onnx", "onnxscript", "numpy"])
         | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
-    )
-
-
-def choose_golden(model: ServableModel, dataset: Dataset) -> Golden:
-    """The first few test images of each digit that the reference reads rightly, in order.
-
-    Only right ones: a wrong reading sits near a decision's edge, where a device's rounding could
-    flip the label and cry wolf.
-    """
-    images, digits = dataset.test.images.numpy(), dataset.test.labels.numpy()
-    eager, in_float64 = eager_predict(model), eager_predict(copy.deepcopy(model).double())
-    labels = run_batched(eager, images, CHOICE_BATCH)[0].argmax(axis=1)
-    chosen = np.concatenate(
-        [
-            np.flatnonzero((digits == digit) & (labels == digit))[:GOLDEN_PER_DIGIT]
-            for digit in range(CLASSES)
-        ]
-    )
-    chosen.sort()
-    logits, _ = eager(images[chosen])
-    truth, _ = in_float64(images[chosen])
-    return Golden(images[chosen], digits[chosen].astype(np.int64), logits, truth)
-
-
-def _write_models(model: ServableModel, folder: Path) -> list[FileEntry]:
-    with torch.no_grad(), exported_torchscript(model, folder / "model.ts"):
-        program = export_program(model)
-        export_onnx(program, folder / "model.onnx")
-        save_pt2(program, folder / "model.pt2")
-    shared = {"role": "model", "precision": "fp32"}
-    return [
-        file_entry(folder / "model.onnx", format="onnx", opset=OPSET, **shared),
-        file_entry(folder / "model.ts", format="torchscript", **shared),
-        file_entry(folder / "model.pt2", format="pt2", **shared),
-    ]
-
-
-def _training_summary(record: CheckpointRecord) -> TrainingSummary:
-    return TrainingSummary(
-        config=record.config.model_dump(mode="json"),
-        parameters=record.weights.parameters,
-        data_name=record.data.name,
-        data_sha256=record.data.sha256,
-        test_images=record.test.images_name,
-        test_accuracy=record.test.accuracy,
-        expected_calibration_error=record.test.expected_calibration_error,
-        device=record.device,
-        commit=record.commit,
     )

@@ -1,17 +1,19 @@
 """The contract between the stages: a folder whose manifest says, and hashes, all that is in it.
 
     manifest.json       what this is; written last, so that a manifest means a complete bundle
-    model.onnx          what the service runs
-    model.ts  model.pt2 the same function as TorchScript (deprecated by PyTorch) and torch.export
+    model.onnx          what the service runs; model.fp16.onnx and model.int8.onnx beside it
+    model.ts            the same function as TorchScript (deprecated by PyTorch), as traced
+    model.frozen.ts     the same, frozen
+    model.pt2           the same as torch.export's program
     weights.safetensors the checkpoint's own weights, so that parity can be proven again anywhere
-    golden.npz          a few real images with the reference's answers (see ``golden``)
+    golden.npz          a few real samples with the reference's answers (see ``golden``)
     parity.json         every figure of the parity gate, with tolerances
 
-Tensors speak the words of the Open Inference Protocol: ``name``, ``datatype``, ``shape``, with -1
-for the batch axis. This module knows no torch.
+This module knows no torch; the manifest's words are in ``export.manifest``.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -19,135 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from export.parity.tolerances import Tolerance, tolerance_for
+from export.manifest import SCHEMA_VERSION, BundleError, FileEntry, Manifest
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
-# The name and the version stand in URLs, metric labels and file paths.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-
-Format = Literal["onnx", "torchscript", "pt2"]
-
-
-class BundleError(ValueError):
-    """A bundle that is not there, not whole, altered, or of another schema; names the file."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorSpec(_Strict):
-    """One input or output, e.g. images UINT8 [-1, 28, 28]."""
-
-    name: str
-    datatype: Literal["UINT8", "FP16", "FP32", "FP64", "INT64"]
-    shape: tuple[int, ...]
-
-
-class FileEntry(_Strict):
-    """One file of the bundle; the last three fields are for models alone."""
-
-    path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="a name inside the bundle's folder")
-    role: Literal["model", "weights", "golden", "parity"]
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0)
-    format: Format | None = None
-    precision: Literal["fp32"] | None = None
-    opset: int | None = None
-
-
-class ParityVerdict(_Strict):
-    """What the gate said of one format: the worst figures over all batch sizes.
-
-    ``images`` is how many the largest batch size ran over; the others run over the first 1,000.
-    """
-
-    format: Format
-    device: Literal["cpu", "cuda"]
-    passed: bool
-    scaled_error: float
-    rms_ratio: float
-    label_flips: int
-    images: int
-    batch_sizes: tuple[int, ...]
-    tolerance: Tolerance
-
-    @model_validator(mode="after")
-    def _passed_means_within_the_tolerance(self) -> Self:
-        within = (
-            self.scaled_error <= self.tolerance.scaled_error
-            and self.rms_ratio <= self.tolerance.rms_ratio
-        )
-        if self.passed and not within:
-            raise ValueError("the verdict says passed, its own figures say not")
-        return self
-
-    def summary(self) -> str:
-        """One line for a terminal."""
-        bound = self.tolerance.scaled_error
-        return (
-            f"{self.format:11} {self.device}: {'passed' if self.passed else 'FAILED'}  "
-            f"scaled error {self.scaled_error:.1e} ({f'<= {bound:.0e}' if bound else 'bit-equal'})"
-            f"  RMS {self.rms_ratio:.1f} x eager's (<= {self.tolerance.rms_ratio:.0f})  "
-            f"{self.label_flips} label flips in {self.images:,} images"
-        )
-
-
-class TrainingSummary(_Strict):
-    """Where the weights come from; the whole record stays with the checkpoint."""
-
-    config: dict[str, Any]
-    parameters: int
-    data_name: str
-    data_sha256: str
-    test_images: str = Field(description="what the accuracy was measured on, in words")
-    test_accuracy: float = Field(ge=0, le=1)
-    expected_calibration_error: float = Field(ge=0, le=1)
-    device: str
-    commit: str
-
-
-class Manifest(_Strict):
-    """All that is known of a bundle; field order is reading order."""
-
-    schema_version: int = SCHEMA_VERSION
-    name: str = Field(pattern=NAME_PATTERN)
-    version: str = Field(pattern=NAME_PATTERN)
-    architecture: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    labels: tuple[str, ...]
-    files: tuple[FileEntry, ...]
-    parity: tuple[ParityVerdict, ...]
-    tolerances: tuple[Tolerance, ...] = Field(
-        description="what the served format may differ by, for each device that could serve it"
-    )
-    training: TrainingSummary
-    commit: str
-    versions: dict[str, str]
-
-    def tolerance(self, device: str) -> Tolerance:
-        """What the served format (ONNX) may differ by on a device.
-
-        Raises:
-            BundleError: The bundle gives none, or a looser one than this code's table does.
-        """
-        for row in self.tolerances:
-            if row.device == device:
-                known = tolerance_for(row.format, row.device, row.precision)
-                if row.scaled_error > known.scaled_error or row.rms_ratio > known.rms_ratio:
-                    raise BundleError(
-                        f"{self.name} allows itself a scaled error of {row.scaled_error:g} and "
-                        f"{row.rms_ratio:g} x eager's RMS on {device}; the table allows "
-                        f"{known.scaled_error:g} and {known.rms_ratio:g}"
-                    )
-                return row
-        raise BundleError(f"{self.name} carries no tolerance for {device}")
 
 
 @dataclass(frozen=True)
@@ -182,16 +62,21 @@ class Bundle:
             raise BundleError(f"{folder} holds files that its manifest does not name: {listed}")
         return cls(folder, manifest)
 
-    def model_path(self, format_: Format) -> Path:
-        """The model's file in a format.
+    @property
+    def variants(self) -> dict[str, Path]:
+        """The model's files by variant: onnx, onnx-fp16, torchscript, ..."""
+        return {e.variant: self.folder / e.path for e in self.manifest.files if e.variant}
+
+    def model_path(self, variant: str) -> Path:
+        """The model's file of a variant.
 
         Raises:
-            BundleError: The bundle has no such file.
+            BundleError: The bundle has no such file; says why, if it knows.
         """
-        for entry in self.manifest.files:
-            if entry.role == "model" and entry.format == format_:
-                return self.folder / entry.path
-        raise BundleError(f"{self.folder} holds no model in the format {format_}")
+        if variant not in self.variants:
+            why = self.manifest.not_built.get(variant, f"there are: {', '.join(self.variants)}")
+            raise BundleError(f"{self.folder} holds no {variant} model: {why}")
+        return self.variants[variant]
 
     def path(self, role: Literal["weights", "golden", "parity"]) -> Path:
         """The file of a role that occurs once.
@@ -273,12 +158,13 @@ def _read_manifest(folder: Path) -> Manifest:
             "make one with: python -m export build CHECKPOINT --out DIR"
         )
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+        content = json.loads(path.read_bytes())
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version not in (None, SCHEMA_VERSION):
+            raise BundleError(
+                f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; "
+                "build the bundle again"
+            )
+        return Manifest.model_validate(content)
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not a manifest: {error}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {manifest.schema_version}, this code reads "
-            f"{SCHEMA_VERSION}; build the bundle again"
-        )
-    return manifest

@@ -1,55 +1,63 @@
-"""Golden samples: a few real images whose answers travel with the bundle. Knows no torch.
+"""Golden samples: a few real samples whose answers travel with the bundle. Knows no torch.
 
 Whoever runs a model from a bundle, the service at its start or a check on a strange machine, asks
-it these images first, on the device that is going to be used.
+it these samples first, on the device that is going to be used.
 
-Shape suffixes: G golden images, H and W 28 pixels, K classes.
+Shape suffix: G golden samples.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from export.bundle import BundleError
-from export.parity.metrics import Array, scaled_difference, softmax_error
-from export.parity.tolerances import PROBABILITY_ERROR, Tolerance
+from export.manifest import BundleError, TensorSpec
+from export.parity.judge import complaints
+from export.parity.metrics import Array, Arrays, compare, softmax_error
+from export.parity.tolerances import Tolerance
 
 # A service runs batches of any size: the samples are asked in one batch, one by one, and in
 # uneven parts.
 BATCH_SIZES = (1, 7, 64)
 
-Predict = Callable[[Array], tuple[Array, Array]]
-"""uint8 [N, 28, 28] to (logits, probabilities), float32 [N, K] each."""
+Predict = Callable[[Arrays], Arrays]
+"""Inputs by name, the first axis of each counting the same samples, to outputs by name."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """The samples and the reference's answers.
+    """The samples and the reference's answers, by the tensors' names.
 
     Attributes:
-        images: uint8 [G, 28, 28], 0 = paper, 255 = ink.
-        digits: int64 [G], what the images really show.
-        logits: float32 [G, K], eager float32 on the CPU.
-        truth: float64 [G, K], eager float64 on the CPU.
+        inputs: What is asked, e.g. images uint8 [G, 28, 28].
+        eager: The outputs of the checkpoint's module, float32 on the CPU.
+        truth: The same in float64.
+        targets: int64 [G], the right labels, -1 where none is known.
     """
 
-    images: Array
-    digits: Array
-    logits: Array
-    truth: Array
+    inputs: Arrays
+    eager: Arrays
+    truth: Arrays
+    targets: Array
 
-    @property
-    def labels(self) -> Array:
-        """int64 [G], what the reference reads the images as."""
-        return np.asarray(self.logits.argmax(axis=1))
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return len(self.targets)
+
+    def labels(self, logits: str = "logits") -> Array:
+        """int64 [G], what the reference reads the samples as."""
+        return np.asarray(self.eager[logits].argmax(axis=1))
 
     def save(self, path: Path) -> None:
-        """Write an .npz whose bytes depend on the samples alone."""
-        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+        """Write an .npz whose bytes depend on the samples alone; names like "eager/logits"."""
+        groups = {"inputs": self.inputs, "eager": self.eager, "truth": self.truth}
+        arrays = {
+            f"{g}/{name}": array for g, part in groups.items() for name, array in part.items()
+        }
+        np.savez(path, allow_pickle=False, targets=self.targets, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Golden":
@@ -58,27 +66,36 @@ class Golden:
         Raises:
             BundleError: Not such a file, or its arrays do not fit each other.
         """
+        groups: dict[str, Arrays] = {"inputs": {}, "eager": {}, "truth": {}}
         try:
             # Opened here: NumPy would leave a file that is no archive open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                golden = cls(**{field.name: arrays[field.name] for field in fields(cls)})
+                targets = arrays["targets"]
+                for key in arrays.files:
+                    if key != "targets":
+                        group, name = key.split("/")
+                        groups[group][name] = arrays[key]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise BundleError(f"{path} does not hold golden samples: {error}") from error
-        counts = {len(getattr(golden, field.name)) for field in fields(cls)}
-        if len(counts) != 1 or golden.images.dtype != np.uint8 or len(golden.images) == 0:
+        counts = {len(a) if a.ndim else 0 for part in groups.values() for a in part.values()}
+        fit = counts == {len(targets)} and all(groups.values())
+        if not fit or len(targets) == 0 or groups["eager"].keys() != groups["truth"].keys():
             raise BundleError(f"{path} does not hold golden samples: its arrays do not fit")
-        return golden
+        return cls(**groups, targets=targets)
 
 
 class GoldenResult(BaseModel):
-    """What came of the golden samples; ``failures`` says in words what was wrong, if anything."""
+    """What came of the golden samples; ``failures`` says in words what was wrong, if anything.
+
+    ``scaled_error_bound`` is None where the variant is judged by other figures.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     samples: int
     batch_sizes: tuple[int, ...]
     scaled_error: float
-    scaled_error_bound: float
+    scaled_error_bound: float | None
     wrong_labels: int
     failures: tuple[str, ...]
 
@@ -88,51 +105,67 @@ class GoldenResult(BaseModel):
         return not self.failures
 
 
-def check_golden(golden: Golden, predict: Predict, tolerance: Tolerance) -> GoldenResult:
+def check_golden(
+    golden: Golden, predict: Predict, outputs: Sequence[TensorSpec], tolerance: Tolerance
+) -> GoldenResult:
     """Ask a running model the golden samples at several batch sizes.
 
     Args:
         golden: The bundle's samples.
         predict: The model, on the device that is going to be used.
-        tolerance: What the bundle allows the served format on that device.
+        outputs: The manifest's, in their order.
+        tolerance: What the bundle allows the variant that is asked on that device.
     """
     worst, wrong, failures = 0.0, 0, []
-    bound = tolerance.scaled_error
     for batch_size in BATCH_SIZES:
-        logits_GK, probabilities_GK = run_batched(predict, golden.images, batch_size)
-        if logits_GK.shape != golden.logits.shape or probabilities_GK.shape != logits_GK.shape:
-            failures.append(
-                f"batch {batch_size}: answers have shape {logits_GK.shape}, "
-                f"expected {golden.logits.shape}"
-            )
-            continue
-        error = scaled_difference(logits_GK, golden.logits)
-        flipped = int((logits_GK.argmax(axis=1) != golden.labels).sum())
-        softmax = softmax_error(probabilities_GK, logits_GK)
-        worst, wrong = max(worst, error), max(wrong, flipped)
-        if not error <= bound:
-            failures.append(f"batch {batch_size}: scaled error {error:.2e} > {bound:.0e}")
-        if flipped:
-            failures.append(f"batch {batch_size}: {flipped} of {len(golden.labels)} labels differ")
-        if not softmax <= PROBABILITY_ERROR:
+        answers = run_batched(predict, golden.inputs, batch_size)
+        for spec in outputs:
+            where = f"batch {batch_size}, {spec.name}"
+            answer, eager = answers.get(spec.name), golden.eager.get(spec.name)
+            if answer is None or eager is None or answer.shape != eager.shape:
+                shapes = [None if array is None else array.shape for array in (answer, eager)]
+                failures.append(f"{where}: has shape {shapes[0]}, expected {shapes[1]}")
+                continue
+            if spec.kind == "probabilities":
+                continue
+            found = compare(answer, eager, golden.truth[spec.name], logits=spec.kind == "logits")
+            worst = max(worst, found.scaled_error)
+            wrong = max(wrong, found.labels.flips if found.labels else 0)
+            failures += [f"{where}: {complaint}" for complaint in complaints(found, tolerance)]
+        error = head_error(answers, outputs)
+        if not error <= tolerance.softmax_error:
             failures.append(
                 f"batch {batch_size}: probabilities differ from the softmax of the logits by "
-                f"{softmax:.2e} > {PROBABILITY_ERROR:.0e}"
+                f"{error:.2e} > {tolerance.softmax_error:.0e}"
             )
     return GoldenResult(
-        samples=len(golden.images),
+        samples=len(golden),
         batch_sizes=BATCH_SIZES,
         scaled_error=worst,
-        scaled_error_bound=bound,
+        scaled_error_bound=tolerance.scaled_error,
         wrong_labels=wrong,
         failures=tuple(failures),
     )
 
 
-def run_batched(predict: Predict, images_NHW: Array, batch_size: int) -> tuple[Array, Array]:
-    """Logits and probabilities, [N, K] each, of images given to the model so many at a time."""
+def head_error(answers: Arrays, outputs: Sequence[TensorSpec]) -> float:
+    """How far the probabilities are from the softmax of the logits before them; 0 without any."""
+    worst, logits = 0.0, None
+    for spec in outputs:
+        if spec.kind == "logits":
+            logits = spec.name
+        elif spec.kind == "probabilities" and {spec.name, logits} <= answers.keys():
+            if answers[spec.name].shape != answers[str(logits)].shape:
+                return float("inf")
+            worst = max(worst, softmax_error(answers[spec.name], answers[str(logits)]))
+    return worst
+
+
+def run_batched(predict: Predict, inputs: Arrays, batch_size: int) -> Arrays:
+    """The outputs for samples that are given to the model so many at a time."""
+    count = len(next(iter(inputs.values())))
     parts = [
-        predict(images_NHW[start : start + batch_size])
-        for start in range(0, len(images_NHW), batch_size)
+        predict({name: array[start : start + batch_size] for name, array in inputs.items()})
+        for start in range(0, count, batch_size)
     ]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""The module that is exported: raw pixels in, logits and probabilities out.
+"""The module that is exported for digits: raw pixels in, logits and probabilities out.
 
 Pre- and post-processing are folded into the graph, so that no consumer keeps a copy of the pixel
 statistics or of the softmax, and none can be wrong in its own way.
@@ -9,10 +9,14 @@ Shape suffixes: N images, C channels (1), H and W 28 pixels, K classes.
 import torch
 from torch import Tensor, nn
 
-from training.data import IMAGE_SHAPE, standardise
+from export.manifest import TensorSpec
+from training.data import CLASSES, IMAGE_SHAPE, standardise
 
-INPUT_NAME = "images"
-OUTPUT_NAMES = ("logits", "probabilities")
+INPUTS = (TensorSpec(name="images", datatype="UINT8", shape=(-1, *IMAGE_SHAPE)),)
+OUTPUTS = (
+    TensorSpec(name="logits", datatype="FP32", shape=(-1, CLASSES), kind="logits"),
+    TensorSpec(name="probabilities", datatype="FP32", shape=(-1, CLASSES), kind="probabilities"),
+)
 
 
 class ServableModel(nn.Module):
@@ -37,9 +41,3 @@ class ServableModel(nn.Module):
         x_NCHW = standardise(images_NHW.unsqueeze(1).to(dtype) / 255)
         logits_NK = self.classifier(x_NCHW)
         return logits_NK, torch.softmax(logits_NK, dim=1)
-
-
-def example_images(count: int = 4) -> Tensor:
-    """uint8 [count, 28, 28] for tracing; values do not matter to a graph without branches."""
-    ramp = torch.arange(count * IMAGE_SHAPE[0] * IMAGE_SHAPE[1]) % 256
-    return ramp.to(torch.uint8).reshape(count, *IMAGE_SHAPE)

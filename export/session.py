@@ -6,15 +6,15 @@ What was proven and what is served are opened alike, and neither ever falls back
 import ctypes
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 
-from export.bundle import BundleError
-from export.parity.metrics import Array
+from export.manifest import BundleError
+from export.parity.metrics import Arrays
+from export.parity.tolerances import Device
 
-Device = Literal["cpu", "cuda"]
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -62,17 +62,29 @@ class OnnxModel:
     Attributes:
         device: Where it runs.
         provider: ONNX Runtime's name for that, as the session itself reports it.
+        metadata: What the file says of itself.
     """
 
-    def __init__(self, path: Path, device: Device, intra_op_threads: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path | bytes,
+        device: Device,
+        intra_op_threads: int = 1,
+        *,
+        tf32: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
         """Open a session.
 
         Args:
-            path: The ONNX file.
-            device: Where to run; TF32 is off on CUDA, so that float32 means float32.
+            path: The ONNX file, or its content.
+            device: Where to run.
             intra_op_threads: Threads within an operator on the CPU; 0 lets ONNX Runtime choose.
                 One image of these models takes tens of microseconds, less than waking a second
                 thread is worth.
+            tf32: On CUDA, let matrix products round their inputs to 10 bits of mantissa. Off, it is
+                off for the whole process and for good: the libraries read it once.
+            cuda_graphs: On CUDA, record the kernels of each batch size once and replay them.
 
         Raises:
             BundleError: The file is no model that ONNX Runtime can run.
@@ -81,18 +93,16 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = 1
-        provider = PROVIDERS[device]
+        provider, settings = PROVIDERS[device], {}
         if device == "cuda":
-            ort.preload_dlls()  # the CUDA and cuDNN libraries that came as packages
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            # cuDNN's own switch: use_tf32=0 alone is not documented to reach every convolution.
-            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-        settings = {"use_tf32": "0"} if device == "cuda" else {}
+            settings = _cuda_settings(tf32=tf32, cuda_graphs=cuda_graphs)
         try:
             self._session = ort.InferenceSession(
                 path, sess_options=options, providers=[(provider, settings)]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            path = path if isinstance(path, Path) else Path("the model")
             if device == "cpu":
                 raise BundleError(f"{path} is no model that can be run: {error}") from error
             raise DeviceUnavailableError(f"{provider} cannot run {path}: {error}") from error
@@ -103,11 +113,67 @@ class OnnxModel:
                 f"{provider} was asked for, ONNX Runtime came up with {self.provider}: its "
                 "libraries cannot be loaded (pip install 'onnxruntime-gpu[cuda,cudnn]')"
             )
-        self._input: str = self._session.get_inputs()[0].name
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
+        self._cuda_graphs = cuda_graphs and device == "cuda"
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
 
-    def __call__(self, images_NHW: Array) -> tuple[Array, Array]:
-        """uint8 [N, 28, 28], N >= 1, to (logits, probabilities), float32 [N, K] each."""
-        images = np.ascontiguousarray(images_NHW)
-        logits, probabilities = self._session.run(self._outputs, {self._input: images})
-        return logits, probabilities
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Inputs by name, one batch of at least one sample, to outputs by name."""
+        inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        if self._cuda_graphs:
+            return self._replay(inputs)
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def _replay(self, inputs: Arrays) -> Arrays:
+        """Run the graph recorded for these shapes; the first run with new shapes records it."""
+        shapes = tuple(size for array in inputs.values() for size in array.shape)
+        if shapes not in self._recorded:
+            unrecorded = ort.RunOptions()
+            unrecorded.add_run_config_entry("gpu_graph_id", "-1")
+            answers = self._session.run(self._outputs, inputs, unrecorded)
+            outputs = dict(zip(self._outputs, answers, strict=True))
+            graph_id = len(self._recorded) + 1
+            self._recorded[shapes] = _Recorded(self._session, inputs, outputs, graph_id)
+        return self._recorded[shapes].run(self._session, inputs)
+
+
+def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:
+    """The provider's settings, its libraries loaded and the process set up for them."""
+    ort.preload_dlls()  # the CUDA and cuDNN libraries that came as packages
+    if not tf32:
+        # cuDNN's own switch: use_tf32=0 alone is not documented to reach every convolution.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    elif os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        raise DeviceUnavailableError(
+            "TF32 was asked for, but NVIDIA_TF32_OVERRIDE=0 turns it off in this process"
+        )
+    return {"use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(cuda_graphs))}
+
+
+class _Recorded:
+    """Fixed buffers on the device for one set of shapes, which CUDA graphs need."""
+
+    def __init__(self, session: Any, inputs: Arrays, outputs: Arrays, graph_id: int) -> None:
+        on_device = ("cuda", 0)
+        self._inputs = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, *on_device)
+            for name, array in inputs.items()
+        }
+        self._outputs = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, *on_device)
+            for name, array in outputs.items()
+        }
+        self._binding = session.io_binding()
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
+
+    def run(self, session: Any, inputs: Arrays) -> Arrays:
+        for name, array in inputs.items():
+            self._inputs[name].update_inplace(array)
+        session.run_with_iobinding(self._binding, self._options)
+        return {name: value.numpy() for name, value in self._outputs.items()}

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import bentoml
 
-from export.bundle import BundleError
+from export.manifest import BundleError
 from export.session import DeviceUnavailableError
 from service.http import HttpApi
 from service.metrics import Metrics

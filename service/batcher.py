@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.golden import Predict
 from export.parity.metrics import Array
 from service.errors import OverloadedError
 
@@ -44,7 +43,7 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Predict,
+        predict: Callable[[Array], tuple[Array, Array]],
         *,
         max_batch_images: int,
         max_queue_images: int,

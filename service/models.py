@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.bundle import Bundle, BundleError, Manifest, find_bundles
+from export.bundle import Bundle, find_bundles
 from export.golden import Golden, GoldenResult, check_golden
-from export.session import Device, OnnxModel, choose_device
+from export.manifest import BundleError, Manifest
+from export.parity.metrics import Array
+from export.parity.tolerances import Device
+from export.session import OnnxModel, choose_device
 from service.batcher import Batcher
 from service.errors import UnknownModelError
 from service.metrics import Metrics
 from service.settings import Settings
+
+# What the endpoints speak: images in, digits out.
+IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 
 logger = logging.getLogger("bentoml.service")  # BentoML shows its own loggers alone
 
@@ -28,6 +34,11 @@ class ProvenModel:
     manifest: Manifest
     engine: OnnxModel
     golden: GoldenResult
+
+    def predict(self, images_NHW: Array) -> tuple[Array, Array]:
+        """uint8 [N, 28, 28], N >= 1, to (logits, probabilities), float32 [N, K] each."""
+        answers = self.engine({IMAGES: images_NHW})
+        return answers[LOGITS], answers[PROBABILITIES]
 
 
 def open_proven(settings: Settings) -> list[ProvenModel]:
@@ -63,19 +74,26 @@ def open_proven(settings: Settings) -> list[ProvenModel]:
 
 def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
     manifest = bundle.manifest
-    verdicts = [verdict.passed for verdict in manifest.parity if verdict.format == "onnx"]
+    spoken = ([t.name for t in manifest.inputs], [t.name for t in manifest.outputs])
+    if spoken != ([IMAGES], [LOGITS, PROBABILITIES]):
+        raise BundleError(
+            f"{bundle.folder} takes {', '.join(spoken[0])} and gives {', '.join(spoken[1])}; this "
+            f"service takes {IMAGES} and gives {LOGITS}, {PROBABILITIES}: move it elsewhere"
+        )
+    verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == "onnx"]
     if not verdicts or not all(verdicts):
         raise BundleError(f"{bundle.folder} carries no passed parity verdict for its ONNX model")
     engine = OnnxModel(bundle.model_path("onnx"), device, settings.threads)
     golden = Golden.load(bundle.path("golden"))
-    result = check_golden(golden, engine, manifest.tolerance(device))
+    result = check_golden(golden, engine, manifest.outputs, manifest.tolerance(device))
     if not result.passed:
         raise UnprovenError(
             f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"
         )
     shape = (settings.max_batch_images, *manifest.inputs[0].shape[1:])
-    engine(np.zeros(shape, np.uint8))  # memory for the largest batch, before the first request
-    return ProvenModel(manifest, engine, result)
+    proven = ProvenModel(manifest, engine, result)
+    proven.predict(np.zeros(shape, np.uint8))  # memory for the largest batch, in advance
+    return proven
 
 
 @dataclass(frozen=True)
@@ -103,13 +121,13 @@ class ServedModel:
         """What GET /models says of it."""
         training = self.manifest.training
         return self.identity() | {
-            "inputs": [tensor.model_dump() for tensor in self.manifest.inputs],
-            "outputs": [tensor.model_dump() for tensor in self.manifest.outputs],
+            "inputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.inputs],
+            "outputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.outputs],
             "labels": self.manifest.labels,
-            "parameters": training.parameters,
-            "test_accuracy": training.test_accuracy,
-            "test_images": training.test_images,
-            "parity": [verdict.model_dump() for verdict in self.manifest.parity],
+            "parameters": self.manifest.parameters,
+            "test_accuracy": training.test_accuracy if training else None,
+            "test_images": training.test_images if training else None,
+            "parity": [verdict.model_dump(mode="json") for verdict in self.manifest.parity],
             "golden": self.proven.golden.model_dump(),
         }
 
@@ -123,7 +141,7 @@ class ServedModels:
         for model in proven:
             name, engine = model.manifest.name, model.engine
             batcher = Batcher(
-                engine,
+                model.predict,
                 max_batch_images=settings.max_batch_images,
                 max_queue_images=settings.max_queue_images,
                 on_batch=functools.partial(metrics.batch, name),

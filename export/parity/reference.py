@@ -1,83 +1,143 @@
 """The reference: the checkpoint itself, in float64 (the truth) and float32 eager (the yardstick).
 
-Shape suffixes: N images, H and W 28 pixels, K classes.
+Shape suffixes: N samples, H and W pixels.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from export.golden import Predict, run_batched
-from export.parity.metrics import Array
-from export.servable import ServableModel
+from export.parity.metrics import Array, Arrays
+from export.subject import Samples, Subject
 
 TRUTH_BATCH = 500
+IMAGES_NDIM = 3  # batch, height, width
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Images, and what the checkpoint answers to them.
+    """Samples, and what the checkpoint answers to them.
 
     Attributes:
-        images: uint8 [N, 28, 28], the corner cases first.
-        corners: How many corner cases there are.
-        images_name: Where they come from, in words.
-        truth: float64 [N, K], logits in float64.
+        inputs: What is asked, the corner cases first.
+        corners: The corner cases' names.
+        truth: The outputs in float64.
+        targets: int64 [N], the right labels, -1 where there is none.
     """
 
-    model: ServableModel
-    images: Array
-    corners: int
-    images_name: str
-    truth: Array
+    subject: Subject
+    inputs: Arrays
+    corners: tuple[str, ...]
+    truth: Arrays
+    targets: Array
 
-    def describe(self, position: int) -> str:
-        """An image by its position in ``images``, as a person would look it up."""
-        if position < self.corners:
-            return f"corner case {position}"
-        return f"test image {position - self.corners}"
+    def __len__(self) -> int:
+        """How many samples there are, corner cases among them."""
+        return len(self.targets)
 
-    def eager(self, count: int, batch_size: int) -> Array:
-        """Logits of the first images, float32 [count, K]; eager depends on the batch size."""
-        return run_batched(eager_predict(self.model), self.images[:count], batch_size)[0]
+    def first(self, count: int) -> Arrays:
+        """The inputs of the first samples."""
+        return {name: array[:count] for name, array in self.inputs.items()}
+
+    def eager(self, count: int, batch_size: int) -> Arrays:
+        """Outputs for the first samples, float32; eager depends on the batch size."""
+        return run_batched(eager_predict(self.subject), self.first(count), batch_size)
 
 
-def make_reference(model: ServableModel, images: Tensor, images_name: str) -> Reference:
-    """Compute the truth for real images and a few corner cases put in front of them.
+def make_reference(subject: Subject) -> Reference:
+    """Compute the truth for a subject's samples and a few corner cases put in front of them."""
+    names, corners = corner_cases(subject)
+    inputs = {
+        name: np.concatenate([corners[name], array])
+        for name, array in subject.samples.arrays.items()
+    }
+    targets = subject.samples.targets
+    unknown = np.full(len(subject.samples), -1)
+    return Reference(
+        subject,
+        inputs,
+        names,
+        run_batched(float64_predict(subject), inputs, TRUTH_BATCH),
+        np.concatenate([unknown[: len(names)], unknown if targets is None else targets]),
+    )
+
+
+def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = "cpu") -> Predict:
+    """A PyTorch module or program as a function from arrays to arrays.
 
     Args:
-        model: The checkpoint's module, float32, on the CPU, in evaluation mode.
-        images: Real images, uint8 [N, 28, 28].
-        images_name: What they are, in words.
+        run: Takes the inputs' tensors in order, returns the outputs' in theirs.
+        outputs: The outputs' names.
+        device: Where the tensors are put.
     """
-    corners = corner_images()
-    everything = np.concatenate([corners, images.numpy()])
-    in_float64 = copy.deepcopy(model).double()
-    truth, _ = run_batched(eager_predict(in_float64), everything, TRUTH_BATCH)
-    name = f"{images_name} and {len(corners)} corner cases"
-    return Reference(model, everything, len(corners), name, truth)
-
-
-def eager_predict(model: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Predict:
-    """A PyTorch module or program as a function from uint8 arrays to answers as arrays."""
 
     @torch.no_grad()
-    def predict(images_NHW: Array) -> tuple[Array, Array]:
-        logits, probabilities = model(torch.from_numpy(np.ascontiguousarray(images_NHW)))
-        return logits.cpu().numpy(), probabilities.cpu().numpy()
+    def predict(inputs: Arrays) -> Arrays:
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in inputs.values()]
+        return {n: t.cpu().numpy() for n, t in zip(outputs, run(*tensors), strict=True)}
 
     return predict
 
 
-def corner_images() -> Array:
-    """uint8 [7, 28, 28]: empty, full, two checkerboards, single pixels in two corners, a ramp."""
-    checkerboard = (np.indices((28, 28)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    first, last = np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.uint8)
+def eager_predict(subject: Subject) -> Predict:
+    """The subject's own module, float32."""
+    return predict_with(subject.module, [spec.name for spec in subject.outputs])
+
+
+def float64_predict(subject: Subject) -> Predict:
+    """The subject's module in float64; float inputs become float64 too."""
+    predict = predict_with(
+        copy.deepcopy(subject.module).double(), [spec.name for spec in subject.outputs]
+    )
+    return lambda inputs: predict({name: as_float64(array) for name, array in inputs.items()})
+
+
+def as_float64(array: Array) -> Array:
+    """Floats widened; anything else as it is."""
+    return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
+
+
+def corner_cases(subject: Subject) -> tuple[tuple[str, ...], Arrays]:
+    """Names and inputs of corner cases: pictures if the input is one, else the extremes seen."""
+    first, *others = subject.inputs
+    if not others and first.datatype == "UINT8" and len(first.shape) == IMAGES_NDIM:
+        images = corner_images(*first.shape[1:])
+        return tuple(images), {first.name: np.stack(list(images.values()))}
+    extremes = {name: extremes_of(array) for name, array in subject.samples.arrays.items()}
+    return ("all smallest", "all largest"), extremes
+
+
+def extremes_of(array: Array) -> Array:
+    """[2, ...]: one sample of the type's smallest values, one of the largest, as far as seen.
+
+    uint8 is taken for pixels, 0 and 255; of other types only values among the samples are known
+    to be allowed (an integer may be an index).
+    """
+    low, high = (0, 255) if array.dtype == np.uint8 else (array.min(), array.max())
+    return np.stack([np.full(array.shape[1:], value, array.dtype) for value in (low, high)])
+
+
+def corner_images(height: int, width: int) -> Arrays:
+    """By name: uint8 [H, W], empty, full, two checkerboards, two single pixels, a ramp."""
+    checkerboard = (np.indices((height, width)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    first, last = np.zeros((2, height, width), np.uint8)
     first[0, 0] = last[-1, -1] = 255
-    ramp = (np.arange(784) % 256).astype(np.uint8).reshape(28, 28)
-    zeros, full = np.zeros((28, 28), np.uint8), np.full((28, 28), 255, np.uint8)
-    return np.stack([zeros, full, checkerboard, 255 - checkerboard, first, last, ramp])
+    return {
+        "empty": np.zeros((height, width), np.uint8),
+        "full": np.full((height, width), 255, np.uint8),
+        "checkerboard": checkerboard,
+        "the other checkerboard": 255 - checkerboard,
+        "first pixel": first,
+        "last pixel": last,
+        "ramp": (np.arange(height * width) % 256).astype(np.uint8).reshape(height, width),
+    }
+
+
+def first_samples(samples: Samples, count: int) -> Arrays:
+    """The first samples' inputs."""
+    return {name: array[:count] for name, array in samples.arrays.items()}

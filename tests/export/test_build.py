@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import zipfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -10,6 +12,9 @@ import pytest
 from export import build as build_module
 from export.__main__ import main
 from export.bundle import Bundle
+from export.manifest import BundleError
+from export.proof import Proof
+from export.session import OnnxModel
 from tests.export.faults import change_one_weight
 
 
@@ -38,20 +43,38 @@ def test_a_rebuild_replaces_the_bundle_and_leaves_nothing_beside_it(
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
-def test_the_onnx_file_is_as_asked_and_names_no_path(bundle: Path) -> None:
-    """Opset 20, a free batch axis, one file, and neither stack traces nor metadata in it."""
-    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
+def test_the_onnx_files_are_as_asked_and_say_what_they_are(name: str, bundle: Path) -> None:
+    """Opset 20, a free batch axis, one file, and metadata that ONNX Runtime reads back."""
+    model = onnx.load(bundle / name, load_external_data=False)
     assert {entry.version for entry in model.opset_import if not entry.domain} == {20}
     (images,) = model.graph.input
-    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == [
-        "batch",
-        28,
-        28,
-    ]
-    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    axes = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
+    assert axes == ["batch", 28, 28]
     assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    manifest = Bundle.open(bundle).manifest
+    said = OnnxModel(bundle / name, "cpu").metadata
+    assert (said["name"], said["version"]) == (manifest.name, manifest.version)
+    assert said["inputs"] == "images=UINT8[-1,28,28]"
+    assert said["variant"] == next(f.variant for f in manifest.files if f.path == name)
+    assert said["proven_on"] == manifest.proof.name
+
+
+def _contents(path: Path) -> Iterator[bytes]:
+    """A file's bytes, and those of the files in it if it is an archive."""
+    yield path.read_bytes()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield from (archive.read(name) for name in archive.namelist())
+
+
+def test_no_artefact_names_a_path_of_this_machine(bundle: Path) -> None:
+    """Neither the repository nor the environment's packages are named in any file, or inside it."""
+    places = [str(Path(__file__).parents[2]), "site-packages", str(Path.home()) + "/"]
     for path in bundle.iterdir():
-        assert str(Path(__file__).parent.parent.parent).encode() not in path.read_bytes()
+        for content in _contents(path):
+            for place in places:
+                assert place.encode() not in content, path.name
 
 
 def test_a_fault_made_by_the_exporter_writes_no_bundle(
@@ -61,25 +84,61 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An exporter that changes one weight by 1% ends with status 1, words, and no folder."""
-    honest = build_module._write_models
+    """An exporter that changes one weight by 1%: status 1, where it is, and no folder."""
+    honest = build_module.write_models
 
-    def faulty(model: object, folder: Path) -> object:
-        entries = honest(model, folder)  # type: ignore[arg-type]
+    def faulty(proof: Proof, folder: Path, version: str, variants: Collection[str]) -> object:
+        entries = honest(proof, folder, version, variants)
         (folder / "manifest.json").write_text('{"files": []}')
         change_one_weight(folder, 1.01)
         (folder / "manifest.json").unlink()
         return entries
 
-    monkeypatch.setattr(build_module, "_write_models", faulty)
+    monkeypatch.setattr(build_module, "write_models", faulty)
     target = tmp_path / "out" / "cnn"
     command = ["build", str(checkpoints / "cnn"), "--out", str(target)]
-    assert main([*command, "--data-dir", str(data_dir)]) == 1
+    command += ["--data-dir", str(data_dir), "--report", str(tmp_path / "report")]
+    assert main(command) == 1
     error = capsys.readouterr().err
-    for words in ("parity failed", "onnx, batch 256", "image", "off by", "RMS error"):
+    for words in ("parity failed", "onnx, batch 256", "worst at", "off by", "RMS error"):
         assert words in error
+    assert "first wrong value: conv2d, of the ONNX node node_conv2d (Conv)" in error
+    assert "classifier.features.0" in error
+    assert "training/models/cnn.py:" in error
     assert "torchscript" not in error
     assert list(target.parent.iterdir()) == []
+    assert "FAILED" in (tmp_path / "report" / "parity.md").read_text()
+
+
+def test_dynamic_int8_is_refused_with_its_reason(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asking for it is status 64, and the words say why and what to take instead."""
+    command = ["build", str(checkpoints / "cnn"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--variants", "onnx,onnx-int8-dynamic"]) == 64
+    error = capsys.readouterr().err
+    assert "depends on the other samples in its batch" in error
+    assert "take onnx-int8" in error
+
+
+def test_only_the_variants_asked_for_are_built(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are named with the reason, in the manifest and to whoever asks for one."""
+    out = tmp_path / "cnn"
+    command = ["build", str(checkpoints / "cnn"), "--out", str(out), "--data-dir", str(data_dir)]
+    command += ["--tolerance", "onnx.cpu.scaled_error=1e-5", "--because", "to see it recorded"]
+    assert main([*command, "--variants", "onnx,pt2"]) == 0
+    bundle = Bundle.open(out)
+    assert list(bundle.variants) == ["onnx", "pt2"]
+    assert set(bundle.manifest.not_built) == {
+        *("onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen")
+    }
+    with pytest.raises(BundleError, match="was not asked for"):
+        bundle.model_path("onnx-int8")
+    assert "to see it recorded" in (bundle.manifest.tolerance("cpu").loosened or "")
+    assert "LOOSENED scaled_error: 1e-05" in capsys.readouterr().out
+    assert main(["check", str(out), "--quick"]) == 0
 
 
 def test_a_missing_checkpoint_is_refused(

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import Bundle, BundleError, find_bundles, staged, write_bundle
+from export.bundle import Bundle, find_bundles, staged, write_bundle
+from export.manifest import BundleError
 from export.parity.tolerances import tolerance_for
 
 FALSE_VERDICT = {
     "format": "onnx",
+    "precision": "fp32",
     "device": "cpu",
     "passed": True,
     "scaled_error": 0.1,
     "rms_ratio": 2,
+    "sqnr_db": 20,
     "label_flips": 0,
-    "images": 1,
+    "accuracy": 1,
+    "certificate": 1,
+    "samples": 1,
     "batch_sizes": [1],
     "tolerance": tolerance_for("onnx", "cpu").model_dump(),
 }
@@ -34,17 +39,23 @@ def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
     assert [t.name for t in manifest.outputs] == ["logits", "probabilities"]
     assert manifest.labels == tuple("0123456789")
     assert {f.path for f in manifest.files} == {
-        *("model.onnx", "model.ts", "model.pt2", "weights.safetensors", "golden.npz"),
-        "parity.json",
+        *("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.ts", "model.frozen.ts"),
+        *("model.pt2", "weights.safetensors", "golden.npz", "parity.json"),
     }
     assert next(f.opset for f in manifest.files if f.format == "onnx") == 20
-    assert {v.format for v in manifest.parity if v.passed} == {"onnx", "torchscript", "pt2"}
+    assert {v.variant for v in manifest.parity if v.passed} == {
+        *("onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen", "pt2")
+    }
     assert all(v.tolerance.reason for v in manifest.parity)
+    assert manifest.training is not None
     assert manifest.training.test_accuracy > 0.5
+    assert manifest.calibration is not None
+    assert manifest.calibration.samples == 512
+    assert manifest.proof.samples == 300
 
 
 @pytest.mark.parametrize(
-    "name", ["model.onnx", "model.ts", "model.pt2", "weights.safetensors", "golden.npz"]
+    "name", ["model.onnx", "model.int8.onnx", "model.ts", "weights.safetensors", "golden.npz"]
 )
 def test_one_altered_byte_is_found_and_the_file_named(bundle: Path, name: str) -> None:
     """A flipped bit in any file stops the bundle from opening."""

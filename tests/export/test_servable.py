@@ -1,14 +1,16 @@
 """The exported graph holds everything between raw pixels and probabilities."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from export.parity.reference import corner_images, eager_predict
-from export.servable import ServableModel, example_images
+from export.parity.reference import corner_images
+from export.servable import ServableModel
 from export.to_pt2 import export_program
-from training.models import build_model
+from tests.export.subjects import tiny_subject
 
 
 class _FirstPixels(nn.Module):
@@ -24,7 +26,7 @@ class _FirstPixels(nn.Module):
 
 def test_pixels_are_standardised_as_in_training() -> None:
     """The network inside sees (pixel / 255 - mean) / std, in float32 and in float64."""
-    images = example_images(2)
+    images = torch.arange(2 * 784).remainder(256).to(torch.uint8).reshape(2, 28, 28)
     for model, dtype in (
         (ServableModel(_FirstPixels()), torch.float32),
         (ServableModel(_FirstPixels()).double(), torch.float64),
@@ -38,23 +40,21 @@ def test_pixels_are_standardised_as_in_training() -> None:
 
 def test_a_model_in_training_mode_is_not_exported() -> None:
     """Dropout and batch statistics never reach a file: the culprit modules are named."""
-    model = ServableModel(build_model("mlp", {"hidden": [4]}))
-    model.classifier.train()
+    subject = tiny_subject("mlp")
+    module = subject.module
+    assert isinstance(module, ServableModel)
+    module.classifier.train()
     with pytest.raises(ValueError, match=r"training mode.*classifier"):
-        export_program(model)
+        export_program(dataclasses.replace(subject, module=module))
 
 
 def test_the_corner_images_are_what_they_say() -> None:
     """Empty, full, checkerboards, single pixels, a ramp: seven images, all different."""
-    corners = corner_images()
-    assert corners.shape == (7, 28, 28)
-    assert corners.dtype == np.uint8
-    assert len(np.unique(corners.reshape(7, -1), axis=0)) == 7
-    assert [int(image.sum()) for image in corners[[0, 1, 4, 5]]] == [0, 255 * 784, 255, 255]
-
-
-def test_predictions_of_a_module_are_arrays() -> None:
-    """The reference speaks arrays, as an ONNX session does."""
-    logits, probabilities = eager_predict(ServableModel(build_model("cnn", {})))(corner_images())
-    assert logits.shape == probabilities.shape == (7, 10)
-    assert logits.dtype == np.float32
+    corners = corner_images(28, 28)
+    assert {image.shape for image in corners.values()} == {(28, 28)}
+    assert {image.dtype for image in corners.values()} == {np.dtype(np.uint8)}
+    assert len({image.tobytes() for image in corners.values()}) == 7
+    sums = {name: int(image.sum()) for name, image in corners.items()}
+    assert sums["empty"] == 0
+    assert sums["full"] == 255 * 784
+    assert sums["first pixel"] == sums["last pixel"] == 255

@@ -1,69 +1,138 @@
-"""Every weight of the ONNX file is the checkpoint's, whether or not an image would show it."""
-
-from pathlib import Path
+"""Every weight of an ONNX file is held against the checkpoint's, and no fault in one is missed."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.bundle import Bundle
-from export.check import rebuild
+from export.parity.figures import WeightFigures
 from export.parity.tolerances import FOLD_ERROR
-from export.parity.weights import Provenance, check_weights
+from export.parity.weights import check_weights, find_folds
+from export.proof import Proof
+from export.quantize import to_fp16, to_int8
+from tests.export.subjects import tiny_subject
+
+MODELS = ["cnn", "bn-cnn", "mlp"]
 
 
-def _check(bundle: Path, onnx_file: Path | None = None) -> Provenance:
-    opened = Bundle.open(bundle)
-    return check_weights(onnx_file or opened.model_path("onnx"), rebuild(opened))
+@pytest.fixture(scope="module")
+def proofs() -> dict[str, Proof]:
+    """Tiny networks, exported once; not to be changed."""
+    return {model: Proof.of(tiny_subject(model)) for model in MODELS}
 
 
-@pytest.mark.parametrize(("model", "equal", "folded"), [("cnn", 8, 0), ("mlp", 2, 2)])
+def _check(proof: Proof, model: onnx.ModelProto | None = None) -> WeightFigures:
+    return check_weights(
+        proof.translation.model if model is None else model, proof.subject.module, proof.program
+    )
+
+
+def _copy(proof: Proof) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proof.translation.model)
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("model", "equal", "folded"), [("cnn", 8, 0), ("bn-cnn", 2, 6), ("mlp", 2, 2)]
+)
 def test_every_tensor_of_an_honest_export_is_accounted_for(
-    model: str, equal: int, folded: int, bundles: Path
+    model: str, equal: int, folded: int, proofs: dict[str, Proof]
 ) -> None:
     """Without BatchNorm all are bit-equal; with it the folded ones equal the float64 fold."""
-    found = _check(bundles / model)
-    assert (len(found.equal), len(found.folded)) == (equal, folded)
-    assert found.failures == ()
-    assert found.fold_error <= FOLD_ERROR / 2
+    found = _check(proofs[model])
+    assert (found.equal, found.folded, found.problems) == (equal, folded, ())
+    assert found.error <= FOLD_ERROR / 2
+    assert found.constants == 3  # 255, mean and deviation
+    assert len(find_folds(proofs[model].program)) == folded // 2
 
 
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("factor", [1.01, -1.0, float("nan")])
 def test_one_changed_weight_in_any_tensor_is_named(
-    model: str, factor: float, bundles: Path, tmp_path: Path
+    model: str, factor: float, proofs: dict[str, Proof]
 ) -> None:
     """A random element of each tensor, 1% off, negated or NaN, is found with its position."""
     generator = np.random.default_rng(0)
-    honest = onnx.load(bundles / model / "model.onnx")
-    names = [t.name for t in honest.graph.initializer if t.name.startswith("classifier.")]
-    assert len(names) >= 4
-    for name in names:
-        faulty = onnx.ModelProto.FromString(honest.SerializeToString())
+    tensors = [
+        t.name for t in _copy(proofs[model]).graph.initializer if t.name.startswith("classifier.")
+    ]
+    assert len(tensors) >= 4
+    for name in tensors:
+        faulty = _copy(proofs[model])
         tensor = next(t for t in faulty.graph.initializer if t.name == name)
         values = numpy_helper.to_array(tensor).copy()
         position = tuple(int(generator.integers(size)) for size in values.shape)
         values[position] *= factor
         tensor.CopyFrom(numpy_helper.from_array(values, name))
-        onnx.save(faulty, tmp_path / "faulty.onnx")
-        (failure,) = _check(bundles / model, tmp_path / "faulty.onnx").failures
-        assert name in failure
-        assert f"[{', '.join(map(str, position))}] is" in failure
+        found = _check(proofs[model], faulty)
+        words = " ".join([*found.problems, found.worst])
+        assert found.problems or not found.error <= FOLD_ERROR
+        assert name in words
+        assert f"[{', '.join(map(str, position))}] is" in words
 
 
-def test_a_missing_and_a_misshapen_tensor_are_named(bundles: Path, tmp_path: Path) -> None:
-    """A dropped bias and a transposed weight are told by name and shape."""
-    model = onnx.load(bundles / "cnn" / "model.onnx")
+def test_missing_misshapen_and_strange_tensors_are_named(proofs: dict[str, Proof]) -> None:
+    """A dropped bias, a transposed weight and a tensor of nowhere are told by name and shape."""
+    model = _copy(proofs["cnn"])
     kept = [t for t in model.graph.initializer if t.name != "classifier.head.1.bias"]
     for tensor in kept:
         if tensor.name == "classifier.head.4.weight":
-            transposed = numpy_helper.to_array(tensor).T.copy()
-            tensor.CopyFrom(numpy_helper.from_array(transposed, tensor.name))
+            values = numpy_helper.to_array(tensor).reshape(16, 10) + 1
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    kept.append(numpy_helper.from_array(np.ones(5, np.float32), "stranger"))
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    (tmp_path / "faulty.onnx").write_bytes(model.SerializeToString())
-    failures = _check(bundles / "cnn", tmp_path / "faulty.onnx").failures
-    assert len(failures) == 2
-    assert "classifier.head.1.bias is not in the ONNX file" in failures[0]
-    assert "classifier.head.4.weight is (16, 10), expected (10, 16)" in failures[1]
+    assert _check(proofs["cnn"], model).problems == (
+        "classifier.head.1.bias is not in the file",
+        "classifier.head.4.weight is (16, 10), expected (10, 16)",
+        "stranger (5,) is not in the checkpoint",
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_reduced_weights_are_the_nearest_to_the_checkpoints(
+    model: str, proofs: dict[str, Proof]
+) -> None:
+    """fp16 is off by half a rounding, int8 by half a step; one step more is seen."""
+    proof = proofs[model]
+    half = _check(proof, to_fp16(proof.translation.model))
+    assert (half.problems, half.equal) == ((), 0)
+    assert 0 < half.error <= 2.0**-11 * 1.01
+    quantized = to_int8(proof.translation.model, proof.subject.samples.arrays)
+    honest = _check(proof, quantized)
+    assert honest.problems == ()
+    assert honest.converted >= 2
+    assert 0.4 < honest.error <= 0.51
+    tensor = next(t for t in quantized.graph.initializer if t.name.endswith("weight_quantized"))
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 1 if values.flat[0] < 100 else -1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert _check(proof, quantized).error > 0.51
+
+
+def test_a_batchnorm_that_was_not_folded_is_compared_tensor_by_tensor(
+    proofs: dict[str, Proof],
+) -> None:
+    """An exporter that leaves the BatchNorm in the graph is held to its statistics too."""
+    proof = proofs["bn-cnn"]
+    state = proof.subject.module.state_dict()
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [],
+            "unfolded",
+            [],
+            [],
+            [
+                numpy_helper.from_array(tensor.numpy(), name)
+                for name, tensor in state.items()
+                if tensor.is_floating_point()
+            ],
+        )
+    )
+    assert _check(proof, model).problems == ()
+    variance = next(t for t in model.graph.initializer if t.name.endswith("running_var"))
+    values = numpy_helper.to_array(variance) * np.float32(1.01)
+    variance.CopyFrom(numpy_helper.from_array(values, variance.name))
+    (problem,) = _check(proof, model).problems
+    assert variance.name in problem

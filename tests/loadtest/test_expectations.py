@@ -31,7 +31,7 @@ def test_bodies_hold_the_golden_images() -> None:
     """A batch of three starts at its sample and goes on from it, around the end."""
     expectations = Expectations(BUNDLE, 3, "predict")
     with np.load(BUNDLE / "golden.npz") as golden:
-        images = golden["images"]
+        images = golden["inputs/images"]
     last = json.loads(expectations.requests[-1].body)["images"]
     assert np.array_equal(np.array(last), images[[-1, 0, 1]])
     single = Expectations(BUNDLE, 1, "predict").requests[0]

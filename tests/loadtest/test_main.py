@@ -51,7 +51,7 @@ def test_a_service_that_answers_wrongly_fails_the_run(
     """Against golden samples of other logits, status 1 and the first wrong answer are given."""
     with np.load(served_bundle / "golden.npz") as content:
         arrays = dict(content)
-    arrays["truth"] = np.roll(arrays["truth"], 1, axis=1)
+    arrays["truth/logits"] = np.roll(arrays["truth/logits"], 1, axis=1)
     np.savez(served_bundle / "golden.npz", **arrays)
     assert _run(service_url, tmp_path, "--users", "2", bundle=served_bundle) == 1
     error = capsys.readouterr().err

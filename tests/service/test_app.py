@@ -41,13 +41,15 @@ def _manifest(model: str) -> dict[str, Any]:
 def test_many_images_get_the_references_answers(model: str, client: httpx.Client) -> None:
     """All golden images in one request: labels exact, probabilities the softmax of the truth."""
     golden = _golden(model)
-    answer = client.post("/predict", json={"images": golden.images.tolist(), "model": model})
+    answer = client.post(
+        "/predict", json={"images": golden.inputs["images"].tolist(), "model": model}
+    )
     assert answer.status_code == 200
     content = answer.json()
     identity = {"model": model, "version": _manifest(model)["version"], **PROVIDER}
     assert {name: content[name] for name in identity} == identity
-    assert [p["label"] for p in content["predictions"]] == [str(i) for i in golden.labels]
-    truth = np.exp(golden.truth - golden.truth.max(axis=1, keepdims=True))
+    assert [p["label"] for p in content["predictions"]] == [str(i) for i in golden.labels()]
+    truth = np.exp(golden.truth["logits"] - golden.truth["logits"].max(axis=1, keepdims=True))
     truth /= truth.sum(axis=1, keepdims=True)
     found = np.array([p["probabilities"] for p in content["predictions"]])
     assert np.abs(found - truth).max() < 1e-5
@@ -63,15 +65,15 @@ def test_an_answer_does_not_depend_on_who_else_asks(client: httpx.Client) -> Non
         probabilities: list[float] = answer["predictions"][0]["probabilities"]
         return probabilities
 
-    alone = [ask(image) for image in golden.images]
+    alone = [ask(image) for image in golden.inputs["images"]]
     with concurrent.futures.ThreadPoolExecutor(16) as clients:
-        together = list(clients.map(ask, golden.images))
+        together = list(clients.map(ask, golden.inputs["images"]))
     assert together == alone
 
 
 def test_requests_that_arrive_together_run_as_one_batch(client: httpx.Client) -> None:
     """Under 32 clients, batches hold more images than requests do, as the metrics tell."""
-    body = json.dumps({"images": _golden("mlp").images[0].tolist(), "model": "mlp"})
+    body = json.dumps({"images": _golden("mlp").inputs["images"][0].tolist(), "model": "mlp"})
     before = _metrics(client)
     with concurrent.futures.ThreadPoolExecutor(32) as clients:
         answers = list(clients.map(lambda _: client.post("/predict", content=body), range(400)))
@@ -224,8 +226,10 @@ def test_bad_requests_are_refused_in_words_and_the_service_goes_on(
     assert named in answer.json()["error"]
     assert "Traceback" not in answer.text
     golden = _golden("cnn")
-    after = client.post("/predict", json={"images": golden.images[0].tolist(), "model": "cnn"})
-    assert after.json()["predictions"][0]["label"] == str(golden.labels[0])
+    after = client.post(
+        "/predict", json={"images": golden.inputs["images"][0].tolist(), "model": "cnn"}
+    )
+    assert after.json()["predictions"][0]["label"] == str(golden.labels()[0])
 
 
 def test_refusals_are_counted(client: httpx.Client) -> None:
@@ -282,10 +286,10 @@ def test_two_workers_answer_alike(tmp_path: Path) -> None:
         running_service(tmp_path / "log", settings={**settings, "DIGITS_DEVICE": "cpu"}) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
-        body = {"images": golden.images.tolist(), "model": "mlp"}
+        body = {"images": golden.inputs["images"].tolist(), "model": "mlp"}
         for _ in range(20):
             answer = httpx.post(f"{url}/predict", json=body).json()  # a connection each
             labels = [p["label"] for p in answer["predictions"]]
-            assert labels == [str(i) for i in golden.labels]
+            assert labels == [str(i) for i in golden.labels()]
         counted = _metrics(client)['digits_images_total{endpoint="predict",model="mlp"}']
-        assert counted == 20 * len(golden.images)
+        assert counted == 20 * len(golden.inputs["images"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import BundleError
+from export.manifest import BundleError
 from export.session import DeviceUnavailableError, cuda_device_count
 from service.models import UnprovenError, open_proven
 from service.settings import Settings
@@ -27,7 +27,7 @@ def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
     """A model that differs from its golden samples is named, although every hash agrees."""
     with np.load(served_bundle / "golden.npz") as content:
         arrays = dict(content)
-    arrays["logits"] = arrays["logits"] * np.float32(1.0001)
+    arrays["eager/logits"] = arrays["eager/logits"] * np.float32(1.0001)
     np.savez(served_bundle / "golden.npz", **arrays)
     rehash(served_bundle, "golden.npz")
     with pytest.raises(UnprovenError, match=r"cnn fails its golden samples.*scaled error"):

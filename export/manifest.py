@@ -1,0 +1,212 @@
+"""What a bundle says of itself: the manifest's schema. Knows no torch.
+
+Tensors speak the words of the Open Inference Protocol: ``name``, ``datatype``, ``shape``, with -1
+for the batch axis.
+"""
+
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from export.parity.tolerances import Device, Format, Tolerance, tolerance_for, variant_name
+
+SCHEMA_VERSION = 2
+# The name and the version stand in URLs, metric labels and file paths.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+
+Datatype = Literal["BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "FP32", "FP64"]
+DTYPES: dict[Datatype, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "INT8": np.dtype(np.int8),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+
+
+class BundleError(ValueError):
+    """A bundle that is not there, not whole, altered, or of another schema; names the file."""
+
+
+class SubjectError(ValueError):
+    """A module, its weights or its samples cannot be exported as given; says what to do."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Strict):
+    """One input or output, e.g. images UINT8 [-1, 28, 28].
+
+    Attributes:
+        kind: What an output means: "logits" are [-1, K], the largest is the label;
+            "probabilities" are the softmax of the logits before them; "values" mean nothing more.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    datatype: Datatype
+    shape: tuple[int, ...]
+    kind: Literal["values", "logits", "probabilities"] = "values"
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """NumPy's type of the values."""
+        return DTYPES[self.datatype]
+
+    def __str__(self) -> str:
+        """As a person writes it: images=UINT8[-1,28,28]."""
+        return f"{self.name}={self.datatype}[{','.join(map(str, self.shape))}]"
+
+
+class FileEntry(_Strict):
+    """One file of the bundle; the last three fields are for models alone."""
+
+    path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="a name inside the bundle's folder")
+    role: Literal["model", "weights", "golden", "parity"]
+    sha256: str = Field(pattern=SHA256_PATTERN)
+    size_bytes: int = Field(ge=0)
+    format: Format | None = None
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    opset: int | None = None
+
+    @property
+    def variant(self) -> str | None:
+        """What kind of model it is, e.g. "onnx-int8"; None for other files."""
+        return None if self.format is None else variant_name(self.format, self.precision)
+
+
+class ParityVerdict(_Strict):
+    """What the gate said of one variant: the worst figures over all outputs and batch sizes.
+
+    ``samples`` is how many the largest batch size ran over; the others run over the first 1,000.
+    ``certificate`` is the smallest distance between the reference's two best logits over the
+    largest error: above 2, no label of these samples can change. None without logits.
+    """
+
+    format: Format
+    precision: str
+    device: Device
+    passed: bool
+    scaled_error: float
+    rms_ratio: float
+    sqnr_db: float | None
+    label_flips: int
+    accuracy: float | None
+    certificate: float | None
+    samples: int
+    batch_sizes: tuple[int, ...]
+    tolerance: Tolerance
+
+    @property
+    def variant(self) -> str:
+        """The format, with the precision behind it unless it is fp32."""
+        return self.tolerance.variant
+
+    @model_validator(mode="after")
+    def _passed_means_within_the_tolerance(self) -> Self:
+        bounds = (self.tolerance.scaled_error, self.tolerance.rms_ratio)
+        figures = (self.scaled_error, self.rms_ratio)
+        if self.passed and any(
+            bound is not None and not figure <= bound
+            for figure, bound in zip(figures, bounds, strict=True)
+        ):
+            raise ValueError("the verdict says passed, its own figures say not")
+        return self
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        bound = self.tolerance.scaled_error
+        limit = "" if bound is None else f" (<= {bound:.0e})" if bound else " (bit-equal)"
+        ratio = self.tolerance.rms_ratio
+        parts = [
+            f"{self.variant:18} {self.device}: {'passed' if self.passed else 'FAILED'}",
+            f"scaled error {self.scaled_error:.1e}{limit}",
+            f"RMS {self.rms_ratio:.1f} x eager's (<= {ratio:.0f})" if ratio else "",
+            f"SQNR {self.sqnr_db:.1f} dB" if self.sqnr_db and self.tolerance.sqnr_db else "",
+            f"{self.label_flips} label flips in {self.samples:,} samples",
+        ]
+        return "  ".join(part for part in parts if part)
+
+
+class TrainingSummary(_Strict):
+    """Where the weights come from; the whole record stays with the checkpoint."""
+
+    config: dict[str, Any]
+    parameters: int
+    data_name: str
+    data_sha256: str
+    test_images: str = Field(description="what the accuracy was measured on, in words")
+    test_accuracy: float = Field(ge=0, le=1)
+    expected_calibration_error: float = Field(ge=0, le=1)
+    device: str
+    commit: str
+
+
+class FactorySummary(_Strict):
+    """A module that somebody else's code makes: ``package.module:function`` and its arguments."""
+
+    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    arguments: dict[str, Any]
+    parameters: int
+
+
+class SampleSet(_Strict):
+    """Which samples were used: their name in words, how many, and their fingerprint."""
+
+    name: str
+    samples: int
+    sha256: str = Field(pattern=SHA256_PATTERN)
+
+
+class Manifest(_Strict):
+    """All that is known of a bundle; field order is reading order."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str = Field(pattern=NAME_PATTERN)
+    version: str = Field(pattern=NAME_PATTERN)
+    architecture: str
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    labels: tuple[str, ...]
+    files: tuple[FileEntry, ...]
+    parity: tuple[ParityVerdict, ...]
+    proof: SampleSet = Field(description="what the gate asked")
+    calibration: SampleSet | None = Field(description="what int8's scales were fitted to")
+    not_built: dict[str, str] = Field(description="variants that were left out, each with a reason")
+    tolerances: tuple[Tolerance, ...] = Field(
+        description="what the ONNX variants may differ by, for each device that could serve them"
+    )
+    training: TrainingSummary | None
+    factory: FactorySummary | None = None
+    commit: str
+    versions: dict[str, str]
+
+    @property
+    def parameters(self) -> int:
+        """How many trainable numbers the model has."""
+        source = self.training or self.factory
+        return source.parameters if source else 0
+
+    def tolerance(self, device: str, variant: str = "onnx") -> Tolerance:
+        """What a variant of the ONNX file may differ by on a device.
+
+        Raises:
+            BundleError: The bundle gives none, or a looser one than this code's table without
+                having recorded who loosened it and why.
+        """
+        for row in self.tolerances:
+            if (row.device, row.variant) == (device, variant):
+                looser = row.looser_than(tolerance_for(variant, device))
+                if looser and not row.loosened:
+                    raise BundleError(
+                        f"{self.name} allows itself more than the table does for {variant} on "
+                        f"{device}, and does not say why: {'; '.join(looser)}"
+                    )
+                return row
+        raise BundleError(f"{self.name} carries no tolerance for {variant} on {device}")

@@ -1,0 +1,62 @@
+"""Is an ONNX file what was asked for? Asks the file itself; nothing is run."""
+
+from collections.abc import Iterator, Sequence
+
+import onnx
+from onnx import TensorProto
+
+from export.manifest import TensorSpec
+from export.parity.tolerances import DYNAMIC_INT8_REFUSED
+
+OPSET = 20
+
+# What quantizes activations by the largest value that happens to be in the batch.
+DYNAMIC_OPERATORS = {"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
+
+
+def structure_problems(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> list[str]:
+    """What of an ONNX model is not as asked: opset, tensors, batch axis, operators, one file.
+
+    Args:
+        model: The model.
+        inputs: What its inputs must be, in their order.
+        outputs: The same of its outputs.
+    """
+    return list(_problems(model, inputs, outputs))
+
+
+def _problems(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> Iterator[str]:
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if opsets.get("ai.onnx") != OPSET:
+        yield f"opset: asked for {OPSET}, found {opsets.get('ai.onnx')}"
+    for which, found, specs in (
+        ("inputs", model.graph.input, inputs),
+        ("outputs", model.graph.output, outputs),
+    ):
+        wanted, got = [str(spec) for spec in specs], [_tensor(value) for value in found]
+        if got != wanted:
+            yield f"{which}: asked for {', '.join(wanted)}, found {', '.join(got)}"
+    operators = {(node.domain or "ai.onnx", node.op_type) for node in model.graph.node}
+    foreign = sorted({f"{domain}::{op}" for domain, op in operators if domain != "ai.onnx"})
+    if foreign:
+        yield f"operators that are not ONNX's own, so not every machine has them: {foreign}"
+    if {op for _, op in operators} & DYNAMIC_OPERATORS:
+        yield DYNAMIC_INT8_REFUSED
+    if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
+        yield "weights lie in a second file; asked for one"
+
+
+def _tensor(value: onnx.ValueInfoProto) -> str:
+    """As ``str(TensorSpec)``; a free first axis is -1, any other is its name."""
+    tensor = value.type.tensor_type
+    kind = TensorProto.DataType.Name(tensor.elem_type)
+    datatype = {"FLOAT": "FP32", "FLOAT16": "FP16", "DOUBLE": "FP64"}.get(kind, kind)
+    axes = [
+        "-1" if i == 0 and axis.dim_param else str(axis.dim_param or axis.dim_value)
+        for i, axis in enumerate(tensor.shape.dim)
+    ]
+    return f"{value.name}={datatype}[{','.join(axes)}]"
