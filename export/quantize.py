@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -32,8 +32,17 @@ BARRIER = "int8_barrier"
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in float16, inputs and outputs as they were."""
-    converted: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True)
+    """The model in float16, inputs and outputs as they were.
+
+    Weights are rounded to the nearest beforehand: the converter would raise those that round to 0
+    to the smallest number above it.
+    """
+    rounded = _copy(model)
+    for tensor in rounded.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    converted: onnx.ModelProto = convert_float_to_float16(rounded, keep_io_types=True)
     return converted
 
 

@@ -163,7 +163,7 @@ class _Comparison:
         difference = np.abs(array.astype(np.float64) - expected) / unit
         error = float(np.where(np.isfinite(difference), difference, np.inf).max())
         if not self._worst or error > self._error:
-            self._error, self._worst = error, f"{name}{where(array, expected)}"
+            self._error, self._worst = error, f"{name}{where(array, expected, unit)}"
 
     def _by_value(self, expected: Array) -> str | None:
         """A tensor that lost its name, or was transposed, on its way into the file."""
@@ -177,9 +177,9 @@ class _Comparison:
         return None
 
 
-def where(array: Array, expected: Array) -> str:
-    """The element that differs most, with both values."""
-    difference = np.abs(array.astype(np.float64) - expected)
+def where(array: Array, expected: Array, unit: Array | float = 1.0) -> str:
+    """The element that differs most, measured in its unit, with both values."""
+    difference = np.abs(array.astype(np.float64) - expected) / unit
     position = np.unravel_index(np.nan_to_num(difference, nan=np.inf).argmax(), array.shape)
     at = ", ".join(str(int(i)) for i in position)
     return f"[{at}] is {array[position]:.7g}, expected {expected[position]:.7g}"

@@ -1,6 +1,7 @@
 """Subjects for the tests of the gate: small modules, real images, and any module's factory."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from export.servable import INPUTS, OUTPUTS, ServableModel
 from export.subject import Samples, Subject
 from training.models import build_model
 
-NUMBERS = {
+NUMBERS: dict[str, dict[str, Any]] = {
     "cnn": {"n1": 2, "n2": 4, "n3": 16},
     "bn-cnn": {"n1": 2, "n2": 4, "n3": 16, "batch_norm": True},
     "mlp": {"hidden": [8]},

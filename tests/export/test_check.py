@@ -86,6 +86,24 @@ def test_an_altered_or_missing_bundle_is_status_2(
     assert "golden samples" in capsys.readouterr().err
 
 
+def test_bisect_names_where_a_bundle_is_wrong(
+    bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 0 for an honest file; 1, node, module and line for one with a changed weight."""
+    command = ["bisect", str(bundle), "--data-dir", str(data_dir)]
+    assert main(command) == 0
+    assert main([*command, "--variant", "onnx-fp16"]) == 0
+    assert main([*command, "--variant", "torchscript"]) == 64
+    change_one_weight(bundle, 1.05)
+    capsys.readouterr()
+    assert main(command) == 1
+    found = capsys.readouterr().out
+    assert "first wrong value: conv2d, of the ONNX node node_conv2d (Conv)" in found
+    assert "module: classifier.features.0" in found
+    assert "self.features(x_NCHW)" in found
+    assert "the value before it (div_1) has 0.0e+00" in found
+
+
 @without_cuda
 @pytest.mark.parametrize("quick", [[], ["--quick"]])
 def test_a_missing_device_is_status_3_and_never_a_fallback(

@@ -136,3 +136,15 @@ def test_a_batchnorm_that_was_not_folded_is_compared_tensor_by_tensor(
     variance.CopyFrom(numpy_helper.from_array(values, variance.name))
     (problem,) = _check(proof, model).problems
     assert variance.name in problem
+
+
+def test_a_weight_that_rounds_to_zero_in_fp16_becomes_zero(proofs: dict[str, Proof]) -> None:
+    """Not the smallest number above it, as converters would have it."""
+    proof = proofs["cnn"]
+    model = _copy(proof)
+    tensor = next(t for t in model.graph.initializer if t.name == "classifier.head.1.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values[0, 0], values[0, 1] = 1.5e-8, -1e-9
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    half = {t.name: numpy_helper.to_array(t) for t in to_fp16(model).graph.initializer}
+    assert half["classifier.head.1.weight"][0, :2].tolist() == [0, 0]
