@@ -8,6 +8,7 @@ fault of this program (the numbers of sysexits.h).
 
 import json
 import logging
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from export.arguments import USAGE, parse
 from export.bundle import Bundle
 from export.check import full_check, quick_check, rebuild
-from export.manifest import BundleError, SubjectError
+from export.manifest import NAME_PATTERN, BundleError, SubjectError
 from export.parity.figures import SCHEMA_VERSION, ParityFigures
 from export.parity.judge import Judgement, judge
 from export.parity.tolerances import (
@@ -101,6 +102,12 @@ def _build(arguments: Namespace) -> int:
         raise _UsageError(f"onnx-int8-dynamic is refused: {DYNAMIC_INT8_REFUSED}")
     if unknown := set(variants) - set(VARIANTS):
         raise _UsageError(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
+    for text in filter(None, (arguments.name, arguments.version)):
+        if not re.fullmatch(NAME_PATTERN, text):
+            raise _UsageError(
+                f"{text!r} cannot stand in URLs and file names: letters, digits, '.', '_' and '-' "
+                "alone, 63 at most"
+            )
     tolerances = changed(arguments.tolerance, arguments.because)
     try:
         bundle, figures = build(

@@ -3,6 +3,7 @@
 In this order: files, golden samples, gate, manifest; a failure at any of them leaves no bundle.
 """
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Collection
@@ -47,6 +48,9 @@ class ParityError(RuntimeError):
         """Say every failure, and where in the graph the first wrong value is."""
         self.figures, self.judgement = figures, judgement
         lines = ["parity failed, no bundle written:", *judgement.failures, bisection]
+        passed = [v.variant for v in judgement.verdicts if v.passed]
+        if "onnx" in passed and len(passed) < len(judgement.verdicts):
+            lines.append(f"what passed can be built alone: --variants {','.join(passed)}")
         super().__init__("\n  ".join(lines))
 
 
@@ -118,7 +122,8 @@ def write_models(
     """
     subject = proof.subject
     script, frozen = folder / "model.ts", folder / "model.frozen.ts"
-    with exported_torchscript(subject, script, frozen):
+    scripted = {"torchscript", "torchscript-frozen"} & set(variants)
+    with exported_torchscript(subject, script, frozen) if scripted else contextlib.nullcontext():
         honest = proof.translation.model
         models = {"onnx": ("fp32", honest)}
         if "onnx-fp16" in variants:
@@ -138,7 +143,7 @@ def write_models(
     for variant, path in written.items():
         if variant in variants:
             entries.append(file_entry(path, role="model", format=variant, precision="fp32"))
-        else:
+        else:  # tracing gives both
             path.unlink(missing_ok=True)
     return entries
 

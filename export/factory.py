@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from export.manifest import DTYPES, FactorySummary, SubjectError, TensorSpec
 from export.parity.metrics import Array
@@ -124,6 +125,12 @@ def _load(module: nn.Module, path: Path) -> None:
         module.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         raise SubjectError(f"{path} does not fit the module: {error}") from error
+    for part in module.modules():
+        if parametrize.is_parametrized(part):  # weight norm and the like: a matter of training
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            # Loading is done; what it left behind cannot be sent to another process.
+            part._load_state_dict_pre_hooks.clear()
 
 
 def _spec(name: str, array: Array) -> TensorSpec:

@@ -25,7 +25,13 @@ from export.parity.layers import Inside, explain, first_wrong
 from export.parity.reference import Reference, make_reference, predict_with
 from export.parity.structure import structure_problems
 from export.parity.tolerances import TOLERANCES, Device, Tolerance, tolerance_for
-from export.parity.weights import check_state, check_weights, find_folds, state_arrays
+from export.parity.weights import (
+    check_reduced,
+    check_state,
+    check_weights,
+    find_folds,
+    state_arrays,
+)
 from export.session import OnnxModel
 from export.subject import Subject
 from export.to_onnx import Translation, translate
@@ -94,8 +100,9 @@ class Proof:
             BundleError: A file is no model that can be run.
             DeviceUnavailableError: The device is not there.
         """
+        source = variants["onnx"]
         if tf32:
-            variants = {"onnx-tf32": variants["onnx"]}
+            variants = {"onnx-tf32": source}
         outputs = [spec.name for spec in self.subject.outputs]
         candidates, not_checked = open_candidates(
             variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
@@ -112,13 +119,13 @@ class Proof:
             outputs=self.subject.outputs,
             tolerances=table,
             rows=tuple(rows),
-            files={v: self._file(v, variants[v]) for v in candidates},
+            files={v: self._file(v, variants[v], source) for v in candidates},
             neighbours={v: measure_neighbours(p, self.reference) for v, p in candidates.items()},
             coverage=measure_coverage(self.program, self.reference.inputs, NARROW),
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
-            layers=self.layers(variants["onnx"]) if on_cpu else (),
-            faults=self.faults(variants["onnx"], table[0]) if on_cpu else (),
+            layers=self.layers(source) if on_cpu else (),
+            faults=self.faults(source, table[0]) if on_cpu else (),
             worst=worst_samples(next(r for r in rows if r.variant == main), self.reference),
             not_checked=not_checked,
             versions=versions(["torch", "onnx", "numpy"])
@@ -133,14 +140,18 @@ class Proof:
             return f"no value inside {path.name} is beyond {allowed.variant}'s tolerance"
         return explain(layers, position)
 
-    def _file(self, variant: str, path: Path) -> FileFigures:
+    def _file(self, variant: str, path: Path, source: Path) -> FileFigures:
         problems: list[str] = []
         weights: WeightFigures | None = None
         module = self.subject.module
         if variant.startswith("onnx"):
             model = onnx.load(path)
             problems = structure_problems(model, self.subject.inputs, self.subject.outputs)
-            weights = check_weights(model, module, self.program)
+            weights = (
+                check_reduced(model, onnx.load(source))
+                if variant in ("onnx-fp16", "onnx-int8")
+                else check_weights(model, self.program)
+            )
         elif variant == "torchscript":
             weights = check_state(state_arrays(_load_script(path, "cpu")), module)
         elif variant == "pt2":

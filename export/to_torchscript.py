@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from export.manifest import SubjectError
 from export.subject import Subject
 
 
@@ -37,7 +38,13 @@ def exported_torchscript(subject: Subject, traced: Path, frozen: Path) -> Iterat
         module = copy.deepcopy(subject.module)
         saved = fresh_process.submit(_trace_and_save, module, subject.example, traced, frozen)
         yield
-        saved.result()
+        try:
+            saved.result()
+        except Exception as error:  # of pickling, of tracing: of somebody else's module
+            raise SubjectError(
+                f"{subject.name} cannot be traced to TorchScript in a fresh process ({error}); "
+                "leave it out: --variants onnx,onnx-fp16,onnx-int8,pt2"
+            ) from error
 
 
 def _trace_and_save(

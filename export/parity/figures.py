@@ -36,12 +36,13 @@ class WeightFigures(Figures):
         equal: Tensors that are bit-equal to the checkpoint's.
         folded: Tensors into which a BatchNorm was folded.
         converted: Tensors that were rounded to another type.
-        constants: Float numbers in the file that are no tensor of the checkpoint.
+        constants: How many float numbers of the file are of no tensor of the checkpoint: numbers of
+            the code, and what the exporter computed in advance. Only samples prove them.
         error: Largest difference to what the checkpoint says, in the unit of the precision: of
             float tensors over the value itself (of biases, differences of large numbers, over the
             largest), of int8 in steps of the quantization.
         worst: Where that is, with both values.
-        problems: Tensors that are missing, of another shape or of nowhere, in words.
+        problems: Tensors that are missing or of another shape, in words.
     """
 
     equal: int

@@ -235,7 +235,8 @@ def changed(
     """The table with some numbers changed, each change recorded in its row.
 
     Args:
-        changes: "VARIANT.DEVICE.FIELD=NUMBER" each, e.g. "onnx.cpu.scaled_error=1e-5".
+        changes: "VARIANT.DEVICE.FIELD=NUMBER" each, e.g. "onnx.cpu.scaled_error=1e-5"; "none" for
+            NUMBER means that the figure is not judged.
         because: The reason; needed if a number becomes looser.
         table: What is changed.
 
@@ -253,7 +254,8 @@ def changed(
             )
         row = rows[row_name]
         try:
-            new = Tolerance.model_validate(row.model_dump() | {field: float(number)})
+            bound = None if number == "none" else float(number)
+            new = Tolerance.model_validate(row.model_dump() | {field: bound})
         except ValueError as error:
             raise ToleranceError(f"{change!r}: {number!r} cannot be a {field}") from error
         if loosened := new.looser_than(row):

@@ -127,8 +127,8 @@ def measured(figures: ParityFigures, variant: str) -> dict[str, float]:
         "softmax_error": [row.softmax_error for row in rows],
         "weights": [weights.error] if weights else [],
         "sqnr_db": [-output.sqnr_db for output in outputs],
-        "flip_share": [labels.flips / output.samples for output, labels in labelled],
-        "tie_share": [labels.ties / output.samples for output, labels in labelled],
+        "flip_share": [labels.decided_flips / labels.samples for _, labels in labelled],
+        "tie_share": [labels.ties / labels.samples for _, labels in labelled],
         "accuracy_drop": [
             (labels.eager_accuracy or 0) - labels.accuracy
             for _, labels in labelled

@@ -162,3 +162,13 @@ def test_images_that_the_checkpoint_was_not_trained_with_are_refused(
     assert main([*command, "--data-dir", str(other)]) == 66
     assert "was trained on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--name", "--version"])
+def test_a_name_that_cannot_stand_in_an_url_is_refused_at_once(
+    option: str, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 64 and the rule, before anything is exported."""
+    command = ["build", str(checkpoints / "cnn"), "--out", str(tmp_path / "out")]
+    assert main([*command, option, "a name/with slashes"]) == 64
+    assert "letters, digits" in capsys.readouterr().err

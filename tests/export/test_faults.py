@@ -18,7 +18,7 @@ from tests.export.subjects import tiny_subject
 ALLOWED = tolerance_for("onnx", "cpu")
 MODELS = ["cnn", "bn-cnn", "mlp"]
 NAMES = {
-    *("one sign flipped", "one NaN weight", "BatchNorm epsilon 1e-3"),
+    *("one sign flipped", "one NaN weight", "a wrong BatchNorm epsilon"),
     *("mean rounded (.13 for .1307)", "x * (1/255) for x / 255", "two channels swapped"),
     *("a weight transposed", "a bias dropped", "weights rounded to fp16"),
     *("outputs shifted by one", "a dead channel"),
@@ -48,7 +48,7 @@ def test_every_fault_is_planted_and_caught(model: str, proofs: dict[str, Proof])
     kinds = {"one weight +1% (Gemm)"} | ({"one weight +1% (Conv)"} if "cnn" in model else set())
     assert {fault.name for fault in found} == NAMES | kinds
     missing = {fault.name: fault.not_applicable for fault in found if fault.not_applicable}
-    without_norm = {"BatchNorm epsilon 1e-3": "the model has no BatchNorm"}
+    without_norm = {"a wrong BatchNorm epsilon": "the model has no BatchNorm"}
     assert missing == (without_norm if model == "cnn" else {})
     assert [f.name for f in found if not f.caught_by and not f.not_applicable] == []
 
