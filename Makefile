@@ -10,7 +10,7 @@ BUNDLES := artifacts/bundles
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve train bundles loadtest check test test-all test-service coverage \
+.PHONY: help install demo serve train bundles gpu loadtest check test test-all test-service coverage \
   lock clean
 
 help: ## list the targets
@@ -41,7 +41,10 @@ $(CHECKPOINTS)/%/checkpoint.json: | $(VENV)/installed
 	$(BIN)/python -m training train --model $* --preset $(PRESET) --out $(@D)
 
 $(BUNDLES)/%/manifest.json: $(CHECKPOINTS)/%/checkpoint.json | $(VENV)/installed
-	$(BIN)/python -m export build $(<D) --out $(@D)
+	$(BIN)/python -m export build $(<D) --out $(@D) --report artifacts/parity/$*
+
+gpu: bundles ## on a machine with a GPU: every check and timing there, into artifacts/gpu.json
+	$(BIN)/python -m export.on_gpu $(MODELS:%=$(BUNDLES)/%)
 
 .PRECIOUS: $(CHECKPOINTS)/%/checkpoint.json $(BUNDLES)/%/manifest.json
 
@@ -75,4 +78,4 @@ lock: | $(VENV)/installed ## renew constraints.txt from pyproject.toml
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet -o constraints.txt
 
 clean: ## remove what was trained, built and measured (not .venv, not downloads)
-	rm -rf $(CHECKPOINTS) $(BUNDLES) artifacts/report artifacts/loadtest
+	rm -rf $(CHECKPOINTS) $(BUNDLES) artifacts/parity artifacts/report artifacts/loadtest
