@@ -126,7 +126,7 @@ class Proof:
             # tells nothing new of the file.
             layers=self.layers(source) if on_cpu else (),
             faults=self.faults(source, table[0]) if on_cpu else (),
-            worst=worst_samples(next(r for r in rows if r.variant == main), self.reference),
+            worst=worst_samples([row for row in rows if row.variant == main], self.reference),
             not_checked=not_checked,
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not

@@ -93,6 +93,8 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = 1
+        # Threads that spin after a batch take the cores from whatever else runs here.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         provider, settings = PROVIDERS[device], {}
         if device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

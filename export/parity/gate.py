@@ -3,7 +3,7 @@
 It measures and does not judge (``judge`` does), so that figures can be judged again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -128,9 +128,10 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
     return worst
 
 
-def worst_samples(row: Row, reference: Reference) -> tuple[WorstSample, ...]:
-    """The samples with the largest errors in a row, as a person can look at them."""
+def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:
+    """The samples with the largest errors at the worst batch size, as a person can look at them."""
     spec = judged_outputs(reference)[0]
+    row = max(rows, key=lambda row: row.outputs[spec.name].scaled_error)
     label_N = reference.truth[spec.name].argmax(axis=1) if spec.kind == "logits" else None
     names = [*reference.corners, *(f"sample {i}" for i in range(len(reference.subject.samples)))]
     shown = []
