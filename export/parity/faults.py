@@ -182,13 +182,6 @@ class SelfTest:
         )
 
 
-def self_test(
-    model: onnx.ModelProto, checks: SelfTest, folds: list[Fold], state: Arrays
-) -> list[Fault]:
-    """Plant every known fault in an honest model and see what the gate makes of it."""
-    return [checks.run(planted) for planted in plant_faults(model, folds, state)]
-
-
 def _one_weight(graph: _Graph, kind: str, factor: float) -> str:
     node = next(node for node in graph.products if node.op_type == kind)
     values = graph.get(node.input[1])

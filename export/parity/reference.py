@@ -13,7 +13,7 @@ import torch
 
 from export.golden import Predict, run_batched
 from export.parity.metrics import Array, Arrays
-from export.subject import Samples, Subject
+from export.subject import Subject
 
 TRUTH_BATCH = 500
 IMAGES_NDIM = 3  # batch, height, width
@@ -136,8 +136,3 @@ def corner_images(height: int, width: int) -> Arrays:
         "last pixel": last,
         "ramp": (np.arange(height * width) % 256).astype(np.uint8).reshape(height, width),
     }
-
-
-def first_samples(samples: Samples, count: int) -> Arrays:
-    """The first samples' inputs."""
-    return {name: array[:count] for name, array in samples.arrays.items()}
