@@ -10,12 +10,14 @@ from pathlib import Path
 
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.expectations import ExpectationError
-from loadtest.report import run_report
+from loadtest.report import machine, run_report
 from loadtest.run import REQUEST_TIMEOUT_S, LoadTestError, Thresholds, run_scenario, summary
 from loadtest.scenarios import ScenarioError, load_scenario, scenario_names
 from loadtest.server import ServiceNotReadyError
+from loadtest.yardstick import YardstickError, compare
 
 KEPT, MISSED, IMPOSSIBLE = 0, 1, 2
+_ERRORS = (LoadTestError, ScenarioError, ExpectationError, ServiceNotReadyError, YardstickError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (LoadTestError, ScenarioError, ExpectationError, ServiceNotReadyError) as error:
+    except _ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return IMPOSSIBLE
 
@@ -63,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--max-error-share", type=float, default=0.0, help="refused or lost requests; default: 0"
     )
+    yardstick = commands.add_parser("yardstick", help="beside BentoML's tutorial form, by wrk")
+    yardstick.set_defaults(command=_yardstick)
+    yardstick.add_argument("--bundle", type=Path, default=Path("artifacts/bundles/cnn"))
+    yardstick.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
+    yardstick.add_argument("--rounds", type=int, default=3, help="interleaved; medians are shown")
+    yardstick.add_argument("--seconds", type=int, default=3, help="of each form in a round")
+    yardstick.add_argument("--workers", type=int, default=1, help="processes of this service")
     demo = commands.add_parser("demo", help="serve every bundle, ask it, load it, report all")
     demo.set_defaults(command=_demo)
     demo.add_argument("--bundles", type=Path, default=Path("artifacts/bundles"))
@@ -71,6 +80,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--image", type=Path, default=Path("tests/service/digit.png"))
     demo.add_argument("--duration", type=float, default=8, help="seconds a scenario and model")
     return parser
+
+
+def _yardstick(arguments: argparse.Namespace) -> int:
+    rows = compare(
+        arguments.bundle,
+        arguments.connections,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        workers=arguments.workers,
+    )
+    print(f"{machine()}; {arguments.workers} worker(s), the client on the same cores; medians of")
+    print(f"{arguments.rounds} interleaved rounds; ratios to the tutorial's form of as many images")
+    print("\n| connections | request | requests/s | p99 over p50 |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+    return KEPT
 
 
 def _run(arguments: argparse.Namespace) -> int:

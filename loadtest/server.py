@@ -31,7 +31,11 @@ def free_port() -> int:
 
 @contextmanager
 def running_service(
-    log_file: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None
+    log_file: Path,
+    *,
+    port: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    service: str = SERVICE,
 ) -> Iterator[str]:
     """Start the service on the loopback interface and stop it, with all its processes, afterwards.
 
@@ -39,6 +43,7 @@ def running_service(
         log_file: Where its output goes.
         port: Where to listen; a free port if None.
         settings: Environment variables on top of this process's own.
+        service: What ``bentoml serve`` shall serve.
 
     Yields:
         Its URL, once it says that it is ready.
@@ -48,13 +53,19 @@ def running_service(
     """
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE]
+    command = [sys.executable, "-m", "bentoml", "serve", service]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", **(settings or {})},
+            env={
+                **os.environ,
+                "BENTOML_DO_NOT_TRACK": "True",
+                # Each start empties its home's metrics folder, a running neighbour's too.
+                "BENTOML_HOME": str(log_file.resolve().with_suffix(".bentoml")),
+                **(settings or {}),
+            },
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

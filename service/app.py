@@ -11,6 +11,7 @@ import bentoml
 
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError
+from service import fastpath
 from service.http import HttpApi
 from service.metrics import Metrics
 from service.models import ServedModels, UnprovenError, open_proven
@@ -28,6 +29,8 @@ def _bentoml_openapi() -> dict[str, Any]:
 
 
 HTTP = HttpApi(SETTINGS, _bentoml_openapi)
+if SETTINGS.fast_path:
+    fastpath.register()
 
 
 @bentoml.service(
@@ -53,6 +56,8 @@ class DigitClassifier:
         metrics = Metrics()
         self._models = ServedModels(open_proven(SETTINGS), SETTINGS, metrics)
         HTTP.serve(self._models, metrics)
+        if SETTINGS.fast_path:
+            fastpath.install(fastpath.Lane(self._models, metrics, SETTINGS.max_request_images))
         # What is alive now stays alive: the collector need not walk over it again and again.
         gc.collect()
         gc.freeze()

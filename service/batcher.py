@@ -1,9 +1,10 @@
-"""One queue and one engine: what queued while the engine was busy runs as the next batch.
+"""One queue and one engine a model: what queued while the engine was busy runs as the next batch.
 
 There is no waiting time to tune: an idle engine starts at once with what is there, a busy one
-finds a fuller batch when it is done. Sizes are counted in images, not in requests.
+finds a fuller batch when it is done. Sizes are counted in samples, not in requests.
 
-Shape suffixes: N images of a request, B images of a batch, H and W 28 pixels, K classes.
+A batch of microseconds runs in the event loop itself: handing it to a thread and back costs more
+than computing it. A longer one runs in a thread, so that other requests are read meanwhile.
 """
 
 import asyncio
@@ -12,150 +13,270 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from export.parity.metrics import Array
-from service.errors import OverloadedError
+from export.golden import Predict
+from export.parity.metrics import Arrays
+from service.errors import DeadlineError, OverloadedError
 
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One batch that ran, and how many images waited when it was done: for metrics."""
+    """One batch that ran, and how many samples waited when it was done: for metrics."""
 
-    images: int
+    samples: int
     compute_s: float
     queue_s: tuple[float, ...]
-    queued_images: int
+    queued_samples: int
+
+
+class Waiter(Protocol):
+    """Who waits for an answer; called in the event loop."""
+
+    def waits(self) -> bool:
+        """False if nobody is there any more: nothing is computed for it."""
+
+    def answer(self, outputs: Arrays) -> None:
+        """The outputs for this waiter's samples."""
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer."""
 
 
 @dataclass(frozen=True)
 class _Item:
     """A part of a request, of at most one batch's size, and who waits for its answer."""
 
-    images: Array
-    answer: asyncio.Future[tuple[Array, Array]]
+    inputs: Arrays
+    samples: int
+    waiter: Waiter
     arrived_s: float
 
 
 class Batcher:
-    """Collects images from concurrent requests into batches; lives in one event loop."""
+    """Collects samples from concurrent requests into batches; lives in one event loop."""
 
     def __init__(
         self,
-        predict: Callable[[Array], tuple[Array, Array]],
+        predict: Predict,
         *,
-        max_batch_images: int,
-        max_queue_images: int,
+        max_batch_samples: int,
+        max_queue_samples: int,
+        in_loop: bool,
+        deadline_s: float = float("inf"),
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
     ) -> None:
         """Make a batcher; it starts with the first request.
 
         Args:
-            predict: Runs one batch; called from one thread of its own, never twice at a time.
-            max_batch_images: Images that run as one batch at most.
-            max_queue_images: Images that may wait; a request that does not fit is refused.
+            predict: Runs one batch, never two at a time: in the event loop, or in a thread of its
+                own.
+            max_batch_samples: Samples that run as one batch at most.
+            max_queue_samples: Samples that may wait; a request that does not fit is refused.
+            in_loop: Run batches in the event loop.
+            deadline_s: What waited longer is given up before it is computed.
             on_batch: Called in the event loop after each batch.
         """
         self._predict = predict
-        self._max_batch_images = max_batch_images
-        self._max_queue_images = max_queue_images
+        self._max_batch_samples = max_batch_samples
+        self._max_queue_samples = max_queue_samples
+        self._deadline_s = deadline_s
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
-        self._queued_images = 0
-        self._running: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._queued_samples = 0
+        self._suspects: deque[_Item] = deque()
+        self._running = False
+        self._rate = 0.0  # samples a second, of the last batches
+        self.in_loop = in_loop
+        self._thread = (
+            None if in_loop else ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        )
+        self._task: asyncio.Task[None] | None = None
 
     @property
-    def queued_images(self) -> int:
-        """Images that wait, those of the running batch not counted."""
-        return self._queued_images
+    def queued_samples(self) -> int:
+        """Samples that wait, those of the running batch not counted."""
+        return self._queued_samples
 
-    async def submit(self, images_NHW: Array) -> tuple[Array, Array]:
-        """Answer one request.
+    @property
+    def max_batch_samples(self) -> int:
+        """Samples that run as one batch at most."""
+        return self._max_batch_samples
 
-        Args:
-            images_NHW: uint8 [N, 28, 28], checked.
-
-        Returns:
-            (logits, probabilities), float32 [N, K] each, in the request's order.
+    def enqueue(self, inputs: Arrays, samples: int, waiter: Waiter) -> None:
+        """Queue one item of at most one batch's size; returns at once.
 
         Raises:
-            OverloadedError: The queue has no room for so many images.
+            OverloadedError: The queue has no room for so many samples.
         """
-        count = len(images_NHW)
-        if self._queued_images + count > self._max_queue_images:
-            raise OverloadedError(
-                f"{self._queued_images} images wait already and {count} more do not fit "
-                f"(at most {self._max_queue_images}); try again in a second"
-            )
+        self._admit(samples)
+        self._queue.append(_Item(inputs, samples, waiter, time.perf_counter()))
+        self._queued_samples += samples
+        self._start()
+
+    async def submit(self, inputs: Arrays) -> Arrays:
+        """Answer one request of any size.
+
+        Args:
+            inputs: By name, checked, N samples each.
+
+        Returns:
+            Outputs by name, in the request's order.
+
+        Raises:
+            OverloadedError: The queue has no room for so many samples.
+            DeadlineError: It waited too long.
+        """
+        samples = len(next(iter(inputs.values())))
+        self._admit(samples)
         loop, now = asyncio.get_running_loop(), time.perf_counter()
-        items = [
-            _Item(images_NHW[start : start + self._max_batch_images], loop.create_future(), now)
-            for start in range(0, count, self._max_batch_images)
-        ]
-        self._queue.extend(items)
-        self._queued_images += count
-        if self._running is None or self._running.done():
-            self._running = loop.create_task(self._run())
+        size = self._max_batch_samples
+        waiters = [_Future(loop.create_future()) for _ in range(0, samples, size)]
+        for start, waiter in zip(range(0, samples, size), waiters, strict=True):
+            part = {name: array[start : start + size] for name, array in inputs.items()}
+            self._queue.append(_Item(part, min(size, samples - start), waiter, now))
+        self._queued_samples += samples
+        self._start()
         try:
-            answers = [await item.answer for item in items]
+            answers = [await waiter.future for waiter in waiters]
         finally:
-            for item in items:  # a request that was given up is not computed
-                item.answer.cancel()
+            for waiter in waiters:  # a request that was given up is not computed
+                waiter.future.cancel()
         if len(answers) == 1:
             return answers[0]
-        return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
+        return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+
+    def flush(self) -> None:
+        """Run what waits now, if batches run in the event loop."""
+        if self.in_loop:
+            self._run_in_loop()
 
     def close(self) -> None:
         """End the engine's thread after the batch that runs."""
-        self._thread.shutdown(wait=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
 
-    async def _run(self) -> None:
-        """Batch after batch until the queue is empty."""
+    def _admit(self, samples: int) -> None:
+        if self._queued_samples + samples > self._max_queue_samples:
+            retry_s = (self._queued_samples + samples) / self._rate if self._rate else 1
+            raise OverloadedError(
+                f"{self._queued_samples} samples wait already and {samples} more do not fit "
+                f"(at most {self._max_queue_samples}); try again later",
+                retry_after_s=retry_s,
+            )
+
+    def _start(self) -> None:
+        if self._running:
+            return
+        self._running = True
+        loop = asyncio.get_running_loop()
+        if self.in_loop:
+            # After whatever else has arrived by now: that is in the same batch.
+            loop.call_soon(self._run_in_loop)
+        else:
+            self._task = loop.create_task(self._run_in_thread())
+
+    def _run_in_loop(self) -> None:
+        while batch := self._take():
+            start_s = time.perf_counter()
+            try:
+                outputs = self._predict(_joined(batch))
+                self._hand_out(batch, outputs, start_s)
+            except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
+                self._failed(batch, error)
+        self._running = False
+
+    async def _run_in_thread(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._take():
-            start = time.perf_counter()
+            start_s = time.perf_counter()
             try:
-                images_BHW = np.concatenate([item.images for item in batch])
-                logits_BK, probabilities_BK = await loop.run_in_executor(
-                    self._thread, self._predict, images_BHW
-                )
-                compute_s = time.perf_counter() - start
-                _hand_out(batch, logits_BK, probabilities_BK)
-                queue_s = tuple(start - item.arrived_s for item in batch)
-                self._on_batch(
-                    BatchRecord(len(images_BHW), compute_s, queue_s, self._queued_images)
-                )
+                joined = _joined(batch)
+                outputs = await loop.run_in_executor(self._thread, self._predict, joined)
+                self._hand_out(batch, outputs, start_s)
             except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
-                for item in batch:
-                    if not item.answer.done():
-                        item.answer.set_exception(error)
+                self._failed(batch, error)
+        self._running = False
 
     def _take(self) -> list[_Item]:
         """The oldest items that fit into one batch; those that nobody waits for are dropped."""
+        if self._suspects:
+            return [self._suspects.popleft()]
         batch: list[_Item] = []
-        images = 0
+        samples, too_old_s = 0, time.perf_counter() - self._deadline_s
         while self._queue:
             item = self._queue[0]
-            if item.answer.done():
+            if not item.waiter.waits():
                 self._drop()
-            elif images + len(item.images) <= self._max_batch_images:
+            elif item.arrived_s < too_old_s:
+                self._drop()
+                item.waiter.fail(
+                    DeadlineError(f"no answer within {self._deadline_s:g} s; it was not computed")
+                )
+            elif not batch or samples + item.samples <= self._max_batch_samples:
                 self._drop()
                 batch.append(item)
-                images += len(item.images)
+                samples += item.samples
             else:
                 break
         return batch
 
+    def _failed(self, batch: list[_Item], error: Exception) -> None:
+        """One of a batch may have broken it: each is run again, by itself."""
+        if len(batch) > 1:
+            self._suspects.extend(batch)
+        else:
+            batch[0].waiter.fail(EngineError(error))
+
     def _drop(self) -> None:
-        self._queued_images -= len(self._queue.popleft().images)
+        self._queued_samples -= self._queue.popleft().samples
+
+    def _hand_out(self, batch: list[_Item], outputs: Arrays, start_s: float) -> None:
+        compute_s = time.perf_counter() - start_s
+        samples = sum(item.samples for item in batch)
+        self._rate = samples / compute_s
+        if len(batch) == 1:
+            batch[0].waiter.answer(outputs)
+        else:
+            start = 0
+            for item in batch:
+                end = start + item.samples
+                item.waiter.answer({name: array[start:end] for name, array in outputs.items()})
+                start = end
+        queue_s = tuple(start_s - item.arrived_s for item in batch)
+        self._on_batch(BatchRecord(samples, compute_s, queue_s, self._queued_samples))
 
 
-def _hand_out(batch: list[_Item], logits_BK: Array, probabilities_BK: Array) -> None:
-    start = 0
-    for item in batch:
-        end = start + len(item.images)
-        if not item.answer.done():
-            item.answer.set_result((logits_BK[start:end], probabilities_BK[start:end]))
-        start = end
+class _Future:
+    """A coroutine that waits."""
+
+    def __init__(self, future: asyncio.Future[Arrays]) -> None:
+        self.future = future
+
+    def waits(self) -> bool:
+        return not self.future.done()
+
+    def answer(self, outputs: Arrays) -> None:
+        if not self.future.done():
+            self.future.set_result(outputs)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _joined(batch: list[_Item]) -> Arrays:
+    if len(batch) == 1:
+        return batch[0].inputs
+    return {name: np.concatenate([i.inputs[name] for i in batch]) for name in batch[0].inputs}
+
+
+class EngineError(RuntimeError):
+    """The engine failed at a batch."""
+
+    def __init__(self, cause: Exception) -> None:
+        """Keep the cause for the log."""
+        super().__init__(repr(cause))
+        self.__cause__ = cause

@@ -5,11 +5,13 @@
     |-- UnknownModelError        404
     |-- PayloadTooLargeError     413  bytes, pixels or images over a limit
     |-- UnsupportedMediaError    415  a content type that no endpoint reads
-    `-- OverloadedError          429  the queue is full; try again after Retry-After seconds
+    |-- OverloadedError          429  the queue is full; try again after Retry-After seconds
+    `-- DeadlineError            504  it waited too long and was not computed
 
 A message says what came, what was expected and what to do; it is all that a client gets to see.
 """
 
+import math
 from http import HTTPStatus
 
 
@@ -53,7 +55,18 @@ class OverloadedError(ServiceError):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
+    def __init__(self, message: str, retry_after_s: float = 1) -> None:
+        """Say when the queue will be worked off, in seconds, by the rate measured last."""
+        super().__init__(message)
+        self._retry_after_s = retry_after_s
+
     @property
     def headers(self) -> dict[str, str]:
-        """A full queue of these models is worked off within a second."""
-        return {"Retry-After": "1"}
+        """HTTP counts in whole seconds."""
+        return {"Retry-After": str(max(1, math.ceil(self._retry_after_s)))}
+
+
+class DeadlineError(ServiceError):
+    """It waited longer than a request may; it was not computed."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT

@@ -27,13 +27,23 @@ from service.errors import (
     InvalidInputError,
     PayloadTooLargeError,
     ServiceError,
+    UnknownModelError,
     UnsupportedMediaError,
 )
 from service.images import read_image
 from service.metrics import Metrics
-from service.models import ServedModels
+from service.models import IMAGES, ServedModel, ServedModels
+from service.oip import (
+    BINARY_TYPE,
+    HEADER_LENGTH,
+    format_infer,
+    model_metadata,
+    parse_infer,
+    server_metadata,
+)
 from service.openapi import merged_openapi
 from service.protocol import parse_predict, predictions
+from service.responses import error_body, incident_message
 from service.settings import Settings
 
 logger = logging.getLogger("bentoml.service")
@@ -41,6 +51,7 @@ logger = logging.getLogger("bentoml.service")
 Endpoint = Callable[[Request], Awaitable[Response]]
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
 IMAGE_FIELD = "image"
+REQUEST_ID = "x-request-id"
 DECODERS = 2
 
 
@@ -69,7 +80,15 @@ class HttpApi:
             Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
             Route("/models", self._guarded(self._list_models), methods=["GET"]),
             Route("/docs.json", self._guarded(self._openapi), methods=["GET"]),
+            Route("/v2", self._guarded(self._server_metadata), methods=["GET"]),
+            Route("/v2/health/{probe:str}", self._guarded(self._health), methods=["GET"]),
         ]
+        for path in ("/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"):
+            routes += [
+                Route(path, self._guarded(self._model_metadata), methods=["GET"]),
+                Route(f"{path}/ready", self._guarded(self._model_ready), methods=["GET"]),
+                Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
+            ]
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 
     def serve(self, models: ServedModels, metrics: Metrics) -> None:
@@ -90,6 +109,49 @@ class HttpApi:
         name = in_query if asked.model is None else asked.model
         return await self._answer(asked.images, name, "predict")
 
+    async def _infer(self, request: Request) -> Response:
+        model = self._model_in_path(request)
+        body = await read_body(request, self._settings.max_body_bytes)
+        asked = parse_infer(
+            body,
+            request.headers.get(HEADER_LENGTH),
+            model.manifest,
+            self._settings.max_request_images,
+        )
+        outputs = await model.batcher.submit(asked.inputs)
+        if self._metrics is not None:
+            self._metrics.answered(model.manifest.name, "infer", asked.samples)
+        content, json_length = format_infer(outputs, asked, model.manifest)
+        headers = {} if json_length is None else {HEADER_LENGTH: str(json_length)}
+        media_type = "application/json" if json_length is None else BINARY_TYPE
+        return Response(content, media_type=media_type, headers=headers)
+
+    async def _server_metadata(self, _: Request) -> Response:
+        return JSONResponse(server_metadata())
+
+    async def _health(self, request: Request) -> Response:
+        if request.path_params["probe"] not in ("live", "ready"):
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        return Response()
+
+    async def _model_metadata(self, request: Request) -> Response:
+        return JSONResponse(model_metadata(self._model_in_path(request).manifest))
+
+    async def _model_ready(self, request: Request) -> Response:
+        self._model_in_path(request)
+        return Response()
+
+    def _model_in_path(self, request: Request) -> ServedModel:
+        """The model that the path names, in the version that it may name."""
+        model = self.models.get(request.path_params["model"])
+        version = request.path_params.get("version", model.manifest.version)
+        if version != model.manifest.version:
+            raise UnknownModelError(
+                f"{model.manifest.name} is served in version {model.manifest.version}, not "
+                f"{version!a}"
+            )
+        return model
+
     async def _predict_image(self, request: Request) -> Response:
         name = request.query_params.get("model")
         self.models.get(name)  # an unknown model is refused before any pixel is decoded
@@ -102,7 +164,12 @@ class HttpApi:
 
     async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
         model = self.models.get(name)
-        _, probabilities = await model.batcher.submit(images)
+        if not model.proven.reads_digits:
+            raise InvalidInputError(
+                f"{model.manifest.name} does not read digits; ask it at /v2/models/"
+                f"{model.manifest.name}/infer"
+            )
+        probabilities = model.probabilities(await model.batcher.submit({IMAGES: images}))
         if self._metrics is not None:
             self._metrics.answered(model.manifest.name, endpoint, len(images))
         answer = model.identity()
@@ -127,8 +194,16 @@ class HttpApi:
         """
 
         async def guarded(request: Request) -> Response:
+            response = await answered(request)
+            if REQUEST_ID in request.headers:  # the client's own, to find its request again
+                response.headers[REQUEST_ID] = request.headers[REQUEST_ID]
+            return response
+
+        async def answered(request: Request) -> Response:
             try:
                 return await endpoint(request)
+            except HTTPException:
+                raise  # Starlette's own answer
             except ServiceError as error:
                 response = _error(str(error), error.status, error.headers)
             except ClientDisconnect:
@@ -136,10 +211,7 @@ class HttpApi:
             except Exception:
                 incident = uuid.uuid4().hex[:12]
                 logger.exception("incident %s at %s", incident, request.url.path)
-                response = _error(
-                    f"the service failed, not the request; its log tells more of {incident}",
-                    HTTPStatus.INTERNAL_SERVER_ERROR,
-                )
+                response = _error(incident_message(incident), HTTPStatus.INTERNAL_SERVER_ERROR)
             if self._metrics is not None:
                 self._metrics.refused(response.status_code)
             return response
@@ -214,6 +286,6 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 def _error(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:
-    # What a client sent may hold half characters, which UTF-8 cannot say.
-    sayable = message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse({"error": sayable}, status_code=status, headers=headers)
+    return Response(
+        error_body(message), status_code=status, media_type="application/json", headers=headers
+    )

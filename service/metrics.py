@@ -69,9 +69,9 @@ class Metrics:
 
     def batch(self, model: str, record: BatchRecord) -> None:
         """A batch ran."""
-        self._batch_images.labels(model).observe(record.images)
+        self._batch_images.labels(model).observe(record.samples)
         self._compute.labels(model).observe(record.compute_s)
-        self._queued.labels(model).set(record.queued_images)
+        self._queued.labels(model).set(record.queued_samples)
         queue = self._queue.labels(model)
         for waited_s in record.queue_s:
             queue.observe(waited_s)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from export.bundle import Bundle, find_bundles
 from export.golden import Golden, GoldenResult, check_golden
 from export.manifest import BundleError, Manifest
-from export.parity.metrics import Array
+from export.parity.metrics import Array, Arrays
 from export.parity.tolerances import Device
 from export.session import OnnxModel, choose_device
 from service.batcher import Batcher
@@ -18,7 +19,10 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 # What the endpoints speak: images in, digits out.
-IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
+IMAGES, PROBABILITIES = "images", "probabilities"
+WARM_UP_RUNS = 3
+# A batch that holds the event loop up for longer is run in a thread: requests are read meanwhile.
+LONGEST_IN_LOOP_S = 0.005
 
 logger = logging.getLogger("bentoml.service")  # BentoML shows its own loggers alone
 
@@ -35,10 +39,14 @@ class ProvenModel:
     engine: OnnxModel
     golden: GoldenResult
 
-    def predict(self, images_NHW: Array) -> tuple[Array, Array]:
-        """uint8 [N, 28, 28], N >= 1, to (logits, probabilities), float32 [N, K] each."""
-        answers = self.engine({IMAGES: images_NHW})
-        return answers[LOGITS], answers[PROBABILITIES]
+    batch_s: float
+
+    @property
+    def reads_digits(self) -> bool:
+        """Does it take images and give what /predict answers with?"""
+        manifest = self.manifest
+        outputs = {spec.name for spec in manifest.outputs}
+        return [spec.name for spec in manifest.inputs] == [IMAGES] and PROBABILITIES in outputs
 
 
 def open_proven(settings: Settings) -> list[ProvenModel]:
@@ -74,12 +82,6 @@ def open_proven(settings: Settings) -> list[ProvenModel]:
 
 def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
     manifest = bundle.manifest
-    spoken = ([t.name for t in manifest.inputs], [t.name for t in manifest.outputs])
-    if spoken != ([IMAGES], [LOGITS, PROBABILITIES]):
-        raise BundleError(
-            f"{bundle.folder} takes {', '.join(spoken[0])} and gives {', '.join(spoken[1])}; this "
-            f"service takes {IMAGES} and gives {LOGITS}, {PROBABILITIES}: move it elsewhere"
-        )
     verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == "onnx"]
     if not verdicts or not all(verdicts):
         raise BundleError(f"{bundle.folder} carries no passed parity verdict for its ONNX model")
@@ -90,10 +92,23 @@ def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
         raise UnprovenError(
             f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"
         )
-    shape = (settings.max_batch_images, *manifest.inputs[0].shape[1:])
-    proven = ProvenModel(manifest, engine, result)
-    proven.predict(np.zeros(shape, np.uint8))  # memory for the largest batch, in advance
-    return proven
+    return ProvenModel(manifest, engine, result, _warm_up(engine, manifest, settings))
+
+
+def _warm_up(engine: OnnxModel, manifest: Manifest, settings: Settings) -> float:
+    """Run batches of every size that is a power of two; seconds of the largest, at best.
+
+    So the first request finds memory and kernels as the hundredth does.
+    """
+    sizes = [2**i for i in range(settings.max_batch_images.bit_length())]
+    for size in [*sizes, settings.max_batch_images]:
+        batch = {s.name: np.zeros((size, *s.shape[1:]), s.dtype) for s in manifest.inputs}
+        timed_s = []
+        for _ in range(WARM_UP_RUNS):
+            start_s = time.perf_counter()
+            engine(batch)
+            timed_s.append(time.perf_counter() - start_s)
+    return min(timed_s)
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,10 @@ class ServedModel:
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self.proven.manifest
+
+    def probabilities(self, outputs: Arrays) -> Array:
+        """float32 [N, K], of the outputs of a model that reads digits."""
+        return outputs[PROBABILITIES]
 
     def identity(self) -> dict[str, object]:
         """Who answers: the fields that every answer carries."""
@@ -140,18 +159,27 @@ class ServedModels:
         self._models: dict[str, ServedModel] = {}
         for model in proven:
             name, engine = model.manifest.name, model.engine
+            in_loop = settings.engine == "loop" or (
+                settings.engine == "auto"
+                and engine.device == "cpu"
+                and model.batch_s <= LONGEST_IN_LOOP_S
+            )
             batcher = Batcher(
-                model.predict,
-                max_batch_images=settings.max_batch_images,
-                max_queue_images=settings.max_queue_images,
+                engine,
+                max_batch_samples=settings.max_batch_images,
+                max_queue_samples=settings.max_queue_images,
+                in_loop=in_loop,
+                deadline_s=settings.timeout_s,
                 on_batch=functools.partial(metrics.batch, name),
             )
             self._models[name] = ServedModel(model, batcher)
             metrics.model_ready(name, model.manifest.version, engine.device, engine.provider)
             logger.info(
-                "serving %s version %s on %s (%s): %d golden samples right",
+                "serving %s version %s on %s (%s): %d golden samples right, batches of %d take "
+                "%.1f ms and run in %s",
                 *(name, model.manifest.version, engine.device, engine.provider),
-                model.golden.samples,
+                *(model.golden.samples, settings.max_batch_images, 1000 * model.batch_s),
+                "the event loop" if in_loop else "a thread",
             )
         self.default = settings.default_model or proven[0].manifest.name
 

@@ -17,6 +17,7 @@ from export.parity.metrics import Array
 from service.errors import InvalidInputError, PayloadTooLargeError
 
 EXPECTED = "a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)"
+EXAMPLE = f'JSON: {{"images": {EXPECTED}}}'
 FIELDS = {"images", "model"}
 SIDE = 28
 PIXEL_MAX = 255
@@ -43,7 +44,7 @@ def parse_predict(body: bytes, max_images: int) -> PredictRequest:
         InvalidInputError: Says what came and what was expected.
         PayloadTooLargeError: More images than allowed.
     """
-    fields = _parse_json(body)
+    fields = parse_json(body, EXAMPLE)
     if not isinstance(fields, dict):
         raise InvalidInputError(
             f"the body is {_kind(fields)}; expected an object with the field images: {EXPECTED}"
@@ -65,12 +66,21 @@ def predictions(labels: Sequence[str], probabilities_NK: Array) -> list[dict[str
     return [{"label": labels[i], "probabilities": row} for i, row in zip(best, rows, strict=True)]
 
 
-def _parse_json(body: bytes) -> object:
+def parse_json(body: bytes, expected: str) -> object:
+    """A JSON value, without what JSON does not have: NaN, infinities, other encodings than UTF-8.
+
+    Raises:
+        InvalidInputError: Says what came and what was expected.
+    """
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise InvalidInputError(f"the body holds {name}, which is not JSON; expected {expected}")
+
     if not body:
-        raise InvalidInputError('the body is empty; expected JSON: {"images": ...}')
+        raise InvalidInputError(f"the body is empty; expected {expected}")
     try:
         # Decoded here: json would guess at UTF-16 and UTF-32, which JSON on the wire is not.
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        return json.loads(body.decode(), parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             f"the body is not JSON: it is no UTF-8 text (byte {error.start}); image files go to "
@@ -84,10 +94,6 @@ def _parse_json(body: bytes) -> object:
         raise InvalidInputError("the body's lists are nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
         raise InvalidInputError(f"the body holds a number that cannot be read: {error}") from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidInputError(f"the body holds {name}, which is not JSON; expected {EXPECTED}")
 
 
 def _to_images(value: object, max_images: int) -> Array:

@@ -30,6 +30,12 @@ class Settings(BaseSettings):
         "auto", description="auto: CUDA where the driver knows a device, else the CPU"
     )
     threads: int = Field(1, ge=0, description="within an operator on the CPU; 0: all cores")
+    engine: Literal["auto", "loop", "thread"] = Field(
+        "auto", description="where batches run; auto: in the event loop if they take up to 5 ms"
+    )
+    fast_path: bool = Field(
+        True, description="answer binary inference requests beneath BentoML's middleware"
+    )
     workers: int = Field(1, ge=1, le=256, description="processes")
     max_batch_images: int = Field(64, ge=1, description="images that run as one batch at most")
     max_queue_images: int = Field(

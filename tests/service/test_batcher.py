@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from export.parity.metrics import Array
-from service.batcher import Batcher, BatchRecord
-from service.errors import OverloadedError
+from export.parity.metrics import Arrays
+from service.batcher import Batcher, BatchRecord, EngineError
+from service.errors import DeadlineError, OverloadedError
 
 
 class _Engine:
@@ -19,19 +19,31 @@ class _Engine:
         self.go = threading.Event()
         self.go.set()
 
-    def __call__(self, images: Array) -> tuple[Array, Array]:
+    def __call__(self, inputs: Arrays) -> Arrays:
+        images = inputs["images"]
         assert self.go.wait(10)
         self.batches.append(len(images))
         if (images == 255).any():
             raise RuntimeError("the engine broke")
         first = images[:, 0, 0].astype(np.float32)
-        return first[:, None], first[:, None] + 1
+        return {"logits": first[:, None], "probabilities": first[:, None] + 1}
 
 
-def _images(*values: int) -> Array:
+def _images(*values: int) -> Arrays:
     images = np.zeros((len(values), 28, 28), np.uint8)
     images[:, 0, 0] = values
-    return images
+    return {"images": images}
+
+
+def _batcher(
+    engine: _Engine, *, batch: int = 64, queue: int = 64, in_loop: bool = False
+) -> Batcher:
+    return Batcher(engine, max_batch_samples=batch, max_queue_samples=queue, in_loop=in_loop)
+
+
+def _values(outputs: Arrays) -> list[float]:
+    values: list[float] = outputs["logits"].ravel().tolist()
+    return values
 
 
 async def _held(engine: _Engine, batcher: Batcher) -> asyncio.Task[object]:
@@ -47,34 +59,59 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
     engine, records = _Engine(), list[BatchRecord]()
 
     async def scenario() -> None:
-        batcher = Batcher(engine, max_batch_images=64, max_queue_images=64, on_batch=records.append)
+        batcher = Batcher(
+            engine,
+            max_batch_samples=64,
+            max_queue_samples=64,
+            in_loop=False,
+            on_batch=records.append,
+        )
         first = await _held(engine, batcher)
         rest = [asyncio.ensure_future(batcher.submit(_images(i, i + 50))) for i in range(10)]
         await asyncio.sleep(0)
-        assert batcher.queued_images == 20
+        assert batcher.queued_samples == 20
         engine.go.set()
         for i, answer in enumerate(await asyncio.gather(*rest)):
-            assert answer[0].ravel().tolist() == [i, i + 50]
-            assert answer[1].ravel().tolist() == [i + 1, i + 51]
+            assert _values(answer) == [i, i + 50]
+            assert answer["probabilities"].ravel().tolist() == [i + 1, i + 51]
         await first
-        assert batcher.queued_images == 0
+        assert batcher.queued_samples == 0
         batcher.close()
 
     asyncio.run(scenario())
     assert engine.batches == [1, 20]
-    assert [record.images for record in records] == [1, 20]
+    assert [record.samples for record in records] == [1, 20]
     assert all(waited > 0 for waited in records[1].queue_s)
-    assert [record.queued_images for record in records] == [20, 0]
+    assert [record.queued_samples for record in records] == [20, 0]
 
 
-def test_batches_keep_to_their_limit_and_large_requests_are_split() -> None:
+def test_in_the_event_loop_what_arrived_together_is_one_batch() -> None:
+    """Requests of one turn of the loop share a batch; the engine runs in the loop's thread."""
+    engine, threads = _Engine(), set[int]()
+
+    def engine_here(inputs: Arrays) -> Arrays:
+        threads.add(threading.get_ident())
+        return engine(inputs)
+
+    async def scenario() -> None:
+        batcher = Batcher(engine_here, max_batch_samples=8, max_queue_samples=64, in_loop=True)
+        answers = await asyncio.gather(*(batcher.submit(_images(i)) for i in range(10)))
+        assert [_values(answer) for answer in answers] == [[i] for i in range(10)]
+        assert _values(await batcher.submit(_images(3))) == [3]
+
+    asyncio.run(scenario())
+    assert engine.batches == [8, 2, 1]
+    assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_batches_keep_to_their_limit_and_large_requests_are_split(in_loop: bool) -> None:
     """A request of 10 images with batches of at most 4 comes back whole and in order."""
     engine = _Engine()
 
     async def scenario() -> None:
-        batcher = Batcher(engine, max_batch_images=4, max_queue_images=64)
-        logits, _ = await batcher.submit(_images(*range(10)))
-        assert logits.ravel().tolist() == list(range(10))
+        batcher = _batcher(engine, batch=4, in_loop=in_loop)
+        assert _values(await batcher.submit(_images(*range(10)))) == list(range(10))
         batcher.close()
 
     asyncio.run(scenario())
@@ -86,7 +123,7 @@ def test_a_full_queue_refuses_and_loses_nothing() -> None:
     engine = _Engine()
 
     async def scenario() -> None:
-        batcher = Batcher(engine, max_batch_images=4, max_queue_images=8)
+        batcher = _batcher(engine, batch=4, queue=8)
         first = await _held(engine, batcher)
         waiting = [asyncio.ensure_future(batcher.submit(_images(i))) for i in range(10)]
         await asyncio.sleep(0)
@@ -94,9 +131,8 @@ def test_a_full_queue_refuses_and_loses_nothing() -> None:
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
         assert len(refused) == 2
-        assert [int(a[0][0, 0]) for a in answers if not isinstance(a, BaseException)] == list(
-            range(8)
-        )
+        assert int(refused[0].headers["Retry-After"]) >= 1
+        assert [_values(a) for a in answers if isinstance(a, dict)] == [[i] for i in range(8)]
         await first
         batcher.close()
 
@@ -108,7 +144,7 @@ def test_a_request_that_was_given_up_is_not_computed() -> None:
     engine = _Engine()
 
     async def scenario() -> None:
-        batcher = Batcher(engine, max_batch_images=64, max_queue_images=64)
+        batcher = _batcher(engine)
         first = await _held(engine, batcher)
         gone = asyncio.ensure_future(batcher.submit(_images(2, 3, 4)))
         stays = asyncio.ensure_future(batcher.submit(_images(5)))
@@ -116,24 +152,49 @@ def test_a_request_that_was_given_up_is_not_computed() -> None:
         gone.cancel()
         await asyncio.sleep(0)
         engine.go.set()
-        assert (await stays)[0].ravel().tolist() == [5]
+        assert _values(await stays) == [5]
         await first
-        assert batcher.queued_images == 0
+        assert batcher.queued_samples == 0
         batcher.close()
 
     asyncio.run(scenario())
     assert engine.batches == [1, 1]
 
 
-def test_a_broken_batch_is_reported_and_the_next_one_runs() -> None:
-    """An engine's failure reaches those who wait for it; the batcher goes on."""
+def test_what_waited_too_long_is_not_computed() -> None:
+    """Behind an engine that is busy beyond the deadline a request is refused, in words."""
     engine = _Engine()
 
     async def scenario() -> None:
-        batcher = Batcher(engine, max_batch_images=64, max_queue_images=64)
-        with pytest.raises(RuntimeError, match="the engine broke"):
-            await batcher.submit(_images(255))
-        assert (await batcher.submit(_images(7)))[0].ravel().tolist() == [7]
+        batcher = Batcher(
+            engine, max_batch_samples=4, max_queue_samples=8, in_loop=False, deadline_s=0.1
+        )
+        first = await _held(engine, batcher)
+        late = asyncio.ensure_future(batcher.submit(_images(2)))
+        await asyncio.sleep(0.2)
+        engine.go.set()
+        with pytest.raises(DeadlineError, match=r"no answer within 0\.1 s"):
+            await late
+        await first
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert engine.batches == [1]
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_bad_item_does_not_harm_its_neighbours(in_loop: bool) -> None:
+    """A batch that breaks is run again item by item: one fails, the others are answered."""
+    engine = _Engine()
+
+    async def scenario() -> None:
+        batcher = _batcher(engine, in_loop=in_loop)
+        asked = [batcher.submit(_images(value)) for value in (1, 255, 3)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [_values(a) for a in answers if isinstance(a, dict)] == [[1], [3]]
+        (broken,) = [answer for answer in answers if isinstance(answer, EngineError)]
+        assert "the engine broke" in str(broken)
+        assert _values(await batcher.submit(_images(7))) == [7]
         batcher.close()
 
     asyncio.run(scenario())

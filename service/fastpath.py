@@ -1,0 +1,225 @@
+"""Inference requests answered beneath ASGI: the binary form of the Open Inference Protocol.
+
+Of what one request of the digit CNN costs under BentoML, the model is a few per cent; the rest is a
+task, an ASGI scope, middleware, spans and timers. So the connection's protocol class, uvicorn's own
+but for this, answers ``POST /v2/models/MODEL[/versions/VERSION]/infer`` itself if the request is of
+the plain kind: a known model whose batches run in the event loop, the binary extension's header, a
+body of known length. Anything else, and every request if the setting ``fast_path`` is off, takes
+the ordinary way and gets the same answer.
+
+The seam is the name "auto" in uvicorn's registry of HTTP protocols, which BentoML's worker leaves
+at its default; ``tests/service/test_fastpath.py`` fails when either changes.
+"""
+
+import logging
+import uuid
+from functools import lru_cache
+from http import HTTPStatus
+
+from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from export.parity.metrics import Arrays
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.models import ServedModel, ServedModels
+from service.oip import (
+    BINARY_TYPE,
+    InferRequest,
+    format_infer,
+    infer_urls,
+    parse_infer,
+)
+from service.responses import error_body, incident_message
+from service.tensors import sample_bytes
+
+logger = logging.getLogger("bentoml.service")
+
+REGISTERED = "service.fastpath:FastProtocol"
+LARGEST_JSON = 4096
+# Whoever sends one of these wants something that only the ordinary way does.
+ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
+
+
+class Lane:
+    """The models that are answered here, by the exact bytes of their URLs."""
+
+    def __init__(self, models: ServedModels, metrics: Metrics, max_samples: int) -> None:
+        """Collect the URLs of all models whose batches run in the event loop."""
+        self.metrics, self.max_samples = metrics, max_samples
+        self.models = {
+            url.encode(): model
+            for model in models.all()
+            if model.batcher.in_loop
+            for url in infer_urls(model.manifest)
+        }
+
+    def flush(self) -> None:
+        """Answer what waits now: answers leave a connection in the order of its requests."""
+        for model in self.models.values():
+            model.batcher.flush()
+
+
+def install(lane: Lane) -> None:
+    """Let new connections of this process answer by themselves."""
+    FastProtocol.lane = lane
+
+
+def register() -> None:
+    """Make uvicorn use this protocol where it chooses one itself; before it is configured."""
+    HTTP_PROTOCOLS["auto"] = REGISTERED
+
+
+class FastProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on httptools, with a short way for inference requests."""
+
+    lane: "Lane | None" = None
+    _fast: "_Pending | None" = None
+
+    def on_headers_complete(self) -> None:
+        """Take the request if it is of the plain kind; else the ordinary way."""
+        lane = FastProtocol.lane
+        if lane is not None:
+            if self.cycle is None or self.cycle.response_complete:
+                model = lane.models.get(self.url)
+                if model is not None and self.parser.get_method() == b"POST":
+                    self._fast = self._accepted(lane, model)
+            if self._fast is None:
+                lane.flush()
+        if self._fast is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Collect."""
+        if self._fast is None:
+            super().on_body(body)
+        else:
+            self._fast.body += body
+
+    def on_message_complete(self) -> None:
+        """Queue the request for the next batch."""
+        if self._fast is None:
+            super().on_message_complete()
+        else:
+            fast, self._fast = self._fast, None
+            fast.keep_alive = self.parser.should_keep_alive()
+            fast.queue()
+
+    def shutdown(self) -> None:
+        """Answer what waits before uvicorn closes the connection."""
+        if FastProtocol.lane is not None:
+            FastProtocol.lane.flush()
+        super().shutdown()
+
+    def finish(self, head: bytes, body: bytes, *, keep_alive: bool) -> None:
+        """Write a whole response and make ready for the next request."""
+        if self.transport.is_closing():
+            return
+        defaults = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        closing = b"" if keep_alive else b"connection: close\r\n"
+        self.transport.write(b"".join([head, defaults, closing, b"\r\n", body]))
+        if keep_alive:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.transport.close()
+
+    def _accepted(self, lane: Lane, model: ServedModel) -> "_Pending | None":
+        """A pending request, or None if a header asks for more than the short way gives."""
+        length = json_length = request_id = None
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = value
+            elif name == b"inference-header-content-length":
+                json_length = value
+            elif name == b"x-request-id":
+                request_id = value
+            elif name in ORDINARY:
+                return None
+        if length is None or json_length is None:
+            return None
+        samples = model.batcher.max_batch_samples
+        largest = LARGEST_JSON + samples * sum(sample_bytes(t) for t in model.manifest.inputs)
+        if int(length) > largest:
+            return None
+        return _Pending(self, lane, model, json_length.decode("latin-1"), request_id)
+
+
+class _Pending:
+    """One request on its way: the batcher's waiter."""
+
+    __slots__ = (
+        *("_asked", "_json_length", "_lane", "_model", "_protocol", "_request_id"),
+        *("body", "keep_alive"),
+    )
+
+    def __init__(
+        self,
+        protocol: FastProtocol,
+        lane: Lane,
+        model: ServedModel,
+        json_length: str,
+        request_id: bytes | None,
+    ) -> None:
+        self._protocol, self._lane, self._model = protocol, lane, model
+        self._json_length, self._request_id = json_length, request_id
+        self._asked: InferRequest | None = None
+        self.body, self.keep_alive = b"", True
+
+    def queue(self) -> None:
+        """Check the request and wait for its batch."""
+        try:
+            self._asked = parse_infer(
+                self.body, self._json_length, self._model.manifest, self._lane.max_samples
+            )
+            self._model.batcher.enqueue(self._asked.inputs, self._asked.samples, self)
+        except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
+            self._lane.flush()
+            self.fail(error)
+
+    def waits(self) -> bool:
+        """False if the client closed the connection."""
+        return not self._protocol.transport.is_closing()
+
+    def answer(self, outputs: Arrays) -> None:
+        """Write the answer."""
+        asked = self._asked
+        if asked is None:
+            raise RuntimeError("answered before it was asked")
+        body, json_length = format_infer(outputs, asked, self._model.manifest)
+        head = _head(len(body), json_length, self._request_id)
+        self._protocol.finish(head, body, keep_alive=self.keep_alive)
+        self._lane.metrics.answered(self._model.manifest.name, "infer", asked.samples)
+
+    def fail(self, error: Exception) -> None:
+        """Write the refusal."""
+        headers: dict[str, str] = {}
+        if isinstance(error, ServiceError):
+            status, message, headers = error.status, str(error), error.headers
+        else:
+            incident = uuid.uuid4().hex[:12]
+            logger.error("incident %s", incident, exc_info=error)
+            status, message = HTTPStatus.INTERNAL_SERVER_ERROR, incident_message(incident)
+        body = error_body(message)
+        lines = [f"HTTP/1.1 {status.value} {status.phrase}", "content-type: application/json"]
+        lines += [f"{name.lower()}: {value}" for name, value in headers.items()]
+        lines += [f"content-length: {len(body)}"]
+        head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
+        self._protocol.finish(head + _echo(self._request_id), body, keep_alive=self.keep_alive)
+        self._lane.metrics.refused(status.value)
+
+
+@lru_cache(maxsize=1024)
+def _head(length: int, json_length: int | None, request_id: bytes | None) -> bytes:
+    lines = ["HTTP/1.1 200 OK"]
+    if json_length is None:
+        lines += ["content-type: application/json"]
+    else:
+        lines += [f"content-type: {BINARY_TYPE}", f"inference-header-content-length: {json_length}"]
+    lines += [f"content-length: {length}"]
+    return ("\r\n".join(lines) + "\r\n").encode() + _echo(request_id)
+
+
+def _echo(request_id: bytes | None) -> bytes:
+    """The client's own id, given back; the parser let no line break into a header."""
+    return b"" if request_id is None else b"x-request-id: %b\r\n" % request_id

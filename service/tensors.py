@@ -1,0 +1,172 @@
+"""Tensors of the Open Inference Protocol: from JSON values and from raw bytes to arrays.
+
+A value is looked at before it is converted: nothing is rounded, wrapped or reshaped to fit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.manifest import Manifest, TensorSpec
+from export.parity.metrics import Array, Arrays
+from service.errors import InvalidInputError, PayloadTooLargeError
+
+# What JSON can hold of a datatype, in words and in Python's types.
+_NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "BOOL": ("true or false", (bool,)),
+    "INT": ("integers", (int,)),
+    "FP": ("numbers", (int, float)),
+}
+
+
+class Wire(BaseModel):
+    """What the wire brings: types are taken literally, unknown fields are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class InputTensor(Wire):
+    """One input of a request."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    data: list[Any] | None = None
+
+
+def sample_bytes(spec: TensorSpec) -> int:
+    """Bytes of one sample of a tensor."""
+    return int(np.prod(spec.shape[1:], dtype=np.int64)) * spec.dtype.itemsize
+
+
+def read_inputs(
+    given: Sequence[InputTensor], blobs: memoryview, manifest: Manifest, max_samples: int
+) -> Arrays:
+    """A request's inputs, from JSON and from the blobs behind it, in the manifest's order.
+
+    Raises:
+        InvalidInputError: Names, types, shapes or values are not the model's.
+        PayloadTooLargeError: More samples than allowed.
+    """
+    specs = {spec.name: spec for spec in manifest.inputs}
+    arrays: dict[str, Array] = {}
+    for tensor in given:
+        if tensor.name not in specs or tensor.name in arrays:
+            again = "is given twice" if tensor.name in arrays else "is not known"
+            raise InvalidInputError(
+                f"input {tensor.name!r} {again}; {manifest.name} takes "
+                f"{', '.join(map(str, manifest.inputs))}"
+            )
+        spec = specs[tensor.name]
+        _check_tensor(tensor, spec)
+        check_count(tensor.shape[0], max_samples)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            arrays[tensor.name] = _from_json(tensor, spec)
+        else:
+            arrays[tensor.name], blobs = _from_blob(tensor, spec, size, blobs)
+    if missing := specs.keys() - arrays.keys():
+        raise InvalidInputError(
+            f"input {sorted(missing)[0]!r} is missing; {manifest.name} takes "
+            f"{', '.join(map(str, manifest.inputs))}"
+        )
+    if len(blobs):
+        raise InvalidInputError(f"{len(blobs)} bytes behind the last tensor belong to none")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise InvalidInputError(f"the inputs' first axes differ: {counts}")
+    return {spec.name: arrays[spec.name] for spec in manifest.inputs}
+
+
+def _check_tensor(tensor: InputTensor, spec: TensorSpec) -> None:
+    if tensor.datatype != spec.datatype:
+        raise InvalidInputError(
+            f"{tensor.name} has the datatype {tensor.datatype[:20]!r}, expected {spec.datatype}"
+        )
+    wanted = list(spec.shape[1:])
+    if len(tensor.shape) != len(spec.shape) or tensor.shape[1:] != wanted or tensor.shape[0] < 1:
+        shown = ", ".join(str(size)[:20] for size in tensor.shape[:8])
+        raise InvalidInputError(
+            f"{tensor.name} has the shape [{shown}], expected [N, "
+            f"{', '.join(map(str, wanted))}] with N at least 1"
+        )
+
+
+def check_count(count: int, max_samples: int) -> None:
+    """Refuse what is more than one request may hold.
+
+    Raises:
+        PayloadTooLargeError: More samples than allowed.
+    """
+    if count > max_samples:
+        raise PayloadTooLargeError(
+            f"{count:,} samples in one request, at most {max_samples:,} are taken; send several"
+        )
+
+
+def _from_json(tensor: InputTensor, spec: TensorSpec) -> Array:
+    if tensor.data is None:
+        raise InvalidInputError(
+            f"{tensor.name} has neither data nor the parameter binary_data_size"
+        )
+    flat = _flattened(tensor.data, tensor.shape, tensor.name)
+    count = int(np.prod(tensor.shape, dtype=np.int64))
+    if len(flat) != count:
+        raise InvalidInputError(
+            f"{tensor.name} has {len(flat)} values, its shape {tensor.shape} needs {count}"
+        )
+    kind = next(key for key in _NUMBERS if spec.datatype.removeprefix("U").startswith(key))
+    words, types = _NUMBERS[kind]
+    if strange := {type(value) for value in flat} - set(types):
+        raise InvalidInputError(
+            f"{tensor.name} holds {sorted(kind.__name__ for kind in strange)[0]} values; expected "
+            f"{words} for {spec.datatype}"
+        )
+    if spec.dtype.kind in "iu":
+        limits = np.iinfo(spec.dtype)
+        if min(flat) < limits.min or max(flat) > limits.max:
+            raise InvalidInputError(
+                f"{tensor.name} holds values outside {limits.min} to {limits.max}"
+            )
+    try:
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
+            array = np.array(flat, dtype=spec.dtype)
+    except (OverflowError, ValueError) as error:
+        raise InvalidInputError(f"{tensor.name} cannot be read as {spec.datatype}") from error
+    return _finite(array, tensor.name).reshape(tensor.shape)
+
+
+def _flattened(data: list[Any], shape: Sequence[int], name: str) -> list[Any]:
+    """Values in row-major order; given flat, or nested exactly as the shape says."""
+    level = data
+    if not (data and isinstance(data[0], list)):
+        return level
+    for size in shape[1:]:
+        if any(not isinstance(part, list) or len(part) != size for part in level):
+            raise InvalidInputError(
+                f"{name}'s data is nested otherwise than its shape {list(shape)}"
+            )
+        level = [value for part in level for value in part]
+    return level
+
+
+def _from_blob(
+    tensor: InputTensor, spec: TensorSpec, size: object, blobs: memoryview
+) -> tuple[Array, memoryview]:
+    needed = tensor.shape[0] * sample_bytes(spec)
+    if type(size) is not int or size != needed or size > len(blobs):
+        raise InvalidInputError(
+            f"{tensor.name} announces {str(size)[:20]} bytes and {len(blobs)} are there; its shape "
+            f"{tensor.shape} needs {needed}"
+        )
+    array = np.frombuffer(blobs[:size], spec.dtype.newbyteorder("<")).reshape(tensor.shape)
+    return _finite(array, tensor.name), blobs[size:]
+
+
+def _finite(array: Array, name: str) -> Array:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInputError(f"{name} holds NaN or infinite values")
+    return array

@@ -1,0 +1,204 @@
+"""Beneath ASGI or above it, a request gets the same answer, in order, whatever it is mixed with."""
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+import uvicorn.config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from export.bundle import Bundle
+from export.golden import Golden
+from loadtest.server import running_service
+from service import fastpath
+from tests.tiny import SERVED_BUNDLES
+
+MANIFEST = Bundle.open(SERVED_BUNDLES / "cnn").manifest
+GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+URL = "/v2/models/cnn/infer"
+LENGTH = "inference-header-content-length"
+
+
+@pytest.fixture(scope="module")
+def ordinary_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same service with the fast path turned off."""
+    log_file = tmp_path_factory.mktemp("service") / "ordinary.log"
+    settings = {
+        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
+        "DIGITS_DEVICE": "cpu",
+        "DIGITS_FAST_PATH": "false",
+        "DIGITS_MAX_REQUEST_IMAGES": "100",
+    }
+    with running_service(log_file, settings=settings) as url:
+        yield url
+
+
+def _binary(images: np.ndarray, **further: object) -> tuple[bytes, dict[str, str]]:
+    tensor = {
+        "name": "images",
+        "shape": list(images.shape),
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": images.size},
+    }
+    parameters = {"binary_data_output": True}
+    text = json.dumps({"inputs": [tensor], "parameters": parameters, **further}).encode()
+    return text + images.tobytes(), {LENGTH: str(len(text))}
+
+
+def _requests() -> dict[str, tuple[bytes, dict[str, str]]]:
+    images = GOLDEN.inputs["images"]
+    return {
+        "raw, one image": (images[0].tobytes(), {LENGTH: "0"}),
+        "raw, a full batch": (images.tobytes(), {LENGTH: "0"}),
+        "raw, more than a batch": (np.resize(images, (90, 28, 28)).tobytes(), {LENGTH: "0"}),
+        "binary": _binary(images[:3], id="a"),
+        "JSON answer": _binary(images[:3], parameters={}),
+        "one output": _binary(images[:3], outputs=[{"name": "logits"}]),
+        "empty": (b"", {LENGTH: "0"}),
+        "half an image": (b"\0" * 400, {LENGTH: "0"}),
+        "a lying length": (images[0].tobytes(), {LENGTH: "9999"}),
+        "no JSON": (b"x" * 10, {LENGTH: "10"}),
+        "too many images": (b"\0" * 784 * 101, {LENGTH: "0"}),
+        "its own request id": (images[0].tobytes(), {LENGTH: "0", "x-request-id": "42"}),
+    }
+
+
+@pytest.mark.parametrize("name", list(_requests()))
+def test_both_ways_give_the_same_answer(name: str, service_url: str, ordinary_url: str) -> None:
+    """Status, body and the headers that matter are the same, right or refused."""
+    body, headers = _requests()[name]
+    fast, ordinary = (
+        httpx.post(url + URL, content=body, headers=headers) for url in (service_url, ordinary_url)
+    )
+    assert fast.status_code == ordinary.status_code
+    assert fast.content == ordinary.content
+    for header in ("content-type", "content-length", LENGTH):
+        assert fast.headers.get(header) == ordinary.headers.get(header), header
+    assert fast.headers.get("x-request-id") == headers.get("x-request-id")
+
+
+def test_the_answers_are_the_references(service_url: str) -> None:
+    """Every golden image, each in a request of its own, by sixteen clients at once."""
+
+    def ask(image: np.ndarray) -> np.ndarray:
+        answer = client.post(URL, content=image.tobytes(), headers={LENGTH: "0"})
+        json_length = int(answer.headers[LENGTH])
+        return np.frombuffer(answer.content[json_length:], np.float32)
+
+    with httpx.Client(base_url=service_url) as client, ThreadPoolExecutor(16) as threads:
+        answers = np.stack(list(threads.map(ask, GOLDEN.inputs["images"])))
+    expected = GOLDEN.eager["logits"]
+    assert np.abs(answers[:, :10] - expected).max() <= 2e-6 * np.abs(expected).max()
+    # Alone or in a batch: the kernels do not look at the neighbours.
+    with httpx.Client(base_url=service_url) as client:
+        alone = np.stack([ask(image) for image in GOLDEN.inputs["images"]])
+    assert np.array_equal(alone, answers)
+
+
+def _exchange(url: str, sent: bytes, chunks: int = 1) -> bytes:
+    """Send bytes on one connection, in so many parts, and read until it is closed."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        size = -(-len(sent) // chunks)
+        for start in range(0, len(sent), size):
+            connection.sendall(sent[start : start + size])
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def _post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+@pytest.mark.parametrize("chunks", [1, 7, 5000])
+def test_pipelined_requests_are_answered_in_their_order(chunks: int, service_url: str) -> None:
+    """Fast, broken, ordinary and fast ones on one connection, however the bytes are cut."""
+    image = GOLDEN.inputs["images"][0].tobytes()
+    raw = f"{LENGTH}: 0"
+    sent = b"".join(
+        [
+            _post(URL, image, raw, "x-request-id: first"),
+            _post(URL, image[:5], raw, "x-request-id: second"),
+            b"GET /v2/models/cnn/ready HTTP/1.1\r\nhost: x\r\n\r\n",
+            _post(URL, image, raw, "x-request-id: fourth", "connection: close"),
+        ]
+    )
+    received = _exchange(service_url, sent, chunks)
+    statuses = [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 400, 200, 200]
+    ids = [part.split(b"\r\n")[0] for part in received.split(b"x-request-id: ")[1:]]
+    assert ids[0] == b"first"
+    assert ids[-1] == b"fourth"
+    assert b"connection: close" in received
+
+
+def test_an_old_client_is_answered_and_its_connection_closed(service_url: str) -> None:
+    """HTTP/1.0 without keep-alive."""
+    image = GOLDEN.inputs["images"][0].tobytes()
+    sent = _post(URL, image, f"{LENGTH}: 0").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert _exchange(service_url, sent).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_who_hangs_up_harms_nobody(service_url: str) -> None:
+    """A hundred half-sent and unread requests, and the next one is answered."""
+    image = GOLDEN.inputs["images"][0].tobytes()
+    whole = _post(URL, image, f"{LENGTH}: 0")
+    host, port = service_url.removeprefix("http://").split(":")
+    for i in range(100):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(whole if i % 2 else whole[: 100 + i])
+    answer = httpx.post(service_url + URL, content=image, headers={LENGTH: "0"})
+    assert answer.status_code == 200
+
+
+def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvicorn chooses its protocol by the name "auto" in a registry, and BentoML leaves it so."""
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unregistered")
+    fastpath.register()
+    config = uvicorn.Config(app="service.http:HttpApi", http="auto")
+    config.load()
+    assert config.http_protocol_class is fastpath.FastProtocol
+    worker = Path(uvicorn.__file__).parents[1] / "_bentoml_impl" / "worker" / "service.py"
+    call = worker.read_text().split("uvicorn.Config(", 1)[1].split(")", 1)[0]
+    assert "http=" not in call
+    for name in ("on_headers_complete", "on_body", "on_message_complete", "on_response_complete"):
+        assert name in vars(HttpToolsProtocol), name
+
+
+def test_the_metrics_count_the_fast_ones_too(service_url: str) -> None:
+    """Images by endpoint, batches and refusals are counted wherever the answer was written."""
+
+    def counted() -> dict[str, float]:
+        lines = httpx.get(service_url + "/metrics").text.splitlines()
+        return {
+            name: float(value)
+            for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")
+        }
+
+    before = counted()
+    image = GOLDEN.inputs["images"][0].tobytes()
+    for body, status in ((image, 200), (image * 3, 200), (image[:5], 400)):
+        answer = httpx.post(service_url + URL, content=body, headers={LENGTH: "0"})
+        assert answer.status_code == status
+    after = counted()
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert grown('digits_images_total{endpoint="infer",model="cnn"}') == 4
+    assert grown('digits_refused_requests_total{status="400"}') == 1
+    assert grown('digits_batch_images_sum{model="cnn"}') == 4
+
+
+def test_a_protocol_without_models_takes_the_ordinary_way() -> None:
+    """Before the models are proven nothing is answered beneath ASGI."""
+    assert fastpath.FastProtocol.lane is None
