@@ -23,7 +23,7 @@ from loadtest.server import SERVICE, running_service
 TUTORIAL = "loadtest.peers.bentoml_tutorial:Tutorial"
 WRK = "wrk"
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
-_LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", re.MULTILINE)
+_LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)\s*$", re.MULTILINE)
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 

@@ -11,6 +11,7 @@ The seam is the name "auto" in uvicorn's registry of HTTP protocols, which Bento
 at its default; ``tests/service/test_fastpath.py`` fails when either changes.
 """
 
+import asyncio
 import logging
 import uuid
 from functools import lru_cache
@@ -37,6 +38,7 @@ logger = logging.getLogger("bentoml.service")
 
 REGISTERED = "service.fastpath:FastProtocol"
 LARGEST_JSON = 4096
+COUNTED_EVERY_S = 0.5
 # Whoever sends one of these wants something that only the ordinary way does.
 ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 
@@ -47,6 +49,9 @@ class Lane:
     def __init__(self, models: ServedModels, metrics: Metrics, max_samples: int) -> None:
         """Collect the URLs of all models whose batches run in the event loop."""
         self.metrics, self.max_samples = metrics, max_samples
+        self._answered: dict[str, int] = {}
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
         self.models = {
             url.encode(): model
             for model in models.all()
@@ -58,6 +63,26 @@ class Lane:
         """Answer what waits now: answers leave a connection in the order of its requests."""
         for model in self.models.values():
             model.batcher.flush()
+        self.count()
+
+    def answered(self, model: str, samples: int) -> None:
+        """Note an answer; the metrics, which take microseconds, are told now and then."""
+        if not self._answered:
+            asyncio.get_running_loop().call_later(COUNTED_EVERY_S, self.count)
+        self._answered[model] = self._answered.get(model, 0) + samples
+
+    def count(self) -> None:
+        """Tell the metrics what was answered."""
+        for model, samples in self._answered.items():
+            self.metrics.answered(model, "infer", samples)
+        self._answered.clear()
+
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Uvicorn's headers as lines; it makes a new list of them each second, for the date."""
+        if headers is not self._headers:
+            self._headers = headers
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._lines
 
 
 def install(lane: Lane) -> None:
@@ -115,7 +140,8 @@ class FastProtocol(HttpToolsProtocol):
         """Write a whole response and make ready for the next request."""
         if self.transport.is_closing():
             return
-        defaults = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
+        lane = FastProtocol.lane
+        defaults = lane.default_headers(self.server_state.default_headers) if lane else b""
         closing = b"" if keep_alive else b"connection: close\r\n"
         self.transport.write(b"".join([head, defaults, closing, b"\r\n", body]))
         if keep_alive:
@@ -189,7 +215,7 @@ class _Pending:
         body, json_length = format_infer(outputs, asked, self._model.manifest)
         head = _head(len(body), json_length, self._request_id)
         self._protocol.finish(head, body, keep_alive=self.keep_alive)
-        self._lane.metrics.answered(self._model.manifest.name, "infer", asked.samples)
+        self._lane.answered(self._model.manifest.name, asked.samples)
 
     def fail(self, error: Exception) -> None:
         """Write the refusal."""

@@ -18,7 +18,14 @@ from export.manifest import Manifest
 from export.parity.metrics import Arrays
 from service.errors import InvalidInputError
 from service.protocol import parse_json
-from service.tensors import InputTensor, Wire, check_count, read_inputs, sample_bytes
+from service.tensors import (
+    LITTLE_ENDIAN,
+    InputTensor,
+    Wire,
+    check_count,
+    read_inputs,
+    sample_bytes,
+)
 
 EXTENSIONS = ["binary_tensor_data"]
 PLATFORM = "onnxruntime_onnx"
@@ -208,7 +215,7 @@ def _raw(body: bytes, manifest: Manifest, max_samples: int) -> InferRequest:
             f"the body has {len(body)} bytes; expected {size} for each sample of {spec}"
         )
     check_count(count, max_samples)
-    values = np.frombuffer(body, spec.dtype.newbyteorder("<")).reshape(-1, *spec.shape[1:])
+    values = np.frombuffer(body, LITTLE_ENDIAN[spec.datatype]).reshape(-1, *spec.shape[1:])
     return InferRequest({spec.name: values}, {tensor.name: True for tensor in manifest.outputs})
 
 

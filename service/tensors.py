@@ -3,16 +3,19 @@
 A value is looked at before it is converted: nothing is rounded, wrapped or reshaped to fit.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from export.manifest import Manifest, TensorSpec
+from export.manifest import DTYPES, Manifest, TensorSpec
 from export.parity.metrics import Array, Arrays
 from service.errors import InvalidInputError, PayloadTooLargeError
 
+# How numbers lie on the wire, whatever machine this is.
+LITTLE_ENDIAN = {datatype: dtype.newbyteorder("<") for datatype, dtype in DTYPES.items()}
 # What JSON can hold of a datatype, in words and in Python's types.
 _NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
     "BOOL": ("true or false", (bool,)),
@@ -39,7 +42,7 @@ class InputTensor(Wire):
 
 def sample_bytes(spec: TensorSpec) -> int:
     """Bytes of one sample of a tensor."""
-    return int(np.prod(spec.shape[1:], dtype=np.int64)) * spec.dtype.itemsize
+    return math.prod(spec.shape[1:]) * spec.dtype.itemsize
 
 
 def read_inputs(
@@ -113,7 +116,7 @@ def _from_json(tensor: InputTensor, spec: TensorSpec) -> Array:
             f"{tensor.name} has neither data nor the parameter binary_data_size"
         )
     flat = _flattened(tensor.data, tensor.shape, tensor.name)
-    count = int(np.prod(tensor.shape, dtype=np.int64))
+    count = math.prod(tensor.shape)
     if len(flat) != count:
         raise InvalidInputError(
             f"{tensor.name} has {len(flat)} values, its shape {tensor.shape} needs {count}"
@@ -162,7 +165,7 @@ def _from_blob(
             f"{tensor.name} announces {str(size)[:20]} bytes and {len(blobs)} are there; its shape "
             f"{tensor.shape} needs {needed}"
         )
-    array = np.frombuffer(blobs[:size], spec.dtype.newbyteorder("<")).reshape(tensor.shape)
+    array = np.frombuffer(blobs[:size], LITTLE_ENDIAN[spec.datatype]).reshape(tensor.shape)
     return _finite(array, tensor.name), blobs[size:]
 
 
