@@ -1,11 +1,11 @@
-"""Inference requests answered beneath ASGI: the binary form of the Open Inference Protocol.
+"""Inference requests answered beneath ASGI, where a request is cheapest.
 
-Of what one request of the digit CNN costs under BentoML, the model is a few per cent; the rest is a
-task, an ASGI scope, middleware, spans and timers. So the connection's protocol class, uvicorn's own
-but for this, answers ``POST /v2/models/MODEL[/versions/VERSION]/infer`` itself if the request is of
-the plain kind: a known model whose batches run in the event loop, the binary extension's header, a
-body of known length. Anything else, and every request if the setting ``fast_path`` is off, takes
-the ordinary way and gets the same answer.
+Of what one request of the digit CNN costs under BentoML, the model is a few per cent; the rest is
+a task, an ASGI scope, middleware, spans and timers. So the connection's protocol class, uvicorn's
+own but for this, answers ``POST /v2/models/MODEL[/versions/VERSION]/infer`` and ``POST /predict``
+itself if the request is of the plain kind: a known model whose batches run in the event loop, a
+body of known and moderate length. Anything else, and every request if the setting ``fast_path`` is
+off, takes the ordinary way and gets the same answer.
 
 The seam is the name "auto" in uvicorn's registry of HTTP protocols, which BentoML's worker leaves
 at its default; ``tests/service/test_fastpath.py`` fails when either changes.
@@ -26,55 +26,58 @@ from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
 from service.oip import (
     BINARY_TYPE,
-    InferRequest,
     format_infer,
     infer_urls,
     parse_infer,
 )
+from service.protocol import parse_predict
 from service.responses import error_body, incident_message
 from service.tensors import sample_bytes
 
 logger = logging.getLogger("bentoml.service")
 
 REGISTERED = "service.fastpath:FastProtocol"
-LARGEST_JSON = 4096
+LARGEST_JSON = 16_384
 COUNTED_EVERY_S = 0.5
 # Whoever sends one of these wants something that only the ordinary way does.
 ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 
 
 class Lane:
-    """The models that are answered here, by the exact bytes of their URLs."""
+    """What is answered here: the requests' readers by the exact bytes of their URLs."""
 
     def __init__(self, models: ServedModels, metrics: Metrics, max_samples: int) -> None:
         """Collect the URLs of all models whose batches run in the event loop."""
-        self.metrics, self.max_samples = metrics, max_samples
-        self._answered: dict[str, int] = {}
+        self.served, self.metrics, self.max_samples = models, metrics, max_samples
+        here = [model for model in models.all() if model.batcher.in_loop]
+        self._batchers = [model.batcher for model in here]
+        self.routes: dict[bytes, tuple[type[_Pending], ServedModel]] = {}
+        for model in here:
+            for url in infer_urls(model.manifest):
+                self.routes[url.encode()] = (_Infer, model)
+            self.routes[f"/predict?model={model.manifest.name}".encode()] = (_Predict, model)
+        if len(here) == len(models.all()):  # whichever the body names is answered here
+            self.routes[b"/predict"] = (_Predict, models.get(None))
+        self._answered: dict[tuple[str, str], int] = {}
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
-        self.models = {
-            url.encode(): model
-            for model in models.all()
-            if model.batcher.in_loop
-            for url in infer_urls(model.manifest)
-        }
 
     def flush(self) -> None:
         """Answer what waits now: answers leave a connection in the order of its requests."""
-        for model in self.models.values():
-            model.batcher.flush()
+        for batcher in self._batchers:
+            batcher.flush()
         self.count()
 
-    def answered(self, model: str, samples: int) -> None:
+    def answered(self, model: str, endpoint: str, samples: int) -> None:
         """Note an answer; the metrics, which take microseconds, are told now and then."""
         if not self._answered:
             asyncio.get_running_loop().call_later(COUNTED_EVERY_S, self.count)
-        self._answered[model] = self._answered.get(model, 0) + samples
+        self._answered[model, endpoint] = self._answered.get((model, endpoint), 0) + samples
 
     def count(self) -> None:
         """Tell the metrics what was answered."""
-        for model, samples in self._answered.items():
-            self.metrics.answered(model, "infer", samples)
+        for (model, endpoint), samples in self._answered.items():
+            self.metrics.answered(model, endpoint, samples)
         self._answered.clear()
 
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -106,11 +109,12 @@ class FastProtocol(HttpToolsProtocol):
         lane = FastProtocol.lane
         if lane is not None:
             if self.cycle is None or self.cycle.response_complete:
-                model = lane.models.get(self.url)
-                if model is not None and self.parser.get_method() == b"POST":
-                    self._fast = self._accepted(lane, model)
+                route = lane.routes.get(self.url)
+                if route is not None and self.parser.get_method() == b"POST":
+                    self._fast = self._accepted(lane, *route)
             if self._fast is None:
                 lane.flush()
+                self._unset_keepalive_if_required()  # an answer that was just written armed it
         if self._fast is None:
             super().on_headers_complete()
 
@@ -150,55 +154,63 @@ class FastProtocol(HttpToolsProtocol):
             self.server_state.total_requests += 1
             self.transport.close()
 
-    def _accepted(self, lane: Lane, model: ServedModel) -> "_Pending | None":
+    def _accepted(
+        self, lane: Lane, kind: "type[_Pending]", model: ServedModel
+    ) -> "_Pending | None":
         """A pending request, or None if a header asks for more than the short way gives."""
         length = json_length = request_id = None
         for name, value in self.headers:
             if name == b"content-length":
                 length = value
             elif name == b"inference-header-content-length":
-                json_length = value
+                json_length = value.decode("latin-1")
             elif name == b"x-request-id":
                 request_id = value
             elif name in ORDINARY:
                 return None
-        if length is None or json_length is None:
+        if length is None:
             return None
-        samples = model.batcher.max_batch_samples
-        largest = LARGEST_JSON + samples * sum(sample_bytes(t) for t in model.manifest.inputs)
-        if int(length) > largest:
+        largest = LARGEST_JSON
+        if json_length is not None:
+            sample = sum(sample_bytes(spec) for spec in model.manifest.inputs)
+            largest += model.batcher.max_batch_samples * sample
+        if int(length) > largest:  # it would hold up the others, or does not fit into a batch
             return None
-        return _Pending(self, lane, model, json_length.decode("latin-1"), request_id)
+        return kind(self, lane, model, json_length, request_id)
 
 
 class _Pending:
     """One request on its way: the batcher's waiter."""
 
-    __slots__ = (
-        *("_asked", "_json_length", "_lane", "_model", "_protocol", "_request_id"),
-        *("body", "keep_alive"),
-    )
+    endpoint = ""
 
     def __init__(
         self,
         protocol: FastProtocol,
         lane: Lane,
         model: ServedModel,
-        json_length: str,
+        json_length: str | None,
         request_id: bytes | None,
     ) -> None:
-        self._protocol, self._lane, self._model = protocol, lane, model
-        self._json_length, self._request_id = json_length, request_id
-        self._asked: InferRequest | None = None
+        self._protocol, self._lane, self.model = protocol, lane, model
+        self.json_length, self._request_id = json_length, request_id
+        self._samples = 0
         self.body, self.keep_alive = b"", True
+
+    def read(self, lane: Lane) -> Arrays:
+        """The checked inputs; may choose another model."""
+        raise NotImplementedError
+
+    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
+        """The body of the answer, and how many bytes of it are JSON if not all are."""
+        raise NotImplementedError
 
     def queue(self) -> None:
         """Check the request and wait for its batch."""
         try:
-            self._asked = parse_infer(
-                self.body, self._json_length, self._model.manifest, self._lane.max_samples
-            )
-            self._model.batcher.enqueue(self._asked.inputs, self._asked.samples, self)
+            inputs = self.read(self._lane)
+            self._samples = len(next(iter(inputs.values())))
+            self.model.batcher.enqueue(inputs, self._samples, self)
         except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
             self._lane.flush()
             self.fail(error)
@@ -209,13 +221,10 @@ class _Pending:
 
     def answer(self, outputs: Arrays) -> None:
         """Write the answer."""
-        asked = self._asked
-        if asked is None:
-            raise RuntimeError("answered before it was asked")
-        body, json_length = format_infer(outputs, asked, self._model.manifest)
+        body, json_length = self.write(outputs)
         head = _head(len(body), json_length, self._request_id)
         self._protocol.finish(head, body, keep_alive=self.keep_alive)
-        self._lane.answered(self._model.manifest.name, asked.samples)
+        self._lane.answered(self.model.manifest.name, self.endpoint, self._samples)
 
     def fail(self, error: Exception) -> None:
         """Write the refusal."""
@@ -233,6 +242,35 @@ class _Pending:
         head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._protocol.finish(head + _echo(self._request_id), body, keep_alive=self.keep_alive)
         self._lane.metrics.refused(status.value)
+
+
+class _Infer(_Pending):
+    """A request of the Open Inference Protocol."""
+
+    endpoint = "infer"
+
+    def read(self, lane: Lane) -> Arrays:
+        manifest = self.model.manifest
+        self._asked = parse_infer(self.body, self.json_length, manifest, lane.max_samples)
+        return self._asked.inputs
+
+    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
+        return format_infer(outputs, self._asked, self.model.manifest)
+
+
+class _Predict(_Pending):
+    """Pixels as JSON."""
+
+    endpoint = "predict"
+
+    def read(self, lane: Lane) -> Arrays:
+        asked = parse_predict(self.body, lane.max_samples)
+        if asked.model is not None:
+            self.model = lane.served.get(asked.model)
+        return self.model.inputs(asked.images)
+
+    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
+        return self.model.answer(outputs), None
 
 
 @lru_cache(maxsize=1024)

@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.images import read_image
 from service.metrics import Metrics
-from service.models import IMAGES, ServedModel, ServedModels
+from service.models import ServedModel, ServedModels
 from service.oip import (
     BINARY_TYPE,
     HEADER_LENGTH,
@@ -42,7 +42,7 @@ from service.oip import (
     server_metadata,
 )
 from service.openapi import merged_openapi
-from service.protocol import parse_predict, predictions
+from service.protocol import parse_predict
 from service.responses import error_body, incident_message
 from service.settings import Settings
 
@@ -164,17 +164,10 @@ class HttpApi:
 
     async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
         model = self.models.get(name)
-        if not model.proven.reads_digits:
-            raise InvalidInputError(
-                f"{model.manifest.name} does not read digits; ask it at /v2/models/"
-                f"{model.manifest.name}/infer"
-            )
-        probabilities = model.probabilities(await model.batcher.submit({IMAGES: images}))
+        outputs = await model.batcher.submit(model.inputs(images))
         if self._metrics is not None:
             self._metrics.answered(model.manifest.name, endpoint, len(images))
-        answer = model.identity()
-        answer["predictions"] = predictions(model.manifest.labels, probabilities)
-        return JSONResponse(answer)
+        return Response(model.answer(outputs), media_type="application/json")
 
     async def _list_models(self, _: Request) -> Response:
         cards = [

@@ -1,6 +1,7 @@
 """The models that are served: bundles opened, put on a device and asked their golden samples."""
 
 import functools
+import json
 import logging
 import time
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from export.parity.metrics import Array, Arrays
 from export.parity.tolerances import Device
 from export.session import OnnxModel, choose_device
 from service.batcher import Batcher
-from service.errors import UnknownModelError
+from service.errors import InvalidInputError, UnknownModelError
 from service.metrics import Metrics
+from service.protocol import predictions
 from service.settings import Settings
 
 # What the endpoints speak: images in, digits out.
@@ -123,9 +125,25 @@ class ServedModel:
         """What the bundle says of itself."""
         return self.proven.manifest
 
-    def probabilities(self, outputs: Arrays) -> Array:
-        """float32 [N, K], of the outputs of a model that reads digits."""
-        return outputs[PROBABILITIES]
+    def inputs(self, images_NHW: Array) -> Arrays:
+        """What the model is asked with for images, uint8 [N, 28, 28].
+
+        Raises:
+            InvalidInputError: It does not read digits; says where it is asked.
+        """
+        if not self.proven.reads_digits:
+            name = self.manifest.name
+            raise InvalidInputError(
+                f"{name} does not read digits; ask it at /v2/models/{name}/infer"
+            )
+        return {IMAGES: images_NHW}
+
+    def answer(self, outputs: Arrays) -> bytes:
+        """What /predict and /predict/image answer, JSON."""
+        found = predictions(self.manifest.labels, outputs[PROBABILITIES])
+        return json.dumps(
+            self.identity() | {"predictions": found}, separators=(",", ":"), ensure_ascii=False
+        ).encode()
 
     def identity(self) -> dict[str, object]:
         """Who answers: the fields that every answer carries."""

@@ -51,9 +51,17 @@ def _binary(images: np.ndarray, **further: object) -> tuple[bytes, dict[str, str
     return text + images.tobytes(), {LENGTH: str(len(text))}
 
 
+def _json(images: np.ndarray, **further: object) -> bytes:
+    return json.dumps({"images": images.tolist(), **further}).encode()
+
+
 def _requests() -> dict[str, tuple[bytes, dict[str, str]]]:
     images = GOLDEN.inputs["images"]
+    tensor = {"name": "images", "shape": [1, 28, 28], "datatype": "UINT8"}
+    data = images[0].ravel().tolist()
     return {
+        "JSON": (json.dumps({"inputs": [tensor | {"data": data}]}).encode(), {}),
+        "JSON, wrong": (json.dumps({"inputs": [tensor | {"data": data[1:]}]}).encode(), {}),
         "raw, one image": (images[0].tobytes(), {LENGTH: "0"}),
         "raw, a full batch": (images.tobytes(), {LENGTH: "0"}),
         "raw, more than a batch": (np.resize(images, (90, 28, 28)).tobytes(), {LENGTH: "0"}),
@@ -81,6 +89,36 @@ def test_both_ways_give_the_same_answer(name: str, service_url: str, ordinary_ur
     for header in ("content-type", "content-length", LENGTH):
         assert fast.headers.get(header) == ordinary.headers.get(header), header
     assert fast.headers.get("x-request-id") == headers.get("x-request-id")
+    assert ordinary.headers.get("x-request-id") == headers.get("x-request-id")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", _json(GOLDEN.inputs["images"][0])),
+        ("/predict?model=mlp", _json(GOLDEN.inputs["images"][:3])),
+        ("/predict", _json(GOLDEN.inputs["images"][0], model="mlp")),
+        ("/predict?model=cnn", _json(GOLDEN.inputs["images"][0], model="mlp")),
+        ("/predict", _json(GOLDEN.inputs["images"])),
+        ("/predict", _json(GOLDEN.inputs["images"][0], model="nobody")),
+        ("/predict?model=nobody", _json(GOLDEN.inputs["images"][0])),
+        ("/predict", _json(GOLDEN.inputs["images"][0] + 0.5)),
+        ("/predict", b""),
+        ("/predict", b"\xff"),
+        ("/predict", b'{"images": "\\ud800"}'),
+        ("/v2/models/nobody/infer", b"{}"),
+        ("/v2/models/cnn/versions/7/infer", b"{}"),
+        (f"/v2/models/cnn/versions/{MANIFEST.version}/infer", b"{}"),
+    ],
+)
+def test_both_ways_read_the_same_of_every_path(
+    path: str, body: bytes, service_url: str, ordinary_url: str
+) -> None:
+    """Pixels as JSON, models by query and by body, and what nobody serves."""
+    fast, ordinary = (httpx.post(url + path, content=body) for url in (service_url, ordinary_url))
+    assert fast.status_code == ordinary.status_code
+    assert fast.content == ordinary.content
+    assert fast.headers["content-type"] == ordinary.headers["content-type"]
 
 
 def test_the_answers_are_the_references(service_url: str) -> None:
