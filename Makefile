@@ -66,7 +66,7 @@ test-all: $(VENV)/installed ## all tests, the slow ones too
 test-service: ## the service's tests where nothing but the service is installed
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install --disable-pip-version-check --quiet \
-	  -c constraints.txt -e '.[serve]' pytest
+	  -c constraints.txt -e '.[serve]' pytest 'tritonclient[http]'
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
 	.venv-service/bin/python -m pytest tests/service
 

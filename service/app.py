@@ -59,7 +59,8 @@ class DigitClassifier:
         self._models = ServedModels(open_proven(SETTINGS), SETTINGS, metrics)
         HTTP.serve(self._models, metrics)
         if SETTINGS.fast_path:
-            fastpath.install(fastpath.Lane(self._models, metrics, SETTINGS.max_request_images))
+            lane = fastpath.Lane(self._models, metrics, SETTINGS.max_request_images)
+            fastpath.install(lane, SETTINGS.slow_client_s)
         # What is alive now stays alive: the collector need not walk over it again and again. Nor
         # need it look at every 700 new objects: a request makes dozens, and none of them in rings.
         gc.collect()

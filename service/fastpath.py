@@ -13,25 +13,16 @@ at its default; ``tests/service/test_fastpath.py`` fails when either changes.
 
 import asyncio
 import logging
-import uuid
-from functools import lru_cache
-from http import HTTPStatus
 
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from export.parity.metrics import Arrays
-from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
 from service.oip import (
-    BINARY_TYPE,
-    format_infer,
     infer_urls,
-    parse_infer,
 )
-from service.protocol import parse_predict
-from service.responses import error_body, incident_message
+from service.pending import Infer, Pending, Predict
 from service.tensors import sample_bytes
 
 logger = logging.getLogger("bentoml.service")
@@ -51,13 +42,13 @@ class Lane:
         self.served, self.metrics, self.max_samples = models, metrics, max_samples
         here = [model for model in models.all() if model.batcher.in_loop]
         self._batchers = [model.batcher for model in here]
-        self.routes: dict[bytes, tuple[type[_Pending], ServedModel]] = {}
+        self.routes: dict[bytes, tuple[type[Pending], ServedModel]] = {}
         for model in here:
             for url in infer_urls(model.manifest):
-                self.routes[url.encode()] = (_Infer, model)
-            self.routes[f"/predict?model={model.manifest.name}".encode()] = (_Predict, model)
+                self.routes[url.encode()] = (Infer, model)
+            self.routes[f"/predict?model={model.manifest.name}".encode()] = (Predict, model)
         if len(here) == len(models.all()):  # whichever the body names is answered here
-            self.routes[b"/predict"] = (_Predict, models.get(None))
+            self.routes[b"/predict"] = (Predict, models.get(None))
         self._answered: dict[tuple[str, str], int] = {}
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
@@ -88,9 +79,14 @@ class Lane:
         return self._lines
 
 
-def install(lane: Lane) -> None:
-    """Let new connections of this process answer by themselves."""
-    FastProtocol.lane = lane
+def install(lane: Lane, slow_client_s: float) -> None:
+    """Let connections of this process answer by themselves.
+
+    Args:
+        lane: What they answer.
+        slow_client_s: Seconds that a client may take to send a request.
+    """
+    FastProtocol.lane, FastProtocol.slow_client_s = lane, slow_client_s
 
 
 def register() -> None:
@@ -102,7 +98,33 @@ class FastProtocol(HttpToolsProtocol):
     """uvicorn's protocol on httptools, with a short way for inference requests."""
 
     lane: "Lane | None" = None
-    _fast: "_Pending | None" = None
+    slow_client_s = 20.0
+    _fast: Pending | None = None
+    _waiting = True  # for a request, or for the rest of one
+    _too_slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give the client so long for its first request."""
+        super().connection_made(transport)
+        self._too_slow = self.loop.call_later(self.slow_client_s, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client."""
+        self._patient()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; a request that is not whole yet must be so in time."""
+        super().data_received(data)
+        if not self._waiting:
+            self._patient()
+        elif self._too_slow is None and not self.transport.is_closing():
+            self._too_slow = self.loop.call_later(self.slow_client_s, self._give_up)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._waiting = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Take the request if it is of the plain kind; else the ordinary way."""
@@ -127,6 +149,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Queue the request for the next batch."""
+        self._waiting = False
         if self._fast is None:
             super().on_message_complete()
         else:
@@ -154,9 +177,17 @@ class FastProtocol(HttpToolsProtocol):
             self.server_state.total_requests += 1
             self.transport.close()
 
-    def _accepted(
-        self, lane: Lane, kind: "type[_Pending]", model: ServedModel
-    ) -> "_Pending | None":
+    def _patient(self) -> None:
+        if self._too_slow is not None:
+            self._too_slow.cancel()
+            self._too_slow = None
+
+    def _give_up(self) -> None:
+        """Close what holds a connection without asking anything."""
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _accepted(self, lane: Lane, kind: type[Pending], model: ServedModel) -> Pending | None:
         """A pending request, or None if a header asks for more than the short way gives."""
         length = json_length = request_id = None
         for name, value in self.headers:
@@ -177,113 +208,3 @@ class FastProtocol(HttpToolsProtocol):
         if int(length) > largest:  # it would hold up the others, or does not fit into a batch
             return None
         return kind(self, lane, model, json_length, request_id)
-
-
-class _Pending:
-    """One request on its way: the batcher's waiter."""
-
-    endpoint = ""
-
-    def __init__(
-        self,
-        protocol: FastProtocol,
-        lane: Lane,
-        model: ServedModel,
-        json_length: str | None,
-        request_id: bytes | None,
-    ) -> None:
-        self._protocol, self._lane, self.model = protocol, lane, model
-        self.json_length, self._request_id = json_length, request_id
-        self._samples = 0
-        self.body, self.keep_alive = b"", True
-
-    def read(self, lane: Lane) -> Arrays:
-        """The checked inputs; may choose another model."""
-        raise NotImplementedError
-
-    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
-        """The body of the answer, and how many bytes of it are JSON if not all are."""
-        raise NotImplementedError
-
-    def queue(self) -> None:
-        """Check the request and wait for its batch."""
-        try:
-            inputs = self.read(self._lane)
-            self._samples = len(next(iter(inputs.values())))
-            self.model.batcher.enqueue(inputs, self._samples, self)
-        except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
-            self._lane.flush()
-            self.fail(error)
-
-    def waits(self) -> bool:
-        """False if the client closed the connection."""
-        return not self._protocol.transport.is_closing()
-
-    def answer(self, outputs: Arrays) -> None:
-        """Write the answer."""
-        body, json_length = self.write(outputs)
-        head = _head(len(body), json_length, self._request_id)
-        self._protocol.finish(head, body, keep_alive=self.keep_alive)
-        self._lane.answered(self.model.manifest.name, self.endpoint, self._samples)
-
-    def fail(self, error: Exception) -> None:
-        """Write the refusal."""
-        headers: dict[str, str] = {}
-        if isinstance(error, ServiceError):
-            status, message, headers = error.status, str(error), error.headers
-        else:
-            incident = uuid.uuid4().hex[:12]
-            logger.error("incident %s", incident, exc_info=error)
-            status, message = HTTPStatus.INTERNAL_SERVER_ERROR, incident_message(incident)
-        body = error_body(message)
-        lines = [f"HTTP/1.1 {status.value} {status.phrase}", "content-type: application/json"]
-        lines += [f"{name.lower()}: {value}" for name, value in headers.items()]
-        lines += [f"content-length: {len(body)}"]
-        head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
-        self._protocol.finish(head + _echo(self._request_id), body, keep_alive=self.keep_alive)
-        self._lane.metrics.refused(status.value)
-
-
-class _Infer(_Pending):
-    """A request of the Open Inference Protocol."""
-
-    endpoint = "infer"
-
-    def read(self, lane: Lane) -> Arrays:
-        manifest = self.model.manifest
-        self._asked = parse_infer(self.body, self.json_length, manifest, lane.max_samples)
-        return self._asked.inputs
-
-    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
-        return format_infer(outputs, self._asked, self.model.manifest)
-
-
-class _Predict(_Pending):
-    """Pixels as JSON."""
-
-    endpoint = "predict"
-
-    def read(self, lane: Lane) -> Arrays:
-        asked = parse_predict(self.body, lane.max_samples)
-        if asked.model is not None:
-            self.model = lane.served.get(asked.model)
-        return self.model.inputs(asked.images)
-
-    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
-        return self.model.answer(outputs), None
-
-
-@lru_cache(maxsize=1024)
-def _head(length: int, json_length: int | None, request_id: bytes | None) -> bytes:
-    lines = ["HTTP/1.1 200 OK"]
-    if json_length is None:
-        lines += ["content-type: application/json"]
-    else:
-        lines += [f"content-type: {BINARY_TYPE}", f"inference-header-content-length: {json_length}"]
-    lines += [f"content-length: {length}"]
-    return ("\r\n".join(lines) + "\r\n").encode() + _echo(request_id)
-
-
-def _echo(request_id: bytes | None) -> bytes:
-    """The client's own id, given back; the parser let no line break into a header."""
-    return b"" if request_id is None else b"x-request-id: %b\r\n" % request_id

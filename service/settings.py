@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
     max_image_pixels: int = Field(16_000_000, ge=784, description="width x height of an upload")
     timeout_s: float = Field(10, gt=0, description="seconds until a request is given up, with 504")
+    slow_client_s: float = Field(
+        20, gt=0, description="seconds that a client may take to send a request"
+    )
     access_log: bool = Field(False, description="one log line a request")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,7 +144,7 @@ def _exchange(url: str, sent: bytes, chunks: int = 1) -> bytes:
     """Send bytes on one connection, in so many parts, and read until it is closed."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        size = -(-len(sent) // chunks)
+        size = max(1, -(-len(sent) // chunks))
         for start in range(0, len(sent), size):
             connection.sendall(sent[start : start + size])
         received = b""
@@ -196,6 +197,21 @@ def test_who_hangs_up_harms_nobody(service_url: str) -> None:
             connection.sendall(whole if i % 2 else whole[: 100 + i])
     answer = httpx.post(service_url + URL, content=image, headers={LENGTH: "0"})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v2/models/cnn/infer HTTP/1.1\r\nhost: x\r\n"])
+def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> None:
+    """Silence, and a request that never ends, are closed after the time that was set."""
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_SLOW_CLIENT_S": "0.5"}
+    with running_service(tmp_path / "service.log", settings=settings) as url:
+        start_s = time.monotonic()
+        assert _exchange(url, sent) == b""
+        assert 0.3 < time.monotonic() - start_s < 10
+        image = GOLDEN.inputs["images"][0].tobytes()
+        with httpx.Client(base_url=url) as client:
+            for _ in range(3):  # an idle connection between requests is another matter
+                assert client.post(URL, content=image, headers={LENGTH: "0"}).status_code == 200
+                time.sleep(0.7)
 
 
 def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""A client that others wrote for the Open Inference Protocol is served, in JSON and in binary."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from export.golden import Golden
+from tests.tiny import SERVED_BUNDLES
+
+GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[triton.InferenceServerClient]:
+    """Triton's own client for HTTP."""
+    opened = triton.InferenceServerClient(service_url.removeprefix("http://"))
+    yield opened
+    opened.close()
+
+
+def test_health_and_metadata_are_read(client: triton.InferenceServerClient) -> None:
+    """Live, ready, the server's extensions, the model's tensors."""
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("cnn")
+    assert not client.is_model_ready("nobody")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    metadata = client.get_model_metadata("cnn")
+    assert metadata["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}]
+
+
+@pytest.mark.parametrize("binary_in", [False, True])
+@pytest.mark.parametrize("binary_out", [False, True])
+def test_inference_gives_the_references_answers(
+    binary_in: bool, binary_out: bool, client: triton.InferenceServerClient
+) -> None:
+    """All golden images in one request, by either form, into either form."""
+    images = GOLDEN.inputs["images"]
+    tensor = triton.InferInput("images", list(images.shape), "UINT8")
+    tensor.set_data_from_numpy(images, binary_data=binary_in)
+    output = triton.InferRequestedOutput("logits", binary_data=binary_out)
+    found = client.infer("cnn", [tensor], outputs=[output], request_id="7")
+    assert found.get_response()["id"] == "7"
+    expected = GOLDEN.eager["logits"]
+    assert np.abs(found.as_numpy("logits") - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+def test_a_refusal_reaches_the_caller_in_words(client: triton.InferenceServerClient) -> None:
+    """A wrong shape raises what the service said."""
+    tensor = triton.InferInput("images", [1, 784], "UINT8")
+    tensor.set_data_from_numpy(np.zeros((1, 784), np.uint8), binary_data=True)
+    with pytest.raises(InferenceServerException, match=r"shape \[1, 784\], expected \[N, 28, 28\]"):
+        client.infer("cnn", [tensor])
