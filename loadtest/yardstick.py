@@ -22,6 +22,7 @@ from loadtest.server import SERVICE, running_service
 
 TUTORIAL = "loadtest.peers.bentoml_tutorial:Tutorial"
 WRK = "wrk"
+QUEUE_IMAGES = 16_384  # 128 requests of 64 images each wait, and are not refused
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)\s*$", re.MULTILINE)
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -123,6 +124,7 @@ def compare(
             "DIGITS_BUNDLES": str(folder / "bundles"),
             "DIGITS_WORKERS": str(workers),
             "DIGITS_DEVICE": "cpu",
+            "DIGITS_MAX_QUEUE_IMAGES": str(QUEUE_IMAGES),
         }
         urls = {
             "service": stack.enter_context(

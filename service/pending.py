@@ -90,11 +90,13 @@ class Infer(Pending):
     endpoint = "infer"
 
     def read(self, lane: "Lane") -> Arrays:
+        """Its tensors."""
         manifest = self.model.manifest
         self._asked = parse_infer(self.body, self.json_length, manifest, lane.max_samples)
         return self._asked.inputs
 
     def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
+        """The outputs asked for, in the form asked for."""
         return format_infer(outputs, self._asked, self.model.manifest)
 
 
@@ -104,12 +106,14 @@ class Predict(Pending):
     endpoint = "predict"
 
     def read(self, lane: "Lane") -> Arrays:
+        """Its images."""
         asked = parse_predict(self.body, lane.max_samples)
         if asked.model is not None:
             self.model = lane.served.get(asked.model)
         return self.model.inputs(asked.images)
 
     def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
+        """Labels and probabilities."""
         return self.model.answer(outputs), None
 
 
