@@ -15,6 +15,7 @@ from service import fastpath
 from service.http import HttpApi
 from service.metrics import Metrics
 from service.models import ServedModels, UnprovenError, open_proven
+from service.responses import JsonErrors
 from service.settings import SettingsError, read_settings
 
 try:
@@ -40,6 +41,7 @@ if SETTINGS.fast_path:
     workers=SETTINGS.workers,
     traffic={"timeout": SETTINGS.timeout_s},
     logging={"access": {"enabled": SETTINGS.access_log}},
+    metrics={"enabled": False},  # see service.metrics
 )
 @bentoml.asgi_app(HTTP.app)
 class DigitClassifier:
@@ -75,3 +77,7 @@ class DigitClassifier:
     def close(self) -> None:
         """Let the batches that run end."""
         self._models.close()
+
+
+# What the decorator made of the class.
+cast("bentoml.Service[Any]", DigitClassifier).add_asgi_middleware(JsonErrors)

@@ -49,7 +49,7 @@ class Lane:
             self.routes[f"/predict?model={model.manifest.name}".encode()] = (Predict, model)
         if len(here) == len(models.all()):  # whichever the body names is answered here
             self.routes[b"/predict"] = (Predict, models.get(None))
-        self._answered: dict[tuple[str, str], int] = {}
+        self._answered: dict[tuple[str, str], tuple[int, int]] = {}
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
 
@@ -63,12 +63,13 @@ class Lane:
         """Note an answer; the metrics, which take microseconds, are told now and then."""
         if not self._answered:
             asyncio.get_running_loop().call_later(COUNTED_EVERY_S, self.count)
-        self._answered[model, endpoint] = self._answered.get((model, endpoint), 0) + samples
+        before, requests = self._answered.get((model, endpoint), (0, 0))
+        self._answered[model, endpoint] = (before + samples, requests + 1)
 
     def count(self) -> None:
         """Tell the metrics what was answered."""
-        for (model, endpoint), samples in self._answered.items():
-            self.metrics.answered(model, endpoint, samples)
+        for (model, endpoint), (samples, requests) in self._answered.items():
+            self.metrics.answered(model, endpoint, samples, requests)
         self._answered.clear()
 
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:

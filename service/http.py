@@ -31,7 +31,7 @@ from service.errors import (
     UnsupportedMediaError,
 )
 from service.images import read_image
-from service.metrics import Metrics
+from service.metrics import Metrics, exposition
 from service.models import ServedModel, ServedModels
 from service.oip import (
     BINARY_TYPE,
@@ -80,6 +80,7 @@ class HttpApi:
             Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
             Route("/models", self._guarded(self._list_models), methods=["GET"]),
             Route("/docs.json", self._guarded(self._openapi), methods=["GET"]),
+            Route("/metrics", self._guarded(self._exposition), methods=["GET"]),
             Route("/v2", self._guarded(self._server_metadata), methods=["GET"]),
             Route("/v2/health/{probe:str}", self._guarded(self._health), methods=["GET"]),
         ]
@@ -125,6 +126,10 @@ class HttpApi:
         headers = {} if json_length is None else {HEADER_LENGTH: str(json_length)}
         media_type = "application/json" if json_length is None else BINARY_TYPE
         return Response(content, media_type=media_type, headers=headers)
+
+    async def _exposition(self, _: Request) -> Response:
+        content, media_type = await anyio.to_thread.run_sync(exposition)
+        return Response(content, media_type=media_type)
 
     async def _server_metadata(self, _: Request) -> Response:
         return JSONResponse(server_metadata())

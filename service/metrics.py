@@ -1,10 +1,21 @@
-"""Prometheus metrics of the inference itself; BentoML's own ones of HTTP stand beside them.
+"""Prometheus metrics, all of them: BentoML's own label raw paths, which any scan can multiply.
 
 Made once in each worker, never at import: in the main process they would miss the folder in which
 BentoML's workers collect their figures.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.batcher import BatchRecord
 
@@ -17,6 +28,9 @@ class Metrics:
 
     def __init__(self) -> None:
         """Register all metrics with the process's default registry."""
+        self._requests = Counter(
+            "digits_requests", "Requests answered, by model and endpoint.", ["model", "endpoint"]
+        )
         self._images = Counter(
             "digits_images", "Images answered, by model and endpoint.", ["model", "endpoint"]
         )
@@ -59,8 +73,9 @@ class Metrics:
         self._info.labels(model, version, device, provider).set(1)
         self._golden.labels(model).set(1)
 
-    def answered(self, model: str, endpoint: str, images: int) -> None:
-        """A request was answered."""
+    def answered(self, model: str, endpoint: str, images: int, requests: int = 1) -> None:
+        """So many requests were answered."""
+        self._requests.labels(model, endpoint).inc(requests)
         self._images.labels(model, endpoint).inc(images)
 
     def refused(self, status: int) -> None:
@@ -74,3 +89,12 @@ class Metrics:
         self._queued.labels(model).set(record.queued_samples)
         # One observation a batch: each takes microseconds, as a request does.
         self._queue.labels(model).observe(max(record.queue_s))
+
+
+def exposition() -> tuple[bytes, str]:
+    """All workers' figures in Prometheus' text format, and its content type."""
+    registry = REGISTRY
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):  # BentoML gives its workers one
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST

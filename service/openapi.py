@@ -112,6 +112,15 @@ def _paths(models: Sequence[str]) -> dict[str, Any]:
         "/predict/image": {
             "post": _post("Read a digit from a PNG or JPEG file of any size", [model], upload, True)
         },
+        **_inference_protocol(models),
+        "/metrics": {
+            "get": {
+                "summary": "Prometheus metrics of all workers",
+                "operationId": "metrics",
+                "tags": ["Observability"],
+                "responses": {"200": {"description": "Prometheus' text format"}},
+            }
+        },
         "/models": {
             "get": {
                 "summary": "The served models with their proof",
@@ -120,6 +129,53 @@ def _paths(models: Sequence[str]) -> dict[str, Any]:
                 "responses": {"200": {"description": "one card a model"}},
             }
         },
+    }
+
+
+def _inference_protocol(models: Sequence[str]) -> dict[str, Any]:
+    """The Open Inference Protocol's paths, with an example of each form."""
+    model = {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "enum": list(models)},
+    }
+    length = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "description": "bytes of JSON before the blobs; 0: the body is the only input's values",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    example = {"name": "images", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
+    infer = _post(
+        "Infer by the Open Inference Protocol: JSON, or JSON and raw tensors, or raw tensors alone",
+        [model, length],
+        {
+            "application/json": {"type": "object", "example": {"inputs": [example]}},
+            "application/octet-stream": {"type": "string", "format": "binary"},
+        },
+    )
+    infer["responses"]["200"] = {"description": "model_name, model_version, outputs; blobs behind"}
+
+    def get(summary: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+        responses = {"200": {"description": "as the protocol says"}}
+        tags = ["Open Inference Protocol"]
+        return {
+            "get": {
+                "summary": summary,
+                "tags": tags,
+                "parameters": parameters,
+                "responses": responses,
+            }
+        }
+
+    return {
+        "/v2": get("The server's name and extensions", []),
+        "/v2/health/live": get("Is the process up?", []),
+        "/v2/health/ready": get("Are the models proven and served?", []),
+        "/v2/models/{model}": get("The model's versions and tensors", [model]),
+        "/v2/models/{model}/ready": get("Is the model served?", [model]),
+        "/v2/models/{model}/infer": {"post": infer},
     }
 
 

@@ -1,6 +1,9 @@
 """The one shape of an error, for every way in: ``{"error": "what came, what was expected"}``."""
 
 import json
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 def error_body(message: str) -> bytes:
@@ -12,3 +15,38 @@ def error_body(message: str) -> bytes:
 def incident_message(incident: str) -> str:
     """What a client is told of a fault of the service."""
     return f"the service failed, not the request; its log tells more of {incident}"
+
+
+class JsonErrors:
+    """ASGI middleware: refusals in plain text, BentoML's for paths that nobody serves, as ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and put a refusal into the one shape."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refused = False
+
+        async def shaped(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start":
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                refused = message["status"] >= HTTPStatus.BAD_REQUEST and kind[:10] == b"text/plain"
+                if refused:
+                    status = HTTPStatus(message["status"])
+                    body = error_body(f"{status.phrase}: {scope['method']} {scope['path'][:200]}")
+                    kept = [h for h in message["headers"] if not h[0].startswith(b"content-")]
+                    length = (b"content-length", str(len(body)).encode())
+                    headers = [*kept, (b"content-type", b"application/json"), length]
+                    await send({**message, "headers": headers})
+                    await send({"type": "http.response.body", "body": body})
+            elif refused:
+                return
+            if not refused:
+                await send(message)
+
+        await self._app(scope, receive, shaped)
