@@ -47,6 +47,14 @@ class Golden:
         """How many samples there are."""
         return len(self.targets)
 
+    def first(self, count: int) -> "Golden":
+        """The first few samples."""
+        inputs, eager, truth = (
+            {name: array[:count] for name, array in part.items()}
+            for part in (self.inputs, self.eager, self.truth)
+        )
+        return Golden(inputs, eager, truth, self.targets[:count])
+
     def labels(self, logits: str = "logits") -> Array:
         """int64 [G], what the reference reads the samples as."""
         return np.asarray(self.eager[logits].argmax(axis=1))
@@ -116,28 +124,12 @@ def check_golden(
         outputs: The manifest's, in their order.
         tolerance: What the bundle allows the variant that is asked on that device.
     """
-    worst, wrong, failures = 0.0, 0, []
+    worst, wrong, failures = 0.0, 0, list[str]()
     for batch_size in BATCH_SIZES:
         answers = run_batched(predict, golden.inputs, batch_size)
-        for spec in outputs:
-            where = f"batch {batch_size}, {spec.name}"
-            answer, eager = answers.get(spec.name), golden.eager.get(spec.name)
-            if answer is None or eager is None or answer.shape != eager.shape:
-                shapes = [None if array is None else array.shape for array in (answer, eager)]
-                failures.append(f"{where}: has shape {shapes[0]}, expected {shapes[1]}")
-                continue
-            if spec.kind == "probabilities":
-                continue
-            found = compare(answer, eager, golden.truth[spec.name], logits=spec.kind == "logits")
-            worst = max(worst, found.scaled_error)
-            wrong = max(wrong, found.labels.flips if found.labels else 0)
-            failures += [f"{where}: {complaint}" for complaint in complaints(found, tolerance)]
-        error = head_error(answers, outputs)
-        if not error <= tolerance.softmax_error:
-            failures.append(
-                f"batch {batch_size}: probabilities differ from the softmax of the logits by "
-                f"{error:.2e} > {tolerance.softmax_error:.0e}"
-            )
+        found = judge_answers(golden, answers, outputs, tolerance)
+        worst, wrong = max(worst, found.scaled_error), max(wrong, found.wrong_labels)
+        failures += [f"batch {batch_size}, {failure}" for failure in found.failures]
     return GoldenResult(
         samples=len(golden),
         batch_sizes=BATCH_SIZES,
@@ -146,6 +138,47 @@ def check_golden(
         wrong_labels=wrong,
         failures=tuple(failures),
     )
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """The worst of one set of answers; ``failures`` say in words what was wrong, if anything."""
+
+    scaled_error: float
+    wrong_labels: int
+    failures: list[str]
+
+
+def judge_answers(
+    golden: Golden, answers: Arrays, outputs: Sequence[TensorSpec], tolerance: Tolerance
+) -> JudgedAnswers:
+    """Hold a model's answers to the golden samples against the reference's.
+
+    Args:
+        golden: What was asked, and the reference's answers.
+        answers: The model's, by output.
+        outputs: The manifest's, in their order.
+        tolerance: What the variant may differ by on its device.
+    """
+    worst, wrong, failures = 0.0, 0, list[str]()
+    for spec in outputs:
+        answer, eager = answers.get(spec.name), golden.eager.get(spec.name)
+        if answer is None or eager is None or answer.shape != eager.shape:
+            shapes = [None if array is None else array.shape for array in (answer, eager)]
+            failures.append(f"{spec.name}: has shape {shapes[0]}, expected {shapes[1]}")
+        elif spec.kind != "probabilities":
+            logits = spec.kind == "logits"
+            found = compare(answer, eager, golden.truth[spec.name], logits=logits)
+            worst = max(worst, found.scaled_error)
+            wrong = max(wrong, found.labels.flips if found.labels else 0)
+            failures += [f"{spec.name}: {complaint}" for complaint in complaints(found, tolerance)]
+    error = head_error(answers, outputs)
+    if not error <= tolerance.softmax_error:
+        failures.append(
+            f"probabilities differ from the softmax of the logits by {error:.2e} > "
+            f"{tolerance.softmax_error:.0e}"
+        )
+    return JudgedAnswers(worst, wrong, failures)
 
 
 def head_error(answers: Arrays, outputs: Sequence[TensorSpec]) -> float:

@@ -15,6 +15,7 @@ from service import fastpath
 from service.http import HttpApi
 from service.metrics import Metrics
 from service.models import ServedModels, UnprovenError, open_proven
+from service.readiness import Readiness
 from service.responses import JsonErrors
 from service.settings import SettingsError, read_settings
 
@@ -59,9 +60,13 @@ class DigitClassifier:
         """Prove every model in this worker, on its device; only then it answers."""
         metrics = Metrics()
         self._models = ServedModels(open_proven(SETTINGS), SETTINGS, metrics)
-        HTTP.serve(self._models, metrics)
+        self._readiness = Readiness(
+            self._models, metrics, SETTINGS.golden_check_s, SETTINGS.drain_s
+        )
+        HTTP.serve(self._models, metrics, self._readiness)
         if SETTINGS.fast_path:
-            lane = fastpath.Lane(self._models, metrics, SETTINGS.max_request_images)
+            limit = SETTINGS.max_request_images
+            lane = fastpath.Lane(self._models, metrics, self._readiness, limit)
             fastpath.install(lane, SETTINGS.slow_client_s)
         # What is alive now stays alive: the collector need not walk over it again and again. Nor
         # need it look at every 700 new objects: a request makes dozens, and none of them in rings.
@@ -69,9 +74,14 @@ class DigitClassifier:
         gc.freeze()
         gc.set_threshold(GC_EVERY_OBJECTS, 20, 50)
 
+    @bentoml.on_startup
+    async def watch(self) -> None:
+        """Ask golden samples now and then, and leave politely."""
+        self._readiness.start()
+
     def __is_ready__(self) -> bool:
-        """True: a worker whose models are not proven does not get this far."""
-        return True
+        """May requests be sent here? Before its models are proven a worker answers nothing."""
+        return self._readiness.ready
 
     @bentoml.on_shutdown
     def close(self) -> None:

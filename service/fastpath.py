@@ -23,6 +23,7 @@ from service.oip import (
     infer_urls,
 )
 from service.pending import Infer, Pending, Predict
+from service.readiness import Readiness
 from service.tensors import sample_bytes
 
 logger = logging.getLogger("bentoml.service")
@@ -37,9 +38,12 @@ ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 class Lane:
     """What is answered here: the requests' readers by the exact bytes of their URLs."""
 
-    def __init__(self, models: ServedModels, metrics: Metrics, max_samples: int) -> None:
+    def __init__(
+        self, models: ServedModels, metrics: Metrics, readiness: Readiness, max_samples: int
+    ) -> None:
         """Collect the URLs of all models whose batches run in the event loop."""
-        self.served, self.metrics, self.max_samples = models, metrics, max_samples
+        self.served, self.metrics, self.readiness = models, metrics, readiness
+        self.max_samples = max_samples
         here = [model for model in models.all() if model.batcher.in_loop]
         self._batchers = [model.batcher for model in here]
         self.routes: dict[bytes, tuple[type[Pending], ServedModel]] = {}
@@ -170,6 +174,8 @@ class FastProtocol(HttpToolsProtocol):
             return
         lane = FastProtocol.lane
         defaults = lane.default_headers(self.server_state.default_headers) if lane else b""
+        if lane is not None and lane.readiness.draining:
+            keep_alive = False  # the client's next connection may find another server
         closing = b"" if keep_alive else b"connection: close\r\n"
         self.transport.write(b"".join([head, defaults, closing, b"\r\n", body]))
         if keep_alive:

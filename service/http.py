@@ -14,21 +14,16 @@ from http import HTTPStatus
 import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message
 
 from export.parity.metrics import Array
+from service.body import read_body, read_upload
 from service.errors import (
-    InvalidInputError,
-    PayloadTooLargeError,
     ServiceError,
     UnknownModelError,
-    UnsupportedMediaError,
 )
 from service.images import read_image
 from service.metrics import Metrics, exposition
@@ -43,6 +38,7 @@ from service.oip import (
 )
 from service.openapi import merged_openapi
 from service.protocol import parse_predict
+from service.readiness import Readiness
 from service.responses import error_body, incident_message
 from service.settings import Settings
 
@@ -50,7 +46,6 @@ logger = logging.getLogger("bentoml.service")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
-IMAGE_FIELD = "image"
 REQUEST_ID = "x-request-id"
 DECODERS = 2
 
@@ -75,12 +70,14 @@ class HttpApi:
         self._decoders = anyio.CapacityLimiter(DECODERS)
         self._models: ServedModels | None = None
         self._metrics: Metrics | None = None
+        self._readiness: Readiness | None = None
         routes = [
             Route("/predict", self._guarded(self._predict), methods=["POST"]),
             Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
             Route("/models", self._guarded(self._list_models), methods=["GET"]),
             Route("/docs.json", self._guarded(self._openapi), methods=["GET"]),
             Route("/metrics", self._guarded(self._exposition), methods=["GET"]),
+            Route("/healthz/deep", self._guarded(self._deep_health), methods=["GET"]),
             Route("/v2", self._guarded(self._server_metadata), methods=["GET"]),
             Route("/v2/health/{probe:str}", self._guarded(self._health), methods=["GET"]),
         ]
@@ -92,9 +89,9 @@ class HttpApi:
             ]
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 
-    def serve(self, models: ServedModels, metrics: Metrics) -> None:
+    def serve(self, models: ServedModels, metrics: Metrics, readiness: Readiness) -> None:
         """Start to answer with these models."""
-        self._models, self._metrics = models, metrics
+        self._models, self._metrics, self._readiness = models, metrics, readiness
 
     @property
     def models(self) -> ServedModels:
@@ -135,16 +132,30 @@ class HttpApi:
         return JSONResponse(server_metadata())
 
     async def _health(self, request: Request) -> Response:
-        if request.path_params["probe"] not in ("live", "ready"):
+        probe = request.path_params["probe"]
+        if probe not in ("live", "ready"):
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        return Response()
+        return self._readiness_response() if probe == "ready" else Response()
+
+    async def _deep_health(self, _: Request) -> Response:
+        failures = await self._readiness.check() if self._readiness else {}
+        if failures:
+            words = "; ".join(f"{name}: {', '.join(found)}" for name, found in failures.items())
+            return _error(f"golden samples: {words}", HTTPStatus.SERVICE_UNAVAILABLE)
+        return JSONResponse({"golden": {m.manifest.name: "right" for m in self.models.all()}})
+
+    def _readiness_response(self) -> Response:
+        if self._readiness is None or self._readiness.ready:
+            return Response()
+        why = "leaving" if self._readiness.draining else "a model fails its golden samples"
+        return _error(f"not ready: {why}", HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _model_metadata(self, request: Request) -> Response:
         return JSONResponse(model_metadata(self._model_in_path(request).manifest))
 
     async def _model_ready(self, request: Request) -> Response:
         self._model_in_path(request)
-        return Response()
+        return self._readiness_response()
 
     def _model_in_path(self, request: Request) -> ServedModel:
         """The model that the path names, in the version that it may name."""
@@ -215,64 +226,6 @@ class HttpApi:
             return response
 
         return guarded
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, given up as soon as it is known to be too large.
-
-    Raises:
-        PayloadTooLargeError: Announced or sent more than ``max_bytes``.
-    """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise PayloadTooLargeError(
-            f"the body has {int(announced):,} bytes, at most {max_bytes:,} are read"
-        )
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise PayloadTooLargeError(f"the body has more than the {max_bytes:,} bytes allowed")
-    return bytes(body)
-
-
-async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """An image file's bytes: the field ``image`` of a form, or the whole body.
-
-    Raises:
-        UnsupportedMediaError: Neither a form nor an image by its content type.
-        InvalidInputError: A form without that field, or a broken one.
-    """
-    body = await read_body(request, max_bytes)
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type in ("image/png", "image/jpeg", "application/octet-stream"):
-        return body
-    if media_type != "multipart/form-data":
-        raise UnsupportedMediaError(
-            f"content type {media_type or '(none)'}; send a form with the file field "
-            f"{IMAGE_FIELD} (multipart/form-data), or the file itself as image/png or image/jpeg"
-        )
-
-    async def replay() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    try:
-        async with Request(request.scope, replay).form(
-            max_files=1, max_fields=8, max_part_size=max_bytes
-        ) as form:
-            upload = form.get(IMAGE_FIELD)
-            if not isinstance(upload, UploadFile):
-                there = ", ".join(ascii(name) for name in sorted(form)) or "none"
-                raise InvalidInputError(
-                    f"the form has no file in a field named {IMAGE_FIELD} (fields: {there}); "
-                    f"try: curl -F {IMAGE_FIELD}=@digit.png"
-                )
-            return await upload.read()
-    except (HTTPException, MultiPartException) as error:
-        detail = error.detail if isinstance(error, HTTPException) else error.message
-        raise InvalidInputError(f"the form cannot be read: {detail}") from error
-    except (UnicodeError, LookupError) as error:
-        raise InvalidInputError(f"the form's charset cannot be read: {error}") from error
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

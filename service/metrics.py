@@ -61,12 +61,23 @@ class Metrics:
             ["model", "version", "device", "provider"],
             multiprocess_mode="max",
         )
+        self._golden_failures = Counter(
+            "digits_golden_check_failures",
+            "Checks in which the model answered its golden samples wrongly.",
+            ["model"],
+        )
         self._golden = Gauge(
             "digits_golden_check_passed",
-            "1 if the model answered its golden samples rightly on its device.",
+            "1 if the model answered its golden samples rightly when it was last asked.",
             ["model"],
             multiprocess_mode="min",
         )
+
+    def golden_checked(self, model: str, passed: bool) -> None:
+        """A model was asked golden samples again."""
+        self._golden.labels(model).set(int(passed))
+        if not passed:
+            self._golden_failures.labels(model).inc()
 
     def model_ready(self, model: str, version: str, device: str, provider: str) -> None:
         """A model passed its golden samples and is served."""

@@ -35,12 +35,17 @@ class UnprovenError(RuntimeError):
 
 @dataclass(frozen=True)
 class ProvenModel:
-    """An opened bundle whose model gave the right answers on its device."""
+    """An opened bundle whose model gave the right answers on its device.
+
+    Attributes:
+        samples: The golden samples; ``golden`` is what came of them at the start.
+        batch_s: Seconds of the largest batch, at best.
+    """
 
     manifest: Manifest
     engine: OnnxModel
+    samples: Golden
     golden: GoldenResult
-
     batch_s: float
 
     @property
@@ -94,7 +99,7 @@ def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
         raise UnprovenError(
             f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"
         )
-    return ProvenModel(manifest, engine, result, _warm_up(engine, manifest, settings))
+    return ProvenModel(manifest, engine, golden, result, _warm_up(engine, manifest, settings))
 
 
 def _warm_up(engine: OnnxModel, manifest: Manifest, settings: Settings) -> float:

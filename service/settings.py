@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
     max_image_pixels: int = Field(16_000_000, ge=784, description="width x height of an upload")
     timeout_s: float = Field(10, gt=0, description="seconds until a request is given up, with 504")
+    golden_check_s: float = Field(
+        60, gt=0, description="seconds between checks of golden samples beside the traffic"
+    )
+    drain_s: float = Field(
+        2, ge=0, description="seconds from SIGTERM, when readiness ends, to the server's end"
+    )
     slow_client_s: float = Field(
         20, gt=0, description="seconds that a client may take to send a request"
     )

@@ -1,0 +1,143 @@
+"""A worker is ready as long as its answers are right, and leaves without losing any."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from export.golden import Golden
+from loadtest.server import REPOSITORY, SERVICE, free_port
+from tests.tiny import SERVED_BUNDLES
+
+GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+URL = "/v2/models/cnn/infer"
+RAW = {"inference-header-content-length": "0"}
+
+
+def test_the_deep_check_asks_every_model(service_url: str) -> None:
+    """Golden samples go through the real batchers, and the answer names each model."""
+    answer = httpx.get(service_url + "/healthz/deep")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"golden": {"cnn": "right", "mlp": "right"}},
+    )
+
+
+def test_a_model_that_begins_to_answer_wrongly_is_not_ready() -> None:
+    """Wrong answers turn readiness off, are counted and named; right ones turn it on again."""
+    program = f"""
+import asyncio, json
+from pathlib import Path
+from service.metrics import Metrics
+from service.models import ServedModels, open_proven
+from service.readiness import Readiness
+from service.settings import Settings
+settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu")
+metrics = Metrics()
+models = ServedModels(open_proven(settings), settings, metrics)
+readiness = Readiness(models, metrics, 60, 0)
+batcher = models.get("cnn").batcher
+honest = batcher._predict
+async def main():
+    said = [await readiness.check(), readiness.ready]
+    batcher._predict = lambda inputs: honest(inputs) | {{"logits": honest(inputs)["logits"] * 1.01}}
+    said += [list(await readiness.check()), readiness.ready]
+    batcher._predict = lambda inputs: 1 / 0
+    said += [(await readiness.check())["cnn"], readiness.ready]
+    batcher._predict = honest
+    said += [await readiness.check(), readiness.ready]
+    print(json.dumps(said))
+asyncio.run(main())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    honest, ready, wrong, off, broken, still_off, again, on = json.loads(ran.stdout)
+    assert (honest, ready) == ({}, True)
+    assert (wrong, off) == (["cnn"], False)
+    assert "division by zero" in broken[0]
+    assert (still_off, again, on) == (False, {}, True)
+
+
+def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path) -> None:
+    """On SIGTERM under load: readiness 503 while answers go on, then the end; all were right."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DRAIN_S": "1.5"}
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", "127.0.0.1"]
+    environment = os.environ | settings | {"BENTOML_HOME": str(tmp_path / "home")}
+    with (tmp_path / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _until_ready(url)
+        statuses, lost, stop = list[int](), list[str](), threading.Event()
+        threads = [
+            threading.Thread(target=_load, args=(url, statuses, lost, stop)) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with httpx.Client(base_url=url) as client:
+            assert client.get("/readyz").status_code == 503
+            refused = client.get("/v2/health/ready")
+            assert (refused.status_code, refused.json()) == (503, {"error": "not ready: leaving"})
+            during = len(statuses)
+            answer = client.post(URL, content=GOLDEN.inputs["images"][0].tobytes(), headers=RAW)
+            assert answer.status_code == 200
+            assert answer.headers["connection"] == "close"
+        stop.set()  # as a load balancer does that has seen the 503
+        for thread in threads:
+            thread.join()
+        process.wait(20)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert during > 100
+    assert lost == []
+    assert set(statuses) == {200}
+
+
+def _until_ready(url: str) -> None:
+    for _ in range(300):
+        try:
+            if httpx.get(url + "/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the service did not become ready")
+
+
+def _load(url: str, statuses: list[int], lost: list[str], stop: threading.Event) -> None:
+    """Ask, each answer checked, until told to stop; what got no answer is lost."""
+    images, labels = GOLDEN.inputs["images"], GOLDEN.labels()
+    with httpx.Client(base_url=url, timeout=10) as client:
+        while not stop.is_set():
+            position = len(statuses) % len(images)
+            try:
+                answer = client.post(URL, content=images[position].tobytes(), headers=RAW)
+            except httpx.TransportError as error:
+                lost.append(repr(error))
+                continue
+            statuses.append(answer.status_code)
+            length = int(answer.headers["inference-header-content-length"])
+            logits = np.frombuffer(answer.content[length : length + 40], np.float32)
+            if logits.argmax() != labels[position]:
+                lost.append(f"wrong answer to image {position}")
