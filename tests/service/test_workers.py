@@ -1,0 +1,73 @@
+"""A worker that dies takes its own connections with it and nothing else."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+
+from export.golden import Golden
+from loadtest.server import running_service
+from tests.tiny import SERVED_BUNDLES
+
+GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+RAW = {"inference-header-content-length": "0"}
+BACK_WITHIN_S = 20
+
+
+def _workers(url: str) -> dict[int, float]:
+    """The live workers' process ids and start times, of the service at this port."""
+    port, found = url.rsplit(":", 1)[1], {}
+    for process in psutil.process_iter(["cmdline", "ppid", "create_time"]):
+        line = process.info["cmdline"] or []  # none of a process that has just ended
+        if "_bentoml_impl.worker.service" in line:
+            parent = psutil.Process(process.info["ppid"])
+            if port in parent.cmdline():
+                found[process.pid] = process.info["create_time"]
+    return found
+
+
+def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
+    """Under load, by kill -9: a few connections break, new ones are answered, two serve again."""
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_WORKERS": "2"}
+    with running_service(tmp_path / "service.log", settings=settings) as url:
+        before = _workers(url)
+        assert len(before) == 2
+        statuses, broken, stop = list[int](), list[str](), threading.Event()
+        threads = [
+            threading.Thread(target=_load, args=(url, statuses, broken, stop), daemon=True)
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        os.kill(min(before), signal.SIGKILL)
+        time.sleep(0.3)
+        during = len(statuses)
+        give_up_s = time.monotonic() + BACK_WITHIN_S
+        while time.monotonic() < give_up_s and len(_workers(url)) < 2:
+            time.sleep(0.2)
+        assert len(_workers(url)) == 2
+        assert min(before) not in _workers(url)
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join(15)
+        assert set(statuses) == {200}
+        assert len(statuses) > during > 0
+        assert len(broken) <= len(threads)  # at most what each client had open
+
+
+def _load(url: str, statuses: list[int], broken: list[str], stop: threading.Event) -> None:
+    """Ask until told to stop; a broken connection is noted and opened anew."""
+    body = GOLDEN.inputs["images"][0].tobytes()
+    with httpx.Client(base_url=url, timeout=10) as client:
+        while not stop.is_set():
+            try:
+                answer = client.post("/v2/models/cnn/infer", content=body, headers=RAW)
+                statuses.append(answer.status_code)
+            except httpx.TransportError as error:
+                broken.append(repr(error))
