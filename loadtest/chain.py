@@ -164,7 +164,7 @@ def _training(story: ModelStory) -> str:
 
 
 def _parity_figure(stories: Sequence[ModelStory]) -> Figure:
-    figure = wide_figure(3.2)
+    figure = wide_figure(3.6)
     grid = figure.subplots(1, len(stories), sharey=True, squeeze=False)[0]
     for axes, story in zip(grid, stories, strict=True):
         rows = story.parity["rows"]
@@ -203,7 +203,8 @@ def _parity_figure(stories: Sequence[ModelStory]) -> Figure:
         axes.set(xlabel="batch size, images")
         axes.set_title(story.manifest["name"], loc="left")
     grid[0].set_ylabel("scaled error (0 = bit-equal)")
-    grid[-1].legend(frameon=False, fontsize=9, loc="center right")
+    handles, names = grid[-1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure
 
 
