@@ -30,6 +30,8 @@ logger = logging.getLogger("bentoml.service")
 
 REGISTERED = "service.fastpath:FastProtocol"
 LARGEST_JSON = 16_384
+LARGEST_HEAD = 65_536
+HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n"
 COUNTED_EVERY_S = 0.5
 # Whoever sends one of these wants something that only the ordinary way does.
 ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
@@ -106,6 +108,8 @@ class FastProtocol(HttpToolsProtocol):
     slow_client_s = 20.0
     _fast: Pending | None = None
     _waiting = True  # for a request, or for the rest of one
+    _in_head = _begun = False
+    _head_bytes = 0
     _too_slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -119,20 +123,25 @@ class FastProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a request that is not whole yet must be so in time."""
+        """Read on; a request that is not whole yet must be so in time, its head soon."""
+        self._begun = False
         super().data_received(data)
-        if not self._waiting:
-            self._patient()
-        elif self._too_slow is None and not self.transport.is_closing():
+        # Of a part in which a request began, only what comes after it can belong to its head.
+        same = self._in_head and not self._begun
+        self._head_bytes = self._head_bytes + len(data) if same else 0
+        if self._head_bytes > LARGEST_HEAD and not self.transport.is_closing():
+            self.finish(HEAD_TOO_LARGE, b"", keep_alive=False)
+        if self._waiting and self._too_slow is None and not self.transport.is_closing():
             self._too_slow = self.loop.call_later(self.slow_client_s, self._give_up)
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._waiting = True
+        self._waiting = self._in_head = self._begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Take the request if it is of the plain kind; else the ordinary way."""
+        self._in_head = False
         lane = FastProtocol.lane
         if lane is not None:
             if self.cycle is None or self.cycle.response_complete:
@@ -155,12 +164,24 @@ class FastProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Queue the request for the next batch."""
         self._waiting = False
+        self._patient()
         if self._fast is None:
             super().on_message_complete()
         else:
             fast, self._fast = self._fast, None
             fast.keep_alive = self.parser.should_keep_alive()
             fast.queue()
+
+    def pause_writing(self) -> None:
+        """The client does not read: nor do we."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if self.cycle is None or self.cycle.response_complete:  # else its end resumes reading
+            self.flow.resume_reading()
 
     def shutdown(self) -> None:
         """Answer what waits before uvicorn closes the connection."""
@@ -180,6 +201,8 @@ class FastProtocol(HttpToolsProtocol):
         self.transport.write(b"".join([head, defaults, closing, b"\r\n", body]))
         if keep_alive:
             self.on_response_complete()
+            if self.flow.write_paused:  # who does not read its answers gets no further ones
+                self.flow.pause_reading()
         else:
             self.server_state.total_requests += 1
             self.transport.close()

@@ -1,7 +1,9 @@
 """Beneath ASGI or above it, a request gets the same answer, in order, whatever it is mixed with."""
 
+import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +199,42 @@ def test_who_hangs_up_harms_nobody(service_url: str) -> None:
             connection.sendall(whole if i % 2 else whole[: 100 + i])
     answer = httpx.post(service_url + URL, content=image, headers={LENGTH: "0"})
     assert answer.status_code == 200
+
+
+def test_who_does_not_read_is_not_read(service_url: str) -> None:
+    """Answers that nobody takes do not pile up: sending stalls, and reading gets every answer."""
+    image = GOLDEN.inputs["images"][0].tobytes()
+    request = _post(URL, image, f"{LENGTH}: 0")
+    host, port = service_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=2) as connection:
+        sent, block, stalled = 0, request * 200, False
+        while not stalled and sent < 180_000_000:  # 90 MB of answers
+            try:
+                sent += connection.send(block[sent % len(request) :])
+            except TimeoutError:
+                stalled = True
+        assert stalled
+        connection.settimeout(20)
+        rest = request[sent % len(request) :] if sent % len(request) else b""
+        threading.Thread(target=connection.sendall, args=(rest,), daemon=True).start()
+        expected, received = -(-sent // len(request)), 0
+        head = b"HTTP/1.1 "  # 200, or 429 where one connection fills the queue
+        tail = b""
+        while received < expected:
+            part = connection.recv(1 << 20)
+            assert part
+            received += (tail + part).count(head) - tail.count(head)
+            tail = (tail + part)[-len(head) + 1 :]
+        assert received == expected
+    assert httpx.post(service_url + URL, content=image, headers={LENGTH: "0"}).status_code == 200
+
+
+def test_a_flood_of_headers_is_refused(service_url: str) -> None:
+    """A request whose head never ends is given up with 431."""
+    flood = b"".join(b"x-%d: %s\r\n" % (i, b"a" * 100) for i in range(2000))
+    sent = b"POST " + URL.encode() + b" HTTP/1.1\r\nhost: x\r\n" + flood
+    with contextlib.suppress(ConnectionError):  # it may be closed before all of it is sent
+        assert _exchange(service_url, sent, 50).startswith(b"HTTP/1.1 431 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/models/cnn/infer HTTP/1.1\r\nhost: x\r\n"])
