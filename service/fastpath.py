@@ -12,21 +12,16 @@ at its default; ``tests/service/test_fastpath.py`` fails when either changes.
 """
 
 import asyncio
-import logging
 
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
-from service.oip import (
-    infer_urls,
-)
+from service.oip import infer_urls
 from service.pending import Infer, Pending, Predict
 from service.readiness import Readiness
 from service.tensors import sample_bytes
-
-logger = logging.getLogger("bentoml.service")
 
 REGISTERED = "service.fastpath:FastProtocol"
 LARGEST_JSON = 16_384
@@ -49,6 +44,12 @@ class Lane:
         here = [model for model in models.all() if model.batcher.in_loop]
         self._batchers = [model.batcher for model in here]
         self.routes: dict[bytes, tuple[type[Pending], ServedModel]] = {}
+        # Blobs of more samples than a batch holds, and longer JSON, would hold up the others.
+        self.largest = {
+            model.manifest.name: LARGEST_JSON
+            + model.batcher.max_batch_samples * sum(map(sample_bytes, model.manifest.inputs))
+            for model in here
+        }
         for model in here:
             for url in infer_urls(model.manifest):
                 self.routes[url.encode()] = (Infer, model)
@@ -231,10 +232,7 @@ class FastProtocol(HttpToolsProtocol):
                 return None
         if length is None:
             return None
-        largest = LARGEST_JSON
-        if json_length is not None:
-            sample = sum(sample_bytes(spec) for spec in model.manifest.inputs)
-            largest += model.batcher.max_batch_samples * sample
-        if int(length) > largest:  # it would hold up the others, or does not fit into a batch
+        largest = LARGEST_JSON if json_length is None else lane.largest[model.manifest.name]
+        if int(length) > largest:
             return None
         return kind(self, lane, model, json_length, request_id)

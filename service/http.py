@@ -6,8 +6,6 @@ limit, checked by ``protocol`` and ``images``, and refused in one shape: {"error
 Paths that nobody serves are still BentoML's to refuse.
 """
 
-import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
@@ -22,7 +20,6 @@ from starlette.routing import Route
 from export.parity.metrics import Array
 from service.body import read_body, read_upload
 from service.errors import (
-    ServiceError,
     UnknownModelError,
 )
 from service.images import read_image
@@ -39,10 +36,8 @@ from service.oip import (
 from service.openapi import merged_openapi
 from service.protocol import parse_predict
 from service.readiness import Readiness
-from service.responses import error_body, incident_message
+from service.responses import error_body, refusal
 from service.settings import Settings
-
-logger = logging.getLogger("bentoml.service")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
@@ -213,14 +208,11 @@ class HttpApi:
                 return await endpoint(request)
             except HTTPException:
                 raise  # Starlette's own answer
-            except ServiceError as error:
-                response = _error(str(error), error.status, error.headers)
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_CLOSED_REQUEST)
-            except Exception:
-                incident = uuid.uuid4().hex[:12]
-                logger.exception("incident %s at %s", incident, request.url.path)
-                response = _error(incident_message(incident), HTTPStatus.INTERNAL_SERVER_ERROR)
+            except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
+                refused = refusal(error, request.url.path)
+                response = _error(refused.message, refused.status, refused.headers)
             if self._metrics is not None:
                 self._metrics.refused(response.status_code)
             return response

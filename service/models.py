@@ -39,14 +39,12 @@ class ProvenModel:
 
     Attributes:
         samples: The golden samples; ``golden`` is what came of them at the start.
-        batch_s: Seconds of the largest batch, at best.
     """
 
     manifest: Manifest
     engine: OnnxModel
     samples: Golden
     golden: GoldenResult
-    batch_s: float
 
     @property
     def reads_digits(self) -> bool:
@@ -99,7 +97,7 @@ def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
         raise UnprovenError(
             f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"
         )
-    return ProvenModel(manifest, engine, golden, result, _warm_up(engine, manifest, settings))
+    return ProvenModel(manifest, engine, golden, result)
 
 
 def _warm_up(engine: OnnxModel, manifest: Manifest, settings: Settings) -> float:
@@ -107,8 +105,8 @@ def _warm_up(engine: OnnxModel, manifest: Manifest, settings: Settings) -> float
 
     So the first request finds memory and kernels as the hundredth does.
     """
-    sizes = [2**i for i in range(settings.max_batch_images.bit_length())]
-    for size in [*sizes, settings.max_batch_images]:
+    powers = (2**i for i in range(settings.max_batch_images.bit_length()))
+    for size in sorted({*powers, settings.max_batch_images}):
         batch = {s.name: np.zeros((size, *s.shape[1:]), s.dtype) for s in manifest.inputs}
         timed_s = []
         for _ in range(WARM_UP_RUNS):
@@ -182,10 +180,11 @@ class ServedModels:
         self._models: dict[str, ServedModel] = {}
         for model in proven:
             name, engine = model.manifest.name, model.engine
+            batch_s = _warm_up(engine, model.manifest, settings)
             in_loop = settings.engine == "loop" or (
                 settings.engine == "auto"
                 and engine.device == "cpu"
-                and model.batch_s <= LONGEST_IN_LOOP_S
+                and batch_s <= LONGEST_IN_LOOP_S
             )
             batcher = Batcher(
                 engine,
@@ -201,7 +200,7 @@ class ServedModels:
                 "serving %s version %s on %s (%s): %d golden samples right, batches of %d take "
                 "%.1f ms and run in %s",
                 *(name, model.manifest.version, engine.device, engine.provider),
-                *(model.golden.samples, settings.max_batch_images, 1000 * model.batch_s),
+                *(model.golden.samples, settings.max_batch_images, 1000 * batch_s),
                 "the event loop" if in_loop else "a thread",
             )
         self.default = settings.default_model or proven[0].manifest.name

@@ -110,10 +110,9 @@ def format_infer(
         return b"".join([header, *blobs]), len(header)
     blobs, tensors = [], []
     for name, binary in asked.outputs.items():
-        tensor = _tensor(manifest, name, asked.samples)
+        tensor = _tensor(manifest, name, asked.samples, binary=binary)
         if binary:
             blobs.append(answers[name].tobytes())
-            tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             tensor["data"] = answers[name].ravel().tolist()
         tensors.append(tensor)
@@ -143,9 +142,11 @@ def model_metadata(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _tensor(manifest: Manifest, name: str, samples: int) -> dict[str, Any]:
+def _tensor(manifest: Manifest, name: str, samples: int, *, binary: bool) -> dict[str, Any]:
     spec = next(spec for spec in manifest.outputs if spec.name == name)
-    return {"name": name, "datatype": spec.datatype, "shape": [samples, *spec.shape[1:]]}
+    tensor = {"name": name, "datatype": spec.datatype, "shape": [samples, *spec.shape[1:]]}
+    size = {"binary_data_size": samples * sample_bytes(spec)}
+    return tensor | {"parameters": size} if binary else tensor
 
 
 def _answer_json(manifest: Manifest, tensors: list[dict[str, Any]], id_: str | None) -> bytes:
@@ -160,11 +161,7 @@ def _binary_header(
 ) -> bytes:
     key = (manifest.name, manifest.version, names, samples, id_)
     if key not in _answer_headers:
-        tensors = []
-        for name in names:
-            spec = next(spec for spec in manifest.outputs if spec.name == name)
-            size = {"binary_data_size": samples * sample_bytes(spec)}
-            tensors.append(_tensor(manifest, name, samples) | {"parameters": size})
+        tensors = [_tensor(manifest, name, samples, binary=True) for name in names]
         if len(_answer_headers) >= CACHED_HEADERS:  # ids are many; sizes are few
             _answer_headers.clear()
         _answer_headers[key] = _answer_json(manifest, tensors, id_)

@@ -1,22 +1,16 @@
 """A request that is answered beneath ASGI, from its body to the bytes of its answer."""
 
-import logging
-import uuid
 from functools import lru_cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from export.parity.metrics import Arrays
-from service.errors import ServiceError
 from service.models import ServedModel
 from service.oip import BINARY_TYPE, format_infer, parse_infer
 from service.protocol import parse_predict
-from service.responses import error_body, incident_message
+from service.responses import error_body, refusal
 
 if TYPE_CHECKING:
     from service.fastpath import FastProtocol, Lane
-
-logger = logging.getLogger("bentoml.service")
 
 
 class Pending:
@@ -68,16 +62,10 @@ class Pending:
 
     def fail(self, error: Exception) -> None:
         """Write the refusal."""
-        headers: dict[str, str] = {}
-        if isinstance(error, ServiceError):
-            status, message, headers = error.status, str(error), error.headers
-        else:
-            incident = uuid.uuid4().hex[:12]
-            logger.error("incident %s", incident, exc_info=error)
-            status, message = HTTPStatus.INTERNAL_SERVER_ERROR, incident_message(incident)
-        body = error_body(message)
+        refused = refusal(error, f"{self.endpoint} of {self.model.manifest.name}")
+        status, body = refused.status, error_body(refused.message)
         lines = [f"HTTP/1.1 {status.value} {status.phrase}", "content-type: application/json"]
-        lines += [f"{name.lower()}: {value}" for name, value in headers.items()]
+        lines += [f"{name.lower()}: {value}" for name, value in refused.headers.items()]
         lines += [f"content-length: {len(body)}"]
         head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._protocol.finish(head + _echo(self._request_id), body, keep_alive=self.keep_alive)

@@ -1,9 +1,16 @@
 """The one shape of an error, for every way in: ``{"error": "what came, what was expected"}``."""
 
 import json
+import logging
+import uuid
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError
+
+logger = logging.getLogger("bentoml.service")
 
 
 def error_body(message: str) -> bytes:
@@ -12,9 +19,30 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": sayable}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def incident_message(incident: str) -> str:
-    """What a client is told of a fault of the service."""
-    return f"the service failed, not the request; its log tells more of {incident}"
+@dataclass(frozen=True)
+class Refusal:
+    """What a client is told in place of an answer."""
+
+    status: HTTPStatus
+    message: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def refusal(error: Exception, where: str) -> Refusal:
+    """What a client is told of an error: its own words, or of a fault here a number to ask by.
+
+    Args:
+        error: What was raised.
+        where: What was asked; for the log, which alone tells of a fault.
+    """
+    if isinstance(error, ServiceError):
+        return Refusal(error.status, str(error), error.headers)
+    incident = uuid.uuid4().hex[:12]
+    logger.error("incident %s at %s", incident, where, exc_info=error)
+    return Refusal(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        f"the service failed, not the request; its log tells more of {incident}",
+    )
 
 
 class JsonErrors:
