@@ -23,7 +23,8 @@ from export.bundle import Bundle
 from export.check import full_check, quick_check, rebuild
 from export.manifest import NAME_PATTERN, BundleError, SubjectError
 from export.parity.figures import SCHEMA_VERSION, ParityFigures
-from export.parity.judge import Judgement, judge
+from export.parity.judge import Judgement, explain, first_wrong, judge
+from export.parity.metrics import SURE
 from export.parity.tolerances import (
     DYNAMIC_INT8_REFUSED,
     ToleranceError,
@@ -125,8 +126,9 @@ def _build(arguments: Namespace) -> int:
         return _refuse(PARITY_FAILED, error)
     manifest = bundle.manifest
     print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
-    _say(figures, judge(figures, tolerances), manifest.not_built)
-    _report(arguments.report, figures, judge(figures, tolerances), bundle)
+    judgement = judge(figures, tolerances)
+    _say(figures, judgement, manifest.not_built)
+    _report(arguments.report, figures, judgement, bundle)
     return PASSED
 
 
@@ -185,7 +187,7 @@ def _check(arguments: Namespace) -> int:
     _say(figures, judgement, bundle.manifest.not_built)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
         tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
-        print(proof.bisect(bundle.model_path("onnx"), tolerance), file=sys.stderr)
+        print(explain(figures.layers, tolerance), file=sys.stderr)
     outcome |= {"passed": judgement.passed, "quick": False} | json.loads(figures.model_dump_json())
     _write_json(arguments.json, outcome)
     _report(arguments.report, figures, judgement, bundle)
@@ -207,9 +209,9 @@ def _bisect(arguments: Namespace) -> int:
     if path.suffix != ".onnx":
         raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
     tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
-    found = _proof(bundle, arguments).bisect(path, tolerance)
-    print(found)
-    return PARITY_FAILED if found.startswith("first wrong") else PASSED
+    layers = _proof(bundle, arguments).layers(path)
+    print(explain(layers, tolerance))
+    return PASSED if first_wrong(layers, tolerance) is None else PARITY_FAILED
 
 
 def _judge(arguments: Namespace) -> int:
@@ -258,12 +260,11 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
     if certificate is not None:
         print(
             f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
-            + ("; no label of these samples can change" if certificate > 2 else "")  # noqa: PLR2004
+            + ("; no label of these samples can change" if certificate > SURE else "")
         )
-    planted = [fault for fault in figures.faults if fault.not_applicable is None]
+    caught, planted = figures.faults_caught
     if planted:
-        caught = sum(bool(fault.caught_by) for fault in planted)
-        print(f"  self-test: {caught} of {len(planted)} planted faults caught")
+        print(f"  self-test: {caught} of {planted} planted faults caught")
     _complain(judgement.failures)
 
 

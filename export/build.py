@@ -16,7 +16,7 @@ from export.bundle import Bundle, file_entry, staged, write_bundle
 from export.golden import Golden, run_batched
 from export.manifest import FileEntry, Manifest
 from export.parity.figures import ParityFigures
-from export.parity.judge import Judgement, judge
+from export.parity.judge import Judgement, explain, judge
 from export.parity.metrics import margins
 from export.parity.reference import eager_predict, float64_predict
 from export.parity.structure import OPSET
@@ -100,7 +100,7 @@ def build(
         figures = proof.measure(Bundle(staging, unproven).variants, "cpu", tolerances)
         judgement = judge(figures, tolerances)
         if not judgement.passed:
-            found = proof.bisect(staging / "model.onnx", tolerance_for("onnx", "cpu", tolerances))
+            found = explain(figures.layers, tolerance_for("onnx", "cpu", tolerances))
             raise ParityError(figures, judgement, found)
         parity = staging / "parity.json"
         parity.write_text(figures.model_dump_json(indent=1) + "\n")
@@ -186,16 +186,11 @@ def _manifest(
     reasons = {v: "was not asked for (--variants)" for v in VARIANTS if v not in built}
     if "onnx-int8" in reasons and "onnx-int8" in variants:
         reasons["onnx-int8"] = NO_CALIBRATION
-    source = subject.training or subject.factory
     calibration = subject.calibration.summary() if subject.calibration else None
     return Manifest(
         name=subject.name,
         version=version,
-        architecture=str(subject.training.config["model"])
-        if subject.training
-        else subject.factory.factory
-        if subject.factory
-        else type(source).__name__,
+        architecture=subject.architecture,
         inputs=subject.inputs,
         outputs=subject.outputs,
         labels=subject.labels,

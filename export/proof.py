@@ -21,7 +21,7 @@ from export.parity.coverage import measure_coverage
 from export.parity.faults import SelfTest, plant_faults
 from export.parity.figures import Fault, FileFigures, Layer, ParityFigures, WeightFigures
 from export.parity.gate import NARROW, measure_neighbours, measure_rows, worst_samples
-from export.parity.layers import Inside, explain, first_wrong
+from export.parity.layers import Inside
 from export.parity.reference import Reference, make_reference, predict_with
 from export.parity.structure import structure_problems
 from export.parity.tolerances import TOLERANCES, Device, Tolerance, tolerance_for
@@ -131,14 +131,6 @@ class Proof:
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
         )
-
-    def bisect(self, path: Path, allowed: Tolerance) -> str:
-        """The first value inside an ONNX file that is wrong, in words."""
-        layers = self.layers(path)
-        position = first_wrong(layers, allowed)
-        if position is None:
-            return f"no value inside {path.name} is beyond {allowed.variant}'s tolerance"
-        return explain(layers, position)
 
     def _file(self, variant: str, path: Path, source: Path) -> FileFigures:
         problems: list[str] = []

@@ -69,6 +69,13 @@ class Subject:
     factory: FactorySummary | None = None
 
     @property
+    def architecture(self) -> str:
+        """What made the module: an architecture of ``training``, or a factory."""
+        if self.training is not None:
+            return str(self.training.config["model"])
+        return self.factory.factory if self.factory else self.name
+
+    @property
     def example(self) -> tuple[Tensor, ...]:
         """A few samples, for tracing."""
         return tuple(torch.from_numpy(a[:EXAMPLES].copy()) for a in self.samples.arrays.values())

@@ -171,6 +171,12 @@ class ParityFigures(Figures):
         """The variants that were measured, in order."""
         return list(dict.fromkeys(row.variant for row in self.rows))
 
+    @property
+    def faults_caught(self) -> tuple[int, int]:
+        """How many of the planted faults were caught, and how many were planted."""
+        caught = [bool(f.caught_by) for f in self.faults if f.not_applicable is None]
+        return sum(caught), len(caught)
+
     def describe(self, position: int) -> str:
         """A sample by its position, as a person would look it up."""
         if position < len(self.corners):

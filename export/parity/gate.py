@@ -20,7 +20,6 @@ BATCH_SIZES = (256, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
 NARROW = 1_000
 NEIGHBOURHOOD = 64
 PROBES = 4
-WORST_SHOWN = 5
 
 
 def measure_rows(candidates: dict[str, Predict], reference: Reference) -> list[Row]:
@@ -135,7 +134,7 @@ def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSampl
     label_N = reference.truth[spec.name].argmax(axis=1) if spec.kind == "logits" else None
     names = [*reference.corners, *(f"sample {i}" for i in range(len(reference.subject.samples)))]
     shown = []
-    for position in row.outputs[spec.name].worst[:WORST_SHOWN]:
+    for position in row.outputs[spec.name].worst:
         pictures = {
             name: array[position].tolist()
             for name, array in reference.inputs.items()

@@ -6,7 +6,7 @@ Nothing is run here, so that figures in a file can be judged again under other t
 from collections.abc import Iterable, Iterator
 
 from export.manifest import ParityVerdict
-from export.parity.figures import ALONE, Fault, ParityFigures, Row
+from export.parity.figures import ALONE, Fault, Layer, ParityFigures, Row
 from export.parity.metrics import Comparison, LabelFigures
 from export.parity.tolerances import COVERAGE, Tolerance
 
@@ -61,6 +61,11 @@ def _label_complaints(found: Comparison, labels: LabelFigures, allowed: Toleranc
             )
 
 
+def neighbour_bound(tolerance: Tolerance, situation: str) -> float | None:
+    """What an answer may change by in a situation that ``gate.measure_neighbours`` names."""
+    return tolerance.batch_invariance if situation == ALONE else tolerance.neighbours
+
+
 def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement":
     """Judge everything that the gate measured.
 
@@ -86,8 +91,7 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
                 )
     for variant, neighbours in figures.neighbours.items():
         for situation, difference in neighbours.items():
-            tolerance = table[variant]
-            allowed = tolerance.batch_invariance if situation == ALONE else tolerance.neighbours
+            allowed = neighbour_bound(table[variant], situation)
             if allowed is not None and not difference <= allowed:
                 failures[variant].append(
                     f"{variant}: an answer depends on its batch: {situation} it differs by "
@@ -97,6 +101,40 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     judged = all(row.weights is not None for variant, row in table.items() if variant == "onnx")
     general = list(_general_failures(figures, figures.faults if judged else ()))
     return Judgement(figures, table, failures, general)
+
+
+def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
+    """Position of the first value beyond the tolerance; None if none is."""
+    for position, layer in enumerate(layers):
+        if layer.exact and layer.max_abs_error != 0:
+            return position
+        scaled, ratio = allowed.scaled_error, allowed.rms_ratio
+        if scaled is not None and not layer.scaled_error <= scaled:
+            return position
+        if ratio is not None and not layer.rms_ratio <= ratio:
+            return position
+    return None
+
+
+def explain(layers: tuple[Layer, ...], allowed: Tolerance) -> str:
+    """The first wrong value in words: node, module, line, and the error before and after it."""
+    position = first_wrong(layers, allowed)
+    if position is None:
+        return f"no value inside is beyond {allowed.variant}'s tolerance"
+    wrong = layers[position]
+    before = layers[position - 1] if position else None
+    earlier = (
+        f"the value before it ({before.value}) has {before.scaled_error:.1e} and "
+        f"{before.rms_ratio:.1f} x"
+        if before
+        else "it is the first value"
+    )
+    return (
+        f"first wrong value: {wrong.value}, of the ONNX node {wrong.node} ({wrong.op})\n"
+        f"  module: {wrong.module or '(the outermost)'}\n"
+        f"  source: {wrong.source}: {wrong.code}\n"
+        f"  scaled error {wrong.scaled_error:.1e}, RMS {wrong.rms_ratio:.1f} x eager's; {earlier}"
+    )
 
 
 class Judgement:

@@ -21,7 +21,6 @@ from torch.fx.node import map_aggregate
 from export.parity.figures import Layer
 from export.parity.metrics import Arrays, compare
 from export.parity.reference import as_float64
-from export.parity.tolerances import Tolerance
 from training.provenance import REPOSITORY
 
 Program = torch.export.ExportedProgram
@@ -78,37 +77,6 @@ class Inside:
             )
 
 
-def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
-    """Position of the first value beyond the tolerance; None if none is."""
-    for position, layer in enumerate(layers):
-        if layer.exact and layer.max_abs_error != 0:
-            return position
-        scaled, ratio = allowed.scaled_error, allowed.rms_ratio
-        if scaled is not None and not layer.scaled_error <= scaled:
-            return position
-        if ratio is not None and not layer.rms_ratio <= ratio:
-            return position
-    return None
-
-
-def explain(layers: tuple[Layer, ...], position: int) -> str:
-    """The first wrong value in words: node, module, line, and the error before and after it."""
-    wrong = layers[position]
-    before = layers[position - 1] if position else None
-    earlier = (
-        f"the value before it ({before.value}) has {before.scaled_error:.1e} and "
-        f"{before.rms_ratio:.1f} x"
-        if before
-        else "it is the first value"
-    )
-    return (
-        f"first wrong value: {wrong.value}, of the ONNX node {wrong.node} ({wrong.op})\n"
-        f"  module: {wrong.module or '(the outermost)'}\n"
-        f"  source: {wrong.source}: {wrong.code}\n"
-        f"  scaled error {wrong.scaled_error:.1e}, RMS {wrong.rms_ratio:.1f} x eager's; {earlier}"
-    )
-
-
 class _Recorder(Interpreter):
     """Runs a program and keeps the values of the nodes asked for."""
 
@@ -148,7 +116,6 @@ def node_values(
     arrays = [as_float64(a) if double else a for a in inputs.values()]
     with torch.no_grad():
         recorder.run(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-    # Outputs have two names: one node's value may be wanted by both.
     return recorder.values
 
 

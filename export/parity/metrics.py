@@ -15,6 +15,9 @@ Arrays = dict[str, Array]
 """Tensors by their names; the first axis of each counts the samples."""
 
 WORST_SAMPLES = 5
+# Two logits can change places if each is off by half of their distance: a smallest distance above
+# so many largest errors means that no label can change.
+SURE = 2
 # Two best logits within this share of the largest logit: the reference itself wavers (with logits
 # up to 20, at 55 to 45%), and any rounding may tip it.
 WAVERING = 0.01
@@ -185,7 +188,7 @@ def _labels(found: Array, eager: Array, truth: Array, targets_N: Array | None) -
         ties=int((margins(found) == 0).sum()),
         smallest_margin=float(margin_N.min()),
         largest_error=error,
-        uncertain=int((margin_N <= 2 * error).sum()),
+        uncertain=int((margin_N <= SURE * error).sum()),
         accuracy=accuracies[0],
         eager_accuracy=accuracies[1],
     )

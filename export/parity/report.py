@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 from export.manifest import ParityVerdict
 from export.parity import page
-from export.parity.figures import ALONE, ParityFigures
-from export.parity.judge import Judgement
+from export.parity.figures import ParityFigures
+from export.parity.judge import Judgement, neighbour_bound
+from export.parity.metrics import SURE
 from export.parity.page import Cell, Cells, bounded, error_text, number
 from export.parity.tolerances import Tolerance
 
@@ -22,7 +23,6 @@ Timings = Mapping[str, Mapping[int, float]]
 """Microseconds an image takes: by variant, by batch size."""
 
 TIMED_BATCHES = (1, 64)
-SURE = 2  # a smallest margin above this many largest errors: no label can change
 ON_CPU_ALONE = "faults are planted, and values inside the graph compared, on the CPU alone"
 NOT_JUDGED = "not caught, but then weights are not judged"
 NONE_EXACT = "no value was compared that must be bit-equal"
@@ -235,9 +235,9 @@ def _faults(figures: ParityFigures) -> Iterator[str]:
 def _neighbours(figures: ParityFigures, tolerances: dict[str, Tolerance]) -> Iterator[str]:
     rows: list[Cells] = []
     for variant, found in figures.neighbours.items():
-        tolerance, cells = tolerances[variant], [Cell(variant)]
+        cells = [Cell(variant)]
         for situation, change in found.items():
-            allowed = tolerance.batch_invariance if situation == ALONE else tolerance.neighbours
+            allowed = neighbour_bound(tolerances[variant], situation)
             cells.append(bounded(change, allowed, error_text))
         rows.append(cells)
     if rows:
@@ -286,8 +286,7 @@ def _time(timings: Timings | None, verdict: ParityVerdict, batch: int) -> Cell:
 
 
 def _caught(figures: ParityFigures) -> str:
-    caught = [bool(fault.caught_by) for fault in figures.faults if not fault.not_applicable]
-    return f"{sum(caught)} of {len(caught)} planted faults caught"
+    return "{} of {} planted faults caught".format(*figures.faults_caught)
 
 
 def _loosened(judgement: Judgement) -> list[str]:

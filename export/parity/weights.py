@@ -262,14 +262,9 @@ def _tensors(model: onnx.ModelProto) -> tuple[Arrays, Arrays]:
 def _bias_name(model: onnx.ModelProto, weight: str) -> str:
     """What the third input of the node is called whose second is this weight."""
     for node in model.graph.node:
-        names = [_stored_name(name) for name in node.input]
-        if node.op_type in PRODUCTS and names[1] == weight and names[2:]:
-            return names[2]
+        if node.op_type in PRODUCTS and node.input[1] == weight and node.input[2:]:
+            return str(node.input[2])
     return f"the bias beside {weight}"
-
-
-def _stored_name(name: str) -> str:
-    return name.removesuffix("_DequantizeLinear_Output")
 
 
 def _names(program: Program) -> dict[str, str]:

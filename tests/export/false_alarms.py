@@ -144,8 +144,7 @@ def _cells(run: Run) -> list[str]:
     int8 = measured(run.figures, "onnx-int8")
     quantized = run.figures.largest("onnx-int8")
     flips = max(c.labels.flips for c in quantized.outputs.values() if c.labels)
-    applicable = [fault for fault in run.figures.faults if fault.not_applicable is None]
-    caught = sum(bool(fault.caught_by) for fault in applicable)
+    caught, planted = run.figures.faults_caught
     return [
         str(run.seed),
         run.model,
@@ -155,7 +154,7 @@ def _cells(run: Run) -> list[str]:
         f"{fp16['scaled_error']:.1e}",
         f"{int8['sqnr_db']:.1f} dB",
         f"{flips} of {quantized.samples}",
-        f"{caught}/{len(applicable)}",
+        f"{caught}/{planted}",
     ]
 
 

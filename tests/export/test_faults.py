@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from export.parity.faults import Planted, SelfTest, plant_faults
 from export.parity.figures import Fault
-from export.parity.layers import explain, first_wrong
+from export.parity.judge import explain, first_wrong
 from export.parity.tolerances import tolerance_for
 from export.parity.weights import find_folds, state_arrays
 from export.proof import Proof
@@ -81,7 +81,7 @@ def test_a_spoilt_layer_is_the_first_wrong_value(proofs: dict[str, Proof]) -> No
     layers = tuple(proof.inside.layers(model))
     position = first_wrong(layers, ALLOWED)
     assert position is not None
-    words = explain(layers, position)
+    words = explain(layers, ALLOWED)
     assert layers[position].op == "Conv"
     assert layers[position].module == "classifier.features.5"  # the BatchNorm folded into it
     assert "training/models/cnn.py:" in words
