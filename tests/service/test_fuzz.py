@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 from PIL import Image
 
 from export.golden import Golden
 from loadtest.server import running_service
+from tests.service.processes import worker_processes
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
@@ -104,18 +104,7 @@ def _neighbour(url: str, stop: threading.Event) -> int:
 
 
 def _resident_bytes(url: str) -> int:
-    port = int(url.rsplit(":", 1)[1])
-    workers = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "_bentoml_impl.worker.service" in " ".join(process.info["cmdline"] or [])
-    ]
-    main = next(
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if str(port) in (process.info["cmdline"] or [])
-    )
-    return sum(w.memory_info().rss for w in workers if w.ppid() == main.pid)
+    return sum(worker.memory_info().rss for worker in worker_processes(url))
 
 
 def test_ten_thousand_mutations_harm_nobody(tmp_path: Path) -> None:

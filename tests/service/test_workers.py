@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil
 
 from export.golden import Golden
 from loadtest.server import running_service
+from tests.service.processes import worker_processes
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
@@ -18,16 +18,8 @@ RAW = {"inference-header-content-length": "0"}
 BACK_WITHIN_S = 20
 
 
-def _workers(url: str) -> dict[int, float]:
-    """The live workers' process ids and start times, of the service at this port."""
-    port, found = url.rsplit(":", 1)[1], {}
-    for process in psutil.process_iter(["cmdline", "ppid", "create_time"]):
-        line = process.info["cmdline"] or []  # none of a process that has just ended
-        if "_bentoml_impl.worker.service" in line:
-            parent = psutil.Process(process.info["ppid"])
-            if port in parent.cmdline():
-                found[process.pid] = process.info["create_time"]
-    return found
+def _workers(url: str) -> set[int]:
+    return {worker.pid for worker in worker_processes(url)}
 
 
 def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
