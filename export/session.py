@@ -73,6 +73,7 @@ class OnnxModel:
         *,
         tf32: bool = False,
         cuda_graphs: bool = False,
+        fixed_buffers: bool = False,
     ) -> None:
         """Open a session.
 
@@ -85,6 +86,8 @@ class OnnxModel:
             tf32: On CUDA, let matrix products round their inputs to 10 bits of mantissa. Off, it is
                 off for the whole process and for good: the libraries read it once.
             cuda_graphs: On CUDA, record the kernels of each batch size once and replay them.
+            fixed_buffers: Bind inputs and outputs of each batch size to memory on the device that
+                is kept; for callers that ask few sizes. CUDA graphs imply it.
 
         Raises:
             BundleError: The file is no model that ONNX Runtime can run.
@@ -118,26 +121,27 @@ class OnnxModel:
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
         self._cuda_graphs = cuda_graphs and device == "cuda"
-        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._fixed_buffers = fixed_buffers or self._cuda_graphs
+        self._bound: dict[tuple[int, ...], _Bound] = {}
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Inputs by name, one batch of at least one sample, to outputs by name."""
         inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        if self._cuda_graphs:
-            return self._replay(inputs)
+        if self._fixed_buffers:
+            return self._run_bound(inputs)
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
-    def _replay(self, inputs: Arrays) -> Arrays:
-        """Run the graph recorded for these shapes; the first run with new shapes records it."""
+    def _run_bound(self, inputs: Arrays) -> Arrays:
+        """Run in the buffers of these shapes; the first run with new shapes makes them."""
         shapes = tuple(size for array in inputs.values() for size in array.shape)
-        if shapes not in self._recorded:
+        if shapes not in self._bound:
             unrecorded = ort.RunOptions()
             unrecorded.add_run_config_entry("gpu_graph_id", "-1")
             answers = self._session.run(self._outputs, inputs, unrecorded)
             outputs = dict(zip(self._outputs, answers, strict=True))
-            graph_id = len(self._recorded) + 1
-            self._recorded[shapes] = _Recorded(self._session, inputs, outputs, graph_id)
-        return self._recorded[shapes].run(self._session, inputs)
+            graph_id = len(self._bound) + 1 if self._cuda_graphs else None
+            self._bound[shapes] = _Bound(self._session, self.device, inputs, outputs, graph_id)
+        return self._bound[shapes].run(self._session, inputs)
 
 
 def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:
@@ -153,29 +157,31 @@ def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:
     return {"use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(cuda_graphs))}
 
 
-class _Recorded:
-    """Fixed buffers on the device for one set of shapes, which CUDA graphs need."""
+class _Bound:
+    """Fixed buffers on the device for one set of shapes, and the graph recorded over them."""
 
-    def __init__(self, session: Any, inputs: Arrays, outputs: Arrays, graph_id: int) -> None:
-        on_device = ("cuda", 0)
-        self._inputs = {
-            name: ort.OrtValue.ortvalue_from_numpy(array, *on_device)
-            for name, array in inputs.items()
-        }
-        self._outputs = {
-            name: ort.OrtValue.ortvalue_from_numpy(array, *on_device)
-            for name, array in outputs.items()
-        }
+    def __init__(
+        self, session: Any, device: Device, inputs: Arrays, outputs: Arrays, graph_id: int | None
+    ) -> None:
+        self._inputs, self._outputs = (
+            {
+                name: ort.OrtValue.ortvalue_from_numpy(a.copy(), device, 0)
+                for name, a in part.items()
+            }
+            for part in (inputs, outputs)
+        )
         self._binding = session.io_binding()
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
         self._options = ort.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        if graph_id is not None:
+            self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
 
     def run(self, session: Any, inputs: Arrays) -> Arrays:
         for name, array in inputs.items():
             self._inputs[name].update_inplace(array)
         session.run_with_iobinding(self._binding, self._options)
-        return {name: value.numpy() for name, value in self._outputs.items()}
+        # On the CPU an array is the buffer itself, which the next batch writes to.
+        return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
