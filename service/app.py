@@ -13,10 +13,11 @@ from export.manifest import BundleError
 from export.session import DeviceUnavailableError
 from service import fastpath
 from service.http import HttpApi
+from service.lane import Lane
 from service.metrics import Metrics
 from service.models import ServedModels, UnprovenError, open_proven
 from service.readiness import Readiness
-from service.responses import JsonErrors
+from service.reception import Reception, ReceptionMiddleware
 from service.settings import SettingsError, read_settings
 
 try:
@@ -33,15 +34,15 @@ def _bentoml_openapi() -> dict[str, Any]:
 GC_EVERY_OBJECTS = 50_000
 
 HTTP = HttpApi(SETTINGS, _bentoml_openapi)
-if SETTINGS.fast_path:
-    fastpath.register()
+RECEPTION = Reception(SETTINGS)
+fastpath.register(SETTINGS)
 
 
 @bentoml.service(
     name="digit_classifier",
     workers=SETTINGS.workers,
     traffic={"timeout": SETTINGS.timeout_s},
-    logging={"access": {"enabled": SETTINGS.access_log}},
+    logging={"access": {"enabled": False}},  # see service.reception
     metrics={"enabled": False},  # see service.metrics
 )
 @bentoml.asgi_app(HTTP.app)
@@ -65,9 +66,7 @@ class DigitClassifier:
         )
         HTTP.serve(self._models, metrics, self._readiness)
         if SETTINGS.fast_path:
-            limit = SETTINGS.max_request_images
-            lane = fastpath.Lane(self._models, metrics, self._readiness, limit)
-            fastpath.install(lane, SETTINGS.slow_client_s)
+            fastpath.install(Lane(self._models, metrics, self._readiness, RECEPTION, SETTINGS))
         # What is alive now stays alive: the collector need not walk over it again and again. Nor
         # need it look at every 700 new objects: a request makes dozens, and none of them in rings.
         gc.collect()
@@ -90,4 +89,6 @@ class DigitClassifier:
 
 
 # What the decorator made of the class.
-cast("bentoml.Service[Any]", DigitClassifier).add_asgi_middleware(JsonErrors)
+cast("bentoml.Service[Any]", DigitClassifier).add_asgi_middleware(
+    ReceptionMiddleware, reception=RECEPTION
+)

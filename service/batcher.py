@@ -1,7 +1,7 @@
 """One queue and one engine a model: what queued while the engine was busy runs as the next batch.
 
-There is no waiting time to tune: an idle engine starts at once with what is there, a busy one
-finds a fuller batch when it is done. Sizes are counted in samples, not in requests.
+No waiting time has to be tuned: an idle engine starts at once with what is there, a busy one finds
+a fuller batch when it is done. Sizes are counted in samples, not in requests.
 
 A batch of microseconds runs in the event loop itself: handing it to a thread and back costs more
 than computing it. A longer one runs in a thread, so that other requests are read meanwhile.
@@ -13,36 +13,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from export.golden import Predict
 from export.parity.metrics import Arrays
 from service.errors import DeadlineError, OverloadedError
+from service.waiting import BatchRecord, EngineError, Future, Ran, Waiter, merged
 
-
-@dataclass(frozen=True)
-class BatchRecord:
-    """One batch that ran, and how many samples waited when it was done: for metrics."""
-
-    samples: int
-    compute_s: float
-    queue_s: tuple[float, ...]
-    queued_samples: int
-
-
-class Waiter(Protocol):
-    """Who waits for an answer; called in the event loop."""
-
-    def waits(self) -> bool:
-        """False if nobody is there any more: nothing is computed for it."""
-
-    def answer(self, outputs: Arrays) -> None:
-        """The outputs for this waiter's samples."""
-
-    def fail(self, error: Exception) -> None:
-        """There will be no answer."""
+# Of the measured rate, what a batch weighs against all before it.
+NEWEST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,6 +46,7 @@ class Batcher:
         max_queue_samples: int,
         in_loop: bool,
         deadline_s: float = float("inf"),
+        wait_s: float = 0.0,
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
     ) -> None:
         """Make a batcher; it starts with the first request.
@@ -77,18 +58,20 @@ class Batcher:
             max_queue_samples: Samples that may wait; a request that does not fit is refused.
             in_loop: Run batches in the event loop.
             deadline_s: What waited longer is given up before it is computed.
+            wait_s: How long an idle engine waits for a fuller batch.
             on_batch: Called in the event loop after each batch.
         """
         self._predict = predict
         self._max_batch_samples = max_batch_samples
         self._max_queue_samples = max_queue_samples
-        self._deadline_s = deadline_s
+        self._deadline_s, self._wait_s = deadline_s, wait_s
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
         self._queued_samples = 0
         self._suspects: deque[_Item] = deque()
         self._running = False
-        self._rate = 0.0  # samples a second, of the last batches
+        self._recent_samples = self._recent_s = 0.0  # of the last batches, the newest weighs most
+        self._waits_for_more: asyncio.TimerHandle | None = None
         self.in_loop = in_loop
         self._thread = (
             None if in_loop else ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -116,14 +99,14 @@ class Batcher:
         self._queued_samples += samples
         self._start()
 
-    async def submit(self, inputs: Arrays) -> Arrays:
+    async def submit(self, inputs: Arrays) -> tuple[Arrays, Ran]:
         """Answer one request of any size.
 
         Args:
             inputs: By name, checked, N samples each.
 
         Returns:
-            Outputs by name, in the request's order.
+            Outputs by name, in the request's order, and how they were computed.
 
         Raises:
             OverloadedError: The queue has no room for so many samples.
@@ -133,7 +116,7 @@ class Batcher:
         self._admit(samples)
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         size = self._max_batch_samples
-        waiters = [_Future(loop.create_future()) for _ in range(0, samples, size)]
+        waiters = [Future(loop.create_future()) for _ in range(0, samples, size)]
         for start, waiter in zip(range(0, samples, size), waiters, strict=True):
             part = {name: array[start : start + size] for name, array in inputs.items()}
             self._queue.append(_Item(part, min(size, samples - start), waiter, now))
@@ -144,13 +127,14 @@ class Batcher:
         finally:
             for waiter in waiters:  # a request that was given up is not computed
                 waiter.future.cancel()
-        if len(answers) == 1:
-            return answers[0]
-        return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+        return merged(answers)
 
     def flush(self) -> None:
         """Run what waits now, if batches run in the event loop."""
         if self.in_loop:
+            if self._waits_for_more is not None:
+                self._waits_for_more.cancel()
+                self._waits_for_more = None
             self._run_in_loop()
 
     def close(self) -> None:
@@ -160,17 +144,29 @@ class Batcher:
 
     def _admit(self, samples: int) -> None:
         if self._queued_samples + samples > self._max_queue_samples:
-            retry_s = (self._queued_samples + samples) / self._rate if self._rate else 1
+            s_per_sample = self._recent_s / self._recent_samples if self._recent_samples else 0
             raise OverloadedError(
                 f"{self._queued_samples} samples wait already and {samples} more do not fit "
                 f"(at most {self._max_queue_samples}); try again later",
-                retry_after_s=retry_s,
+                retry_after_s=(self._queued_samples + samples) * s_per_sample,
             )
 
     def _start(self) -> None:
-        if self._running:
-            return
-        self._running = True
+        """Run what queued, now or, if it may wait for more, a little later."""
+        full = self._queued_samples >= self._max_batch_samples
+        if self._waits_for_more is not None and full:
+            self._waits_for_more.cancel()
+            self._begin()
+        elif not self._running:
+            self._running = True
+            if self._wait_s and not full:
+                loop = asyncio.get_running_loop()
+                self._waits_for_more = loop.call_later(self._wait_s, self._begin)
+            else:
+                self._begin()
+
+    def _begin(self) -> None:
+        self._waits_for_more = None
         loop = asyncio.get_running_loop()
         if self.in_loop:
             # After whatever else has arrived by now: that is in the same batch.
@@ -179,26 +175,32 @@ class Batcher:
             self._task = loop.create_task(self._run_in_thread())
 
     def _run_in_loop(self) -> None:
-        while batch := self._take():
-            start_s = time.perf_counter()
-            try:
-                outputs = self._predict(_joined(batch))
-                self._hand_out(batch, outputs, start_s)
-            except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
-                self._failed(batch, error)
-        self._running = False
+        try:
+            while batch := self._take():
+                start_s = time.perf_counter()
+                try:
+                    outputs = self._predict(_joined(batch))
+                except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
+                    self._failed(batch, error)
+                else:
+                    self._hand_out(batch, outputs, start_s)
+        finally:
+            self._running = False
 
     async def _run_in_thread(self) -> None:
         loop = asyncio.get_running_loop()
-        while batch := self._take():
-            start_s = time.perf_counter()
-            try:
-                joined = _joined(batch)
-                outputs = await loop.run_in_executor(self._thread, self._predict, joined)
-                self._hand_out(batch, outputs, start_s)
-            except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
-                self._failed(batch, error)
-        self._running = False
+        try:
+            while batch := self._take():
+                start_s = time.perf_counter()
+                try:
+                    joined = _joined(batch)
+                    outputs = await loop.run_in_executor(self._thread, self._predict, joined)
+                except Exception as error:  # noqa: BLE001 - the same
+                    self._failed(batch, error)
+                else:
+                    self._hand_out(batch, outputs, start_s)
+        finally:
+            self._running = False
 
     def _take(self) -> list[_Item]:
         """The oldest items that fit into one batch; those that nobody waits for are dropped."""
@@ -236,47 +238,23 @@ class Batcher:
     def _hand_out(self, batch: list[_Item], outputs: Arrays, start_s: float) -> None:
         compute_s = time.perf_counter() - start_s
         samples = sum(item.samples for item in batch)
-        self._rate = samples / compute_s
+        self._recent_samples += samples - NEWEST_SHARE * self._recent_samples
+        self._recent_s += compute_s - NEWEST_SHARE * self._recent_s
         if len(batch) == 1:
-            batch[0].waiter.answer(outputs)
+            (item,) = batch
+            item.waiter.answer(outputs, Ran(samples, start_s - item.arrived_s, compute_s))
         else:
             start = 0
             for item in batch:
                 end = start + item.samples
-                item.waiter.answer({name: array[start:end] for name, array in outputs.items()})
+                part = {name: array[start:end] for name, array in outputs.items()}
+                item.waiter.answer(part, Ran(samples, start_s - item.arrived_s, compute_s))
                 start = end
-        queue_s = tuple(start_s - item.arrived_s for item in batch)
-        self._on_batch(BatchRecord(samples, compute_s, queue_s, self._queued_samples))
-
-
-class _Future:
-    """A coroutine that waits."""
-
-    def __init__(self, future: asyncio.Future[Arrays]) -> None:
-        self.future = future
-
-    def waits(self) -> bool:
-        return not self.future.done()
-
-    def answer(self, outputs: Arrays) -> None:
-        if not self.future.done():
-            self.future.set_result(outputs)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        longest_s = start_s - min(item.arrived_s for item in batch)
+        self._on_batch(BatchRecord(samples, compute_s, longest_s, self._queued_samples))
 
 
 def _joined(batch: list[_Item]) -> Arrays:
     if len(batch) == 1:
         return batch[0].inputs
     return {name: np.concatenate([i.inputs[name] for i in batch]) for name in batch[0].inputs}
-
-
-class EngineError(RuntimeError):
-    """The engine failed at a batch."""
-
-    def __init__(self, cause: Exception) -> None:
-        """Keep the cause for the log."""
-        super().__init__(repr(cause))
-        self.__cause__ = cause

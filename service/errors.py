@@ -2,9 +2,10 @@
 
     ServiceError
     |-- InvalidInputError        400  not JSON, wrong shape, type or range, not an image
+    |-- UnauthorizedError        401  no API key, or another one, where one is asked for
     |-- UnknownModelError        404
     |-- PayloadTooLargeError     413  bytes, pixels or images over a limit
-    |-- UnsupportedMediaError    415  a content type that no endpoint reads
+    |-- UnsupportedMediaError    415  a content type or encoding that no endpoint reads
     |-- OverloadedError          429  the queue is full; try again after Retry-After seconds
     `-- DeadlineError            504  it waited too long and was not computed
 
@@ -32,6 +33,17 @@ class InvalidInputError(ServiceError):
     status = HTTPStatus.BAD_REQUEST
 
 
+class UnauthorizedError(ServiceError):
+    """The API key is missing or wrong."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to authenticate (RFC 6750)."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
 class UnknownModelError(ServiceError):
     """No bundle of that name is served."""
 
@@ -45,7 +57,7 @@ class PayloadTooLargeError(ServiceError):
 
 
 class UnsupportedMediaError(ServiceError):
-    """The content type is none that the endpoint reads."""
+    """The content type or encoding is none that the endpoint reads."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 

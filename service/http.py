@@ -18,10 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from export.parity.metrics import Array
-from service.body import read_body, read_upload
-from service.errors import (
-    UnknownModelError,
-)
+from service.body import read_body, uploaded_file
+from service.errors import UnknownModelError
 from service.images import read_image
 from service.metrics import Metrics, exposition
 from service.models import ServedModel, ServedModels
@@ -36,12 +34,12 @@ from service.oip import (
 from service.openapi import merged_openapi
 from service.protocol import parse_predict
 from service.readiness import Readiness
-from service.responses import error_body, refusal
+from service.responses import error_body, identity_headers, refusal, timing_headers
 from service.settings import Settings
+from service.waiting import Ran
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
-REQUEST_ID = "x-request-id"
 DECODERS = 2
 
 
@@ -97,7 +95,7 @@ class HttpApi:
 
     async def _predict(self, request: Request) -> Response:
         body = await read_body(request, self._settings.max_body_bytes)
-        asked = parse_predict(body, self._settings.max_request_images)
+        asked = parse_predict(body, self._settings.limits)
         in_query = request.query_params.get("model")
         name = in_query if asked.model is None else asked.model
         return await self._answer(asked.images, name, "predict")
@@ -109,15 +107,15 @@ class HttpApi:
             body,
             request.headers.get(HEADER_LENGTH),
             model.manifest,
-            self._settings.max_request_images,
+            self._settings.limits,
         )
-        outputs = await model.batcher.submit(asked.inputs)
-        if self._metrics is not None:
-            self._metrics.answered(model.manifest.name, "infer", asked.samples)
+        outputs, ran = await model.batcher.submit(asked.inputs)
         content, json_length = format_infer(outputs, asked, model.manifest)
-        headers = {} if json_length is None else {HEADER_LENGTH: str(json_length)}
-        media_type = "application/json" if json_length is None else BINARY_TYPE
-        return Response(content, media_type=media_type, headers=headers)
+        response = self._answered(model, "infer", asked.samples, content, ran)
+        if json_length is not None:
+            response.headers[HEADER_LENGTH] = str(json_length)
+            response.headers["content-type"] = BINARY_TYPE
+        return response
 
     async def _exposition(self, _: Request) -> Response:
         content, media_type = await anyio.to_thread.run_sync(exposition)
@@ -166,7 +164,8 @@ class HttpApi:
     async def _predict_image(self, request: Request) -> Response:
         name = request.query_params.get("model")
         self.models.get(name)  # an unknown model is refused before any pixel is decoded
-        content = await read_upload(request, self._settings.max_body_bytes)
+        body = await read_body(request, self._settings.max_body_bytes)
+        content = uploaded_file(body, request.headers.get("content-type", ""))
         # Decoding a large file takes long enough to hold up every other request.
         image = await anyio.to_thread.run_sync(
             read_image, content, self._settings.max_image_pixels, limiter=self._decoders
@@ -175,10 +174,18 @@ class HttpApi:
 
     async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
         model = self.models.get(name)
-        outputs = await model.batcher.submit(model.inputs(images))
+        outputs, ran = await model.batcher.submit(model.inputs(images))
+        return self._answered(model, endpoint, len(images), model.answer(outputs), ran)
+
+    def _answered(
+        self, model: ServedModel, endpoint: str, samples: int, content: bytes, ran: Ran
+    ) -> Response:
         if self._metrics is not None:
-            self._metrics.answered(model.manifest.name, endpoint, len(images))
-        return Response(model.answer(outputs), media_type="application/json")
+            self._metrics.answered(model.manifest.name, endpoint, samples)
+        headers = {}
+        if self._settings.answer_headers:
+            headers = identity_headers(model) | timing_headers(ran)
+        return Response(content, media_type="application/json", headers=headers)
 
     async def _list_models(self, _: Request) -> Response:
         cards = [
@@ -198,12 +205,6 @@ class HttpApi:
         """
 
         async def guarded(request: Request) -> Response:
-            response = await answered(request)
-            if REQUEST_ID in request.headers:  # the client's own, to find its request again
-                response.headers[REQUEST_ID] = request.headers[REQUEST_ID]
-            return response
-
-        async def answered(request: Request) -> Response:
             try:
                 return await endpoint(request)
             except HTTPException:
@@ -211,7 +212,7 @@ class HttpApi:
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_CLOSED_REQUEST)
             except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
-                refused = refusal(error, request.url.path)
+                refused = refusal(error, request.url.path, request.scope["request_id"])
                 response = _error(refused.message, refused.status, refused.headers)
             if self._metrics is not None:
                 self._metrics.refused(response.status_code)

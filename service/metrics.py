@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.batcher import BatchRecord
+from service.waiting import BatchRecord
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -99,7 +99,7 @@ class Metrics:
         self._compute.labels(model).observe(record.compute_s)
         self._queued.labels(model).set(record.queued_samples)
         # One observation a batch: each takes microseconds, as a request does.
-        self._queue.labels(model).observe(max(record.queue_s))
+        self._queue.labels(model).observe(record.longest_queue_s)
 
 
 def exposition() -> tuple[bytes, str]:

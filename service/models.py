@@ -12,9 +12,10 @@ from export.bundle import Bundle, find_bundles
 from export.golden import Golden, GoldenResult, check_golden
 from export.manifest import BundleError, Manifest
 from export.parity.metrics import Array, Arrays
-from export.parity.tolerances import Device
-from export.session import OnnxModel, choose_device
+from export.parity.tolerances import Device, Tolerance
+from export.session import choose_device
 from service.batcher import Batcher
+from service.engines import Engine, batch_buckets, open_engine, required_tolerance
 from service.errors import InvalidInputError, UnknownModelError
 from service.metrics import Metrics
 from service.protocol import predictions
@@ -38,11 +39,15 @@ class ProvenModel:
     """An opened bundle whose model gave the right answers on its device.
 
     Attributes:
+        variant: Which of the bundle's files it is.
+        tolerance: What its answers may differ from the reference's by.
         samples: The golden samples; ``golden`` is what came of them at the start.
     """
 
     manifest: Manifest
-    engine: OnnxModel
+    variant: str
+    engine: Engine
+    tolerance: Tolerance
     samples: Golden
     golden: GoldenResult
 
@@ -87,26 +92,30 @@ def open_proven(settings: Settings) -> list[ProvenModel]:
 
 def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
     manifest = bundle.manifest
-    verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == "onnx"]
+    variant, tolerance = settings.variant, required_tolerance(manifest, device, settings)
+    bundle.model_path(variant)  # says why it is not there
+    verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == variant]
     if not verdicts or not all(verdicts):
-        raise BundleError(f"{bundle.folder} carries no passed parity verdict for its ONNX model")
-    engine = OnnxModel(bundle.model_path("onnx"), device, settings.threads)
+        raise BundleError(
+            f"{bundle.folder} carries no passed parity verdict for its {variant} model"
+        )
+    engine = open_engine(bundle, device, settings)
     golden = Golden.load(bundle.path("golden"))
-    result = check_golden(golden, engine, manifest.outputs, manifest.tolerance(device))
+    result = check_golden(golden, engine, manifest.outputs, tolerance)
     if not result.passed:
         raise UnprovenError(
-            f"{manifest.name} fails its golden samples on {device}: {'; '.join(result.failures)}"
+            f"{manifest.name} ({variant}) fails its golden samples on {device}: "
+            f"{'; '.join(result.failures)}"
         )
-    return ProvenModel(manifest, engine, golden, result)
+    return ProvenModel(manifest, variant, engine, tolerance, golden, result)
 
 
-def _warm_up(engine: OnnxModel, manifest: Manifest, settings: Settings) -> float:
-    """Run batches of every size that is a power of two; seconds of the largest, at best.
+def _warm_up(engine: Engine, manifest: Manifest, settings: Settings) -> float:
+    """Run batches of every bucket's size; seconds of the largest, at best.
 
     So the first request finds memory and kernels as the hundredth does.
     """
-    powers = (2**i for i in range(settings.max_batch_images.bit_length()))
-    for size in sorted({*powers, settings.max_batch_images}):
+    for size in batch_buckets(settings.max_batch_images):
         batch = {s.name: np.zeros((size, *s.shape[1:]), s.dtype) for s in manifest.inputs}
         timed_s = []
         for _ in range(WARM_UP_RUNS):
@@ -153,6 +162,7 @@ class ServedModel:
         return {
             "model": self.manifest.name,
             "version": self.manifest.version,
+            "variant": self.proven.variant,
             "device": self.proven.engine.device,
             "provider": self.proven.engine.provider,
         }
@@ -192,6 +202,7 @@ class ServedModels:
                 max_queue_samples=settings.max_queue_images,
                 in_loop=in_loop,
                 deadline_s=settings.timeout_s,
+                wait_s=settings.batch_wait_ms / 1000,
                 on_batch=functools.partial(metrics.batch, name),
             )
             self._models[name] = ServedModel(model, batcher)

@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError
 from export.manifest import Manifest
 from export.parity.metrics import Arrays
 from service.errors import InvalidInputError
-from service.protocol import parse_json
+from service.settings import Limits
+from service.strict_json import parse_json
 from service.tensors import (
     LITTLE_ENDIAN,
     InputTensor,
@@ -71,7 +72,7 @@ class InferRequest:
 
 
 def parse_infer(
-    body: bytes, json_length: str | None, manifest: Manifest, max_samples: int
+    body: bytes, json_length: str | None, manifest: Manifest, limits: Limits
 ) -> InferRequest:
     """Read the body of ``POST /v2/models/MODEL/infer``.
 
@@ -79,7 +80,7 @@ def parse_infer(
         body: What the client sent.
         json_length: The header ``Inference-Header-Content-Length``, if there is one.
         manifest: Of the model that is asked: its tensors.
-        max_samples: Samples that one request may hold.
+        limits: What one request may hold.
 
     Raises:
         InvalidInputError: Says what came and what was expected.
@@ -87,10 +88,11 @@ def parse_infer(
     """
     length = _json_length(json_length, len(body))
     if json_length is not None and length == 0:
-        return _raw(body, manifest, max_samples)
+        return _raw(body, manifest, limits.samples)
     header = body[:length]
-    asked = _known_header(header) if length < min(len(body), CACHED_BYTES) else _header(header)
-    inputs = read_inputs(asked.inputs, memoryview(body)[length:], manifest, max_samples)
+    read = _known_header if length < min(len(body), CACHED_BYTES) else _header
+    asked = read(header, limits.json_depth)
+    inputs = read_inputs(asked.inputs, memoryview(body)[length:], manifest, limits.samples)
     return InferRequest(inputs, _outputs(asked, manifest), asked.id)
 
 
@@ -171,9 +173,9 @@ def _binary_header(
 _answer_headers: dict[tuple[object, ...], bytes] = {}
 
 
-def _header(header: bytes) -> _Request:
+def _header(header: bytes, max_depth: int) -> _Request:
     try:
-        return _Request.model_validate(parse_json(header, EXPECTED))
+        return _Request.model_validate(parse_json(header, EXPECTED, max_depth))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the body"
@@ -189,12 +191,15 @@ _known_header = lru_cache(maxsize=256)(_header)
 def _json_length(given: str | None, body_length: int) -> int:
     if given is None:
         return body_length
-    if not (given.isascii() and given.isdigit()) or int(given[:20]) > body_length:
+    digits = given.lstrip("0") or given[:1]
+    # Twenty digits are more bytes than there are; Python refuses to read thousands of them.
+    length = int(digits[:20]) if given.isascii() and given.isdigit() else -1
+    if not 0 <= length <= body_length:
         raise InvalidInputError(
             f"Inference-Header-Content-Length is {given[:40]!r}; expected the number of bytes of "
             f"JSON at the start of the body, 0 to {body_length}"
         )
-    return int(given)
+    return length
 
 
 def _raw(body: bytes, manifest: Manifest, max_samples: int) -> InferRequest:

@@ -1,16 +1,39 @@
 """A request that is answered beneath ASGI, from its body to the bytes of its answer."""
 
+import struct
+import time
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from export.parity.metrics import Arrays
+from service.body import uploaded_file
+from service.images import read_image
 from service.models import ServedModel
 from service.oip import BINARY_TYPE, format_infer, parse_infer
 from service.protocol import parse_predict
-from service.responses import error_body, refusal
+from service.reception import REQUEST_ID
+from service.responses import error_body, identity_headers, refusal, timing_lines
+from service.waiting import Ran
 
 if TYPE_CHECKING:
-    from service.fastpath import FastProtocol, Lane
+    from service.fastpath import FastProtocol
+    from service.lane import Lane
+
+LARGEST_JSON = 16_384
+LARGEST_UPLOAD = 16_384
+# A picture of so many pixels is decoded faster than it could be handed to a thread.
+LARGEST_PICTURE = 128 * 128
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What may unfold to much more than it is, and has nothing to do with the picture.
+_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
+
+
+class Head(NamedTuple):
+    """What the headers said, as far as it matters here."""
+
+    json_length: str | None
+    content_type: str
+    request_id: bytes
 
 
 class Pending:
@@ -19,17 +42,21 @@ class Pending:
     endpoint = ""
 
     def __init__(
-        self,
-        protocol: "FastProtocol",
-        lane: "Lane",
-        model: ServedModel,
-        json_length: str | None,
-        request_id: bytes | None,
+        self, protocol: "FastProtocol", lane: "Lane", model: ServedModel, head: Head
     ) -> None:
-        self._protocol, self._lane, self.model = protocol, lane, model
-        self.json_length, self._request_id = json_length, request_id
+        self._protocol, self._lane, self.model, self._head = protocol, lane, model, head
         self._samples = 0
+        self._begun_s = time.perf_counter() if lane.reception.logs else 0.0
         self.body, self.keep_alive = b"", True
+
+    @staticmethod
+    def largest(lane: "Lane", model: ServedModel, head: Head) -> int:
+        """Bytes of a body that is read here: longer ones would hold up the others."""
+        raise NotImplementedError
+
+    def suits(self) -> bool:
+        """Is it, now that its body is there, still one to be answered here?"""
+        return True
 
     def read(self, lane: "Lane") -> Arrays:
         """The checked inputs; may choose another model."""
@@ -37,7 +64,7 @@ class Pending:
 
     def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
         """The body of the answer, and how many bytes of it are JSON if not all are."""
-        raise NotImplementedError
+        return self.model.answer(outputs), None
 
     def queue(self) -> None:
         """Check the request and wait for its batch."""
@@ -53,23 +80,39 @@ class Pending:
         """False if the client closed the connection."""
         return not self._protocol.transport.is_closing()
 
-    def answer(self, outputs: Arrays) -> None:
-        """Write the answer."""
-        body, json_length = self.write(outputs)
-        head = _head(len(body), json_length, self._request_id)
-        self._protocol.finish(head, body, keep_alive=self.keep_alive)
+    def answer(self, outputs: Arrays, ran: Ran) -> None:
+        """Write the answer; whatever goes wrong with it is this request's matter alone."""
+        try:
+            body, json_length = self.write(outputs)
+            head = _head(len(body), json_length, self._lane.identity(self.model))
+            if self._lane.answer_headers:
+                head += timing_lines(ran)
+        except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
+            self.fail(error)
+            return
+        self._finish(200, head, body)
         self._lane.answered(self.model.manifest.name, self.endpoint, self._samples)
 
     def fail(self, error: Exception) -> None:
         """Write the refusal."""
-        refused = refusal(error, f"{self.endpoint} of {self.model.manifest.name}")
+        where = f"{self.endpoint} of {self.model.manifest.name}"
+        refused = refusal(error, where, self._head.request_id)
         status, body = refused.status, error_body(refused.message)
         lines = [f"HTTP/1.1 {status.value} {status.phrase}", "content-type: application/json"]
         lines += [f"{name.lower()}: {value}" for name, value in refused.headers.items()]
         lines += [f"content-length: {len(body)}"]
-        head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
-        self._protocol.finish(head + _echo(self._request_id), body, keep_alive=self.keep_alive)
+        self._finish(status.value, ("\r\n".join(lines) + "\r\n").encode("latin-1"), body)
         self._lane.metrics.refused(status.value)
+
+    def _finish(self, status: int, head: bytes, body: bytes) -> None:
+        request_id = self._head.request_id
+        head += b"%b: %b\r\n" % (REQUEST_ID, request_id)
+        reception, protocol = self._lane.reception, self._protocol
+        if reception.logs:
+            seconds = time.perf_counter() - self._begun_s
+            asked = f"POST {protocol.url.decode('latin-1')}"
+            reception.log(protocol.client, asked, status, seconds, request_id)
+        protocol.finish(head, body, keep_alive=self.keep_alive)
 
 
 class Infer(Pending):
@@ -77,10 +120,16 @@ class Infer(Pending):
 
     endpoint = "infer"
 
+    @staticmethod
+    def largest(lane: "Lane", model: ServedModel, head: Head) -> int:
+        """JSON and, if there are blobs, a batch of them."""
+        blobs = 0 if head.json_length is None else lane.batch_bytes[model.manifest.name]
+        return LARGEST_JSON + blobs
+
     def read(self, lane: "Lane") -> Arrays:
         """Its tensors."""
         manifest = self.model.manifest
-        self._asked = parse_infer(self.body, self.json_length, manifest, lane.max_samples)
+        self._asked = parse_infer(self.body, self._head.json_length, manifest, lane.limits)
         return self._asked.inputs
 
     def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
@@ -93,29 +142,61 @@ class Predict(Pending):
 
     endpoint = "predict"
 
+    @staticmethod
+    def largest(lane: "Lane", model: ServedModel, head: Head) -> int:
+        """A few images."""
+        return LARGEST_JSON
+
     def read(self, lane: "Lane") -> Arrays:
         """Its images."""
-        asked = parse_predict(self.body, lane.max_samples)
+        asked = parse_predict(self.body, lane.limits)
         if asked.model is not None:
             self.model = lane.served.get(asked.model)
         return self.model.inputs(asked.images)
 
-    def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
-        """Labels and probabilities."""
-        return self.model.answer(outputs), None
+
+class Upload(Pending):
+    """A picture as a file; here only small ones as PNG, whose size stands in their first bytes."""
+
+    endpoint = "predict_image"
+    _file = b""
+
+    @staticmethod
+    def largest(lane: "Lane", model: ServedModel, head: Head) -> int:
+        """A small file, with a form around it or without."""
+        return LARGEST_UPLOAD
+
+    def suits(self) -> bool:
+        """A PNG of few pixels, with nothing compressed in it but them."""
+        try:
+            content = uploaded_file(self.body, self._head.content_type)
+            width, height = struct.unpack(">II", content[16:24])
+        except Exception:  # noqa: BLE001 - the ordinary way says in words what is wrong
+            return False
+        self._file = content
+        return (
+            content.startswith(_PNG)
+            and width * height <= LARGEST_PICTURE
+            and not any(chunk in content for chunk in _COMPRESSED)
+        )
+
+    def read(self, lane: "Lane") -> Arrays:
+        """Its pixels."""
+        return self.model.inputs(read_image(self._file, LARGEST_PICTURE)[None])
 
 
 @lru_cache(maxsize=1024)
-def _head(length: int, json_length: int | None, request_id: bytes | None) -> bytes:
+def _head(length: int, json_length: int | None, identity: bytes) -> bytes:
     lines = ["HTTP/1.1 200 OK"]
     if json_length is None:
         lines += ["content-type: application/json"]
     else:
         lines += [f"content-type: {BINARY_TYPE}", f"inference-header-content-length: {json_length}"]
     lines += [f"content-length: {length}"]
-    return ("\r\n".join(lines) + "\r\n").encode() + _echo(request_id)
+    return ("\r\n".join(lines) + "\r\n").encode() + identity
 
 
-def _echo(request_id: bytes | None) -> bytes:
-    """The client's own id, given back; the parser let no line break into a header."""
-    return b"" if request_id is None else b"x-request-id: %b\r\n" % request_id
+def identity_lines(model: ServedModel) -> bytes:
+    """Who answers, as lines of an answer's head."""
+    headers = identity_headers(model)
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")

@@ -6,15 +6,15 @@ out  {"model": "cnn", "version": "...", "device": "cpu", "provider": "CPUExecuti
 err  {"error": "what came, what was expected, what to do"}
 """
 
-import json
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from export.parity.metrics import Array
 from service.errors import InvalidInputError, PayloadTooLargeError
+from service.settings import Limits
+from service.strict_json import parse_json
 
 EXPECTED = "a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)"
 EXAMPLE = f'JSON: {{"images": {EXPECTED}}}'
@@ -33,18 +33,18 @@ class PredictRequest(BaseModel):
     model: str | None
 
 
-def parse_predict(body: bytes, max_images: int) -> PredictRequest:
+def parse_predict(body: bytes, limits: Limits) -> PredictRequest:
     """Read the body of ``POST /predict``.
 
     Args:
         body: What the client sent.
-        max_images: Images that one request may hold.
+        limits: What one request may hold.
 
     Raises:
         InvalidInputError: Says what came and what was expected.
         PayloadTooLargeError: More images than allowed.
     """
-    fields = parse_json(body, EXAMPLE)
+    fields = parse_json(body, EXAMPLE, limits.json_depth)
     if not isinstance(fields, dict):
         raise InvalidInputError(
             f"the body is {_kind(fields)}; expected an object with the field images: {EXPECTED}"
@@ -56,7 +56,7 @@ def parse_predict(body: bytes, max_images: int) -> PredictRequest:
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
         raise InvalidInputError(f"model is {_kind(model)}; expected a model's name as a string")
-    return PredictRequest(images=_to_images(fields["images"], max_images), model=model)
+    return PredictRequest(images=_to_images(fields["images"], limits.samples), model=model)
 
 
 def predictions(labels: Sequence[str], probabilities_NK: Array) -> list[dict[str, object]]:
@@ -64,36 +64,6 @@ def predictions(labels: Sequence[str], probabilities_NK: Array) -> list[dict[str
     rows = probabilities_NK.tolist()
     best = probabilities_NK.argmax(axis=1)
     return [{"label": labels[i], "probabilities": row} for i, row in zip(best, rows, strict=True)]
-
-
-def parse_json(body: bytes, expected: str) -> object:
-    """A JSON value, without what JSON does not have: NaN, infinities, other encodings than UTF-8.
-
-    Raises:
-        InvalidInputError: Says what came and what was expected.
-    """
-
-    def refuse_constant(name: str) -> NoReturn:
-        raise InvalidInputError(f"the body holds {name}, which is not JSON; expected {expected}")
-
-    if not body:
-        raise InvalidInputError(f"the body is empty; expected {expected}")
-    try:
-        # Decoded here: json would guess at UTF-16 and UTF-32, which JSON on the wire is not.
-        return json.loads(body.decode(), parse_constant=refuse_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"the body is not JSON: it is no UTF-8 text (byte {error.start}); image files go to "
-            "/predict/image"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise InvalidInputError(
-            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise InvalidInputError("the body's lists are nested too deeply") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise InvalidInputError(f"the body holds a number that cannot be read: {error}") from error
 
 
 def _to_images(value: object, max_images: int) -> Array:

@@ -70,12 +70,13 @@ class Readiness:
 
     async def _ask(self, model: ServedModel) -> list[str]:
         golden = model.proven.samples.first(SAMPLES)
-        tolerance = model.manifest.tolerance(model.proven.engine.device)
         try:
-            answers = await model.batcher.submit(golden.inputs)
+            answers, _ = await model.batcher.submit(golden.inputs)
         except Exception as error:  # noqa: BLE001 - no answer is a wrong one
             return [repr(error)]
-        return judge_answers(golden, answers, model.manifest.outputs, tolerance).failures
+        return judge_answers(
+            golden, answers, model.manifest.outputs, model.proven.tolerance
+        ).failures
 
     async def _run(self) -> None:
         while True:

@@ -1,14 +1,17 @@
-"""The one shape of an error, for every way in: ``{"error": "what came, what was expected"}``."""
+"""What answers have in common: the one shape of an error, and the headers that say who answered.
+
+An error is ``{"error": "what came, what was expected, what to do"}``, as the Open Inference
+Protocol has it.
+"""
 
 import json
 import logging
-import uuid
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from service.errors import ServiceError
+from service.models import ServedModel
+from service.waiting import Ran
 
 logger = logging.getLogger("bentoml.service")
 
@@ -28,53 +31,43 @@ class Refusal:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def refusal(error: Exception, where: str) -> Refusal:
-    """What a client is told of an error: its own words, or of a fault here a number to ask by.
+def refusal(error: Exception, where: str, request_id: bytes) -> Refusal:
+    """What a client is told of an error: its own words, or of a fault here an id to ask by.
 
     Args:
         error: What was raised.
         where: What was asked; for the log, which alone tells of a fault.
+        request_id: As in the answer's header.
     """
     if isinstance(error, ServiceError):
         return Refusal(error.status, str(error), error.headers)
-    incident = uuid.uuid4().hex[:12]
-    logger.error("incident %s at %s", incident, where, exc_info=error)
+    named = request_id.decode("latin-1")
+    logger.error("request %s failed at %s", named, where, exc_info=error)
     return Refusal(
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        f"the service failed, not the request; its log tells more of {incident}",
+        f"the service failed, not the request; its log tells more of request {named}",
     )
 
 
-class JsonErrors:
-    """ASGI middleware: refusals in plain text, BentoML's for paths that nobody serves, as ours."""
+def identity_headers(model: ServedModel) -> dict[str, str]:
+    """Who answers, as the headers of an answer."""
+    return {
+        "x-model": model.manifest.name,
+        "x-model-version": model.manifest.version,
+        "x-model-variant": model.proven.variant,
+        "x-provider": model.proven.engine.provider,
+    }
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an app."""
-        self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and put a refusal into the one shape."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        refused = False
+# Server Timing (W3C) counts in milliseconds.
+TIMING_LINES = b"x-batch-size: %d\r\nserver-timing: queue;dur=%.3f, compute;dur=%.3f\r\n"
 
-        async def shaped(message: Message) -> None:
-            nonlocal refused
-            if message["type"] == "http.response.start":
-                kind = dict(message["headers"]).get(b"content-type", b"")
-                refused = message["status"] >= HTTPStatus.BAD_REQUEST and kind[:10] == b"text/plain"
-                if refused:
-                    status = HTTPStatus(message["status"])
-                    body = error_body(f"{status.phrase}: {scope['method']} {scope['path'][:200]}")
-                    kept = [h for h in message["headers"] if not h[0].startswith(b"content-")]
-                    length = (b"content-length", str(len(body)).encode())
-                    headers = [*kept, (b"content-type", b"application/json"), length]
-                    await send({**message, "headers": headers})
-                    await send({"type": "http.response.body", "body": body})
-            elif refused:
-                return
-            if not refused:
-                await send(message)
 
-        await self._app(scope, receive, shaped)
+def timing_lines(ran: Ran) -> bytes:
+    """In which batch and how fast a request was answered, as lines of an answer's head."""
+    return TIMING_LINES % (ran.batch_samples, 1000 * ran.queue_s, 1000 * ran.compute_s)
+
+
+def timing_headers(ran: Ran) -> dict[str, str]:
+    """The same as headers."""
+    return dict(line.split(": ", 1) for line in timing_lines(ran).decode().splitlines())

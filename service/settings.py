@@ -1,9 +1,9 @@
 """All settings of the service. Precedence: environment variable (DIGITS_...), then the default."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "DIGITS_"
@@ -12,6 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class SettingsError(ValueError):
     """An environment variable holds something that cannot be used; names it."""
+
+
+class Limits(NamedTuple):
+    """What one request may hold: samples, and JSON's lists and objects within each other."""
+
+    samples: int
+    json_depth: int = 32
 
 
 class Settings(BaseSettings):
@@ -29,6 +36,11 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where the driver knows a device, else the CPU"
     )
+    variant: Literal["onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen"] = Field(
+        "onnx", description="the bundle's file that is served; the default is the most exact"
+    )
+    tf32: bool = Field(False, description="on CUDA, products of 10 bits of mantissa; faster")
+    cuda_graphs: bool = Field(True, description="on CUDA, replay recorded kernels")
     threads: int = Field(1, ge=0, description="within an operator on the CPU; 0: all cores")
     engine: Literal["auto", "loop", "thread"] = Field(
         "auto", description="where batches run; auto: in the event loop if they take up to 5 ms"
@@ -38,12 +50,21 @@ class Settings(BaseSettings):
     )
     workers: int = Field(1, ge=1, le=256, description="processes")
     max_batch_images: int = Field(64, ge=1, description="images that run as one batch at most")
+    batch_wait_ms: float = Field(
+        0, ge=0, le=1000, description="milliseconds that an idle engine waits for a fuller batch"
+    )
     max_queue_images: int = Field(
         2048, ge=1, description="images that wait per model; more are refused with 429"
     )
     max_request_images: int = Field(512, ge=1, description="images in one request")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
     max_image_pixels: int = Field(16_000_000, ge=784, description="width x height of an upload")
+    max_json_depth: int = Field(
+        32, ge=8, le=500, description="JSON's lists and objects within each other"
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="open connections of a worker; further ones get 503"
+    )
     timeout_s: float = Field(10, gt=0, description="seconds until a request is given up, with 504")
     golden_check_s: float = Field(
         60, gt=0, description="seconds between checks of golden samples beside the traffic"
@@ -54,7 +75,22 @@ class Settings(BaseSettings):
     slow_client_s: float = Field(
         20, gt=0, description="seconds that a client may take to send a request"
     )
-    access_log: bool = Field(False, description="one log line a request")
+    answer_headers: bool = Field(
+        True, description="say in an answer's headers who gave it, in which batch, how fast"
+    )
+    access_log_share: float = Field(
+        0, ge=0, le=1, description="share of the requests that get a line in the log"
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="asked of every request but health checks (Authorization: Bearer, X-Api-Key)",
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """Of one request."""
+        return Limits(self.max_request_images, self.max_json_depth)
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
@@ -75,11 +111,9 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [
-            f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}={problem['input']!r}: "
-            f"{problem['msg']}"
-            if problem["loc"]
-            else problem["msg"]
-            for problem in error.errors()
-        ]
+        problems = []
+        for problem in error.errors():
+            name = "_".join(map(str, problem["loc"])).upper()
+            given = "" if name == "API_KEY" else f"={problem['input']!r}"  # no secret in a log
+            problems.append(f"{PREFIX}{name}{given}: {problem['msg']}" if name else problem["msg"])
         raise SettingsError("; ".join(problems)) from error

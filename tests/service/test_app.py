@@ -204,7 +204,7 @@ BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
             "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=punycode"},
         },
         400,
-        "charset",
+        "field named image",
     ),
     (
         "POST",

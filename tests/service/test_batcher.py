@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from export.parity.metrics import Arrays
-from service.batcher import Batcher, BatchRecord, EngineError
+from service.batcher import Batcher
 from service.errors import DeadlineError, OverloadedError
+from service.waiting import BatchRecord, EngineError, Ran
 
 
 class _Engine:
@@ -41,8 +42,8 @@ def _batcher(
     return Batcher(engine, max_batch_samples=batch, max_queue_samples=queue, in_loop=in_loop)
 
 
-def _values(outputs: Arrays) -> list[float]:
-    values: list[float] = outputs["logits"].ravel().tolist()
+def _values(answer: tuple[Arrays, Ran]) -> list[float]:
+    values: list[float] = answer[0]["logits"].ravel().tolist()
     return values
 
 
@@ -73,7 +74,10 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
         engine.go.set()
         for i, answer in enumerate(await asyncio.gather(*rest)):
             assert _values(answer) == [i, i + 50]
-            assert answer["probabilities"].ravel().tolist() == [i + 1, i + 51]
+            assert answer[0]["probabilities"].ravel().tolist() == [i + 1, i + 51]
+            assert answer[1].batch_samples == 20
+            assert 0 < answer[1].queue_s <= records[1].longest_queue_s
+            assert answer[1].compute_s == records[1].compute_s
         await first
         assert batcher.queued_samples == 0
         batcher.close()
@@ -81,7 +85,6 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
     asyncio.run(scenario())
     assert engine.batches == [1, 20]
     assert [record.samples for record in records] == [1, 20]
-    assert all(waited > 0 for waited in records[1].queue_s)
     assert [record.queued_samples for record in records] == [20, 0]
 
 
@@ -132,7 +135,7 @@ def test_a_full_queue_refuses_and_loses_nothing() -> None:
         refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
         assert len(refused) == 2
         assert int(refused[0].headers["Retry-After"]) >= 1
-        assert [_values(a) for a in answers if isinstance(a, dict)] == [[i] for i in range(8)]
+        assert [_values(a) for a in answers if isinstance(a, tuple)] == [[i] for i in range(8)]
         await first
         batcher.close()
 
@@ -191,7 +194,7 @@ def test_a_bad_item_does_not_harm_its_neighbours(in_loop: bool) -> None:
         batcher = _batcher(engine, in_loop=in_loop)
         asked = [batcher.submit(_images(value)) for value in (1, 255, 3)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [_values(a) for a in answers if isinstance(a, dict)] == [[1], [3]]
+        assert [_values(a) for a in answers if isinstance(a, tuple)] == [[1], [3]]
         (broken,) = [answer for answer in answers if isinstance(answer, EngineError)]
         assert "the engine broke" in str(broken)
         assert _values(await batcher.submit(_images(7))) == [7]

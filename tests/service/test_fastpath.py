@@ -20,12 +20,14 @@ from export.bundle import Bundle
 from export.golden import Golden
 from loadtest.server import running_service
 from service import fastpath
+from service.settings import Settings
 from tests.tiny import SERVED_BUNDLES
 
 MANIFEST = Bundle.open(SERVED_BUNDLES / "cnn").manifest
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
 URL = "/v2/models/cnn/infer"
 LENGTH = "inference-header-content-length"
+IDENTITY = ("x-model", "x-model-version", "x-model-variant", "x-provider")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +93,13 @@ def test_both_ways_give_the_same_answer(name: str, service_url: str, ordinary_ur
     assert fast.content == ordinary.content
     for header in ("content-type", "content-length", LENGTH):
         assert fast.headers.get(header) == ordinary.headers.get(header), header
-    assert fast.headers.get("x-request-id") == headers.get("x-request-id")
-    assert ordinary.headers.get("x-request-id") == headers.get("x-request-id")
+    for answer in (fast, ordinary):
+        given_id = headers.get("x-request-id")
+        assert given_id in (None, answer.headers["x-request-id"])
+        assert answer.headers["x-request-id"]
+    assert set(fast.headers) == set(ordinary.headers)
+    for header in IDENTITY:
+        assert fast.headers.get(header) == ordinary.headers.get(header), header
 
 
 @pytest.mark.parametrize(
@@ -255,7 +262,7 @@ def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> N
 def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uvicorn chooses its protocol by the name "auto" in a registry, and BentoML leaves it so."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unregistered")
-    fastpath.register()
+    fastpath.register(Settings())
     config = uvicorn.Config(app="service.http:HttpApi", http="auto")
     config.load()
     assert config.http_protocol_class is fastpath.FastProtocol

@@ -30,7 +30,7 @@ def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
     arrays["eager/logits"] = arrays["eager/logits"] * np.float32(1.0001)
     np.savez(served_bundle / "golden.npz", **arrays)
     rehash(served_bundle, "golden.npz")
-    with pytest.raises(UnprovenError, match=r"cnn fails its golden samples.*scaled error"):
+    with pytest.raises(UnprovenError, match=r"cnn \(onnx\) fails its golden samples.*scaled error"):
         open_proven(Settings(bundles=served_bundle.parent, device="cpu"))
 
 

@@ -11,6 +11,7 @@ from export.golden import Golden
 from export.manifest import TensorSpec
 from service.errors import InvalidInputError, PayloadTooLargeError
 from service.oip import format_infer, model_metadata, parse_infer
+from service.settings import Limits
 from tests.tiny import SERVED_BUNDLES
 
 MANIFEST = Bundle.open(SERVED_BUNDLES / "cnn").manifest
@@ -43,7 +44,7 @@ def _body(tensor: dict[str, Any] | None = None, **further: Any) -> bytes:
 def test_json_values_are_read_flat_and_nested(nested: bool) -> None:
     """Row-major either way; all outputs are asked for, as JSON."""
     data = IMAGES.tolist() if nested else IMAGES.ravel().tolist()
-    asked = parse_infer(_body(_tensor(data=data), id="a"), None, MANIFEST, 10)
+    asked = parse_infer(_body(_tensor(data=data), id="a"), None, MANIFEST, Limits(10))
     assert np.array_equal(asked.inputs["images"], IMAGES)
     assert (asked.samples, asked.id) == (2, "a")
     assert asked.outputs == {"logits": False, "probabilities": False}
@@ -72,7 +73,7 @@ def test_blobs_behind_the_json_are_read_in_order() -> None:
     }
     text = json.dumps(header).encode()
     body = text + right.tobytes() + left.tobytes()
-    asked = parse_infer(body, str(len(text)), PAIR, 10)
+    asked = parse_infer(body, str(len(text)), PAIR, Limits(10))
     assert list(asked.inputs) == ["left", "right"]
     assert np.array_equal(asked.inputs["left"], left)
     assert np.array_equal(asked.inputs["right"], right)
@@ -81,7 +82,7 @@ def test_blobs_behind_the_json_are_read_in_order() -> None:
 
 def test_a_body_without_json_is_the_input() -> None:
     """Header value 0: the body is pixels, and every output comes back binary."""
-    asked = parse_infer(IMAGES.tobytes(), "0", MANIFEST, 10)
+    asked = parse_infer(IMAGES.tobytes(), "0", MANIFEST, Limits(10))
     assert np.array_equal(asked.inputs["images"], IMAGES)
     answers = {
         "logits": np.arange(20, dtype=np.float32).reshape(2, 10),
@@ -97,7 +98,9 @@ def test_a_body_without_json_is_the_input() -> None:
 
 def test_json_answers_hold_every_digit_and_the_id() -> None:
     """What float32 says is what JSON says; only the outputs asked for come back."""
-    asked = parse_infer(_body(id="q", outputs=[{"name": "probabilities"}]), None, MANIFEST, 10)
+    asked = parse_infer(
+        _body(id="q", outputs=[{"name": "probabilities"}]), None, MANIFEST, Limits(10)
+    )
     values = np.random.default_rng(0).random((2, 10)).astype(np.float32)
     body, length = format_infer({"logits": values, "probabilities": values}, asked, MANIFEST)
     assert length is None
@@ -147,13 +150,13 @@ def test_a_model_says_its_tensors() -> None:
         (b'{"inputs": [NaN]}', "NaN, which is not JSON"),
         (_body(outputs=[{"name": "labels"}]), "output 'labels' is not known"),
         (_body(id=7), "id: input should be a valid string"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "100,000 deep; at most 32"),
     ],
 )
 def test_a_broken_request_is_answered_in_words(body: bytes, words: str) -> None:
     """Each rule that was broken is named with what came and what was expected."""
     with pytest.raises((InvalidInputError, PayloadTooLargeError)) as refused:
-        parse_infer(body, None, MANIFEST, 10)
+        parse_infer(body, None, MANIFEST, Limits(10))
     assert words in str(refused.value)
     assert len(str(refused.value)) < 400
 
@@ -172,7 +175,7 @@ def test_a_broken_request_is_answered_in_words(body: bytes, words: str) -> None:
 def test_a_lying_length_is_answered_in_words(body: bytes, length: str, words: str) -> None:
     """The header and the body contradict each other."""
     with pytest.raises(InvalidInputError, match=words):
-        parse_infer(body, length, MANIFEST, 10)
+        parse_infer(body, length, MANIFEST, Limits(10))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_blobs_must_be_as_announced(size: object, blob: bytes, words: str) -> No
     """Too short, too long, or announced otherwise than the shape needs."""
     text = _body(_tensor(data=None, parameters={"binary_data_size": size}))
     with pytest.raises(InvalidInputError, match=words):
-        parse_infer(text + blob, str(len(text)), MANIFEST, 10)
+        parse_infer(text + blob, str(len(text)), MANIFEST, Limits(10))
 
 
 def test_too_many_samples_are_refused() -> None:
@@ -201,7 +204,7 @@ def test_too_many_samples_are_refused() -> None:
         (text + IMAGES.tobytes(), str(len(text))),
     ):
         with pytest.raises(PayloadTooLargeError, match="at most 1 are taken"):
-            parse_infer(body, length, MANIFEST, 1)
+            parse_infer(body, length, MANIFEST, Limits(1))
 
 
 def test_inputs_of_different_counts_and_non_finite_ones_are_refused() -> None:
@@ -209,8 +212,8 @@ def test_inputs_of_different_counts_and_non_finite_ones_are_refused() -> None:
     left = {"name": "left", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
     right = {"name": "right", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}
     with pytest.raises(InvalidInputError, match="first axes differ"):
-        parse_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, 9)
+        parse_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, Limits(9))
     left["data"] = [1e39, 2, 3, 4]
     right |= {"shape": [2], "data": [1, 2]}
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
-        parse_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, 9)
+        parse_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, Limits(9))

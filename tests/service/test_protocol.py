@@ -7,6 +7,7 @@ import pytest
 
 from service.errors import InvalidInputError, PayloadTooLargeError
 from service.protocol import parse_predict, predictions
+from service.settings import Limits
 
 IMAGE = np.arange(784).reshape(28, 28) % 256
 
@@ -17,11 +18,11 @@ def _body(images: object, **fields: object) -> bytes:
 
 def test_one_image_and_many_become_uint8_arrays() -> None:
     """28x28 is one image, Nx28x28 are N; values are kept."""
-    one = parse_predict(_body(IMAGE.tolist()), 10)
+    one = parse_predict(_body(IMAGE.tolist()), Limits(10))
     assert one.images.shape == (1, 28, 28)
     assert one.images.dtype == np.uint8
     assert np.array_equal(one.images[0], IMAGE)
-    many = parse_predict(_body([IMAGE.tolist()] * 3, model="mlp"), 10)
+    many = parse_predict(_body([IMAGE.tolist()] * 3, model="mlp"), Limits(10))
     assert many.images.shape == (3, 28, 28)
     assert many.model == "mlp"
 
@@ -78,7 +79,7 @@ BAD = [
     (b'{"images": [[Infinity]]}', "Infinity"),
     (b'{"images": [[-Infinity]]}', "-Infinity"),
     (b'{"images": [[' + b"9" * 5000 + b"]]}", "cannot be read"),
-    (b'{"images": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deep"),
+    (b'{"images": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "deep; at most 32"),
     (_body(IMAGE.tolist(), modle="cnn"), "'modle'"),
     (_body(IMAGE.tolist(), model=3), "model is a number"),
 ]
@@ -88,13 +89,13 @@ BAD = [
 def test_bad_bodies_are_refused(body: bytes, named: str) -> None:
     """Each bad body gets an error whose text names what was wrong with it."""
     with pytest.raises(InvalidInputError, match=named):
-        parse_predict(body, 10)
+        parse_predict(body, Limits(10))
 
 
 def test_too_many_images_are_refused_with_both_numbers() -> None:
     """The message says how many came and how many are taken."""
     with pytest.raises(PayloadTooLargeError, match=r"11 images.*at most 10"):
-        parse_predict(_body([IMAGE.tolist()] * 11), 10)
+        parse_predict(_body([IMAGE.tolist()] * 11), Limits(10))
 
 
 def test_a_prediction_names_the_likeliest_label() -> None:

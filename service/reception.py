@@ -1,0 +1,157 @@
+"""What every request meets at the door, on either way in: a key, an id, a line in the log."""
+
+import hmac
+import logging
+import os
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from itertools import count
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError, UnauthorizedError
+from service.responses import error_body
+from service.settings import Settings
+
+REQUEST_ID = b"x-request-id"
+LONGEST_ID = 128
+# What a browser must not do with an answer; an API has no page to protect beyond that.
+SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
+# Whoever watches the process needs no key, and learns nothing but whether it is up.
+OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+BEARER = b"bearer "
+
+logger = logging.getLogger("bentoml.access")  # BentoML shows its own loggers alone
+
+
+class Reception:
+    """The rules, for the ordinary way and for the short one."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the key and the share of requests that are logged from the settings."""
+        key = settings.api_key
+        self._key = None if key is None else key.get_secret_value().encode()
+        self._log_share, self._due = settings.access_log_share, 0.0
+        self.logs = settings.access_log_share > 0
+        self._prefix, self._numbers = os.urandom(4).hex().encode(), count(1)
+
+    def check_key(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Let through who brings the key, if there is one.
+
+        Raises:
+            UnauthorizedError: No key came, or another one.
+        """
+        if self._key is None:
+            return
+        given = b""
+        for name, value in headers:
+            if name == b"x-api-key":
+                given = value
+            elif name == b"authorization" and value[: len(BEARER)].lower() == BEARER:
+                given = value[len(BEARER) :].strip()
+        if not hmac.compare_digest(given, self._key):
+            what = "another API key came" if given else "no API key came"
+            raise UnauthorizedError(
+                f"{what}; send the service's as Authorization: Bearer KEY, or as X-Api-Key: KEY"
+            )
+
+    def request_id(self, given: bytes | None) -> bytes:
+        """The client's own id if it is of moderate length, else a new one."""
+        if given and len(given) <= LONGEST_ID:
+            return given
+        return b"%b-%x" % (self._prefix, next(self._numbers))
+
+    def log(
+        self,
+        client: tuple[str, int] | None,
+        asked: str,
+        status: int,
+        seconds: float,
+        request_id: bytes,
+    ) -> None:
+        """Write one line for so many requests as the share says.
+
+        Args:
+            client: Address and port.
+            asked: Method and URL.
+            status: HTTP's.
+            seconds: From the end of its head to its answer.
+            request_id: As in the answer's header.
+        """
+        self._due += self._log_share
+        if self._due >= 1:
+            self._due -= 1
+            address = f"{client[0]}:{client[1]}" if client else "-"
+            said = (address, asked[:200], status, 1000 * seconds, request_id.decode("latin-1"))
+            logger.info('%s "%s" %d %.3f ms %s', *said)
+
+
+class ReceptionMiddleware:
+    """The rules around an ASGI app; and refusals in plain text, as BentoML's, become ours."""
+
+    def __init__(self, app: ASGIApp, reception: Reception) -> None:
+        """Wrap an app."""
+        self._app, self._reception = app, reception
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answering = _Answering(self._reception, scope, send)
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                self._reception.check_key(scope["headers"])
+        except ServiceError as error:
+            await answering.refuse(error)
+        else:
+            await self._app(scope, receive, answering.send)
+
+
+class _Answering:
+    """One request on the ordinary way, from here to its answer."""
+
+    def __init__(self, reception: Reception, scope: Scope, send: Send) -> None:
+        self._reception, self._scope, self._send = reception, scope, send
+        given = dict(scope["headers"]).get(REQUEST_ID)
+        self._id = scope["request_id"] = reception.request_id(given)
+        self._begun_s, self._replaced = time.perf_counter(), False
+
+    async def refuse(self, error: ServiceError) -> None:
+        """Answer in place of the app."""
+        body = error_body(str(error))
+        headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+        await self._start(error.status, _as_json(headers, body))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def send(self, message: Message) -> None:
+        """Pass the app's answer on."""
+        if message["type"] == "http.response.start":
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            status, headers = message["status"], list(message["headers"])
+            self._replaced = status >= HTTPStatus.BAD_REQUEST and kind[:10] == b"text/plain"
+            if not self._replaced:
+                await self._start(status, headers)
+                return
+            asked = f"{self._scope['method']} {self._scope['path'][:200]}"
+            body = error_body(f"{HTTPStatus(status).phrase}: {asked}")
+            await self._start(status, _as_json(headers, body))
+            await self._send({"type": "http.response.body", "body": body})
+        elif not self._replaced:
+            await self._send(message)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        further = [*SECURITY_HEADERS, (REQUEST_ID, self._id)]
+        message = {"type": "http.response.start", "status": status, "headers": headers + further}
+        if self._reception.logs:
+            asked = f"{self._scope['method']} {self._scope['raw_path'].decode('latin-1')}"
+            seconds = time.perf_counter() - self._begun_s
+            self._reception.log(self._scope["client"], asked, status, seconds, self._id)
+        await self._send(message)
+
+
+def _as_json(headers: list[tuple[bytes, bytes]], body: bytes) -> list[tuple[bytes, bytes]]:
+    kept = [header for header in headers if not header[0].startswith(b"content-")]
+    length = (b"content-length", str(len(body)).encode())
+    return [*kept, (b"content-type", b"application/json"), length]
