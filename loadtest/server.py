@@ -3,12 +3,13 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def running_service(
     port: int | None = None,
     settings: Mapping[str, str] | None = None,
     service: str = SERVICE,
+    options: Sequence[str] = (),
+    trusted: ssl.SSLContext | None = None,
 ) -> Iterator[str]:
     """Start the service on the loopback interface and stop it, with all its processes, afterwards.
 
@@ -44,6 +47,8 @@ def running_service(
         port: Where to listen; a free port if None.
         settings: Environment variables on top of this process's own.
         service: What ``bentoml serve`` shall serve.
+        options: Further ones of ``bentoml serve``.
+        trusted: Whose certificates are believed; if given, the service is asked by TLS.
 
     Yields:
         Its URL, once it says that it is ready.
@@ -52,9 +57,9 @@ def running_service(
         ServiceNotReadyError: It ended or did not become ready within two minutes.
     """
     port = port or free_port()
-    url = f"http://127.0.0.1:{port}"
+    url = f"http{'' if trusted is None else 's'}://127.0.0.1:{port}"
     command = [sys.executable, "-m", "bentoml", "serve", service]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--port", str(port), *options]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -72,19 +77,23 @@ def running_service(
             start_new_session=True,
         )
         try:
-            _wait_until_ready(process, url, log_file)
+            _wait_until_ready(process, url, log_file, trusted)
             yield url
         finally:
             _stop(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, log_file: Path, trusted: ssl.SSLContext | None
+) -> None:
     give_up_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up_s:
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5):  # noqa: S310 - our own URL
+            with urllib.request.urlopen(  # noqa: S310 - our own URL
+                f"{url}/readyz", timeout=5, context=trusted
+            ):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

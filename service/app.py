@@ -11,7 +11,7 @@ import bentoml
 
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError
-from service import fastpath
+from service import fastpath, tracing
 from service.http import HttpApi
 from service.lane import Lane
 from service.metrics import Metrics
@@ -22,6 +22,7 @@ from service.settings import SettingsError, read_settings
 
 try:
     SETTINGS = read_settings()
+    tracing.check_exporter(SETTINGS)
 except SettingsError as error:
     raise SystemExit(f"error: {error}") from None
 
@@ -43,6 +44,7 @@ fastpath.register(SETTINGS)
     workers=SETTINGS.workers,
     traffic={"timeout": SETTINGS.timeout_s},
     logging={"access": {"enabled": False}},  # see service.reception
+    tracing=tracing.bentoml_settings(SETTINGS),
     metrics={"enabled": False},  # see service.metrics
 )
 @bentoml.asgi_app(HTTP.app)
@@ -64,9 +66,12 @@ class DigitClassifier:
         self._readiness = Readiness(
             self._models, metrics, SETTINGS.golden_check_s, SETTINGS.drain_s
         )
-        HTTP.serve(self._models, metrics, self._readiness)
+        self._tracing = tracing.Tracing.of(SETTINGS)
+        HTTP.serve(self._models, metrics, self._readiness, self._tracing)
         if SETTINGS.fast_path:
-            fastpath.install(Lane(self._models, metrics, self._readiness, RECEPTION, SETTINGS))
+            fastpath.install(
+                Lane(self._models, metrics, self._readiness, RECEPTION, self._tracing, SETTINGS)
+            )
         # What is alive now stays alive: the collector need not walk over it again and again. Nor
         # need it look at every 700 new objects: a request makes dozens, and none of them in rings.
         gc.collect()
@@ -84,8 +89,10 @@ class DigitClassifier:
 
     @bentoml.on_shutdown
     def close(self) -> None:
-        """Let the batches that run end."""
+        """Let the batches that run end, and send the traces that are left."""
         self._models.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
 
 # What the decorator made of the class.

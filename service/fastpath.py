@@ -218,7 +218,7 @@ class FastProtocol(HttpToolsProtocol):
             lane.reception.check_key(self.headers)
         except UnauthorizedError:
             return None
-        head = Head(json_length, content_type, lane.reception.request_id(given_id))
+        head = Head(json_length, content_type, lane.reception.request_id(given_id), self.headers)
         if int(length) > kind.largest(lane, model, head):
             return None
         return kind(self, lane, model, head)

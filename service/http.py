@@ -36,6 +36,7 @@ from service.protocol import parse_predict
 from service.readiness import Readiness
 from service.responses import error_body, identity_headers, refusal, timing_headers
 from service.settings import Settings
+from service.tracing import Tracing
 from service.waiting import Ran
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -64,6 +65,7 @@ class HttpApi:
         self._models: ServedModels | None = None
         self._metrics: Metrics | None = None
         self._readiness: Readiness | None = None
+        self._tracing: Tracing | None = None
         routes = [
             Route("/predict", self._guarded(self._predict), methods=["POST"]),
             Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
@@ -82,9 +84,16 @@ class HttpApi:
             ]
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 
-    def serve(self, models: ServedModels, metrics: Metrics, readiness: Readiness) -> None:
+    def serve(
+        self,
+        models: ServedModels,
+        metrics: Metrics,
+        readiness: Readiness,
+        tracing: Tracing | None = None,
+    ) -> None:
         """Start to answer with these models."""
-        self._models, self._metrics, self._readiness = models, metrics, readiness
+        self._models, self._metrics = models, metrics
+        self._readiness, self._tracing = readiness, tracing
 
     @property
     def models(self) -> ServedModels:
@@ -182,6 +191,8 @@ class HttpApi:
     ) -> Response:
         if self._metrics is not None:
             self._metrics.answered(model.manifest.name, endpoint, samples)
+        if self._tracing is not None:
+            self._tracing.computed(ran)
         headers = {}
         if self._settings.answer_headers:
             headers = identity_headers(model) | timing_headers(ran)
@@ -195,8 +206,8 @@ class HttpApi:
         return JSONResponse({"models": cards})
 
     async def _openapi(self, _: Request) -> Response:
-        names = [model.manifest.name for model in self.models.all()]
-        return JSONResponse(merged_openapi(self._base_openapi(), names))
+        models = self.models.all()
+        return JSONResponse(merged_openapi(self._base_openapi(), models, self._settings))
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
         """Turn whatever an endpoint raises into an answer.

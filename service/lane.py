@@ -10,6 +10,7 @@ from service.readiness import Readiness
 from service.reception import SECURITY_HEADERS, Reception
 from service.settings import Settings
 from service.tensors import sample_bytes
+from service.tracing import Tracing
 
 COUNTED_EVERY_S = 0.5
 
@@ -23,11 +24,14 @@ class Lane:
         metrics: Metrics,
         readiness: Readiness,
         reception: Reception,
+        tracing: Tracing | None,
         settings: Settings,
     ) -> None:
         """Collect the URLs of all models whose batches run in the event loop."""
         self.served, self.metrics, self.readiness = models, metrics, readiness
-        self.reception, self.limits = reception, settings.limits
+        self.reception, self.tracing = reception, tracing
+        self.timed = reception.logs or tracing is not None
+        self.limits = settings.limits
         self.answer_headers = settings.answer_headers
         here = [model for model in models.all() if model.batcher.in_loop]
         self._batchers = [model.batcher for model in here]

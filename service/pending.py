@@ -34,6 +34,7 @@ class Head(NamedTuple):
     json_length: str | None
     content_type: str
     request_id: bytes
+    headers: list[tuple[bytes, bytes]]
 
 
 class Pending:
@@ -45,8 +46,8 @@ class Pending:
         self, protocol: "FastProtocol", lane: "Lane", model: ServedModel, head: Head
     ) -> None:
         self._protocol, self._lane, self.model, self._head = protocol, lane, model, head
-        self._samples = 0
-        self._begun_s = time.perf_counter() if lane.reception.logs else 0.0
+        self._samples, self._url = 0, protocol.url
+        self._begun_s = time.perf_counter() if lane.timed else 0.0
         self.body, self.keep_alive = b"", True
 
     @staticmethod
@@ -90,7 +91,7 @@ class Pending:
         except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
             self.fail(error)
             return
-        self._finish(200, head, body)
+        self._finish(200, head, body, ran)
         self._lane.answered(self.model.manifest.name, self.endpoint, self._samples)
 
     def fail(self, error: Exception) -> None:
@@ -104,15 +105,17 @@ class Pending:
         self._finish(status.value, ("\r\n".join(lines) + "\r\n").encode("latin-1"), body)
         self._lane.metrics.refused(status.value)
 
-    def _finish(self, status: int, head: bytes, body: bytes) -> None:
-        request_id = self._head.request_id
+    def _finish(self, status: int, head: bytes, body: bytes, ran: Ran | None = None) -> None:
+        request_id, lane = self._head.request_id, self._lane
         head += b"%b: %b\r\n" % (REQUEST_ID, request_id)
-        reception, protocol = self._lane.reception, self._protocol
-        if reception.logs:
+        self._protocol.finish(head, body, keep_alive=self.keep_alive)
+        if lane.timed:
             seconds = time.perf_counter() - self._begun_s
-            asked = f"POST {protocol.url.decode('latin-1')}"
-            reception.log(protocol.client, asked, status, seconds, request_id)
-        protocol.finish(head, body, keep_alive=self.keep_alive)
+            asked = f"POST {self._url.decode('latin-1')}"
+            if lane.reception.logs:
+                lane.reception.log(self._protocol.client, asked, status, seconds, request_id)
+            if lane.tracing is not None:
+                lane.tracing.request(asked, self._head.headers, status, seconds, ran)
 
 
 class Infer(Pending):

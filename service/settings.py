@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     access_log_share: float = Field(
         0, ge=0, le=1, description="share of the requests that get a line in the log"
     )
+    trace_share: float = Field(0, ge=0, le=1, description="share of the requests that are traced")
+    trace_endpoint: str = Field(
+        "http://localhost:4318/v1/traces", description="where traces go, by OTLP over HTTP"
+    )
     api_key: SecretStr | None = Field(
         None,
         min_length=16,

@@ -44,14 +44,13 @@ class TorchScriptModel:
             torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-        # The profiling executor would compile anew, for seconds, at the second request.
-        torch._C._jit_set_profiling_executor(False)
         self.device, self.provider = device, PROVIDERS[device]
         self._outputs = list(outputs)
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Inputs by name, in the order of the module's arguments, to outputs by name."""
-        with torch.inference_mode():
+        # Unoptimised: the executor would compile anew, for seconds, for sizes it has not yet seen.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             # Copied: arrays over a request's bytes are read-only, which PyTorch warns of.
             tensors = [torch.tensor(array, device=self.device) for array in inputs.values()]
             answers = self._module(*tensors)

@@ -108,6 +108,34 @@ def test_in_the_event_loop_what_arrived_together_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize("in_loop", [False, True])
+def test_an_idle_engine_waits_for_a_fuller_batch_if_it_is_told_to(in_loop: bool) -> None:
+    """Requests that come one after the other share a batch; a full one runs before its time."""
+    engine = _Engine()
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(
+            engine, max_batch_samples=4, max_queue_samples=64, in_loop=in_loop, wait_s=0.2
+        )
+        first = asyncio.ensure_future(batcher.submit(_images(1)))
+        await asyncio.sleep(0.02)
+        assert engine.batches == []
+        assert _values(await batcher.submit(_images(2))) == [2]
+        assert _values(await first) == [1]
+        batcher = Batcher(
+            engine, max_batch_samples=4, max_queue_samples=64, in_loop=in_loop, wait_s=60
+        )
+        begun_s = loop.time()
+        asked = [batcher.submit(_images(i)) for i in range(4)]
+        assert [_values(answer) for answer in await asyncio.gather(*asked)] == [[0], [1], [2], [3]]
+        assert loop.time() - begun_s < 30
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert engine.batches == [2, 4]
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
 def test_batches_keep_to_their_limit_and_large_requests_are_split(in_loop: bool) -> None:
     """A request of 10 images with batches of at most 4 comes back whole and in order."""
     engine = _Engine()

@@ -1,0 +1,138 @@
+"""Whichever file of a bundle is served, by whichever runtime, it is proven first."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bundle import Bundle
+from export.golden import Golden
+from export.manifest import BundleError
+from export.parity.metrics import Arrays
+from export.session import OnnxModel
+from service.engines import Bucketed, batch_buckets, open_engine, required_tolerance
+from service.models import UnprovenError, open_proven
+from service.settings import Settings
+from tests.rehash import rehash
+from tests.tiny import SERVED_BUNDLES
+
+BUNDLE = Bundle.open(SERVED_BUNDLES / "cnn")
+GOLDEN = Golden.load(BUNDLE.path("golden"))
+IMAGES = GOLDEN.inputs["images"]
+VARIANTS = ["onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen"]
+without_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is not None, reason="PyTorch is installed here"
+)
+with_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs PyTorch, which the service does not"
+)
+
+
+def _settings(bundles: Path = SERVED_BUNDLES, **fields: object) -> Settings:
+    return Settings.model_validate({"bundles": bundles, "device": "cpu", **fields})
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=with_torch if v[:5] == "torch" else ()) for v in VARIANTS]
+)
+def test_each_variant_is_proven_and_named(variant: str) -> None:
+    """It answers its golden samples within its own tolerance, and says which it is."""
+    models = open_proven(_settings(variant=variant))
+    assert [model.variant for model in models] == [variant] * 2
+    assert all(model.golden.passed for model in models)
+    provider = "TorchScript-CPU" if variant.startswith("torch") else "CPUExecutionProvider"
+    assert {model.engine.provider for model in models} == {provider}
+
+
+def test_a_reduced_variant_is_held_to_its_own_tolerance() -> None:
+    """What int8 and fp16 may differ by is theirs; the most exact file's is tighter by far."""
+    bounds = {
+        variant: required_tolerance(BUNDLE.manifest, "cpu", _settings(variant=variant)).scaled_error
+        for variant in ("onnx", "onnx-fp16", "onnx-int8", "torchscript")
+    }
+    assert bounds["onnx"] == bounds["torchscript"] == 2e-6
+    assert bounds["onnx-fp16"] == 2e-3
+    assert bounds["onnx-int8"] is None  # judged by its signal-to-noise ratio
+    tf32 = required_tolerance(BUNDLE.manifest, "cuda", _settings(tf32=True))
+    assert tf32.variant == "onnx-tf32"
+
+
+def test_a_reduced_variant_in_place_of_the_exact_one_stops_the_start(served_bundle: Path) -> None:
+    """The int8 file under the exact one's name is found out by the golden samples."""
+    (served_bundle / "model.onnx").write_bytes((served_bundle / "model.int8.onnx").read_bytes())
+    rehash(served_bundle, "model.onnx")
+    with pytest.raises(UnprovenError, match=r"cnn \(onnx\) fails its golden samples"):
+        open_proven(_settings(served_bundle.parent))
+
+
+def test_a_variant_that_the_bundle_lacks_stops_the_start(served_bundle: Path) -> None:
+    """With the reason that the bundle gives, or the variants that there are."""
+    path = served_bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = [f for f in manifest["files"] if f["path"] != "model.int8.onnx"]
+    manifest["not_built"] = {"onnx-int8": "no samples to calibrate with"}
+    path.write_text(json.dumps(manifest))
+    (served_bundle / "model.int8.onnx").unlink()
+    with pytest.raises(BundleError, match="holds no onnx-int8 model: no samples to calibrate"):
+        open_proven(_settings(served_bundle.parent, variant="onnx-int8"))
+
+
+def test_a_variant_without_its_own_verdict_is_not_served(served_bundle: Path) -> None:
+    """The exact file's proof is none of the others'."""
+    path = served_bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["parity"] = [v for v in manifest["parity"] if v["precision"] != "int8"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="no passed parity verdict for its onnx-int8 model"):
+        open_proven(_settings(served_bundle.parent, variant="onnx-int8"))
+    assert open_proven(_settings(served_bundle.parent))
+
+
+@without_torch
+def test_torchscript_without_pytorch_is_refused_in_words() -> None:
+    """The start says which package is missing and what else could be served."""
+    with pytest.raises(BundleError, match="pip install torch, or serve the variant onnx"):
+        open_proven(_settings(variant="torchscript"))
+
+
+def test_int8_is_not_served_on_cuda() -> None:
+    """CUDA's provider would compute in fp32 what is called int8."""
+    with pytest.raises(BundleError, match="onnx-int8 is for the CPU"):
+        open_engine(BUNDLE, "cuda", _settings(variant="onnx-int8"))
+
+
+class _Remembering:
+    """The real engine; remembers the sizes that it was asked."""
+
+    def __init__(self, *, fixed_buffers: bool) -> None:
+        self._model = OnnxModel(BUNDLE.model_path("onnx"), "cpu", fixed_buffers=fixed_buffers)
+        self.device, self.provider = self._model.device, self._model.provider
+        self.sizes: list[int] = []
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        self.sizes.append(len(inputs["images"]))
+        return self._model(inputs)
+
+
+@pytest.mark.parametrize("fixed_buffers", [False, True])
+def test_batches_are_filled_up_to_a_few_sizes(fixed_buffers: bool) -> None:
+    """As on CUDA: zeros fill up, are not answered, and change nothing; many are split."""
+    engine = _Remembering(fixed_buffers=fixed_buffers)
+    bucketed = Bucketed(engine, batch_buckets(16))
+    exact = OnnxModel(BUNDLE.model_path("onnx"), "cpu")
+    answers = {count: bucketed({"images": IMAGES[:count]}) for count in (3, 16, 5, 40)}
+    assert engine.sizes == [4, 16, 8, 16, 16, 8]
+    for count, answer in answers.items():  # earlier answers are no part of a buffer used again
+        expected = exact({"images": IMAGES[:count]})["logits"]
+        assert answer["logits"].shape == expected.shape
+        bound = 2e-6 * np.abs(expected).max()
+        assert np.abs(answer["logits"] - expected).max() <= bound
+
+
+def test_buckets_are_powers_of_two_and_the_largest_batch() -> None:
+    """What is warmed up is what runs."""
+    assert batch_buckets(64) == [1, 2, 4, 8, 16, 32, 64]
+    assert batch_buckets(48) == [1, 2, 4, 8, 16, 32, 48]
+    assert batch_buckets(1) == [1]

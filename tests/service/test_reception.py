@@ -1,0 +1,211 @@
+"""Every request meets a key, an id and the log at the door, on either way in."""
+
+import logging
+import re
+import socket
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from pydantic import SecretStr
+
+from loadtest.server import running_service
+from service.errors import UnauthorizedError
+from service.reception import Reception
+from service.settings import Settings
+from tests.tiny import SERVED_BUNDLES
+
+URL = "/v2/models/cnn/infer"
+RAW = {"inference-header-content-length": "0"}
+KEY = "a key of moderate length"
+CONNECTIONS = 20
+
+
+@pytest.fixture(scope="module")
+def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the guarded service says what it does."""
+    return tmp_path_factory.mktemp("guarded") / "service.log"
+
+
+@pytest.fixture(scope="module")
+def guarded_url(log_file: Path) -> Iterator[str]:
+    """The real service with a key, a log of every request and few connections."""
+    settings = {
+        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
+        "DIGITS_API_KEY": KEY,
+        "DIGITS_ACCESS_LOG_SHARE": "1",
+        "DIGITS_MAX_CONNECTIONS": str(CONNECTIONS),
+        "DIGITS_ANSWER_HEADERS": "false",
+    }
+    with running_service(log_file, settings=settings) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}, {"AUTHORIZATION": f"bearer  {KEY}"}],
+)
+def test_who_brings_the_key_is_answered(headers: dict[str, str], guarded_url: str) -> None:
+    """By either header, on either way in."""
+    for path in (URL, "/predict/image?model=nobody", "/metrics"):
+        method = "GET" if path == "/metrics" else "POST"
+        answer = httpx.request(
+            method, guarded_url + path, content=bytes(784), headers=RAW | headers
+        )
+        assert answer.status_code in (200, 404), path
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({}, "no API key came"),
+        ({"x-api-key": ""}, "no API key came"),
+        ({"x-api-key": KEY[:-1]}, "another API key came"),
+        ({"authorization": f"Basic {KEY}"}, "no API key came"),
+        ({"authorization": f"Bearer {KEY}x"}, "another API key came"),
+        ({"x-api-key": "\xff" * 16}, "another API key came"),
+    ],
+)
+@pytest.mark.parametrize("path", [URL, "/predict", "/models", "/metrics", "/docs.json", "/", "/no"])
+def test_who_does_not_is_refused(
+    path: str, headers: dict[str, str], named: str, guarded_url: str
+) -> None:
+    """With 401 and how to do better, whatever was asked; the key itself is not told."""
+    method = "POST" if path in (URL, "/predict") else "GET"
+    sent = [(name.encode(), value.encode("latin-1")) for name, value in (RAW | headers).items()]
+    answer = httpx.request(method, guarded_url + path, content=b"x", headers=sent)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert named in answer.json()["error"]
+    assert "Authorization: Bearer" in answer.json()["error"]
+    assert KEY not in answer.text
+
+
+def test_health_needs_no_key(guarded_url: str) -> None:
+    """Whoever watches the process may ask whether it is up."""
+    for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert httpx.get(guarded_url + path).status_code == 200, path
+
+
+def test_requests_are_found_again_in_the_log(guarded_url: str, log_file: Path) -> None:
+    """An answer's id stands in a line with what was asked, the status and the time."""
+    asked = {
+        "mine": ("POST", URL, RAW, 200),
+        "yours": ("POST", URL, {}, 400),
+        "theirs": ("GET", "/models", {}, 200),
+    }
+    for request_id, (method, path, further, status) in asked.items():
+        headers = {"x-api-key": KEY, "x-request-id": request_id, **further}
+        answer = httpx.request(method, guarded_url + path, content=bytes(784), headers=headers)
+        assert (answer.status_code, answer.headers["x-request-id"]) == (status, request_id)
+        line = rf'"{method} {path}" {status} \d+\.\d\d\d ms {request_id}\b'
+        assert re.search(line, log_file.read_text())
+    assert KEY not in log_file.read_text()
+
+
+def test_an_id_is_given_to_who_brings_none(guarded_url: str) -> None:
+    """Two answers have two ids; an id of thousands of bytes is replaced."""
+    ids = {
+        httpx.post(guarded_url + URL, content=bytes(784), headers=headers).headers["x-request-id"]
+        for headers in (RAW, RAW | {"x-request-id": "y" * 3000}, RAW | {"x-api-key": KEY})
+    }
+    assert len(ids) == 3
+    assert all(0 < len(request_id) < 40 for request_id in ids)
+
+
+def test_the_headers_of_answers_can_be_turned_off(service_url: str, guarded_url: str) -> None:
+    """Who answered, in which batch and how fast is said, unless the setting says no."""
+    headers = RAW | {"x-api-key": KEY}
+    said, unsaid = (
+        httpx.post(url + URL, content=bytes(784 * 5), headers=headers).headers
+        for url in (service_url, guarded_url)
+    )
+    assert said["x-model"] == "cnn"
+    assert said["x-model-variant"] == "onnx"
+    assert said["x-provider"] == "CPUExecutionProvider"
+    assert int(said["x-batch-size"]) >= 5
+    timing = re.fullmatch(
+        r"queue;dur=(\d+\.\d{3}), compute;dur=(\d+\.\d{3})", said["server-timing"]
+    )
+    assert timing is not None
+    assert float(timing[2]) > 0
+    assert set(said) - set(unsaid) == {
+        *("x-model", "x-model-version", "x-model-variant", "x-provider"),
+        *("x-batch-size", "server-timing"),
+    }
+    assert said["x-content-type-options"] == unsaid["x-content-type-options"] == "nosniff"
+
+
+def test_one_connection_too_many_is_refused_in_words(guarded_url: str) -> None:
+    """With 503, while those that are open go on; a place that was left is free again."""
+    host, port = guarded_url.removeprefix("http://").split(":")
+    address = (host, int(port))
+    held = [socket.create_connection(address, timeout=20) for _ in range(CONNECTIONS)]
+    try:
+        with socket.create_connection(address, timeout=20) as further:
+            received = b"".join(iter(lambda: further.recv(65536), b""))
+        assert received.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"retry-after: 1\r\n" in received
+        assert b'{"error":"20 connections are open already; try again later"}' in received
+        held[0].sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert held[0].recv(100).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for connection in held:
+            connection.close()
+    for _ in range(50):
+        if httpx.get(guarded_url + "/livez").status_code == 200:
+            return
+    raise AssertionError("no place became free")
+
+
+def test_what_is_not_http_is_refused_as_everything_is(service_url: str) -> None:
+    """An error in JSON, and the connection is closed."""
+    host, port = service_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"\x16\x03\x01 what is this\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert received.endswith(b'{"error":"Invalid HTTP request received."}')
+
+
+def test_the_log_takes_the_share_that_is_set(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 1,000 requests with a share of a tenth, a hundred lines."""
+    caplog.set_level(logging.INFO, logger="bentoml.access")
+    reception = Reception(Settings(access_log_share=0.1))
+    for _ in range(1000):
+        reception.log(("::1", 7), "GET /", 200, 0.001, b"id")
+    assert len(caplog.records) in (99, 100)  # a tenth is no binary number
+    assert caplog.records[0].getMessage() == '::1:7 "GET /" 200 1.000 ms id'
+
+
+def test_the_key_is_compared_whole() -> None:
+    """No part of the key and nothing longer is the key."""
+    reception = Reception(Settings(api_key=SecretStr(KEY)))
+    reception.check_key([(b"x-api-key", KEY.encode())])
+    for wrong in (KEY[:-1], KEY + "x", KEY.upper(), ""):
+        with pytest.raises(UnauthorizedError):
+            reception.check_key([(b"x-api-key", wrong.encode())])
+
+
+def test_tls_is_served_by_bentomls_own_options(tmp_path: Path) -> None:
+    """With a certificate and its key, requests on either way are answered."""
+    key, certificate, authority = (tmp_path / f"{n}.pem" for n in ("key", "certificate", "ca"))
+    issuer = trustme.CA()
+    issued = issuer.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(key)
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issuer.cert_pem.write_to_path(authority)
+    options = ["--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)]
+    trusted = ssl.create_default_context(cafile=str(authority))
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES)}
+    log = tmp_path / "service.log"
+    with running_service(log, settings=settings, options=options, trusted=trusted) as url:
+        assert url.startswith("https://")
+        for path, body in ((URL, bytes(784)), ("/models", None)):
+            asked = urllib.request.Request(url + path, body, RAW)
+            with urllib.request.urlopen(asked, timeout=20, context=trusted) as answer:
+                assert answer.status == 200
