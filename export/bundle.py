@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from export.manifest import SCHEMA_VERSION, BundleError, FileEntry, Manifest
 
 MANIFEST_NAME = "manifest.json"
+TRACES = ("model.onnx", "golden.npz", "parity.json")
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,20 @@ def find_bundles(folder: Path) -> list[Path]:
     """The folders directly below this one that hold a manifest, by name.
 
     Hidden ones are staged or just being replaced: an interrupted build may have left some.
+
+    Raises:
+        BundleError: One of them was a bundle and has lost its manifest.
     """
-    found = (path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
-    return sorted(path for path in found if not path.name.startswith("."))
+    found = []
+    for path in sorted(folder.glob("[!.]*/")):
+        if (path / MANIFEST_NAME).is_file():
+            found.append(path)
+        elif any((path / name).exists() for name in TRACES):
+            raise BundleError(
+                f"{path} holds a bundle's files, but no {MANIFEST_NAME}; build it again, or take "
+                "the folder away"
+            )
+    return found
 
 
 def file_entry(path: Path, **fields: Any) -> FileEntry:
@@ -166,5 +178,5 @@ def _read_manifest(folder: Path) -> Manifest:
                 "build the bundle again"
             )
         return Manifest.model_validate(content)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValidationError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not a manifest: {error}") from error

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise ImportError(
+        f"ONNX Runtime cannot be loaded ({error}): pip install 'onnxruntime-gpu[cuda,cudnn]', or "
+        "onnxruntime where there is no GPU"
+    ) from error
 
 from export.manifest import BundleError
 from export.parity.metrics import Arrays

@@ -6,7 +6,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.errors import InvalidInputError, PayloadTooLargeError, UnsupportedMediaError
+from service.errors import InvalidInputError, PayloadTooLargeError, UnsupportedMediaError, shown
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -27,7 +27,12 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaError(
-            f"content encoding {encoding[:40]!a} is not read; send the body as it is"
+            f"content encoding {shown(encoding)} is not read; send the body as it is"
+        )
+    transfer = request.headers.get("transfer-encoding", "chunked").strip().lower()
+    if transfer != "chunked":
+        raise UnsupportedMediaError(
+            f"transfer encoding {shown(transfer)} is not read; send the body in plain chunks"
         )
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
@@ -76,6 +81,11 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
         raise InvalidInputError(
             f"the form has no file in a field named {IMAGE_FIELD} (fields: {there[:SHOWN_NAMES]}); "
             f"try: curl -F {IMAGE_FIELD}=@digit.png"
+        )
+    if further := [name for name in form.names if name != IMAGE_FIELD]:
+        raise InvalidInputError(
+            f"the form has another field, {shown(further[0])}; it may have the file {IMAGE_FIELD} "
+            "alone, and the model is named in the URL: /predict/image?model=NAME"
         )
     return bytes(form.files[IMAGE_FIELD])
 

@@ -15,6 +15,14 @@ A message says what came, what was expected and what to do; it is all that a cli
 import math
 from http import HTTPStatus
 
+LONGEST_SHOWN = 80
+
+
+def shown(text: object) -> str:
+    """What a client sent, as it is named in an error: quoted, and not at any length."""
+    quoted = repr(text)
+    return quoted if len(quoted) <= LONGEST_SHOWN else f"{quoted[:LONGEST_SHOWN]}..."
+
 
 class ServiceError(Exception):
     """A request that is refused; the message goes to the client."""

@@ -28,6 +28,7 @@ from service.settings import Settings
 
 REGISTERED = "service.fastpath:FastProtocol"
 LARGEST_HEAD = 65_536
+HTTP_VERSIONS = ("1.1", "1.0")
 # Whoever sends one of these wants something that only the ordinary way does.
 ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 
@@ -52,8 +53,9 @@ class FastProtocol(HttpToolsProtocol):
     max_connections = 4096
     _fast: Pending | None = None
     _waiting = True  # for a request, or for the rest of one
-    _in_head = _begun = False
-    _head_bytes = 0
+    _in_head = _moved = _too_large = False
+    _head_bytes = _still_bytes = 0
+    unanswered = 0  # requests of this connection that wait for their batch
     _too_slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -75,27 +77,36 @@ class FastProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; a request that is not whole yet must be so in time, its head soon."""
-        self._begun = False
+        self._moved = False
         super().data_received(data)
-        # Of a part in which a request began, only what comes after it can belong to its head.
-        same = self._in_head and not self._begun
-        self._head_bytes = self._head_bytes + len(data) if same else 0
-        if self._head_bytes > LARGEST_HEAD and not self.transport.is_closing():
-            self._refuse(
-                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                f"the request's head has more than {LARGEST_HEAD:,} bytes",
-            )
+        # What neither ends a header nor is a part of a body is a part of one endless line.
+        self._still_bytes = 0 if self._moved else self._still_bytes + len(data)
+        if self._still_bytes > LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse_head()
         if self._waiting and self._too_slow is None and not self.transport.is_closing():
             self._too_slow = self.loop.call_later(self.slow_client_s, self._give_up)
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._waiting = self._in_head = self._begun = True
+        self._waiting = self._in_head = self._moved = True
+        self._head_bytes = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count; what comes behind a body as a trailer speaks for nobody."""
+        self._moved = True
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > LARGEST_HEAD:
+            self._too_large = True
+            raise ValueError("the parser ends here")
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Take the request if it is of the plain kind; else the ordinary way."""
         self._in_head = False
+        if self.parser.get_http_version() not in HTTP_VERSIONS:
+            raise ValueError("the parser ends here")
         lane = FastProtocol.lane
         if lane is not None:
             if self.cycle is None or self.cycle.response_complete:
@@ -103,12 +114,13 @@ class FastProtocol(HttpToolsProtocol):
                 if route is not None and self.parser.get_method() == b"POST":
                     self._fast = self._accepted(lane, *route)
             if self._fast is None:
-                self._answer_first(lane)
+                self.answer_first()
         if self._fast is None:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Collect."""
+        self._moved = True
         if self._fast is None:
             super().on_body(body)
         else:
@@ -120,6 +132,11 @@ class FastProtocol(HttpToolsProtocol):
         self._patient()
         if self._fast is None:
             super().on_message_complete()
+            if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+                # It was answered before its body had come, which stopped the clock again.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
         else:
             fast, self._fast = self._fast, None
             fast.keep_alive = self.parser.should_keep_alive()
@@ -140,13 +157,15 @@ class FastProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, as everything is refused."""
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+        """Refuse what is not HTTP, or has no end, as everything is refused."""
+        if self._too_large:
+            self._refuse_head()
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def shutdown(self) -> None:
         """Answer what waits before uvicorn closes the connection."""
-        if FastProtocol.lane is not None:
-            FastProtocol.lane.flush()
+        self.answer_first()
         super().shutdown()
 
     def finish(self, head: bytes, body: bytes, *, keep_alive: bool) -> None:
@@ -167,15 +186,15 @@ class FastProtocol(HttpToolsProtocol):
             self.server_state.total_requests += 1
             self.transport.close()
 
-    def _answer_first(self, lane: Lane) -> None:
-        """Answer what waits, this connection's earlier requests too, before an ordinary one."""
-        lane.flush()
-        self._unset_keepalive_if_required()  # an answer that was just written armed it
+    def answer_first(self) -> None:
+        """Answer this connection's earlier requests before one that does not wait for a batch."""
+        if self.unanswered and FastProtocol.lane is not None:
+            FastProtocol.lane.flush()
+            self._unset_keepalive_if_required()  # an answer that was just written armed it
 
     def _take_the_ordinary_way(self, body: bytes) -> None:
         """Do for a request that was read here what uvicorn would have done as it came."""
-        if FastProtocol.lane is not None:
-            self._answer_first(FastProtocol.lane)
+        self.answer_first()
         super().on_headers_complete()
         super().on_body(body)
         super().on_message_complete()
@@ -186,6 +205,17 @@ class FastProtocol(HttpToolsProtocol):
         head = b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode())
         head += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
         self.finish(head + further, body, keep_alive=False)
+
+    def _refuse_head(self) -> None:
+        self._refuse(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"the request's head, or what comes behind its body, has more than {LARGEST_HEAD:,} "
+            "bytes",
+        )
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Nobody here speaks WebSocket: what asks for it is a request like others."""
+        return False
 
     def _patient(self) -> None:
         if self._too_slow is not None:
@@ -199,26 +229,22 @@ class FastProtocol(HttpToolsProtocol):
 
     def _accepted(self, lane: Lane, kind: type[Pending], model: ServedModel) -> Pending | None:
         """A pending request, or None if a header asks for more than the short way gives."""
-        length = json_length = given_id = None
-        content_type = ""
-        for name, value in self.headers:
-            if name == b"content-length":
-                length = value
-            elif name == b"inference-header-content-length":
-                json_length = value.decode("latin-1")
-            elif name == REQUEST_ID:
-                given_id = value
-            elif name == b"content-type":
-                content_type = value.decode("latin-1")
-            elif name in ORDINARY:
-                return None
-        if length is None:
+        headers = dict(self.headers)
+        length = headers.get(b"content-length")
+        plain = len(headers) == len(self.headers) and ORDINARY.isdisjoint(headers)
+        if not plain or length is None or b"host" not in headers:
             return None
         try:
             lane.reception.check_key(self.headers)
         except UnauthorizedError:
             return None
-        head = Head(json_length, content_type, lane.reception.request_id(given_id), self.headers)
+        json_length = headers.get(b"inference-header-content-length")
+        head = Head(
+            None if json_length is None else json_length.decode("latin-1"),
+            headers.get(b"content-type", b"").decode("latin-1"),
+            lane.reception.request_id(headers.get(REQUEST_ID)),
+            self.headers,
+        )
         if int(length) > kind.largest(lane, model, head):
             return None
         return kind(self, lane, model, head)

@@ -6,6 +6,7 @@ limit, checked by ``protocol`` and ``images``, and refused in one shape: {"error
 Paths that nobody serves are still BentoML's to refuse.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
@@ -17,9 +18,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from export.parity.metrics import Array
+from export.parity.metrics import Array, Arrays
 from service.body import read_body, uploaded_file
-from service.errors import UnknownModelError
+from service.errors import InvalidInputError, UnknownModelError, shown
 from service.images import read_image
 from service.metrics import Metrics, exposition
 from service.models import ServedModel, ServedModels
@@ -105,20 +106,19 @@ class HttpApi:
     async def _predict(self, request: Request) -> Response:
         body = await read_body(request, self._settings.max_body_bytes)
         asked = parse_predict(body, self._settings.limits)
-        in_query = request.query_params.get("model")
-        name = in_query if asked.model is None else asked.model
-        return await self._answer(asked.images, name, "predict")
+        model = self.models.chosen(_model_in_query(request), asked.model)
+        return await self._answer(request, asked.images, model, "predict")
 
     async def _infer(self, request: Request) -> Response:
         model = self._model_in_path(request)
         body = await read_body(request, self._settings.max_body_bytes)
         asked = parse_infer(
             body,
-            request.headers.get(HEADER_LENGTH),
+            _json_length(request),
             model.manifest,
             self._settings.limits,
         )
-        outputs, ran = await model.batcher.submit(asked.inputs)
+        outputs, ran = await _computed(request, model, asked.inputs)
         content, json_length = format_infer(outputs, asked, model.manifest)
         response = self._answered(model, "infer", asked.samples, content, ran)
         if json_length is not None:
@@ -127,6 +127,8 @@ class HttpApi:
         return response
 
     async def _exposition(self, _: Request) -> Response:
+        if self._metrics is not None:
+            self._metrics.settle()
         content, media_type = await anyio.to_thread.run_sync(exposition)
         return Response(content, media_type=media_type)
 
@@ -137,7 +139,7 @@ class HttpApi:
         probe = request.path_params["probe"]
         if probe not in ("live", "ready"):
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        return self._readiness_response() if probe == "ready" else Response()
+        return self._readiness_response() if probe == "ready" else JSONResponse({"live": True})
 
     async def _deep_health(self, _: Request) -> Response:
         failures = await self._readiness.check() if self._readiness else {}
@@ -146,9 +148,9 @@ class HttpApi:
             return _error(f"golden samples: {words}", HTTPStatus.SERVICE_UNAVAILABLE)
         return JSONResponse({"golden": {m.manifest.name: "right" for m in self.models.all()}})
 
-    def _readiness_response(self) -> Response:
+    def _readiness_response(self, model: str | None = None) -> Response:
         if self._readiness is None or self._readiness.ready:
-            return Response()
+            return JSONResponse(({"name": model} if model else {}) | {"ready": True})
         why = "leaving" if self._readiness.draining else "a model fails its golden samples"
         return _error(f"not ready: {why}", HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -156,8 +158,7 @@ class HttpApi:
         return JSONResponse(model_metadata(self._model_in_path(request).manifest))
 
     async def _model_ready(self, request: Request) -> Response:
-        self._model_in_path(request)
-        return self._readiness_response()
+        return self._readiness_response(self._model_in_path(request).manifest.name)
 
     def _model_in_path(self, request: Request) -> ServedModel:
         """The model that the path names, in the version that it may name."""
@@ -166,24 +167,25 @@ class HttpApi:
         if version != model.manifest.version:
             raise UnknownModelError(
                 f"{model.manifest.name} is served in version {model.manifest.version}, not "
-                f"{version!a}"
+                f"{shown(version)}"
             )
         return model
 
     async def _predict_image(self, request: Request) -> Response:
-        name = request.query_params.get("model")
-        self.models.get(name)  # an unknown model is refused before any pixel is decoded
+        # An unknown model is refused before any pixel is decoded.
+        model = self.models.get(_model_in_query(request))
         body = await read_body(request, self._settings.max_body_bytes)
         content = uploaded_file(body, request.headers.get("content-type", ""))
         # Decoding a large file takes long enough to hold up every other request.
         image = await anyio.to_thread.run_sync(
             read_image, content, self._settings.max_image_pixels, limiter=self._decoders
         )
-        return await self._answer(image[None], name, "predict_image")
+        return await self._answer(request, image[None], model, "predict_image")
 
-    async def _answer(self, images: Array, name: str | None, endpoint: str) -> Response:
-        model = self.models.get(name)
-        outputs, ran = await model.batcher.submit(model.inputs(images))
+    async def _answer(
+        self, request: Request, images: Array, model: ServedModel, endpoint: str
+    ) -> Response:
+        outputs, ran = await _computed(request, model, model.inputs(images))
         return self._answered(model, endpoint, len(images), model.answer(outputs), ran)
 
     def _answered(
@@ -232,12 +234,53 @@ class HttpApi:
         return guarded
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _computed(request: Request, model: ServedModel, inputs: Arrays) -> tuple[Arrays, Ran]:
+    """Wait for the answer, and no longer than the client does.
+
+    Raises:
+        ClientDisconnect: It went away; what was not yet computed for it never is.
+    """
+    asked = asyncio.ensure_future(model.batcher.submit(inputs))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            return asked.result()
+        raise ClientDisconnect
+    finally:
+        gone.cancel()
+        asked.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _model_in_query(request: Request) -> str | None:
+    """The one thing that a query may say."""
+    asked = request.query_params.multi_items()
+    if unknown := [name for name, _ in asked if name != "model"]:
+        raise InvalidInputError(f"unknown in the query: {shown(unknown[0])}; known: model")
+    if len(asked) > 1:
+        raise InvalidInputError("the query names two models; name one")
+    return asked[0][1] if asked else None
+
+
+def _json_length(request: Request) -> str | None:
+    given = request.headers.getlist(HEADER_LENGTH)
+    if len(given) > 1:
+        raise InvalidInputError("Inference-Header-Content-Length is given twice")
+    return given[0] if given else None
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (a wrong method) in the one shape."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(getattr(error, "headers", None) or {})
     allowed = f"; allowed: {headers['Allow']}" if "Allow" in headers else ""
-    return _error(f"{HTTPStatus(status).phrase}{allowed}", HTTPStatus(status), headers)
+    said = f"{HTTPStatus(status).phrase}: {request.method} {request.url.path[:200]}{allowed}"
+    return _error(said, HTTPStatus(status), headers)
 
 
 def _error(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:

@@ -56,6 +56,7 @@ class Lane:
             self.routes[b"/predict/image"] = (Upload, default)
         if len(here) == len(models.all()):  # whichever the body names is answered here
             self.routes[b"/predict"] = (Predict, default)
+        metrics.settle = self.count
         self._answered: dict[tuple[str, str], tuple[int, int]] = {}
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
@@ -65,10 +66,9 @@ class Lane:
         return self._identities[model.manifest.name]
 
     def flush(self) -> None:
-        """Answer what waits now: answers leave a connection in the order of its requests."""
+        """Answer what waits now."""
         for batcher in self._batchers:
             batcher.flush()
-        self.count()
 
     def answered(self, model: str, endpoint: str, samples: int) -> None:
         """Note an answer; the metrics, which take microseconds, are told now and then."""

@@ -5,6 +5,7 @@ BentoML's workers collect their figures.
 """
 
 import os
+from collections.abc import Callable
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -28,6 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         """Register all metrics with the process's default registry."""
+        self.settle: Callable[[], None] = lambda: None  # tells what was answered, but not yet told
         self._requests = Counter(
             "digits_requests", "Requests answered, by model and endpoint.", ["model", "endpoint"]
         )

@@ -16,7 +16,7 @@ from export.parity.tolerances import Device, Tolerance
 from export.session import choose_device
 from service.batcher import Batcher
 from service.engines import Engine, batch_buckets, open_engine, required_tolerance
-from service.errors import InvalidInputError, UnknownModelError
+from service.errors import InvalidInputError, UnknownModelError, shown
 from service.metrics import Metrics
 from service.protocol import predictions
 from service.settings import Settings
@@ -101,7 +101,12 @@ def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
         )
     engine = open_engine(bundle, device, settings)
     golden = Golden.load(bundle.path("golden"))
-    result = check_golden(golden, engine, manifest.outputs, tolerance)
+    try:
+        result = check_golden(golden, engine, manifest.outputs, tolerance)
+    except Exception as error:  # runtimes raise whatever they like
+        raise UnprovenError(
+            f"{manifest.name} ({variant}) cannot answer its golden samples on {device}: {error}"
+        ) from error
     if not result.passed:
         raise UnprovenError(
             f"{manifest.name} ({variant}) fails its golden samples on {device}: "
@@ -226,7 +231,23 @@ class ServedModels:
             return self._models[self.default if name is None else name]
         except KeyError:
             known = ", ".join(self._models)
-            raise UnknownModelError(f"no model {name!r} is served; there are: {known}") from None
+            raise UnknownModelError(
+                f"no model {shown(name)} is served; there are: {known}"
+            ) from None
+
+    def chosen(self, in_query: str | None, in_body: str | None) -> ServedModel:
+        """The model that a request names, in its URL or in its body.
+
+        Raises:
+            UnknownModelError: No such model.
+            InvalidInputError: It names two.
+        """
+        model = self.get(in_query if in_body is None else in_body)
+        if in_query is not None and self.get(in_query) is not model:
+            raise InvalidInputError(
+                f"the URL names the model {shown(in_query)} and the body {shown(in_body)}; name one"
+            )
+        return model
 
     def all(self) -> list[ServedModel]:
         """Every model, by name."""

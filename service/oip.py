@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 
 from export.manifest import Manifest
 from export.parity.metrics import Arrays
-from service.errors import InvalidInputError
+from service.errors import InvalidInputError, shown
 from service.settings import Limits
-from service.strict_json import parse_json
+from service.strict_json import json_kind, parse_json
 from service.tensors import (
     LITTLE_ENDIAN,
     InputTensor,
@@ -35,20 +35,41 @@ EXPECTED = (
     '{"inputs": [{"name", "shape", "datatype", "data"}]}'
 )
 CACHED_BYTES, CACHED_HEADERS = 4096, 1024
+LONGEST_ID = 1024
+# The validator's findings in JSON's words.
+WANTED = {
+    "model_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a string",
+    "int_type": "an integer",
+    "bool_type": "true or false",
+    "missing": "missing",
+    "too_short": "a list that is not empty",
+}
 HEADER_LENGTH = "inference-header-content-length"
 BINARY_TYPE = "application/octet-stream"
 
 
+class _OutputParameters(Wire):
+    binary_data: bool | None = None
+    shared_memory_region: Any = None
+
+
 class _Output(Wire):
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _Parameters(Wire):
+    binary_data_output: bool = False
 
 
 class _Request(Wire):
     id: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _Parameters = _Parameters()
     inputs: list[InputTensor]
-    outputs: list[_Output] | None = None
+    outputs: list[_Output] | None = Field(None, min_length=1)
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,10 @@ def parse_infer(
     header = body[:length]
     read = _known_header if length < min(len(body), CACHED_BYTES) else _header
     asked = read(header, limits.json_depth)
+    if asked.id is not None and len(asked.id) > LONGEST_ID:
+        raise InvalidInputError(
+            f"id has {len(asked.id):,} characters, at most {LONGEST_ID:,} are given back"
+        )
     inputs = read_inputs(asked.inputs, memoryview(body)[length:], manifest, limits.samples)
     return InferRequest(inputs, _outputs(asked, manifest), asked.id)
 
@@ -179,9 +204,9 @@ def _header(header: bytes, max_depth: int) -> _Request:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the body"
-        raise InvalidInputError(
-            f"{where}: {problem['msg'].lower()}; expected {EXPECTED}"
-        ) from error
+        wanted = WANTED.get(problem["type"], problem["msg"].lower())
+        came = "" if problem["type"] == "missing" else f"{json_kind(problem['input'])}; expected "
+        raise InvalidInputError(f"{where} is {came}{wanted}; expected {EXPECTED}") from error
 
 
 # Clients send the same few headers before their blobs again and again.
@@ -222,12 +247,22 @@ def _raw(body: bytes, manifest: Manifest, max_samples: int) -> InferRequest:
 
 
 def _outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
-    binary = asked.parameters.get("binary_data_output", False) is True
+    binary = asked.parameters.binary_data_output
     names = [spec.name for spec in manifest.outputs]
     if asked.outputs is None:
         return dict.fromkeys(names, binary)
-    if unknown := [output.name for output in asked.outputs if output.name not in names]:
-        raise InvalidInputError(
-            f"output {unknown[0]!r} is not known; {manifest.name} gives {', '.join(names)}"
-        )
-    return {o.name: o.parameters.get("binary_data", binary) is True for o in asked.outputs}
+    found: dict[str, bool] = {}
+    for output in asked.outputs:
+        if output.name not in names or output.name in found:
+            again = "is asked for twice" if output.name in found else "is not known"
+            raise InvalidInputError(
+                f"output {shown(output.name)} {again}; {manifest.name} gives {', '.join(names)}"
+            )
+        if output.parameters.shared_memory_region is not None:
+            raise InvalidInputError(
+                f"output {shown(output.name)} is wanted in shared memory, which is not served "
+                "(shared_memory_region)"
+            )
+        given = output.parameters.binary_data
+        found[output.name] = binary if given is None else given
+    return found

@@ -48,7 +48,7 @@ class Pending:
         self._protocol, self._lane, self.model, self._head = protocol, lane, model, head
         self._samples, self._url = 0, protocol.url
         self._begun_s = time.perf_counter() if lane.timed else 0.0
-        self.body, self.keep_alive = b"", True
+        self.body, self.keep_alive, self._queued = b"", True, False
 
     @staticmethod
     def largest(lane: "Lane", model: ServedModel, head: Head) -> int:
@@ -73,8 +73,10 @@ class Pending:
             inputs = self.read(self._lane)
             self._samples = len(next(iter(inputs.values())))
             self.model.batcher.enqueue(inputs, self._samples, self)
+            self._queued = True
+            self._protocol.unanswered += 1
         except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
-            self._lane.flush()
+            self._protocol.answer_first()
             self.fail(error)
 
     def waits(self) -> bool:
@@ -108,6 +110,7 @@ class Pending:
     def _finish(self, status: int, head: bytes, body: bytes, ran: Ran | None = None) -> None:
         request_id, lane = self._head.request_id, self._lane
         head += b"%b: %b\r\n" % (REQUEST_ID, request_id)
+        self._protocol.unanswered -= self._queued
         self._protocol.finish(head, body, keep_alive=self.keep_alive)
         if lane.timed:
             seconds = time.perf_counter() - self._begun_s
@@ -153,8 +156,8 @@ class Predict(Pending):
     def read(self, lane: "Lane") -> Arrays:
         """Its images."""
         asked = parse_predict(self.body, lane.limits)
-        if asked.model is not None:
-            self.model = lane.served.get(asked.model)
+        in_query = self.model.manifest.name if b"?" in self._url else None
+        self.model = lane.served.chosen(in_query, asked.model)
         return self.model.inputs(asked.images)
 
 

@@ -12,16 +12,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from export.parity.metrics import Array
-from service.errors import InvalidInputError, PayloadTooLargeError
+from service.errors import InvalidInputError, PayloadTooLargeError, shown
 from service.settings import Limits
-from service.strict_json import parse_json
+from service.strict_json import json_kind, json_value, parse_json
 
 EXPECTED = "a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)"
 EXAMPLE = f'JSON: {{"images": {EXPECTED}}}'
 FIELDS = {"images", "model"}
 SIDE = 28
 PIXEL_MAX = 255
-LONGEST_SHOWN = 10**9
 
 
 class PredictRequest(BaseModel):
@@ -47,15 +46,15 @@ def parse_predict(body: bytes, limits: Limits) -> PredictRequest:
     fields = parse_json(body, EXAMPLE, limits.json_depth)
     if not isinstance(fields, dict):
         raise InvalidInputError(
-            f"the body is {_kind(fields)}; expected an object with the field images: {EXPECTED}"
+            f"the body is {json_kind(fields)}; expected an object with the field images: {EXPECTED}"
         )
     if unknown := sorted(set(fields) - FIELDS):
-        raise InvalidInputError(f"unknown field {unknown[0]!r}; known: images, model")
+        raise InvalidInputError(f"unknown field {shown(unknown[0])}; known: images, model")
     if "images" not in fields:
         raise InvalidInputError(f"the field images is missing; expected {EXPECTED}")
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
-        raise InvalidInputError(f"model is {_kind(model)}; expected a model's name as a string")
+        raise InvalidInputError(f"model is {json_kind(model)}; expected a model's name as a string")
     return PredictRequest(images=_to_images(fields["images"], limits.samples), model=model)
 
 
@@ -69,7 +68,7 @@ def predictions(labels: Sequence[str], probabilities_NK: Array) -> list[dict[str
 def _to_images(value: object, max_images: int) -> Array:
     """Nested lists to uint8 [N, 28, 28], looking at every value before anything is converted."""
     if not isinstance(value, list):
-        raise InvalidInputError(f"images is {_kind(value)}; expected {EXPECTED}")
+        raise InvalidInputError(f"images is {json_kind(value)}; expected {EXPECTED}")
     if not value:
         raise InvalidInputError(f"images is an empty list; expected {EXPECTED}")
     first = value[0]
@@ -98,39 +97,17 @@ def _row(row: object, where: str) -> bytes:
         raise InvalidInputError(f"{where} is {_extent(row)}; expected {EXPECTED}")
     if set(map(type, row)) != {int}:  # true is an int to Python, but no pixel
         x = next(x for x, pixel in enumerate(row) if type(pixel) is not int)
-        raise InvalidInputError(f"{where}[{x}] is {_value(row[x])}; expected {EXPECTED}")
+        scaled = type(row[x]) is float and 0 <= row[x] <= 1
+        hint = " (pixels in 0..1 were scaled already: send the raw ones)" if scaled else ""
+        raise InvalidInputError(f"{where}[{x}] is {json_value(row[x])}{hint}; expected {EXPECTED}")
     try:
         return bytes(row)
     except ValueError:
         x = next(x for x, pixel in enumerate(row) if not 0 <= pixel <= PIXEL_MAX)
         raise InvalidInputError(
-            f"{where}[{x}] is {_value(row[x])}; expected an integer 0 to {PIXEL_MAX}"
+            f"{where}[{x}] is {json_value(row[x])}; expected an integer 0 to {PIXEL_MAX}"
         ) from None
 
 
 def _extent(value: object) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
-
-
-def _value(value: object) -> str:
-    """A value as it came, if it is a number of readable length; else its kind."""
-    if type(value) is float:
-        hint = ", a fraction (pixels in 0..1 were scaled already: send the raw ones)"
-        return f"{value}{hint if 0 <= value <= 1 else ''}"
-    if type(value) is int and abs(value) < LONGEST_SHOWN:
-        return str(value)
-    return "a number far out of range" if type(value) is int else _kind(value)
-
-
-def _kind(value: object) -> str:
-    """A JSON value's kind in JSON's own words."""
-    kinds = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return kinds.get(type(value), "a value of another kind")
+    return f"a list of {len(value)}" if isinstance(value, list) else json_kind(value)

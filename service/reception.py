@@ -10,7 +10,7 @@ from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ServiceError, UnauthorizedError
+from service.errors import InvalidInputError, ServiceError, UnauthorizedError
 from service.responses import error_body
 from service.settings import Settings
 
@@ -87,6 +87,19 @@ class Reception:
             logger.info('%s "%s" %d %.3f ms %s', *said)
 
 
+def check_host(scope: Scope) -> None:
+    """A request of HTTP/1.1 names the host that it wants, once (RFC 9112, 3.2).
+
+    Raises:
+        InvalidInputError: None, several, or one of several words.
+    """
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if scope["http_version"] == "1.0" and not hosts:
+        return
+    if len(hosts) != 1 or b" " in hosts[0]:
+        raise InvalidInputError("the header Host must name one host, once")
+
+
 class ReceptionMiddleware:
     """The rules around an ASGI app; and refusals in plain text, as BentoML's, become ours."""
 
@@ -101,6 +114,7 @@ class ReceptionMiddleware:
             return
         answering = _Answering(self._reception, scope, send)
         try:
+            check_host(scope)
             if scope["path"] not in OPEN_PATHS:
                 self._reception.check_key(scope["headers"])
         except ServiceError as error:

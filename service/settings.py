@@ -24,7 +24,9 @@ class Limits(NamedTuple):
 class Settings(BaseSettings):
     """What can be set; each field is the environment variable DIGITS_ + its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", allow_inf_nan=False
+    )
 
     bundles: Path = Field(
         ROOT / "artifacts" / "bundles",
@@ -41,7 +43,9 @@ class Settings(BaseSettings):
     )
     tf32: bool = Field(False, description="on CUDA, products of 10 bits of mantissa; faster")
     cuda_graphs: bool = Field(True, description="on CUDA, replay recorded kernels")
-    threads: int = Field(1, ge=0, description="within an operator on the CPU; 0: all cores")
+    threads: int = Field(
+        1, ge=0, le=1024, description="within an operator on the CPU; 0: all cores"
+    )
     engine: Literal["auto", "loop", "thread"] = Field(
         "auto", description="where batches run; auto: in the event loop if they take up to 5 ms"
     )
@@ -49,7 +53,9 @@ class Settings(BaseSettings):
         True, description="answer binary inference requests beneath BentoML's middleware"
     )
     workers: int = Field(1, ge=1, le=256, description="processes")
-    max_batch_images: int = Field(64, ge=1, description="images that run as one batch at most")
+    max_batch_images: int = Field(
+        64, ge=1, le=65_536, description="images that run as one batch at most"
+    )
     batch_wait_ms: float = Field(
         0, ge=0, le=1000, description="milliseconds that an idle engine waits for a fuller batch"
     )
@@ -100,8 +106,9 @@ class Settings(BaseSettings):
     def _queue_holds_a_request(self) -> Self:
         if self.max_request_images > self.max_queue_images:
             raise ValueError(
-                f"max_queue_images ({self.max_queue_images}) must be at least "
-                f"max_request_images ({self.max_request_images}), or such a request never fits"
+                f"{PREFIX}MAX_QUEUE_IMAGES={self.max_queue_images} must be at least "
+                f"{PREFIX}MAX_REQUEST_IMAGES={self.max_request_images}, or such a request never "
+                "fits"
             )
         return self
 
@@ -119,5 +126,6 @@ def read_settings() -> Settings:
         for problem in error.errors():
             name = "_".join(map(str, problem["loc"])).upper()
             given = "" if name == "API_KEY" else f"={problem['input']!r}"  # no secret in a log
-            problems.append(f"{PREFIX}{name}{given}: {problem['msg']}" if name else problem["msg"])
+            words = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{PREFIX}{name}{given}: {words}" if name else words)
         raise SettingsError("; ".join(problems)) from error

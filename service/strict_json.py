@@ -2,16 +2,17 @@
 
 import json
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 import numpy as np
 
-from service.errors import InvalidInputError
+from service.errors import InvalidInputError, shown
 
 # Possessive, and closed or not: each byte is looked at once, whatever comes.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+FAR_OUT = 2**63
 _OPENS, _CLOSES = b"[{", b"]}"
-SHOWN_KEY = 40
 
 
 def parse_json(body: bytes, expected: str, max_depth: int) -> object:
@@ -46,17 +47,16 @@ def parse_json(body: bytes, expected: str, max_depth: int) -> object:
         raise InvalidInputError(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise InvalidInputError(f"the body holds a number that cannot be read: {error}") from error
+    except ValueError as error:  # Python reads no integer of thousands of digits
+        raise InvalidInputError("the body holds a number of too many digits") from error
 
 
 def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of two values for one key nobody can say which was meant."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InvalidInputError(f"the key {twice[:SHOWN_KEY]!r} is given twice in one object")
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidInputError(f"the key {shown(twice)} is given twice in one object")
     return found
 
 
@@ -79,3 +79,26 @@ def _depth(text: bytes) -> int:
     for closing in _CLOSES:
         steps[values == closing] = -1
     return int(np.cumsum(steps, dtype=np.int64).max(initial=0))
+
+
+def json_value(value: object) -> str:
+    """A value as it came, if it is a number of readable length; else its kind."""
+    if type(value) is float:
+        return f"{value}, a fraction"
+    if type(value) is int:
+        return str(value) if abs(value) < FAR_OUT else "a number far out of range"
+    return json_kind(value)
+
+
+def json_kind(value: object) -> str:
+    """A value's kind in JSON's own words."""
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return kinds.get(type(value), "a value of another kind")

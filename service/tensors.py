@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from export.manifest import DTYPES, Manifest, TensorSpec
 from export.parity.metrics import Array, Arrays
-from service.errors import InvalidInputError, PayloadTooLargeError
+from service.errors import InvalidInputError, PayloadTooLargeError, shown
+from service.strict_json import json_value
 
 # How numbers lie on the wire, whatever machine this is.
 LITTLE_ENDIAN = {datatype: dtype.newbyteorder("<") for datatype, dtype in DTYPES.items()}
+SIZES_SHOWN, LONGEST = 8, 10**24
 # What JSON can hold of a datatype, in words and in Python's types.
 _NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
     "BOOL": ("true or false", (bool,)),
@@ -60,13 +62,17 @@ def read_inputs(
         if tensor.name not in specs or tensor.name in arrays:
             again = "is given twice" if tensor.name in arrays else "is not known"
             raise InvalidInputError(
-                f"input {tensor.name!r} {again}; {manifest.name} takes "
+                f"input {shown(tensor.name)} {again}; {manifest.name} takes "
                 f"{', '.join(map(str, manifest.inputs))}"
             )
         spec = specs[tensor.name]
         _check_tensor(tensor, spec)
         check_count(tensor.shape[0], max_samples)
         size = tensor.parameters.get("binary_data_size")
+        if size is not None and tensor.data is not None:
+            raise InvalidInputError(
+                f"{tensor.name} has both data and the parameter binary_data_size; send one of them"
+            )
         if size is None:
             arrays[tensor.name] = _from_json(tensor, spec)
         else:
@@ -87,13 +93,12 @@ def read_inputs(
 def _check_tensor(tensor: InputTensor, spec: TensorSpec) -> None:
     if tensor.datatype != spec.datatype:
         raise InvalidInputError(
-            f"{tensor.name} has the datatype {tensor.datatype[:20]!r}, expected {spec.datatype}"
+            f"{tensor.name} has the datatype {shown(tensor.datatype)}, expected {spec.datatype}"
         )
     wanted = list(spec.shape[1:])
     if len(tensor.shape) != len(spec.shape) or tensor.shape[1:] != wanted or tensor.shape[0] < 1:
-        shown = ", ".join(str(size)[:20] for size in tensor.shape[:8])
         raise InvalidInputError(
-            f"{tensor.name} has the shape [{shown}], expected [N, "
+            f"{tensor.name} has the shape {_shape(tensor.shape)}, expected [N, "
             f"{', '.join(map(str, wanted))}] with N at least 1"
         )
 
@@ -105,8 +110,9 @@ def check_count(count: int, max_samples: int) -> None:
         PayloadTooLargeError: More samples than allowed.
     """
     if count > max_samples:
+        many = f"{count:,}" if count < LONGEST else "far too many"
         raise PayloadTooLargeError(
-            f"{count:,} samples in one request, at most {max_samples:,} are taken; send several"
+            f"{many} samples in one request, at most {max_samples:,} are taken; send several"
         )
 
 
@@ -124,16 +130,18 @@ def _from_json(tensor: InputTensor, spec: TensorSpec) -> Array:
     kind = next(key for key in _NUMBERS if spec.datatype.removeprefix("U").startswith(key))
     words, types = _NUMBERS[kind]
     if strange := {type(value) for value in flat} - set(types):
+        value = next(value for value in flat if type(value) in strange)
         raise InvalidInputError(
-            f"{tensor.name} holds {sorted(kind.__name__ for kind in strange)[0]} values; expected "
-            f"{words} for {spec.datatype}"
+            f"{tensor.name} holds {json_value(value)}; expected {words} for {spec.datatype}"
         )
     if spec.dtype.kind in "iu":
         limits = np.iinfo(spec.dtype)
-        if min(flat) < limits.min or max(flat) > limits.max:
-            raise InvalidInputError(
-                f"{tensor.name} holds values outside {limits.min} to {limits.max}"
-            )
+        for value in (min(flat), max(flat)):
+            if not limits.min <= value <= limits.max:
+                raise InvalidInputError(
+                    f"{tensor.name} holds {json_value(value)}; expected {limits.min} to "
+                    f"{limits.max}"
+                )
     try:
         with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
             array = np.array(flat, dtype=spec.dtype)
@@ -162,8 +170,8 @@ def _from_blob(
     needed = tensor.shape[0] * sample_bytes(spec)
     if type(size) is not int or size != needed or size > len(blobs):
         raise InvalidInputError(
-            f"{tensor.name} announces {str(size)[:20]} bytes and {len(blobs)} are there; its shape "
-            f"{tensor.shape} needs {needed}"
+            f"{tensor.name} announces {shown(size)} bytes and {len(blobs)} are there; its shape "
+            f"{_shape(tensor.shape)} needs {needed}, as a number"
         )
     array = np.frombuffer(blobs[:size], LITTLE_ENDIAN[spec.datatype]).reshape(tensor.shape)
     return _finite(array, tensor.name), blobs[size:]
@@ -173,3 +181,10 @@ def _finite(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidInputError(f"{name} holds NaN or infinite values")
     return array
+
+
+def _shape(shape: Sequence[int]) -> str:
+    """A shape as it came, if it is of readable length."""
+    sizes = [str(size) if abs(size) < LONGEST else "far too many" for size in shape[:SIZES_SHOWN]]
+    more = f", ... {len(shape):,} in all" if len(shape) > SIZES_SHOWN else ""
+    return f"[{', '.join(sizes)}{more}]"

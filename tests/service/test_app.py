@@ -2,9 +2,6 @@
 
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pytest
 from PIL import Image
 
 from export.golden import Golden
-from loadtest.server import REPOSITORY, SERVICE, free_port, running_service
+from loadtest.server import running_service
 from tests.tiny import SERVED_BUNDLES
 
 DIGIT = Path(__file__).with_name("digit.png")
@@ -239,44 +236,6 @@ def test_refusals_are_counted(client: httpx.Client) -> None:
     before = _metrics(client).get(name, 0)
     client.post("/predict", json={"images": BLANK, "model": "rnn"})
     assert _metrics(client)[name] == before + 1
-
-
-def _serve_refused(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--port", str(free_port())]
-    return subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", **settings},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"DIGITS_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}, "no CUDA device"),
-        ({"DIGITS_BUNDLES": "/nowhere"}, "no bundle in /nowhere"),
-        ({"DIGITS_WORKERS": "none"}, "DIGITS_WORKERS='none'"),
-    ],
-)
-def test_what_cannot_be_served_stops_the_start(settings: dict[str, str], named: str) -> None:
-    """The process ends with status 1 and one line, instead of restarting workers for ever."""
-    ended = _serve_refused({"DIGITS_BUNDLES": str(SERVED_BUNDLES), **settings})
-    assert ended.returncode == 1
-    assert named in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
-def test_an_altered_bundle_stops_the_start(served_bundle: Path) -> None:
-    """One changed byte in a model file: the service does not come up and names the file."""
-    content = bytearray((served_bundle / "model.onnx").read_bytes())
-    content[-1] ^= 1
-    (served_bundle / "model.onnx").write_bytes(content)
-    ended = _serve_refused({"DIGITS_BUNDLES": str(served_bundle.parent)})
-    assert ended.returncode == 1
-    assert "model.onnx was altered" in ended.stderr
 
 
 def test_two_workers_answer_alike(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
-"""A client that others wrote for the Open Inference Protocol is served, in JSON and in binary."""
+"""Clients that others wrote for the Open Inference Protocol are served, in JSON and in binary."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +15,10 @@ from tritonclient.utils import InferenceServerException
 from export.golden import Golden
 from tests.tiny import SERVED_BUNDLES
 
-GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+SAMPLES = SERVED_BUNDLES / "cnn" / "golden.npz"
+GOLDEN = Golden.load(SAMPLES)
+ROOT = Path(__file__).parents[2]
+KSERVE = "kserve==0.21.0"
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +62,45 @@ def test_a_refusal_reaches_the_caller_in_words(client: triton.InferenceServerCli
     tensor.set_data_from_numpy(np.zeros((1, 784), np.uint8), binary_data=True)
     with pytest.raises(InferenceServerException, match=r"shape \[1, 784\], expected \[N, 28, 28\]"):
         client.infer("cnn", [tensor])
+
+
+@pytest.fixture(scope="module")
+def kserve(service_url: str) -> dict[str, Any]:
+    """What KServe's client reads, in an environment that is made once and takes half a minute.
+
+    KServe wants psutil<6, protobuf<7, pandas<3 and python-dateutil<3: not beside our pins.
+    """
+    home = ROOT / ".venv-kserve"
+    python, made = str(home / "bin" / "python"), home / KSERVE
+    if not made.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", KSERVE], check=True)
+        made.touch()
+    command = [python, "-m", "tests.service.kserve_asks", service_url, str(SAMPLES)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["json", "binary"])
+def test_kserves_client_gets_the_references_answers(form: str, kserve: dict[str, Any]) -> None:
+    """All golden images in one request, in and out by one form."""
+    assert kserve[form]["id"] == "7"
+    expected = GOLDEN.eager["logits"]
+    found = np.array(kserve[form]["logits"])
+    assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_kserves_client_reads_models_and_refusals(kserve: dict[str, Any]) -> None:
+    """Which model is ready, and what was wrong with a shape."""
+    assert kserve["ready"] == [True, False]
+    assert "shape [60, 784], expected [N, 28, 28]" in kserve["refusal"]
+
+
+@pytest.mark.slow
+def test_kserves_client_reads_health(kserve: dict[str, Any]) -> None:
+    """The server is live and ready."""
+    assert (kserve["is_server_live"], kserve["is_server_ready"]) == (True, True)

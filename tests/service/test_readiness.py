@@ -10,15 +10,14 @@ import time
 from pathlib import Path
 
 import httpx
-import numpy as np
 
 from export.golden import Golden
 from loadtest.server import REPOSITORY, SERVICE, free_port
+from tests.service.answers import RAW, read_logits
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
 URL = "/v2/models/cnn/infer"
-RAW = {"inference-header-content-length": "0"}
 
 
 def test_the_deep_check_asks_every_model(service_url: str) -> None:
@@ -137,7 +136,5 @@ def _load(url: str, statuses: list[int], lost: list[str], stop: threading.Event)
                 lost.append(repr(error))
                 continue
             statuses.append(answer.status_code)
-            length = int(answer.headers["inference-header-content-length"])
-            logits = np.frombuffer(answer.content[length : length + 40], np.float32)
-            if logits.argmax() != labels[position]:
+            if read_logits(answer).argmax() != labels[position]:
                 lost.append(f"wrong answer to image {position}")

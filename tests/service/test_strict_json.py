@@ -31,7 +31,7 @@ def test_what_is_json_is_read(value: object) -> None:
         (b'[{"x": {"y": 1, "y": 1}}]', "key 'y' is given twice"),
         ('{"é": 1}'.encode("latin-1"), "no UTF-8 text"),
         ('{"a": 1}'.encode("utf-16"), "no UTF-8 text"),
-        (b"1" * 5000, "number that cannot be read"),
+        (b"1" * 5000, "number of too many digits"),
         (b"[1] [2]", "Extra data"),
     ],
 )

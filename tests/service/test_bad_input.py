@@ -1,0 +1,188 @@
+"""Whatever is sent, the answer is right or refused in words, and the service goes on."""
+
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import platform
+import random
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+
+from export.golden import Golden
+from loadtest.server import REPOSITORY
+from tests.service import bad_images, bad_input, bad_paths, bad_tensors, bad_wire
+from tests.service.bad_input import Row
+from tests.tiny import SERVED_BUNDLES
+
+GOLDEN = {name: Golden.load(SERVED_BUNDLES / name / "golden.npz") for name in ("cnn", "mlp")}
+ROWS = [
+    *(*bad_input.ROWS, *bad_tensors.ROWS, *bad_images.ROWS, *bad_paths.ROWS, *bad_wire.ROWS),
+    *bad_input.COSTLY,
+]
+TIMEOUT_S = 10
+LONGEST_ERROR = 600
+PARSERS_OWN = b"Invalid HTTP request received."
+UNKNOWN_PATHS, AT_ONCE = 10_000, 100
+# What tells of the machine, of Python or of the packages behind the service.
+LEAKS = [
+    *("Traceback", 'File "', "site-packages", ".py", "Python", "python", "object at 0x"),
+    *("sys.", "Plugin", "NoneType", "instance of", "pydantic", "uvicorn", "starlette", "numpy"),
+    *(str(REPOSITORY), str(Path.home()), sys.prefix, platform.python_version()),
+    *(importlib.metadata.version(name) for name in ("bentoml", "uvicorn", "starlette", "pydantic")),
+]
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service_url, timeout=30) as open_client:
+        yield open_client
+
+
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def _connected(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _send(connection: socket.socket, row: Row) -> None:
+    size = row.piece or len(row.sent)
+    # The service may refuse, and close, before it was sent everything.
+    with contextlib.suppress(ConnectionError):
+        for start in range(0, len(row.sent), size):
+            connection.sendall(row.sent[start : start + size])
+
+
+def _answer(connection: socket.socket, method: str) -> Answer:
+    with http.client.HTTPResponse(connection, method=method) as answer:
+        answer.begin()
+        return Answer(answer.status, answer.headers, answer.read())
+
+
+def _error(row: Row, answer: Answer) -> str:
+    """The message of a refusal, which has the one shape."""
+    kind, body = answer.headers["content-type"], answer.body
+    if row.plain and kind.startswith("text/plain"):
+        assert (answer.status, body) == (400, PARSERS_OWN)
+        return body.decode()
+    assert kind == "application/json"
+    content = json.loads(body)
+    assert list(content) == ["error"]
+    message = content["error"]
+    assert isinstance(message, str)
+    assert 0 < len(message) <= LONGEST_ERROR
+    return message
+
+
+def _answers_rightly(client: httpx.Client, model: str, position: int) -> bool:
+    image = GOLDEN[model].inputs["images"][position]
+    headers = {"inference-header-content-length": "0"}
+    answer = client.post(f"/v2/models/{model}/infer", content=image.tobytes(), headers=headers)
+    length = int(answer.headers["inference-header-content-length"])
+    logits = np.frombuffer(answer.content[length : length + 40], np.float32)
+    return bool(logits.argmax() == GOLDEN[model].labels()[position])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_every_row_gets_its_answer_and_the_next_request_a_right_one(
+    row: Row, service_url: str, client: httpx.Client
+) -> None:
+    """The exact status; {"error": ...} that names the fault and tells of nothing else."""
+    method = row.sent.split(b" ", 1)[0].decode("ascii", "replace")
+    with _connected(service_url) as connection:
+        _send(connection, row)
+        answer = _answer(connection, method)
+    body = answer.body
+    assert answer.status in row.statuses, body[:500]
+    if answer.status < 300:
+        assert all(re.search(words, body.decode("latin-1")) for words in row.named), body[:500]
+    elif method != "HEAD" and answer.status >= 400:
+        message = _error(row, answer)
+        if message.encode() != PARSERS_OWN:
+            assert [words for words in row.named if not re.search(words, message)] == [], message
+        assert [leak for leak in LEAKS if leak in message] == [], message
+    assert answer.status != 405 or answer.headers["allow"]
+    assert "server" not in answer.headers
+    assert _answers_rightly(client, "cnn", len(row.name) % len(GOLDEN["cnn"].inputs["images"]))
+
+
+def test_the_table_is_long_and_its_names_are_unique() -> None:
+    """At least 170 rows, each to be found by its name."""
+    names = [row.name for row in ROWS]
+    assert len(names) >= 170
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
+def test_who_announces_more_than_comes_gets_no_answer_and_holds_no_connection(
+    service_url: str,
+) -> None:
+    """A Content-Length too large: once the client is done sending, the connection is closed."""
+    with _connected(service_url) as connection:
+        connection.sendall(bad_input.request("POST", "/predict", b"{}").replace(b": 2", b": 9"))
+        connection.shutdown(socket.SHUT_WR)
+        assert b" 200 " not in connection.recv(65_536)
+
+
+def test_who_sent_too_much_is_refused_and_the_connection_closed(service_url: str) -> None:
+    """A body over the limit, sent to its end, gets 413, and the connection ends soon after."""
+    sent = bad_input.request("POST", "/predict", bytes(bad_input.LIMIT_BYTES + 500_000))
+    received = b""
+    with _connected(service_url) as connection, contextlib.suppress(ConnectionError):
+        _send(connection, Row("", sent, ()))
+        while part := connection.recv(65_536):
+            received += part
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def _metrics(client: httpx.Client) -> list[str]:
+    return client.get("/metrics").text.splitlines()
+
+
+def test_ten_thousand_unknown_paths_leave_the_metrics_as_long_as_they_were(
+    service_url: str, client: httpx.Client
+) -> None:
+    """Each gets 404; /metrics grows by no line for them and names none of them."""
+    generator = random.Random(7)  # noqa: S311 - repeatable, not secret
+    before = _metrics(client)
+    with _connected(service_url) as connection:
+        for _ in range(UNKNOWN_PATHS // AT_ONCE):
+            paths = [f"/scan/{generator.randbytes(8).hex()}" for _ in range(AT_ONCE)]
+            connection.sendall(b"".join(bad_input.request("GET", path) for path in paths))
+            received = b""
+            while received.count(b'"}') < AT_ONCE:
+                part = connection.recv(1 << 18)
+                assert part
+                received += part
+            assert received.count(b"HTTP/1.1 404 ") == AT_ONCE
+    after = _metrics(client)
+    assert len(after) <= len(before) + 2
+    assert not [line for line in after if "scan" in line]
+
+
+def test_after_all_of_it_the_service_still_answers_rightly(client: httpx.Client) -> None:
+    """Every golden image of both models gets its label, and the deep health check is content."""
+    for model, golden in GOLDEN.items():
+        body = {"images": golden.inputs["images"].tolist(), "model": model}
+        labels = [
+            found["label"] for found in client.post("/predict", json=body).json()["predictions"]
+        ]
+        assert labels == [str(label) for label in golden.labels()]
+    assert client.get("/healthz/deep").status_code == 200

@@ -1,0 +1,149 @@
+"""The OpenAPI document says what the service does; schemathesis compares the two."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis.openapi
+from PIL import Image
+from starlette.routing import Route
+
+from loadtest.server import running_service
+from service.http import HttpApi
+from service.settings import Settings
+from tests.tiny import SERVED_BUNDLES
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+DIGIT = Path(__file__).with_name("digit.png")
+BENTOMLS = {"/healthz", "/livez", "/readyz"}
+KEY = "0123456789abcdef"
+TIMEOUT_S = 120
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def document(service_url: str) -> Document:
+    """The document of the running service."""
+    return _document(service_url)
+
+
+def _document(url: str, headers: dict[str, str] | None = None) -> Document:
+    content: Document = httpx.get(f"{url}/docs.json", headers=headers, timeout=30).json()
+    return content
+
+
+def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
+    """Path, method and operation of everything that is ours."""
+    for path, item in document["paths"].items():
+        for method in ("get", "post"):
+            if path not in BENTOMLS and method in item:
+                shared = item.get("parameters", [])
+                operation = item[method]
+                parameters = [*shared, *operation.get("parameters", [])]
+                yield path, method, operation | {"parameters": parameters}
+
+
+def test_the_document_is_valid(document: Document) -> None:
+    """It keeps OpenAPI 3.0's own schema, and no two operations bear one id."""
+    schemathesis.openapi.from_dict(json.loads(json.dumps(document))).validate()
+    ids = [operation["operationId"] for _, _, operation in _operations(document)]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_route_is_described(document: Document) -> None:
+    """The document's operations are the endpoints' routes, but for the document itself."""
+    routes = {
+        (route.path_format.replace("{probe}", probe), method.lower())
+        for route in HttpApi(Settings(), dict).app.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+        for probe in ("live", "ready")
+    }
+    described = {(path, method) for path, method, _ in _operations(document)}
+    assert described == routes - {("/docs.json", "get")}
+
+
+def test_the_service_does_what_the_document_says(service_url: str, tmp_path: Path) -> None:
+    """Hundreds of requests by its schemas, and against them, get the answers it describes."""
+    command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG)]
+    command += ["run", f"{service_url}/docs.json", "--continue-on-failure", "--no-color"]
+    ran = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=TIMEOUT_S
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    asked = len(list(_operations(_document(service_url))))
+    assert f"Tested: {asked}" in ran.stdout
+
+
+def _examples(document: Document) -> Iterator[tuple[str, httpx.Request]]:
+    """Each body's example, with the parameters' examples of the same name."""
+    for path, method, operation in _operations(document):
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+            for name, example in content.get("examples", {}).items():
+                known = example
+                if "$ref" in example:
+                    known = document["components"]["examples"][example["$ref"].rsplit("/")[-1]]
+                given: dict[str, dict[str, str]] = {"path": {}, "header": {}, "query": {}}
+                for parameter in operation["parameters"]:
+                    if name in parameter.get("examples", {}):
+                        value = parameter["examples"][name]["value"]
+                        given[parameter["in"]][parameter["name"]] = str(value)
+                body = known["value"]
+                yield (
+                    name,
+                    httpx.Request(
+                        method,
+                        "http://service" + path.format(**given["path"]),
+                        headers={**given["header"], "content-type": media_type},
+                        content=body if isinstance(body, str) else json.dumps(body),
+                    ),
+                )
+
+
+def test_every_example_gets_an_answer(document: Document, service_url: str) -> None:
+    """Three forms of inference to two models, with and without version, and pixels: all 200."""
+    asked: dict[str, int] = {}
+    with httpx.Client(timeout=30) as client:
+        for name, request in _examples(document):
+            request.url = httpx.URL(service_url + request.url.path)
+            request.headers["host"] = request.url.netloc.decode()
+            answer = client.send(request)
+            assert answer.status_code == 200, (name, request.url, answer.text)
+            asked[f"{name} {request.url.path}"] = len(answer.content)
+    assert len(asked) == 2 * 2 * 3 + 2
+
+
+def test_a_picture_is_read_in_every_described_form(document: Document, service_url: str) -> None:
+    """As a form's file, as PNG, as JPEG and as bytes."""
+    jpeg = io.BytesIO()
+    Image.open(DIGIT).save(jpeg, format="JPEG")
+    content = document["paths"]["/predict/image"]["post"]["requestBody"]["content"]
+    assert len(content) == 4
+    for media_type in content:
+        sent: dict[str, Any] = {"files": {"image": ("digit.png", DIGIT.read_bytes())}}
+        if media_type != "multipart/form-data":
+            picture = jpeg.getvalue() if media_type == "image/jpeg" else DIGIT.read_bytes()
+            sent = {"content": picture, "headers": {"content-type": media_type}}
+        answer = httpx.post(f"{service_url}/predict/image", **sent, timeout=30)
+        assert answer.status_code == 200, (media_type, answer.text)
+
+
+def test_where_a_key_is_asked_for_the_document_says_so(tmp_path: Path) -> None:
+    """With a key set, what is marked answers 401 without it, and nothing else does."""
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
+    with running_service(tmp_path / "log", settings=settings | {"DIGITS_API_KEY": KEY}) as url:
+        document, marked = _document(url, {"x-api-key": KEY}), 0
+        for path, method, operation in _operations(document):
+            answer = httpx.request(method, url + path.format(model="cnn", version="none"))
+            keyed = "security" in operation
+            assert (answer.status_code == 401) == keyed == ("401" in operation["responses"]), path
+            marked += keyed
+        assert document["components"]["securitySchemes"].keys() == {"bearer", "key"}
+        assert marked == len(list(_operations(document))) - 2

@@ -1,0 +1,276 @@
+"""More than can be done: what does not fit is refused at once, in words, and the rest is right."""
+
+import asyncio
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from export.golden import Golden
+from export.parity.metrics import Arrays
+from loadtest.server import running_service
+from service.batcher import Batcher
+from service.errors import OverloadedError
+from service.models import open_proven
+from service.settings import Settings
+from tests.service.answers import RAW, parsed, raw_request, read_logits
+from tests.service.open_loop import Load, closed_loop_rate, open_loop
+from tests.service.processes import worker_processes
+from tests.tiny import SERVED_BUNDLES
+
+GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+IMAGES, LABELS = GOLDEN.inputs["images"], GOLDEN.labels()
+URL = "/v2/models/cnn/infer"
+BATCH = 64
+BASE = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
+QUEUE = {"DIGITS_MAX_QUEUE_IMAGES": "8", "DIGITS_MAX_REQUEST_IMAGES": "8"}
+SLOW_CLIENTS = 60
+SLOW_CLIENT_S = 2.0
+PATIENCE_S = 30.0
+
+
+def _connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _answer(connection: socket.socket) -> httpx.Response:
+    received = b""
+    while (answer := parsed(received)) is None:
+        part = connection.recv(65536)
+        assert part, f"closed after {received!r}"
+        received += part
+    return answer
+
+
+@contextmanager
+def _held_up(url: str) -> Iterator[None]:
+    """Stop the only worker for a block: what is sent meanwhile is there at once when it goes on."""
+    (worker,) = worker_processes(url)
+    worker.suspend()
+    try:
+        while worker.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        yield
+    finally:
+        worker.resume()
+
+
+def test_a_busy_engine_with_room_for_eight_refuses_two_of_ten() -> None:
+    """The real engine, held at a gate: exactly 8 wait and are answered rightly, 2 are refused."""
+    (model, _) = open_proven(Settings(bundles=SERVED_BUNDLES, device="cpu"))
+    gate, entered = threading.Event(), threading.Event()
+
+    def gated(inputs: Arrays) -> Arrays:
+        entered.set()
+        assert gate.wait(PATIENCE_S)
+        return model.engine(inputs)
+
+    async def scenario() -> list[object]:
+        batcher = Batcher(gated, max_batch_samples=4, max_queue_samples=8, in_loop=False)
+        busy = asyncio.ensure_future(batcher.submit({"images": IMAGES[:1]}))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        parts = [{"images": IMAGES[i : i + 1]} for i in range(10)]
+        waiting = [asyncio.ensure_future(batcher.submit(part)) for part in parts]
+        await asyncio.sleep(0)  # each is queued or refused by now
+        gate.set()
+        answers: list[object] = await asyncio.gather(*waiting, return_exceptions=True)
+        await busy
+        batcher.close()
+        return answers
+
+    *accepted, ninth, tenth = asyncio.run(scenario())
+    for refused in (ninth, tenth):
+        assert isinstance(refused, OverloadedError)
+        assert int(refused.headers["Retry-After"]) >= 1
+    for i, answer in enumerate(accepted):
+        assert isinstance(answer, tuple)
+        assert answer[0]["logits"].argmax() == LABELS[i]
+
+
+def _burst(url: str, connections: list[socket.socket]) -> list[httpx.Response]:
+    """A request on each connection, all there when the worker looks; each was used before."""
+    for i, connection in enumerate(connections):
+        connection.sendall(raw_request(IMAGES[i].tobytes()))
+        assert _answer(connection).status_code == 200
+    with _held_up(url):
+        for i, connection in enumerate(connections):
+            connection.sendall(raw_request(IMAGES[i].tobytes()))
+    return [_answer(connection) for connection in connections]
+
+
+def _assert_refused_or_right(answers: list[httpx.Response]) -> int:
+    """How many were refused, each with a time to come back; the others are right."""
+    refused = 0
+    for i, answer in enumerate(answers):
+        if answer.status_code == 429:
+            refused += 1
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "wait already" in answer.json()["error"]
+        else:
+            assert answer.status_code == 200
+            assert read_logits(answer).argmax() == LABELS[i]
+    return refused
+
+
+def test_ten_requests_at_once_into_a_queue_of_eight(tmp_path: Path) -> None:
+    """Over HTTP: of 10 requests that are there at once exactly 2 get 429, ten times in a row."""
+    settings = BASE | QUEUE | {"DIGITS_ENGINE": "thread"}
+    with running_service(tmp_path / "log", settings=settings) as url, ExitStack() as stack:
+        connections = [stack.enter_context(_connect(url)) for _ in range(10)]
+        for _ in range(10):
+            assert _assert_refused_or_right(_burst(url, connections)) == 2
+        refused = 'digits_refused_requests_total{status="429"} 20.0'
+        assert refused in httpx.get(f"{url}/metrics").text
+
+
+def test_in_the_event_loop_too_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """Beneath ASGI of 10 requests at once at least 8 are answered, and what is not is refused.
+
+    There a refusal lets the waiting batch run first, so that what comes after it fits again.
+    """
+    with running_service(tmp_path / "log", settings=BASE | QUEUE) as url, ExitStack() as stack:
+        connections = [stack.enter_context(_connect(url)) for _ in range(10)]
+        assert 1 <= _assert_refused_or_right(_burst(url, connections)) <= 2
+
+
+def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
+    """Requests of 64 images at fixed times, twice as many as get done: 200 and right, or 429.
+
+    Afterwards the service is ready and answers at once.
+    """
+    images = np.resize(IMAGES, (BATCH, 28, 28))
+    request = raw_request(images.tobytes())
+    settings = BASE | {"DIGITS_MAX_QUEUE_IMAGES": "128", "DIGITS_MAX_REQUEST_IMAGES": "64"}
+    with running_service(tmp_path / "log", settings=settings) as url:
+        rate = closed_loop_rate(url, request)
+        loads = {factor: open_loop(url, request, factor * rate) for factor in (1, 2)}
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            assert client.get("/readyz").status_code == 200
+            after = client.post(URL, content=images.tobytes(), headers=RAW)
+            assert client.get("/healthz/deep").status_code == 200
+    assert (read_logits(after).argmax(axis=1) == np.resize(LABELS, BATCH)).all()
+    for factor, load in loads.items():
+        _assert_sound(load)
+        told = f"{factor} x {rate:.0f}/s of {BATCH} images: {load.told()}\n"
+        sys.stdout.write(told)
+    assert any(answer.status_code == 429 for answer in loads[2].answers)
+
+
+def _assert_sound(load: Load) -> None:
+    assert load.broken == []
+    assert {answer.status_code for answer in load.answers} <= {200, 429}
+    assert any(answer.status_code == 200 for answer in load.answers)
+    for answer in load.answers:
+        if answer.status_code == 200:
+            assert (read_logits(answer).argmax(axis=1) == np.resize(LABELS, BATCH)).all()
+        else:
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+def _slow_ones() -> list[tuple[bytes, bytes]]:
+    """What slow clients send at once and then byte by byte: nothing, a head, a body, chunks."""
+    body = IMAGES[0].tobytes()
+    head = raw_request(body)[: -len(body)]
+    chunked = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n310\r\n"
+    return [(b"", b""), (b"", head), (head, body), (chunked, body)]
+
+
+def _drip(connections: list[tuple[socket.socket, bytes]], stop: threading.Event) -> None:
+    position = 0
+    while not stop.wait(0.2):
+        for connection, content in connections:
+            with suppress(OSError):  # it was closed
+                connection.send(content[position : position + 1])
+        position += 1
+
+
+def test_slow_clients_hold_up_nobody_and_are_closed(tmp_path: Path) -> None:
+    """Sixty that are silent or send a byte now and then; others are answered; they are closed."""
+    settings = BASE | {"DIGITS_SLOW_CLIENT_S": str(SLOW_CLIENT_S)}
+    with running_service(tmp_path / "log", settings=settings) as url, ExitStack() as stack:
+        stop, dripping = threading.Event(), []
+        for at_once, slowly in _slow_ones() * (SLOW_CLIENTS // 4):
+            connection = stack.enter_context(_connect(url))
+            connection.sendall(at_once)
+            dripping.append((connection, slowly))
+        stack.callback(stop.set)
+        threading.Thread(target=_drip, args=(dripping, stop), daemon=True).start()
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            until_s, asked = time.monotonic() + 2 * SLOW_CLIENT_S, 0
+            while time.monotonic() < until_s:
+                i = asked % len(IMAGES)
+                answer = client.post(URL, content=IMAGES[i].tobytes(), headers=RAW)
+                assert read_logits(answer).argmax() == LABELS[i]
+                asked += 1
+        assert asked > 50
+        for connection, _ in dripping:
+            with suppress(ConnectionResetError):  # a byte was on its way
+                assert connection.recv(65536) == b""
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_byte_by_byte_is_answered_rightly(chunked: bool, service_url: str) -> None:
+    """Of known length or in chunks of one byte, each byte in a packet of its own."""
+    body = IMAGES[0].tobytes()
+    head = raw_request(body)[: -len(body)]
+    parts = [body[i : i + 1] for i in range(len(body))]
+    if chunked:
+        head = head.replace(b"content-length: 784", b"transfer-encoding: chunked")
+        parts = [b"1\r\n" + part + b"\r\n" for part in parts] + [b"0\r\n\r\n"]
+    with _connect(service_url) as connection:
+        connection.sendall(head)
+        for part in parts:
+            connection.sendall(part)
+        answer = _answer(connection)
+    assert answer.status_code == 200
+    assert read_logits(answer).argmax() == LABELS[0]
+
+
+def _computed(url: str) -> float:
+    for line in httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines():
+        if line.startswith('digits_batch_images_sum{model="cnn"}'):
+            return float(line.rsplit(" ", 1)[1])
+    return 0.0
+
+
+def test_who_hung_up_while_waiting_is_not_computed(tmp_path: Path) -> None:
+    """Behind a request of 20,000 batches 20 clients wait and go away: nothing runs for them."""
+    many, gone = 20_000, 20
+    settings = BASE | {
+        "DIGITS_ENGINE": "thread",
+        "DIGITS_MAX_BATCH_IMAGES": "1",
+        "DIGITS_MAX_REQUEST_IMAGES": str(many),
+        "DIGITS_MAX_QUEUE_IMAGES": str(2 * many),
+        "DIGITS_MAX_BODY_BYTES": str(many * 784),
+        "DIGITS_TIMEOUT_S": "120",
+    }
+    with running_service(tmp_path / "log", settings=settings) as url, _connect(url) as large:
+        before = _computed(url)
+        large.settimeout(120)
+        large.sendall(raw_request(np.resize(IMAGES, (many, 28, 28)).tobytes()))
+        while _computed(url) == before:  # now the engine is busy
+            time.sleep(0.01)
+        victims = [_connect(url) for _ in range(gone)]
+        for victim in victims:
+            victim.sendall(raw_request(IMAGES[:50].tobytes()))
+        time.sleep(0.3)  # they wait
+        for victim in victims:
+            victim.close()
+        busy_still = _computed(url) < before + many
+        assert _answer(large).status_code == 200
+        last = httpx.post(url + URL, content=IMAGES[0].tobytes(), headers=RAW, timeout=PATIENCE_S)
+        assert last.status_code == 200  # behind whatever waited
+        assert busy_still
+        assert _computed(url) - before == many + 1
