@@ -5,6 +5,7 @@ BentoML brings processes, sockets, health (/livez, /readyz), /metrics and the pa
 """
 
 import gc
+import os
 from typing import Any, cast
 
 import bentoml
@@ -44,6 +45,7 @@ fastpath.register(SETTINGS)
     workers=SETTINGS.workers,
     traffic={"timeout": SETTINGS.timeout_s},
     logging={"access": {"enabled": False}},  # see service.reception
+    http={"host": "127.0.0.1"},  # whoever means all interfaces says so: --host, BENTOML_HOST
     tracing=tracing.bentoml_settings(SETTINGS),
     metrics={"enabled": False},  # see service.metrics
 )
@@ -54,6 +56,8 @@ class DigitClassifier:
     @bentoml.on_deployment
     def prove_once() -> None:
         """Refuse to start, in words, before any worker does: a worker that fails is restarted."""
+        # In a container that it has made BentoML would not restart one: the rest would go on alone.
+        os.environ.pop("BENTOML_CONTAINERIZED", None)
         try:
             open_proven(SETTINGS)
         except (BundleError, DeviceUnavailableError, UnprovenError) as error:

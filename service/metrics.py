@@ -59,8 +59,8 @@ class Metrics:
         )
         self._info = Gauge(
             "digits_model_info",
-            "1 for each model served: version, device and ONNX Runtime's provider.",
-            ["model", "version", "device", "provider"],
+            "1 for each model served: version, variant, device and the runtime's provider.",
+            ["model", "version", "variant", "device", "provider"],
             multiprocess_mode="max",
         )
         self._golden_failures = Counter(
@@ -81,9 +81,11 @@ class Metrics:
         if not passed:
             self._golden_failures.labels(model).inc()
 
-    def model_ready(self, model: str, version: str, device: str, provider: str) -> None:
+    def model_ready(
+        self, model: str, version: str, variant: str, device: str, provider: str
+    ) -> None:
         """A model passed its golden samples and is served."""
-        self._info.labels(model, version, device, provider).set(1)
+        self._info.labels(model, version, variant, device, provider).set(1)
         self._golden.labels(model).set(1)
 
     def answered(self, model: str, endpoint: str, images: int, requests: int = 1) -> None:

@@ -211,11 +211,12 @@ class ServedModels:
                 on_batch=functools.partial(metrics.batch, name),
             )
             self._models[name] = ServedModel(model, batcher)
-            metrics.model_ready(name, model.manifest.version, engine.device, engine.provider)
+            version, variant = model.manifest.version, model.variant
+            metrics.model_ready(name, version, variant, engine.device, engine.provider)
             logger.info(
                 "serving %s version %s (%s) on %s (%s): %d golden samples right, batches of %d "
                 "take %.1f ms and run in %s",
-                *(name, model.manifest.version, model.variant, engine.device, engine.provider),
+                *(name, version, variant, engine.device, engine.provider),
                 *(model.golden.samples, settings.max_batch_images, 1000 * batch_s),
                 "the event loop" if in_loop else "a thread",
             )

@@ -135,7 +135,8 @@ def test_bentomls_own_endpoints_work(client: httpx.Client) -> None:
     assert "cnn, mlp" in document["info"]["description"]
     metrics = _metrics(client)
     version = _manifest("cnn")["version"]
-    labels = f'device="cpu",model="cnn",provider="CPUExecutionProvider",version="{version}"'
+    labels = 'device="cpu",model="cnn",provider="CPUExecutionProvider",variant="onnx",'
+    labels += f'version="{version}"'
     assert metrics[f"digits_model_info{{{labels}}}"] == 1
     assert metrics['digits_golden_check_passed{model="cnn"}'] == 1
 

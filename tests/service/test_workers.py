@@ -25,6 +25,8 @@ def _workers(url: str) -> set[int]:
 def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
     """Under load, by kill -9: a few connections break, new ones are answered, two serve again."""
     settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_WORKERS": "2"}
+    # As in a container that BentoML made: there it would let a dead worker be.
+    settings |= {"BENTOML_CONTAINERIZED": "true"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         before = _workers(url)
         assert len(before) == 2
