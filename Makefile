@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c co
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo serve train bundles gpu loadtest check test test-all test-service coverage \
-  lock clean
+  lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -76,6 +76,11 @@ coverage: $(VENV)/installed ## the fast tests with line and branch coverage
 lock: | $(VENV)/installed ## renew constraints.txt from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet -o constraints.txt
+
+audit: ## report what is known of the pinned packages (asks the package index)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean: ## remove what was trained, built and measured (not .venv, not downloads)
 	rm -rf $(CHECKPOINTS) $(BUNDLES) artifacts/parity artifacts/report artifacts/loadtest

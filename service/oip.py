@@ -7,9 +7,8 @@ binary outputs.
 """
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -72,8 +71,7 @@ class _Request(Wire):
     outputs: list[_Output] | None = Field(None, min_length=1)
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A checked request.
 
     Attributes:

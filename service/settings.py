@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         "auto", description="where batches run; auto: in the event loop if they take up to 5 ms"
     )
     fast_path: bool = Field(
-        True, description="answer binary inference requests beneath BentoML's middleware"
+        True, description="answer plain inference requests beneath BentoML's middleware"
     )
     workers: int = Field(1, ge=1, le=256, description="processes")
     max_batch_images: int = Field(

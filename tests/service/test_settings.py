@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import ROOT, SettingsError, read_settings
+from service.settings import ROOT, Settings, SettingsError, read_settings
 
 
 def test_the_environment_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,36 @@ def test_a_request_must_fit_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DIGITS_MAX_QUEUE_IMAGES", "10")
     with pytest.raises(SettingsError, match="DIGITS_MAX_QUEUE_IMAGES=10 must be at least"):
         read_settings()
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    """Name, default and description stand in the table of docs/serving.md, and no others do."""
+    lines = (ROOT / "docs" / "serving.md").read_text().splitlines()
+    documented = [line for line in lines if line.startswith("| `DIGITS_")]
+    assert documented == [
+        f"| `DIGITS_{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, Path):
+        return str(default.relative_to(ROOT))
+    return (
+        ""
+        if default is None
+        else str(default).lower()
+        if default in (True, False)
+        else str(default)
+    )
+
+
+def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is too short is refused without being told."""
+    monkeypatch.setenv("DIGITS_API_KEY", "hush")
+    with pytest.raises(SettingsError, match=r"DIGITS_API_KEY: .*16") as refused:
+        read_settings()
+    assert "hush" not in str(refused.value)
 
 
 def test_a_bento_installs_what_the_service_needs() -> None:

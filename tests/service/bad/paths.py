@@ -2,7 +2,7 @@
 
 import json
 
-from tests.service.bad_input import GOOD, Row, request
+from tests.service.bad.rows import GOOD, Row, request
 from tests.tiny import SERVED_BUNDLES
 
 VERSION = json.loads((SERVED_BUNDLES / "cnn" / "manifest.json").read_text())["version"]
@@ -22,21 +22,21 @@ def _method(method: str, path: str, *named: str) -> Row:
 
 
 def _path(
-    target: str | bytes, *named: str, status: int = 404, method: str = "GET", plain: bool = False
+    target: str | bytes, *named: str, status: int = 404, method: str = "GET", parser: bool = False
 ) -> Row:
     shown = target if isinstance(target, str) else ascii(target)
     body = GOOD if method == "POST" else None
     name = f"{method} {shown[:50]}{'...' if len(shown) > 50 else ''}"
-    return Row(name, request(method, target, body), (status,), named, plain)
+    return Row(name, request(method, target, body), (status,), named, parser)
 
 
 WRONG_METHODS = [
     *(_method(method, path, "GET") for path in READ for method in ("POST", *METHODS)),
     *(_method(method, path, "POST") for path in ASKED for method in ("GET", "HEAD", *METHODS)),
     *(_method(method, path) for path in BENTOML for method in ("POST", *METHODS)),
-    Row("an unknown method", request("FETCH", "/models"), (400, 405), plain=True),
-    Row("a method in small letters", request("get", "/models"), (400, 405), plain=True),
-    Row("CONNECT", request("CONNECT", "127.0.0.1:22"), (400, 405), plain=True),
+    Row("an unknown method", request("FETCH", "/models"), (400, 405), parser=True),
+    Row("a method in small letters", request("get", "/models"), (400, 405), parser=True),
+    Row("CONNECT", request("CONNECT", "127.0.0.1:22"), (400, 405), parser=True),
     Row(
         "a method in a header",
         request("GET", "/predict", None, "x-http-method-override: POST"),
@@ -72,13 +72,13 @@ UNKNOWN = [
     _path(f"{CNN}/versions/{'9' * 5000}/infer", "999", VERSION, method="POST"),
     _path(f"/v2/models/mlp/versions/{VERSION}/infer", VERSION, "mlp", method="POST"),
     _path("/predict/image?model=rnn", "'rnn'", "cnn, mlp", method="POST"),
-    _path(b"/\xff", status=400, plain=True),
-    _path("/\N{LATIN SMALL LETTER E WITH ACUTE}", status=400, plain=True),
-    _path("models", status=400, plain=True),
-    _path("?model=cnn", status=400, plain=True),
-    _path("http://", status=400, plain=True),
-    _path("/mod els", status=400, plain=True),
-    _path("/models\0", status=400, plain=True),
+    _path(b"/\xff", status=400, parser=True),
+    _path("/\N{LATIN SMALL LETTER E WITH ACUTE}", status=400, parser=True),
+    _path("models", status=400, parser=True),
+    _path("?model=cnn", status=400, parser=True),
+    _path("http://", status=400, parser=True),
+    _path("/mod els", status=400, parser=True),
+    _path("/models\0", status=400, parser=True),
     _path("http://elsewhere/v2", '"name"', status=200),
     Row("GET * ", request("OPTIONS", "*"), (404,), ("Not Found",)),
     Row("a slash too many", request("GET", "/models/"), (307, 404)),

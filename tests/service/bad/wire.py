@@ -3,8 +3,8 @@
 import gzip
 import zlib
 
-from tests.service.bad_input import GOOD, LAST, LIMIT_BYTES, Row, chunked, request
-from tests.service.bad_tensors import LENGTH, RAW, URL
+from tests.service.bad.rows import GOOD, LAST, LIMIT_BYTES, Row, chunked, request
+from tests.service.bad.tensors import LENGTH, RAW, URL
 
 PREDICT, UPLOAD = "/predict", "/predict/image"
 PNG_KIND = "content-type: image/png"
@@ -12,8 +12,8 @@ ANSWERED = '"predictions"'
 
 
 def _parser(name: str, sent: bytes, *statuses: int) -> Row:
-    """What the parser refuses, in its own plain words or in ours."""
-    return Row(f"wire: {name}", sent, statuses or (400,), plain=True)
+    """What the parser refuses, in its own words or in ours."""
+    return Row(f"wire: {name}", sent, statuses or (400,), parser=True)
 
 
 def _head(name: str, *lines: str | bytes, body: bytes = GOOD) -> Row:
@@ -72,7 +72,7 @@ CHUNKS = [
         chunked(PREDICT, GOOD, 100).replace(b": chunked", b": gzip, chunked", 1),
         (400, 415),
         ("gzip",),
-        plain=True,
+        parser=True,
     ),
     _row("good, a byte a chunk", chunked(PREDICT, GOOD, 1), 200, ANSWERED),
     _row("good, byte by byte", chunked(PREDICT, GOOD, 500), 200, ANSWERED, piece=1),

@@ -1,65 +1,8 @@
-"""Bad requests, one row each: what is sent, byte by byte, and what has to come back.
+"""Bad requests to ``/predict``."""
 
-Here are the rows' form, the builders and the rows of ``/predict``; ``bad_tensors`` has those of the
-Open Inference Protocol, ``bad_images`` those of ``/predict/image``, ``bad_paths`` paths and methods
-and ``bad_wire`` what breaks HTTP itself.
-"""
+from tests.service.bad.rows import GOOD, IMAGE, LIMIT_BYTES, PLACE, Row, dumped, request
 
-import json
-from dataclasses import dataclass
-
-LIMIT_BYTES = 1_000_000  # as the fixture `service_url` sets DIGITS_MAX_BODY_BYTES
-LAST = b"0\r\n\r\n"  # of a chunked body
-IMAGE = [[0] * 28 for _ in range(28)]
-PLACE = 77_777  # stands where a literal goes
 EXPECTED = "28x28 list of integers 0 to 255"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A request and its answer.
-
-    Attributes:
-        name: What is wrong with it.
-        sent: The bytes, from the request line on.
-        statuses: The HTTP statuses that are right, one as a rule.
-        named: Regular expressions, each found in the error; of a 200, in the answer.
-        plain: The parser's own 400, which is plain text, is right as well.
-        piece: Bytes that are sent at a time; 0: all at once.
-    """
-
-    name: str
-    sent: bytes
-    statuses: tuple[int, ...]
-    named: tuple[str, ...] = ()
-    plain: bool = False
-    piece: int = 0
-
-
-def request(
-    method: str, target: str | bytes, body: bytes | None = None, *headers: str | bytes
-) -> bytes:
-    """A request of HTTP/1.1; with its Content-Length, if it has a body."""
-    lines = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"host: service"]
-    if body is not None:
-        lines.append(b"content-length: %d" % len(body))
-    return b"\r\n".join([*lines, *map(_bytes, headers)]) + b"\r\n\r\n" + (body or b"")
-
-
-def chunked(target: str, body: bytes, size: int, *headers: str) -> bytes:
-    """A POST whose body comes in chunks of so many bytes."""
-    parts = [body[start : start + size] for start in range(0, len(body), size)]
-    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
-    return request("POST", target, None, "transfer-encoding: chunked", *headers) + chunks + LAST
-
-
-def _bytes(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode()
-
-
-def dumped(value: object) -> bytes:
-    """JSON."""
-    return json.dumps(value).encode()
 
 
 def _predict(
@@ -87,7 +30,6 @@ def _model(name: str, model: object, *named: str, status: int = 404) -> Row:
 WIDE = "\N{FULLWIDTH LATIN SMALL LETTER C}nn"
 CURL = "content-type: application/x-www-form-urlencoded"
 WHERE = r"images\[3\]\[5\]"
-GOOD = dumped({"images": IMAGE})
 
 PIXELS = [
     _pixel("256", WHERE, "256", "0 to 255"),
