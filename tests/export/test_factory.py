@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
+import tritonclient.http as triton
 from safetensors.torch import save_file
 
 from export.__main__ import main
 from export.bundle import Bundle
 from export.golden import Golden
 from export.session import OnnxModel
+from loadtest.server import running_service
 from tests.export.subjects import pair, pair_samples
 
 WIDTH = 4
@@ -79,6 +82,35 @@ def test_the_file_answers_as_the_module_does(pair_bundle: Path) -> None:
         assert np.allclose(answers[name], tensor.numpy(), atol=1e-5)
     golden = Golden.load(Bundle.open(pair_bundle).path("golden"))
     assert set(golden.inputs) == {"picture", "numbers"}
+
+
+@pytest.mark.parametrize("variant", ["onnx", "onnx-int8", "torchscript"])
+def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_path: Path) -> None:
+    """Two inputs and two outputs at /v2, in JSON and in binary; /predict says where to ask."""
+    settings = {"DIGITS_BUNDLES": str(pair_bundle.parent), "DIGITS_VARIANT": variant}
+    samples = pair_samples(70, seed=2)  # more than a batch
+    with torch.no_grad():
+        expected = pair(WIDTH).eval()(*(torch.from_numpy(a) for a in samples.values()))
+    with running_service(tmp_path / "service.log", settings=settings) as url:
+        client = triton.InferenceServerClient(url.removeprefix("http://"))
+        described = client.get_model_metadata("pair")
+        assert [tensor["name"] for tensor in described["outputs"]] == ["kind", "score"]
+        for binary in (True, False):
+            inputs = []
+            for name, array in samples.items():
+                inputs.append(triton.InferInput(name, list(array.shape), "FP32"))
+                inputs[-1].set_data_from_numpy(array, binary_data=binary)
+            outputs = [triton.InferRequestedOutput(n, binary_data=binary) for n in expected]
+            found = client.infer("pair", inputs, outputs=outputs)
+            for name, tensor in expected.items():
+                loose = 0.1 if variant == "onnx-int8" else 1e-5
+                assert np.allclose(found.as_numpy(name), tensor.numpy(), atol=loose)
+        client.close()
+        refused = httpx.post(f"{url}/predict", json={"images": [[0] * 28] * 28})
+        assert refused.status_code == 400
+        assert "ask it at /v2/models/pair/infer" in refused.json()["error"]
+        card = httpx.get(f"{url}/models").json()["models"][0]
+        assert (card["variant"], card["golden"]["wrong_labels"]) == (variant, 0)
 
 
 def test_it_is_proven_again_from_the_bundle_with_the_same_samples(
