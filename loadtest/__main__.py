@@ -10,14 +10,19 @@ from pathlib import Path
 
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.expectations import ExpectationError
+from loadtest.overload import COLUMNS as LOADED
+from loadtest.overload import OverloadError, Plan, cores, measure
 from loadtest.report import machine, run_report
 from loadtest.run import REQUEST_TIMEOUT_S, LoadTestError, Thresholds, run_scenario, summary
 from loadtest.scenarios import ScenarioError, load_scenario, scenario_names
 from loadtest.server import ServiceNotReadyError
-from loadtest.yardstick import YardstickError, compare
+from loadtest.yardstick import YardstickError, compare, over_the_runtime
 
 KEPT, MISSED, IMPOSSIBLE = 0, 1, 2
-_ERRORS = (LoadTestError, ScenarioError, ExpectationError, ServiceNotReadyError, YardstickError)
+_ERRORS = (
+    *(LoadTestError, ScenarioError, ExpectationError),
+    *(ServiceNotReadyError, YardstickError, OverloadError),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,13 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--max-error-share", type=float, default=0.0, help="refused or lost requests; default: 0"
     )
-    yardstick = commands.add_parser("yardstick", help="beside BentoML's tutorial form, by wrk")
-    yardstick.set_defaults(command=_yardstick)
-    yardstick.add_argument("--bundle", type=Path, default=Path("artifacts/bundles/cnn"))
-    yardstick.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
-    yardstick.add_argument("--rounds", type=int, default=3, help="interleaved; medians are shown")
-    yardstick.add_argument("--seconds", type=int, default=3, help="of each form in a round")
-    yardstick.add_argument("--workers", type=int, default=1, help="processes of this service")
+    _add_yardstick(commands)
+    _add_overload(commands)
     demo = commands.add_parser("demo", help="serve every bundle, ask it, load it, report all")
     demo.set_defaults(command=_demo)
     demo.add_argument("--bundles", type=Path, default=Path("artifacts/bundles"))
@@ -82,20 +82,88 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_yardstick(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    yardstick = commands.add_parser("yardstick", help="beside BentoML's tutorial form, by wrk")
+    yardstick.set_defaults(command=_yardstick)
+    yardstick.add_argument("--bundle", type=Path, default=Path("artifacts/bundles/cnn"))
+    yardstick.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
+    yardstick.add_argument("--rounds", type=int, default=3, help="interleaved; medians are shown")
+    yardstick.add_argument("--seconds", type=int, default=3, help="of each form in a round")
+    yardstick.add_argument(
+        "--workers", type=int, nargs="+", default=[1], help="processes; each a service of its own"
+    )
+    yardstick.add_argument(
+        "--forms", nargs="+", default=[], metavar="WORD", help="only those whose names hold one"
+    )
+
+
+def _add_overload(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = Plan()
+    overload = commands.add_parser(
+        "overload", help="start the service and offer it shares of its own capacity"
+    )
+    overload.set_defaults(command=_overload)
+    overload.add_argument("--bundle", type=Path, default=Path("artifacts/bundles/cnn"))
+    overload.add_argument(
+        "--settings", nargs="+", default=[], metavar="NAME=VALUE", help="of the service"
+    )
+    overload.add_argument("--images", type=int, default=plan.images, help="in a request")
+    overload.add_argument("--factors", type=float, nargs="+", default=list(plan.factors))
+    overload.add_argument("--arrivals", choices=["poisson", "uniform"], default=plan.arrivals)
+    overload.add_argument("--rounds", type=int, default=plan.rounds, help="interleaved")
+    overload.add_argument("--seconds", type=float, default=plan.seconds, help="of a share")
+    overload.add_argument("--connections", type=int, default=plan.connections, help="at most")
+
+
 def _yardstick(arguments: argparse.Namespace) -> int:
-    rows = compare(
+    measured = compare(
         arguments.bundle,
         arguments.connections,
         rounds=arguments.rounds,
         seconds=arguments.seconds,
         workers=arguments.workers,
+        words=arguments.forms,
     )
-    print(f"{machine()}; {arguments.workers} worker(s), the client on the same cores; medians of")
-    print(f"{arguments.rounds} interleaved rounds; ratios to the tutorial's form of as many images")
+    print(f"{machine()}; one worker where no number is named, the client on the same cores;")
+    print(f"medians of {arguments.rounds} interleaved rounds; ratios to the tutorial's form of as")
+    print("many images, as `pip install bentoml` leaves it (without uvloop and httptools)")
     print("\n| connections | request | requests/s | p99 over p50 |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
+    rows = []
+    for row in measured:
+        rows.append(row)
+        print(f"| {' | '.join(row.cells())} |", flush=True)
+    shares = over_the_runtime(rows)
+    if shares:
+        print(f"\nimages/s over ONNX Runtime alone on one thread, by connections: {shares}")
     return KEPT
+
+
+def _overload(arguments: argparse.Namespace) -> int:
+    if not all("=" in text for text in arguments.settings):
+        raise OverloadError(f"--settings are NAME=VALUE, not {arguments.settings}")
+    settings = dict(text.split("=", 1) for text in arguments.settings)
+    plan = Plan(
+        images=arguments.images,
+        factors=tuple(arguments.factors),
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        arrivals=arguments.arrivals,
+        connections=arguments.connections,
+    )
+    rows = measure(arguments.bundle, settings, plan)
+    service_cores, client_cores = cores()
+    where = f"service on core(s) {sorted(service_cores)}, client on {sorted(client_cores)}"
+    print(f"{machine()}; {where if client_cores else 'client and service on the same core'};")
+    print(f"requests of {plan.images} images, {plan.arrivals} arrivals, {plan.rounds} rounds of")
+    print(f"{plan.seconds:g} s; settings: {' '.join(arguments.settings) or 'defaults'};")
+    print("latencies from when a request was due, medians of the rounds, over the p99 of the")
+    print(f"smallest share ({1000 * rows[0].base_s:.2f} ms here)\n")
+    print(f"| {' | '.join(LOADED)} |\n|{'---|' * len(LOADED)}")
+    for row in rows:
+        print(f"| {' | '.join(row.cells())} |")
+    for example in [text for row in rows for text in row.total.examples][:1]:
+        print(f"FAILED: wrong answers, such as: {example}", file=sys.stderr)
+    return MISSED if any(row.total.wrong for row in rows) else KEPT
 
 
 def _run(arguments: argparse.Namespace) -> int:

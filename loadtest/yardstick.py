@@ -1,31 +1,25 @@
 """This service beside BentoML's tutorial form, by an independent client: interleaved rounds of wrk.
 
-Both serve the same ONNX file on the same cores, wrk takes what is left of them, and each round asks
-each in turn, so that a busy machine slows both. On shared cores ratios alone mean something.
+All serve the same ONNX file on the same cores, wrk takes what is left of them, and each round asks
+each in turn, so that a busy machine slows all. On shared cores ratios alone mean something. The
+base of the ratios is the tutorial's form as ``pip install bentoml`` leaves it.
 """
 
-import json
-import re
-import shutil
-import subprocess
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
+from loadtest.forms import MANY, FormError, Forms, Request
 from loadtest.server import SERVICE, running_service
+from loadtest.wrk import Measured, WrkError, alone, by_wrk, check, require_wrk
 
 TUTORIAL = "loadtest.peers.bentoml_tutorial:Tutorial"
-WRK = "wrk"
+PLAIN, FAST, RUNTIME = "tutorial", "tutorial with uvloop and httptools", "ONNX Runtime"
+RAW_MANY, ALONE_MANY = f"raw binary, {MANY} images", f"ONNX Runtime alone, {MANY} images"
 QUEUE_IMAGES = 16_384  # 128 requests of 64 images each wait, and are not refused
-_RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
-_LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)\s*$", re.MULTILINE)
-_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 class YardstickError(RuntimeError):
@@ -33,124 +27,142 @@ class YardstickError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is sent again and again: a form of asking for so many images."""
+class Row:
+    """One form at one number of connections: medians over the rounds.
 
-    server: str
-    name: str
-    path: str
-    body: bytes
-    headers: dict[str, str]
-    images: int = 1
+    Attributes:
+        base: What the tutorial's form of as many images gave.
+    """
+
+    connections: int
+    request: Request
+    measured: Measured
+    base: Measured
+
+    def cells(self) -> list[str]:
+        """For a table."""
+        ratio = self.measured.requests_per_s / self.base.requests_per_s
+        spread = self.measured.p99_ms / self.measured.p50_ms
+        return [str(self.connections), self.request.name, f"{ratio:.1f} x", f"{spread:.1f} x"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One form at one number of connections: medians over the rounds."""
+def requests(forms: Forms, workers: Sequence[int] = (1,)) -> list[Request]:
+    """What is compared; the first for each number of images is what the ratios are over.
 
-    requests_per_s: float
-    p50_ms: float
-    p99_ms: float
+    Args:
+        forms: Makes them.
+        workers: Each number of processes is a service of its own; all forms are asked of a
+            service of one, the raw ones alone of others.
+    """
+    one = _service(1)
+    asked = [forms.tutorial(PLAIN, "tutorial, JSON")]
+    asked += [forms.tutorial(FAST, "tutorial, uvloop and httptools")]
+    for count in workers:
+        asked += [forms.raw(_service(count), _named("raw binary", count))]
+    if 1 in workers:
+        asked += [forms.binary(one, "binary"), forms.as_json(one, "JSON")]
+        asked += [forms.png(one, "PNG upload"), forms.form(one, "PNG upload in a form")]
+    asked += [forms.tutorial(PLAIN, f"tutorial, JSON, {MANY} images", MANY)]
+    asked += [forms.raw(_service(n), _named(RAW_MANY, n), MANY) for n in workers]
+    return [*asked, forms.raw(RUNTIME, ALONE_MANY, MANY)]
 
 
-def requests(bundle: Path) -> list[Request]:
-    """The forms that are compared; the first is the tutorial's, which the ratios are over.
+def chosen(asked: Sequence[Request], words: Sequence[str]) -> list[Request]:
+    """Those whose names hold one of the words (all without any), and what they are compared with.
 
     Raises:
-        YardstickError: No bundle there.
+        YardstickError: No name holds any of them.
     """
-    try:
-        manifest = json.loads((bundle / "manifest.json").read_text())
-        with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
-            images = golden["inputs/images"]
-    except (OSError, ValueError, KeyError) as error:
-        raise YardstickError(f"{bundle} is no bundle with golden samples: {error}") from error
-    infer, many = f"/v2/models/{manifest['name']}/infer", np.resize(images, (64, 28, 28))
-    one = images[:1]
-    text = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": "images",
-                    "shape": [1, 28, 28],
-                    "datatype": "UINT8",
-                    "parameters": {"binary_data_size": 784},
-                }
-            ],
-            "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
-        }
-    ).encode()
-    as_json = {"content-type": "application/json"}
-    length = "inference-header-content-length"
-    return [
-        _tutorial(one, "tutorial, JSON"),
-        Request("service", "raw binary", infer, one.tobytes(), {length: "0"}),
-        Request("service", "binary", infer, text + one.tobytes(), {length: str(len(text))}),
-        Request(
-            "service",
-            "JSON",
-            f"/predict?model={manifest['name']}",
-            json.dumps({"images": one[0].tolist()}, separators=(",", ":")).encode(),
-            as_json,
-        ),
-        _tutorial(many, "tutorial, JSON, 64 images"),
-        Request("service", "raw binary, 64 images", infer, many.tobytes(), {length: "0"}, 64),
-    ]
+    kept = [r for r in asked if not words or any(word in r.name for word in words)]
+    if not kept:
+        names = ", ".join(f'"{request.name}"' for request in asked)
+        raise YardstickError(f"no form's name holds one of {list(words)}; there are: {names}")
+    counts = {request.images for request in kept}
+    bases = [next(r for r in asked if r.images == count) for count in counts]
+    return [request for request in asked if request in kept or request in bases]
 
 
 def compare(
-    bundle: Path, connections: Sequence[int], *, rounds: int, seconds: int, workers: int
-) -> Iterator[list[str]]:
+    bundle: Path,
+    connections: Sequence[int],
+    *,
+    rounds: int,
+    seconds: int,
+    workers: Sequence[int] = (1,),
+    words: Sequence[str] = (),
+) -> Iterator[Row]:
     """Rows of a table: each form at each number of connections, over the tutorial's.
 
     Args:
-        bundle: The folder of the bundle; the service serves it alone.
+        bundle: The folder of the bundle; each server serves it alone.
         connections: Numbers of open connections.
         rounds: Each asks every form once; medians are taken.
         seconds: A form's turn.
-        workers: Processes of this service (the tutorial has one).
+        workers: Numbers of processes of this service (the tutorial has one).
+        words: Only forms whose names hold one of them; all without any.
 
     Raises:
-        YardstickError: wrk is not there, or an answer was not 200.
+        YardstickError: wrk is not there, no form is left, or an answer was not right.
     """
-    if shutil.which(WRK) is None:
-        raise YardstickError(f"{WRK} is not installed (Debian and Ubuntu: apt install wrk)")
-    asked = requests(bundle)
+    try:
+        require_wrk()
+        forms = Forms(bundle)
+        asked = chosen(requests(forms, workers), words)
+        with _running(bundle, {request.server for request in asked}) as (folder, urls):
+            for request in asked:
+                if request.server != RUNTIME:
+                    check(urls[request.server], request, forms)
+            for count in connections:
+                base: dict[int, Measured] = {}
+                found = _measure(bundle, folder, urls, asked, count, rounds, seconds)
+                for request, measured in zip(asked, found, strict=True):
+                    base.setdefault(request.images, measured)
+                    yield Row(count, request, measured, base[request.images])
+    except (WrkError, FormError) as error:
+        raise YardstickError(str(error)) from error
+
+
+def over_the_runtime(rows: Sequence[Row]) -> str:
+    """This service's rate of images over ONNX Runtime's own, in words; empty if not measured."""
+    own = {r.connections: r.measured for r in rows if r.request.server == RUNTIME}
+    shares: dict[str, list[str]] = {}
+    for row in rows:
+        if row.request.name.startswith(RAW_MANY) and row.connections in own:
+            share = row.measured.requests_per_s / own[row.connections].requests_per_s
+            shares.setdefault(row.request.name, []).append(f"{share:.2f} at {row.connections}")
+    return "; ".join(f"{name}: {', '.join(found)}" for name, found in shares.items())
+
+
+@contextmanager
+def _running(bundle: Path, servers: set[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder for files, and the URLs of those servers by their names."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "bundles").mkdir()
         (folder / "bundles" / "model").symlink_to(bundle.resolve())
-        ours = {
-            "DIGITS_BUNDLES": str(folder / "bundles"),
-            "DIGITS_WORKERS": str(workers),
-            "DIGITS_DEVICE": "cpu",
-            "DIGITS_MAX_QUEUE_IMAGES": str(QUEUE_IMAGES),
-        }
-        urls = {
-            "service": stack.enter_context(
-                running_service(folder / "service.log", service=SERVICE, settings=ours)
-            ),
-            "tutorial": stack.enter_context(
-                running_service(
-                    folder / "tutorial.log",
-                    service=TUTORIAL,
-                    settings={"BUNDLE": str(bundle.resolve())},
-                )
-            ),
-        }
-        for request in asked:
-            _check(urls[request.server], request)
-        for count in connections:
-            yield from _rows(asked, _measure(folder, urls, asked, count, rounds, seconds), count)
-
-
-def _tutorial(images: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", name: str) -> Request:
-    body = json.dumps({"images": images.tolist()}, separators=(",", ":")).encode()
-    headers = {"content-type": "application/json"}
-    return Request("tutorial", name, "/predict", body, headers, len(images))
+        urls = {}
+        for number, server in enumerate(sorted(servers - {RUNTIME})):
+            if server in {PLAIN, FAST}:
+                settings = {"BUNDLE": str(bundle.resolve()), "PLAIN": str(int(server == PLAIN))}
+            else:
+                settings = {
+                    "DIGITS_BUNDLES": str(folder / "bundles"),
+                    "DIGITS_WORKERS": server.split(" ")[1],
+                    "DIGITS_DEVICE": "cpu",
+                    "DIGITS_VARIANT": "onnx",
+                    "DIGITS_MAX_QUEUE_IMAGES": str(QUEUE_IMAGES),
+                }
+            started = running_service(
+                folder / f"{number}.log",
+                service=TUTORIAL if server in {PLAIN, FAST} else SERVICE,
+                settings=settings,
+            )
+            urls[server] = stack.enter_context(started)
+        yield folder, urls
 
 
 def _measure(
+    bundle: Path,
     folder: Path,
     urls: dict[str, str],
     asked: Sequence[Request],
@@ -161,7 +173,10 @@ def _measure(
     found: list[list[Measured]] = [[] for _ in asked]
     for _ in range(rounds):
         for request, measured in zip(asked, found, strict=True):
-            measured.append(_wrk(folder, urls[request.server], request, count, seconds))
+            if request.server == RUNTIME:
+                measured.append(alone(bundle, request.images, seconds))
+            else:
+                measured.append(by_wrk(folder, urls[request.server], request, count, seconds))
     return [
         Measured(
             median(m.requests_per_s for m in measured),
@@ -172,39 +187,9 @@ def _measure(
     ]
 
 
-def _rows(asked: Sequence[Request], found: Sequence[Measured], count: int) -> Iterator[list[str]]:
-    base: dict[int, Measured] = {}
-    for request, measured in zip(asked, found, strict=True):
-        # Each is compared with the tutorial's form of as many images.
-        base.setdefault(request.images, measured)
-        ratio = measured.requests_per_s / base[request.images].requests_per_s
-        spread = measured.p99_ms / measured.p50_ms
-        yield [str(count), request.name, f"{ratio:.1f} x", f"{spread:.1f} x"]
+def _service(workers: int) -> str:
+    return f"service {workers}"
 
 
-def _wrk(folder: Path, url: str, request: Request, count: int, seconds: int) -> Measured:
-    body = folder / "body"
-    body.write_bytes(request.body)
-    script = folder / "request.lua"
-    lines = ['wrk.method = "POST"', f'wrk.body = io.open("{body}", "rb"):read("*a")']
-    lines += [f'wrk.headers["{name}"] = "{value}"' for name, value in request.headers.items()]
-    script.write_text("\n".join(lines) + "\n")
-    command = [WRK, "-t1", f"-c{count}", f"-d{seconds}s", "--latency", "-s", str(script)]
-    ran = subprocess.run([*command, url + request.path], capture_output=True, text=True)
-    rate = _RATE.search(ran.stdout)
-    latency = {name: float(n) * _MS[unit] for name, n, unit in _LATENCY.findall(ran.stdout)}
-    if rate is None or "Non-2xx" in ran.stdout or set(latency) != {"50", "99"}:
-        raise YardstickError(f"{request.name}: {ran.stdout} {ran.stderr}")
-    return Measured(float(rate[1]), latency["50"], latency["99"])
-
-
-def _check(url: str, request: Request) -> None:
-    """One answer before the clock runs."""
-    asked = urllib.request.Request(  # noqa: S310 - our own servers
-        url + request.path, request.body, request.headers
-    )
-    try:
-        with urllib.request.urlopen(asked, timeout=10):  # noqa: S310 - the same
-            pass
-    except OSError as error:
-        raise YardstickError(f"{request.name} at {url}: {error}") from error
+def _named(name: str, workers: int) -> str:
+    return name if workers == 1 else f"{name}, {workers} workers"

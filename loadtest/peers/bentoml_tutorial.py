@@ -1,14 +1,24 @@
 """BentoML as its tutorial shows it: a declared endpoint with ``batchable=True``, arrays as JSON.
 
 BUNDLE=artifacts/bundles/cnn bentoml serve loadtest.peers.bentoml_tutorial:Tutorial
+
+BentoML's worker takes uvloop and httptools where they are installed, which ``pip install bentoml``
+does not do. With PLAIN=1 they cannot be imported here, so that it runs as installed alone.
 """
 
 import os
+import sys
 from pathlib import Path
 
 import bentoml
 import numpy as np
 import onnxruntime as ort
+
+PLAIN = os.environ.get("PLAIN") == "1"
+if PLAIN:  # before uvicorn looks for them, which it does when the worker starts to serve
+    if {"uvloop", "httptools"} & sys.modules.keys():
+        raise SystemExit("error: uvloop or httptools was imported before PLAIN=1 could prevent it")
+    sys.modules["uvloop"] = sys.modules["httptools"] = None  # type: ignore[assignment]
 
 
 @bentoml.service(name="tutorial", workers=1)
@@ -19,10 +29,10 @@ class Tutorial:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         path = Path(os.environ["BUNDLE"]) / "model.onnx"
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.runtime = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Pixels [N, 28, 28] to probabilities [N, 10]."""
-        (probabilities,) = self.session.run(["probabilities"], {"images": images.astype(np.uint8)})
+        (probabilities,) = self.runtime.run(["probabilities"], {"images": images.astype(np.uint8)})
         return np.asarray(probabilities)

@@ -19,6 +19,7 @@ def _right_answer(expectations: Expectations, position: int) -> dict[str, Any]:
     return {
         "model": expectations.manifest["name"],
         "version": expectations.manifest["version"],
+        "variant": "onnx",
         "device": "cpu",
         "predictions": [
             {"label": label, "probabilities": row.tolist()}
@@ -75,6 +76,18 @@ def _unknown_device(answer: dict[str, Any]) -> None:
     answer["device"] = "tpu"
 
 
+def _unknown_variant(answer: dict[str, Any]) -> None:
+    answer["variant"] = "onnx-int4"
+
+
+def _variant_of_another_device(answer: dict[str, Any]) -> None:
+    answer.update(variant="onnx-int8", device="cuda")
+
+
+def _no_variant(answer: dict[str, Any]) -> None:
+    del answer["variant"]
+
+
 def _version_as_number(answer: dict[str, Any]) -> None:
     answer["version"] = 7
 
@@ -104,7 +117,10 @@ def _nothing(answer: dict[str, Any]) -> None:
         (_not_a_number, "probabilities differ"),
         (_one_too_many, "labels"),
         (_other_version, "version"),
-        (_unknown_device, "malformed"),
+        (_unknown_device, "answered by ('tpu', 'onnx')"),
+        (_unknown_variant, "answered by ('cpu', 'onnx-int4')"),
+        (_variant_of_another_device, "answered by ('cuda', 'onnx-int8')"),
+        (_no_variant, "malformed answer (KeyError('variant'))"),
         (_version_as_number, "expected"),
         (_as_strings, "no numbers"),
         (_beyond_any_float, "malformed"),
@@ -123,6 +139,96 @@ def test_a_wrong_answer_is_told_by_what_is_wrong(
         complaint = expectations.complaint(expectations.requests[5], json.dumps(answer).encode())
         assert complaint is not None
         assert named in complaint
+
+
+def _shifted(expectations: Expectations, variant: str, shift: float) -> str | None:
+    """What is said of an answer in which one probability gave so much to another."""
+    answer = _right_answer(expectations, 5)
+    probabilities = answer["predictions"][0]["probabilities"]
+    best, other = int(np.argmax(probabilities)), int(np.argmin(probabilities))
+    probabilities[best] -= shift
+    probabilities[other] += shift
+    content = json.dumps(answer | {"variant": variant}).encode()
+    return expectations.complaint(expectations.requests[5], content)
+
+
+@pytest.mark.parametrize(
+    ("variant", "allowed", "too_much"),
+    [
+        ("onnx", 1e-6, 1e-4),
+        ("torchscript", 1e-6, 1e-4),
+        ("torchscript-frozen", 1e-6, 1e-4),
+        ("onnx-fp16", 1e-3, 0.05),
+        ("onnx-int8", 0.1, None),
+    ],
+)
+def test_each_variant_is_held_to_its_own_tolerance(
+    variant: str, allowed: float, too_much: float | None
+) -> None:
+    """What fp16 may differ by is too much for fp32; int8's probabilities are free, as a whole."""
+    expectations = Expectations(BUNDLE, 1, "predict")
+    assert _shifted(expectations, variant, allowed) is None
+    if too_much is not None:
+        complaint = _shifted(expectations, variant, too_much)
+        assert complaint is not None
+        assert "probabilities differ" in complaint
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (_wrong_label, "labels"),
+        (_off_by_a_little, "sum differs from 1 by 1.00e-04"),
+        (_not_a_number, "sum differs"),
+        (_ragged, "shape (1, 9)"),
+    ],
+)
+def test_int8_too_can_be_wrong(spoil: Callable[[dict[str, Any]], None], named: str) -> None:
+    """A label where the reference is sure, and what are no probabilities."""
+    expectations = Expectations(BUNDLE, 1, "predict")
+    answer = _right_answer(expectations, 5) | {"variant": "onnx-int8"}
+    spoil(answer)
+    complaint = expectations.complaint(expectations.requests[5], json.dumps(answer).encode())
+    assert complaint is not None
+    assert named in complaint
+
+
+def test_a_label_must_be_that_of_its_own_probabilities() -> None:
+    """An answer of int8 that names a digit and gives another the largest probability is wrong."""
+    complaint = _shifted(Expectations(BUNDLE, 1, "predict"), "onnx-int8", 0.9)
+    assert complaint is not None
+    assert "not those of the largest" in complaint
+
+
+@pytest.mark.parametrize(
+    ("variant", "margin", "passes"),
+    [
+        ("onnx-int8", 0.009, True),
+        ("onnx-int8", 0.011, False),
+        ("onnx-fp16", 0.0001, True),
+        ("onnx", 0.0001, False),
+    ],
+)
+def test_where_the_reference_wavers_fewer_bits_may_say_the_other_digit(
+    variant: str, margin: float, passes: bool, served_bundle: Path
+) -> None:
+    """Two best logits within a hundredth of the largest: either label is right, but not in fp32."""
+    with np.load(served_bundle / "golden.npz") as content:
+        arrays = dict(content)
+    truth = arrays["truth/logits"]
+    second, best = np.argsort(truth[0])[-2:]
+    largest = np.abs(np.delete(truth, 0, axis=0)).max()
+    truth[0] = -largest
+    truth[0, [best, second]] = largest, largest * (1 - margin)
+    np.savez(served_bundle / "golden.npz", **arrays)
+    expectations = Expectations(served_bundle, 1, "predict")
+    answer = _right_answer(expectations, 0) | {"variant": variant}
+    entry = answer["predictions"][0]
+    entry["label"] = expectations.manifest["labels"][second]
+    either = (entry["probabilities"][best] + entry["probabilities"][second]) / 2
+    entry["probabilities"][best] = entry["probabilities"][second] = either
+    complaint = expectations.complaint(expectations.requests[0], json.dumps(answer).encode())
+    assert (complaint is None) == passes, complaint
 
 
 def test_no_bundle_is_an_error(tmp_path: Path) -> None:
