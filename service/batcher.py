@@ -88,6 +88,11 @@ class Batcher:
         """Samples that run as one batch at most."""
         return self._max_batch_samples
 
+    @property
+    def full(self) -> bool:
+        """Is there no room for even one sample?"""
+        return self._queued_samples >= self._max_queue_samples
+
     def enqueue(self, inputs: Arrays, samples: int, waiter: Waiter) -> None:
         """Queue one item of at most one batch's size; returns at once.
 
@@ -134,22 +139,27 @@ class Batcher:
         if self.in_loop:
             if self._waits_for_more is not None:
                 self._waits_for_more.cancel()
-                self._waits_for_more = None
-            self._run_in_loop()
+                self._waits_for_more, self._running = None, False
+            while self._run_one():
+                pass
 
     def close(self) -> None:
         """End the engine's thread after the batch that runs."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
+    def overloaded(self, samples: int) -> OverloadedError:
+        """What is said to who finds no room for so many samples; and when there will be."""
+        s_per_sample = self._recent_s / self._recent_samples if self._recent_samples else 0
+        return OverloadedError(
+            f"{self._queued_samples} samples wait already and {samples} more do not fit "
+            f"(at most {self._max_queue_samples}); try again later",
+            retry_after_s=(self._queued_samples + samples) * s_per_sample,
+        )
+
     def _admit(self, samples: int) -> None:
         if self._queued_samples + samples > self._max_queue_samples:
-            s_per_sample = self._recent_s / self._recent_samples if self._recent_samples else 0
-            raise OverloadedError(
-                f"{self._queued_samples} samples wait already and {samples} more do not fit "
-                f"(at most {self._max_queue_samples}); try again later",
-                retry_after_s=(self._queued_samples + samples) * s_per_sample,
-            )
+            raise self.overloaded(samples)
 
     def _start(self) -> None:
         """Run what queued, now or, if it may wait for more, a little later."""
@@ -175,17 +185,25 @@ class Batcher:
             self._task = loop.create_task(self._run_in_thread())
 
     def _run_in_loop(self) -> None:
+        """One batch; what is left runs when those were read that have arrived meanwhile."""
         try:
-            while batch := self._take():
-                start_s = time.perf_counter()
-                try:
-                    outputs = self._predict(_joined(batch))
-                except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
-                    self._failed(batch, error)
-                else:
-                    self._hand_out(batch, outputs, start_s)
+            self._run_one()
         finally:
-            self._running = False
+            self._running = bool(self._queue or self._suspects)
+            if self._running:
+                asyncio.get_running_loop().call_soon(self._run_in_loop)
+
+    def _run_one(self) -> bool:
+        batch = self._take()
+        if batch:
+            start_s = time.perf_counter()
+            try:
+                outputs = self._predict(_joined(batch))
+            except Exception as error:  # noqa: BLE001 - who waits must know, whatever it was
+                self._failed(batch, error)
+            else:
+                self._hand_out(batch, outputs, start_s)
+        return bool(batch)
 
     async def _run_in_thread(self) -> None:
         loop = asyncio.get_running_loop()

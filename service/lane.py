@@ -5,7 +5,7 @@ import asyncio
 from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
 from service.oip import infer_urls
-from service.pending import Infer, Pending, Predict, Upload, identity_lines
+from service.pending import Infer, Overflow, Pending, Predict, Upload, identity_lines
 from service.readiness import Readiness
 from service.reception import SECURITY_HEADERS, Reception
 from service.settings import Settings
@@ -27,7 +27,7 @@ class Lane:
         tracing: Tracing | None,
         settings: Settings,
     ) -> None:
-        """Collect the URLs of all models whose batches run in the event loop."""
+        """Collect the URLs of all models."""
         self.served, self.metrics, self.readiness = models, metrics, readiness
         self.reception, self.tracing = reception, tracing
         self.timed = reception.logs or tracing is not None
@@ -42,7 +42,7 @@ class Lane:
         self.batch_bytes = {
             model.manifest.name: model.batcher.max_batch_samples
             * sum(map(sample_bytes, model.manifest.inputs))
-            for model in here
+            for model in models.all()
         }
         self.routes: dict[bytes, tuple[type[Pending], ServedModel]] = {}
         for model in here:
@@ -51,6 +51,10 @@ class Lane:
             query = f"?model={model.manifest.name}".encode()
             self.routes[b"/predict" + query] = (Predict, model)
             self.routes[b"/predict/image" + query] = (Upload, model)
+        for model in models.all():
+            if model not in here:
+                for url in [*infer_urls(model.manifest), f"/predict?model={model.manifest.name}"]:
+                    self.routes[url.encode()] = (Overflow, model)
         default = models.get(None)
         if default in here:
             self.routes[b"/predict/image"] = (Upload, default)

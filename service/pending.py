@@ -191,6 +191,25 @@ class Upload(Pending):
         return self.model.inputs(read_image(self._file, LARGEST_PICTURE)[None])
 
 
+class Overflow(Pending):
+    """What finds the queue of a model full whose batches run in a thread: refused at least cost."""
+
+    endpoint = "overflow"
+
+    @staticmethod
+    def largest(lane: "Lane", model: ServedModel, head: Head) -> int:
+        """Nothing as long as there is room; then a batch."""
+        return LARGEST_JSON + lane.batch_bytes[model.manifest.name] if model.batcher.full else -1
+
+    def suits(self) -> bool:
+        """Is there still no room, now that its body is there?"""
+        return self.model.batcher.full
+
+    def read(self, lane: "Lane") -> Arrays:
+        """Say when there will be."""
+        raise self.model.batcher.overloaded(1)
+
+
 @lru_cache(maxsize=1024)
 def _head(length: int, json_length: int | None, identity: bytes) -> bytes:
     lines = ["HTTP/1.1 200 OK"]

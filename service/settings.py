@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         0, ge=0, le=1000, description="milliseconds that an idle engine waits for a fuller batch"
     )
     max_queue_images: int = Field(
-        2048, ge=1, description="images that wait per model; more are refused with 429"
+        512, ge=1, description="images that wait per model; more are refused with 429"
     )
     max_request_images: int = Field(512, ge=1, description="images in one request")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
