@@ -1,7 +1,9 @@
 """Whichever file of a bundle is served, by whichever runtime, it is proven first."""
 
+import importlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,18 @@ without_torch = pytest.mark.skipif(
 with_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="needs PyTorch, which the service does not"
 )
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """The TorchScript engine sets PyTorch's threads for its process, which here has other tests."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    torch = importlib.import_module("torch")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def _settings(bundles: Path = SERVED_BUNDLES, **fields: object) -> Settings:
