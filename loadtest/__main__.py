@@ -1,6 +1,7 @@
 """Command line of the load test: ``python -m loadtest --help``.
 
-Exit status: 0 all answers right and all thresholds kept, 1 not so, 2 the run could not be made.
+Exit status: 0 all answers right and all thresholds kept, 1 not so, 2 the run could not be made,
+3 a regression (compare --strict).
 """
 
 import argparse
@@ -8,14 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.arguments import add_run_arguments, add_sweep_arguments, point
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.expectations import ExpectationError
+from loadtest.formats import to_junit, to_markdown, write_all
+from loadtest.gate import add_arguments, compared, plan_of
 from loadtest.overload import COLUMNS as LOADED
 from loadtest.overload import OverloadError, Plan, cores, measure
-from loadtest.report import machine, run_report
-from loadtest.run import REQUEST_TIMEOUT_S, LoadTestError, Thresholds, run_scenario, summary
-from loadtest.scenarios import ScenarioError, load_scenario, scenario_names
+from loadtest.peers_command import add_peers
+from loadtest.report import machine, run_report, sweep_report
+from loadtest.run import LoadTestError, Thresholds, run_scenario, save_wrong_answers, summary
+from loadtest.scenarios import ScenarioError
 from loadtest.server import ServiceNotReadyError
+from loadtest.sweep import sweep
+from loadtest.words import run_verdict, sweep_verdict
 from loadtest.yardstick import YardstickError, compare, over_the_runtime
 
 KEPT, MISSED, IMPOSSIBLE = 0, 1, 2
@@ -44,34 +51,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="load a running service and verify every answer")
     run.set_defaults(command=_run)
-    run.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
-    run.add_argument("--url", default="http://localhost:3000", help="default: %(default)s")
-    run.add_argument(
-        "--bundle",
-        type=Path,
-        default=Path("artifacts/bundles/cnn"),
-        help="the bundle of the model to ask; default: %(default)s",
+    add_run_arguments(run)
+    search = commands.add_parser(
+        "sweep", help="the highest rate under the bound, and the way to it"
     )
-    run.add_argument("--users", type=int, help="in place of the scenario's")
-    run.add_argument("--images-per-request", type=int, help="in place of the scenario's")
-    run.add_argument("--duration", type=float, default=10, help="seconds; default: %(default)s")
-    run.add_argument("--warmup", type=float, default=2, help="seconds; default: %(default)s")
-    run.add_argument(
-        "--request-timeout",
-        type=float,
-        default=REQUEST_TIMEOUT_S,
-        help="seconds until a missing answer is an error; default: %(default)s",
-    )
-    run.add_argument(
-        "--out", type=Path, default=Path("artifacts/loadtest"), help="default: %(default)s"
-    )
-    run.add_argument("--max-p99-ms", type=float, help="fail above this")
-    run.add_argument("--min-requests-per-s", type=float, help="fail below this")
-    run.add_argument(
-        "--max-error-share", type=float, default=0.0, help="refused or lost requests; default: 0"
-    )
+    search.set_defaults(command=_sweep)
+    add_sweep_arguments(search)
     _add_yardstick(commands)
     _add_overload(commands)
+    add_peers(commands)
+    gate = commands.add_parser("compare", help="is a commit slower than another? paired ratios")
+    gate.set_defaults(command=_compare)
+    add_arguments(gate)
     demo = commands.add_parser("demo", help="serve every bundle, ask it, load it, report all")
     demo.set_defaults(command=_demo)
     demo.add_argument("--bundles", type=Path, default=Path("artifacts/bundles"))
@@ -167,11 +158,7 @@ def _overload(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    scenario = load_scenario(
-        arguments.scenario,
-        users=arguments.users,
-        images_per_request=arguments.images_per_request,
-    )
+    scenario, profile = point(arguments)
     thresholds = Thresholds(
         max_p99_ms=arguments.max_p99_ms,
         min_requests_per_s=arguments.min_requests_per_s,
@@ -181,21 +168,58 @@ def _run(arguments: argparse.Namespace) -> int:
         scenario,
         arguments.url,
         arguments.bundle,
-        duration_s=arguments.duration,
-        warmup_s=arguments.warmup,
+        profile,
         request_timeout_s=arguments.request_timeout,
+        processes=arguments.processes,
     )
     missed = thresholds.missed(result)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{result.scenario}-{result.model}"
-    (arguments.out / f"{stem}.json").write_text(result.model_dump_json(indent=2) + "\n")
-    report = arguments.out / f"{stem}.html"
-    report.write_text(run_report([result], missed))
+    report = write_all(
+        arguments.out / f"{result.scenario}-{result.model}",
+        json=result.model_dump_json(indent=2) + "\n",
+        html=run_report([result], missed),
+        markdown=to_markdown([result], run_verdict([result], missed)[0]),
+        junit=to_junit([result], [missed]),
+    )
+    if result.wrong_answers:
+        path = arguments.out / f"{result.scenario}-{result.model}-wrong.json"
+        save_wrong_answers(result, scenario, arguments.bundle, path)
     print(summary(result))
     print(f"report: {report}")
     for failure in missed:
         print(f"FAILED: {failure}", file=sys.stderr)
     return MISSED if missed else KEPT
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    scenario, profile = point(arguments)
+    found = sweep(
+        scenario,
+        arguments.url,
+        arguments.bundle,
+        profile,
+        processes=arguments.processes,
+        tell=lambda words: print(words, file=sys.stderr),
+    )
+    # A rate above the knee is too much by design: wrong answers alone are a fault here.
+    report = write_all(
+        arguments.out / f"sweep-{found.points[0].model}-{scenario.name}",
+        json=found.model_dump_json(indent=2) + "\n",
+        html=sweep_report(found),
+        markdown=to_markdown(found.points, sweep_verdict(found)[0]),
+        junit=to_junit(found.points, [[] for _ in found.points]),
+    )
+    print(found.table())
+    print(f"report: {report}")
+    wrong = [result for result in found.points if result.wrong_answers]
+    return MISSED if wrong else KEPT
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    outcome = compared(plan_of(arguments), lambda line: print(line, file=sys.stderr, flush=True))
+    print(outcome.markdown())
+    if arguments.out is not None:
+        outcome.write(arguments.out)
+    return outcome.status
 
 
 def _demo(arguments: argparse.Namespace) -> int:

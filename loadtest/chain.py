@@ -12,22 +12,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from loadtest.record import Result
-from loadtest.report import (
-    COLOURS,
-    RESULT_COLUMNS,
-    heading,
-    latency_figure,
-    machine,
-    page,
-    picture,
-    result_row,
-    table,
-    wide_figure,
-)
+from loadtest.html_parts import heading, page, panels, picture, table
+from loadtest.plots import COLOURS, latency_figure, seconds_figure, wide_figure
+from loadtest.report import machine
+from loadtest.result import Result
 from loadtest.run import run_scenario
-from loadtest.scenarios import load_scenario
+from loadtest.scenarios import load_profile, load_scenario
 from loadtest.server import running_service
+from loadtest.tables import result_table
+from loadtest.words import labels
 
 SCENARIOS = ("Concurrency", "Offline")
 COLUMNS = (
@@ -87,9 +80,9 @@ def demonstrate(
                 f"{image} read by {answer['model']} on {answer['device']}: {best['label']} "
                 f"(probability {max(best['probabilities']):.6f})"
             )
+            profile = load_profile("smoke", duration_s=duration_s, warmup_s=1)
             results = [
-                run_scenario(load_scenario(name), url, folder, duration_s=duration_s, warmup_s=1)
-                for name in SCENARIOS
+                run_scenario(load_scenario(name), url, folder, profile) for name in SCENARIOS
             ]
             home = checkpoints / folder.name
             stories.append(
@@ -134,8 +127,8 @@ def chain_report(stories: Sequence[ModelStory]) -> str:
         ),
         picture(_parity_figure(stories), "scaled error by batch size against the tolerance"),
         heading("Latency under load", "closed loop; every answer compared with the reference"),
-        picture(latency_figure(results), "latency by percentile and answers in each second"),
-        table(RESULT_COLUMNS, [result_row(result) for result in results]),
+        panels(_load_pictures(results)),
+        result_table(results, labels(results)),
     ]
     return page(
         "From training to a proven service",
@@ -143,6 +136,16 @@ def chain_report(stories: Sequence[ModelStory]) -> str:
         "these cores, so rates compare the models here and no machines.",
         parts,
     )
+
+
+def _load_pictures(results: Sequence[Result]) -> list[str]:
+    return [
+        picture(latency_figure(results), "latency by percentile"),
+        *(
+            picture(seconds_figure(result, name), f"answers each second: {name}")
+            for result, name in zip(results, labels(results), strict=True)
+        ),
+    ]
 
 
 def _training(story: ModelStory) -> str:

@@ -6,15 +6,17 @@ answer whose bytes were verified once for a request is recognised again without 
 Shape suffixes: G golden images, H and W 28 pixels, K classes.
 """
 
-import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from loadtest.bodies import VARIANT, Body, Said, body, read
+from loadtest.scenarios import Endpoint
 
 # softmax in float32 rounds by a few 6e-8, and JSON carries every digit.
 SOFTMAX_ROUNDING = 1e-6
@@ -30,6 +32,7 @@ REMEMBERED_ANSWERS = 8
 # is held to what ONNX is: on another machine than the exporter's its sums run in another order too.
 TOLERANCE_OF = {
     "onnx": ("onnx", "fp32"),
+    "onnx-tf32": ("onnx", "tf32"),
     "onnx-fp16": ("onnx", "fp16"),
     "onnx-int8": ("onnx", "int8"),
     "torchscript": ("onnx", "fp32"),
@@ -57,30 +60,29 @@ class Bound(NamedTuple):
 
 @dataclass
 class Prepared:
-    """One request's body and what its answer must say.
+    """One request and what its answer must say.
 
     Attributes:
         margins_N: How far the truth's two best logits are apart, in shares of the largest one.
     """
 
-    body: bytes
-    content_type: str
+    sent: Body
     labels: list[str]
     margins_N: npt.NDArray[np.float64]
     probabilities_NK: npt.NDArray[np.float64]
-    known_right: set[bytes] = field(default_factory=set)
+    known_right: set[tuple[bytes, str | None]] = field(default_factory=set)
 
 
 class Expectations:
     """Prepared requests for one model, and the judge of their answers."""
 
-    def __init__(self, bundle: Path, images_per_request: int, endpoint: str) -> None:
+    def __init__(self, bundle: Path, images_per_request: int, endpoint: Endpoint) -> None:
         """Prepare one request for each golden sample (a batch starts at it and goes on from it).
 
         Args:
             bundle: The folder of the bundle that is served.
             images_per_request: Images in a body.
-            endpoint: "predict" or "predict/image".
+            endpoint: Which is asked.
 
         Raises:
             ExpectationError: No bundle there.
@@ -91,7 +93,7 @@ class Expectations:
                 images_GHW, truth_GK = golden["inputs/images"], golden["truth/logits"]
         except (OSError, ValueError, KeyError) as error:
             raise ExpectationError(f"{bundle} is no bundle with golden samples: {error}") from error
-        self.path = f"/{endpoint}?model={self.manifest['name']}"
+        self.named: tuple[str, str] | None = None  # device and variant, by the last answer judged
         largest = float(np.abs(truth_GK).max())
         self._bounds = _bounds(self.manifest["tolerances"], largest)
         best_GK = np.sort(truth_GK, axis=1)[:, -2:]
@@ -102,18 +104,16 @@ class Expectations:
         self.requests = []
         for start in range(len(images_GHW)):
             chosen = [(start + i) % len(images_GHW) for i in range(images_per_request)]
-            body, content_type = _body(images_GHW[chosen], endpoint)
             self.requests.append(
                 Prepared(
-                    body,
-                    content_type,
+                    body(endpoint, self.manifest["name"], images_GHW[chosen]),
                     [labels[i] for i in chosen],
                     margins_G[chosen],
                     probabilities_GK[chosen],
                 )
             )
 
-    def complaint(self, request: Prepared, answer: bytes) -> str | None:
+    def complaint(self, request: Prepared, answer: bytes, headers: Mapping[str, str]) -> str | None:
         """What is wrong with a 200 answer; None if nothing is.
 
         The bundle's tolerance for the device and the variant that the answer names decides. A
@@ -122,35 +122,30 @@ class Expectations:
         variants in fewer bits where it does not waver; int8 is judged by them and by the sums of
         its probabilities alone. Labels must be those of the answer's own probabilities, too.
         """
-        if answer in request.known_right:
+        key = (answer, headers.get(VARIANT))
+        if key in request.known_right:
             return None
         try:
-            complaint = self._judge(request, json.loads(answer))
+            complaint = self._judge(request, read(answer, headers, self.manifest["labels"]))
         except Exception as error:  # noqa: BLE001 - whatever trips the judge is no right answer
             complaint = f"malformed answer ({error!r})"
         if complaint is None and len(request.known_right) < REMEMBERED_ANSWERS:
-            request.known_right.add(answer)
+            request.known_right.add(key)
         return None if complaint is None else f"{complaint}; it began {answer[:200]!r}"
 
-    def _judge(self, request: Prepared, content: Any) -> str | None:
-        expected = {name: self.manifest[name] for name in ("name", "version")}
-        identity = {"name": content["model"], "version": content["version"]}
-        if identity != expected:
-            return f"answered by {identity}, expected {expected}"
-        named = (content["device"], content["variant"])
-        bound = self._bounds.get(named)
+    def _judge(self, request: Prepared, said: Said) -> str | None:
+        expected = (self.manifest["name"], self.manifest["version"])
+        if (said.model, said.version) != expected:
+            return f"answered by {said.model} {said.version}, expected {' '.join(expected)}"
+        self.named = (said.device, said.variant)
+        bound = self._bounds.get(self.named)
         if bound is None:
-            return f"answered by {named}, expected one of {sorted(self._bounds)}"
-        labels = [entry["label"] for entry in content["predictions"]]
-        if not _agree(labels, request, bound.margin):
-            return f"labels {labels}, expected {request.labels}"
-        rows = [entry["probabilities"] for entry in content["predictions"]]
-        if {type(value) for row in rows for value in row} - {float, int}:
-            return "probabilities that are no numbers"
-        probabilities_NK = np.array(rows, dtype=np.float64)
-        if probabilities_NK.shape != request.probabilities_NK.shape:
-            return f"probabilities of shape {probabilities_NK.shape}"
-        return self._judge_probabilities(labels, probabilities_NK, request, bound)
+            return f"answered by {self.named}, expected one of {sorted(self._bounds)}"
+        if not _agree(said.labels, request, bound.margin):
+            return f"labels {said.labels}, expected {request.labels}"
+        if said.probabilities_NK.shape != request.probabilities_NK.shape:
+            return f"probabilities of shape {said.probabilities_NK.shape}"
+        return self._judge_probabilities(said.labels, said.probabilities_NK, request, bound)
 
     def _judge_probabilities(
         self,
@@ -205,14 +200,3 @@ def _bounds(tolerances: list[dict[str, Any]], largest: float) -> dict[tuple[str,
                     WAVERING if error is None or half else 0.0,
                 )
     return bounds
-
-
-def _body(images_NHW: npt.NDArray[np.uint8], endpoint: str) -> tuple[bytes, str]:
-    if endpoint == "predict/image":
-        buffer = io.BytesIO()
-        Image.fromarray(images_NHW[0]).save(buffer, format="PNG")
-        return buffer.getvalue(), "image/png"
-    pixels = images_NHW[0] if len(images_NHW) == 1 else images_NHW
-    return json.dumps({"images": pixels.tolist()}, separators=(",", ":")).encode(), (
-        "application/json"
-    )

@@ -1,31 +1,43 @@
-"""The user that locust runs; works by itself too, with locust's web page.
+"""The users that locust runs; works by itself too, with locust's web page and distributed mode.
 
     locust -f loadtest/locustfile.py --host http://localhost:3000 --bundle artifacts/bundles/cnn
 
-Every answer is verified. With ``--result FILE`` the figures are written at the end.
+Every answer is verified. With ``--result FILE`` the counts are written at the end; several
+processes (``--processes``, or ``--master`` and ``--worker`` on several machines) send theirs to the
+master, which merges them.
 """
 
+import json
 import logging
 import random
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 # Locust loads this file by its path, without the folder that `loadtest` lies in.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import gevent
+from gevent.pool import Pool
 from locust import FastHttpUser, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopUser
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.expectations import ExpectationError, Expectations
-from loadtest.record import Recorder, Result
+from loadtest.record import Recorder, Tally, merged
 from loadtest.run import REQUEST_TIMEOUT_S
-from loadtest.scenarios import Scenario, load_scenario, scenario_names
+from loadtest.scenarios import ENDPOINTS, Scenario, load_scenario, scenario_names
 
 logger = logging.getLogger(__name__)
 HTTP_OK = 200
+MOST_IN_FLIGHT = 1024  # of one process
+TALLY = "tally"
+# Nearer than this the next request is waited for without sleeping, which would be less exact.
+SPIN_S = 0.0005
 
 
 class _Run:
@@ -34,6 +46,7 @@ class _Run:
     scenario: Scenario
     expectations: Expectations
     recorder: Recorder
+    tallies: ClassVar[dict[str, Tally]] = {}
 
 
 @events.init_command_line_parser.add_listener
@@ -41,12 +54,15 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
     # Not in a group: locust's web page shows the parser's own arguments alone.
     parser.add_argument("--bundle", default="artifacts/bundles/cnn", help="the served bundle")
     parser.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
-    parser.add_argument("--images-per-request", type=int, help="in place of the scenario's")
+    parser.add_argument("--changes", default="{}", help="JSON: values in place of the scenario's")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
+    parser.add_argument("--window", type=float, default=0.0, help="seconds that do; 0: till told")
     parser.add_argument(
         "--request-timeout", type=float, default=REQUEST_TIMEOUT_S, help="seconds until an error"
     )
-    parser.add_argument("--result", default="", help="write the figures to this JSON file")
+    parser.add_argument("--endpoint", choices=ENDPOINTS, default=None, help="not the scenario's")
+    parser.add_argument("--ceiling", action="store_true", help="any answer of 200 is right")
+    parser.add_argument("--result", default="", help="write what was counted to this JSON file")
 
 
 def _options(environment: Environment) -> Namespace:
@@ -56,10 +72,27 @@ def _options(environment: Environment) -> Namespace:
     return options
 
 
+@events.report_to_master.add_listener
+def _report(client_id: str, data: dict[str, Any]) -> None:
+    """A worker tells the master with every report, the last of which comes when it has stopped."""
+    if hasattr(_Run, "recorder"):
+        data[TALLY] = _Run.recorder.tally().model_dump_json()
+
+
+@events.worker_report.add_listener
+def _collect(client_id: str, data: dict[str, Any]) -> None:
+    if TALLY in data:
+        _Run.tallies[client_id] = Tally.model_validate_json(data[TALLY])
+
+
 @events.test_start.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
     options = _options(environment)
-    _Run.scenario = load_scenario(options.scenario, images_per_request=options.images_per_request)
+    _Run.tallies = {}
+    changes = {"endpoint": options.endpoint, **json.loads(options.changes)}
+    _Run.scenario = load_scenario(options.scenario, **changes)
+    if isinstance(environment.runner, MasterRunner):
+        return  # its workers send
     try:
         _Run.expectations = Expectations(
             Path(options.bundle), _Run.scenario.images_per_request, _Run.scenario.endpoint
@@ -70,7 +103,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
         if environment.runner is not None:
             environment.runner.quit()
         return
-    _Run.recorder = Recorder(options.warmup)
+    _Run.recorder = Recorder(options.warmup, options.window or float("inf"))
 
 
 @events.test_stopping.add_listener
@@ -79,27 +112,19 @@ def _close_window(**_: Any) -> None:
         _Run.recorder.stop()
 
 
-@events.test_stop.add_listener
+@events.quitting.add_listener
 def _finish(environment: Environment, **_: Any) -> None:
     options, runner = _options(environment), environment.runner
-    if runner is None or not hasattr(_Run, "recorder"):
+    if isinstance(runner, LocalRunner) and hasattr(_Run, "recorder"):
+        _Run.tallies = {"": _Run.recorder.tally()}
+    if isinstance(runner, WorkerRunner) or not _Run.tallies:
         return
-    result = Result(
-        scenario=_Run.scenario.name,
-        model=_Run.expectations.manifest["name"],
-        version=_Run.expectations.manifest["version"],
-        endpoint=_Run.scenario.endpoint,
-        users=runner.target_user_count,
-        images_per_request=_Run.scenario.images_per_request,
-        url=environment.host or "",
-        **_Run.recorder.figures(_Run.scenario.images_per_request),
-    )
+    total = merged(list(_Run.tallies.values()))
     if options.result:
-        Path(options.result).write_text(result.model_dump_json(indent=2) + "\n")
-    if result.wrong_answers:
-        logger.error(
-            "%d WRONG ANSWERS, such as: %s", result.wrong_answers, result.wrong_answer_examples[0]
-        )
+        Path(options.result).write_text(total.model_dump_json() + "\n")
+    if total.wrong_answers:
+        example = total.wrong_examples[0].complaint
+        logger.error("%d WRONG ANSWERS, such as: %s", total.wrong_answers, example)
         environment.process_exit_code = 1
 
 
@@ -111,12 +136,20 @@ def error_kind(response: Any) -> str:
 
 
 class DigitUser(FastHttpUser):
-    """Sends prepared golden samples, the next when the last is answered, and checks each answer."""
+    """Sends prepared golden samples and checks each answer.
+
+    In a closed loop it sends the next request when the last is answered. In an open loop there is
+    one of it in each process, and it sends requests when they are due, whatever is answered:
+    latencies count from the due moment. While the service stalls, requests go on being due, and
+    each of them waits as a client of its own would have (no coordinated omission).
+    """
+
+    concurrency = MOST_IN_FLIGHT
 
     def __init__(self, environment: Environment) -> None:
         """Take the time-outs from the command line; the client is made with them."""
-        self.network_timeout = _options(environment).request_timeout
-        self.connection_timeout = self.network_timeout
+        self.options = _options(environment)
+        self.network_timeout = self.connection_timeout = self.options.request_timeout
         super().__init__(environment)
 
     def on_start(self) -> None:
@@ -125,25 +158,73 @@ class DigitUser(FastHttpUser):
             len(_Run.expectations.requests)
         )
 
-    @task
-    def predict(self) -> None:
-        """One request and its judgement."""
-        requests = _Run.expectations.requests
-        request = requests[self._position % len(requests)]
-        self._position += 1
+    def ask(self, due_s: float | None = None) -> None:
+        """One request and its judgement.
+
+        Args:
+            due_s: When it was due (``time.perf_counter``), if not just now.
+        """
+        requests, recorder = _Run.expectations.requests, _Run.recorder
+        position = self._position = (self._position + 1) % len(requests)
+        request, begun_s = requests[position], time.perf_counter()
+        due_s = begun_s if due_s is None else due_s
+        phase = recorder.sent(begun_s - due_s)
         with self.client.post(
-            _Run.expectations.path,
-            data=request.body,  # type: ignore[arg-type]  # bytes are sent as they are
-            headers={"Content-Type": request.content_type},
+            request.sent.path,
+            data=request.sent.content,  # type: ignore[arg-type]  # bytes are sent as they are
+            headers=request.sent.headers,
             name=_Run.scenario.endpoint,
             catch_response=True,
         ) as response:
+            latency_s = time.perf_counter() - due_s
+            response.request_meta["response_time"] = 1000 * latency_s
             if response.status_code != HTTP_OK:
                 kind = error_kind(response)
                 response.failure(kind)
-                _Run.recorder.failed(kind)
-            elif complaint := _Run.expectations.complaint(request, response.content):
+                recorder.failed(kind, phase)
+            elif complaint := self._complaint(request, response):
                 response.failure(f"wrong answer: {complaint}")
-                _Run.recorder.wrong(complaint)
+                recorder.wrong(complaint, position)
+            elif phase == "window":
+                recorder.answered(latency_s)
+
+    def _complaint(self, request: Any, response: Any) -> str | None:
+        if self.options.ceiling:
+            return None
+        expectations = _Run.expectations
+        complaint = expectations.complaint(request, response.content, response.headers)
+        _Run.recorder.named = expectations.named
+        return complaint
+
+    @task
+    def predict(self) -> None:
+        """One request of a closed loop, or all of this process's of an open one."""
+        if _Run.scenario.loop == "closed":
+            self.ask()
+        else:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        scenario, options, runner = _Run.scenario, self.options, self.environment.runner
+        processes, index = 1, 0
+        if isinstance(runner, WorkerRunner):
+            processes, index = max(1, options.expect_workers or 1), runner.worker_index
+        rate = (scenario.rate_per_s or 0.0) / processes
+        chance = random.Random(scenario.seed * 1000 + index)  # noqa: S311 - no secret
+        pool, due_s = Pool(MOST_IN_FLIGHT), time.perf_counter()
+        end_s = due_s + options.warmup + options.window if options.window else float("inf")
+        while due_s < end_s:
+            due_s += chance.gammavariate(scenario.shape, 1 / (rate * scenario.shape))
+            while (delay_s := due_s - time.perf_counter()) > 0:
+                gevent.sleep(max(0.0, delay_s - SPIN_S))
+            if pool.full():
+                _Run.recorder.no_room()
             else:
-                _Run.recorder.answered(response.request_meta["response_time"])
+                pool.spawn(self.ask, due_s)
+        _Run.recorder.stop()
+        pool.join(options.request_timeout)
+        _Run.recorder.stragglers(len(pool))
+        pool.kill()
+        if runner is not None and not isinstance(runner, WorkerRunner):
+            runner.quit()
+        raise StopUser

@@ -1,10 +1,14 @@
-"""What is kept of a run while it goes: latencies in an HDR histogram, errors by kind, a time line.
+"""What one generator process counts while it goes, in a form that several are merged in.
 
+Latencies are HDR histograms of microseconds: histograms are added, percentiles never averaged.
 Locust's own statistics round to whole milliseconds, which is longer than most answers here take.
 """
 
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Literal
 
 import psutil
 from hdrh.histogram import HdrHistogram
@@ -12,81 +16,193 @@ from pydantic import BaseModel, ConfigDict
 
 LONGEST_US = 120_000_000
 SIGNIFICANT_DIGITS = 3
-PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-SPECTRUM = (*range(0, 91, 5), 92.5, 95, 97.5, 98, 99, 99.5, 99.9, 99.99, 100)
 KEPT_WRONG_ANSWERS = 20
 MICROSECONDS = 1000  # in a millisecond
+REFUSED = "HTTP 429"
+Phase = Literal["warm-up", "window", "over"]
 
 
-class Result(BaseModel):
-    """One run's figures; latencies in milliseconds, as the client saw them."""
+class WrongAnswer(BaseModel):
+    """What was wrong, and the request that got it: ``position`` among the prepared ones."""
 
     model_config = ConfigDict(frozen=True)
 
-    scenario: str
-    model: str
-    version: str
-    endpoint: str
-    users: int
-    images_per_request: int
-    url: str
-    duration_s: float
-    warmup_s: float
-    requests: int
-    requests_per_s: float
-    images_per_s: float
-    latency_ms: dict[str, float]
-    latency_spectrum_ms: list[tuple[float, float]]
+    complaint: str
+    position: int
+
+
+class Tally(BaseModel):
+    """The counts of one generator process, or of several together.
+
+    Attributes:
+        window_s: Seconds that counted.
+        sent: Requests of that window.
+        in_window: Right answers that came within it.
+        latency_us, lag_us: Encoded HDR histograms: of right answers, from the moment they were due
+            (sent, in a closed loop); of how much later than due a request was sent.
+        seconds_us: The first of them for each second of the window.
+        refused_each_second: Answers of 429.
+        no_room: Requests that found as many in flight as there may be, and were not sent.
+        stragglers: Requests without an answer when the time to wait for them was over.
+        cpu_share: Of one core, of the busiest process.
+        named: Device and variant that answers named.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    processes: int = 1
+    window_s: float
+    sent: int
+    in_window: int
+    latency_us: str
+    lag_us: str
+    seconds_us: list[str]
+    refused_each_second: list[int]
     errors: dict[str, int]
     wrong_answers: int
-    wrong_answer_examples: list[str]
-    requests_each_second: list[int]
-    generator_cpu_share: float
+    wrong_examples: list[WrongAnswer]
+    no_room: int
+    stragglers: int
+    cpu_share: float
+    named: tuple[str, str] | None
+
+
+def new_histogram() -> HdrHistogram:
+    """An empty histogram of microseconds up to two minutes, to three digits."""
+    return HdrHistogram(1, LONGEST_US, SIGNIFICANT_DIGITS)
+
+
+def decoded(encoded: str) -> HdrHistogram:
+    """A histogram from its text."""
+    return HdrHistogram.decode(encoded.encode())
+
+
+def merged(tallies: Sequence[Tally]) -> Tally:
+    """What several processes counted at the same time, as if one had.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not tallies:
+        raise ValueError("not one generator process told what it counted")
+    refused = (t.refused_each_second for t in tallies)
+    seconds = (t.seconds_us for t in tallies)
+    errors: Counter[str] = Counter()
+    for tally in tallies:
+        errors.update(tally.errors)
+    return Tally(
+        processes=sum(t.processes for t in tallies),
+        window_s=max(t.window_s for t in tallies),
+        sent=sum(t.sent for t in tallies),
+        in_window=sum(t.in_window for t in tallies),
+        latency_us=_added([t.latency_us for t in tallies]),
+        lag_us=_added([t.lag_us for t in tallies]),
+        seconds_us=[_added([s for s in each if s]) for each in zip_longest(*seconds)],
+        refused_each_second=[sum(each) for each in zip_longest(*refused, fillvalue=0)],
+        errors=dict(errors),
+        wrong_answers=sum(t.wrong_answers for t in tallies),
+        wrong_examples=[w for t in tallies for w in t.wrong_examples][:KEPT_WRONG_ANSWERS],
+        no_room=sum(t.no_room for t in tallies),
+        stragglers=sum(t.stragglers for t in tallies),
+        cpu_share=max(t.cpu_share for t in tallies),
+        named=next((t.named for t in tallies if t.named), None),
+    )
 
 
 class Recorder:
-    """Collects answers from the moment the warm-up is over."""
+    """Collects from the moment the warm-up is over."""
 
-    def __init__(self, warmup_s: float) -> None:
-        """Start the clock: the warm-up begins now."""
-        self._histogram = HdrHistogram(1, LONGEST_US, SIGNIFICANT_DIGITS)
+    def __init__(self, warmup_s: float, window_s: float = float("inf")) -> None:
+        """Start the clock: the warm-up begins now, and behind it the window that counts."""
+        self._latency, self._lag = new_histogram(), new_histogram()
+        self._seconds: dict[int, HdrHistogram] = {}
+        self._refused: Counter[int] = Counter()
         self._errors: Counter[str] = Counter()
-        self._wrong: list[str] = []
-        self._wrong_answers = 0
-        self._each_second: Counter[int] = Counter()
+        self._wrong: list[WrongAnswer] = []
+        self._wrong_answers = self._sent = self._in_window = 0
+        self._no_room = self._stragglers = 0
         self._process = psutil.Process()
         self._cpu_s: float | None = None
-        self._warmup_s = warmup_s
         self._start_s = time.perf_counter() + warmup_s
         self._stop_s: float | None = None
-        self._in_window = 0
+        self._end_s = self._start_s + window_s
+        self.named: tuple[str, str] | None = None
 
-    def answered(self, latency_ms: float) -> None:
-        """A right answer came."""
+    def sent(self, late_s: float = 0.0) -> Phase:
+        """A request is sent, so much later than it was due; only in the window it counts."""
         if not self._counts():
-            return
-        self._histogram.record_value(max(1, round(latency_ms * MICROSECONDS)))
+            return "warm-up"
+        if not self._open():
+            return "over"
+        self._sent += 1
+        self._lag.record_value(max(1, round(late_s * 1e6)))
+        return "window"
+
+    def answered(self, latency_s: float) -> None:
+        """A right answer came to a request that counts."""
+        value = max(1, round(latency_s * 1e6))
+        self._latency.record_value(value)
         # Answers to what was in flight at the stop have a latency, but belong to no second.
-        if self._stop_s is None:
+        if self._open():
             self._in_window += 1
-            self._each_second[int(time.perf_counter() - self._start_s)] += 1
+            second = int(time.perf_counter() - self._start_s)
+            self._seconds.setdefault(second, new_histogram()).record_value(value)
+
+    def failed(self, kind: str, phase: Phase = "window") -> None:
+        """A request of that phase got no answer, or a refusal."""
+        if phase == "over" or (phase == "warm-up" and not self._counts()):
+            return  # one of the warm-up that fails only now has kept its user from the window
+        self._errors[kind] += 1
+        if kind == REFUSED and self._open():
+            self._refused[int(time.perf_counter() - self._start_s)] += 1
+
+    def wrong(self, complaint: str, position: int) -> None:
+        """A wrong answer came; counted in the warm-up too, for none is excusable."""
+        self._wrong_answers += 1
+        if len(self._wrong) < KEPT_WRONG_ANSWERS:
+            self._wrong.append(WrongAnswer(complaint=complaint, position=position))
+
+    def no_room(self) -> None:
+        """A request was due while as many were in flight as there may be."""
+        self._no_room += 1
+
+    def stragglers(self, count: int) -> None:
+        """So many requests had no answer when the time to wait for them was over."""
+        self._stragglers += count
+        if count:
+            self._errors["no answer in time"] += count
 
     def stop(self) -> float:
         """The load ends now, if it had not: the window of all rates is closed. Returns when."""
         if self._stop_s is None:
-            self._stop_s = time.perf_counter()
+            self._stop_s = min(time.perf_counter(), self._end_s)
         return self._stop_s
 
-    def failed(self, kind: str) -> None:
-        """A request got no answer, or a refusal."""
-        if self._counts():
-            self._errors[kind] += 1
+    def _open(self) -> bool:
+        return self._stop_s is None and time.perf_counter() < self._end_s
 
-    def wrong(self, what: str) -> None:
-        """A wrong answer came; counted in the warm-up too, for none is excusable."""
-        self._wrong_answers += 1
-        if len(self._wrong) < KEPT_WRONG_ANSWERS:
-            self._wrong.append(what)
+    def tally(self) -> Tally:
+        """What was counted up to now, or to the stop."""
+        now_s = min(time.perf_counter(), self._end_s) if self._stop_s is None else self._stop_s
+        window_s = max(now_s - self._start_s, 1e-9)
+        cpu_s = self._cpu_time() - self._cpu_s if self._cpu_s is not None else 0.0
+        whole = range(int(window_s))
+        return Tally(
+            window_s=window_s,
+            sent=self._sent,
+            in_window=self._in_window,
+            latency_us=_encoded(self._latency),
+            lag_us=_encoded(self._lag),
+            seconds_us=[_encoded(self._seconds.get(s) or new_histogram()) for s in whole],
+            refused_each_second=[self._refused[s] for s in whole],
+            errors=dict(self._errors),
+            wrong_answers=self._wrong_answers,
+            wrong_examples=self._wrong,
+            no_room=self._no_room,
+            stragglers=self._stragglers,
+            cpu_share=cpu_s / window_s,
+            named=self.named,
+        )
 
     def _counts(self) -> bool:
         if time.perf_counter() < self._start_s:
@@ -99,26 +215,13 @@ class Recorder:
         times = self._process.cpu_times()
         return float(times.user + times.system)
 
-    def figures(self, images_per_request: int) -> dict[str, object]:
-        """The measured fields of ``Result``."""
-        elapsed = max(self.stop() - self._start_s, 1e-9)
-        requests = self._histogram.get_total_count()
-        cpu = self._cpu_time() - self._cpu_s if self._cpu_s is not None else 0.0
-        whole_seconds = int(elapsed)
-        return {
-            "duration_s": elapsed,
-            "warmup_s": self._warmup_s,
-            "requests": requests,
-            "requests_per_s": self._in_window / elapsed,
-            "images_per_s": self._in_window * images_per_request / elapsed,
-            "latency_ms": {f"p{share:g}": self._at(share) for share in PERCENTILES},
-            "latency_spectrum_ms": [(float(share), self._at(share)) for share in SPECTRUM],
-            "errors": dict(self._errors),
-            "wrong_answers": self._wrong_answers,
-            "wrong_answer_examples": self._wrong,
-            "requests_each_second": [self._each_second[s] for s in range(whole_seconds)],
-            "generator_cpu_share": cpu / elapsed,
-        }
 
-    def _at(self, percentile: float) -> float:
-        return float(self._histogram.get_value_at_percentile(percentile)) / MICROSECONDS
+def _encoded(histogram: HdrHistogram) -> str:
+    return bytes(histogram.encode()).decode()
+
+
+def _added(encoded: Sequence[str]) -> str:
+    total = new_histogram()
+    for text in encoded:
+        total.add(decoded(text))
+    return _encoded(total)

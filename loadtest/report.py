@@ -1,83 +1,27 @@
-"""HTML pages that stand alone: no script, no request to anywhere, pictures inside."""
+"""The pages of a load test: what was found, in figures, tables and pictures."""
 
-import base64
-import html
-import io
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from loadtest.record import Result
+from loadtest.html_parts import heading, page, panels, paragraph, picture, sentence, tiles
+from loadtest.levels import said_nothing
+from loadtest.plots import curve_figure, latency_figure, seconds_figure, some
+from loadtest.plots_server import batch_figure, machine_figure, waiting_figure
+from loadtest.result import Result
+from loadtest.tables import error_table, fact_list, limit_table, result_table
+from loadtest.words import cost, goodput, labels, rate_per_s, run_verdict, sweep_verdict, wrong
 
-COLOURS = ("#1f6fb4", "#d9730d", "#2b8a5a", "#8a4fa3", "#b0413e", "#5c6b73")
-NINES = (50, 90, 99, 99.9, 99.99)
+if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by this module
+    from loadtest.sweep import Sweep
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1d2329; background: #fff }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p.note { color: #56616b; margin-top: .2rem } img { max-width: 100%; height: auto }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .55rem; border-bottom: 1px solid #d8dee4; text-align: right;
-         white-space: nowrap; vertical-align: bottom }
-th { white-space: normal }
-th { border-bottom-color: #56616b; font-weight: 600 }
-th:first-child, td:first-child { text-align: left } .bad { color: #b3261e; font-weight: 600 }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-.pair img { flex: 1 1 20rem; min-width: 0; max-width: 29rem }
-"""
-
-
-def page(title: str, note: str, parts: Sequence[str]) -> str:
-    """A whole page of finished parts."""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
-        f'<h1>{html.escape(title)}</h1><p class="note">{html.escape(note)}</p>'
-        + "\n".join(parts)
-        + "</html>\n"
-    )
-
-
-def heading(text: str, note: str = "") -> str:
-    """A section's heading with a line below it."""
-    below = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f"<h2>{html.escape(text)}</h2>{below}"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[str] = ()) -> str:
-    """A table; cells whose text is in ``bad`` stand out."""
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="bad">{html.escape(cell)}</td>'
-            if cell in bad
-            else f"<td>{html.escape(cell)}</td>"
-            for cell in row
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def picture(source: Figure | Path, description: str) -> str:
-    """A picture inside the page, with its description for those who do not see it."""
-    if isinstance(source, Path):
-        content = source.read_bytes()
-    else:
-        buffer = io.BytesIO()
-        source.savefig(buffer, format="png", dpi=130)
-        content = buffer.getvalue()
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+NO_COUNTERS = (
+    "The server told none of its counters: batch sizes, queue and compute times are not known."
+)
 
 
 def machine() -> str:
@@ -92,67 +36,149 @@ def machine() -> str:
     )
 
 
-RESULT_COLUMNS = (
-    *("model", "scenario", "users", "images/request", "requests/s", "images/s"),
-    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "errors", "wrong answers"),
-)
+def run_report(results: Sequence[Result], missed: Sequence[str]) -> str:
+    """The page of a load test of one or several points.
+
+    Args:
+        results: In the order in which they shall be shown.
+        missed: Thresholds, in words.
+    """
+    verdict = run_verdict(results, missed)
+    figures = [
+        tile
+        for result, name in zip(results, labels(results), strict=True)
+        for tile in _tiles(result, name if len(results) > 1 else "")
+        if result.verdict.valid
+    ]
+    pictures = [
+        *_curve(results),
+        picture(latency_figure(results), "latency by percentile"),
+        *_seconds(some(results)),
+    ]
+    return _whole("Load test", results, verdict, tiles(figures) if figures else "", pictures)
 
 
-def result_row(result: Result) -> list[str]:
-    """A run as cells under ``RESULT_COLUMNS``."""
-    errors = ", ".join(f"{kind}: {count}" for kind, count in result.errors.items())
+def sweep_report(sweep: "Sweep") -> str:
+    """The page of a search for the highest rate under the bound."""
+    figures = [
+        (f"{sweep.slo_ms:g} ms", "bound of p99"),
+        (f"{sweep.capacity_per_s:,.0f}/s", "a closed loop got at most"),
+        (f"{sweep.ceiling_per_s:,.0f}/s", "the generator reaches alone"),
+    ]
+    chosen = [len(sweep.points) - 1]
+    if sweep.knee is not None:
+        knee = sweep.points[sweep.knee]
+        figures = [
+            (f"{knee.offered_per_s or 0:,.0f}/s", "knee, requests offered"),
+            (f"{knee.latency_ms['p99']:.2f} ms", "p99 there"),
+            (f"{goodput(knee)}/s", "goodput there"),
+            *figures,
+        ]
+        chosen = sorted({sweep.knee, *chosen})
+    pictures = [
+        picture(
+            curve_figure(sweep.points, sweep.slo_ms, sweep.knee),
+            "latency percentiles over the offered rate, with the bound and the knee",
+        ),
+        picture(latency_figure(sweep.points), "latency by percentile at the offered rates"),
+        *_seconds([sweep.points[i] for i in chosen]),
+    ]
+    return _whole(
+        "Load sweep", sweep.points, sweep_verdict(sweep), tiles(figures), pictures, sweep.knee
+    )
+
+
+def _whole(
+    title: str,
+    results: Sequence[Result],
+    verdict: tuple[str, bool],
+    figures: str,
+    pictures: Sequence[str],
+    knee: int | None = None,
+) -> str:
+    """A page: the sentence, the headline figures, pictures, tables and where it all was."""
+    words, bad = verdict
+    mark = "" if any(result.verdict.valid for result in results) else "INVALID"
+    names = labels(results)
+    if knee is not None:
+        names[knee] += " (knee)"
+    return page(
+        title,
+        "",
+        [
+            sentence(words[0].upper() + words[1:], bad=bad),
+            figures,
+            fact_list(results),
+            heading("Latency", _hint(results)),
+            panels(pictures),
+            heading("Inside the server", "of the seconds that count, by its own counters"),
+            paragraph(NO_COUNTERS) if said_nothing(results) else "",
+            panels(_server_pictures(results)),
+            heading("Figures", "every answer compared with the bundle's reference"),
+            result_table(results, names),
+            heading("Errors by kind", "; ".join(wrong(r) for r in results if r.wrong_answers)),
+            error_table(results, names),
+            heading(
+                "What may have been the limit",
+                "the generator and the server take the same cores if they share a machine; "
+                "the generator's memory is not recorded",
+            ),
+            limit_table(results, names),
+        ],
+        mark,
+    )
+
+
+def _tiles(result: Result, name: str) -> list[tuple[str, str]]:
+    """The headline figures of a valid result."""
+    of = f", {name}" if name else ""
+    if name:
+        return [(f"{result.requests_per_s:,.0f}/s", f"p99 {result.latency_ms['p99']:.2f} ms{of}")]
+    figures = [
+        (f"{result.requests_per_s:,.0f}/s", "requests answered rightly"),
+        (f"{result.images_per_s:,.0f}/s", "images"),
+        (f"{result.latency_ms['p50']:.2f} ms", "p50"),
+        (f"{result.latency_ms['p99']:.2f} ms", "p99"),
+    ]
+    if result.goodput_per_s is not None:
+        figures.append((f"{goodput(result)}/s", f"goodput, within {result.slo_ms:g} ms"))
+    if result.cost_per_million is not None:
+        figures.append((cost(result), "cost per million images"))
+    return figures
+
+
+def _hint(results: Sequence[Result]) -> str:
+    since = (
+        "from the moment a request was due"
+        if results[0].loop == "open"
+        else "from sending a request to its answer"
+    )
+    if any(not result.verdict.valid for result in results):
+        return f"{since}; INVALID points have hollow markers or broken lines"
+    return since
+
+
+def _curve(results: Sequence[Result]) -> list[str]:
+    """Only of points that differ in their load alone."""
+    kinds = {(r.model, r.scenario, r.endpoint, r.images_per_request, r.loop) for r in results}
+    if len(kinds) > 1 or len({rate_per_s(result) for result in results}) < 2:  # noqa: PLR2004
+        return []
+    points = sorted(results, key=rate_per_s)
+    figure = curve_figure(points, points[0].slo_ms, None)
+    return [picture(figure, "latency percentiles over the rate")]
+
+
+def _seconds(results: Sequence[Result]) -> list[str]:
     return [
-        *(result.model, result.scenario, str(result.users), str(result.images_per_request)),
-        *(f"{result.requests_per_s:,.0f}", f"{result.images_per_s:,.0f}"),
-        *(f"{latency:.2f}" for latency in result.latency_ms.values()),
-        *(errors or "none", str(result.wrong_answers)),
+        picture(seconds_figure(result, f"Each second: {name}"), f"answers each second, {name}")
+        for result, name in zip(results, labels(results), strict=True)
     ]
 
 
-def wide_figure(height_in: float) -> Figure:
-    """An empty figure as wide as the page, in the pages' look; height in inches."""
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    return Figure(figsize=(9.5, height_in), layout="constrained")
-
-
-def latency_figure(results: Sequence[Result]) -> Figure:
-    """Latency over percentile, the rare slow answers spread out; and answers a second."""
-    figure = wide_figure(3.4)
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    for result, colour in zip(results, COLOURS * len(results), strict=False):
-        label = f"{result.model}, {result.scenario}"
-        shares = [(share, value) for share, value in result.latency_spectrum_ms if share < 100]  # noqa: PLR2004
-        left.plot(
-            *([100 / (100 - share) for share, _ in shares], [value for _, value in shares]),
-            color=colour,
-            label=label,
-        )
-        seconds = range(1, len(result.requests_each_second) + 1)
-        right.plot(seconds, result.requests_each_second, "o-", markersize=3, color=colour)
-    left.set(xscale="log", xlabel="share of answers that were faster, %", ylabel="latency, ms")
-    left.set_xticks([100 / (100 - nine) for nine in NINES], [f"{nine:g}" for nine in NINES])
-    left.set_xticks([], minor=True)
-    left.set_ylim(bottom=0)
-    left.set_title("Latency by percentile", loc="left")
-    left.legend(frameon=False, fontsize=9)
-    right.set(xlabel="second of the run", ylim=(0, None))
-    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    right.set_title("Answers in each second", loc="left")
-    return figure
-
-
-def run_report(results: Sequence[Result], missed: Sequence[str]) -> str:
-    """The page of a load test."""
-    verdict = "; ".join(missed) if missed else "all answers right, all thresholds kept"
-    busy = max(result.generator_cpu_share for result in results)
-    return page(
-        "Load test",
-        f"{verdict}. Service at {results[0].url}; load generator on {machine()}, up to "
-        f"{100 * busy:.0f}% of a core.",
-        [
-            heading("Figures", "closed loop; every answer compared with the bundle's reference"),
-            table(RESULT_COLUMNS, [result_row(result) for result in results]),
-            heading("Latency"),
-            picture(latency_figure(results), "latency by percentile and answers in each second"),
-        ],
-    )
+def _server_pictures(results: Sequence[Result]) -> list[str]:
+    drawn: list[tuple[Figure | None, str]] = [
+        (batch_figure(results), "batch sizes"),
+        (waiting_figure(results), "time in the queue and in the engine"),
+        (machine_figure(results), "CPU and memory"),
+    ]
+    return [picture(figure, words) for figure, words in drawn if figure is not None]

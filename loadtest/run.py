@@ -1,5 +1,7 @@
-"""One measured run: locust in a process of its own against a service that is up, then a verdict."""
+"""One load point: locust in a process of its own against a service that is up, then a verdict."""
 
+import base64
+import json
 import math
 import os
 import subprocess
@@ -8,23 +10,31 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from loadtest.record import Result
-from loadtest.scenarios import Scenario
+from loadtest.expectations import Expectations
+from loadtest.record import Tally
+from loadtest.report import machine
+from loadtest.result import Provenance, Result, figures
+from loadtest.scenarios import Profile, Scenario, price_per_hour
+from loadtest.serverside import ServerWatch
+from loadtest.serverside import summary as server_summary
+from loadtest.validity import judge
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+REPOSITORY = LOCUSTFILE.parent.parent
 SPAWN_PER_S = 1_000
 REQUEST_TIMEOUT_S = 10.0
 # Longer than a request's: one that hangs at the end becomes an error before its user is ended.
 STOP_MARGIN_S = 2
 # Locust's own start and end, on a busy machine.
 GRACE_S = 60.0
-# Past this share of one core the generator rather measures itself.
-BUSY_GENERATOR = 0.8
+VERSIONS = ("locust", "geventhttpclient", "numpy")
 
 
 class LoadTestError(RuntimeError):
@@ -50,7 +60,8 @@ class Thresholds(BaseModel):
         if result.requests == 0:
             missed.append("not one request was answered rightly")
         errors = sum(result.errors.values())
-        if errors > self.max_error_share * (result.requests + errors):
+        refused = result.errors.get("HTTP 429", 0) if result.overload else 0
+        if errors - refused > self.max_error_share * (result.requests + errors):
             kinds = ", ".join(f"{kind} x {count}" for kind, count in result.errors.items())
             missed.append(
                 f"{errors} requests failed ({kinds}); allowed share {self.max_error_share:g}"
@@ -68,10 +79,11 @@ def run_scenario(
     scenario: Scenario,
     url: str,
     bundle: Path,
+    profile: Profile,
     *,
-    duration_s: float,
-    warmup_s: float,
     request_timeout_s: float = REQUEST_TIMEOUT_S,
+    processes: int = 1,
+    ceiling_per_s: float | None = None,
 ) -> Result:
     """Load a running service and return the figures.
 
@@ -79,32 +91,86 @@ def run_scenario(
         scenario: Who sends what.
         url: The service, e.g. http://localhost:3000.
         bundle: The bundle whose model is asked and whose golden samples judge the answers.
-        duration_s: Seconds that count.
-        warmup_s: Seconds before these.
+        profile: For how long.
         request_timeout_s: Seconds until an answer that does not come is counted as an error.
+        processes: Of the generator; their histograms are merged.
+        ceiling_per_s: What the generator reaches against nothing, to be told beside.
 
     Raises:
         LoadTestError: No service is ready there, or locust failed.
     """
-    if duration_s <= 0 or warmup_s < 0:
-        raise LoadTestError(
-            f"a run of {duration_s:g} s after {warmup_s:g} s of warm-up cannot be made; "
-            "give a positive duration"
-        )
-    url = url.rstrip("/")
+    url, began = url.rstrip("/"), datetime.now(UTC)
     require_ready(url)
+    with ServerWatch(url) as watch:
+        tally = generate(
+            scenario, url, bundle, profile, request_timeout_s=request_timeout_s, processes=processes
+        )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    device, variant = tally.named or ("unknown", "unknown")
+    return Result(
+        **figures(tally, scenario, profile, price_per_hour()),
+        model=manifest["name"],
+        version=manifest["version"],
+        device=device,
+        variant=variant,
+        ceiling_per_s=ceiling_per_s,
+        server=server_summary(watch.samples),
+        server_samples=[sample.model_dump() for sample in watch.samples],
+        provenance=Provenance(
+            url=url,
+            machine=machine(),
+            versions={name: metadata.version(name) for name in VERSIONS},
+            commit=_commit(),
+            began=began.isoformat(timespec="seconds"),
+        ),
+        verdict=judge(tally, scenario, profile),
+    )
+
+
+def generate(
+    scenario: Scenario,
+    url: str,
+    bundle: Path,
+    profile: Profile,
+    *,
+    request_timeout_s: float = REQUEST_TIMEOUT_S,
+    processes: int = 1,
+    ceiling: bool = False,
+) -> Tally:
+    """Run locust and return what it counted.
+
+    Args:
+        scenario: See ``run_scenario``.
+        url: See there.
+        bundle: See there.
+        profile: See there.
+        request_timeout_s: See there.
+        processes: See there.
+        ceiling: Take any answer of 200 for right: the server does nothing.
+
+    Raises:
+        LoadTestError: Locust failed, or a bundle is not there.
+    """
+    seconds = profile.warmup_s + profile.duration_s
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
-        result_file, log_file = Path(folder) / "result.json", Path(folder) / "locust.log"
+        result_file, log_file = Path(folder) / "tally.json", Path(folder) / "locust.log"
+        changes = scenario.model_dump(exclude={"name", "description"})
+        # The window ends by itself; an open loop then waits for what is missing.
+        margin_s = STOP_MARGIN_S + (request_timeout_s if scenario.loop == "open" else 0.0)
         command = [
             *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
-            *("--host", url, "--headless", "--only-summary", "--skip-log-setup"),
-            *("--users", str(scenario.users), "--spawn-rate", str(SPAWN_PER_S)),
-            *("--run-time", f"{math.ceil(duration_s + warmup_s)}s"),
+            *("--host", url, "--headless", "--only-summary"),
+            *("--skip-log-setup", "--spawn-rate", str(SPAWN_PER_S)),
+            *("--users", str(scenario.users or processes)),
+            *("--run-time", f"{math.ceil(seconds + margin_s)}s"),
             *("--stop-timeout", str(math.ceil(request_timeout_s) + STOP_MARGIN_S)),
             *("--request-timeout", str(request_timeout_s)),
             *("--bundle", str(bundle.resolve()), "--scenario", scenario.name),
-            *("--images-per-request", str(scenario.images_per_request)),
-            *("--warmup", str(warmup_s), "--result", str(result_file)),
+            *("--changes", json.dumps(changes), "--warmup", str(profile.warmup_s)),
+            *("--window", str(profile.duration_s), "--result", str(result_file)),
+            *(["--ceiling"] if ceiling else []),
+            *(["--processes", str(processes), "--expect-workers", str(processes)])
+            * (processes > 1),
         ]
         # Locust reads configuration files of the folder it runs in: run it where there are none.
         with log_file.open("wb") as log:
@@ -113,14 +179,14 @@ def run_scenario(
             )
             try:
                 bar = f"{scenario.name} {bundle.name}"
-                _watch(process, bar, duration_s + warmup_s, request_timeout_s + GRACE_S)
+                _watch(process, bar, seconds, request_timeout_s + GRACE_S)
             finally:
                 process.kill()
                 process.wait()
         if not result_file.is_file():
             tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
             raise LoadTestError(f"locust ended with {process.returncode}:\n{tail}")
-        return Result.model_validate_json(result_file.read_bytes())
+        return Tally.model_validate_json(result_file.read_bytes())
 
 
 def require_ready(url: str) -> None:
@@ -144,16 +210,50 @@ def summary(result: Result) -> str:
     """A few lines for a terminal."""
     latency = "  ".join(f"{name} {value:.2f}" for name, value in result.latency_ms.items())
     errors = ", ".join(f"{kind} x {count}" for kind, count in result.errors.items()) or "none"
-    busy = result.generator_cpu_share
-    warning = "  (it may have been the bottleneck)" if busy > BUSY_GENERATOR else ""
+    who = (
+        f"{result.users} users"
+        if result.loop == "closed"
+        else f"{result.offered_per_s:,.0f} requests/s due"
+    )
+    ceiling = f" of at most {result.ceiling_per_s:,.0f}" if result.ceiling_per_s else ""
+    goodput = (
+        f"  goodput {result.goodput_per_s:,.1f}/s under {result.slo_ms:g} ms"
+        if result.goodput_per_s is not None
+        else ""
+    )
     return (
-        f"{result.scenario} on {result.model}: {result.users} users, "
-        f"{result.images_per_request} images a request, {result.duration_s:.1f} s\n"
-        f"  {result.requests_per_s:,.1f} requests/s  {result.images_per_s:,.1f} images/s\n"
+        f"{result.scenario} on {result.model} ({result.variant}, {result.device}): {who}, "
+        f"{result.endpoint}, {result.images_per_request} images a request, "
+        f"{result.duration_s:.1f} s\n"
+        f"  {result.requests_per_s:,.1f} requests/s{ceiling}  "
+        f"{result.images_per_s:,.1f} images/s{goodput}\n"
         f"  latency, ms: {latency}\n"
         f"  wrong answers: {result.wrong_answers}  errors: {errors}  "
-        f"generator: {100 * busy:.0f}% of a core{warning}"
+        f"generator: {100 * result.generator_cpu_share:.0f}% of a core, sent late by p99 "
+        f"{result.lag_ms['p99']:.2f} ms\n  {result.verdict}"
     )
+
+
+def save_wrong_answers(result: Result, scenario: Scenario, bundle: Path, path: Path) -> None:
+    """Write what was wrong, each with the whole request that got it, so that it can be repeated."""
+    prepared = Expectations(bundle, scenario.images_per_request, scenario.endpoint).requests
+    wrong = []
+    for words, position in zip(
+        result.wrong_answer_examples, result.wrong_answer_positions, strict=True
+    ):
+        sent = prepared[position].sent
+        content = base64.b64encode(sent.content).decode()
+        wrong.append(
+            {"complaint": words, "path": sent.path, "headers": sent.headers, "body_base64": content}
+        )
+    path.write_text(json.dumps(wrong, indent=2) + "\n")
+
+
+def _commit() -> str:
+    ran = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    return ran.stdout.strip() or "unknown"
 
 
 def _watch(

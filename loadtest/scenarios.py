@@ -1,12 +1,14 @@
-"""The scenarios of ``scenarios.toml``, checked."""
+"""The scenarios and profiles of ``scenarios.toml``, checked."""
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
+Endpoint = Literal["predict", "predict/image", "infer/json", "infer/binary", "infer/raw"]
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
 class ScenarioError(ValueError):
@@ -14,43 +16,90 @@ class ScenarioError(ValueError):
 
 
 class Scenario(BaseModel):
-    """Who sends what."""
+    """Who sends what; the fields are explained in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     description: str
-    users: int = Field(ge=1)
-    images_per_request: int = Field(ge=1)
-    endpoint: Literal["predict", "predict/image"]
+    endpoint: Endpoint
+    loop: Literal["closed", "open"] = "closed"
+    users: int | None = Field(None, ge=1)
+    rate_per_s: float | None = Field(None, gt=0)
+    shape: float = Field(1.0, gt=0)
+    images_per_request: int = Field(1, ge=1)
+    slo_ms: float | None = Field(None, gt=0)
+    seed: int = 0
+    overload: bool = False
 
     @model_validator(mode="after")
-    def _one_image_an_upload(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.endpoint == "predict/image" and self.images_per_request != 1:
             raise ValueError("predict/image takes one image a request")
+        if self.loop == "closed" and self.users is None:
+            raise ValueError("a closed loop needs users")
+        if self.loop == "open" and self.rate_per_s is None:
+            raise ValueError("an open loop needs rate_per_s")
         return self
+
+
+class Profile(BaseModel):
+    """How long a point is measured (seconds), and how many times."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    duration_s: float = Field(gt=0)
+    warmup_s: float = Field(ge=0)
+    runs: int = Field(ge=1)
 
 
 def scenario_names() -> list[str]:
     """All names, in the file's order."""
-    return list(_read())
+    return list(_read()["scenarios"])
 
 
 def load_scenario(name: str, **changes: Any) -> Scenario:
-    """A scenario by name, with the given numbers in place of the file's where they are not None.
+    """A scenario by name, with the given values in place of the file's where they are not None.
+
+    Users given to an open loop make it a closed one, a rate given to a closed one an open one.
 
     Raises:
         ScenarioError: Unknown name or unusable numbers.
     """
-    known = _read()
-    if name not in known:
-        raise ScenarioError(f"unknown scenario {name!r}; known: {', '.join(known)}")
     given = {key: value for key, value in changes.items() if value is not None}
+    if "rate_per_s" in given:
+        given = {"loop": "open", "users": None, **given}
+    elif "users" in given:
+        given = {"loop": "closed", "rate_per_s": None, **given}
+    return Scenario.model_validate(_found("scenarios", name, given))
+
+
+def load_profile(name: str, **changes: Any) -> Profile:
+    """A profile by name, with the given values in place of the file's where they are not None.
+
+    Raises:
+        ScenarioError: Unknown name or unusable numbers.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    return Profile.model_validate(_found("profiles", name, given))
+
+
+def price_per_hour() -> float:
+    """Of the machine that serves; 0 if it is not stated."""
+    return float(_read()["price_per_hour"])
+
+
+def _found(kind: Literal["scenarios", "profiles"], name: str, given: dict[str, Any]) -> Any:
+    known = _read()[kind]
+    if name not in known:
+        raise ScenarioError(f"unknown {kind[:-1]} {name!r}; known: {', '.join(known)}")
+    model = Scenario if kind == "scenarios" else Profile
     try:
-        return Scenario.model_validate({"name": name, **known[name], **given})
+        return model.model_validate({"name": name, **known[name], **given}).model_dump()
     except ValidationError as error:
-        raise ScenarioError(f"scenario {name}: {error}") from error
+        raise ScenarioError(f"{kind[:-1]} {name}: {error}") from error
 
 
-def _read() -> dict[str, dict[str, Any]]:
+def _read() -> dict[str, Any]:
     return tomllib.loads(SCENARIOS_FILE.read_text())

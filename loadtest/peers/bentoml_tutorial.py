@@ -6,6 +6,21 @@ BentoML's worker takes uvloop and httptools where they are installed, which ``pi
 does not do. With PLAIN=1 they cannot be imported here, so that it runs as installed alone.
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["bentoml==1.4.39", "onnxruntime==1.31.1", "numpy==2.4.6"]
+#
+# [[tool.peer]]
+# name = "BentoML's tutorial"
+# settings = "batchable=True, batches of up to 64, one worker"
+# form = "json"
+# path = "/predict"
+# command = ["-m", "bentoml", "serve", "loadtest.peers.bentoml_tutorial:Tutorial",
+#     "--host", "127.0.0.1", "--port", "{port}"]
+# environment = { BENTOML_DO_NOT_TRACK = "True", BENTOML_HOME = "{scratch}/bentoml" }
+# documentation = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"
+# ///
+
 import os
 import sys
 from pathlib import Path

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from loadtest.expectations import ExpectationError, Expectations
+from loadtest.scenarios import ENDPOINTS, Endpoint
 from tests.tiny import SERVED_BUNDLES
 
 BUNDLE = SERVED_BUNDLES / "cnn"
@@ -33,23 +35,23 @@ def test_bodies_hold_the_golden_images() -> None:
     expectations = Expectations(BUNDLE, 3, "predict")
     with np.load(BUNDLE / "golden.npz") as golden:
         images = golden["inputs/images"]
-    last = json.loads(expectations.requests[-1].body)["images"]
+    last = json.loads(expectations.requests[-1].sent.content)["images"]
     assert np.array_equal(np.array(last), images[[-1, 0, 1]])
     single = Expectations(BUNDLE, 1, "predict").requests[0]
-    assert np.array(json.loads(single.body)["images"]).shape == (28, 28)
+    assert np.array(json.loads(single.sent.content)["images"]).shape == (28, 28)
     upload = Expectations(BUNDLE, 1, "predict/image").requests[0]
-    assert upload.body.startswith(b"\x89PNG")
-    assert upload.content_type == "image/png"
+    assert upload.sent.content.startswith(b"\x89PNG")
+    assert upload.sent.headers == {"content-type": "image/png"}
 
 
 def test_a_right_answer_is_right_again_by_its_bytes() -> None:
     """The reference's own answer passes, and its bytes are remembered for that request alone."""
     expectations = Expectations(BUNDLE, 1, "predict")
     answer = json.dumps(_right_answer(expectations, 0)).encode()
-    assert expectations.complaint(expectations.requests[0], answer) is None
-    assert answer in expectations.requests[0].known_right
+    assert expectations.complaint(expectations.requests[0], answer, {}) is None
+    assert (answer, None) in expectations.requests[0].known_right
     other = next(r for r in expectations.requests if r.labels != expectations.requests[0].labels)
-    assert expectations.complaint(other, answer) is not None
+    assert expectations.complaint(other, answer, {}) is not None
 
 
 def _wrong_label(answer: dict[str, Any]) -> None:
@@ -136,7 +138,9 @@ def test_a_wrong_answer_is_told_by_what_is_wrong(
     answer = _right_answer(expectations, 5)
     spoil(answer)
     for _ in range(2):
-        complaint = expectations.complaint(expectations.requests[5], json.dumps(answer).encode())
+        complaint = expectations.complaint(
+            expectations.requests[5], json.dumps(answer).encode(), {}
+        )
         assert complaint is not None
         assert named in complaint
 
@@ -149,7 +153,7 @@ def _shifted(expectations: Expectations, variant: str, shift: float) -> str | No
     probabilities[best] -= shift
     probabilities[other] += shift
     content = json.dumps(answer | {"variant": variant}).encode()
-    return expectations.complaint(expectations.requests[5], content)
+    return expectations.complaint(expectations.requests[5], content, {})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +192,7 @@ def test_int8_too_can_be_wrong(spoil: Callable[[dict[str, Any]], None], named: s
     expectations = Expectations(BUNDLE, 1, "predict")
     answer = _right_answer(expectations, 5) | {"variant": "onnx-int8"}
     spoil(answer)
-    complaint = expectations.complaint(expectations.requests[5], json.dumps(answer).encode())
+    complaint = expectations.complaint(expectations.requests[5], json.dumps(answer).encode(), {})
     assert complaint is not None
     assert named in complaint
 
@@ -227,7 +231,7 @@ def test_where_the_reference_wavers_fewer_bits_may_say_the_other_digit(
     entry["label"] = expectations.manifest["labels"][second]
     either = (entry["probabilities"][best] + entry["probabilities"][second]) / 2
     entry["probabilities"][best] = entry["probabilities"][second] = either
-    complaint = expectations.complaint(expectations.requests[0], json.dumps(answer).encode())
+    complaint = expectations.complaint(expectations.requests[0], json.dumps(answer).encode(), {})
     assert (complaint is None) == passes, complaint
 
 
@@ -235,3 +239,31 @@ def test_no_bundle_is_an_error(tmp_path: Path) -> None:
     """A folder without a manifest is named."""
     with pytest.raises(ExpectationError, match=str(tmp_path)):
         Expectations(tmp_path, 1, "predict")
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_endpoint_of_the_real_service_is_asked_and_judged(
+    endpoint: Endpoint, service_url: str
+) -> None:
+    """Its answers are right, name device and variant, and are wrong for another image."""
+    images = 1 if endpoint == "predict/image" else 3
+    expectations = Expectations(BUNDLE, images, endpoint)
+    request = expectations.requests[4]
+    answer = httpx.post(
+        service_url + request.sent.path, content=request.sent.content, headers=request.sent.headers
+    )
+    assert answer.status_code == 200
+    assert expectations.complaint(request, answer.content, answer.headers) is None
+    assert expectations.named == ("cpu", "onnx")
+    other = next(r for r in expectations.requests if r.labels != request.labels)
+    complaint = expectations.complaint(other, answer.content, answer.headers)
+    assert complaint is not None
+    assert "labels" in complaint
+    cut = expectations.complaint(request, answer.content[:-7], answer.headers)
+    assert cut is not None
+    if endpoint.startswith("infer"):
+        nameless = expectations.complaint(
+            request, answer.content, {k: v for k, v in answer.headers.items() if k[:2] != "x-"}
+        )
+        assert nameless is not None
+        assert "unnamed" in nameless

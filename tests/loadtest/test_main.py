@@ -1,5 +1,6 @@
 """Load tests of the real service, a second or two each."""
 
+import base64
 import http.server
 import json
 import subprocess
@@ -9,10 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from loadtest.__main__ import main
+from loadtest.record import Tally
 from loadtest.server import free_port
 from tests.tiny import SERVED_BUNDLES
 
@@ -28,7 +31,7 @@ def _run(url: str, out: Path, *further: str, bundle: Path = SERVED_BUNDLES / "cn
 def test_an_honest_service_passes(
     scenario: str, service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 0, no wrong answer, figures as JSON and a page with pictures inside."""
+    """Status 0, no wrong answer; figures as JSON, Markdown and JUnit's XML, and in a page."""
     assert _run(service_url, tmp_path, "--scenario", scenario, "--users", "4") == 0
     assert "wrong answers: 0  errors: none" in capsys.readouterr().out
     result = json.loads((tmp_path / f"{scenario}-cnn.json").read_text())
@@ -43,6 +46,26 @@ def test_an_honest_service_passes(
     page = (tmp_path / f"{scenario}-cnn.html").read_text()
     assert "data:image/png;base64," in page
     assert "http://" not in page.replace(service_url, "")
+    assert f"{result['requests_per_s']:,.0f}/s" in page or not result["verdict"]["valid"]
+    assert f"| {result['requests_per_s']:,.0f} |" in (tmp_path / f"{scenario}-cnn.md").read_text()
+    junit = (tmp_path / f"{scenario}-cnn.xml").read_text()
+    assert 'tests="1" failures="0"' in junit
+
+
+def test_a_sweep_leaves_the_same_four_files(
+    service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every point that was measured is in each of them, the knee or its absence in words."""
+    command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
+    command += ["--out", str(tmp_path), "--duration", "1", "--warmup", "0.2"]
+    assert main(command) == 0
+    stem = tmp_path / "sweep-cnn-Server"
+    assert f"report: {stem}.html" in capsys.readouterr().out
+    points = json.loads(stem.with_suffix(".json").read_text())["points"]
+    assert f'tests="{len(points)}" failures="0"' in stem.with_suffix(".xml").read_text()
+    assert "nee" in stem.with_suffix(".md").read_text().splitlines()[0]
+    page = stem.with_suffix(".html").read_text()
+    assert all(f"{point['offered_per_s']:,.0f}/s" in page for point in points)
 
 
 def test_a_service_that_answers_wrongly_fails_the_run(
@@ -57,6 +80,14 @@ def test_a_service_that_answers_wrongly_fails_the_run(
     error = capsys.readouterr().err
     assert "wrong answers: labels" in error
     assert json.loads((tmp_path / "Concurrency-cnn.json").read_text())["wrong_answers"] > 0
+    saved = json.loads((tmp_path / "Concurrency-cnn-wrong.json").read_text())
+    assert "labels" in saved[0]["complaint"]
+    again = httpx.post(
+        service_url + saved[0]["path"],
+        content=base64.b64decode(saved[0]["body_base64"]),
+        headers=saved[0]["headers"],
+    )
+    assert again.status_code == 200
 
 
 def test_missed_thresholds_fail_the_run(
@@ -130,7 +161,7 @@ def test_a_duration_must_be_positive(
 ) -> None:
     """Locust would take 0 seconds for ever: status 2. A slash behind the URL does no harm."""
     assert _run(f"{service_url}/", tmp_path, "--duration", "0") == 2
-    assert "positive duration" in capsys.readouterr().err
+    assert "duration_s" in capsys.readouterr().err
     assert _run(f"{service_url}/", tmp_path, "--users", "1", "--duration", "1") == 0
 
 
@@ -150,10 +181,46 @@ def test_the_locustfile_works_by_itself(service_url: str, tmp_path: Path) -> Non
     """Locust's own command line runs it, from any folder, and writes the figures."""
     result = tmp_path / "result.json"
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", service_url]
-    command += ["--headless", "-u", "2", "-r", "2", "-t", "2s", "--only-summary"]
+    command += ["--headless", "-u", "2", "-r", "2", "-t", "4s", "--only-summary"]
     command += ["--bundle", str(SERVED_BUNDLES / "mlp"), "--scenario", "MultiStream"]
+    command += ["--warmup", "0.2"]
     ran = subprocess.run([*command, "--result", str(result)], cwd=tmp_path, capture_output=True)
     assert ran.returncode == 0, ran.stderr.decode()
-    figures = json.loads(result.read_text())
-    assert (figures["model"], figures["images_per_request"]) == ("mlp", 8)
-    assert figures["wrong_answers"] == 0
+    tally = Tally.model_validate_json(result.read_bytes())
+    assert tally.in_window > 10
+    assert (tally.wrong_answers, tally.named) == (0, ("cpu", "onnx"))
+
+
+def test_several_processes_give_one_result(service_url: str, tmp_path: Path) -> None:
+    """Two generators offer the rate together, and their counts are merged."""
+    further = ["--scenario", "Server", "--rate", "100", "--processes", "2", "--duration", "3"]
+    assert _run(service_url, tmp_path, *further, "--request-timeout", "2") == 0
+    result = json.loads((tmp_path / "Server-cnn.json").read_text())
+    assert result["processes"] == 2
+    assert 200 < result["sent"] < 400
+    assert result["requests"] == result["sent"]
+    assert result["latency_ms"]["p50"] > 0
+
+
+def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -> None:
+    """What was due was sent; who answered, what the server says and the verdict are in the file."""
+    further = [
+        "--scenario",
+        "Server",
+        "--rate",
+        "50",
+        "--duration",
+        "3",
+        "--endpoint",
+        "infer/json",
+    ]
+    assert _run(service_url, tmp_path, *further) == 0
+    result = json.loads((tmp_path / "Server-cnn.json").read_text())
+    assert (result["loop"], result["endpoint"]) == ("open", "infer/json")
+    assert (result["device"], result["variant"]) == ("cpu", "onnx")
+    assert 100 < result["sent"] < 210
+    assert len(result["requests_each_second"]) == 3
+    assert result["server"]["images_per_s"] > 0
+    # Three seconds of 50 requests are too few to say anything of 99%.
+    assert not result["verdict"]["valid"]
+    assert any("say nothing of p99" in reason for reason in result["verdict"]["reasons"])

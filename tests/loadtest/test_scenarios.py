@@ -1,23 +1,43 @@
-"""Scenarios are read from their file and checked."""
+"""Scenarios and profiles are read from their file and checked."""
+
+from typing import Any
 
 import pytest
 
-from loadtest.scenarios import ScenarioError, load_scenario, scenario_names
+from loadtest.scenarios import (
+    ScenarioError,
+    load_profile,
+    load_scenario,
+    price_per_hour,
+    scenario_names,
+)
 
 
 def test_every_scenario_of_the_file_is_usable() -> None:
     """Each name loads, says what it does and keeps its name."""
-    assert "SingleStream" in scenario_names()
+    assert {"SingleStream", "MultiStream", "Server", "Offline", "Concurrency"} <= set(
+        scenario_names()
+    )
+    assert {"Burst", "Overload"} <= set(scenario_names())
     for name in scenario_names():
         scenario = load_scenario(name)
         assert scenario.name == name
         assert scenario.description
+        assert (scenario.users is None) == (scenario.loop == "open")
+    assert load_scenario("MultiStream").images_per_request == 8
+    assert load_profile("full").duration_s >= 60 > load_profile("smoke").duration_s >= 10
+    assert price_per_hour() == 0
 
 
 def test_the_command_line_goes_before_the_file() -> None:
-    """A given number replaces the file's; None does not."""
+    """A given number replaces the file's; None does not; a rate opens a loop and users close it."""
     scenario = load_scenario("Concurrency", users=3, images_per_request=None)
     assert (scenario.users, scenario.images_per_request) == (3, 1)
+    opened = load_scenario("Concurrency", rate_per_s=50.0)
+    assert (opened.loop, opened.users, opened.rate_per_s) == ("open", None, 50.0)
+    closed = load_scenario("Server", users=2)
+    assert (closed.loop, closed.users, closed.rate_per_s) == ("closed", 2, None)
+    assert load_profile("smoke", duration_s=3.0).duration_s == 3
 
 
 @pytest.mark.parametrize(
@@ -26,9 +46,21 @@ def test_the_command_line_goes_before_the_file() -> None:
         ("Flood", {}, "known: SingleStream"),
         ("Concurrency", {"users": 0}, "users"),
         ("Upload", {"images_per_request": 2}, "one image a request"),
+        ("Server", {"rate_per_s": -1}, "rate_per_s"),
+        ("Server", {"rate_per_s": None, "loop": "closed"}, "needs users"),
+        ("Concurrency", {"loop": "open"}, "needs rate_per_s"),
+        ("Concurrency", {"endpoint": "infer"}, "endpoint"),
     ],
 )
-def test_unusable_scenarios_are_refused(name: str, changes: dict[str, int], named: str) -> None:
+def test_unusable_scenarios_are_refused(name: str, changes: dict[str, Any], named: str) -> None:
     """The error names the number or the known scenarios."""
     with pytest.raises(ScenarioError, match=named):
         load_scenario(name, **changes)
+
+
+def test_unusable_profiles_are_refused() -> None:
+    """As scenarios are."""
+    with pytest.raises(ScenarioError, match="known: smoke, full"):
+        load_profile("long")
+    with pytest.raises(ScenarioError, match="duration_s"):
+        load_profile("smoke", duration_s=0.0)

@@ -1,0 +1,66 @@
+"""NVIDIA's Triton, as the package nvidia-pytriton brings it: its dynamic batcher, its HTTP.
+
+That Triton has no backend for ONNX, so ONNX Runtime is called from Python, through pytriton's
+binding; Triton's own container, which has one, is another server and would give other figures.
+"""
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nvidia-pytriton==0.7.0", "onnxruntime==1.31.1", "numpy==1.26.4"]
+#
+# [[tool.peer]]
+# name = "Triton (pytriton)"
+# settings = "dynamic batcher, batches of up to 64, no delay; ONNX Runtime through Python"
+# form = "open-inference"
+# path = "/v2/models/digits/infer"
+# command = ["{file}", "{port}", "{scratch}/workspace"]
+# documentation = "https://triton-inference-server.github.io/pytriton/latest/binding_models/"
+# ///
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+BATCH = 64
+options = ort.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+model = Path(os.environ["BUNDLE"]) / "model.onnx"
+runtime = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@batch
+def predict(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+    """Pixels, uint8 [N, 28, 28], to probabilities, float32 [N, 10]."""
+    (probabilities,) = runtime.run(["probabilities"], {"images": images})
+    return [probabilities]
+
+
+if __name__ == "__main__":
+    # Triton's Python stub must find this interpreter's libpython, not the system's: see pytriton's
+    # installation page on LD_LIBRARY_PATH.
+    libraries = [str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]
+    os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    config = TritonConfig(
+        http_address="127.0.0.1",
+        http_port=int(sys.argv[1]),
+        allow_grpc=False,
+        allow_metrics=False,
+        log_verbose=0,
+    )
+    with Triton(config=config, workspace=sys.argv[2]) as triton:
+        triton.bind(
+            model_name="digits",
+            infer_func=predict,
+            inputs=[Tensor(name="images", dtype=np.uint8, shape=(28, 28))],
+            outputs=[Tensor(name="probabilities", dtype=np.float32, shape=(10,))],
+            config=ModelConfig(max_batch_size=BATCH, batcher=DynamicBatcher()),
+        )
+        triton.serve()

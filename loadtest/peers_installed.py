@@ -1,0 +1,147 @@
+"""A peer's environment, made once and reused, and its server for the time of a block."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+
+from loadtest.forms import Request
+from loadtest.peers_declared import Peer
+from loadtest.peers_forms import ask
+from loadtest.server import REPOSITORY, free_port
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 20.0
+TOLD_LINES, TOLD_LETTERS = 3, 300
+
+
+class SkippedError(RuntimeError):
+    """The peer cannot be measured here; says why."""
+
+
+def environment(peer: Peer, folder: Path) -> Path:
+    """The Python of the peer's environment, which is made unless it is there already.
+
+    Args:
+        peer: Whose.
+        folder: Of all environments.
+
+    Raises:
+        SkippedError: It cannot be made; the last line that pip gave.
+    """
+    home = folder.resolve() / peer.home
+    python, made = home / "bin" / "python", home / "peer-requirements.txt"
+    wanted = "\n".join([f"# Python {sys.version}", *peer.requirements]) + "\n"
+    if made.is_file() and made.read_text() == wanted:
+        return python
+    # This environment's pip installs into that one, which needs none of its own.
+    _installed([sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)])
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    if peer.requirements:
+        _installed([*pip, "install", "--quiet", "--no-input", *peer.requirements])
+    made.write_text(wanted)  # last: without it the environment is made anew
+    return python
+
+
+def packages(python: Path) -> list[str]:
+    """All that an environment holds, as ``pip freeze`` gives it."""
+    command = [sys.executable, "-m", "pip", "--python", str(python), "freeze", "--all"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line for line in ran.stdout.splitlines() if "==" in line]
+
+
+@contextmanager
+def running(
+    peer: Peer, python: Path, bundle: Path, scratch: Path, request: Request
+) -> Iterator[str]:
+    """Start the peer on the loopback interface; stop it, with all its processes, afterwards.
+
+    Args:
+        peer: Which.
+        python: Of its environment.
+        bundle: The folder of the bundle that it serves.
+        scratch: A folder for its log and whatever it writes.
+        request: It is ready as soon as it answers this.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        SkippedError: It ended or was not ready in time; the end of its log.
+    """
+    port = free_port()
+
+    def filled(text: str) -> str:
+        for name, value in {"port": port, "file": peer.file, "scratch": scratch}.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        return text
+
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {name: filled(value) for name, value in peer.environment.items()}
+    variables |= {"BUNDLE": str(bundle.resolve()), "VIRTUAL_ENV": str(python.parent.parent)}
+    variables["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    log_file = scratch / "log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [str(python), *(filled(part) for part in peer.command)],
+            cwd=REPOSITORY,
+            env=variables,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_ready(process, url, request, log_file)
+            yield url
+        finally:
+            _stop(process)
+
+
+def _installed(command: Sequence[str]) -> None:
+    ran = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if ran.returncode != 0:
+        lines = [line for line in ran.stdout.splitlines() if not line.startswith("WARNING")]
+        raise SkippedError(f"not installed: {told(lines, 1)}")
+
+
+def told(lines: Sequence[str], count: int = TOLD_LINES) -> str:
+    """The last lines that say something, short enough for a table's cell."""
+    said = [line.strip() for line in lines if line.strip()]
+    return (" / ".join(said[-count:]) or "without a word").replace("|", "/")[-TOLD_LETTERS:]
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, request: Request, log_file: Path
+) -> None:
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up_s and process.poll() is None:
+        try:
+            ask(url, request)
+        except (OSError, HTTPException):
+            time.sleep(0.1)
+        else:
+            return
+    how = f"not ready within {START_TIMEOUT_S:g} s"
+    if process.poll() is not None:
+        how = f"ended with status {process.returncode} at its start"
+    raise SkippedError(f"{how}: {told(log_file.read_text(errors='replace').splitlines())}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End it politely, then whatever is left of its process group by force."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

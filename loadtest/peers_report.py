@@ -1,0 +1,205 @@
+"""The comparison with the peers as Markdown and as JSON: ratios, no absolute times."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from loadtest.overload import cores
+from loadtest.peers_run import SERVICE, Comparison, Server
+from loadtest.report import machine
+from loadtest.statistics import ratio_interval
+
+# What this service's own figures depend on, where it is installed.
+OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
+SERVERS = (
+    *("server", "settings", "protocol", "body asked, bytes", "body answered, bytes"),
+    *("versions", "follows", "measured"),
+)
+FIGURES = (
+    *("connections", "server", "requests/s over this service's", "95% interval"),
+    *("p99 over p50", "95% interval"),
+)
+CHECKS = (
+    *("server", "by wrk", "by the verifying client", "client over wrk", "95% interval"),
+    *("answers verified", "wrong", "other"),
+)
+Interval = tuple[float, float, float]
+
+
+def markdown(found: Comparison) -> str:
+    """Its head and three tables: the servers, their figures, the cross-check."""
+    plan = found.plan
+    service_cores, client_cores = cores() if plan.split else (set[int](), set[int]())
+    where = "all servers and wrk share all cores"
+    if client_cores:
+        where = f"servers on core(s) {sorted(service_cores)}, wrk on {sorted(client_cores)}"
+    head = [
+        f"{machine()}; {datetime.now(UTC):%Y-%m-%d}; {where}.",
+        f"One image a request, {plan.rounds} interleaved rounds of {plan.seconds} s each, wrk with",
+        f"one thread. Ratios are geometric means of the rounds, to {SERVICE} in the same round",
+        "(above 1: more requests a second than it), with 95% bootstrap intervals of the rounds.",
+    ]
+    checked = [
+        f"At {plan.checked_at} connections the project's own client asked for all golden images at",
+        "once and verified every answer. It takes more of a core than wrk does, and as much of",
+        f"each server's time: its ratios to {SERVICE} should be near wrk's.",
+    ]
+    parts = [
+        "\n".join(head),
+        _table(SERVERS, _server_rows(found)),
+        _table(FIGURES, _figure_rows(found)),
+        "\n".join(checked),
+        _table(CHECKS, _check_rows(found)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """All that the tables are made of, round by round, and every package of every environment."""
+    plan, base = found.plan, found.servers[0]
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine(),
+        "cores": "split" if plan.split and cores()[1] else "shared",
+        "bundle": plan.bundle.name,
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "base": base.name,
+        "servers": [_described(server, base, plan.checked_at) for server in found.servers],
+        "skipped": [
+            {"name": peer.name, "requirements": peer.requirements, "reason": reason}
+            for peer, reason in found.skipped
+        ],
+    }
+
+
+def ratios(server: Server, base: Server, count: int) -> list[tuple[float, float]]:
+    """Requests a second of both in each round; empty unless both have all rounds."""
+    ours, theirs = base.measured.get(count, []), server.measured.get(count, [])
+    if len(ours) != len(theirs):
+        return []
+    return [
+        (own.requests_per_s, other.requests_per_s) for own, other in zip(theirs, ours, strict=True)
+    ]
+
+
+def spreads(server: Server, count: int) -> list[tuple[float, float]]:
+    """The p99 and the p50 of each round."""
+    return [(measured.p99_ms, measured.p50_ms) for measured in server.measured.get(count, [])]
+
+
+def _described(server: Server, base: Server, checked_at: int) -> dict[str, Any]:
+    rows = []
+    for count in server.measured:
+        pairs = ratios(server, base, count)
+        if pairs:
+            spread = spreads(server, count)
+            rows.append(
+                {
+                    "connections": count,
+                    "ratios": [own / other for own, other in pairs],
+                    "ratio": ratio_interval(pairs),
+                    "p99_over_p50_of_rounds": [p99 / p50 for p99, p50 in spread],
+                    "p99_over_p50": ratio_interval(spread),
+                }
+            )
+    peer = server.peer
+    return {
+        "name": server.name,
+        "settings": server.settings,
+        "protocol": server.form.protocol,
+        "request_body_bytes": len(server.requests[0].body),
+        "answer_body_bytes": server.answer_bytes,
+        "documentation": peer.documentation if peer else None,
+        "requirements": peer.requirements if peer else own_versions(),
+        "packages": server.packages,
+        "failed": server.failed or None,
+        "figures": rows,
+        "check": _check(server, base, checked_at),
+    }
+
+
+def _check(server: Server, base: Server, count: int) -> dict[str, Any] | None:
+    by_wrk = server.measured.get(count, [])
+    rates = list(zip(server.rates, base.rates, strict=False))
+    if not rates or len(by_wrk) != len(server.rates) or min(min(pair) for pair in rates) <= 0:
+        return None
+    over_wrk = [(r, m.requests_per_s) for r, m in zip(server.rates, by_wrk, strict=True)]
+    return {
+        "connections": count,
+        "ratio_by_the_verifying_client": ratio_interval(rates),
+        "client_over_wrk": ratio_interval(over_wrk),
+        "answers_verified": len(server.load.accepted_s),
+        "wrong": server.load.wrong,
+        "other": dict(server.load.other) | _refused(server),
+    }
+
+
+def _refused(server: Server) -> dict[str, int]:
+    refused = len(server.load.refused_s)
+    return {"HTTP 429": refused} if refused else {}
+
+
+def _server_rows(found: Comparison) -> Iterator[list[str]]:
+    for server in found.servers:
+        peer = server.peer
+        yield [
+            *(server.name, server.settings, server.form.protocol),
+            *(str(len(server.requests[0].body)), str(server.answer_bytes)),
+            peer.versions if peer else ", ".join(t.replace("==", " ") for t in own_versions()),
+            peer.documentation if peer else "-",
+            f"in part; {server.failed}" if server.failed else "yes",
+        ]
+    for peer, reason in found.skipped:
+        what = [peer.name, peer.settings, "-", "-", "-", peer.versions, peer.documentation]
+        yield [*what, f"skipped: {reason}"]
+
+
+def _figure_rows(found: Comparison) -> Iterator[list[str]]:
+    base = found.servers[0]
+    for count in found.plan.connections:
+        for server in found.servers:
+            pairs = ratios(server, base, count)
+            if not pairs:
+                yield [str(count), server.name, "failed", "-", "-", "-"]
+            else:
+                rate, spread = ratio_interval(pairs), ratio_interval(spreads(server, count))
+                yield [str(count), server.name, *_cells(rate), *_cells(spread)]
+
+
+def _check_rows(found: Comparison) -> Iterator[list[str]]:
+    base, count = found.servers[0], found.plan.checked_at
+    for server in found.servers:
+        check = _check(server, base, count)
+        wrong = [str(len(server.load.accepted_s)), str(server.load.wrong)]
+        other = server.load.other | _refused(server)
+        last = [*wrong, ", ".join(f"{kind}: {n}" for kind, n in other.items()) or "0"]
+        if check is None:
+            yield [server.name, "-", "-", "-", "-", *last]
+        else:
+            by_wrk = ratio_interval(ratios(server, base, count))[0]
+            by_client = check["ratio_by_the_verifying_client"][0]
+            rates = [f"{by_wrk:.2f} x", f"{by_client:.2f} x"]
+            yield [server.name, *rates, *_cells(check["client_over_wrk"]), *last]
+
+
+def own_versions() -> list[str]:
+    """This service's own packages, as far as they are installed here."""
+    found = []
+    for name in OWN:
+        try:
+            found.append(f"{name}=={version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cells(interval: Interval) -> list[str]:
+    estimate, low, high = interval
+    return [f"{estimate:.2f} x", f"{low:.2f} to {high:.2f}"]
+
+
+def _table(columns: tuple[str, ...], rows: Iterator[list[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,0 +1,209 @@
+"""Figures of what the generator saw; each as wide as a telephone shows it readably.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart, and never the only difference.
+INVALID points have hollow markers or broken lines, and nothing leads through them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+from loadtest.result import Result
+from loadtest.words import labels, rate_per_s
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56606a")
+BOUND, INK = "#b3261e", "#1d2329"
+NINES = (50, 90, 99, 99.9, 99.99)
+MARKERS = "os^vDP"
+WHOLE = 100  # per cent
+SPREAD = 20  # from the least to the greatest: above it, a logarithm shows more
+LEAST_SPAN = 4
+THREE_A_DECADE = 2.5  # decades; more have a tick at each power of ten alone
+MOST_LINES = 8
+PANEL_IN = 5.2
+
+
+def wide_figure(height_in: float, width_in: float = 9.5) -> Figure:
+    """An empty figure in the pages' look, as wide as the page; inches."""
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def panel(height_in: float = 3.4) -> Figure:
+    """An empty figure half as wide as the page, and as wide as a telephone."""
+    return wide_figure(height_in, PANEL_IN)
+
+
+def scale_latency(axes: Axes, values: Sequence[float], *, log: bool | None = None) -> None:
+    """Scale the y axis for such milliseconds: from 0, or by powers of ten if they are far apart."""
+    found = [value for value in values if value > 0 and math.isfinite(value)]
+    if not found:
+        return
+    low, high = min(found), max(found)
+    if not (high / low > SPREAD if log is None else log):
+        axes.set_ylim(0, high * 1.12)
+        return
+    if high / low < LEAST_SPAN:
+        low, high = low / 2, high * 2
+    low, high = low / 1.3, high * 1.4
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    few = math.log10(high / low) < THREE_A_DECADE
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=20))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(), numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.grid(axis="y", color="#e3e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def bound_line(axes: Axes, slo_ms: float) -> None:
+    """The bound that the scenario sets its 99th percentile; named in the legend, over no line."""
+    axes.axhline(
+        slo_ms, color=BOUND, linestyle="--", linewidth=1.2, label=f"bound of p99: {slo_ms:g} ms"
+    )
+
+
+def curve_figure(points: Sequence[Result], slo_ms: float | None, knee: int | None) -> Figure:
+    """Percentiles over the rate; the bound, the knee and what the generator reaches by itself.
+
+    Args:
+        points: By rate; those without an answer have no latency to show.
+        slo_ms: The bound, if there is one.
+        knee: Its position among the points, if it was found.
+    """
+    figure = panel(3.9)
+    axes = figure.subplots()
+    shown = [point for point in points if point.requests]
+    names = list(shown[0].latency_ms) if shown else []
+    colours = mpl.colormaps["viridis"]
+    for number, name in reversed(list(enumerate(names))):
+        line: dict[str, Any] = {
+            "color": colours(0.82 * (1 - number / max(1, len(names) - 1))),
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 2.2 if name == "p99" else 1.2,
+        }
+        valid = [point for point in shown if point.verdict.valid]
+        axes.plot(
+            *([rate_per_s(p) for p in valid], [p.latency_ms[name] for p in valid]),
+            label=name,
+            **line,
+        )
+        invalid = [point for point in shown if not point.verdict.valid]
+        axes.plot(
+            *([rate_per_s(p) for p in invalid], [p.latency_ms[name] for p in invalid]),
+            **{**line, "linestyle": "none", "markerfacecolor": "white"},
+        )
+    values = [value for point in shown for value in point.latency_ms.values()]
+    scale_latency(axes, [*values, *([slo_ms] if slo_ms else [])], log=True)
+    rates = [rate_per_s(point) for point in points]
+    axes.set_xlim(0, 1.06 * max(rates))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    what = "offered" if all(p.offered_per_s is not None for p in points) else "answered"
+    axes.set(xlabel=f"{what} requests/s", ylabel="latency, ms")
+    axes.set_title("Latency over throughput", loc="left")
+    if slo_ms:
+        bound_line(axes, slo_ms)
+    _mark_knee(axes, points, knee)
+    _mark_ceiling(axes, [point.ceiling_per_s for point in points])
+    if any(not point.verdict.valid for point in shown):
+        axes.plot([], [], "o", color="#56606a", markerfacecolor="white", label="INVALID")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _mark_knee(axes: Axes, points: Sequence[Result], knee: int | None) -> None:
+    if knee is None:
+        return
+    rate, p99 = rate_per_s(points[knee]), points[knee].latency_ms["p99"]
+    axes.axvline(rate, color=INK, linewidth=1, linestyle="-.")
+    axes.plot([rate], [p99], "*", color=INK, markersize=14, zorder=5, label=f"knee: {rate:,.0f}/s")
+
+
+def _mark_ceiling(axes: Axes, ceilings: Sequence[float | None]) -> None:
+    """Only where it is near what is shown: further off it says nothing and shrinks the rest."""
+    known = [ceiling for ceiling in ceilings if ceiling]
+    if not known or min(known) > axes.get_xlim()[1]:
+        return
+    axes.axvspan(min(known), axes.get_xlim()[1], color="#e3e7eb", label="beyond the generator")
+
+
+def latency_figure(results: Sequence[Result]) -> Figure:
+    """Latency over percentile, the rare slow answers spread out; some of many results."""
+    chosen = some(results)
+    figure = panel(3.9)
+    axes = figure.subplots()
+    colours = _colours(len(chosen))
+    for result, label, colour in zip(chosen, labels(chosen), colours, strict=True):
+        shares = [(share, value) for share, value in result.latency_spectrum_ms if share < WHOLE]
+        axes.plot(
+            *([WHOLE / (WHOLE - share) for share, _ in shares], [value for _, value in shares]),
+            color=colour,
+            label=label,
+            linestyle="-" if result.verdict.valid else (0, (4, 2)),
+        )
+    axes.set(xscale="log", xlabel="share of answers that were faster, %", ylabel="latency, ms")
+    axes.set_xticks([WHOLE / (WHOLE - nine) for nine in NINES], [f"{nine:g}" for nine in NINES])
+    axes.set_xticks([], minor=True)
+    scale_latency(axes, [v for r in chosen for share, v in r.latency_spectrum_ms if share < WHOLE])
+    axes.set_title("Latency by percentile", loc="left")
+    columns = 1 if max(map(len, labels(chosen))) > 24 else 3  # noqa: PLR2004 - three fit
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def some(results: Sequence[Result]) -> list[Result]:
+    """No more of them than a figure can hold, the first and the last among them."""
+    step = max(1.0, (len(results) - 1) / (MOST_LINES - 1))
+    return [results[round(i * step)] for i in range(min(len(results), MOST_LINES))]
+
+
+def seconds_figure(result: Result, title: str) -> Figure:
+    """A time line: answers and refusals in each second, and their p99 below."""
+    figure = panel(3.9)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    answered, refused = result.requests_each_second, result.refused_each_second
+    seconds = [second + 1 for second in range(len(answered))]
+    above.bar(seconds, answered, 0.9, color=COLOURS[0], label="answered")
+    if any(refused):
+        above.bar(
+            *(seconds, refused, 0.9, answered),
+            color="#f6c9a8",
+            edgecolor=COLOURS[1],
+            hatch="////",
+            linewidth=0.5,
+            label="refused",
+        )
+    if result.offered_per_s is not None:
+        above.axhline(
+            result.offered_per_s, color=INK, linewidth=1, linestyle=":", label="due, mean"
+        )
+    tops = [a + r for a, r in zip(answered, refused, strict=True)]
+    above.set_ylim(0, 1.1 * max(*tops, result.offered_per_s or 1, 1) if tops else 1)
+    above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    above.set(ylabel="requests")
+    above.set_title(title, loc="left")
+    p99_ms = [value or math.nan for value in result.p99_each_second_ms]
+    below.plot(seconds, p99_ms, "o-", color=COLOURS[1], markersize=3.5)
+    bound = [result.slo_ms] if result.slo_ms else []
+    scale_latency(below, [*p99_ms, *bound])
+    if result.slo_ms:
+        bound_line(below, result.slo_ms)
+    below.set(xlabel="second after the warm-up", ylabel="p99, ms")
+    below.set_xlim(0.4, max(len(seconds), 1) + 0.6)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.align_ylabels()
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _colours(count: int) -> list[Any]:
+    """Of lines: hues for few, from dark to light for many that are in an order."""
+    if count <= 4:  # noqa: PLR2004 - as many hues are easily told apart
+        return list(COLOURS[:count])
+    return [mpl.colormaps["viridis"](0.88 * i / (count - 1)) for i in range(count)]

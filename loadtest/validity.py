@@ -1,0 +1,134 @@
+"""Rules that throw a bad measurement out: INVALID enters no headline and no comparison.
+
+What is wrong with the *service* (too slow, refusing) is a result; what is wrong with the
+*measurement* (too short, a generator that was the bottleneck, answers that were not what was asked)
+makes it worth nothing.
+"""
+
+import math
+
+from loadtest.record import Tally, decoded
+from loadtest.result import Verdict, percentiles_ms
+from loadtest.scenarios import Profile, Scenario
+
+LONGEST_DRIFT = 0.10  # of the last three windows, from their mean
+WINDOWS = 3
+LEAST_ACHIEVED = 0.98  # of what was offered
+BUSY_GENERATOR = 0.80  # of a core
+LARGEST_LAG = 0.10  # of the p99 that is reported
+CONFIDENCE = 0.99
+SHARE = 0.99  # of the queries that must be under the bound
+FEWEST_A_WINDOW = 100  # below this a window's rate is mostly chance
+
+
+def queries_needed(over: int) -> int:
+    """How many queries it takes to say that 99% are under a bound when so many were over it.
+
+    MLPerf Inference's early stopping: the fewest n for which, were one query in a hundred over the
+    bound, so few would be seen with a chance of at most 1%.
+
+    Args:
+        over: Queries over the bound.
+    """
+    low, high = over + 1, 1000 * (over + 1)
+    while low < high:
+        middle = (low + high) // 2
+        if _at_most(over, middle, 1 - SHARE) <= 1 - CONFIDENCE:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
+    """May these figures be believed?
+
+    Args:
+        tally: Of all processes.
+        scenario: What was sent.
+        profile: How long it should have been.
+    """
+    reasons = []
+    if tally.wrong_answers:
+        reasons.append(f"{tally.wrong_answers} wrong answers")
+    if not tally.in_window:
+        reasons.append("no right answer")
+    if tally.window_s < 0.98 * profile.duration_s:
+        reasons.append(f"{tally.window_s:.1f} s long, wanted {profile.duration_s:g}")
+    if tally.cpu_share > BUSY_GENERATOR:
+        reasons.append(
+            f"the generator took {100 * tally.cpu_share:.0f}% of a core (at most "
+            f"{100 * BUSY_GENERATOR:.0f}%): it measured itself"
+        )
+    reasons += _drift(tally)
+    if scenario.loop == "open":
+        reasons += _open_loop(tally, scenario)
+    if scenario.slo_ms is not None and not scenario.overload:
+        reasons += _too_few(tally, scenario.slo_ms)
+    return Verdict(valid=not reasons, reasons=reasons)
+
+
+def _drift(tally: Tally) -> list[str]:
+    """The rate of the last three windows, each a quarter of the seconds, must be steady."""
+    counts = [int(decoded(text).get_total_count()) for text in tally.seconds_us]
+    size = len(counts) // (WINDOWS + 1)
+    if size == 0:
+        return []
+    windows = [sum(counts[len(counts) - (i + 1) * size :][:size]) for i in range(WINDOWS)]
+    mean = sum(windows) / WINDOWS
+    off = max(abs(window - mean) for window in windows) / mean if mean else 0.0
+    # Poisson arrivals alone differ by their square root.
+    chance = 3 / math.sqrt(mean) if mean else 0.0
+    if min(windows) >= FEWEST_A_WINDOW and off > max(LONGEST_DRIFT, chance):
+        return [f"not steady: the last three windows differ by {100 * off:.0f}%"]
+    return []
+
+
+def _open_loop(tally: Tally, scenario: Scenario) -> list[str]:
+    reasons = []
+    if tally.no_room:
+        reasons.append(f"{tally.no_room} requests found no room in the generator and were not sent")
+    offered = (scenario.rate_per_s or 0.0) * tally.window_s
+    # Of the number that was drawn, not of its mean: a Poisson's differs by its square root.
+    slack = 3 * math.sqrt(offered / min(scenario.shape, 1.0))
+    if not scenario.overload and tally.sent < LEAST_ACHIEVED * offered - slack:
+        reasons.append(f"{tally.sent} requests were sent, {offered:.0f} were due")
+    answered = int(decoded(tally.latency_us).get_total_count())
+    if not scenario.overload and answered < LEAST_ACHIEVED * tally.sent:
+        reasons.append(f"{answered} of {tally.sent} requests were answered")
+    p99_ms = percentiles_ms(tally.latency_us, [99])["p99"]
+    lag_ms = percentiles_ms(tally.lag_us, [99])["p99"]
+    if lag_ms > LARGEST_LAG * p99_ms:
+        reasons.append(f"requests were sent late (p99 {lag_ms:.2f} ms of {p99_ms:.2f} ms)")
+    return reasons
+
+
+def _too_few(tally: Tally, slo_ms: float) -> list[str]:
+    histogram = decoded(tally.latency_us)
+    total = int(histogram.get_total_count())
+    over = sum(
+        item.count_added_in_this_iter_step
+        for item in histogram.get_recorded_iterator()
+        if item.value_iterated_to > slo_ms * 1000
+    )
+    if over > (1 - SHARE) * total:
+        return []  # too slow is a result
+    needed = queries_needed(int(over))
+    if total < needed:
+        return [f"{total} answers with {over} over the bound say nothing of p99; {needed} would"]
+    return []
+
+
+def _at_most(count: int, of: int, share: float) -> float:
+    """The chance that at most so many of so many are hit, each with this share (binomial)."""
+    log_hit, log_miss = math.log(share), math.log1p(-share)
+    return sum(
+        math.exp(
+            math.lgamma(of + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(of - k + 1)
+            + k * log_hit
+            + (of - k) * log_miss
+        )
+        for k in range(count + 1)
+    )

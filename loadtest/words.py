@@ -1,0 +1,137 @@
+"""What a load test found, in words: for pages, Markdown and a terminal alike."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from loadtest.record import REFUSED
+from loadtest.result import Result
+
+if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by loadtest.report
+    from loadtest.sweep import Sweep
+
+UNKNOWN = "not known"
+MIB = 2**20  # bytes
+
+
+def offered(result: Result) -> str:
+    """The load in a few words: users of a closed loop, or requests a second that were due."""
+    if result.offered_per_s is None:
+        return f"{result.users} user{'s' * (result.users != 1)}"
+    return f"{result.offered_per_s:,.0f}/s"
+
+
+def rate_per_s(result: Result) -> float:
+    """Where a point stands among others: the rate that was due, or answered in a closed loop."""
+    return result.requests_per_s if result.offered_per_s is None else result.offered_per_s
+
+
+_TELLING: tuple[Callable[[Result], str], ...] = (
+    lambda result: result.model,
+    lambda result: result.scenario,
+    offered,
+    lambda result: f"{result.images_per_request} x {result.endpoint}",
+    lambda result: result.variant,
+)
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """A name for each, of no more than tells them apart; and whether it is INVALID.
+
+    What nothing tells apart is numbered.
+    """
+    fields = [[each(result) for result in results] for each in _TELLING]
+    differing = [field for field in fields if len(set(field)) > 1] or [fields[i] for i in (0, 1, 2)]
+    for count in range(1, len(differing) + 1):
+        names = [", ".join(parts) for parts in zip(*differing[:count], strict=True)]
+        if len(set(names)) == len(names) > 1:
+            break
+    numbered = [
+        name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})"
+        for i, name in enumerate(names)
+    ]
+    return [
+        name if result.verdict.valid else f"{name}, INVALID"
+        for name, result in zip(numbered, results, strict=True)
+    ]
+
+
+def errors(result: Result) -> str:
+    """Failed requests by kind."""
+    kinds = sorted(result.errors.items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind}: {count:,}" for kind, count in kinds) or "none"
+
+
+def wrong(result: Result) -> str:
+    """How many answers were wrong, and the first of them."""
+    first = "".join(f", such as: {example}" for example in result.wrong_answer_examples[:1])
+    return f"{result.wrong_answers:,} wrong answers{first}"
+
+
+def cost(result: Result) -> str:
+    """Of a million right images; in the currency of the price."""
+    return (
+        "no price stated" if result.cost_per_million is None else f"{result.cost_per_million:.4g}"
+    )
+
+
+def goodput(result: Result) -> str:
+    """Right answers a second within the bound."""
+    return "no bound" if result.goodput_per_s is None else f"{result.goodput_per_s:,.0f}"
+
+
+def known(value: float | None, form: str = ",.2f", unit: str = "") -> str:
+    """A figure, or that it is not known."""
+    return UNKNOWN if value is None else f"{value:{form}}{unit}"
+
+
+def brief(result: Result) -> str:
+    """The headline of a valid result."""
+    refused = result.errors.get(REFUSED, 0)
+    also = f", {100 * refused / max(1, result.sent):.0f}% refused" if refused else ""
+    return (
+        f"{result.requests_per_s:,.0f} requests/s, p50 {result.latency_ms['p50']:.2f} ms, "
+        f"p99 {result.latency_ms['p99']:.2f} ms{also}"
+    )
+
+
+def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, bool]:
+    """The sentence of a load test, and whether it is bad news."""
+    valid = [result for result in results if result.verdict.valid]
+    if missed:
+        return f"FAILED: {'; '.join(missed)}", True
+    if not valid:
+        reasons = "; ".join(dict.fromkeys(r for result in results for r in result.verdict.reasons))
+        return f"INVALID, no figure below says anything of the service: {reasons}", True
+    kept = "all answers right, all thresholds kept"
+    if len(results) == 1:
+        return f"{kept}: {brief(valid[0])}", False
+    if len(valid) < len(results):
+        return (
+            f"{len(results) - len(valid)} of {len(results)} points are INVALID; else {kept}",
+            True,
+        )
+    return f"{kept} in {len(results)} points", False
+
+
+def sweep_verdict(sweep: "Sweep") -> tuple[str, bool]:
+    """The sentence of a search for the knee, and whether it is bad news."""
+    bad = [wrong(point) for point in sweep.points if point.wrong_answers]
+    if bad:
+        return f"FAILED: {'; '.join(bad)}", True
+    if sweep.knee is None:
+        invalid = sum(not point.verdict.valid for point in sweep.points)
+        return (
+            f"No knee: no valid point kept p99 under {sweep.slo_ms:g} ms "
+            f"({invalid} of {len(sweep.points)} points are INVALID)"
+        ), True
+    knee = sweep.points[sweep.knee]
+    found = (
+        f"Up to {knee.offered_per_s or 0:,.0f} requests/s, p99 stays under {sweep.slo_ms:g} ms "
+        f"({knee.latency_ms['p99']:.2f} ms there)"
+    )
+    above = sweep.points[sweep.knee + 1 :]
+    if not above:
+        return f"{found}; no higher rate was offered, so the knee may be higher", False
+    if not any(point.verdict.valid for point in above):
+        return f"{found}; every higher point is INVALID, so the knee may be higher", False
+    return f"{found}; that is the knee", False

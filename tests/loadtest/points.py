@@ -1,0 +1,110 @@
+"""Load points made by hand, with figures that are known."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.record import Tally, new_histogram
+from loadtest.result import Provenance, Result, Verdict, figures
+from loadtest.scenarios import load_profile, load_scenario
+from loadtest.serverside import ServerSample, summary
+from loadtest.sweep import Sweep
+
+SECONDS = 4
+BEGAN = "2026-01-02T03:04:05+00:00"
+
+
+def encoded(latencies_ms: Sequence[float]) -> str:
+    """A histogram of these as text."""
+    histogram = new_histogram()
+    for latency_ms in latencies_ms:
+        histogram.record_value(round(1000 * latency_ms))
+    return bytes(histogram.encode()).decode()
+
+
+def sample(at_s: float, **known: Any) -> ServerSample:
+    """What a server says of a second under load; what is given differs."""
+    said: dict[str, Any] = {
+        "images_per_s": 100.0,
+        "requests_per_s": 100.0,
+        "refused_per_s": {},
+        "batches_per_s": 50.0,
+        "images_per_batch": 2.0,
+        "batch_sizes": {"1": 30, "2": 10, "4": 10, "8": 0, "+Inf": 0},
+        "queue_ms": 0.25,
+        "compute_ms": 0.5,
+        "queued_images": 0,
+        "cpu_cores": 0.75,
+        "rss_bytes": 256 * 2**20,
+    }
+    return ServerSample(at_s=at_s, seconds=1.0, **{**said, **known})
+
+
+def point(
+    *,
+    rate: float = 100,
+    latencies_ms: Sequence[float] = (2, 4, 6, 8),
+    invalid: Sequence[str] = (),
+    samples: Sequence[ServerSample] | None = None,
+    price: float = 0.0,
+    scenario: str = "Server",
+    tally: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Result:
+    """A load point of four seconds, each with these latencies in equal shares.
+
+    Args:
+        rate: Requests offered a second.
+        latencies_ms: One answer each in every second.
+        invalid: Why it is.
+        samples: The server's; four of them if None.
+        price: Of an hour.
+        scenario: From the file.
+        tally: What was counted otherwise.
+        changes: Fields of the result.
+    """
+    counted = Tally(
+        **{
+            "window_s": SECONDS,
+            "sent": SECONDS * len(latencies_ms),
+            "in_window": SECONDS * len(latencies_ms),
+            "latency_us": encoded([*latencies_ms] * SECONDS),
+            "lag_us": encoded([0.125]),
+            "seconds_us": [encoded(latencies_ms)] * SECONDS,
+            "refused_each_second": [0] * SECONDS,
+            "errors": {},
+            "wrong_answers": 0,
+            "wrong_examples": [],
+            "no_room": 0,
+            "stragglers": 0,
+            "cpu_share": 0.25,
+            "named": ("cpu", "onnx"),
+            **(tally or {}),
+        }
+    )
+    asked = load_scenario(scenario, rate_per_s=rate)
+    seen = [sample(1.0 + i) for i in range(SECONDS)] if samples is None else list(samples)
+    fields: dict[str, Any] = {
+        **figures(counted, asked, load_profile("smoke", warmup_s=0), price),
+        "model": "cnn",
+        "version": "0123456789ab",
+        "device": "cpu",
+        "variant": "onnx",
+        "ceiling_per_s": 1000.0,
+        "server": summary(seen),
+        "server_samples": [each.model_dump() for each in seen],
+        "provenance": Provenance(
+            url="http://127.0.0.1:3000",
+            machine="a machine of 2 cores",
+            versions={"locust": "2.47.0"},
+            commit="abc1234",
+            began=BEGAN,
+        ),
+        "verdict": Verdict(valid=not invalid, reasons=list(invalid)),
+        **changes,
+    }
+    return Result(**fields)
+
+
+def sweep_of(points: Sequence[Result], knee: int | None) -> Sweep:
+    """A search that met these points."""
+    return Sweep(slo_ms=20, ceiling_per_s=1000, capacity_per_s=500, points=list(points), knee=knee)

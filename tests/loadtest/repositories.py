@@ -1,0 +1,31 @@
+"""Git repositories to be compared and spoilt."""
+
+import subprocess
+from pathlib import Path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says in that folder."""
+    command = ["git", "-c", "user.name=A", "-c", "user.email=a@b"]
+    command += ["-c", "commit.gpgsign=false", *arguments]
+    ran = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return ran.stdout.strip()
+
+
+def trees(repository: Path) -> int:
+    """How many working trees git knows there, the repository's own included."""
+    return len(git(repository, "worktree", "list").splitlines())
+
+
+def small_repository(folder: Path) -> Path:
+    """A repository of one commit, with a file that is not committed and one that git ignores."""
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    (folder / "first").write_text("committed")
+    (folder / ".gitignore").write_text("ignored\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "One")
+    (folder / "first").write_text("changed")
+    (folder / "second").write_text("new")
+    (folder / "ignored").write_text("nobody's")
+    return folder

@@ -1,0 +1,254 @@
+"""The rule on made-up ratios, the order of turns, trees that vanish; and real commits compared."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from loadtest.connections import Target
+from loadtest.gate import (
+    FIGURES,
+    MORE,
+    ONE,
+    TAIL,
+    GateError,
+    HeadError,
+    Plan,
+    answering,
+    compared,
+    faultless,
+    orders,
+    sides,
+)
+from loadtest.server import REPOSITORY, free_port
+from loadtest.turns import Offer, Turn, closed_turn, open_turn
+from loadtest.verdict import (
+    IMPROVEMENT,
+    INCONCLUSIVE,
+    NOTHING,
+    REGRESSION,
+    Interval,
+    Outcome,
+    Row,
+    interval,
+)
+from tests.loadtest.repositories import git, small_repository, trees
+
+QUIET = Interval(1.0, 0.99, 1.01)
+# What a commit may do to batches, behind the proof of its models; whatever else batcher.py holds.
+PLANTED = """
+
+_made = Batcher.__init__
+
+
+def _init(self, predict, **options):
+    def planted(inputs):
+        {fault}
+
+    _made(self, planted, **options)
+
+
+Batcher.__init__ = _init
+"""
+SLOW = "time.sleep(0.005); return predict(inputs)"
+WRONG = "return {name: np.roll(array, 1, axis=-1) for name, array in predict(inputs).items()}"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """This repository's last commit, to be spoilt."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("these files are in no git repository")
+    folder = tmp_path / "clone"
+    git(REPOSITORY, "clone", "--quiet", str(REPOSITORY), str(folder))
+    return folder
+
+
+def _commit(clone: Path, fault: str) -> None:
+    with (clone / "service" / "batcher.py").open("a") as file:
+        file.write(PLANTED.format(fault=fault))
+    git(clone, "commit", "--quiet", "--all", "--message", "Plant a fault")
+
+
+def _plan(clone: Path, base: str, head: str, *, pairs: int = 2) -> Plan:
+    bundle = clone / "tests" / "service" / "bundles" / "cnn"
+    return Plan(base, head, bundle, clone, pairs=pairs, seconds=0.5, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("throughput", "p99", "verdict"),
+    [
+        (Interval(0.90, 0.87, 0.949), Interval(1.2, 1.101, 1.3), REGRESSION),
+        (Interval(1.10, 1.06, 1.20), Interval(0.8, 0.75, 0.90), IMPROVEMENT),
+        (Interval(0.90, 0.80, 0.951), Interval(1.2, 1.099, 1.3), NOTHING),
+        (Interval(1.00, 0.96, 1.04), Interval(1.0, 0.93, 1.08), NOTHING),
+    ],
+)
+def test_only_what_is_sure_is_called_a_regression(
+    throughput: Interval, p99: Interval, verdict: str
+) -> None:
+    """An interval wholly beyond the bound is one; one that reaches over it is none."""
+    assert ONE.verdict(QUIET, throughput) == MORE.verdict(QUIET, throughput) == verdict
+    assert TAIL.verdict(QUIET, p99) == verdict
+
+
+def test_where_noise_looks_like_a_regression_nothing_is_claimed() -> None:
+    """A/A beyond a bound makes what lies within it inconclusive; what is beyond both is told."""
+    for low, high in [(0.94, 1.0), (1.0, 1.06), (0.5, 1.5)]:
+        floor = Interval(1.0, low, high)
+        assert ONE.verdict(floor, Interval(1.0, 0.96, 1.04)) == INCONCLUSIVE
+        assert ONE.verdict(floor, Interval(0.2, 0.2, 0.2)) == REGRESSION
+        assert ONE.verdict(floor, Interval(5.0, 5.0, 5.0)) == IMPROVEMENT
+    assert ONE.verdict(Interval(1.0, 0.5, 1.5), Interval(0.6, 0.55, 0.65)) == INCONCLUSIVE
+    noisy = Interval(1.0, 0.9, 2.0)
+    assert TAIL.verdict(noisy, Interval(1.5, 1.2, 1.9)) == INCONCLUSIVE
+    assert TAIL.verdict(noisy, Interval(3.0, 2.5, 3.5)) == REGRESSION
+    same = Interval(1.0, 1.0, 1.0)
+    assert ONE.verdict(Interval(1.0, float("nan"), 1.0), same) == INCONCLUSIVE
+    assert ONE.verdict(Interval(1.0, 0.951, 1.05), same) != INCONCLUSIVE
+    assert TAIL.verdict(Interval(1.0, 0.92, 1.09), same) != INCONCLUSIVE
+
+
+def test_pairs_become_a_geometric_mean_and_an_interval_around_it() -> None:
+    """Half and double are one on average; the same seed gives the same interval."""
+    pairs = [(2.0, 1.0), (1.0, 2.0), (3.0, 3.0), (2.1, 2.0)]
+    found = interval(pairs, 1)
+    assert found.estimate == pytest.approx(1.05**0.25)
+    assert found.low < 1 < found.high
+    assert found == interval(pairs, 1)
+
+
+def _outcome(*, strict: bool, faults: tuple[str, ...] = (), problem: str = "") -> Outcome:
+    same = [(1.0, 1.0), (1.01, 1.0), (0.99, 1.0)]
+    noisy = [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)]
+    slower = [(0.8, 1.0), (0.81, 1.0), (0.79, 1.0)]
+    rows = [Row(ONE, same, slower, 0), Row(MORE, noisy, slower, 0), Row(TAIL, same, same, 0)]
+    return Outcome({"seed": 0}, rows, faults, problem, strict=strict)
+
+
+def test_a_regression_fails_only_where_it_is_asked_to(tmp_path: Path) -> None:
+    """Status 3 and a failure of JUnit's with strict, 0 and none without; the words are the same."""
+    for strict, status in ((True, 3), (False, 0)):
+        outcome = _outcome(strict=strict)
+        assert outcome.status == status
+        verdicts = [row.verdict for row in outcome.rows]
+        assert verdicts == [REGRESSION, INCONCLUSIVE, NOTHING]
+        assert "0.800 (0.790 to 0.810) | REGRESSION |" in outcome.markdown()
+        outcome.write(tmp_path)
+        record = json.loads((tmp_path / "compare.json").read_text())
+        assert record["status"] == status
+        assert record["figures"][0]["ratios"] == [0.8, 0.81, 0.79]
+        suite = ET.fromstring((tmp_path / "compare.xml").read_text())  # noqa: S314 - our own
+        counted = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
+        failures = str(int(strict))
+        assert counted == {"tests": "4", "failures": failures, "errors": "0", "skipped": "1"}
+
+
+def test_wrong_answers_fail_always() -> None:
+    """Status 1 without strict too; 2 where nothing could be measured; both are said."""
+    wrong = _outcome(strict=False, faults=("wrong answers x 3",))
+    assert wrong.status == 1
+    assert "FAILED: head: wrong answers x 3" in wrong.markdown()
+    assert "failure" in wrong.junit()
+    problem = _outcome(strict=False, problem="no such\x00 commit")
+    assert problem.status == 2
+    assert "NOT MEASURED: no such" in problem.markdown()
+    assert "no such? commit" in problem.junit()
+
+
+def test_the_order_of_turns_is_drawn_and_repeatable() -> None:
+    """The same for the same seed, others for others; base is first in half of the pairs."""
+    drawn = orders(8, "0 A/B")
+    assert drawn == orders(8, "0 A/B")
+    assert len({str(orders(8, f"{seed} A/B")) for seed in range(10)}) == 10
+    for figure in FIGURES:
+        assert sum(turns[figure] for turns in drawn) == 4
+
+
+def test_the_sides_take_as_many_turns_and_neither_is_always_second() -> None:
+    """A B B A and so on, from either side."""
+    assert sides(1, True) == [True, False]
+    assert sides(3, True) == [True, False, False, True, True, False]
+    assert sides(2, False) == [False, True, True, False]
+
+
+def test_a_fault_is_heads_or_prevents_the_measurement() -> None:
+    """Turns add up, faults too; of head what was wrong is kept; of base nothing can be measured."""
+    right, wrong = Turn(1.0, 2, [0.1], ()), Turn(1.0, 4, [0.2], ("HTTP 500 x 1",))
+    assert faultless(right, "head") == right
+    assert (right + wrong).rate == 3
+    assert (right + wrong).p99_s == pytest.approx(0.199)
+    with pytest.raises(HeadError, match=r"^HTTP 500 x 1$"):
+        faultless(right + wrong, "head")
+    with pytest.raises(GateError, match=r"base itself gave .* HTTP 500 x 1$"):
+        faultless(right + wrong, "base")
+    assert answering(right, "head") == right
+    with pytest.raises(HeadError, match=r"^no right answer within 1 s$"):
+        answering(Turn(1.0, 0, [], ()), "head")
+
+
+def test_a_server_that_is_gone_is_a_fault() -> None:
+    """No connection, in a closed loop and in an open one; no figure is made of it."""
+    target = Target(f"http://127.0.0.1:{free_port()}", b"", lambda headers, body: None)
+    for turn in (closed_turn(target, 0.1, 2), open_turn(target, 0.1, Offer(10, 2, spin=False))):
+        assert "no connection" in turn.faults[0]
+
+
+def test_what_cannot_be_measured_is_status_2(tmp_path: Path) -> None:
+    """No such commit, too few pairs, no bundle: each is said in words."""
+    small = small_repository(tmp_path / "small")
+    bundle = REPOSITORY / "tests" / "service" / "bundles" / "cnn"
+    for plan, words in (
+        (Plan("nowhere", "HEAD", bundle, small), "rev-parse failed"),
+        (Plan("HEAD", "HEAD", bundle, small, pairs=1), "at least 2 pairs"),
+        (Plan("HEAD", "HEAD", bundle, small, seconds=0), "more than 0 s"),
+        (Plan("HEAD", "HEAD", small, small), "is no bundle"),
+    ):
+        outcome = compared(plan)
+        assert outcome.status == 2
+        assert words in outcome.problem
+    assert trees(small) == 1
+
+
+@pytest.mark.slow
+def test_a_commit_is_compared_with_itself(clone: Path, tmp_path: Path) -> None:
+    """The command measures every figure, says how noisy it was, and leaves no tree."""
+    plan = _plan(clone, "HEAD", "HEAD")
+    command = [sys.executable, "-m", "loadtest", "compare", "--base", "HEAD", "--head", "HEAD"]
+    command += ["--pairs", "2", "--seconds", "0.5", "--repository", str(clone)]
+    command += ["--bundle", str(plan.bundle), "--out", str(tmp_path)]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for figure in FIGURES:
+        assert f"| {figure.name} | " in ran.stdout
+    for word in ("A/A interval", "seed: 0", git(clone, "rev-parse", "--short", "HEAD")):
+        assert word in ran.stdout
+    assert json.loads((tmp_path / "compare.json").read_text())["faults"] == []
+    assert trees(clone) == 1
+
+
+@pytest.mark.slow
+def test_a_slower_commit_is_found(clone: Path) -> None:
+    """Batches that sleep 5 ms: far less throughput, and no other verdict than the noise allows."""
+    _commit(clone, SLOW)
+    outcome = compared(_plan(clone, "HEAD~1", "HEAD", pairs=3))
+    (slower,) = (row for row in outcome.rows if row.figure == ONE)
+    assert slower.ratio.high < 0.8
+    if slower.verdict != INCONCLUSIVE:
+        assert slower.verdict == REGRESSION
+        assert outcome.status == 3
+    assert trees(clone) == 1
+
+
+@pytest.mark.slow
+def test_a_commit_that_answers_wrongly_fails(clone: Path) -> None:
+    """Labels moved by one behind the proof of the models: status 1, and the labels are told."""
+    _commit(clone, WRONG)
+    outcome = compared(_plan(clone, "HEAD~1", "HEAD"))
+    assert outcome.status == 1, outcome.problem
+    assert "wrong answers" in outcome.faults[0]
+    assert "labels" in outcome.faults[0]
+    assert trees(clone) == 1

@@ -1,0 +1,194 @@
+"""The no-op server answers each request once, however it is sent, and stalls when told to."""
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+
+from loadtest.noop import noop_server
+from loadtest.server import REPOSITORY
+
+BODY = b'{"label": "7"}'
+ANSWER = (
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{"label": "7"}'
+)
+READY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+PLAIN = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n\r\n\r\nPOST "
+CHUNKED = (
+    b"POST /any HTTP/1.1\r\nTRANSFER-ENCODING: Chunked\r\n\r\n"
+    b"4;of=more\r\n\r\n\r\n\r\n10\r\n0123456789abcdef\r\n0\r\nTrailer: x\r\n\r\n"
+)
+EMPTY = b"POST / HTTP/1.1\r\n\r\n"
+PROBE = b"GET /readyz HTTP/1.1\r\n\r\n"
+OTHER = b"GET /predict HTTP/1.1\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with noop_server(BODY) as found:
+        yield found
+
+
+def _connect(url: str) -> socket.socket:
+    where = urlsplit(url)
+    return socket.create_connection((str(where.hostname), int(where.port or 0)), timeout=10)
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    """So many bytes, or what comes until the connection is closed."""
+    found = b""
+    while len(found) < size and (more := connection.recv(size - len(found))):
+        found += more
+    return found
+
+
+def test_one_connection_asks_again_and_again(url: str) -> None:
+    """Twenty requests of any size on one socket get the same JSON."""
+    where = urlsplit(url)
+    with closing(http.client.HTTPConnection(str(where.hostname), where.port, timeout=10)) as client:
+        client.connect()
+        first = client.sock
+        for size in (0, 1, 100_000, 3_000_000) * 5:
+            client.request("POST", "/predict", b"x" * size)
+            answer = client.getresponse()
+            assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+            assert answer.read() == BODY
+        assert client.sock is first
+
+
+def test_requests_in_one_write_are_answered_in_order(url: str) -> None:
+    """Pipelined requests of every kind: as many answers, each its own."""
+    requests = [PLAIN, PROBE, CHUNKED, EMPTY, OTHER, PLAIN]
+    missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    answers = [ANSWER, READY, ANSWER, ANSWER, missing, ANSWER]
+    with _connect(url) as connection:
+        connection.sendall(b"".join(requests) * 10)
+        expected = b"".join(answers) * 10
+        assert _read(connection, len(expected)) == expected
+
+
+@pytest.mark.parametrize("request_bytes", [PLAIN, CHUNKED, EMPTY])
+def test_a_request_that_comes_byte_by_byte_is_answered_when_it_is_whole(
+    url: str, request_bytes: bytes
+) -> None:
+    """Nothing comes before its last byte, one answer after it."""
+    with _connect(url) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(len(request_bytes) - 1):
+            connection.sendall(request_bytes[i : i + 1])
+        connection.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        connection.sendall(request_bytes[-1:])
+        assert _read(connection, len(ANSWER)) == ANSWER
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 64])
+def test_it_does_not_matter_where_a_stream_is_cut(url: str, cut: int) -> None:
+    """Pieces of any size give the same answers."""
+    stream = (CHUNKED + PLAIN) * 3
+    with _connect(url) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(0, len(stream), cut):
+            connection.sendall(stream[i : i + cut])
+        assert _read(connection, 6 * len(ANSWER)) == 6 * ANSWER
+
+
+def test_the_connection_closes_behind_the_last_answer(url: str) -> None:
+    """After "Connection: close" and HTTP/1.0 nothing more is answered; nonsense gets a 400."""
+    for request in (
+        b"POST / HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+        b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
+    ):
+        with _connect(url) as connection:
+            connection.sendall(request + PLAIN)
+            assert _read(connection, 10_000) == ANSWER
+    for nonsense in (b"\x16\x03\x01 hello\r\n\r\n", CHUNKED.replace(b"\n4;", b"\nfour;")):
+        with _connect(url) as connection:
+            connection.sendall(nonsense)
+            assert _read(connection, 10_000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_body_that_waits_to_be_asked_for_is_asked_for(url: str) -> None:
+    """What says "Expect: 100-continue" gets it, then sends its body, then gets the answer."""
+    with _connect(url) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        assert _read(connection, 25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"{}")
+        assert _read(connection, len(ANSWER)) == ANSWER
+
+
+def test_requests_take_their_time_one_after_the_other() -> None:
+    """Ten on two connections, at once, of 20 ms each: the last answer comes after 200 ms."""
+    with noop_server(service_s=0.02) as url, _connect(url) as one, _connect(url) as other:
+        size = len(ANSWER) - len(BODY) - 1 + len(b"{}")
+        start_s = time.monotonic()
+        for connection in (one, other):
+            connection.sendall(EMPTY * 5)
+        assert _read(one, size).endswith(b"{}")
+        assert time.monotonic() - start_s >= 0.02
+        assert _read(one, 4 * size).endswith(b"{}")
+        assert _read(other, 5 * size).endswith(b"{}")
+        assert time.monotonic() - start_s >= 0.2
+
+
+def test_it_stalls_once_and_answers_all_that_waited_at_once() -> None:
+    """Asked in the stall: answered behind its end, together; before and afterwards: at once."""
+    stall_at_s, stall_s = 0.3, 1.2
+    answered_s: list[float] = []
+
+    def ask(url: str) -> None:
+        with urllib.request.urlopen(url, b"{}") as answer:
+            assert json.load(answer) == {}
+        answered_s.append(time.monotonic())
+
+    with noop_server(stall_at_s=stall_at_s, stall_s=stall_s) as url:
+        time.sleep(0.4)  # the clock begins with the first request, not with the server
+        first_s = time.monotonic()
+        ask(url)
+        assert answered_s.pop() - first_s < stall_s
+        time.sleep(stall_at_s + 0.1)
+        asking = [threading.Thread(target=ask, args=(url,), daemon=True) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+            time.sleep(0.2)
+        for thread in asking:
+            thread.join(10)
+        assert len(answered_s) == 4
+        assert min(answered_s) - first_s >= stall_at_s + stall_s
+        assert max(answered_s) - min(answered_s) < 0.4  # they were asked 600 ms apart
+        again_s = time.monotonic()
+        ask(url)
+        assert answered_s.pop() - again_s < stall_s
+
+
+def test_a_probe_starts_no_clock() -> None:
+    """/readyz is answered, and only the first POST begins the time until the stall."""
+    with noop_server(stall_at_s=0.0, stall_s=0.4) as url:
+        with urllib.request.urlopen(f"{url}/readyz") as answer:
+            assert answer.status == 200
+        start_s = time.monotonic()
+        with urllib.request.urlopen(url, b"{}"):
+            assert time.monotonic() - start_s >= 0.4
+
+
+def test_the_server_ends_with_its_block() -> None:
+    """Afterwards nobody listens there; where the port is taken it says so and ends."""
+    with noop_server() as url:
+        port = str(urlsplit(url).port)
+        command = [sys.executable, "-m", "loadtest.noop", "--port", port]
+        ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+        assert ran.returncode != 0
+        assert "address already in use" in ran.stderr
+    with pytest.raises(ConnectionRefusedError):
+        _connect(url)

@@ -1,0 +1,283 @@
+"""The comparison with other servers skips what it cannot have and believes no server unseen."""
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.__main__ import main
+from loadtest.connections import Load, Target
+from loadtest.peers_client import verified_load
+from loadtest.peers_declared import Peer, PeerError, declared
+from loadtest.peers_forms import FORMS, LENGTH, ask, judge
+from loadtest.peers_installed import SkippedError, environment, packages, running
+from loadtest.peers_run import ENVIRONMENTS, Comparison, Plan, Server
+from tests.loadtest.tiny_peer import BUNDLE, GOLDEN, IMAGES, SERVER, write_peer
+
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+
+
+def _compare(tmp_path: Path, *further: str) -> int:
+    command = ["peers", "--bundle", str(BUNDLE), "--folder", str(tmp_path / "peers")]
+    command += ["--environments", str(tmp_path / "environments"), "--out", str(tmp_path / "out")]
+    command += ["--connections", "2", "--rounds", "2", "--seconds", "1", *further]
+    return main(command)
+
+
+def test_the_repository_declares_its_peers() -> None:
+    """Each is pinned, has a form that is known and bears the frameworks that were promised."""
+    peers = declared()
+    names = " ".join(peer.name for peer in peers)
+    for framework in ("BentoML", "FastAPI", "LitServe", "mosec", "Triton"):
+        assert framework in names
+    assert all(peer.form in FORMS and peer.requirements for peer in peers)
+    assert {peer.name for peer in declared(words=["fastapi"])} == {
+        "FastAPI",
+        "FastAPI, 2 processes",
+    }
+    assert len({peer.home for peer in declared(words=["mosec"])}) == 1
+    with pytest.raises(PeerError, match="LitServe"):
+        declared(words=["x-ray"])
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "told"),
+    [
+        ("dependencies = []", 'dependencies = ["numpy"]', "pin"),
+        ('path = "/digits"', 'path = "digits"', "path"),
+        ('form = "pixels"', 'form = "smoke signals"', "form"),
+        ('settings = "as it comes"', 'setings = "?"', "setings"),
+        ("[[tool.peer]]", "[[tool.beer]]", "peer"),
+        ("dependencies", "dependencies dependencies", "TOML"),
+    ],
+)
+def test_a_comment_that_is_not_right_is_refused(
+    was: str, becomes: str, told: str, tmp_path: Path
+) -> None:
+    """The error names the file and what is wrong in it."""
+    file = write_peer(tmp_path, "tiny")
+    file.write_text(file.read_text().replace(was, becomes, 1))
+    with pytest.raises(PeerError, match=rf"(?s)tiny\.py.*{told}"):
+        declared(tmp_path)
+
+
+def test_a_file_without_the_comment_is_no_peer_and_names_are_unique(tmp_path: Path) -> None:
+    """It is passed over; two peers of one name are an error."""
+    (tmp_path / "no_peer.py").write_text("import sys\n")
+    first = write_peer(tmp_path, "tiny")
+    assert [peer.file for peer in declared(tmp_path)] == [first]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "__main__.py").write_text(first.read_text().replace("tiny", "other"))
+    assert [peer.home for peer in declared(tmp_path)] == ["folder", "tiny"]
+    (tmp_path / "folder" / "__main__.py").write_text(first.read_text())
+    with pytest.raises(PeerError, match="several peers bear the name tiny"):
+        declared(tmp_path)
+
+
+def test_every_form_asks_for_the_same_pixels_and_reads_the_label() -> None:
+    """JSON and binary bodies hold the image; an answer in each form gives its largest value."""
+    pixels = IMAGES[0].body
+    values = np.eye(10, dtype=np.float32)[[3]]
+    name = {"name": "probabilities", "shape": [1, 10], "parameters": {"binary_data_size": 40}}
+    head = json.dumps({"outputs": [name]}).encode()
+    tensor = {LENGTH: str(len(head))}, head + values.tobytes()
+    answers = {
+        "json": ({}, json.dumps(values.tolist()).encode()),
+        "pixels": ({}, values.tobytes()),
+        "open-inference": tensor,
+        "open-inference-raw": tensor,
+    }
+    assert answers.keys() == FORMS.keys()
+    for form_name, (headers, body) in answers.items():
+        request = GOLDEN.requests("peer", FORMS[form_name], "/")[0]
+        if form_name == "json":
+            asked = np.array(json.loads(request.body)["images"], np.uint8).tobytes()
+        else:
+            asked = request.body[int(request.headers.get(LENGTH, 0)) :]
+        assert asked == pixels
+        assert FORMS[form_name].read(headers, body).argmax(axis=1).tolist() == [3]
+        assert "malformed" in str(judge(FORMS[form_name], request)({LENGTH: "x"}, b"?"))
+
+
+def test_this_service_answers_as_it_is_asked_beside_the_peers(service_url: str) -> None:
+    """Its raw and binary forms pass the judge for every golden image; another digit does not."""
+    for form in (FORMS["open-inference-raw"], FORMS["open-inference"]):
+        requests = GOLDEN.requests("service", form, "/v2/models/cnn/infer")
+        for request, next_one in zip(requests, [*requests[1:], requests[0]], strict=True):
+            headers, body = ask(service_url, request)
+            assert judge(form, request)(headers, body) is None
+            if next_one.labels != request.labels:
+                assert "expected" in str(judge(form, next_one)(headers, body))
+
+
+def _peer(tmp_path: Path, server: str = SERVER, requirements: str = "") -> Peer:
+    (peer,) = declared(
+        write_peer(tmp_path / "peers", "tiny", server, requirements=requirements).parent
+    )
+    return peer
+
+
+def test_a_peer_that_cannot_be_installed_is_skipped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is pip's last line; the environment is not taken for one that is whole."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    peer = _peer(tmp_path, requirements='"a-package-that-is-nowhere==1.0"')
+    for _ in range(2):
+        with pytest.raises(SkippedError, match=r"No matching distribution found for a-package"):
+            environment(peer, tmp_path / "environments")
+
+
+def test_an_environment_is_of_its_own_and_reused(tmp_path: Path) -> None:
+    """It holds none of this environment's packages, is made once, and anew for other pins."""
+    peer = _peer(tmp_path)
+    python = environment(peer, tmp_path / "environments")
+    assert packages(python) == []
+    assert "include-system-site-packages = false" in (python.parents[1] / "pyvenv.cfg").read_text()
+    (python.parents[1] / "trace").touch()
+    assert environment(peer, tmp_path / "environments") == python
+    assert (python.parents[1] / "trace").exists()
+    (python.parents[1] / "peer-requirements.txt").write_text("other==1.0\n")
+    environment(peer, tmp_path / "environments")
+    assert not (python.parents[1] / "trace").exists()
+
+
+def test_a_peer_that_does_not_start_is_skipped_with_the_end_of_its_log(tmp_path: Path) -> None:
+    """Its status and its last words are the reason."""
+    peer = _peer(tmp_path, "raise SystemExit('no model | today')\n")
+    python = environment(peer, tmp_path / "environments")
+    with (
+        pytest.raises(SkippedError, match="status 1 at its start: no model / today"),
+        running(peer, python, BUNDLE, tmp_path / "scratch", IMAGES[0]),
+    ):
+        pass
+
+
+@needs_wrk
+def test_a_peer_that_answers_wrongly_fails_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1 before anything is measured, and which image got which digit."""
+    write_peer(tmp_path / "peers", "tiny", honest=40)
+    assert _compare(tmp_path) == 1
+    assert "FAILED: tiny, image 39: label" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class _MixedUp(http.server.BaseHTTPRequestHandler):
+    """Gives each the answer to what was asked last, by whomever."""
+
+    protocol_version, wbufsize = "HTTP/1.1", -1
+    last = threading.Lock(), [b""]
+
+    def do_POST(self) -> None:
+        pixels = self.rfile.read(int(self.headers["content-length"]))
+        lock, last = self.last
+        with lock:
+            given, last[0] = last[0] or pixels, pixels
+        best = next(int(r.labels[0]) for r in IMAGES if r.body == given)
+        body = np.eye(10, dtype=np.float32)[best].tobytes()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def mixed_up_url() -> Iterator[str]:
+    """A server that is right as long as all ask for the same image."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _MixedUp) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_answers_given_to_the_wrong_requester_are_noticed(mixed_up_url: str) -> None:
+    """The same image again and again is answered rightly; different ones at once are not."""
+    targets = [Target(mixed_up_url, r.wire(), judge(FORMS["pixels"], r)) for r in IMAGES]
+    load, rate = verified_load(targets[:1], 2, 0.3)
+    assert (load.wrong, dict(load.other)) == (0, {})
+    assert rate > 10
+    load, _ = verified_load(targets, 8, 0.3)
+    assert load.wrong > 0
+    server = Server("mixed up", "", FORMS["pixels"], mixed_up_url, IMAGES, load=load)
+    (told,) = Comparison(Plan(), [server], []).wrong
+    assert told.startswith(f"mixed up: {load.wrong} wrong answers under load, such as: label")
+
+
+def test_without_wrk_a_bundle_or_a_sound_plan_the_reason_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2, and what to install, to make or to write."""
+    assert _compare(tmp_path, "--rounds", "0") == 2
+    assert "must be positive" in capsys.readouterr().err
+    if shutil.which("wrk") is not None:
+        assert _compare(tmp_path, "--bundle", str(tmp_path)) == 2
+        assert "is no bundle" in capsys.readouterr().err
+        assert _compare(tmp_path) == 2
+        assert "no peer's name" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _compare(tmp_path) == 2
+    assert "apt install wrk" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@needs_wrk
+def test_the_whole_command_measures_verifies_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An honest peer has figures, a missing one its reason; a later liar fails the run."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    write_peer(tmp_path / "peers", "tiny")
+    write_peer(tmp_path / "peers", "missing", requirements='"a-package-that-is-nowhere==1.0"')
+    assert _compare(tmp_path, "--cores", "split") == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "out" / "peers.md").read_text()
+    lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    base = next(cells for cells in lines if cells[:2] == ["| 2", "this service"])
+    assert base[2:4] == ["1.00 x", "1.00 to 1.00"]
+    missing = next(cells for cells in lines if cells[0] == "| missing")
+    assert "skipped: not installed" in missing[-1]
+    result = json.loads((tmp_path / "out" / "peers.json").read_text())
+    assert [server["name"] for server in result["servers"]][-1] == "tiny"
+    (tiny,) = [server for server in result["servers"] if server["name"] == "tiny"]
+    assert (tiny["request_body_bytes"], tiny["answer_body_bytes"]) == (784, 40)
+    ratio, low, high = tiny["figures"][0]["ratio"]
+    assert 0 < low <= ratio <= high
+    assert len(tiny["figures"][0]["ratios"]) == 2
+    assert tiny["check"]["answers_verified"] > 100
+    assert (tiny["check"]["wrong"], tiny["check"]["other"]) == (0, {})
+    assert [skipped["name"] for skipped in result["skipped"]] == ["missing"]
+
+    write_peer(tmp_path / "peers", "tiny", honest=len(IMAGES) + 2)
+    assert _compare(tmp_path, "--peers", "tiny") == 1
+    assert "FAILED: tiny, under load: label" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", declared(), ids=lambda peer: peer.name)
+def test_every_peer_of_the_repository_answers_rightly(peer: Peer, tmp_path: Path) -> None:
+    """Installed as it is pinned, it gives every golden image's digit, one by one and at once."""
+    try:
+        python = environment(peer, ENVIRONMENTS)
+    except SkippedError as reason:
+        pytest.skip(str(reason))
+    form = FORMS[peer.form]
+    requests = GOLDEN.requests(peer.name, form, peer.path)
+    with running(peer, python, BUNDLE, tmp_path / "scratch", requests[0]) as url:
+        for request in requests:
+            assert judge(form, request)(*ask(url, request)) is None
+        targets = [Target(url, r.wire(), judge(form, r)) for r in requests]
+        load, rate = verified_load(targets, 16, 1)
+    assert isinstance(load, Load)
+    assert (load.wrong, load.refused_s, dict(load.other)) == (0, [], {})
+    assert rate > 10

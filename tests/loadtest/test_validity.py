@@ -1,0 +1,92 @@
+"""A bad measurement is thrown out, each kind by its own rule; a bad service is a result."""
+
+from typing import Any
+
+import pytest
+
+from loadtest.record import Tally, new_histogram
+from loadtest.scenarios import load_profile, load_scenario
+from loadtest.validity import judge, queries_needed
+
+SERVER = load_scenario("Server", rate_per_s=200.0)
+CLOSED = load_scenario("Concurrency")
+PROFILE = load_profile("smoke", duration_s=10.0)
+
+
+def _encoded(*values_us: tuple[int, int]) -> str:
+    histogram = new_histogram()
+    for value, count in values_us:
+        histogram.record_value(value, count)
+    return bytes(histogram.encode()).decode()
+
+
+def _tally(**changes: Any) -> Tally:
+    """2,000 answers of 5 ms in ten steady seconds, sent 50 microseconds late."""
+    fields: dict[str, Any] = {
+        "window_s": 10.0,
+        "sent": 2000,
+        "in_window": 2000,
+        "latency_us": _encoded((5000, 2000)),
+        "lag_us": _encoded((50, 2000)),
+        "seconds_us": [_encoded((5000, 200))] * 10,
+        "refused_each_second": [0] * 10,
+        "errors": {},
+        "wrong_answers": 0,
+        "wrong_examples": [],
+        "no_room": 0,
+        "stragglers": 0,
+        "cpu_share": 0.5,
+        "named": ("cpu", "onnx"),
+    }
+    return Tally(**(fields | changes))
+
+
+def test_an_honest_point_is_valid() -> None:
+    """In an open loop and in a closed one."""
+    assert judge(_tally(), SERVER, PROFILE).valid
+    assert judge(_tally(), CLOSED, PROFILE).valid
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"wrong_answers": 1}, "1 wrong answers"),
+        ({"in_window": 0}, "no right answer"),
+        ({"window_s": 8.0}, "8.0 s long, wanted 10"),
+        ({"cpu_share": 0.85}, "85% of a core"),
+        ({"no_room": 3}, "3 requests found no room"),
+        ({"sent": 1500}, "1500 requests were sent, 2000 were due"),
+        ({"latency_us": _encoded((5000, 1800))}, "1800 of 2000 requests were answered"),
+        ({"lag_us": _encoded((900, 2000))}, "sent late"),
+        ({"seconds_us": [_encoded((5000, n)) for n in (400,) * 7 + (100,) * 3]}, "not steady"),
+        (
+            {"latency_us": _encoded((5000, 445), (30_000, 2)), "sent": 447, "window_s": 10.0},
+            "say nothing of p99; 838 would",
+        ),
+    ],
+)
+def test_each_rule_throws_out_what_it_is_for(changes: dict[str, Any], named: str) -> None:
+    """The reason is given in words."""
+    verdict = judge(_tally(**changes), SERVER, PROFILE)
+    assert not verdict.valid
+    assert any(named in reason for reason in verdict.reasons), verdict.reasons
+    assert str(verdict).startswith("INVALID: ")
+
+
+def test_a_slow_service_is_a_result() -> None:
+    """Every answer above the bound: measured well, and not kept."""
+    slow = _tally(latency_us=_encoded((50_000, 2000)))
+    assert judge(slow, SERVER, PROFILE).valid
+
+
+def test_overload_may_refuse() -> None:
+    """Where more is offered than can be done, what is not answered is no fault of the point."""
+    overload = SERVER.model_copy(update={"overload": True})
+    refused = _tally(latency_us=_encoded((5000, 900)), errors={"HTTP 429": 1100})
+    assert not judge(refused, SERVER, PROFILE).valid
+    assert judge(refused, overload, PROFILE).valid
+
+
+def test_early_stopping_needs_what_mlperf_says() -> None:
+    """With no query over the bound 459, with one 662, with ten 2,010 (MLPerf Inference)."""
+    assert [queries_needed(over) for over in (0, 1, 10)] == [459, 662, 2010]
