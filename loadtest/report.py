@@ -148,11 +148,10 @@ def _tiles(result: Result, name: str) -> list[tuple[str, str]]:
 
 
 def _hint(results: Sequence[Result]) -> str:
-    since = (
-        "from the moment a request was due"
-        if results[0].loop == "open"
-        else "from sending a request to its answer"
-    )
+    loops = {result.loop for result in results}
+    since = "from the moment a request was due" if "open" in loops else ""
+    if "closed" in loops:
+        since += f"{', in closed loops ' * bool(since)}from sending a request to its answer"
     if any(not result.verdict.valid for result in results):
         return f"{since}; INVALID points have hollow markers or broken lines"
     return since

@@ -19,7 +19,8 @@ CAPACITY_USERS = 32
 CAPACITY_S = 3.0
 FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the capacity: the curve before the search
 NEAR_ENOUGH = 0.05  # of the knee
-MOST_POINTS = 12
+MOST_STEPS = 6
+ATTEMPTS = 2  # at a point that turns out invalid
 
 
 class Sweep(BaseModel):
@@ -111,34 +112,44 @@ def sweep(
         points.append(point)
         return point
 
-    _search(lambda rate: keeps(measured(rate), slo_ms), capacity)
+    def kept(rate: float) -> bool | None:
+        """None if the measurement says nothing, a second time too."""
+        for _ in range(ATTEMPTS):
+            point = measured(rate)
+            if point.verdict.valid or point.latency_ms["p99"] >= slo_ms:
+                return keeps(point, slo_ms)
+        return None
+
+    _search(kept, capacity)
     points.sort(key=lambda point: point.offered_per_s or 0.0)
-    kept = [i for i, point in enumerate(points) if keeps(point, slo_ms)]
+    right = [i for i, point in enumerate(points) if keeps(point, slo_ms)]
     return Sweep(
         slo_ms=slo_ms,
         ceiling_per_s=ceiling,
         capacity_per_s=capacity,
         points=points,
-        knee=kept[-1] if kept else None,
+        knee=right[-1] if right else None,
     )
 
 
-def _search(kept: Callable[[float], bool], capacity: float) -> None:
+def _search(kept: Callable[[float], bool | None], capacity: float) -> None:
     """Offer shares of the capacity until one is too much, then halve the way to the knee.
 
     Args:
-        kept: Offers a rate and says whether the bound was kept.
+        kept: Offers a rate and says whether the bound was kept; None if it could not be told.
         capacity: Requests a second.
     """
-    low, high, offered = 0.0, 1.5 * capacity, 0
+    low, high = 0.0, 1.5 * capacity
     for share in FIRST_SHARES:
-        offered += 1
-        if not kept(share * capacity):
+        found = kept(share * capacity)
+        if found is False:
             high = share * capacity
             break
-        low = share * capacity
-    while low and high - low > NEAR_ENOUGH * low and offered < MOST_POINTS:
-        offered, middle = offered + 1, (low + high) / 2
+        if found:
+            low = share * capacity
+    steps = 0
+    while low and high - low > NEAR_ENOUGH * low and steps < MOST_STEPS:
+        steps, middle = steps + 1, (low + high) / 2
         low, high = (middle, high) if kept(middle) else (low, middle)
 
 

@@ -181,11 +181,12 @@ def test_idle_seconds_and_the_warm_up_are_left_out() -> None:
     seen = [
         sample(1, **idle),
         sample(2, cpu_cores=9.0),
-        sample(3, cpu_cores=1.0),
-        sample(4, cpu_cores=2.0, batch_sizes={"1": 10, "2": 0, "4": 0, "8": 10, "+Inf": 0}),
-        sample(5, **idle),
+        sample(3, cpu_cores=7.0),
+        sample(4, cpu_cores=1.0),
+        sample(5, cpu_cores=2.0, batch_sizes={"1": 10, "2": 0, "4": 0, "8": 10, "+Inf": 0}),
+        sample(6, **idle),
     ]
-    found = level(point(samples=seen, warmup_s=0.4))
+    found = level(point(samples=seen, warmup_s=1.0))
     assert found.cpu_cores == pytest.approx(1.5)
     assert found.sizes == pytest.approx({"1": 40 / 70, "2": 10 / 70, "3-4": 10 / 70, "5-8": 1 / 7})
 
