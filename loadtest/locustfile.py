@@ -10,6 +10,7 @@ master, which merges them.
 import gc
 import json
 import logging
+import os
 import random
 import sys
 import time
@@ -32,11 +33,13 @@ from loadtest.expectations import ExpectationError, Expectations
 from loadtest.record import Recorder, Tally, merged
 from loadtest.run import REQUEST_TIMEOUT_S
 from loadtest.scenarios import ENDPOINTS, Scenario, load_scenario, scenario_names
+from loadtest.serverside import API_KEY_VARIABLE
 
 logger = logging.getLogger(__name__)
 HTTP_OK = 200
 MOST_IN_FLIGHT = 1024  # of one process
 TALLY = "tally"
+
 GC_EVERY_OBJECTS = 50_000
 # Nearer than this the next request is waited for without sleeping, which would be less exact.
 SPIN_S = 0.0005
@@ -157,6 +160,8 @@ class DigitUser(FastHttpUser):
         self.options = _options(environment)
         self.network_timeout = self.connection_timeout = self.options.request_timeout
         super().__init__(environment)
+        key = os.environ.get(API_KEY_VARIABLE)
+        self._further = {"x-api-key": key} if key else {}
 
     def on_start(self) -> None:
         """Begin at a sample of one's own, so that not all users send the same."""
@@ -178,7 +183,7 @@ class DigitUser(FastHttpUser):
         with self.client.post(
             request.sent.path,
             data=request.sent.content,  # type: ignore[arg-type]  # bytes are sent as they are
-            headers=request.sent.headers,
+            headers=request.sent.headers | self._further,
             name=_Run.scenario.endpoint,
             catch_response=True,
         ) as response:

@@ -16,7 +16,7 @@ import pytest
 
 from loadtest.__main__ import main
 from loadtest.record import Tally
-from loadtest.server import free_port
+from loadtest.server import free_port, running_service
 from tests.tiny import SERVED_BUNDLES
 
 LOCUSTFILE = Path(__file__).parent.parent.parent / "loadtest" / "locustfile.py"
@@ -224,3 +224,14 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
     # Three seconds of 50 requests are too few to say anything of 99%.
     assert not result["verdict"]["valid"]
     assert any("say nothing of p99" in reason for reason in result["verdict"]["reasons"])
+
+
+def test_a_service_with_a_key_is_asked_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LOADTEST_API_KEY goes with every request; without it each is refused and the run fails."""
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_API_KEY": "a key long enough"}
+    with running_service(tmp_path / "service.log", settings=settings) as url:
+        assert _run(url, tmp_path, "--users", "1") == 1
+        monkeypatch.setenv("LOADTEST_API_KEY", "a key long enough")
+        assert _run(url, tmp_path, "--users", "1") == 0
