@@ -12,17 +12,18 @@ from pathlib import Path
 from loadtest.arguments import add_run_arguments, add_sweep_arguments, point
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.expectations import ExpectationError
-from loadtest.formats import to_junit, to_markdown, write_all
-from loadtest.gate import add_arguments, compared, plan_of
+from loadtest.gate.command import add_arguments, compared, plan_of
+from loadtest.machine import cores, machine
 from loadtest.overload import COLUMNS as LOADED
-from loadtest.overload import OverloadError, Plan, cores, measure
-from loadtest.peers_command import add_peers
-from loadtest.report import machine, run_report, sweep_report
+from loadtest.overload import OverloadError, Plan, measure
+from loadtest.peers.command import add_peers
+from loadtest.report.formats import to_junit, to_markdown, write_all
+from loadtest.report.page import run_report, sweep_report
+from loadtest.report.words import run_verdict, sweep_verdict
 from loadtest.run import LoadTestError, Thresholds, run_scenario, save_wrong_answers, summary
 from loadtest.scenarios import ScenarioError
 from loadtest.server import ServiceNotReadyError
 from loadtest.sweep import sweep
-from loadtest.words import run_verdict, sweep_verdict
 from loadtest.yardstick import YardstickError, compare, over_the_runtime
 
 KEPT, MISSED, IMPOSSIBLE = 0, 1, 2

@@ -12,15 +12,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from loadtest.html_parts import heading, page, panels, picture, table
-from loadtest.plots import COLOURS, latency_figure, seconds_figure, wide_figure
-from loadtest.report import machine
+from loadtest.machine import machine
+from loadtest.report.html_parts import heading, page, panels, picture, table
+from loadtest.report.plots import COLOURS, latency_figure, seconds_figure, wide_figure
+from loadtest.report.tables import result_table
+from loadtest.report.words import labels
 from loadtest.result import Result
 from loadtest.run import run_scenario
 from loadtest.scenarios import load_profile, load_scenario
 from loadtest.server import running_service
-from loadtest.tables import result_table
-from loadtest.words import labels
 
 SCENARIOS = ("Concurrency", "Offline")
 COLUMNS = (

@@ -33,7 +33,7 @@ from loadtest.expectations import ExpectationError, Expectations
 from loadtest.record import Recorder, Tally, merged
 from loadtest.run import REQUEST_TIMEOUT_S
 from loadtest.scenarios import ENDPOINTS, Scenario, load_scenario, scenario_names
-from loadtest.serverside import API_KEY_VARIABLE
+from loadtest.serverside.watch import API_KEY_VARIABLE
 
 logger = logging.getLogger(__name__)
 HTTP_OK = 200

@@ -5,19 +5,17 @@ the client has the last one for itself and the service the others, so that neith
 other's time; the table's head says so.
 """
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-import numpy as np
-
-from loadtest.connections import Judge, Load, Target
-from loadtest.forms import FormError, Forms, Request
-from loadtest.open_loop import Arrivals, closed_loop, open_loop
+from loadtest.client.connections import Load, Target
+from loadtest.client.forms import FormError, Forms, judge
+from loadtest.client.loops import Arrivals, closed_loop, open_loop
+from loadtest.machine import cores, pinned
+from loadtest.ratios import percentile
 from loadtest.server import running_service
 
 CLIENTS = (2, 4, 8, 16, 32, 64, 128)
@@ -137,47 +135,6 @@ def measure(bundle: Path, settings: Mapping[str, str], plan: Plan) -> list[Row]:
     return [Row(factor, found, base_s) for factor, found in zip(factors, loads, strict=True)]
 
 
-def cores() -> tuple[set[int], set[int]]:
-    """The service's cores and the client's; both empty where there are no two to be had."""
-    if not hasattr(os, "sched_getaffinity"):
-        return set(), set()
-    *others, last = sorted(os.sched_getaffinity(0))
-    return (set(others), {last}) if others else (set(), set())
-
-
-@contextmanager
-def pinned(wanted: set[int]) -> Iterator[None]:
-    """Run this thread, and what it starts, on these cores alone; anywhere if there are none."""
-    if not wanted:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, wanted)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def judge(forms: Forms, request: Request) -> Judge:
-    """Compares an answer's labels with those that the request must get."""
-
-    def complaint(headers: Mapping[str, str], body: bytes) -> str | None:
-        try:
-            labels = forms.read_labels(headers, body)
-        except (ValueError, LookupError, TypeError) as error:
-            return f"malformed answer ({error!r})"
-        return None if labels == request.labels else f"labels {labels}"
-
-    return complaint
-
-
-def percentile(rounds_s: Sequence[Sequence[float]], share: float) -> float:
-    """The median of the rounds' percentiles, seconds (one hiccup decides nothing); NaN of none."""
-    found = [float(np.percentile(values_s, share)) for values_s in rounds_s if values_s]
-    return median(found) if found else float("nan")
-
-
 def _rounds(
     target: Target, plan: Plan, factors: Sequence[float], *, spin: bool
 ) -> list[list[Load]]:
@@ -207,7 +164,7 @@ def _capacity(target: Target) -> float:
     """
     best = 0.0
     for clients in CLIENTS:
-        rate = closed_loop(target, CAPACITY_S, clients)
+        rate = closed_loop([target], clients, CAPACITY_S)[1] / CAPACITY_S
         if rate < best * WORTH_IT:
             break
         best = max(best, rate)

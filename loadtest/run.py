@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from loadtest.expectations import Expectations
+from loadtest.machine import machine
 from loadtest.record import Tally
-from loadtest.report import machine
 from loadtest.result import Provenance, Result, figures
 from loadtest.scenarios import Profile, Scenario, price_per_hour
-from loadtest.serverside import ServerWatch
-from loadtest.serverside import summary as server_summary
+from loadtest.serverside.watch import ServerWatch
+from loadtest.serverside.watch import summary as server_summary
 from loadtest.validity import judge
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")

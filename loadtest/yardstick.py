@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from loadtest.forms import MANY, FormError, Forms, Request
+from loadtest.client.forms import MANY, FormError, Forms, Request
+from loadtest.client.wrk import Measured, WrkError, alone, by_wrk, check, require_wrk
 from loadtest.server import SERVICE, running_service
-from loadtest.wrk import Measured, WrkError, alone, by_wrk, check, require_wrk
 
-TUTORIAL = "loadtest.peers.bentoml_tutorial:Tutorial"
+TUTORIAL = "loadtest.peers.servers.bentoml_tutorial:Tutorial"
 PLAIN, FAST, RUNTIME = "tutorial", "tutorial with uvloop and httptools", "ONNX Runtime"
 RAW_MANY, ALONE_MANY = f"raw binary, {MANY} images", f"ONNX Runtime alone, {MANY} images"
 QUEUE_IMAGES = 16_384  # 128 requests of 64 images each wait, and are not refused

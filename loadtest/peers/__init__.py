@@ -1,1 +1,1 @@
-"""Other servers of the same ONNX model, each as its own documentation shows it: to compare with."""
+"""This service beside other servers of the same model."""

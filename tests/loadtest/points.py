@@ -6,7 +6,7 @@ from typing import Any
 from loadtest.record import Tally, new_histogram
 from loadtest.result import Provenance, Result, Verdict, figures
 from loadtest.scenarios import load_profile, load_scenario
-from loadtest.serverside import ServerSample, summary
+from loadtest.serverside.watch import ServerSample, summary
 from loadtest.sweep import Sweep
 
 SECONDS = 4

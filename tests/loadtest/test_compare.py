@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtest.connections import Target
-from loadtest.gate import (
+from loadtest.client.connections import Target
+from loadtest.gate.command import (
     FIGURES,
     MORE,
     ONE,
@@ -23,9 +23,8 @@ from loadtest.gate import (
     orders,
     sides,
 )
-from loadtest.server import REPOSITORY, free_port
-from loadtest.turns import Offer, Turn, closed_turn, open_turn
-from loadtest.verdict import (
+from loadtest.gate.turns import Offer, Turn, closed_turn, open_turn
+from loadtest.gate.verdict import (
     IMPROVEMENT,
     INCONCLUSIVE,
     NOTHING,
@@ -35,6 +34,7 @@ from loadtest.verdict import (
     Row,
     interval,
 )
+from loadtest.server import REPOSITORY, free_port
 from tests.loadtest.repositories import git, small_repository, trees
 
 QUIET = Interval(1.0, 0.99, 1.01)

@@ -4,10 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from loadtest.levels import level
-from loadtest.report import run_report, sweep_report
+from loadtest.report.levels import level
+from loadtest.report.page import run_report, sweep_report
+from loadtest.report.words import labels, sweep_verdict
 from loadtest.result import Result
-from loadtest.words import labels, sweep_verdict
 from tests.loadtest.points import point, sample, sweep_of
 
 EVIL = "<script src=http://evil.example/x.js></script>\"'&"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.counters import Figures, between, read
 from loadtest.noop import noop_server
 from loadtest.server import REPOSITORY, free_port
-from loadtest.serverside import ServerSample, ServerWatch, summary
-from loadtest.usage import Processes
+from loadtest.serverside.counters import Figures, between, read
+from loadtest.serverside.usage import Processes
+from loadtest.serverside.watch import ServerSample, ServerWatch, summary
 from tests.service.processes import main_process, worker_processes
 
 BLANK = [[0] * 28] * 28

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from loadtest.__main__ import main
-from loadtest.forms import Forms
+from loadtest.client.forms import Forms
+from loadtest.client.wrk import WrkError, alone, check
 from loadtest.server import running_service
-from loadtest.wrk import WrkError, alone, check
 from loadtest.yardstick import PLAIN, TUTORIAL, YardstickError, chosen, requests
 from tests.service.processes import worker_processes
 from tests.tiny import SERVED_BUNDLES

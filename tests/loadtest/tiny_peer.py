@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from loadtest.peers_forms import FORMS, Golden
+from loadtest.peers.forms import FORMS, Golden
 from tests.tiny import SERVED_BUNDLES
 
 BUNDLE = SERVED_BUNDLES / "cnn"

@@ -16,10 +16,10 @@ import pytest
 
 from export.golden import Golden
 from export.parity.metrics import Arrays
-from loadtest.connections import Load, Target
-from loadtest.forms import Forms
-from loadtest.open_loop import closed_loop, open_loop
-from loadtest.overload import judge, percentile
+from loadtest.client.connections import Load, Target
+from loadtest.client.forms import Forms, judge
+from loadtest.client.loops import closed_loop, open_loop
+from loadtest.ratios import percentile
 from loadtest.server import running_service
 from service.batcher import Batcher
 from service.errors import OverloadedError
@@ -159,7 +159,8 @@ def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
     settings = BASE | {"DIGITS_MAX_QUEUE_IMAGES": "128", "DIGITS_MAX_REQUEST_IMAGES": "64"}
     with running_service(tmp_path / "log", settings=settings) as url:
         target = Target(url, request.wire(), judge(forms, request))
-        rate = closed_loop(target, OFFERED_S)
+        _, answered = closed_loop([target], 4, OFFERED_S)
+        rate = answered / OFFERED_S
         loads = {factor: open_loop(target, factor * rate, OFFERED_S) for factor in (1, 2)}
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             assert client.get("/readyz").status_code == 200

@@ -1,6 +1,6 @@
 """ONNX Runtime without a server: what a service of the same file can reach at best on one thread.
 
-python -m loadtest.peers.onnxruntime_alone artifacts/bundles/cnn --images 64 --seconds 3
+python -m loadtest.peers.servers.onnxruntime_alone artifacts/bundles/cnn --images 64 --seconds 3
 """
 
 import argparse

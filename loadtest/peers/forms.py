@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.connections import Judge
-from loadtest.forms import Forms, Request
+from loadtest.client.connections import Judge
+from loadtest.client.forms import Forms, Request
 
 LENGTH = "inference-header-content-length"
 Pixels = npt.NDArray[np.uint8]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from loadtest.record import REFUSED
 from loadtest.result import Result
 
-if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by loadtest.report
+if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by loadtest.report.page
     from loadtest.sweep import Sweep
 
 UNKNOWN = "not known"

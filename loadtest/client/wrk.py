@@ -9,11 +9,11 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.forms import Forms, Request
+from loadtest.client.forms import Forms, Request
+from loadtest.server import REPOSITORY
 
 WRK = "wrk"
-ALONE = "loadtest.peers.onnxruntime_alone"
-REPOSITORY = Path(__file__).resolve().parent.parent
+ALONE = "loadtest.peers.servers.onnxruntime_alone"
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)\s*$", re.MULTILINE)
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
-from loadtest.statistics import ratio_interval
+from loadtest.ratios import ratio_interval
 
 LEAST_THROUGHPUT = 0.95  # head over base: surely less is a regression
 MOST_P99 = 1.10  # surely more is one

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.report.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
 from loadtest.result import Result
-from loadtest.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
 
 MARKDOWN_COLUMNS = (
     *("scenario", "model", "offered", "requests/s", "images/s", "goodput/s"),

@@ -15,15 +15,15 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
-from loadtest.connections import Load, Target
-from loadtest.forms import FormError, Request
-from loadtest.overload import cores, pinned
-from loadtest.peers_client import verified_load
-from loadtest.peers_declared import PEERS, Peer, declared
-from loadtest.peers_forms import FORMS, Form, Golden, ask, judge
-from loadtest.peers_installed import SkippedError, environment, packages, running, told
+from loadtest.client.connections import Load, Target
+from loadtest.client.forms import FormError, Request
+from loadtest.client.loops import closed_loop
+from loadtest.client.wrk import Measured, WrkError, by_wrk, require_wrk
+from loadtest.machine import cores, pinned
+from loadtest.peers.declared import PEERS, Peer, declared
+from loadtest.peers.forms import FORMS, Form, Golden, ask, judge
+from loadtest.peers.installed import SkippedError, environment, packages, running, told
 from loadtest.server import REPOSITORY, running_service
-from loadtest.wrk import Measured, WrkError, by_wrk, require_wrk
 
 SERVICE = "this service"
 ENVIRONMENTS = REPOSITORY / ".venv-peers"
@@ -217,7 +217,7 @@ def _warm_up(server: Server, plan: Plan) -> None:
     """Many golden images at once: the answers are verified, the time is not taken."""
     with _on_cores(plan, of_servers=False):
         try:
-            load, _ = verified_load(_targets(server), plan.checked_at, WARM_UP_S)
+            load, _ = closed_loop(_targets(server), plan.checked_at, WARM_UP_S)
         except OSError as error:
             server.failed = f"while warming up: {error!r}"
             return
@@ -254,12 +254,12 @@ def _turn(server: Server, plan: Plan, count: int, folder: Path) -> None:
         if count != plan.checked_at:
             return
         try:
-            load, rate = verified_load(_targets(server), count, plan.seconds)
+            load, answered = closed_loop(_targets(server), count, plan.seconds)
         except OSError as error:
             server.failed = f"{count} connections: {error!r}"
             return
         server.load.add(load)
-        server.rates.append(rate)
+        server.rates.append(answered / plan.seconds)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """BentoML as its tutorial shows it: a declared endpoint with ``batchable=True``, arrays as JSON.
 
-BUNDLE=artifacts/bundles/cnn bentoml serve loadtest.peers.bentoml_tutorial:Tutorial
+BUNDLE=artifacts/bundles/cnn bentoml serve loadtest.peers.servers.bentoml_tutorial:Tutorial
 
 BentoML's worker takes uvloop and httptools where they are installed, which ``pip install bentoml``
 does not do. With PLAIN=1 they cannot be imported here, so that it runs as installed alone.
@@ -15,7 +15,7 @@ does not do. With PLAIN=1 they cannot be imported here, so that it runs as insta
 # settings = "batchable=True, batches of up to 64, one worker"
 # form = "json"
 # path = "/predict"
-# command = ["-m", "bentoml", "serve", "loadtest.peers.bentoml_tutorial:Tutorial",
+# command = ["-m", "bentoml", "serve", "loadtest.peers.servers.bentoml_tutorial:Tutorial",
 #     "--host", "127.0.0.1", "--port", "{port}"]
 # environment = { BENTOML_DO_NOT_TRACK = "True", BENTOML_HOME = "{scratch}/bentoml" }
 # documentation = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"

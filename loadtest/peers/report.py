@@ -5,10 +5,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from loadtest.overload import cores
-from loadtest.peers_run import SERVICE, Comparison, Server
-from loadtest.report import machine
-from loadtest.statistics import ratio_interval
+from loadtest.machine import cores, machine
+from loadtest.peers.run import SERVICE, Comparison, Server
+from loadtest.ratios import ratio_interval
 
 # What this service's own figures depend on, where it is installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")

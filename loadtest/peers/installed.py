@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from loadtest.forms import Request
-from loadtest.peers_declared import Peer
-from loadtest.peers_forms import ask
+from loadtest.client.forms import Request
+from loadtest.peers.declared import Peer
+from loadtest.peers.forms import ask
 from loadtest.server import REPOSITORY, free_port
 
 START_TIMEOUT_S = 90.0

@@ -1,4 +1,4 @@
-"""Requests at times that do not wait for answers, as many independent clients send them.
+"""Clients that wait for their answers, and requests at times that wait for none.
 
 The client must be cheap, or it measures itself: see ``connections``.
 """
@@ -7,56 +7,64 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Literal
 
 import uvloop
 
-from loadtest.connections import Connection, Load, Pool, Target
+from loadtest.client.connections import Connection, Load, Pool, Target
 
 Arrivals = Literal["poisson", "uniform"]
 
-CLOSED_LOOP_CLIENTS = 4
 SPIN_S = 0.002  # nearer than this the next request is waited for without sleeping
 SLEEP_S = 0.001
 
 
 def closed_loop(
-    target: Target, seconds: float, clients: int = CLOSED_LOOP_CLIENTS, warm_up_s: float = 0.3
-) -> float:
-    """Right answers a second for a few clients that each wait for theirs before they ask again.
+    targets: Sequence[Target], clients: int, seconds: float, warm_up_s: float = 0.3
+) -> tuple[Load, int]:
+    """So many clients that each wait for their answer before they ask again.
 
     Args:
-        target: Who is asked what.
-        seconds: For how long they are counted.
+        targets: One server, different requests; the clients take them in turn, so that an answer
+            that batching gave to the wrong one is noticed.
         clients: How many.
+        seconds: For how long right answers are counted.
         warm_up_s: For how long they ask before.
+
+    Returns:
+        All that was answered, the warming up's too, and the right answers behind it.
     """
-    load = Load(seconds)
+    load, before, counted = Load(seconds), 0, 0
 
     async def run() -> None:
+        nonlocal counted
         begin_s = time.perf_counter() + warm_up_s
         end_s = begin_s + seconds
-        before = [0]
 
         def again(connection: Connection) -> None:
+            nonlocal before
             now_s = time.perf_counter()
             if now_s < begin_s:
-                before[0] = len(load.accepted_s)
+                before = len(load.accepted_s)
             if now_s < end_s:
                 connection.ask(now_s)
 
-        pool = Pool(target, load, again, clients)
-        await pool.fill()
-        for connection in pool.connections:
+        share, rest = divmod(clients, len(targets))
+        pools = [
+            Pool(target, load, again, share + (number < rest))
+            for number, target in enumerate(targets)
+        ]
+        for pool in pools:
+            await pool.fill()
+        for connection in [one for pool in pools for one in pool.connections]:
             connection.ask(time.perf_counter())
         await asyncio.sleep(warm_up_s + seconds)
-        answered.append(len(load.accepted_s) - before[0])
-        await pool.settle()
+        counted = len(load.accepted_s) - before
+        await asyncio.gather(*(pool.settle() for pool in pools))
 
-    answered: list[int] = []
     _run(run)
-    return answered[0] / seconds
+    return load, counted
 
 
 def open_loop(

@@ -22,8 +22,8 @@ from typing import Any, Self
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from loadtest.counters import Figures, between, read
-from loadtest.usage import Gpus, Processes
+from loadtest.serverside.counters import Figures, between, read
+from loadtest.serverside.usage import Gpus, Processes
 
 API_KEY_VARIABLE = "LOADTEST_API_KEY"
 SCRAPE_TIMEOUT_S = 5.0

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from loadtest.html_parts import facts, paragraph, table
-from loadtest.levels import level
-from loadtest.plots import some
+from loadtest.report.html_parts import facts, paragraph, table
+from loadtest.report.levels import level
+from loadtest.report.plots import some
+from loadtest.report.words import MIB, cost, errors, goodput, known
 from loadtest.result import Result
-from loadtest.words import MIB, cost, errors, goodput, known
 
 RESULT_COLUMNS = (
     *("point", "verdict", "images/ request", "requests/s", "images/s", "goodput/s"),

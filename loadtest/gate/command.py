@@ -16,14 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from loadtest.connections import Target
-from loadtest.forms import MANY, FormError, Forms
-from loadtest.overload import cores, judge, pinned
-from loadtest.report import machine
+from loadtest.client.connections import Target
+from loadtest.client.forms import MANY, FormError, Forms, judge
+from loadtest.gate.trees import PRESENT, Tree, TreeError, checked_out, serving
+from loadtest.gate.turns import Offer, Turn, closed_turn, open_turn
+from loadtest.gate.verdict import LEAST_THROUGHPUT, MOST_P99, Figure, Outcome, Pair, Row
+from loadtest.machine import cores, machine, pinned
 from loadtest.server import REPOSITORY
-from loadtest.trees import PRESENT, Tree, TreeError, checked_out, serving
-from loadtest.turns import Offer, Turn, closed_turn, open_turn
-from loadtest.verdict import LEAST_THROUGHPUT, MOST_P99, Figure, Outcome, Pair, Row
 
 CLIENTS = 32  # that ask for one image each
 CLIENTS_OF_MANY = 4  # 256 images at once: fewer than any queue holds, so nothing is refused

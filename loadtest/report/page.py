@@ -1,20 +1,25 @@
 """The pages of a load test: what was found, in figures, tables and pictures."""
 
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from loadtest.html_parts import heading, page, panels, paragraph, picture, sentence, tiles
-from loadtest.levels import said_nothing
-from loadtest.plots import curve_figure, latency_figure, seconds_figure, some
-from loadtest.plots_server import batch_figure, machine_figure, waiting_figure
+from loadtest.report.html_parts import heading, page, panels, paragraph, picture, sentence, tiles
+from loadtest.report.levels import said_nothing
+from loadtest.report.plots import curve_figure, latency_figure, seconds_figure, some
+from loadtest.report.plots_server import batch_figure, machine_figure, waiting_figure
+from loadtest.report.tables import error_table, fact_list, limit_table, result_table
+from loadtest.report.words import (
+    cost,
+    goodput,
+    labels,
+    rate_per_s,
+    run_verdict,
+    sweep_verdict,
+    wrong,
+)
 from loadtest.result import Result
-from loadtest.tables import error_table, fact_list, limit_table, result_table
-from loadtest.words import cost, goodput, labels, rate_per_s, run_verdict, sweep_verdict, wrong
 
 if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by this module
     from loadtest.sweep import Sweep
@@ -22,18 +27,6 @@ if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by thi
 NO_COUNTERS = (
     "The server told none of its counters: batch sizes, queue and compute times are not known."
 )
-
-
-def machine() -> str:
-    """This machine in a few words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    )
 
 
 def run_report(results: Sequence[Result], missed: Sequence[str]) -> str:

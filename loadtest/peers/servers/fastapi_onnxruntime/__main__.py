@@ -18,8 +18,8 @@ event loop.
 # settings = "uvicorn[standard], one process, no batching"
 # form = "pixels"
 # path = "/predict"
-# command = ["-m", "uvicorn", "loadtest.peers.fastapi_onnxruntime.__main__:app", "--port", "{port}",
-#     "--no-access-log"]
+# command = ["-m", "uvicorn", "loadtest.peers.servers.fastapi_onnxruntime.__main__:app",
+#     "--port", "{port}", "--no-access-log"]
 # documentation = "https://fastapi.tiangolo.com/advanced/using-request-directly/"
 #
 # [[tool.peer]]
@@ -27,8 +27,8 @@ event loop.
 # settings = "uvicorn[standard], two processes, no batching"
 # form = "pixels"
 # path = "/predict"
-# command = ["-m", "uvicorn", "loadtest.peers.fastapi_onnxruntime.__main__:app", "--port", "{port}",
-#     "--no-access-log", "--workers", "2"]
+# command = ["-m", "uvicorn", "loadtest.peers.servers.fastapi_onnxruntime.__main__:app",
+#     "--port", "{port}", "--no-access-log", "--workers", "2"]
 # documentation = "https://fastapi.tiangolo.com/deployment/server-workers/"
 # ///
 

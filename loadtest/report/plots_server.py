@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from loadtest.levels import Level, counting, level, samples
-from loadtest.plots import COLOURS, panel, scale_latency
+from loadtest.report.levels import Level, counting, level, samples
+from loadtest.report.plots import COLOURS, panel, scale_latency
+from loadtest.report.words import MIB, labels
 from loadtest.result import Result
-from loadtest.words import MIB, labels
 
 MOST_STRAIGHT = 6  # labels beside each other that need not be turned
 LONG_LABEL = 8  # characters

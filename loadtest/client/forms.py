@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.bodies import LENGTH, Pixels, body, compact, png, read
+from loadtest.client.connections import Judge
 from loadtest.scenarios import Endpoint
 
 MANY = 64  # images of the larger requests
@@ -128,3 +129,16 @@ class Forms:
 
     def _right(self, count: int) -> tuple[str, ...]:
         return tuple(self._labels[i % len(self._labels)] for i in range(count))
+
+
+def judge(forms: Forms, request: Request) -> Judge:
+    """Compares an answer's labels with those that the request must get."""
+
+    def complaint(headers: Mapping[str, str], body: bytes) -> str | None:
+        try:
+            labels = forms.read_labels(headers, body)
+        except (ValueError, LookupError, TypeError) as error:
+            return f"malformed answer ({error!r})"
+        return None if labels == request.labels else f"labels {labels}"
+
+    return complaint

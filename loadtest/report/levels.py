@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.result import Result
-from loadtest.serverside import ServerSample, summary
+from loadtest.serverside.watch import ServerSample, summary
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a few interleaved rounds say of a ratio, and how surely."""
 
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 
@@ -41,3 +42,9 @@ def ratio_interval(
     low, high = np.percentile(logarithms[drawn].mean(axis=1), (outside, 100 - outside))
     estimate = logarithms.mean()
     return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))
+
+
+def percentile(rounds_s: Sequence[Sequence[float]], share: float) -> float:
+    """The median of the rounds' percentiles, seconds (one hiccup decides nothing); NaN of none."""
+    found = [float(np.percentile(values_s, share)) for values_s in rounds_s if values_s]
+    return median(found) if found else float("nan")

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from loadtest.report.words import labels, rate_per_s
 from loadtest.result import Result
-from loadtest.words import labels, rate_per_s
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56606a")
 BOUND, INK = "#b3261e", "#1d2329"

@@ -3,18 +3,13 @@
 Connections that break and answers that are wrong are kept: the figures alone would hide them.
 """
 
-import asyncio
-import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import uvloop
-
-from loadtest.connections import Connection, Load, Pool, Target
-from loadtest.open_loop import open_loop
-from loadtest.overload import percentile
+from loadtest.client.connections import Load, Target
+from loadtest.client.loops import closed_loop, open_loop
+from loadtest.ratios import percentile
 
 WARM_UP_S = 0.1  # connections are new in each turn
 
@@ -79,7 +74,7 @@ def closed_turn(target: Target, seconds: float, clients: int) -> Turn:
     """
 
     def take() -> tuple[Load, int]:
-        return _closed_loop(target, seconds, clients)
+        return closed_loop([target], clients, seconds, WARM_UP_S)
 
     return _turn(take, seconds)
 
@@ -124,37 +119,3 @@ def _turn(take: Callable[[], tuple[Load, int]], seconds: float) -> Turn:
     except OSError as error:
         return Turn(seconds, 0, [], (f"no connection ({error})",))
     return Turn(seconds, answered, load.accepted_s, faults(load))
-
-
-def _closed_loop(target: Target, seconds: float, clients: int) -> tuple[Load, int]:
-    """All that was asked, and how many right answers came behind the warm-up."""
-    load, before, counted = Load(seconds), 0, 0
-
-    async def run() -> None:
-        nonlocal counted
-        begin_s = time.perf_counter() + WARM_UP_S
-        end_s = begin_s + seconds
-
-        def again(connection: Connection) -> None:
-            nonlocal before
-            now_s = time.perf_counter()
-            if now_s < begin_s:
-                before = len(load.accepted_s)
-            if now_s < end_s:
-                connection.ask(now_s)
-
-        pool = Pool(target, load, again, clients)
-        await pool.fill()
-        for connection in list(pool.connections):
-            connection.ask(time.perf_counter())
-        await asyncio.sleep(WARM_UP_S + seconds)
-        counted = len(load.accepted_s) - before
-        await pool.settle()
-
-    gc.collect()
-    gc.disable()
-    try:
-        uvloop.run(run())
-    finally:
-        gc.enable()
-    return load, counted

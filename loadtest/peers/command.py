@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from loadtest.peers_declared import PeerError
-from loadtest.peers_report import as_json, markdown
-from loadtest.peers_run import PeersError, Plan, WrongAnswerError, compare_peers
+from loadtest.peers.declared import PeerError
+from loadtest.peers.report import as_json, markdown
+from loadtest.peers.run import PeersError, Plan, WrongAnswerError, compare_peers
 
 
 def add_peers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

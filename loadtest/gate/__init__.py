@@ -1,0 +1,1 @@
+"""Is a commit slower? Paired, interleaved rounds of two versions."""
