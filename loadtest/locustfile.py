@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 # Locust loads this file by its path, without the folder that `loadtest` lies in.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import gevent
 from gevent.pool import Pool
 from locust import FastHttpUser, events, task
 from locust.argument_parser import LocustArgumentParser
@@ -29,7 +28,9 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest.clock import waiter
 from loadtest.expectations import ExpectationError, Expectations
+from loadtest.peers.prepared import Prepared
 from loadtest.record import Recorder, Tally, merged
 from loadtest.run import REQUEST_TIMEOUT_S
 from loadtest.scenarios import ENDPOINTS, Scenario, load_scenario, scenario_names
@@ -41,15 +42,13 @@ MOST_IN_FLIGHT = 1024  # of one process
 TALLY = "tally"
 
 GC_EVERY_OBJECTS = 50_000
-# Nearer than this the next request is waited for without sleeping, which would be less exact.
-SPIN_S = 0.0005
 
 
 class _Run:
     """What all users of this process share; set before the first one starts."""
 
     scenario: Scenario
-    expectations: Expectations
+    expectations: Expectations | Prepared
     recorder: Recorder
     tallies: ClassVar[dict[str, Tally]] = {}
 
@@ -66,6 +65,7 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
         "--request-timeout", type=float, default=REQUEST_TIMEOUT_S, help="seconds until an error"
     )
     parser.add_argument("--endpoint", choices=ENDPOINTS, default=None, help="not the scenario's")
+    parser.add_argument("--prepared", default="", help="a peer's requests in place of the bundle's")
     parser.add_argument("--ceiling", action="store_true", help="any answer of 200 is right")
     parser.add_argument("--result", default="", help="write what was counted to this JSON file")
 
@@ -99,8 +99,12 @@ def _prepare(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         return  # its workers send
     try:
-        _Run.expectations = Expectations(
-            Path(options.bundle), _Run.scenario.images_per_request, _Run.scenario.endpoint
+        _Run.expectations = (
+            Prepared(Path(options.prepared))
+            if options.prepared
+            else Expectations(
+                Path(options.bundle), _Run.scenario.images_per_request, _Run.scenario.endpoint
+            )
         )
     except ExpectationError as error:
         logger.error("%s", error)
@@ -222,16 +226,17 @@ class DigitUser(FastHttpUser):
             processes, index = max(1, options.expect_workers or 1), runner.worker_index
         rate = (scenario.rate_per_s or 0.0) / processes
         chance = random.Random(scenario.seed * 1000 + index)  # noqa: S311 - no secret
-        pool, due_s = Pool(MOST_IN_FLIGHT), time.perf_counter()
+        pool, clock, due_s = Pool(MOST_IN_FLIGHT), waiter(), time.perf_counter()
         end_s = due_s + options.warmup + options.window if options.window else float("inf")
         while due_s < end_s:
             due_s += chance.gammavariate(scenario.shape, 1 / (rate * scenario.shape))
-            while (delay_s := due_s - time.perf_counter()) > 0:
-                gevent.sleep(max(0.0, delay_s - SPIN_S))
+            if due_s > time.perf_counter():
+                clock.until(due_s)
             if pool.full():
                 _Run.recorder.no_room()
             else:
                 pool.spawn(self.ask, due_s)
+        clock.close()
         _Run.recorder.stop()
         pool.join(options.request_timeout)
         _Run.recorder.stragglers(len(pool))

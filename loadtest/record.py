@@ -5,7 +5,7 @@ Locust's own statistics round to whole milliseconds, which is longer than most a
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal
@@ -115,7 +115,7 @@ class Recorder:
     def __init__(self, warmup_s: float, window_s: float = float("inf")) -> None:
         """Start the clock: the warm-up begins now, and behind it the window that counts."""
         self._latency, self._lag = new_histogram(), new_histogram()
-        self._seconds: dict[int, HdrHistogram] = {}
+        self._seconds: defaultdict[int, HdrHistogram] = defaultdict(new_histogram)
         self._refused: Counter[int] = Counter()
         self._errors: Counter[str] = Counter()
         self._wrong: list[WrongAnswer] = []
@@ -146,7 +146,7 @@ class Recorder:
         if self._open():
             self._in_window += 1
             second = int(time.perf_counter() - self._start_s)
-            self._seconds.setdefault(second, new_histogram()).record_value(value)
+            self._seconds[second].record_value(value)
 
     def failed(self, kind: str, phase: Phase = "window") -> None:
         """A request of that phase got no answer, or a refusal."""
@@ -193,7 +193,7 @@ class Recorder:
             in_window=self._in_window,
             latency_us=_encoded(self._latency),
             lag_us=_encoded(self._lag),
-            seconds_us=[_encoded(self._seconds.get(s) or new_histogram()) for s in whole],
+            seconds_us=[_encoded(self._seconds[s]) for s in whole],
             refused_each_second=[self._refused[s] for s in whole],
             errors=dict(self._errors),
             wrong_answers=self._wrong_answers,

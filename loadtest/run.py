@@ -136,6 +136,7 @@ def generate(
     request_timeout_s: float = REQUEST_TIMEOUT_S,
     processes: int = 1,
     ceiling: bool = False,
+    prepared: Path | None = None,
 ) -> Tally:
     """Run locust and return what it counted.
 
@@ -147,6 +148,8 @@ def generate(
         request_timeout_s: See there.
         processes: See there.
         ceiling: Take any answer of 200 for right: the server does nothing.
+        prepared: Requests of another server, and what they must be answered, in place of the
+            bundle's (see ``loadtest.peers.prepared``).
 
     Raises:
         LoadTestError: Locust failed, or a bundle is not there.
@@ -169,6 +172,7 @@ def generate(
             *("--changes", json.dumps(changes), "--warmup", str(profile.warmup_s)),
             *("--window", str(profile.duration_s), "--result", str(result_file)),
             *(["--ceiling"] if ceiling else []),
+            *(["--prepared", str(prepared)] if prepared else []),
             *(["--processes", str(processes), "--expect-workers", str(processes)])
             * (processes > 1),
         ]

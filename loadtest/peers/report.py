@@ -1,13 +1,16 @@
 """The comparison with the peers as Markdown and as JSON: ratios, no absolute times."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from statistics import median
 from typing import Any
 
 from loadtest.machine import cores, machine
 from loadtest.peers.run import SERVICE, Comparison, Server
 from loadtest.ratios import ratio_interval
+from loadtest.record import Tally
 
 # What this service's own figures depend on, where it is installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
@@ -20,7 +23,8 @@ FIGURES = (
     *("p99 over p50", "95% interval"),
 )
 CHECKS = (
-    *("server", "by wrk", "by the verifying client", "client over wrk", "95% interval"),
+    *("server", "by wrk", "by our client", "by locust", "our client over wrk", "95% interval"),
+    *("locust over wrk", "95% interval", "locust's share of a core"),
     *("answers verified", "wrong", "other"),
 )
 Interval = tuple[float, float, float]
@@ -40,9 +44,11 @@ def markdown(found: Comparison) -> str:
         "(above 1: more requests a second than it), with 95% bootstrap intervals of the rounds.",
     ]
     checked = [
-        f"At {plan.checked_at} connections the project's own client asked for all golden images at",
-        "once and verified every answer. It takes more of a core than wrk does, and as much of",
-        f"each server's time: its ratios to {SERVICE} should be near wrk's.",
+        f"At {plan.checked_at} connections our own client and locust asked for all golden",
+        "images at once and verified every answer. They take more of a core than wrk does, and as",
+        f"much of each server's time where cores are shared: their ratios to {SERVICE} should be",
+        "near wrk's as long as they take little of a core. Where locust takes a whole one, it has",
+        "measured itself.",
     ]
     parts = [
         "\n".join(head),
@@ -122,22 +128,41 @@ def _described(server: Server, base: Server, checked_at: int) -> dict[str, Any]:
 def _check(server: Server, base: Server, count: int) -> dict[str, Any] | None:
     by_wrk = server.measured.get(count, [])
     rates = list(zip(server.rates, base.rates, strict=False))
-    if not rates or len(by_wrk) != len(server.rates) or min(min(pair) for pair in rates) <= 0:
+    counts = {len(by_wrk), len(server.rates), len(server.by_locust), len(base.by_locust)}
+    answered = [t.in_window for s in (server, base) for t in s.by_locust]
+    if len(counts) > 1 or not rates or min(*answered, *(min(pair) for pair in rates)) <= 0:
         return None
+    verified, wrong, other = _judged(server)
     over_wrk = [(r, m.requests_per_s) for r, m in zip(server.rates, by_wrk, strict=True)]
+    found, ours = ([_rate(t) for t in s.by_locust] for s in (server, base))
     return {
+        "ratio_by_locust": ratio_interval(list(zip(found, ours, strict=True))),
+        "locust_over_wrk": ratio_interval(
+            [(rate, m.requests_per_s) for rate, m in zip(found, by_wrk, strict=True)]
+        ),
+        "locust_cpu_share": median(tally.cpu_share for tally in server.by_locust),
         "connections": count,
         "ratio_by_the_verifying_client": ratio_interval(rates),
         "client_over_wrk": ratio_interval(over_wrk),
-        "answers_verified": len(server.load.accepted_s),
-        "wrong": server.load.wrong,
-        "other": dict(server.load.other) | _refused(server),
+        "answers_verified": verified,
+        "wrong": wrong,
+        "other": dict(other),
     }
 
 
-def _refused(server: Server) -> dict[str, int]:
-    refused = len(server.load.refused_s)
-    return {"HTTP 429": refused} if refused else {}
+def _rate(tally: Tally) -> float:
+    return tally.in_window / tally.window_s
+
+
+def _judged(server: Server) -> tuple[int, int, Counter[str]]:
+    """Right answers, wrong ones, and what was no answer, of both clients that verify."""
+    other = Counter(server.load.other)
+    if server.load.refused_s:
+        other["HTTP 429"] += len(server.load.refused_s)
+    for tally in server.by_locust:
+        other.update(tally.errors)
+    right = len(server.load.accepted_s) + sum(t.in_window for t in server.by_locust)
+    return right, server.load.wrong + sum(t.wrong_answers for t in server.by_locust), other
 
 
 def _server_rows(found: Comparison) -> Iterator[list[str]]:
@@ -171,16 +196,21 @@ def _check_rows(found: Comparison) -> Iterator[list[str]]:
     base, count = found.servers[0], found.plan.checked_at
     for server in found.servers:
         check = _check(server, base, count)
-        wrong = [str(len(server.load.accepted_s)), str(server.load.wrong)]
-        other = server.load.other | _refused(server)
-        last = [*wrong, ", ".join(f"{kind}: {n}" for kind, n in other.items()) or "0"]
+        verified, wrong, other = _judged(server)
+        told = ", ".join(f"{kind}: {n}" for kind, n in other.items()) or "0"
+        last = [f"{verified:,}", str(wrong), told]
         if check is None:
-            yield [server.name, "-", "-", "-", "-", *last]
+            yield [server.name, *"--------", *last]
         else:
             by_wrk = ratio_interval(ratios(server, base, count))[0]
             by_client = check["ratio_by_the_verifying_client"][0]
-            rates = [f"{by_wrk:.2f} x", f"{by_client:.2f} x"]
-            yield [server.name, *rates, *_cells(check["client_over_wrk"]), *last]
+            by_locust = check["ratio_by_locust"][0]
+            yield [
+                *(server.name, f"{by_wrk:.2f} x", f"{by_client:.2f} x", f"{by_locust:.2f} x"),
+                *_cells(check["client_over_wrk"]),
+                *_cells(check["locust_over_wrk"]),
+                *(f"{100 * check['locust_cpu_share']:.0f}%", *last),
+            ]
 
 
 def own_versions() -> list[str]:

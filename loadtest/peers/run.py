@@ -3,8 +3,8 @@
 Each peer runs in an environment of its own; one that cannot be installed or started is skipped with
 its reason. All are up together, and each round asks each in turn, beginning with another one every
 round. Before the clock every golden image's label must be right, one by one and many at once (which
-warms up, too); at one number of connections the project's own client, which verifies every answer,
-measures the same as wrk.
+warms up, too); at one number of connections the project's own client and locust, which verify every
+answer, measure the same as wrk.
 """
 
 import tempfile
@@ -23,12 +23,17 @@ from loadtest.machine import cores, pinned
 from loadtest.peers.declared import PEERS, Peer, declared
 from loadtest.peers.forms import FORMS, Form, Golden, ask, judge
 from loadtest.peers.installed import SkippedError, environment, packages, running, told
+from loadtest.peers.prepared import save
+from loadtest.record import Tally
+from loadtest.run import LoadTestError, generate
+from loadtest.scenarios import Profile, load_scenario
 from loadtest.server import REPOSITORY, running_service
 
 SERVICE = "this service"
 ENVIRONMENTS = REPOSITORY / ".venv-peers"
 CHECKED_AT = 8  # connections, or the nearest number of those that are measured
 WARM_UP_S = 0.7
+LOCUST_WARM_UP_S = 1.0
 OURS = {  # its name, and the form, the processes and the settings in words
     SERVICE: ("open-inference-raw", 1, "adaptive batches of up to 64, one worker"),
     f"{SERVICE}, JSON head": ("open-inference", 1, "the same; asked as Triton is"),
@@ -83,6 +88,7 @@ class Server:
         answer_bytes: Of a body.
         measured: By wrk, at each number of connections, in each round.
         rates: Right answers a second by the client that verifies, in each round.
+        by_locust: What locust's users counted at the same number of connections, in each round.
         load: All that this client was answered.
         failed: Why it has no figures, or not all.
         packages: What its environment holds.
@@ -97,6 +103,7 @@ class Server:
     answer_bytes: int = 0
     measured: dict[int, list[Measured]] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
+    by_locust: list[Tally] = field(default_factory=list)
     load: Load = field(default_factory=lambda: Load(0))
     failed: str = ""
     packages: list[str] = field(default_factory=list)
@@ -122,6 +129,11 @@ class Comparison:
             f"{server.name}: {server.load.wrong} wrong answers under load, such as: {example}"
             for server in self.servers
             for example in server.load.examples[:1]
+        ] + [
+            f"{server.name}: wrong answers to locust, such as: {tally.wrong_examples[0].complaint}"
+            for server in self.servers
+            for tally in server.by_locust
+            if tally.wrong_answers
         ]
 
 
@@ -255,11 +267,22 @@ def _turn(server: Server, plan: Plan, count: int, folder: Path) -> None:
             return
         try:
             load, answered = closed_loop(_targets(server), count, plan.seconds)
-        except OSError as error:
+            tally = _by_locust(server, plan, count, folder)
+        except (OSError, LoadTestError) as error:
             server.failed = f"{count} connections: {error!r}"
             return
         server.load.add(load)
         server.rates.append(answered / plan.seconds)
+        server.by_locust.append(tally)
+
+
+def _by_locust(server: Server, plan: Plan, count: int, folder: Path) -> Tally:
+    """The same again by locust's users, each of whom waits for its answer."""
+    file = folder / "prepared.json"
+    save(file, server.form, server.requests)
+    scenario = load_scenario("Concurrency", users=count)
+    profile = Profile(name="peers", duration_s=plan.seconds, warmup_s=LOCUST_WARM_UP_S, runs=1)
+    return generate(scenario, server.url, plan.bundle, profile, prepared=file)
 
 
 @contextmanager

@@ -255,6 +255,8 @@ def test_the_whole_command_measures_verifies_and_reports(
     assert 0 < low <= ratio <= high
     assert len(tiny["figures"][0]["ratios"]) == 2
     assert tiny["check"]["answers_verified"] > 100
+    assert 0 < tiny["check"]["locust_over_wrk"][0] < 5
+    assert 0 < tiny["check"]["locust_cpu_share"] < 2
     assert (tiny["check"]["wrong"], tiny["check"]["other"]) == (0, {})
     assert [skipped["name"] for skipped in result["skipped"]] == ["missing"]
 

@@ -1,0 +1,61 @@
+"""A waiter returns when the moment has come, not before, and lets other work go on."""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from loadtest.clock import Polling, TimerFile, Waiter, waiter
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
+
+
+@pytest.fixture(params=[pytest.param(TimerFile, marks=on_linux), Polling])
+def clock(request: pytest.FixtureRequest) -> Iterator[Waiter]:
+    """Each kind."""
+    made: Waiter = request.param()
+    yield made
+    made.close()
+
+
+def test_it_never_returns_early(clock: Waiter) -> None:
+    """A hundred moments, some closer to each other than a sleep can tell apart."""
+    for number in range(100):
+        moment_s = time.perf_counter() + (number % 10) * 0.0004 + 0.0001
+        clock.until(moment_s)
+        assert time.perf_counter() >= moment_s
+
+
+def test_a_moment_that_has_passed_is_not_waited_for(clock: Waiter) -> None:
+    """A dispatcher that is late must not lose more time, nor wait for ever."""
+    with gevent.Timeout(5):
+        clock.until(time.perf_counter() - 1)
+
+
+def test_other_greenlets_run_meanwhile(clock: Waiter) -> None:
+    """The answers of earlier requests are read while the next one is waited for."""
+    turns = 0
+
+    def work() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0.001)
+
+    other = gevent.spawn(work)
+    clock.until(time.perf_counter() + 0.1)
+    other.kill()
+    assert turns > 5
+
+
+@on_linux
+def test_linux_has_the_exact_one_and_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says is an error in words, not a wait that never ends."""
+    exact = waiter()
+    assert isinstance(exact, TimerFile)
+    exact.close()
+    monkeypatch.setattr("loadtest.clock.CLOCK_MONOTONIC", 99)
+    with pytest.raises(OSError, match="timerfd: Invalid argument"):
+        TimerFile()
