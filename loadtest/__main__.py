@@ -1,7 +1,7 @@
 """Command line of the load test: ``python -m loadtest --help``.
 
 Exit status: 0 all answers right and all thresholds kept, 1 not so, 2 the run could not be made,
-3 a regression (compare --strict).
+3 a measurement that says nothing (run, sweep) or a regression (compare --strict).
 """
 
 import argparse
@@ -9,24 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest.arguments import add_run_arguments, add_sweep_arguments, point
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
+from loadtest.commands import KEPT, MISSED, add_run, add_sweep
 from loadtest.expectations import ExpectationError
 from loadtest.gate.command import add_arguments, compared, plan_of
 from loadtest.machine import cores, machine
 from loadtest.overload import COLUMNS as LOADED
 from loadtest.overload import OverloadError, Plan, measure
 from loadtest.peers.command import add_peers
-from loadtest.report.formats import to_junit, to_markdown, write_all
-from loadtest.report.page import run_report, sweep_report
-from loadtest.report.words import run_verdict, sweep_verdict
-from loadtest.run import LoadTestError, Thresholds, run_scenario, save_wrong_answers, summary
+from loadtest.run import LoadTestError, Thresholds
 from loadtest.scenarios import ScenarioError
 from loadtest.server import ServiceNotReadyError
-from loadtest.sweep import sweep
 from loadtest.yardstick import YardstickError, compare, over_the_runtime
 
-KEPT, MISSED, IMPOSSIBLE = 0, 1, 2
+IMPOSSIBLE = 2
 _ERRORS = (
     *(LoadTestError, ScenarioError, ExpectationError),
     *(ServiceNotReadyError, YardstickError, OverloadError),
@@ -50,14 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="load a running service and verify every answer")
-    run.set_defaults(command=_run)
-    add_run_arguments(run)
-    search = commands.add_parser(
-        "sweep", help="the highest rate under the bound, and the way to it"
-    )
-    search.set_defaults(command=_sweep)
-    add_sweep_arguments(search)
+    add_run(commands)
+    add_sweep(commands)
     _add_yardstick(commands)
     _add_overload(commands)
     add_peers(commands)
@@ -156,63 +146,6 @@ def _overload(arguments: argparse.Namespace) -> int:
     for example in [text for row in rows for text in row.total.examples][:1]:
         print(f"FAILED: wrong answers, such as: {example}", file=sys.stderr)
     return MISSED if any(row.total.wrong for row in rows) else KEPT
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    scenario, profile = point(arguments)
-    thresholds = Thresholds(
-        max_p99_ms=arguments.max_p99_ms,
-        min_requests_per_s=arguments.min_requests_per_s,
-        max_error_share=arguments.max_error_share,
-    )
-    result = run_scenario(
-        scenario,
-        arguments.url,
-        arguments.bundle,
-        profile,
-        request_timeout_s=arguments.request_timeout,
-        processes=arguments.processes,
-    )
-    missed = thresholds.missed(result)
-    report = write_all(
-        arguments.out / f"{result.scenario}-{result.model}",
-        json=result.model_dump_json(indent=2) + "\n",
-        html=run_report([result], missed),
-        markdown=to_markdown([result], run_verdict([result], missed)[0]),
-        junit=to_junit([result], [missed]),
-    )
-    if result.wrong_answers:
-        path = arguments.out / f"{result.scenario}-{result.model}-wrong.json"
-        save_wrong_answers(result, scenario, arguments.bundle, path)
-    print(summary(result))
-    print(f"report: {report}")
-    for failure in missed:
-        print(f"FAILED: {failure}", file=sys.stderr)
-    return MISSED if missed else KEPT
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    scenario, profile = point(arguments)
-    found = sweep(
-        scenario,
-        arguments.url,
-        arguments.bundle,
-        profile,
-        processes=arguments.processes,
-        tell=lambda words: print(words, file=sys.stderr),
-    )
-    # A rate above the knee is too much by design: wrong answers alone are a fault here.
-    report = write_all(
-        arguments.out / f"sweep-{found.points[0].model}-{scenario.name}",
-        json=found.model_dump_json(indent=2) + "\n",
-        html=sweep_report(found),
-        markdown=to_markdown(found.points, sweep_verdict(found)[0]),
-        junit=to_junit(found.points, [[] for _ in found.points]),
-    )
-    print(found.table())
-    print(f"report: {report}")
-    wrong = [result for result in found.points if result.wrong_answers]
-    return MISSED if wrong else KEPT
 
 
 def _compare(arguments: argparse.Namespace) -> int:

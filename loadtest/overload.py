@@ -111,7 +111,8 @@ def measure(bundle: Path, settings: Mapping[str, str], plan: Plan) -> list[Row]:
         plan: What is measured.
 
     Raises:
-        OverloadError: No bundle there, nothing was answered rightly, or a plan that cannot be.
+        OverloadError: No bundle there, nothing was answered rightly, the service stopped
+            answering, or a plan that cannot be.
     """
     if min(plan.factors, default=0) <= 0 or min(plan.seconds, plan.rounds, plan.images) <= 0:
         raise OverloadError("shares, seconds, rounds and images must be positive numbers")
@@ -130,7 +131,10 @@ def measure(bundle: Path, settings: Mapping[str, str], plan: Plan) -> list[Row]:
             url = stack.enter_context(running_service(folder / "log", settings=ours))
         with pinned(client_cores):
             target = Target(url, request.wire(), judge(forms, request))
-            loads = _rounds(target, plan, factors, spin=bool(client_cores))
+            try:
+                loads = _rounds(target, plan, factors, spin=bool(client_cores))
+            except OSError as error:
+                raise OverloadError(f"the service stopped answering: {error}") from error
     base_s = percentile([load.accepted_s for load in loads[0]], 99)
     return [Row(factor, found, base_s) for factor, found in zip(factors, loads, strict=True)]
 

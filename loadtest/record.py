@@ -123,6 +123,7 @@ class Recorder:
         self._no_room = self._stragglers = 0
         self._process = psutil.Process()
         self._cpu_s: float | None = None
+        self._cpu_end_s: float | None = None  # a closed loop goes on behind the window
         self._start_s = time.perf_counter() + warmup_s
         self._stop_s: float | None = None
         self._end_s = self._start_s + window_s
@@ -176,16 +177,21 @@ class Recorder:
         """The load ends now, if it had not: the window of all rates is closed. Returns when."""
         if self._stop_s is None:
             self._stop_s = min(time.perf_counter(), self._end_s)
+            self._open()
         return self._stop_s
 
     def _open(self) -> bool:
-        return self._stop_s is None and time.perf_counter() < self._end_s
+        still = self._stop_s is None and time.perf_counter() < self._end_s
+        if not still and self._cpu_end_s is None:
+            self._cpu_end_s = self._cpu_time()
+        return still
 
     def tally(self) -> Tally:
         """What was counted up to now, or to the stop."""
         now_s = min(time.perf_counter(), self._end_s) if self._stop_s is None else self._stop_s
         window_s = max(now_s - self._start_s, 1e-9)
-        cpu_s = self._cpu_time() - self._cpu_s if self._cpu_s is not None else 0.0
+        cpu_end_s = self._cpu_time() if self._cpu_end_s is None else self._cpu_end_s
+        cpu_s = cpu_end_s - self._cpu_s if self._cpu_s is not None else 0.0
         whole = range(int(window_s))
         return Tally(
             window_s=window_s,

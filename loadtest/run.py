@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from loadtest.expectations import Expectations
 from loadtest.machine import machine
 from loadtest.record import Tally
 from loadtest.result import Provenance, Result, figures
-from loadtest.scenarios import Profile, Scenario, price_per_hour
+from loadtest.scenarios import Profile, Scenario
 from loadtest.serverside.watch import ServerWatch
 from loadtest.serverside.watch import summary as server_summary
 from loadtest.validity import judge
@@ -84,6 +85,7 @@ def run_scenario(
     request_timeout_s: float = REQUEST_TIMEOUT_S,
     processes: int = 1,
     ceiling_per_s: float | None = None,
+    price_per_hour: float = 0.0,
 ) -> Result:
     """Load a running service and return the figures.
 
@@ -95,6 +97,7 @@ def run_scenario(
         request_timeout_s: Seconds until an answer that does not come is counted as an error.
         processes: Of the generator; their histograms are merged.
         ceiling_per_s: What the generator reaches against nothing, to be told beside.
+        price_per_hour: Of the machine that serves; 0 if it is not stated.
 
     Raises:
         LoadTestError: No service is ready there, or locust failed.
@@ -108,7 +111,7 @@ def run_scenario(
     manifest = json.loads((bundle / "manifest.json").read_text())
     device, variant = tally.named or ("unknown", "unknown")
     return Result(
-        **figures(tally, scenario, profile, price_per_hour()),
+        **figures(tally, scenario, profile, price_per_hour),
         model=manifest["name"],
         version=manifest["version"],
         device=device,
@@ -238,13 +241,18 @@ def summary(result: Result) -> str:
     )
 
 
-def save_wrong_answers(result: Result, scenario: Scenario, bundle: Path, path: Path) -> None:
+def save_wrong_answers(
+    results: Sequence[Result], scenario: Scenario, bundle: Path, path: Path
+) -> None:
     """Write what was wrong, each with the whole request that got it, so that it can be repeated."""
     prepared = Expectations(bundle, scenario.images_per_request, scenario.endpoint).requests
     wrong = []
-    for words, position in zip(
-        result.wrong_answer_examples, result.wrong_answer_positions, strict=True
-    ):
+    examples = [
+        example
+        for result in results
+        for example in zip(result.wrong_answer_examples, result.wrong_answer_positions, strict=True)
+    ]
+    for words, position in examples:
         sent = prepared[position].sent
         content = base64.b64encode(sent.content).decode()
         wrong.append(

@@ -1,10 +1,11 @@
 """The highest rate that the service keeps its bound at, by search; and every point on the way.
 
-An open loop: rates are offered whatever is answered. The knee is the highest valid point whose p99,
-from the moment a request was due, is under the scenario's bound.
+An open loop: rates are offered whatever is answered. The knee is the highest valid point that
+answers what it is offered with a p99, from the moment a request was due, under the scenario's
+bound. Of a closed loop the users are doubled instead, and there is nothing to search.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +14,9 @@ from loadtest.noop import noop_server
 from loadtest.record import Tally
 from loadtest.result import Result
 from loadtest.run import generate, run_scenario
+from loadtest.runs import Spread, over_runs
 from loadtest.scenarios import Profile, Scenario, load_profile
+from loadtest.validity import queries_needed
 
 CAPACITY_USERS = 32
 CAPACITY_S = 3.0
@@ -21,6 +24,10 @@ FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the capacity: the curve before th
 NEAR_ENOUGH = 0.05  # of the knee
 MOST_STEPS = 6
 ATTEMPTS = 2  # at a point that turns out invalid
+LEAST_ANSWERED = 0.98  # of what was sent
+# Low rates take as long as it needs to say something of p99, with a request or two over the bound.
+ENOUGH_REQUESTS = 1.1 * queries_needed(1)
+USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Sweep(BaseModel):
@@ -30,6 +37,7 @@ class Sweep(BaseModel):
         ceiling_per_s: Requests that the generator reaches against a server that does nothing.
         capacity_per_s: What a closed loop of 32 users got of the service.
         knee: Position of the knee in ``points``; None if no valid point kept the bound.
+        over_runs: Of the knee's runs, if it was measured several times.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +47,7 @@ class Sweep(BaseModel):
     capacity_per_s: float
     points: list[Result]
     knee: int | None
+    over_runs: dict[str, Spread] = {}
 
     def table(self) -> str:
         """The points for a terminal, and what was found."""
@@ -47,28 +56,40 @@ class Sweep(BaseModel):
             f"{self.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
             f"{self.capacity_per_s:,.0f}",
             "",
-            "| offered/s | answered/s | p50 ms | p99 ms | sent late, p99 | generator | verdict |",
-            "|---|---|---|---|---|---|---|",
+            "| offered/s | answered/s | not answered | p50 ms | p99 ms | sent late, p99 "
+            "| generator | verdict |",
+            f"|{8 * '---|'}",
         ]
         for i, point in enumerate(self.points):
             mark = " **knee**" if i == self.knee else ""
             lines.append(
                 f"| {point.offered_per_s:,.0f}{mark} | {point.requests_per_s:,.0f} | "
-                f"{point.latency_ms['p50']:.2f} | {point.latency_ms['p99']:.2f} | "
-                f"{point.lag_ms['p99']:.2f} | {100 * point.generator_cpu_share:.0f}% | "
-                f"{point.verdict} |"
+                f"{100 * _unanswered(point):.1f}% | {point.latency_ms['p50']:.2f} | "
+                f"{point.latency_ms['p99']:.2f} | {point.lag_ms['p99']:.2f} | "
+                f"{100 * point.generator_cpu_share:.0f}% | {point.verdict} |"
             )
         if self.knee is None:
             lines += ["", "no valid point kept the bound: there is no knee to report"]
         else:
             knee = self.points[self.knee]
             lines += ["", f"knee: {knee.offered_per_s:,.0f} requests/s"]
+            lines += [f"{name} there, over its runs: {s}" for name, s in self.over_runs.items()]
         return "\n".join(lines)
 
 
 def keeps(result: Result, slo_ms: float) -> bool:
-    """Is it a valid point whose p99 is under the bound?"""
-    return result.verdict.valid and result.latency_ms["p99"] < slo_ms
+    """Is it a valid point that answers what it is offered, with a p99 under the bound?"""
+    return result.verdict.valid and not _too_much(result, slo_ms)
+
+
+def _too_much(result: Result, slo_ms: float) -> bool:
+    """Said even by a measurement that is worth nothing else: it only ever makes things worse."""
+    return result.latency_ms["p99"] >= slo_ms or _unanswered(result) > 1 - LEAST_ANSWERED
+
+
+def _unanswered(result: Result) -> float:
+    """The share of the requests sent that was refused or failed."""
+    return 1 - result.requests / result.sent if result.sent else 1.0
 
 
 def sweep(
@@ -78,6 +99,7 @@ def sweep(
     profile: Profile,
     *,
     processes: int = 1,
+    price_per_hour: float = 0.0,
     tell: Callable[[str], None] = lambda words: None,
 ) -> Sweep:
     """Search the knee of a running service.
@@ -88,6 +110,7 @@ def sweep(
         bundle: Of the model that is asked.
         profile: Of each point.
         processes: Of the generator.
+        price_per_hour: Of the machine that serves; 0 if it is not stated.
         tell: Hears of each point as it is measured.
 
     Raises:
@@ -100,13 +123,16 @@ def sweep(
 
     def measured(rate: float) -> Result:
         changed = {"loop": "open", "users": None, "rate_per_s": rate, "slo_ms": slo_ms}
+        changed["seed"] = scenario.seed + sum(point.offered_per_s == rate for point in points)
+        seconds = max(profile.duration_s, ENOUGH_REQUESTS / rate)
         point = run_scenario(
             scenario.model_copy(update=changed),
             url,
             bundle,
-            profile,
+            profile.model_copy(update={"duration_s": seconds}),
             processes=processes,
             ceiling_per_s=ceiling,
+            price_per_hour=price_per_hour,
         )
         tell(f"{rate:,.0f}/s: p99 {point.latency_ms['p99']:.2f} ms, {point.verdict}")
         points.append(point)
@@ -116,20 +142,63 @@ def sweep(
         """None if the measurement says nothing, a second time too."""
         for _ in range(ATTEMPTS):
             point = measured(rate)
-            if point.verdict.valid or point.latency_ms["p99"] >= slo_ms:
+            if point.verdict.valid or _too_much(point, slo_ms):
                 return keeps(point, slo_ms)
         return None
 
     _search(kept, capacity)
+    knee = _confirmed(points, measured, slo_ms, profile.runs)
     points.sort(key=lambda point: point.offered_per_s or 0.0)
-    right = [i for i, point in enumerate(points) if keeps(point, slo_ms)]
     return Sweep(
         slo_ms=slo_ms,
         ceiling_per_s=ceiling,
         capacity_per_s=capacity,
         points=points,
-        knee=right[-1] if right else None,
+        knee=None if knee is None else points.index(knee),
+        over_runs={} if knee is None else over_runs(_same_rate(points, knee)),
     )
+
+
+def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[Result]:
+    """A closed loop of ever more users; stops where not one request is answered.
+
+    Args:
+        users: How many, ascending.
+        measure: Takes a point of so many.
+    """
+    points: list[Result] = []
+    for count in users:
+        points.append(measure(count))
+        if not points[-1].requests:
+            break
+    return points
+
+
+def _confirmed(
+    points: list[Result], measured: Callable[[float], Result], slo_ms: float, runs: int
+) -> Result | None:
+    """The highest point that keeps the bound in most of its valid runs; of these, the middle one.
+
+    Args:
+        points: All that was measured; ``measured`` adds to them.
+        measured: Takes another run.
+        slo_ms: The bound.
+        runs: Of a rate that shall be the knee.
+    """
+    for point in sorted(points, key=lambda point: -(point.offered_per_s or 0.0)):
+        if not keeps(point, slo_ms):
+            continue
+        for _ in range(runs - len(_same_rate(points, point))):
+            measured(point.offered_per_s or 0.0)
+        same = [other for other in _same_rate(points, point) if other.verdict.valid]
+        right = [other for other in same if keeps(other, slo_ms)]
+        if 2 * len(right) > len(same):
+            return sorted(right, key=lambda other: other.latency_ms["p99"])[len(right) // 2]
+    return None
+
+
+def _same_rate(points: Sequence[Result], point: Result) -> list[Result]:
+    return [other for other in points if other.offered_per_s == point.offered_per_s]
 
 
 def _search(kept: Callable[[float], bool | None], capacity: float) -> None:

@@ -1,8 +1,8 @@
 """Rules that throw a bad measurement out: INVALID enters no headline and no comparison.
 
-What is wrong with the *service* (too slow, refusing) is a result; what is wrong with the
-*measurement* (too short, a generator that was the bottleneck, answers that were not what was asked)
-makes it worth nothing.
+What is wrong with the *service* (too slow, refusing) is a result, which a bound or a threshold
+speaks of; what is wrong with the *measurement* (too short, a generator that was the bottleneck,
+answers that were not what was asked) makes it worth nothing.
 """
 
 import math
@@ -94,9 +94,6 @@ def _open_loop(tally: Tally, scenario: Scenario) -> list[str]:
     slack = 3 * math.sqrt(offered / min(scenario.shape, 1.0))
     if not scenario.overload and tally.sent < LEAST_ACHIEVED * offered - slack:
         reasons.append(f"{tally.sent} requests were sent, {offered:.0f} were due")
-    answered = int(decoded(tally.latency_us).get_total_count())
-    if not scenario.overload and answered < LEAST_ACHIEVED * tally.sent:
-        reasons.append(f"{answered} of {tally.sent} requests were answered")
     p99_ms = percentiles_ms(tally.latency_us, [99])["p99"]
     lag_ms = percentiles_ms(tally.lag_us, [99])["p99"]
     if lag_ms > LARGEST_LAG * p99_ms:

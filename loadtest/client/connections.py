@@ -169,8 +169,13 @@ class Pool:
         return made
 
     async def idle(self) -> Connection:
-        """One that is free: that which was used last."""
-        while True:
+        """One that is free: that which was used last.
+
+        Raises:
+            TimeoutError: None became free for so long as answers are waited for.
+        """
+        give_up_s = time.perf_counter() + PATIENCE_S
+        while time.perf_counter() < give_up_s:
             while self._idle:
                 found = self._idle.pop()
                 if found.closed:
@@ -182,6 +187,9 @@ class Pool:
             if len(self.connections) < self._most:
                 return await self._open()
             await asyncio.sleep(0)
+        raise TimeoutError(
+            f"{self._most} connections wait for answers, and none came for {PATIENCE_S:g} s"
+        )
 
     def freed(self, connection: Connection) -> None:
         """Take a connection back that may ask again."""

@@ -29,14 +29,16 @@ NO_COUNTERS = (
 )
 
 
-def run_report(results: Sequence[Result], missed: Sequence[str]) -> str:
+def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str = "") -> str:
     """The page of a load test of one or several points.
 
     Args:
         results: In the order in which they shall be shown.
         missed: Thresholds, in words.
+        over_runs: What several runs of one point say together, in words.
     """
-    verdict = run_verdict(results, missed)
+    words, bad = run_verdict(results, missed)
+    verdict = "; ".join(filter(None, [words, over_runs])), bad
     figures = [
         tile
         for result, name in zip(results, labels(results), strict=True)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,7 +25,15 @@ LOCUSTFILE = Path(__file__).parent.parent.parent / "loadtest" / "locustfile.py"
 
 def _run(url: str, out: Path, *further: str, bundle: Path = SERVED_BUNDLES / "cnn") -> int:
     command = ["run", "--url", url, "--bundle", str(bundle), "--out", str(out)]
+    # A second or two say little of a rate or a latency: verdicts are judged in their own tests.
+    further = ("--accept-invalid", *further)
     return main([*command, "--duration", "1", "--warmup", "0.2", *further])
+
+
+def _result(file: Path) -> dict[str, Any]:
+    (result,) = json.loads(file.read_text())["runs"]
+    assert isinstance(result, dict)
+    return result
 
 
 @pytest.mark.parametrize("scenario", ["Concurrency", "Offline", "Upload"])
@@ -34,7 +43,7 @@ def test_an_honest_service_passes(
     """Status 0, no wrong answer; figures as JSON, Markdown and JUnit's XML, and in a page."""
     assert _run(service_url, tmp_path, "--scenario", scenario, "--users", "4") == 0
     assert "wrong answers: 0  errors: none" in capsys.readouterr().out
-    result = json.loads((tmp_path / f"{scenario}-cnn.json").read_text())
+    result = _result(tmp_path / f"{scenario}-cnn.json")
     assert result["requests"] > 10
     assert result["users"] == 4
     assert result["wrong_answers"] == 0
@@ -58,7 +67,7 @@ def test_a_sweep_leaves_the_same_four_files(
     """Every point that was measured is in each of them, the knee or its absence in words."""
     command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
     command += ["--out", str(tmp_path), "--duration", "1", "--warmup", "0.2"]
-    assert main(command) == 0
+    assert main([*command, "--accept-invalid"]) == 0
     stem = tmp_path / "sweep-cnn-Server"
     assert f"report: {stem}.html" in capsys.readouterr().out
     points = json.loads(stem.with_suffix(".json").read_text())["points"]
@@ -79,7 +88,7 @@ def test_a_service_that_answers_wrongly_fails_the_run(
     assert _run(service_url, tmp_path, "--users", "2", bundle=served_bundle) == 1
     error = capsys.readouterr().err
     assert "wrong answers: labels" in error
-    assert json.loads((tmp_path / "Concurrency-cnn.json").read_text())["wrong_answers"] > 0
+    assert _result(tmp_path / "Concurrency-cnn.json")["wrong_answers"] > 0
     saved = json.loads((tmp_path / "Concurrency-cnn-wrong.json").read_text())
     assert "labels" in saved[0]["complaint"]
     again = httpx.post(
@@ -140,7 +149,7 @@ def test_a_service_that_hangs_fails_the_run(fake_url: str, tmp_path: Path) -> No
     """Requests that are never answered are counted as errors, and the run ends by itself."""
     _Fake.hang.set()
     assert _run(fake_url, tmp_path, "--users", "2", "--request-timeout", "3") == 1
-    result = json.loads((tmp_path / "Concurrency-cnn.json").read_text())
+    result = _result(tmp_path / "Concurrency-cnn.json")
     assert result["requests"] == 0
     assert sum(result["errors"].values()) == 2
     assert result["duration_s"] == pytest.approx(1.8, abs=1)
@@ -152,7 +161,7 @@ def test_refused_requests_are_told_by_their_kind(
     """Answers of 429 are no wrong answers, but more than the allowed share: status 1."""
     assert _run(fake_url, tmp_path, "--users", "1") == 1
     assert "HTTP 429 x" in capsys.readouterr().err
-    result = json.loads((tmp_path / "Concurrency-cnn.json").read_text())
+    result = _result(tmp_path / "Concurrency-cnn.json")
     assert (result["requests"], result["wrong_answers"]) == (0, 0)
 
 
@@ -195,7 +204,7 @@ def test_several_processes_give_one_result(service_url: str, tmp_path: Path) -> 
     """Two generators offer the rate together, and their counts are merged."""
     further = ["--scenario", "Server", "--rate", "100", "--processes", "2", "--duration", "3"]
     assert _run(service_url, tmp_path, *further, "--request-timeout", "2") == 0
-    result = json.loads((tmp_path / "Server-cnn.json").read_text())
+    result = _result(tmp_path / "Server-cnn.json")
     assert result["processes"] == 2
     assert 200 < result["sent"] < 400
     assert result["requests"] == result["sent"]
@@ -215,7 +224,7 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
         "infer/json",
     ]
     assert _run(service_url, tmp_path, *further) == 0
-    result = json.loads((tmp_path / "Server-cnn.json").read_text())
+    result = _result(tmp_path / "Server-cnn.json")
     assert (result["loop"], result["endpoint"]) == ("open", "infer/json")
     assert (result["device"], result["variant"]) == ("cpu", "onnx")
     assert 100 < result["sent"] < 210
@@ -224,6 +233,47 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
     # Three seconds of 50 requests are too few to say anything of 99%.
     assert not result["verdict"]["valid"]
     assert any("say nothing of p99" in reason for reason in result["verdict"]["reasons"])
+
+
+def test_a_measurement_that_says_nothing_is_status_3(service_url: str, tmp_path: Path) -> None:
+    """Fifty requests say nothing of 99%: whoever asked for figures is told so by the status."""
+    command = ["run", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
+    command += ["--out", str(tmp_path), "--scenario", "Server", "--rate", "50", "--duration", "1"]
+    command += ["--warmup", "0.2"]
+    assert main(command) == 3
+    assert main([*command, "--accept-invalid"]) == 0
+    assert main([*command, "--accept-invalid", "--max-p99-ms", "0.001"]) == 1
+
+
+def test_several_runs_are_told_each_and_together(
+    service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with arrivals of its own; figures over runs only of the valid ones."""
+    further = ["--scenario", "Server", "--rate", "100", "--runs", "2", "--price-per-hour", "3.6"]
+    assert _run(service_url, tmp_path, *further) == 0
+    content = json.loads((tmp_path / "Server-cnn.json").read_text())
+    first, second = content["runs"]
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["sent"] != second["sent"] or first["latency_us"] != second["latency_us"]
+    cost = 3.6 / 3600 / first["images_per_s"] * 1e6
+    assert first["cost_per_million"] == pytest.approx(cost)
+    valid = sum(run["verdict"]["valid"] for run in content["runs"])
+    assert bool(content["over_runs"]) == (valid == 2)
+    assert 'tests="2" failures="0"' in (tmp_path / "Server-cnn.xml").read_text()
+
+
+def test_a_sweep_of_a_closed_loop_doubles_the_users(
+    service_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One point for each number of them, all in one report."""
+    monkeypatch.setattr("loadtest.commands.USERS", (1, 4))
+    command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
+    command += ["--out", str(tmp_path), "--duration", "1", "--warmup", "0.2", "--accept-invalid"]
+    assert main([*command, "--scenario", "Concurrency"]) == 0
+    stem = tmp_path / "sweep-cnn-Concurrency"
+    points = json.loads(stem.with_suffix(".json").read_text())["runs"]
+    assert [point["users"] for point in points] == [1, 4]
+    assert "4 users" in stem.with_suffix(".html").read_text()
 
 
 def test_a_service_with_a_key_is_asked_with_it(

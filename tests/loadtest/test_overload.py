@@ -98,6 +98,15 @@ def test_a_closed_loop_asks_as_fast_as_it_is_answered() -> None:
         assert 10 < answered <= 55
 
 
+def test_a_server_that_stops_answering_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All connections wait: after the time that answers are given, that is said."""
+    monkeypatch.setattr("loadtest.client.connections.PATIENCE_S", 0.3)
+    with _server(ANSWERS[:1], pause_s=30) as url, pytest.raises(TimeoutError, match="none came"):
+        open_loop(Target(url, REQUEST, _judge), 100, 5, connections=2)
+
+
 def test_arrivals_have_the_rate() -> None:
     """Uniform ones exactly, Poisson's about so and with distances that scatter by their mean."""
     assert len(list(due_times(100, 1.0, "uniform"))) == pytest.approx(100, abs=1)

@@ -76,3 +76,15 @@ def test_nothing_merges_to_an_error() -> None:
     """If no process told what it counted, there is no result."""
     with pytest.raises(ValueError, match="not one generator process"):
         merged([])
+
+
+def test_the_generators_share_of_a_core_is_that_of_the_window() -> None:
+    """What it computes when the window is over (users go on, the report is made) is left out."""
+    recorder = Recorder(warmup_s=0, window_s=0.05)
+    assert recorder.sent() == "window"
+    time.sleep(0.06)
+    assert recorder.sent() == "over"
+    until_s = time.process_time() + 0.3
+    while time.process_time() < until_s:
+        pass
+    assert recorder.tally().cpu_share < 3

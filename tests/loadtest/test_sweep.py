@@ -2,7 +2,10 @@
 
 import pytest
 
-from loadtest.sweep import FIRST_SHARES, MOST_STEPS, _search
+from loadtest.result import Result
+from loadtest.runs import over_runs
+from loadtest.sweep import FIRST_SHARES, MOST_STEPS, _confirmed, _search, concurrency, keeps
+from tests.loadtest.points import point
 
 
 @pytest.mark.parametrize("limit", [25.0, 62.0, 88.0, 120.0])
@@ -44,3 +47,50 @@ def test_a_service_that_keeps_no_bound_is_asked_once() -> None:
 
     _search(kept, 100.0)
     assert offered == [10.0]
+
+
+SLO_MS = 20.0
+
+
+def test_a_point_keeps_the_bound_if_it_is_valid_in_time_and_answers_all() -> None:
+    """Refusing is no way to be fast."""
+    assert keeps(point(), SLO_MS)
+    assert not keeps(point(invalid=["too short"]), SLO_MS)
+    assert not keeps(point(latencies_ms=(5, 30)), SLO_MS)
+    assert not keeps(point(sent=1000), SLO_MS)
+
+
+def test_the_knee_must_hold_in_most_of_its_runs() -> None:
+    """One lucky run of a rate that is too much does not make the knee; the next lower one does."""
+    lucky, lower = point(rate=200), point(rate=100)
+    points, asked = [lower, lucky], []
+
+    def measured(rate: float) -> Result:
+        asked.append(rate)
+        points.append(point(rate=rate, latencies_ms=(5, 30) if rate == 200 else (5, 6)))
+        return points[-1]
+
+    knee = _confirmed(points, measured, SLO_MS, runs=3)
+    assert asked == [200, 200, 100, 100]
+    assert knee is not None
+    assert knee.offered_per_s == 100
+    assert knee.latency_ms["p99"] == pytest.approx(6, rel=0.01)
+    assert _confirmed(points[1:2] + points[2:4], measured, SLO_MS, runs=3) is None
+
+
+def test_runs_are_summed_up_by_an_interval() -> None:
+    """Of the valid ones; one alone has none."""
+    runs = [point(latencies_ms=(p99,)) for p99 in (4, 8, 16)]
+    spread = over_runs([*runs, point(latencies_ms=(500,), invalid=["noise"])])["p99 ms"]
+    assert spread.mean == pytest.approx(8, rel=0.01)
+    assert spread.low == pytest.approx(4, rel=0.01)
+    assert spread.high == pytest.approx(16, rel=0.01)
+    assert over_runs(runs[:1]) == {}
+
+
+def test_users_are_added_until_nothing_is_answered() -> None:
+    """A service that is gone is not asked by ever more users."""
+    answered = point()
+    gone = answered.model_copy(update={"requests": 0})
+    points = concurrency((1, 2, 4, 8), lambda users: gone if users == 4 else answered)
+    assert points == [answered, answered, gone]
