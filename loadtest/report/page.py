@@ -1,7 +1,6 @@
 """The pages of a load test: what was found, in figures, tables and pictures."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
@@ -20,9 +19,7 @@ from loadtest.report.words import (
     wrong,
 )
 from loadtest.result import Result
-
-if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by this module
-    from loadtest.sweep import Sweep
+from loadtest.sweep import Sweep
 
 NO_COUNTERS = (
     "The server told none of its counters: batch sizes, queue and compute times are not known."
@@ -53,34 +50,42 @@ def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str 
     return _whole("Load test", results, verdict, tiles(figures) if figures else "", pictures)
 
 
-def sweep_report(sweep: "Sweep") -> str:
-    """The page of a search for the highest rate under the bound."""
+def sweep_report(sweep: Sweep) -> str:
+    """The page of a search for the highest rate under the bound.
+
+    INVALID points of a rate that was measured again and validly are left out.
+    """
+    measured = {point.offered_per_s for point in sweep.points if point.verdict.valid}
+    points = [p for p in sweep.points if p.verdict.valid or p.offered_per_s not in measured]
+    left_out = len(sweep.points) - len(points)
+    words, bad = sweep_verdict(sweep)
+    if left_out:
+        words += f" ({left_out} INVALID measurements that were repeated are not shown)"
+    at = None if sweep.knee is None else points.index(sweep.points[sweep.knee])
     figures = [
         (f"{sweep.slo_ms:g} ms", "bound of p99"),
         (f"{sweep.capacity_per_s:,.0f}/s", "a closed loop got at most"),
         (f"{sweep.ceiling_per_s:,.0f}/s", "the generator reaches alone"),
     ]
-    chosen = [len(sweep.points) - 1]
-    if sweep.knee is not None:
-        knee = sweep.points[sweep.knee]
+    chosen = [len(points) - 1]
+    if at is not None:
+        knee = points[at]
         figures = [
             (f"{knee.offered_per_s or 0:,.0f}/s", "knee, requests offered"),
             (f"{knee.latency_ms['p99']:.2f} ms", "p99 there"),
             (f"{goodput(knee)}/s", "goodput there"),
             *figures,
         ]
-        chosen = sorted({sweep.knee, *chosen})
+        chosen = sorted({at, *chosen})
     pictures = [
         picture(
-            curve_figure(sweep.points, sweep.slo_ms, sweep.knee),
+            curve_figure(points, sweep.slo_ms, at),
             "latency percentiles over the offered rate, with the bound and the knee",
         ),
-        picture(latency_figure(sweep.points), "latency by percentile at the offered rates"),
-        *_seconds([sweep.points[i] for i in chosen]),
+        picture(latency_figure(points), "latency by percentile at the offered rates"),
+        *_seconds([points[i] for i in chosen]),
     ]
-    return _whole(
-        "Load sweep", sweep.points, sweep_verdict(sweep), tiles(figures), pictures, sweep.knee
-    )
+    return _whole("Load sweep", points, (words, bad), tiles(figures), pictures, at)
 
 
 def _whole(

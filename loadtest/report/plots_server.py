@@ -47,8 +47,12 @@ def batch_figure(results: Sequence[Result]) -> Figure | None:
                 color="white" if share > DARK_CELL else "#1d2329",
             )
     for column, each in enumerate(levels):
-        mean = "?" if each.images_per_batch is None else f"{each.images_per_batch:.1f}"
-        axes.text(column, len(sizes) - 0.4, mean, ha="center", va="bottom", size=9, weight="bold")
+        digits = 0 if small else 1
+        mean = "?" if each.images_per_batch is None else f"{each.images_per_batch:.{digits}f}"
+        size = 8 if small else 9
+        axes.text(
+            column, len(sizes) - 0.4, mean, ha="center", va="bottom", size=size, weight="bold"
+        )
     axes.set_yticks([*range(len(sizes)), len(sizes) - 0.1], [*sizes, "mean"])
     axes.set(ylabel="images in a batch")
     _points(axes, results)

@@ -1,13 +1,10 @@
 """What a load test found, in words: for pages, Markdown and a terminal alike."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from loadtest.record import REFUSED
 from loadtest.result import Result
-
-if TYPE_CHECKING:  # it measures by loadtest.run, which names the machine by loadtest.report.page
-    from loadtest.sweep import Sweep
+from loadtest.sweep import Sweep
 
 UNKNOWN = "not known"
 MIB = 2**20  # bytes
@@ -113,7 +110,7 @@ def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, 
     return f"{kept} in {len(results)} points", False
 
 
-def sweep_verdict(sweep: "Sweep") -> tuple[str, bool]:
+def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
     """The sentence of a search for the knee, and whether it is bad news."""
     bad = [wrong(point) for point in sweep.points if point.wrong_answers]
     if bad:
@@ -126,8 +123,8 @@ def sweep_verdict(sweep: "Sweep") -> tuple[str, bool]:
         ), True
     knee = sweep.points[sweep.knee]
     found = (
-        f"Up to {knee.offered_per_s or 0:,.0f} requests/s, p99 stays under {sweep.slo_ms:g} ms "
-        f"({knee.latency_ms['p99']:.2f} ms there)"
+        f"Up to {knee.offered_per_s or 0:,.0f} requests/s are answered with a p99 under "
+        f"{sweep.slo_ms:g} ms ({knee.latency_ms['p99']:.2f} ms there)"
     )
     above = sweep.points[sweep.knee + 1 :]
     if not above:

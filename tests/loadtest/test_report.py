@@ -227,6 +227,15 @@ def test_a_sweep_shows_the_knee_and_every_point() -> None:
     assert sum(tag == "img" for tag, _ in page.tags) == 7
 
 
+def test_a_sweep_leaves_out_what_was_repeated_validly() -> None:
+    """An INVALID measurement of a rate that has a valid one would only be in the way."""
+    points = [point(invalid=["late"]), point(), point(rate=300, invalid=["late"])]
+    page = _Page(sweep_report(sweep_of(points, 1)))
+    assert "1 INVALID measurements that were repeated are not shown" in page.all_text()
+    assert len(page.cells("100/s (knee)", "requests/s")) == 1
+    assert len(page.cells("300/s, INVALID", "requests/s")) == 1
+
+
 def test_an_overload_shows_its_refusals() -> None:
     """Refused requests are counted by their kind, and a second without an answer is drawn too."""
     tally = {"errors": {"HTTP 429": 40}, "refused_each_second": [0, 30, 10, 0], "sent": 56}
