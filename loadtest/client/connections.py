@@ -224,6 +224,10 @@ class Pool:
         give_up_s = time.perf_counter() + PATIENCE_S
         while any(c.waiting for c in self.connections) and time.perf_counter() < give_up_s:
             await asyncio.sleep(0.01)
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all; what is still missing is counted. An open one would keep the loop alive."""
         for connection in list(self.connections):
             if connection.waiting:
                 connection.waiting = False

@@ -96,7 +96,11 @@ def open_loop(
             due_s = start_s + after_s
             while (left_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(0 if spin and left_s < SPIN_S else SLEEP_S)
-            connection = await pool.idle()
+            try:
+                connection = await pool.idle()
+            except TimeoutError:
+                await pool.close()
+                raise
             load.late_s.append(time.perf_counter() - due_s)
             connection.ask(due_s)
             await asyncio.sleep(0)  # read what came

@@ -46,7 +46,8 @@ def _server(answers: list[bytes], pause_s: float = 0) -> Iterator[str]:
                 writer.write(answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        writer.close()
+        finally:
+            writer.close()
 
     server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", port))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -60,6 +61,7 @@ def _server(answers: list[bytes], pause_s: float = 0) -> Iterator[str]:
         for task in asyncio.all_tasks(loop):
             task.cancel()
             loop.run_until_complete(asyncio.wait([task]))
+        loop.run_until_complete(asyncio.sleep(0))  # connections end a turn after they are closed
         loop.close()
 
 
