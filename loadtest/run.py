@@ -160,25 +160,10 @@ def generate(
     seconds = profile.warmup_s + profile.duration_s
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
         result_file, log_file = Path(folder) / "tally.json", Path(folder) / "locust.log"
-        changes = scenario.model_dump(exclude={"name", "description"})
-        # The window ends by itself; an open loop then waits for what is missing.
-        margin_s = STOP_MARGIN_S + (request_timeout_s if scenario.loop == "open" else 0.0)
-        command = [
-            *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
-            *("--host", url, "--headless", "--only-summary"),
-            *("--skip-log-setup", "--spawn-rate", str(SPAWN_PER_S)),
-            *("--users", str(scenario.users or processes)),
-            *("--run-time", f"{math.ceil(seconds + margin_s)}s"),
-            *("--stop-timeout", str(math.ceil(request_timeout_s) + STOP_MARGIN_S)),
-            *("--request-timeout", str(request_timeout_s)),
-            *("--bundle", str(bundle.resolve()), "--scenario", scenario.name),
-            *("--changes", json.dumps(changes), "--warmup", str(profile.warmup_s)),
-            *("--window", str(profile.duration_s), "--result", str(result_file)),
-            *(["--ceiling"] if ceiling else []),
-            *(["--prepared", str(prepared)] if prepared else []),
-            *(["--processes", str(processes), "--expect-workers", str(processes)])
-            * (processes > 1),
-        ]
+        command = _command(scenario, url, profile, request_timeout_s, processes)
+        command += ["--bundle", str(bundle.resolve()), "--result", str(result_file)]
+        command += ["--ceiling"] if ceiling else []
+        command += ["--prepared", str(prepared)] if prepared else []
         # Locust reads configuration files of the folder it runs in: run it where there are none.
         with log_file.open("wb") as log:
             process = subprocess.Popen(
@@ -194,6 +179,29 @@ def generate(
             tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
             raise LoadTestError(f"locust ended with {process.returncode}:\n{tail}")
         return Tally.model_validate_json(result_file.read_bytes())
+
+
+def _command(
+    scenario: Scenario, url: str, profile: Profile, request_timeout_s: float, processes: int
+) -> list[str]:
+    """Locust's command line, but for the files."""
+    changes = scenario.model_dump(exclude={"name", "description"})
+    # The window ends by itself; an open loop then waits for what is missing.
+    margin_s = STOP_MARGIN_S + (request_timeout_s if scenario.loop == "open" else 0.0)
+    seconds = profile.warmup_s + profile.duration_s
+    several = ["--processes", str(processes), "--expect-workers", str(processes)]
+    return [
+        *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
+        *("--host", url, "--headless", "--only-summary"),
+        *("--skip-log-setup", "--spawn-rate", str(SPAWN_PER_S)),
+        *("--users", str(scenario.users or processes)),
+        *("--run-time", f"{math.ceil(seconds + margin_s)}s"),
+        *("--stop-timeout", str(math.ceil(request_timeout_s) + STOP_MARGIN_S)),
+        *("--request-timeout", str(request_timeout_s)),
+        *("--scenario", scenario.name, "--changes", json.dumps(changes)),
+        *("--warmup", str(profile.warmup_s), "--window", str(profile.duration_s)),
+        *(several if processes > 1 else []),
+    ]
 
 
 def require_ready(url: str) -> None:

@@ -124,12 +124,11 @@ def sweep(
     def measured(rate: float) -> Result:
         changed = {"loop": "open", "users": None, "rate_per_s": rate, "slo_ms": slo_ms}
         changed["seed"] = scenario.seed + sum(point.offered_per_s == rate for point in points)
-        seconds = max(profile.duration_s, ENOUGH_REQUESTS / rate)
         point = run_scenario(
             scenario.model_copy(update=changed),
             url,
             bundle,
-            profile.model_copy(update={"duration_s": seconds}),
+            _long_enough(profile, rate),
             processes=processes,
             ceiling_per_s=ceiling,
             price_per_hour=price_per_hour,
@@ -138,15 +137,7 @@ def sweep(
         points.append(point)
         return point
 
-    def kept(rate: float) -> bool | None:
-        """None if the measurement says nothing, a second time too."""
-        for _ in range(ATTEMPTS):
-            point = measured(rate)
-            if point.verdict.valid or _too_much(point, slo_ms):
-                return keeps(point, slo_ms)
-        return None
-
-    _search(kept, capacity)
+    _search(lambda rate: _kept(measured, rate, slo_ms), capacity)
     knee = _confirmed(points, measured, slo_ms, profile.runs)
     points.sort(key=lambda point: point.offered_per_s or 0.0)
     return Sweep(
@@ -157,6 +148,20 @@ def sweep(
         knee=None if knee is None else points.index(knee),
         over_runs={} if knee is None else over_runs(_same_rate(points, knee)),
     )
+
+
+def _long_enough(profile: Profile, rate: float) -> Profile:
+    seconds = max(profile.duration_s, ENOUGH_REQUESTS / rate)
+    return profile.model_copy(update={"duration_s": seconds})
+
+
+def _kept(measured: Callable[[float], Result], rate: float, slo_ms: float) -> bool | None:
+    """Whether a rate keeps the bound; None if its measurement says nothing, a second time too."""
+    for _ in range(ATTEMPTS):
+        point = measured(rate)
+        if point.verdict.valid or _too_much(point, slo_ms):
+            return keeps(point, slo_ms)
+    return None
 
 
 def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[Result]:
