@@ -3,23 +3,62 @@
 conv 5x5 valid (n1) -> max pool 2x2 -> conv 5x5 valid (n2) -> max pool 2x2 -> flatten
 -> fully connected (n3), ReLU -> fully connected (10).
 
+Its alternatives each change one thing and keep the sizes 24, 12, 8, 4:
+
+- ``down``, what halves the sizes: max pooling, average pooling, or "strided", a learned 2x2
+  convolution with stride 2 and a ReLU in the pooling's place (Springenberg et al. 2015, All-CNN).
+- ``convolution``: "grouped" and "separable" (depthwise 5x5, then 1x1) change the second one; the
+  first sees one channel, which cannot be parted. "dilated" makes both 3x3 with holes (dilation 2):
+  they span the same 5x5 pixels with 9 weights for 25.
+- ``head``: "average" takes the mean of each channel's 4x4 in place of flattening and the hidden
+  dense layer (Lin et al. 2014, Network in Network).
+
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+GROUPS = 2
 
 
 class CnnConfig(BaseModel):
-    """The CNN's numbers."""
+    """The CNN's numbers; the defaults are the classic figure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     n1: int = Field(default=16, ge=1, description="channels of the first convolution")
     n2: int = Field(default=32, ge=1, description="channels of the second convolution")
-    n3: int = Field(default=128, ge=1, description="units of the hidden dense layer")
+    n3: int = Field(
+        default=128, ge=1, description="units of the hidden dense layer; head='average' has none"
+    )
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")
     batch_norm: bool = Field(default=False, description="after each layer but the last")
+    down: Literal["max", "average", "strided"] = Field(
+        default="max", description="what halves the sizes after each convolution"
+    )
+    convolution: Literal["plain", "grouped", "separable", "dilated"] = "plain"
+    groups: int = Field(
+        default=GROUPS, ge=2, description="of convolution='grouped': n1 and n2 are multiples of it"
+    )
+    head: Literal["dense", "average"] = "dense"
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        if self.convolution != "grouped":
+            if self.groups != GROUPS:
+                raise ValueError(
+                    f"groups={self.groups} goes with convolution='grouped' alone, got "
+                    f"convolution={self.convolution!r}: leave groups out"
+                )
+        elif self.n1 % self.groups or self.n2 % self.groups:
+            raise ValueError(
+                f"groups={self.groups} must divide the channels n1={self.n1} and n2={self.n2}: "
+                f"take multiples of {self.groups}, or other groups"
+            )
+        return self
 
 
 class Cnn(nn.Module):
@@ -28,19 +67,15 @@ class Cnn(nn.Module):
     def __init__(self, config: CnnConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
-        norm = config.batch_norm
         self.features = nn.Sequential(
-            *_convolution(1, config.n1, norm),
-            *_convolution(config.n1, config.n2, norm),
+            *_first_convolution(config),
+            *_activation(config.n1, config),
+            *_down(config.n1, config),
+            *_second_convolution(config),
+            *_activation(config.n2, config),
+            *_down(config.n2, config),
         )
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(config.n2 * 4 * 4, config.n3, bias=not norm),
-            *([nn.BatchNorm1d(config.n3)] if norm else []),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.n3, 10),
-        )
+        self.head = nn.Sequential(*_head(config))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Standardised images, float [N, 1, 28, 28], to logits, float [N, 10]."""
@@ -48,8 +83,55 @@ class Cnn(nn.Module):
         return logits_NK
 
 
-def _convolution(channels_in: int, channels_out: int, norm: bool) -> list[nn.Module]:
-    """5x5 valid convolution, ReLU, 2x2 max pooling; BatchNorm before the ReLU if asked for."""
-    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=5, bias=not norm)
-    between: list[nn.Module] = [nn.BatchNorm2d(channels_out)] if norm else []
-    return [convolution, *between, nn.ReLU(), nn.MaxPool2d(2)]
+def _first_convolution(config: CnnConfig) -> list[nn.Module]:
+    bias = not config.batch_norm  # BatchNorm's shift does what the bias would
+    if config.convolution == "dilated":
+        return [nn.Conv2d(1, config.n1, kernel_size=3, dilation=2, bias=bias)]
+    return [nn.Conv2d(1, config.n1, kernel_size=5, bias=bias)]
+
+
+def _second_convolution(config: CnnConfig) -> list[nn.Module]:
+    n1, n2, bias = config.n1, config.n2, not config.batch_norm
+    match config.convolution:
+        case "grouped":
+            return [nn.Conv2d(n1, n2, kernel_size=5, groups=config.groups, bias=bias)]
+        case "separable":
+            # The 1x1 convolution's bias does what one of the depthwise convolution would.
+            depthwise = nn.Conv2d(n1, n1, kernel_size=5, groups=n1, bias=False)
+            return [depthwise, nn.Conv2d(n1, n2, kernel_size=1, bias=bias)]
+        case "dilated":
+            return [nn.Conv2d(n1, n2, kernel_size=3, dilation=2, bias=bias)]
+    return [nn.Conv2d(n1, n2, kernel_size=5, bias=bias)]
+
+
+def _activation(channels: int, config: CnnConfig) -> list[nn.Module]:
+    """ReLU; BatchNorm before it if asked for."""
+    return [*([nn.BatchNorm2d(channels)] if config.batch_norm else []), nn.ReLU()]
+
+
+def _down(channels: int, config: CnnConfig) -> list[nn.Module]:
+    """What makes 12x12 of 24x24 and 4x4 of 8x8."""
+    match config.down:
+        case "average":
+            return [nn.AvgPool2d(2)]
+        case "strided":
+            bias = not config.batch_norm
+            learned = nn.Conv2d(channels, channels, kernel_size=2, stride=2, bias=bias)
+            return [learned, *_activation(channels, config)]
+    return [nn.MaxPool2d(2)]
+
+
+def _head(config: CnnConfig) -> list[nn.Module]:
+    dropout = nn.Dropout(config.dropout)
+    if config.head == "average":
+        average = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return [*average, dropout, nn.Linear(config.n2, 10)]
+    norm = config.batch_norm
+    return [
+        nn.Flatten(),
+        nn.Linear(config.n2 * 4 * 4, config.n3, bias=not norm),
+        *([nn.BatchNorm1d(config.n3)] if norm else []),
+        nn.ReLU(),
+        dropout,
+        nn.Linear(config.n3, 10),
+    ]

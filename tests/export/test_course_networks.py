@@ -1,0 +1,140 @@
+"""Every network of the course becomes an ONNX, a TorchScript and a .pt2 file that are proven."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from export.__main__ import main
+from export.bundle import Bundle
+from export.golden import Predict
+from export.proof import open_candidates
+from training.data import load_dataset, standardise, to_pixels
+from training.models import ARCHITECTURES, build_model, model_names, resolved
+
+FAST = ["autoencoder", "large-subclass", "pair", "volume"]
+FORMATS = ("onnx", "torchscript", "torchscript-frozen", "pt2")
+SAMPLES = 64
+
+CNN = {"n1": 2, "n2": 4, "n3": 16}
+LARGE: dict[str, Any] = {"input_size": 30, "width": 1 / 8, "classes": 10}
+NUMBERS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"n1": 2, "n2": 4, "code": 8},
+    "branches": {"width": 2},
+    "large-sequential": LARGE,
+    "large-subclass": LARGE,
+    "mlp": {"hidden": [16]},
+    "pair": {**CNN, "n4": 16},
+    "rows": CNN,
+    "skip": {"channels": 4, "blocks": 1},
+    "volume": CNN,
+    **{name: CNN for name in model_names() if name.startswith("cnn")},
+}
+OUTPUTS = {
+    "digit": ["logits"],
+    "pair": ["first_logits", "second_logits", "sum_logits"],
+    "image": ["image"],
+    "none": ["logits"],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: for tensors as small as these, more would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _module(name: str, samples: dict[str, Any]) -> nn.Module:
+    """A small network whose BatchNorms have the statistics of some samples, as after training."""
+    torch.manual_seed(0)
+    module = build_model(name, NUMBERS[name]).train()
+    with torch.no_grad():
+        for _ in range(20):  # a running mean forgets its first value slowly
+            module(*map(torch.from_numpy, samples.values()))
+    return module.eval()
+
+
+def _samples(name: str, data_dir: Path, start: int) -> dict[str, Any]:
+    """Real digits where the network takes digits; noise of the large network's shape."""
+    inputs = ARCHITECTURES[resolved(name, {})[0]].inputs
+    if name.startswith("large"):
+        size = LARGE["input_size"]
+        shape = (SAMPLES, 3, size, size)
+        return {"image": np.random.default_rng(start).normal(size=shape).astype(np.float32)}
+    images_NHW = load_dataset(data_dir).test.images[start:]
+    return {
+        f"image_{i}": standardise(to_pixels(images_NHW[i * SAMPLES :][:SAMPLES])).numpy()
+        for i in range(len(inputs))
+    }
+
+
+def _built(name: str, data_dir: Path, folder: Path, variants: tuple[str, ...]) -> Bundle:
+    """The bundle that the command line makes of a network, or the test fails."""
+    samples = _samples(name, data_dir, start=0)
+    np.savez(folder / "samples.npz", **samples)
+    save_file(_module(name, samples).state_dict(), folder / "weights.safetensors")
+    task = ARCHITECTURES[resolved(name, {})[0]].task
+    arguments = {"name": name, "numbers": NUMBERS[name]}
+    command = ["build", "--model", "training.models:build_model", "--name", name]
+    command += ["--arguments", json.dumps(arguments), "--variants", ",".join(variants)]
+    command += ["--checkpoint", str(folder / "weights.safetensors")]
+    command += ["--inputs", str(folder / "samples.npz"), "--out", str(folder / "bundle")]
+    for output in OUTPUTS[task]:
+        command += ["--output", output, *([] if task == "image" else ["--logits", output])]
+    assert main(command) == 0
+    return Bundle.open(folder / "bundle")
+
+
+def _answers_alike(predict: Predict, module: nn.Module, samples: dict[str, Any]) -> bool:
+    with torch.no_grad():
+        answer = module(*map(torch.from_numpy, samples.values()))
+    expected = answer if isinstance(answer, tuple) else (answer,)
+    found = predict(samples).values()
+    return all(
+        np.abs(array - tensor.numpy()).max() <= 2e-6 * np.abs(tensor.numpy()).max()
+        for array, tensor in zip(found, expected, strict=True)
+    )
+
+
+def _check(name: str, data_dir: Path, folder: Path, variants: tuple[str, ...]) -> None:
+    bundle = _built(name, data_dir, folder, variants)
+    manifest = bundle.manifest
+    assert {verdict.variant for verdict in manifest.parity if verdict.passed} == set(variants)
+    assert not [verdict for verdict in manifest.parity if verdict.tolerance.loosened]
+    faults = json.loads(bundle.path("parity").read_text())["faults"]
+    assert all(fault["caught_by"] or fault["not_applicable"] for fault in faults)
+    outputs = [spec.name for spec in manifest.outputs]
+    opened, not_opened = open_candidates(bundle.variants, outputs, "cpu")
+    assert not not_opened
+    module = build_model(name, NUMBERS[name]).eval()
+    module.load_state_dict(load_file(folder / "weights.safetensors"))
+    fresh = _samples(name, data_dir, start=2 * SAMPLES)
+    for predict in opened.values():
+        assert _answers_alike(predict, module, fresh)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_network_is_exported_and_proven(name: str, data_dir: Path, tmp_path: Path) -> None:
+    """ONNX and .pt2 pass the gate, its faults are caught, and fresh samples are answered alike."""
+    _check(name, data_dir, tmp_path, ("onnx", "pt2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", model_names())
+def test_every_network_is_exported_and_proven(name: str, data_dir: Path, tmp_path: Path) -> None:
+    """The same of all networks, in TorchScript too."""
+    _check(name, data_dir, tmp_path, FORMATS)
+
+
+def test_every_name_has_its_numbers() -> None:
+    """A new network gets its row above."""
+    assert set(NUMBERS) == set(model_names())
