@@ -1,0 +1,10 @@
+"""Shows what a network computes, step by step, without running it on data.
+
+``describe(module, inputs)`` is for any module; ``python -m training describe NAME`` is its command.
+"""
+
+from training.describe.description import Description
+from training.describe.misfit import DescribeError
+from training.describe.steps import describe
+
+__all__ = ["DescribeError", "Description", "describe"]

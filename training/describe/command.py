@@ -1,0 +1,100 @@
+"""``python -m training describe``: a network step by step, from its name and numbers alone."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.describe.layout import layout, memory_formats
+from training.describe.steps import describe
+from training.describe.table import as_text
+from training.models import ARCHITECTURES, build_model, model_names, resolved
+
+
+def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command ``describe`` to those of ``python -m training``."""
+    parser = commands.add_parser(
+        "describe", help="show a network step by step: shapes, parameters, work, receptive field"
+    )
+    parser.set_defaults(command=_describe)
+    parser.add_argument(
+        "name", choices=model_names(), metavar="NAME", help=", ".join(model_names())
+    )
+    parser.add_argument(
+        "--input-size",
+        action="append",
+        metavar="C,H,W",
+        help="one sample's shape in place of the network's own; once for each of its inputs",
+    )
+    parser.add_argument(
+        "--arch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a number of the architecture, e.g. n1=32; may be repeated",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="the same as JSON, beside the table; - prints JSON alone"
+    )
+    parser.add_argument(
+        "--memory-format",
+        action="store_true",
+        help="sizes and strides of each step's output, channels first and channels last",
+    )
+    parser.add_argument(
+        "--layout",
+        action="store_true",
+        help="a small tensor, value by value, as both layouts hold it in memory",
+    )
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    numbers = dict(_number(pair) for pair in arguments.arch)
+    architecture, _ = resolved(arguments.name, numbers)
+    inputs = ARCHITECTURES[architecture].inputs
+    if arguments.input_size:
+        given = tuple(_size(text) for text in arguments.input_size)
+        if len(given) != len(inputs):
+            raise ValueError(
+                f"{arguments.name} takes {len(inputs)} inputs, --input-size came {len(given)} "
+                "times: give it once for each"
+            )
+        inputs = given
+    with torch.device("meta"):  # no weight is allocated, however many there are
+        module = build_model(arguments.name, numbers)
+    description = describe(module, inputs, name=arguments.name)
+    if arguments.memory_format:
+        formats = memory_formats(description)
+        description = description.model_copy(update={"memory_formats": formats})
+    if arguments.layout:
+        description = description.model_copy(update={"layout": layout()})
+    as_json = description.model_dump_json(indent=2)
+    if arguments.json == "-":
+        sys.stdout.write(f"{as_json}\n")
+        return 0
+    if arguments.json is not None:
+        Path(arguments.json).write_text(f"{as_json}\n")
+    sys.stdout.write(f"{as_text(description)}\n")
+    return 0
+
+
+def _number(pair: str) -> tuple[str, Any]:
+    name, _, text = pair.partition("=")
+    try:
+        return name, json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"--arch {pair}: NAME=VALUE is expected, the value a number, true, false or a list"
+        ) from error
+
+
+def _size(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"--input-size {text}: whole numbers above 0 with commas are expected, e.g. 1,28,28"
+        )
+    return tuple(map(int, parts))

@@ -1,0 +1,213 @@
+"""Describes any module, step by step: see ``describe``."""
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from training.describe.description import AxisField, Description, InputField, Named, Step, Totals
+from training.describe.fields import fields_after
+from training.describe.formulas import in_words, multiply_adds, parameters
+from training.describe.misfit import DescribeError
+from training.describe.receptive import UNKNOWN, Axis, Field, whole_input
+from training.describe.trace import Call, Trace, trace
+
+FLOAT32_BYTES = 4
+
+
+def describe(
+    module: nn.Module, inputs: Sequence[Sequence[int] | Tensor], *, name: str | None = None
+) -> Description:
+    """What a network computes, step by step, in evaluation mode.
+
+    ``forward`` runs once, on a copy. From shapes it runs without values (device "meta"): nothing
+    is allocated, so that networks far larger than memory can be described; build those under
+    ``with torch.device("meta")``.
+
+    Args:
+        module: Any; stays as it is. Weights that an earlier step uses too are counted there.
+        inputs: For each argument of ``forward`` the shape of one sample, without the batch axis
+            (float32, a batch of one), or a tensor with its batch axis: on "meta" for another type
+            (``torch.empty(1, 9, dtype=torch.int64, device="meta")``), or with values where
+            ``forward`` looks at values.
+        name: What to call it; by default the class's name.
+
+    Raises:
+        DescribeError: The network cannot take these inputs (says which module, what came and what
+            was expected), its calls cannot be seen, or a formula disagrees with the weights.
+    """
+    if not inputs:
+        raise DescribeError("no inputs given: state the shape of one sample for each")
+    tensors = [_tensor(given) for given in inputs]
+    traced = trace(module, tensors)
+    known = {id(tensor): _named(traced, i) for i, tensor in enumerate(tensors)}
+    steps, totals = _Walk(traced, list(known.values())).steps()
+    last = {id(out): step.name for call, step in zip(traced.calls, steps, strict=True)
+            for out in call.outputs} | known  # fmt: skip
+    return Description(
+        name=name or type(module).__name__,
+        inputs=tuple(
+            Named(name=known[id(tensor)], shape=tuple(tensor.shape)) for tensor in tensors
+        ),
+        steps=tuple(steps),
+        outputs=tuple(
+            Named(name=last.get(id(out), "constant"), shape=tuple(out.shape))
+            for out in traced.outputs
+        ),
+        totals=totals,
+    )
+
+
+class _Walk:
+    """Goes through the calls and keeps what is known so far: fields, weights, memory."""
+
+    def __init__(self, traced: Trace, input_names: list[str]) -> None:
+        self.traced = traced
+        self.input_names = input_names
+        self.parameters = {id(p): name for name, p in traced.module.named_parameters()}
+        self.used: set[str] = set()
+        weights = [*traced.module.parameters(), *traced.module.buffers()]
+        constants = [*weights, *traced.constants]
+        self.fields: dict[int, Field] = {id(tensor): {} for tensor in constants}
+        for number, tensor in enumerate(traced.inputs):
+            self.fields[id(tensor)] = whole_input(number, tensor.ndim)
+        self.memory = {_memory(tensor) for tensor in (*constants, *traced.inputs)}
+
+    def steps(self) -> tuple[list[Step], Totals]:
+        calls = self.traced.calls
+        alone = _alone(calls)
+        names = _names(calls, alone)
+        steps = [self._step(*each) for each in zip(calls, names, alone, strict=True)]
+        module = self.traced.module
+        numbers = {name: p.numel() for name, p in module.named_parameters()}
+        unused = tuple(name for name in numbers if name not in self.used)
+        total = sum(numbers.values())
+        counted = sum(step.parameters for step in steps) + sum(numbers[name] for name in unused)
+        if counted != total:
+            raise DescribeError(f"the steps have {counted:,} parameters, the module {total:,}")
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        buffers = sum(buffer.numel() for buffer in module.buffers())
+        return steps, Totals(
+            parameters=total,
+            trainable=trainable,
+            frozen=total - trainable,
+            unused=unused,
+            buffers=buffers,
+            multiply_adds=sum(step.multiply_adds for step in steps),
+            weight_bytes=FLOAT32_BYTES * (total + buffers),
+            activation_bytes=sum(step.activation_bytes for step in steps),
+            input_bytes=FLOAT32_BYTES * sum(x.numel() for x in self.traced.inputs),
+        )
+
+    def _step(self, call: Call, name: str, alone: bool) -> Step:
+        given = {id(tensor): tensor for tensor in call.tensors if id(tensor) in self.parameters}
+        new = [t for key, t in given.items() if self.parameters[key] not in self.used]
+        shared = tuple(self.parameters[key] for key in given if self.parameters[key] in self.used)
+        formula, work = parameters(call, new), multiply_adds(call)
+        held = sum(tensor.numel() for tensor in new)
+        if formula.value != held:
+            raise DescribeError(f"{name}: {formula}, but its weights hold {held:,} numbers")
+        self.used |= {self.parameters[id(tensor)] for tensor in new}
+        fields = fields_after(call, self._field)
+        self.fields |= {id(out): field for out, field in zip(call.outputs, fields, strict=True)}
+        return Step(
+            name=name,
+            what=in_words(call, call.module_class.__name__ if alone else call.name),
+            function=call.name,
+            outputs=tuple(tuple(out.shape) for out in call.outputs),
+            parameters=formula.value,
+            trainable=sum(tensor.numel() for tensor in new if tensor.requires_grad),
+            parameter_formula=formula.text,
+            shared=shared,
+            multiply_adds=work.value,
+            multiply_add_formula=work.text,
+            receptive_field=self._shown(fields),
+            activation_bytes=FLOAT32_BYTES * self._written(call),
+        )
+
+    def _field(self, tensor: Tensor) -> Field:
+        """A tensor that came from elsewhere may depend on anything."""
+        if id(tensor) in self.fields:
+            return self.fields[id(tensor)]
+        return {i: (UNKNOWN,) * (x.ndim - 1) for i, x in enumerate(self.traced.inputs)}
+
+    def _shown(self, fields: Sequence[Field]) -> tuple[InputField, ...]:
+        widest: Field = {}
+        for field in fields:
+            for number, axes in field.items():
+                before = widest.get(number, axes)
+                widest[number] = tuple(map(_wider, before, axes))
+        return tuple(
+            InputField(input=self.input_names[i], axes=tuple(map(_axis, self._axes(i, widest[i]))))
+            for i in sorted(widest)
+        )
+
+    def _axes(self, number: int, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        """Channels are left out: the first of three axes, or one of a single position."""
+        shape = self.traced.inputs[number].shape[1:]
+        channels = len(shape) > len("HW") or (len(shape) > 1 and shape[0] == 1)
+        return axes[1:] if channels else axes
+
+    def _written(self, call: Call) -> int:
+        values = 0
+        for out in call.outputs:
+            if _memory(out) not in self.memory:
+                self.memory.add(_memory(out))
+                values += out.numel()
+        return values
+
+
+def _tensor(given: Sequence[int] | Tensor) -> Tensor:
+    if isinstance(given, Tensor):
+        return given.view(given.shape)  # the same values; each input is a tensor of its own
+    if any(size < 1 for size in given):
+        raise DescribeError(f"an input of shape {tuple(given)}: every size must be 1 or more")
+    return torch.empty(1, *given, device="meta")
+
+
+def _named(traced: Trace, number: int) -> str:
+    """The name of forward's argument; those of ``*inputs`` are numbered."""
+    names = []
+    for parameter in inspect.signature(traced.module.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            break
+        names.append(parameter.name)
+    return names[number] if number < len(names) else f"input{number + 1}"
+
+
+def _alone(calls: Sequence[Call]) -> list[bool]:
+    """Whether a call is all that a layer of torch.nn does: it bears the layer's name then."""
+    of_visit = Counter(call.visit for call in calls)
+    return [
+        of_visit[call.visit] == 1 and call.module_class.__module__.startswith("torch.nn.")
+        for call in calls
+    ]
+
+
+def _names(calls: Sequence[Call], alone: Sequence[bool]) -> list[str]:
+    """A layer's path, or the path and the function; repeated ones are numbered."""
+    seen: Counter[str] = Counter()
+    names = []
+    for call, is_layer in zip(calls, alone, strict=True):
+        named = is_layer and call.module
+        name = call.module if named else f"{call.module}.{call.name}".lstrip(".")
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def _wider(first: Axis, second: Axis) -> Axis:
+    if None in (first.size, second.size):
+        return first if first.size is None else second
+    return max(first, second, key=lambda axis: axis.size or 0)
+
+
+def _axis(axis: Axis) -> AxisField:
+    jump = None if axis.jump is None else float(axis.jump)
+    return AxisField(reach=axis.reach.value, size=axis.size, jump=jump)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
