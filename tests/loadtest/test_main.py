@@ -222,6 +222,8 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
         "3",
         "--endpoint",
         "infer/json",
+        "--slo-ms",  # kept on a busy machine, too
+        "5000",
     ]
     assert _run(service_url, tmp_path, *further) == 0
     result = _result(tmp_path / "Server-cnn.json")
