@@ -135,15 +135,21 @@ class ParityVerdict(_Strict):
 
 
 class TrainingSummary(_Strict):
-    """Where the weights come from; the whole record stays with the checkpoint."""
+    """Where the weights come from; the whole record stays with the checkpoint.
+
+    Attributes:
+        test_accuracy: Share of test samples whose answers are all right, 0..1; None of a network
+            whose answers are not right or wrong.
+        expected_calibration_error: 0..1; None of a network with more than one probability.
+    """
 
     config: dict[str, Any]
     parameters: int
     data_name: str
     data_sha256: str
     test_images: str = Field(description="what the accuracy was measured on, in words")
-    test_accuracy: float = Field(ge=0, le=1)
-    expected_calibration_error: float = Field(ge=0, le=1)
+    test_accuracy: float | None = Field(ge=0, le=1)
+    expected_calibration_error: float | None = Field(ge=0, le=1)
     device: str
     commit: str
 

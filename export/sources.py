@@ -1,19 +1,35 @@
 """Where a subject comes from: a checkpoint of ``training``, or the bundle that was made of it."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from export.bundle import Bundle
 from export.factory import from_factory
-from export.manifest import BundleError, TrainingSummary
-from export.servable import INPUTS, OUTPUTS, ServableModel
+from export.manifest import BundleError, TensorSpec, TrainingSummary
+from export.parity.metrics import Arrays
+from export.servable import (
+    INK_OUTPUTS,
+    INPUTS,
+    OUTPUTS,
+    PAIR_INPUTS,
+    PAIR_OUTPUTS,
+    ServableAutoencoder,
+    ServableModel,
+    ServablePair,
+)
 from export.subject import Samples, Subject
-from training.checkpoint import CheckpointRecord, load_weights, read_checkpoint
+from training.checkpoint import AnyRecord, load_weights, open_checkpoint
 from training.config import TrainConfig
 from training.data import CLASSES, DataError, Dataset, LabelledImages
-from training.models import build_model
+from training.evaluate import Evaluation
+from training.images import ImageEvaluation
+from training.models import ARCHITECTURES, build_model
+from training.pairs import SUMS, fixed_pairs
 
 # More images change the ranges that int8's scales are fitted to hardly.
 CALIBRATION_SAMPLES = 512
@@ -26,10 +42,8 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> Subject:
         CheckpointError: The checkpoint cannot be opened.
         DataError: The data set is not the one that the checkpoint was trained on.
     """
-    record, classifier = read_checkpoint(folder)
-    return _digits(
-        ServableModel(classifier), folder / record.weights.path, _summary(record), dataset
-    )
+    record, network = open_checkpoint(folder)
+    return _subject(network, folder / record.weights.path, _summary(record), dataset)
 
 
 def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -> Subject:
@@ -48,11 +62,11 @@ def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -
     weights = bundle.path("weights")
     if manifest.training is not None:
         if dataset is None:
-            raise DataError("a bundle of digits is proven on MNIST: give --data-dir")
+            raise DataError("a bundle of a checkpoint is proven on MNIST: give --data-dir")
         config = TrainConfig.model_validate(manifest.training.config)
         module = build_model(config.model, config.architecture)
         load_weights(module, weights, next(f.sha256 for f in manifest.files if f.role == "weights"))
-        return _digits(ServableModel(module), weights, manifest.training, dataset)
+        return _subject(module, weights, manifest.training, dataset)
     if manifest.factory is None:
         raise BundleError(f"{bundle.folder} does not say what it was built from")
     if samples is None:
@@ -77,8 +91,8 @@ def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -
     return subject
 
 
-def _digits(
-    model: ServableModel, weights: Path, training: TrainingSummary, dataset: Dataset
+def _subject(
+    network: nn.Module, weights: Path, training: TrainingSummary, dataset: Dataset
 ) -> Subject:
     if dataset.sha256 != training.data_sha256:
         raise DataError(
@@ -86,38 +100,86 @@ def _digits(
             f"these images are {dataset.name} ({dataset.sha256[:12]}): its test images would not "
             "be those of the proof; give the same data with --data-dir"
         )
-    calibration = Samples(
-        {INPUTS[0].name: dataset.train.images[:CALIBRATION_SAMPLES].numpy()},
-        f"the first training images of {dataset.name}",
-        hashlib.sha256(dataset.train.images[:CALIBRATION_SAMPLES].numpy().tobytes()).hexdigest(),
+    name = str(training.config["model"])
+    form = _FORMS[ARCHITECTURES[name].task]
+    fitted_to = form.ask(
+        LabelledImages(
+            dataset.train.images[:CALIBRATION_SAMPLES], dataset.train.labels[:CALIBRATION_SAMPLES]
+        )
     )
+    what = form.samples_name
+    calibration = Samples(
+        fitted_to,
+        f"{what}the first training images of {dataset.name}",
+        hashlib.sha256(b"".join(array.tobytes() for array in fitted_to.values())).hexdigest(),
+    )
+    targets = dataset.test.labels.numpy().astype(np.int64) if form.has_targets else None
     return Subject(
-        name=str(training.config["model"]),
-        module=model,
-        inputs=INPUTS,
-        outputs=OUTPUTS,
-        labels=tuple(str(digit) for digit in range(CLASSES)),
+        name=name,
+        module=form.servable(network),
+        inputs=form.inputs,
+        outputs=form.outputs,
+        labels=tuple(str(label) for label in range(form.labels)),
         weights=weights,
-        samples=_test_samples(dataset.test, dataset.test_name, dataset.sha256),
+        samples=Samples(
+            form.ask(dataset.test), f"{what}{dataset.test_name}", dataset.sha256, targets
+        ),
         calibration=calibration,
         training=training,
     )
 
 
-def _test_samples(test: LabelledImages, name: str, sha256: str) -> Samples:
-    arrays = {INPUTS[0].name: test.images.numpy()}
-    return Samples(arrays, name, sha256, test.labels.numpy().astype(np.int64))
+@dataclass(frozen=True)
+class _Form:
+    """What a task's networks look like from outside.
+
+    Attributes:
+        servable: Wraps the network.
+        labels: How many a label's number may be; 0: the answers are no labels.
+        ask: Labelled images as inputs by name.
+        samples_name: In front of the images' name, what they are asked as.
+        has_targets: The images' digits are the right answers to every output of logits.
+    """
+
+    servable: Callable[[nn.Module], nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: int
+    ask: Callable[[LabelledImages], Arrays]
+    samples_name: str = ""
+    has_targets: bool = False
 
 
-def _summary(record: CheckpointRecord) -> TrainingSummary:
+def _images(images: LabelledImages) -> Arrays:
+    return {INPUTS[0].name: images.images.numpy()}
+
+
+def _pairs(images: LabelledImages) -> Arrays:
+    pairs = fixed_pairs(images)
+    parts = (pairs.first, pairs.second)
+    return {spec.name: part.images.numpy() for spec, part in zip(PAIR_INPUTS, parts, strict=True)}
+
+
+_FORMS = {
+    "digit": _Form(ServableModel, INPUTS, OUTPUTS, CLASSES, _images, has_targets=True),
+    # A sum's label is its number; a digit's is one of the first ten.
+    "pair": _Form(ServablePair, PAIR_INPUTS, PAIR_OUTPUTS, SUMS, _pairs, "pairs of "),
+    "image": _Form(ServableAutoencoder, INPUTS, INK_OUTPUTS, 0, _images),
+}
+
+
+def _summary(record: AnyRecord) -> TrainingSummary:
+    test = record.test
     return TrainingSummary(
         config=record.config.model_dump(mode="json"),
         parameters=record.weights.parameters,
         data_name=record.data.name,
         data_sha256=record.data.sha256,
-        test_images=record.test.images_name,
-        test_accuracy=record.test.accuracy,
-        expected_calibration_error=record.test.expected_calibration_error,
+        test_images=test.images_name,
+        test_accuracy=None if isinstance(test, ImageEvaluation) else test.accuracy,
+        expected_calibration_error=(
+            test.expected_calibration_error if isinstance(test, Evaluation) else None
+        ),
         device=record.device,
         commit=record.commit,
     )

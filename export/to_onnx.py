@@ -81,8 +81,12 @@ def set_metadata(model: onnx.ModelProto, subject: Subject, version: str, variant
         "proven_on": subject.samples.name,
     }
     if subject.training is not None:
-        kept["pixels"] = "0 = ground, 255 = ink; scaling and softmax are in the graph"
-        kept["test_accuracy"] = f"{subject.training.test_accuracy:.4f}"
+        softmax = any(spec.kind == "probabilities" for spec in subject.outputs)
+        kept["pixels"] = "0 = ground, 255 = ink; " + (
+            "scaling and softmax are in the graph" if softmax else "scaling is in the graph"
+        )
+        if subject.training.test_accuracy is not None:
+            kept["test_accuracy"] = f"{subject.training.test_accuracy:.4f}"
     del model.metadata_props[:]
     for key, value in sorted(kept.items()):
         model.metadata_props.add(key=key, value=value)

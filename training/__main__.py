@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,22 +20,29 @@ except ModuleNotFoundError as missing:
 
 from pydantic import ValidationError
 
+from training.arguments import add_evaluate, add_train
 from training.checkpoint import (
+    RECORDS,
+    AnyEpoch,
+    AnyRecord,
     CheckpointError,
-    CheckpointRecord,
     DataRecord,
-    read_checkpoint,
+    open_checkpoint,
     write_record,
     write_weights,
 )
-from training.config import PRESETS, TrainConfig
-from training.data import DataError, Dataset, load_dataset, split_validation
-from training.evaluate import Evaluation, evaluate
-from training.fit import DivergedError, fit
-from training.models import ARCHITECTURES, explained
+from training.compare.command import add_compare
+from training.config import TrainConfig, preset
+from training.data import DataError, Dataset, LabelledImages, load_dataset, split_validation
+from training.describe.command import add_describe
+from training.fit import DivergedError, Fitted, fit
+from training.models import ARCHITECTURES, explained, resolved
 from training.plots import draw_all
 from training.provenance import commit, versions
 from training.resume import RESUME_NAME
+from training.speed import add_speed
+from training.tasks import task_of
+from training.track import tracker
 
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
@@ -59,99 +67,125 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train a model and write a checkpoint")
-    train.set_defaults(command=_train)
-    train.add_argument("--model", choices=sorted(ARCHITECTURES), required=True)
-    train.add_argument(
-        "--preset", choices=["quick", "full"], default="quick", help="default: %(default)s"
-    )
-    train.add_argument("--epochs", type=int, help="in place of the preset's")
-    train.add_argument("--seed", type=int, help="default: 0")
-    train.add_argument(
-        "--arch",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a number of the architecture, e.g. n1=32 or hidden=[256,128]; may be repeated",
-    )
-    train.add_argument("--batch-size", type=int, help="images")
-    train.add_argument("--learning-rate", type=float, help="the schedule's peak")
-    train.add_argument("--out", type=Path, help="default: artifacts/checkpoints/MODEL")
-    train.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    evaluate_ = commands.add_parser("evaluate", help="measure a checkpoint on test images again")
-    evaluate_.set_defaults(command=_evaluate)
-    evaluate_.add_argument("checkpoint", type=Path)
-    for command in (train, evaluate_):
-        command.add_argument(
-            "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
-        )
-        command.add_argument(
-            "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s"
-        )
+    add_train(commands).set_defaults(command=_train)
+    add_evaluate(commands).set_defaults(command=_evaluate)
+    add_compare(commands)
+    add_describe(commands)
+    add_speed(commands)
     return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     device = _device(arguments.device)
-    folder = arguments.out or Path("artifacts/checkpoints") / config.model
+    folder = arguments.out or Path("artifacts/checkpoints") / arguments.model
     dataset = load_dataset(arguments.data_dir)
     held_out = min(config.validation_images, len(dataset.train) // 10)
     config = config.with_changes(validation_images=held_out)
     train, validation = split_validation(dataset.train, held_out)
     print(f"training {config.model} on {device} with {len(train):,} images, seed {config.seed}")
-    fitted = fit(
-        config,
-        train,
-        validation,
-        device=device,
-        folder=folder,
-        data_sha256=dataset.sha256,
-        resume=arguments.resume,
-        on_epoch=lambda entry: print(
-            f"  epoch {entry.epoch + 1:2d}/{config.epochs}  loss {entry.train_loss:.4f}  "
-            f"validation {100 * entry.validation_accuracy:.2f}%"
-        ),
-    )
-    record = CheckpointRecord(
-        config=config,
-        data=_data_record(dataset, len(train), len(validation)),
-        weights=write_weights(folder, fitted.module),
-        device=_device_name(device),
-        epoch_kept=fitted.epoch_kept,
-        history=fitted.history,
-        validation=evaluate(fitted.module, validation, f"{len(validation):,} validation images"),
-        test=evaluate(fitted.module, dataset.test, dataset.test_name),
-        versions=versions(["torch", "torchvision", "numpy", "safetensors"]),
-        commit=commit(),
-    )
-    draw_all(record, dataset.test.images, folder)
-    write_record(folder, record)  # last: who sees a record finds everything beside it
-    (folder / RESUME_NAME).unlink(missing_ok=True)
-    print(_summary(record.test))
+    clock = _Clock(config, len(train))
+    with tracker(arguments.track, folder, config) as viewer:
+
+        def tell(entry: AnyEpoch) -> None:
+            print(
+                f"  epoch {entry.epoch + 1:2d}/{config.epochs}  loss {entry.train_loss:.4f}  "
+                f"{entry.summary()}  {clock.after(entry.epoch)}"
+            )
+            viewer.epoch(entry.epoch + 1, entry)
+
+        fitted = fit(
+            config,
+            train,
+            validation,
+            device=device,
+            folder=folder,
+            data_sha256=dataset.sha256,
+            resume=arguments.resume,
+            on_epoch=tell,
+        )
+        record = _write_checkpoint(folder, config, fitted, dataset, train, validation)
+        viewer.final("test", record.test)
+    print(record.test.summary())
     print(f"checkpoint: {folder} ({record.weights.parameters:,} parameters)")
     return 0
 
 
+def _write_checkpoint(
+    folder: Path,
+    config: TrainConfig,
+    fitted: Fitted,
+    dataset: Dataset,
+    train: LabelledImages,
+    validation: LabelledImages,
+) -> AnyRecord:
+    task, module = task_of(config), fitted.module
+    device = next(module.parameters()).device
+    figures = {
+        "validation": task.evaluate(module, validation, f"{len(validation):,} validation images"),
+        "test": task.evaluate(module, dataset.test, dataset.test_name),
+    }
+    record = RECORDS[ARCHITECTURES[config.model].task].model_validate(
+        {
+            "config": config,
+            "data": _data_record(dataset, len(train), len(validation)),
+            "weights": write_weights(folder, module),
+            "device": _device_name(device),
+            "epoch_kept": fitted.epoch_kept,
+            "history": fitted.history,
+            **figures,
+            "versions": versions(["torch", "torchvision", "numpy", "safetensors"]),
+            "commit": commit(),
+        }
+    )
+    draw_all(record, module, dataset.test.images, folder)
+    write_record(folder, record)  # last: who sees a record finds everything beside it
+    (folder / RESUME_NAME).unlink(missing_ok=True)
+    return record
+
+
+class _Clock:
+    """How fast a run is and how long it will last still; of this start alone, if resumed."""
+
+    def __init__(self, config: TrainConfig, train_images: int) -> None:
+        self._epochs = config.epochs
+        self._images = train_images // config.batch_size * config.batch_size
+        self._images *= task_of(config).inputs
+        self._started_s = self._last_s = time.monotonic()
+        self._done = 0
+
+    def after(self, epoch: int) -> str:
+        """In words, after an epoch, counted from 0: images of it a second, validation included."""
+        now_s = time.monotonic()
+        rate = self._images / (now_s - self._last_s)
+        self._done, self._last_s = self._done + 1, now_s
+        left = self._epochs - epoch - 1
+        left_s = round(left * (now_s - self._started_s) / self._done)
+        remaining = f", {left_s // 60}:{left_s % 60:02d} left" if left else ""
+        return f"{rate:,.0f} images/s{remaining}"
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
-    record, module = read_checkpoint(arguments.checkpoint)
+    record, module = open_checkpoint(arguments.checkpoint)
     dataset = load_dataset(arguments.data_dir)
     device = _device(arguments.device)
     print(f"{record.config.model} ({record.weights.parameters:,} parameters) on {device}")
-    print(_summary(evaluate(module.to(device), dataset.test, dataset.test_name)))
+    figures = task_of(record.config).evaluate(module.to(device), dataset.test, dataset.test_name)
+    print(figures.summary())
     return 0
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
-    preset = PRESETS[arguments.model, arguments.preset]
+    chosen = preset(arguments.model, arguments.preset)
     numbers = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in arguments.arch)
     parsed = {name: _number(name, text) for name, text in numbers.items()}
-    return preset.with_changes(
+    _, own = resolved(arguments.model, parsed)  # refuses what a variant fixes
+    return chosen.with_changes(
         epochs=arguments.epochs,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         max_learning_rate=arguments.learning_rate,
-        architecture={**preset.architecture, **parsed},
+        architecture={**chosen.architecture, **own},
     )
 
 
@@ -186,18 +220,6 @@ def _data_record(dataset: Dataset, train_images: int, validation_images: int) ->
         train_images=train_images,
         validation_images=validation_images,
         test_images=len(dataset.test),
-    )
-
-
-def _summary(figures: Evaluation) -> str:
-    per_digit = "  ".join(
-        f"{digit}: {'none' if share is None else format(100 * share, '.2f')}"
-        for digit, share in enumerate(figures.accuracy_per_digit)
-    )
-    return (
-        f"on {figures.images_name}: accuracy {100 * figures.accuracy:.2f}%, "
-        f"expected calibration error {100 * figures.expected_calibration_error:.2f}%\n"
-        f"  per digit, %: {per_digit}"
     )
 
 

@@ -8,6 +8,7 @@ it speaks of, or there is no record. No pickle is written or read.
 import hashlib
 import os
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load as load_tensors
@@ -16,7 +17,9 @@ from torch import nn
 
 from training.config import TrainConfig
 from training.evaluate import Evaluation
-from training.models import build_model
+from training.images import ImageEvaluation
+from training.models import ARCHITECTURES, build_model
+from training.pairs import PairEvaluation
 
 RECORD_NAME = "checkpoint.json"
 SCHEMA_VERSION = 1
@@ -27,7 +30,10 @@ class CheckpointError(ValueError):
 
 
 class EpochRecord(BaseModel):
-    """Figures of one epoch; accuracies in 0..1, losses in nats, on the images named."""
+    """Figures of one epoch; accuracies in 0..1, losses in nats, on the images named.
+
+    Of pairs, the accuracy is the share whose three answers are all right.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,6 +43,48 @@ class EpochRecord(BaseModel):
     validation_loss: float
     validation_accuracy: float
     learning_rate: float
+
+    @property
+    def score(self) -> float:
+        """What the epoch to keep has the most of."""
+        return self.validation_accuracy
+
+    def summary(self) -> str:
+        """The validation figure, for a terminal."""
+        return f"validation {100 * self.validation_accuracy:.2f}%"
+
+
+class ImageEpochRecord(BaseModel):
+    """Figures of one epoch of a network that gives its input back.
+
+    Losses are mean squared errors of standardised pixels; ``validation_mse`` and
+    ``validation_psnr_db`` are of ink in 0..1, as in ``training.images.ImageEvaluation``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_mse: float
+    validation_psnr_db: float | None
+    learning_rate: float
+
+    @property
+    def score(self) -> float:
+        """What the epoch to keep has the most of."""
+        return -self.validation_mse
+
+    def summary(self) -> str:
+        """The validation figures, for a terminal."""
+        psnr = self.validation_psnr_db
+        shown = "infinite" if psnr is None else f"{psnr:.2f} dB"
+        return f"validation error {self.validation_mse:.5f}, PSNR {shown}"
+
+
+AnyEpoch = EpochRecord | ImageEpochRecord
+EpochT = TypeVar("EpochT", bound=AnyEpoch)
+FiguresT = TypeVar("FiguresT", bound=BaseModel)
 
 
 class DataRecord(BaseModel):
@@ -63,7 +111,7 @@ class WeightsFile(BaseModel):
     parameters: int
 
 
-class CheckpointRecord(BaseModel):
+class TaskRecord(BaseModel, Generic[EpochT, FiguresT]):
     """Everything that is known of a checkpoint besides its weights.
 
     ``epoch_kept`` is the epoch whose weights these are: the best on the validation images.
@@ -77,11 +125,38 @@ class CheckpointRecord(BaseModel):
     weights: WeightsFile
     device: str
     epoch_kept: int
-    history: list[EpochRecord]
-    validation: Evaluation
-    test: Evaluation
+    history: list[EpochT]
+    validation: FiguresT
+    test: FiguresT
     versions: dict[str, str]
     commit: str
+
+
+class CheckpointRecord(TaskRecord[EpochRecord, Evaluation]):
+    """Of a network that reads one digit."""
+
+
+class PairRecord(TaskRecord[EpochRecord, PairEvaluation]):
+    """Of a network that reads two digits and their sum."""
+
+
+class ImageRecord(TaskRecord[ImageEpochRecord, ImageEvaluation]):
+    """Of a network that gives its input back."""
+
+
+AnyRecord = CheckpointRecord | PairRecord | ImageRecord
+RECORDS: dict[str, type[AnyRecord]] = {
+    "digit": CheckpointRecord,
+    "pair": PairRecord,
+    "image": ImageRecord,
+}
+
+
+class _Header(BaseModel):
+    """What tells how to read the rest."""
+
+    config: TrainConfig
+    schema_version: int
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -106,7 +181,7 @@ def write_weights(folder: Path, module: nn.Module) -> WeightsFile:
     return WeightsFile(path=name, sha256=sha256, parameters=parameters)
 
 
-def write_record(folder: Path, record: CheckpointRecord) -> None:
+def write_record(folder: Path, record: AnyRecord) -> None:
     """Make the checkpoint complete: the record replaces an older one, older weights go."""
     text = record.model_dump_json(indent=2) + "\n"
     write_atomically(folder / RECORD_NAME, text.encode())
@@ -116,6 +191,21 @@ def write_record(folder: Path, record: CheckpointRecord) -> None:
 
 
 def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
+    """Open a checkpoint of a network that reads one digit; see ``open_checkpoint``.
+
+    Raises:
+        CheckpointError: As there, or the network does something else.
+    """
+    record, module = open_checkpoint(folder)
+    if not isinstance(record, CheckpointRecord):
+        raise CheckpointError(
+            f"{folder} holds the network {record.config.model}, which does not read a single "
+            "digit; expected one that does"
+        )
+    return record, module
+
+
+def open_checkpoint(folder: Path) -> tuple[AnyRecord, nn.Module]:
     """Open a checkpoint: its record and its module, on the CPU, in evaluation mode.
 
     Raises:
@@ -129,7 +219,9 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
             f"again with --resume); make one with: python -m training train --out {folder}"
         )
     try:
-        record = CheckpointRecord.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        header = _Header.model_validate_json(content)
+        record = RECORDS[ARCHITECTURES[header.config.model].task].model_validate_json(content)
     except ValidationError as error:
         raise CheckpointError(f"{path} is not a checkpoint record: {error}") from error
     if record.schema_version != SCHEMA_VERSION:

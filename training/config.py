@@ -3,11 +3,11 @@
 A run is a function of ``TrainConfig``, the data set and the machine; nothing else steers it.
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from training.models import architecture_config
+from training.models import ARCHITECTURES, architecture_config, resolved
 
 
 class AugmentConfig(BaseModel):
@@ -38,7 +38,10 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="a name in training.models.ARCHITECTURES")
+    model: str = Field(
+        description="a name in training.models.ARCHITECTURES; a variant's name becomes "
+        "its architecture's, with its numbers"
+    )
     architecture: dict[str, Any] = Field(
         default_factory=dict, description="the architecture's numbers; left out ones are filled in"
     )
@@ -61,15 +64,27 @@ class TrainConfig(BaseModel):
         """Fill in the architecture's defaults, so that the saved record is whole."""
         if isinstance(data, dict) and "model" in data:
             given = data.get("architecture", {})
-            config = architecture_config(str(data["model"]), given)
-            return {**data, "architecture": config.model_dump()}
+            name, numbers = resolved(str(data["model"]), given)
+            config = architecture_config(name, numbers)
+            return {**data, "model": name, "architecture": config.model_dump()}
         return data
+
+    @model_validator(mode="after")
+    def _is_trained_here(self) -> Self:
+        if ARCHITECTURES[self.model].task == "none":
+            raise ValueError(
+                f"{self.model} is not trained here: it does not take MNIST's images. See what it "
+                f"is made of: python -m training describe {self.model}"
+            )
+        return self
 
     def with_changes(self, **changes: Any) -> Self:
         """A validated copy in which the given fields that are not None are replaced."""
         given = {name: value for name, value in changes.items() if value is not None}
         return type(self).model_validate({**self.model_dump(), **given})
 
+
+Preset = Literal["quick", "full"]
 
 # Chosen on validation images alone. No label smoothing: with 0.05 the expected calibration error
 # there was 3.3% (CNN) and 4.8% (MLP), without it 0.2%, at accuracies within 0.04 points.
@@ -98,4 +113,32 @@ PRESETS: dict[tuple[str, str], TrainConfig] = {
         epochs=20,
         augment=AFFINE,
     ),
+    # An epoch is as many pairs as there are images: twice the work of the CNN's.
+    ("pair", "quick"): TrainConfig(model="pair", epochs=5, augment=AFFINE),
+    ("pair", "full"): TrainConfig(model="pair", epochs=20, augment=AFFINE),
+    # What comes back must be like what is asked for later: plain images.
+    ("autoencoder", "quick"): TrainConfig(model="autoencoder", epochs=5),
+    ("autoencoder", "full"): TrainConfig(model="autoencoder", epochs=20),
 }
+
+
+def preset(name: str, which: Preset) -> TrainConfig:
+    """A named preset of any network that is trained here.
+
+    A variant has its architecture's preset with its own numbers. An architecture without a row in
+    ``PRESETS`` has the CNN's conditions (epochs, batches, rates, augmentation) and its own
+    default numbers, so that it can be compared with the CNN.
+
+    Args:
+        name: A name of ``training.models.model_names()``.
+        which: "quick" or "full".
+
+    Raises:
+        ValueError: The name is not known, or the network is not trained here.
+    """
+    model, numbers = resolved(name, {})
+    own = PRESETS.get((model, which))
+    if own is not None:
+        return own.with_changes(architecture={**own.architecture, **numbers})
+    conditions = PRESETS["cnn", which].model_dump(exclude={"model", "architecture"})
+    return TrainConfig(model=model, architecture=numbers, **conditions)

@@ -109,6 +109,11 @@ def standardise(pixels: Tensor) -> Tensor:
     return (pixels - PIXEL_MEAN) / PIXEL_STD
 
 
+def to_ink(standardised: Tensor) -> Tensor:
+    """Standardised pixels, float, any shape, back to ink in 0..1; what lies outside is cut off."""
+    return (standardised * PIXEL_STD + PIXEL_MEAN).clamp(0, 1)
+
+
 def to_pixels(images_NHW: Tensor) -> Tensor:
     """uint8 [N, 28, 28] in 0..255 to float32 [N, 1, 28, 28] in 0..1."""
     return images_NHW.unsqueeze(1).to(torch.float32) / 255

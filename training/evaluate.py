@@ -3,6 +3,8 @@
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -52,22 +54,50 @@ class Evaluation(BaseModel):
     confusion: list[list[int]]
     misread: list[Misread]
 
+    def summary(self) -> str:
+        """Two lines for a terminal."""
+        per_digit = "  ".join(
+            f"{digit}: {'none' if share is None else format(100 * share, '.2f')}"
+            for digit, share in enumerate(self.accuracy_per_digit)
+        )
+        return (
+            f"on {self.images_name}: accuracy {100 * self.accuracy:.2f}%, "
+            f"expected calibration error {100 * self.expected_calibration_error:.2f}%\n"
+            f"  per digit, %: {per_digit}"
+        )
+
+
+def ask(model: nn.Module, inputs_NCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A module's answers to standardised images, one tensor an input; a single answer too."""
+    answer = model(*inputs_NCHW)
+    return (answer,) if isinstance(answer, Tensor) else tuple(answer)
+
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, images_NHW: Tensor) -> Tensor:
-    """Logits, float32 [N, 10] on the CPU, of uint8 images [N, 28, 28], in evaluation mode.
+def predict(model: nn.Module, *inputs_NHW: Tensor) -> tuple[Tensor, ...]:
+    """All answers of a module in evaluation mode, float32 on the CPU.
 
     The module's mode is put back afterwards.
+
+    Args:
+        model: A module from standardised images to a tensor or a tuple of tensors.
+        inputs_NHW: uint8 [N, 28, 28] for each of its inputs.
     """
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()
-    logits = [
-        model(standardise(to_pixels(batch.to(device)))).cpu()
-        for batch in images_NHW.split(BATCH_IMAGES)
-    ]
+    answers = []
+    for batch in zip(*(images.split(BATCH_IMAGES) for images in inputs_NHW), strict=True):
+        asked = [standardise(to_pixels(images_NHW.to(device))) for images_NHW in batch]
+        answers.append([answer.cpu() for answer in ask(model, asked)])
     model.train(was_training)
-    return torch.cat(logits)
+    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
+
+
+def predict_logits(model: nn.Module, images_NHW: Tensor) -> Tensor:
+    """Logits, float32 [N, 10] on the CPU, of uint8 images [N, 28, 28], in evaluation mode."""
+    (logits_NK,) = predict(model, images_NHW)
+    return logits_NK
 
 
 def evaluate(model: nn.Module, data: LabelledImages, images_name: str) -> Evaluation:

@@ -1,28 +1,29 @@
 """The training loop: AdamW under a one-cycle schedule, augmentation on batches, nothing per image.
 
-The weights kept are those of the epoch with the best validation accuracy (the later one if equal);
-test images are not even passed to this module.
+What is learnt, from how many images at once and by which loss, is a task's matter
+(``training.tasks``). The weights kept are those of the epoch with the best validation score (the
+later one if equal); test images are not even passed to this module.
 
-Shape suffixes: N images, C channels, H and W pixels, K classes.
+Shape suffixes: N images, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
 from training.augment import random_affine
-from training.checkpoint import CheckpointError, EpochRecord
+from training.checkpoint import AnyEpoch, CheckpointError
 from training.config import TrainConfig
 from training.data import LabelledImages, standardise, to_pixels
-from training.evaluate import predict_logits
+from training.evaluate import ask
 from training.models import build_model
 from training.resume import Progress, as_json, load_progress, restore, save_progress
+from training.tasks import Task, Trained, task_of
 
 # Epoch e of seed s is seeded with s * this + e: no two runs of up to so many epochs share one.
 SEED_STRIDE = 100_003
@@ -37,7 +38,7 @@ class Fitted:
     """A trained module (best epoch's weights, on its device) and how it came to be."""
 
     module: nn.Module
-    history: list[EpochRecord]
+    history: list[AnyEpoch]
     epoch_kept: int
 
 
@@ -48,7 +49,7 @@ class _Run:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.OneCycleLR
-    history: list[EpochRecord]
+    history: list[AnyEpoch]
     epoch_kept: int
     kept: dict[str, Tensor]
 
@@ -62,7 +63,7 @@ def fit(
     folder: Path,
     data_sha256: str,
     resume: bool = False,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_epoch: Callable[[AnyEpoch], None] = lambda record: None,
 ) -> Fitted:
     """Train a model; after each epoch the state is saved in ``folder``, for ``resume``.
 
@@ -91,8 +92,7 @@ def fit(
         torch.manual_seed(config.seed * SEED_STRIDE + epoch + 1)
         record = _epoch(run, config, train, validation, epoch)
         run.history.append(record)
-        best = run.history[run.epoch_kept].validation_accuracy
-        if record.validation_accuracy >= best:
+        if record.score >= run.history[run.epoch_kept].score:
             run.epoch_kept = epoch
             run.kept = {name: t.detach().clone() for name, t in run.module.state_dict().items()}
         progress = Progress(
@@ -161,14 +161,17 @@ def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> 
 
 def _epoch(
     run: _Run, config: TrainConfig, train: LabelledImages, validation: LabelledImages, epoch: int
-) -> EpochRecord:
-    steps = _steps(config, train)
+) -> AnyEpoch:
+    steps, task = _steps(config, train), task_of(config)
     device = train.images.device
-    order = torch.randperm(len(train), device=device)[: steps * config.batch_size]
+    count = steps * config.batch_size
+    # Each input's images in an order of its own: who takes two sees other pairs in each epoch.
+    orders = [torch.randperm(len(train), device=device)[:count] for _ in range(task.inputs)]
     loss_sum = torch.zeros((), device=device)
     hits = torch.zeros((), device=device, dtype=torch.int64)
     bar = tqdm(
-        order.split(config.batch_size),
+        zip(*(order.split(config.batch_size) for order in orders), strict=True),
+        total=steps,
         desc=f"{config.model} epoch {epoch + 1}/{config.epochs}",
         unit_scale=config.batch_size,
         unit="img",
@@ -177,7 +180,7 @@ def _epoch(
     )
     run.module.train()
     for index in bar:
-        loss, batch_hits = _step(run, config, train.select(index))
+        loss, batch_hits = _step(run, config, task, [train.select(part) for part in index])
         loss_sum += loss
         hits += batch_hits
     mean_loss = float(loss_sum / steps)
@@ -186,24 +189,23 @@ def _epoch(
             f"the training loss became {mean_loss} in epoch {epoch + 1}; "
             f"try a lower --learning-rate than {config.max_learning_rate}"
         )
-    logits_NK, labels = predict_logits(run.module, validation.images), validation.labels.cpu()
-    return EpochRecord(
-        epoch=epoch,
-        train_loss=mean_loss,
-        train_accuracy=int(hits) / len(order),
-        validation_loss=float(functional.cross_entropy(logits_NK, labels)),
-        validation_accuracy=float((logits_NK.argmax(1) == labels).double().mean()),
-        learning_rate=run.scheduler.get_last_lr()[0],
-    )
+    learning_rate = float(run.scheduler.get_last_lr()[0])
+    trained = Trained(epoch, mean_loss, int(hits) / count, learning_rate)
+    return task.validate(run.module, validation, trained)
 
 
-def _step(run: _Run, config: TrainConfig, batch: LabelledImages) -> tuple[Tensor, Tensor]:
-    """One update; the batch's loss and how many of its images were read rightly."""
-    x_NCHW = standardise(random_affine(to_pixels(batch.images), config.augment))
-    logits_NK = run.module(x_NCHW)
-    loss = functional.cross_entropy(logits_NK, batch.labels, label_smoothing=config.label_smoothing)
+def _step(
+    run: _Run, config: TrainConfig, task: Task, batch: Sequence[LabelledImages]
+) -> tuple[Tensor, Tensor]:
+    """One update; the batch's loss and how many of its samples were answered rightly."""
+    inputs_NCHW = [
+        standardise(random_affine(to_pixels(part.images), config.augment)) for part in batch
+    ]
+    labels_N = [part.labels for part in batch]
+    answers = ask(run.module, inputs_NCHW)
+    loss = task.loss(answers, inputs_NCHW, labels_N, config.label_smoothing)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
     run.scheduler.step()
-    return loss.detach(), (logits_NK.argmax(1) == batch.labels).sum()
+    return loss.detach(), task.hits(answers, labels_N)

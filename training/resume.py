@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from training.checkpoint import CheckpointError, EpochRecord, write_atomically
+from training.checkpoint import AnyEpoch, CheckpointError, write_atomically
 from training.config import TrainConfig
 
 RESUME_NAME = "resume.safetensors"
@@ -26,7 +26,7 @@ class Progress(BaseModel):
 
     config: TrainConfig
     data_sha256: str
-    history: list[EpochRecord]
+    history: list[AnyEpoch]
     epoch_kept: int
     scheduler: dict[str, object]
     optimizer_groups: list[dict[str, object]]

@@ -82,3 +82,17 @@ def test_an_interruption_between_weights_and_record_leaves_the_old_checkpoint(
     assert all(torch.equal(before[name], t) for name, t in reopened.state_dict().items())
     write_record(checkpoint, record.model_copy(update={"weights": new}))
     assert [path.name for path in checkpoint.glob("weights-*")] == [new.path]
+
+
+def test_a_record_from_before_a_number_was_added_opens_the_same(checkpoint: Path) -> None:
+    """Numbers that an old record lacks have the defaults, which are what was then."""
+    record, module = read_checkpoint(checkpoint)
+    path = checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text())
+    for name in set(content["config"]["architecture"]) - {"n1", "n2", "n3", "dropout"}:
+        del content["config"]["architecture"][name]
+    path.write_text(json.dumps(content))
+    reopened, again = read_checkpoint(checkpoint)
+    assert reopened == record
+    pairs = zip(module.state_dict().items(), again.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)

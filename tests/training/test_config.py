@@ -2,7 +2,9 @@
 
 import pytest
 
-from training.config import PRESETS, TrainConfig
+from training import config
+from training.config import PRESETS, Preset, TrainConfig
+from training.models import ARCHITECTURES, VARIANTS, model_names, resolved
 
 
 def test_every_preset_is_whole_and_survives_json() -> None:
@@ -36,3 +38,34 @@ def test_a_bad_field_is_named(fields: dict[str, object], named: str) -> None:
     """Each refusal names the field or the value that was wrong."""
     with pytest.raises(ValueError, match=named):
         TrainConfig.model_validate(fields)
+
+
+def test_every_network_that_is_trained_here_has_both_presets() -> None:
+    """A name gives its architecture's config, with a variant's own numbers; none is left out."""
+    for name in model_names():
+        architecture, numbers = resolved(name, {})
+        if ARCHITECTURES[architecture].task == "none":
+            continue
+        quick, full = config.preset(name, "quick"), config.preset(name, "full")
+        assert quick.model == full.model == architecture
+        assert numbers.items() <= quick.architecture.items()
+        assert quick.epochs < full.epochs
+
+
+def test_a_network_without_a_preset_of_its_own_has_the_cnns_conditions() -> None:
+    """Only network and numbers differ from the CNN's preset, so that the two can be compared."""
+    own = config.preset("skip", "quick").model_dump(exclude={"model", "architecture"})
+    assert own == PRESETS["cnn", "quick"].model_dump(exclude={"model", "architecture"})
+
+
+def test_a_variant_is_recorded_as_its_architecture_and_numbers() -> None:
+    """What is saved names no variant: the numbers say it all."""
+    name, (architecture, numbers) = next(iter(VARIANTS.items()))
+    assert TrainConfig(model=name) == TrainConfig(model=architecture, architecture=numbers)
+
+
+@pytest.mark.parametrize("which", ["quick", "full"])
+def test_a_network_that_is_not_trained_here_is_refused_in_words(which: Preset) -> None:
+    """It says why, and what can be done with it instead."""
+    with pytest.raises(ValueError, match=r"not trained here.*training describe large-subclass"):
+        config.preset("large-subclass", which)

@@ -1,10 +1,15 @@
 """The command line says what it does and refuses in words."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from training.__main__ import main
+from training.checkpoint import read_checkpoint
+from training.models import model_names
+from training.track import numbers
 
 
 def test_training_prints_its_figures_and_writes_pictures(
@@ -41,6 +46,9 @@ def test_evaluate_measures_a_checkpoint_again(
         (["--batch-size", "100000"], "batch_size"),
         (["--learning-rate", "0"], "max_learning_rate"),
         (["--out", "/dev/null/x"], "/dev/null"),
+        (["--model", "cnn2"], "unknown model 'cnn2'; known: "),
+        (["--model", "large-sequential"], "large-sequential is not trained here"),
+        (["--model", "cnn-batch-norm", "--arch", "batch_norm=false"], "take the model cnn"),
     ],
 )
 def test_a_refusal_names_what_was_wrong(
@@ -57,3 +65,81 @@ def test_a_refusal_names_what_was_wrong(
     assert named in error
     assert "Traceback" not in error
     assert len(error.splitlines()) <= 2
+
+
+def test_a_variant_is_trained_into_a_folder_of_its_name(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record holds architecture and numbers; --arch changes what the variant leaves free."""
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--model", "cnn-batch-norm", "--epochs", "1", "--device", "cpu"]
+    command += ["--arch", "n1=2", "--arch", "n2=4", "--arch", "n3=8"]
+    assert main([*command, "--data-dir", str(data_dir)]) == 0
+    record, _ = read_checkpoint(tmp_path / "artifacts" / "checkpoints" / "cnn-batch-norm")
+    assert record.config.model == "cnn"
+    assert record.config.architecture["batch_norm"] is True
+    assert record.config.architecture["n1"] == 2
+
+
+def test_each_epoch_says_how_fast_it_was_and_all_but_the_last_how_long_it_lasts(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images a second, and minutes and seconds left while some epochs are."""
+    command = ["train", "--model", "mlp", "--epochs", "2", "--arch", "hidden=[8]"]
+    assert main([*command, "--data-dir", str(data_dir), "--out", str(tmp_path)]) == 0
+    first, last = [line for line in capsys.readouterr().out.splitlines() if "epoch " in line]
+    assert "images/s, " in first
+    assert first.endswith(" left")
+    assert last.endswith("images/s")
+
+
+def test_help_names_every_network_and_shows_an_example(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is not trained here is not offered."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for name in model_names():
+        assert (name in shown) == (not name.startswith("large-")), name
+    assert "python -m training train --model cnn" in shown
+
+
+def test_a_missing_viewer_is_named_with_the_line_that_installs_it(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is trained without the figures that were asked for."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    command = ["train", "--model", "mlp", "--epochs", "1", "--data-dir", str(data_dir)]
+    assert main([*command, "--out", str(tmp_path), "--track", "tensorboard"]) == 1
+    assert "pip install -c constraints.txt -e '.[track]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's own imports
+def test_a_viewer_gets_the_figures_of_the_record(data_dir: Path, tmp_path: Path) -> None:
+    """Each epoch's and the test images' single numbers stand in TensorBoard's file."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator  # noqa: PLC0415
+
+    command = ["train", "--model", "mlp", "--epochs", "2", "--arch", "hidden=[8]"]
+    command += ["--data-dir", str(data_dir), "--out", str(tmp_path), "--track", "tensorboard"]
+    assert main(command) == 0
+    record, _ = read_checkpoint(tmp_path)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = [event.value for event in events.Scalars("train_loss")]
+    assert written == pytest.approx([entry.train_loss for entry in record.history])
+    (accuracy,) = events.Scalars("test/accuracy")
+    assert accuracy.value == pytest.approx(record.test.accuracy)
+
+
+def test_only_single_numbers_are_figures(checkpoints: Path) -> None:
+    """Of an evaluation, neither lists nor names."""
+    record, _ = read_checkpoint(checkpoints / "cnn")
+    content = json.loads(record.test.model_dump_json())
+    assert numbers(record.test) == {
+        name: content[name] for name in ("images", "accuracy", "loss", "expected_calibration_error")
+    }

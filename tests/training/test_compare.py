@@ -1,0 +1,256 @@
+"""Checkpoints beside each other: groups, refusals, and a report that says what was measured."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.__main__ import main
+from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
+from training.compare import ComparePlan, Comparison, compare, words, write_report
+from training.compare.group_result import Interval
+from training.compare.groups import group_names, read_groups, single_seeds, unfair_conditions
+from training.compare.sizes import run_sizes
+from training.config import TrainConfig
+from training.data import Dataset, load_dataset
+from training.evaluate import evaluate
+
+PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)
+
+
+@pytest.fixture(scope="module")
+def dataset(data_dir: Path) -> Dataset:
+    """The tiny data set, read once."""
+    return load_dataset(data_dir)
+
+
+def _relative(folder: Path, like: Path, dataset: Dataset, **config: object) -> Path:
+    """A checkpoint like another one, its weights shaken a little, with another seed or epochs."""
+    record, module = read_checkpoint(like)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(1 + 0.3 * torch.randn(weight.shape, generator=generator))
+    changes = {
+        "config": record.config.with_changes(**config),
+        "weights": write_weights(folder, module),
+        "test": evaluate(module, dataset.test, dataset.test_name),
+    }
+    write_record(folder, record.model_copy(update=changes))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(
+    checkpoints: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two seeds of each tiny model; the later seed of the MLP is given first."""
+    work = tmp_path_factory.mktemp("seeds")
+    later = {
+        model: _relative(work / model, checkpoints / model, dataset, seed=1)
+        for model in ("mlp", "cnn")
+    }
+    return [later["mlp"], checkpoints / "mlp", checkpoints / "cnn", later["cnn"]]
+
+
+@pytest.fixture(scope="module")
+def compared(folders: list[Path], dataset: Dataset) -> Comparison:
+    """The four networks, measured once."""
+    return compare(folders, dataset, PLAN)
+
+
+def test_networks_that_differ_in_their_seed_form_a_group(
+    compared: Comparison, folders: list[Path]
+) -> None:
+    """Two groups in the order given, seeds ascending; each accuracy is the checkpoint's own."""
+    assert [group.name for group in compared.groups] == ["mlp", "cnn"]
+    assert compared.base == "mlp"
+    for group in compared.groups:
+        assert [network.seed for network in group.networks] == [0, 1]
+        for network in group.networks:
+            record, _ = read_checkpoint(Path(network.checkpoint))
+            assert network.accuracy == pytest.approx(record.test.accuracy)
+            assert network.confusion == record.test.confusion
+            assert network.accuracy_per_digit == pytest.approx(record.test.accuracy_per_digit)
+            assert network.interval.low < network.accuracy < network.interval.high
+            error = record.test.expected_calibration_error
+            assert network.calibration.error_before == pytest.approx(error)
+    accuracies = [network.accuracy for network in compared.groups[1].networks]
+    assert compared.groups[1].accuracy.mean == pytest.approx(sum(accuracies) / 2)
+
+
+def test_the_parts_of_a_comparison_agree(compared: Comparison) -> None:
+    """Pairs, costs, curves and alternatives are of the same networks and images."""
+    mlp, cnn = compared.groups
+    between, *within = compared.pairs
+    assert len(between.pairs) == 4
+    assert [(pair.first, pair.second) for pair in within] == [("mlp", "mlp"), ("cnn", "cnn")]
+    for pair in between.pairs:
+        first = next(n for n in mlp.networks if n.seed == pair.first_seed)
+        second = next(n for n in cnn.networks if n.seed == pair.second_seed)
+        gained = (second.accuracy - first.accuracy) * compared.test_images
+        assert pair.only_second - pair.only_first == pytest.approx(gained)
+    base, other = compared.alternatives
+    assert (base.difference, base.interval) == (0, None)
+    assert other.difference == pytest.approx(cnn.accuracy.mean - mlp.accuracy.mean)
+    assert other.interval is not None
+    assert other.interval.low <= other.difference <= other.interval.high
+    assert other.parameters_ratio == cnn.cost.parameters / mlp.cost.parameters
+    assert mlp.cost.times[0].ratio == 1
+    assert compared.distorted_images == 40
+    for curve in compared.curves:
+        neutral = curve.levels.index(curve.neutral)
+        assert curve.ink_kept[neutral] == 1
+        assert all(group.unchanged[neutral] == 1 for group in curve.groups)
+
+
+def test_the_report_holds_the_figures_and_asks_nothing_of_the_network(
+    compared: Comparison, dataset: Dataset, tmp_path: Path
+) -> None:
+    """The JSON reads back as it was; the page shows its figures and refers to nothing outside."""
+    page = write_report(compared, dataset, tmp_path)
+    text = page.read_text()
+    read = Comparison.model_validate_json(page.with_name("comparison.json").read_bytes())
+    assert read == compared
+    assert not re.search(r"https?:|src=\"(?!data:)|@import|<script", text)
+    for group in compared.groups:
+        assert f"{100 * group.accuracy.mean:.2f}" in text
+        assert f"{group.cost.multiply_adds:,}" in text
+    for told in (
+        "Calibration",
+        "below 90%",
+        "p &lt; 0.05",
+        "First layer of cnn",
+        "answers of layers.",
+    ):
+        assert told in text
+    assert text.count("data:image/png;base64,") >= 14
+    assert "Training-set size" not in text
+
+
+def test_the_sentences_follow_the_figures(compared: Comparison) -> None:
+    """Other figures in the same comparison give other sentences: none of them is fixed."""
+    curve = compared.curves[0]
+    spoilt = [g.model_copy(update={"falls_below": (None, 3.25)}) for g in curve.groups]
+    told = words.curve_sentence(curve.model_copy(update={"groups": spoilt}))
+    assert told.startswith("mlp and cnn: below 90% from 3.25 pixels on. The groups are")
+    other = compared.alternatives[1]
+    for interval, said in (
+        (Interval(low=0.01, high=0.05), "95% interval over seeds +1.00 to +5.00)"),
+        (Interval(low=-0.01, high=0.05), "these seeds cannot tell the two apart"),
+        (None, "one seed alone is there"),
+    ):
+        changed = other.model_copy(update={"difference": 0.0321, "interval": interval})
+        altered = compared.model_copy(update={"alternatives": [changed]})
+        assert "cnn reads" in words.verdict(altered)
+        assert "+3.21 points" in words.verdict(altered)
+        assert said in words.verdict(altered)
+    pair = compared.pairs[0]
+    even = [p.model_copy(update={"only_first": 1, "only_second": 2}) for p in pair.pairs]
+    altered_pair = pair.model_copy(update={"pairs": even, "significant": 0.25})
+    assert "1 of 4 pairs have p < 0.05 (25%); mlp reads more images in 0 of 4, cnn in 4" in (
+        words.mcnemar_sentence(altered_pair)
+    )
+
+
+def test_the_command_prints_a_table_and_trains_sizes_once(
+    folders: list[Path],
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Runs on parts of the training images are in the JSON, and are not made a second time."""
+    caplog.set_level(logging.INFO)
+    command = ["compare", *map(str, folders[1:3]), "--data-dir", str(data_dir), "--images", "10"]
+    command += ["--out", str(tmp_path), "--sizes", "64", "128", "--size-epochs", "1"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"cnn +1 +\d\d\.\d\d% \(one seed\) +[+-]\d+\.\d\d points", printed)
+    assert f"report: {tmp_path / 'comparison.html'}" in printed
+    assert "mind: one seed alone of mlp, cnn" in printed
+    first = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
+    runs = [(run.group, run.size, run.epoch_images) for run in first.sizes]
+    assert runs == [("mlp", 64, 128), ("mlp", 128, 128), ("cnn", 64, 128), ("cnn", 128, 128)]
+    assert caplog.text.count("training mlp on") == 2
+    assert "Training-set size" in (tmp_path / "comparison.html").read_text()
+    said: list[str] = []
+    dataset = load_dataset(data_dir)
+    groups = read_groups(folders[2:3], dataset)
+    again = run_sizes(
+        groups, dataset, [64, 128], 1, folder=tmp_path, device=torch.device("cpu"), say=said.append
+    )
+    assert (again, said) == (first.sizes[2:], [])
+    cut = run_sizes(
+        groups, dataset, [64], 1, folder=tmp_path, device=torch.device("cpu"), say=said.append
+    )
+    assert ([run.epoch_images for run in cut], len(said)) == ([64], 1)
+
+
+def test_a_broken_cache_of_sizes_is_refused(
+    folders: list[Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    """A cache that is no list of runs is named, with what to do."""
+    (tmp_path / "sizes.json").write_text("[{}]")
+    plan = PLAN.model_copy(update={"sizes": (64,), "images": 1})
+    with pytest.raises(CheckpointError, match=r"sizes\.json is no list.*delete it"):
+        compare(folders[1:2], dataset, plan, folder=tmp_path)
+
+
+def test_what_cannot_be_compared_is_refused(
+    folders: list[Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    """The same seed twice, other images, another validation split, a plan that does not fit."""
+    with pytest.raises(CheckpointError, match="same config and seed 1"):
+        compare([folders[0], folders[0]], dataset)
+    with pytest.raises(CheckpointError, match="no checkpoint to compare"):
+        compare([], dataset)
+    fewer = Dataset("fewer", "fewer", "here", dataset.train, dataset.train)
+    with pytest.raises(CheckpointError, match=r"was trained on custom.*the images given are fewer"):
+        compare(folders, fewer)
+    record, _ = read_checkpoint(folders[1])
+    validation = record.data.validation_images
+    text = (folders[1] / "checkpoint.json").read_text()
+    other = text.replace(f'"validation_images": {validation}', '"validation_images": 50')
+    for path in folders[1].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "checkpoint.json").write_text(other)
+    with pytest.raises(CheckpointError, match=f"held out 50 validation images.*{validation}"):
+        compare([folders[2], tmp_path], dataset)
+    for change, named in (
+        ({"base": "rnn"}, "--base rnn: no such group; there are: mlp, cnn"),
+        ({"picture_index": 300}, "the test images are 0 to 299"),
+        ({"sizes": (64,)}, "a folder for their results"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            compare(folders, dataset, PLAN.model_copy(update=change))
+
+
+def test_unlike_training_is_told(folders: list[Path], dataset: Dataset, tmp_path: Path) -> None:
+    """A network trained for other epochs forms a group of its own, and the report warns."""
+    short = _relative(tmp_path, folders[1], dataset, epochs=1)
+    groups = read_groups([*folders[:2], short], dataset)
+    assert [group.name for group in groups] == ["mlp (epochs=6)", "mlp (epochs=1)"]
+    told = unfair_conditions(groups)
+    assert len(told) == 1
+    assert told[0].startswith("not trained alike, epochs: mlp (epochs=6) 6, mlp (epochs=1) 1;")
+    assert single_seeds(groups)[0].startswith("one seed alone of mlp (epochs=1):")
+    assert unfair_conditions(groups[:1]) == single_seeds(groups[:1]) == []
+
+
+def test_names_tell_groups_apart() -> None:
+    """A variant's name where one fits, numbers and conditions only where they differ."""
+    configs = [
+        TrainConfig(model="cnn", architecture={"n1": 4}),
+        TrainConfig(model="cnn", architecture={"n1": 8}, epochs=3),
+        TrainConfig(model="cnn", architecture={"down": "strided", "n1": 8}),
+        TrainConfig(model="mlp"),
+    ]
+    assert group_names(configs) == [
+        "cnn (n1=4, epochs=10)",
+        "cnn (n1=8, epochs=3)",
+        "cnn-strided",
+        "mlp",
+    ]

@@ -1,0 +1,225 @@
+"""The statistics, distortions and pictures of a comparison, on known answers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.compare.calibration import calibrate, fit_temperature, reliability
+from training.compare.cost import measure_costs, multiply_adds
+from training.compare.figures import difference_interval, falls_below, mcnemar, spread, wilson
+from training.compare.layers import first_layer, responses
+from training.compare.measure import evenly
+from training.compare.pairs import Readings, group_pairs
+from training.compare.robustness import (
+    DISTORTIONS,
+    affine,
+    blurred,
+    distorted_curve,
+    noised,
+    shifted,
+)
+from training.compare.sizes import part_of
+from training.data import PIXEL_MEAN, PIXEL_STD, LabelledImages
+from training.evaluate import calibration_error
+from training.models import build_model
+
+
+def _image() -> Tensor:
+    return torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def test_wilson_interval_is_the_published_one() -> None:
+    """81 of 263 is 0.2553 to 0.3662 (Newcombe 1998, table I); 0 of 10 does not begin below 0."""
+    found = wilson(81, 263)
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 10).low == 0
+
+
+def test_mcnemar_is_the_binomial_of_the_discordant_images() -> None:
+    """1 against 9 gives 2 * (1 + 10) / 2^10; concordant images do not matter; none gives 1."""
+    first = torch.tensor([True] * 1 + [False] * 9 + [True] * 50 + [False] * 3)
+    second = torch.tensor([False] * 1 + [True] * 9 + [True] * 50 + [False] * 3)
+    assert mcnemar(first, second) == pytest.approx((1, 9, 22 / 1024))
+    assert mcnemar(second, first) == pytest.approx((9, 1, 22 / 1024))
+    assert mcnemar(first, first) == (0, 0, 1.0)
+
+
+def test_intervals_over_seeds() -> None:
+    """Welch by hand: variances 1 and 4 of three each, 2.94 degrees of freedom; one seed: none."""
+    found = difference_interval([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert found is not None
+    reach = 3.2182 * math.sqrt(5 / 3)  # Student's 97.5% point at 50 / 17 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((2 - reach, 2 + reach), abs=2e-3)
+    assert difference_interval([1.0], [2.0, 3.0]) is None
+    assert spread([1.0, 3.0]).deviation == pytest.approx(math.sqrt(2))
+    assert spread([1.0]).deviation is None
+
+
+def test_where_a_curve_falls_below_its_bound() -> None:
+    """Between two levels by a straight line, on both sides; None where it holds."""
+    levels = [0.5, 1.0, 1.5, 2.0]
+    assert falls_below(levels, [0.8, 1.0, 1.0, 0.6], 1.0, 0.9) == pytest.approx((0.75, 1.625))
+    assert falls_below(levels, [0.95, 1.0, 1.0, 0.95], 1.0, 0.9) == (None, None)
+    assert falls_below(levels, [0.1, 0.2, 1.0, 1.0], 1.0, 0.9) == (1.0, 1.0)
+
+
+def test_the_temperature_is_found_on_validation_images_alone() -> None:
+    """Logits 2.5 times too large are divided by 2.5; the test images do not move it."""
+    generator = torch.Generator().manual_seed(0)
+    true_NK = 2 * torch.randn(20_000, 10, generator=generator)
+    labels = torch.multinomial(true_NK.softmax(1), 1, generator=generator).squeeze(1)
+    temperature, at_bound = fit_temperature(2.5 * true_NK, labels)
+    assert temperature == pytest.approx(2.5, abs=0.08)
+    assert not at_bound
+    half = slice(None, 10_000), slice(10_000, None)
+    found = calibrate(
+        *(2.5 * true_NK[half[0]], labels[half[0]], 2.5 * true_NK[half[1]], labels[half[1]])
+    )
+    assert found.error_after < 0.02 < 0.1 < found.error_before
+    assert found.loss_after < found.loss_before
+    shuffled = calibrate(
+        *(2.5 * true_NK[half[0]], labels[half[0]], true_NK[half[1]], labels[half[0]])
+    )
+    assert shuffled.temperature == found.temperature
+    assert fit_temperature(torch.eye(10), torch.arange(10)) == (0.05, True)
+
+
+def test_reliability_bins_add_up_to_the_calibration_error() -> None:
+    """The weighted gaps of the bins are the error that training reports; no image is lost."""
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(500, 10, generator=generator)
+    labels = torch.randint(10, (500,), generator=generator)
+    bins = reliability([logits], labels, [1.0])
+    confidence, read_as = logits.softmax(1).max(1)
+    gaps = sum(one.images * abs(one.accuracy - one.confidence) for one in bins) / 500
+    assert gaps == pytest.approx(calibration_error(confidence, read_as == labels))
+    assert sum(one.images for one in reliability([logits] * 3, labels, [1.0, 2.0, 3.0])) == 1_500
+
+
+def _versions(name: str, pixels: Tensor, level: float) -> list[Tensor]:
+    distortion = next(one for one in DISTORTIONS if one.name == name)
+    return list(distortion.versions(pixels, level))
+
+
+def test_distortions_do_what_they_say() -> None:
+    """Shifts are exact, 90 degrees is a quarter turn, blur keeps the ink, noise stays in 0..1."""
+    image = _image()
+    moved = shifted(image, 2, -3)
+    assert torch.equal(moved[..., :-3, 2:], image[..., 3:, :-2])
+    assert float(moved[..., -3:, :].sum() + moved[..., :2].sum()) == 0
+    assert torch.allclose(affine(image, 90, 1.0), torch.rot90(image, 1, (2, 3)), atol=1e-4)
+    square = torch.zeros(1, 1, 28, 28)
+    square[..., 10:18, 10:18] = 1
+    assert float(affine(square, 0, 2.0).sum()) == pytest.approx(4 * 64, rel=0.01)
+    assert float(affine(square, 0, 0.5).sum()) == pytest.approx(64 / 4, rel=0.01)
+    assert float(blurred(square, 1.0).sum()) == pytest.approx(64, rel=1e-4)
+    assert float(blurred(square, 1.0).max()) < 1.0
+    places = [tuple((one[0, 0] > 0).nonzero()[0].tolist()) for one in _versions("shift", square, 3)]
+    assert sorted(places) == [(7, 10), (10, 7), (10, 13), (13, 10)]
+    left, right = _versions("rotation", image, 90)
+    assert torch.allclose(left, torch.rot90(right, 2, (2, 3)), atol=1e-4)
+    noisy = noised(image, 0.5)
+    assert 0 <= float(noisy.min()) < float(noisy.max()) <= 1
+    assert torch.equal(noisy, noised(image, 0.5))
+
+
+class _ReadsColumn(nn.Module):
+    """Reads the column of a single line of ink; with a tolerance of so many pixels."""
+
+    def __init__(self, tolerance: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.tolerance = tolerance
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        ink = (x_NCHW * PIXEL_STD + PIXEL_MEAN)[:, 0].sum(1)
+        places = 9 + (ink.argmax(1) - 9 + self.tolerance) // (2 * self.tolerance + 1)
+        return nn.functional.one_hot((places - 9).clamp(0, 9), 10) * self.scale
+
+
+def test_a_curve_shows_who_bears_shifts() -> None:
+    """Vertical shifts leave columns alone; sideways ones are borne up to the tolerance."""
+    pixels = torch.zeros(1, 1, 28, 28)
+    pixels[..., 9] = 1
+    groups = {"exact": [_ReadsColumn(0)], "two": [_ReadsColumn(2), _ReadsColumn(2)]}
+    curve = distorted_curve(DISTORTIONS[0], groups, pixels, torch.tensor([0]))
+    exact, two = curve.groups
+    assert [one.mean for one in two.accuracy][:3] == [1, 1, 1]
+    assert two.accuracy[3].mean == two.unchanged[3] == 0.75
+    assert exact.accuracy[1].mean == 0.75  # to the left the lowest label stays
+    assert two.accuracy[1].deviation == 0
+    assert exact.accuracy[1].deviation is None
+    assert two.falls_below[0] is None
+    assert two.falls_below[1] == pytest.approx(2.4)
+
+
+def test_costs_count_parameters_and_multiply_adds() -> None:
+    """A dense layer has a multiply-add a weight, a convolution one a weight and place."""
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
+    assert multiply_adds(dense) == 7_840
+    assert multiply_adds(convolution) == 26 * 26 * 2 * 9 + 13_520
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        found = measure_costs({"dense": dense, "other": convolution}, "dense", rounds=1)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert found["dense"].parameters == 7_850
+    assert [(time.batch, time.ratio) for time in found["dense"].times] == [(1, 1), (64, 1)]
+    assert all(time.us_per_image > 0 for time in found["other"].times)
+
+
+def test_parts_of_the_training_images_are_nested_and_repeated() -> None:
+    """Four of ten images, then six: the four are among the six, each as often as it takes."""
+    train = LabelledImages(torch.zeros(10, 28, 28, dtype=torch.uint8), torch.arange(10))
+    four, six = part_of(train, 4, 12), part_of(train, 6, 12)
+    assert len(four) == len(six) == 12
+    assert four.labels.bincount(minlength=10).tolist().count(3) == 4
+    assert set(four.labels.tolist()) < set(six.labels.tolist())
+    with pytest.raises(ValueError, match="--sizes 11, but only 10 training images"):
+        part_of(train, 11, 12)
+
+
+def test_images_are_taken_evenly() -> None:
+    """Five of twenty images are every fourth; more than there are is all."""
+    data = LabelledImages(torch.zeros(20, 28, 28, dtype=torch.uint8), torch.arange(20))
+    assert evenly(data, 5).labels.tolist() == [0, 4, 8, 12, 16]
+    assert len(evenly(data, 50)) == len(evenly(data, None)) == 20
+
+
+def test_pairs_count_seeds_and_list_the_greatest_differences() -> None:
+    """Of four images the one that all of one group and none of the other read comes first."""
+    labels = torch.tensor([1, 2, 3, 4])
+    first = Readings([0, 1], [torch.tensor([1, 2, 0, 0]), torch.tensor([1, 2, 3, 0])])
+    second = Readings([5], [torch.tensor([1, 0, 0, 4])])
+    between, within = group_pairs({"a": first, "b": second}, labels, differing_shown=2)
+    assert [(p.first_seed, p.second_seed, p.only_first, p.only_second) for p in between.pairs] == [
+        (0, 5, 1, 1),
+        (1, 5, 2, 1),
+    ]
+    assert between.differing_images == 3
+    assert [one.index for one in between.differing] == [1, 3]
+    assert between.differing[0].readings == {"a": [2, 2], "b": [0]}
+    assert (within.first, within.second, len(within.pairs)) == ("a", "a", 1)
+    assert between.significant == 0
+
+
+def test_first_layers_are_pictures_of_the_weights() -> None:
+    """Kernels of the CNN, 28x28 images of the MLP's units; hooks do not stay."""
+    cnn, mlp = build_model("cnn", {"n1": 3}).eval(), build_model("mlp", {"hidden": [6]}).eval()
+    kernels, units = first_layer(cnn), first_layer(mlp)
+    assert kernels is not None
+    assert units is not None
+    assert (kernels.is_kernel, tuple(kernels.weights.shape)) == (True, (3, 5, 5))
+    assert torch.equal(units.weights.flatten(1), mlp.get_parameter("layers.0.weight"))
+    image = torch.full((28, 28), 255, dtype=torch.uint8)
+    maps = responses(cnn, image, 2)
+    assert [tuple(one.values.shape) for one in maps] == [(3, 24, 24), (32, 8, 8)]
+    assert all(float(one.values.min()) >= 0 for one in maps)
+    assert [tuple(one.values.shape) for one in responses(mlp, image, 2)] == [(6,)]
+    assert not any(module._forward_hooks for module in cnn.modules())
+    assert first_layer(nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 1, (1, 3, 3)))) is None

@@ -1,0 +1,59 @@
+"""The race with PyTorch's example: who is measured, by what, and what is said where one fails."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import speed
+from training.__main__ import main
+from training.data import load_dataset
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_both_reach_the_target_and_are_compared(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each round has a row with both accuracies and their ratio; then comes the median."""
+    command = ["speed", "--data-dir", str(data_dir), "--rounds", "1", "--target", "30"]
+    assert main([*command, "--epochs", "6"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line.split(" | ") for line in lines if line.startswith("| 1 |")]
+    _, epochs, accuracy, own_epochs, own_accuracy, ratio = row
+    assert (epochs, own_epochs) == ("1", "6")
+    assert float(accuracy.rstrip("%")) >= 30
+    assert float(own_accuracy.rstrip("%")) >= 30
+    assert lines[-1] == f"median of 1 rounds: {ratio.removesuffix(' x |')} times as fast"
+
+
+def test_a_target_that_is_missed_gives_no_ratio(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1, and no median of what never happened."""
+    monkeypatch.setattr(speed, "EXAMPLE_EPOCHS", 1)
+    command = ["speed", "--data-dir", str(data_dir), "--rounds", "1", "--target", "99.99"]
+    assert main([*command, "--epochs", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "| not reached |" in out
+    assert "median" not in out
+
+
+def test_numbers_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """No rounds, or more than all images."""
+    assert main(["speed", "--rounds", "0"]) == 1
+    assert main(["speed", "--target", "100"]) == 1
+    assert capsys.readouterr().err.count("--rounds must be at least 1") == 2
+
+
+def test_the_example_is_the_published_one(data_dir: Path) -> None:
+    """Its 1,199,882 parameters; and its images are the standardised ones, one by one."""
+    assert sum(p.numel() for p in speed.ExampleNet().parameters()) == 1_199_882
+    images = load_dataset(data_dir).train
+    x_CHW, label = speed._OneByOne(images)[3]
+    assert label == int(images.labels[3])
+    expected = (images.images[3].float() / 255 - 0.1307) / 0.3081
+    assert torch.equal(x_CHW[0], expected)

@@ -1,0 +1,125 @@
+"""The subcommand ``python -m training compare``."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from training.compare.measure import compare
+from training.compare.plan import ComparePlan
+from training.compare.report import JSON_NAME, write_report
+from training.compare.result import Comparison
+from training.compare.words import over_seeds, points, points_interval, times
+from training.data import load_dataset
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Measure digit checkpoints beside each other: accuracy over seeds, McNemar's test,
+calibration, costs, distorted images, first layers, images on which they differ.
+Checkpoints that differ in their seed alone form a group. Writes comparison.html and
+comparison.json."""
+_EXAMPLE = """\
+example: three seeds of each, one page
+  for seed in 0 1 2; do for model in mlp cnn; do
+    python -m training train --model $model --seed $seed --epochs 8 --out runs/$model-$seed
+  done; done
+  python -m training compare runs/mlp-* runs/cnn-* --out runs/comparison
+"""
+
+
+def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand to a parser's commands."""
+    defaults = ComparePlan()
+    parser = commands.add_parser(
+        "compare",
+        help="measure checkpoints beside each other and write a report",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=_compare)
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report")
+    parser.add_argument(
+        "--base", metavar="GROUP", help="what the others are compared with; default: the first"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="test images to distort; default: all"
+    )
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="train each group's config on so many training images, too; default: do not train",
+    )
+    parser.add_argument(
+        "--size-epochs",
+        type=int,
+        default=defaults.size_epochs,
+        help="epochs of those runs, each of the largest size; default: %(default)s",
+    )
+    parser.add_argument(
+        "--picture",
+        type=int,
+        default=defaults.picture_index,
+        metavar="INDEX",
+        help="the test image whose feature maps are drawn; default: %(default)s",
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    plan = ComparePlan(
+        images=arguments.images,
+        base=arguments.base,
+        sizes=tuple(arguments.sizes),
+        size_epochs=arguments.size_epochs,
+        picture_index=arguments.picture,
+    )
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but PyTorch sees no CUDA device; use cpu")
+    dataset = load_dataset(arguments.data_dir)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    comparison = compare(
+        arguments.checkpoints,
+        dataset,
+        plan,
+        folder=arguments.out,
+        device=torch.device(arguments.device),
+        say=logger.info,
+    )
+    page = write_report(comparison, dataset, arguments.out)
+    text = f"{summary(comparison)}\nreport: {page}\nfigures: {page.with_name(JSON_NAME)}"
+    print(text)  # noqa: T201 - a command line prints
+    return 0
+
+
+def summary(comparison: Comparison) -> str:
+    """A short table for a terminal, and what the comparison is to be read with."""
+    rows = [("group", "seeds", "accuracy", "against base", "95% interval", "parameters", "time")]
+    for one in comparison.alternatives:
+        group = comparison.group(one.name)
+        is_base = one.name == comparison.base
+        rows.append(
+            (
+                *(one.name, str(len(group.networks)), over_seeds(group.accuracy)),
+                "base" if is_base else points(one.difference),
+                "" if is_base else points_interval(one.interval),
+                f"{group.cost.parameters:,}",
+                times(group.cost.times[0].ratio),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    warned = [f"mind: {line}" for line in comparison.warnings]
+    return "\n".join([f"on {comparison.test_name}:", *lines, *warned])

@@ -1,0 +1,107 @@
+"""What an image costs: parameters, multiply-adds, and time as a ratio to the base group's."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.compare.group_result import BatchTime, Cost, Interval
+
+BATCHES = (1, 64)
+LEAST_S = 0.02  # of one reading: far above what the clock and one call's start take
+US_PER_S = 1_000_000
+IMAGE_SHAPE = (1, 28, 28)
+
+
+def multiply_adds(module: nn.Module) -> int:
+    """Multiply-adds of one image in convolutions and matrix products, as PyTorch counts them.
+
+    ``FlopCounterMode`` counts a multiplication and an addition as two operations; what is no
+    matrix product (activations, pooling, normalisation) is not counted.
+    """
+    device = next(module.parameters()).device
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(torch.zeros(1, *IMAGE_SHAPE, device=device))
+    return int(counter.get_total_flops()) // 2
+
+
+def measure_costs(modules: Mapping[str, nn.Module], base: str, rounds: int) -> dict[str, Cost]:
+    """The cost of each module, in evaluation mode on its device.
+
+    The modules take turns within a round, another one first in each, and ratios are formed
+    within a round: what else the machine does then touches all alike. On one CPU thread, for
+    several that wait for each other measure the machine's other work most of all.
+
+    Args:
+        modules: By name; all on one device.
+        base: The name whose time is 1.
+        rounds: At least 1.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = {batch: _rounds(modules, batch, rounds) for batch in BATCHES}
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        name: Cost(
+            parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+            multiply_adds=multiply_adds(module),
+            times=[
+                _batch_time(batch, [one[name] for one in seen], [one[base] for one in seen])
+                for batch, seen in times.items()
+            ],
+        )
+        for name, module in modules.items()
+    }
+
+
+def _batch_time(batch: int, own_s: Sequence[float], base_s: Sequence[float]) -> BatchTime:
+    """Of seconds a call, one a round."""
+    ratios = [own / base for own, base in zip(own_s, base_s, strict=True)]
+    quartiles = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return BatchTime(
+        batch=batch,
+        us_per_image=statistics.median(own_s) / batch * US_PER_S,
+        ratio=statistics.median(ratios),
+        interval=Interval(low=quartiles[0], high=quartiles[2]),
+    )
+
+
+@torch.inference_mode()
+def _rounds(modules: Mapping[str, nn.Module], batch: int, rounds: int) -> list[dict[str, float]]:
+    """Seconds a call, by name, one entry a round."""
+    device = next(next(iter(modules.values())).parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    x_NCHW = torch.randn(batch, *IMAGE_SHAPE, generator=generator).to(device)
+    names = list(modules)
+    calls = {name: _calls(module, x_NCHW) for name, module in modules.items()}
+    seen = []
+    for number in range(rounds):
+        turn = number % len(names)
+        one: dict[str, float] = {}
+        for name in names[turn:] + names[:turn]:
+            one[name] = _seconds(modules[name], x_NCHW, calls[name]) / calls[name]
+        seen.append(one)
+    return seen
+
+
+def _calls(module: nn.Module, x_NCHW: Tensor) -> int:
+    """How many calls take long enough to be timed, after as many have warmed it up."""
+    calls = 1
+    while _seconds(module, x_NCHW, calls) < LEAST_S:
+        calls *= 2
+    return calls
+
+
+def _seconds(module: nn.Module, x_NCHW: Tensor, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        module(x_NCHW)
+    if x_NCHW.is_cuda:
+        torch.cuda.synchronize(x_NCHW.device)
+    return time.perf_counter() - start

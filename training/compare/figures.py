@@ -1,0 +1,114 @@
+"""Statistics of networks on test images, and over seeds."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from training.compare.group_result import Interval, Spread
+
+CONFIDENCE = 0.95
+SIGNIFICANT = 0.05
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, sample standard deviation (n - 1) and range of one value or more."""
+    return Spread(
+        mean=statistics.fmean(values),
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        low=min(values),
+        high=max(values),
+    )
+
+
+def wilson(right: int, images: int) -> Interval:
+    """95% score interval of a share, 0..1 (E. B. Wilson 1927, JASA 22, 209-212).
+
+    Args:
+        right: Images read rightly, 0..images.
+        images: At least 1.
+
+    Raises:
+        ValueError: The numbers are not of such a share.
+    """
+    from scipy import stats  # noqa: PLC0415 - a second to import
+
+    found = stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high))
+
+
+def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]:
+    """McNemar's exact test of two networks on the same images.
+
+    Of the images that one network alone reads rightly, each network would have half by chance if
+    both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12, 153-157;
+    for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
+
+    Args:
+        first_right: bool [N], which images the first network reads rightly.
+        second_right: The same of the second.
+
+    Returns:
+        Images that the first alone reads rightly, that the second alone does, and the two-sided
+        p value, which is 1 if there are none of either.
+    """
+    from scipy import stats  # noqa: PLC0415 - see wilson
+
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    either = only_first + only_second
+    p_value = float(stats.binomtest(only_first, either, 0.5).pvalue) if either else 1.0
+    return only_first, only_second, p_value
+
+
+def difference_interval(base: Sequence[float], other: Sequence[float]) -> Interval | None:
+    """95% interval of mean(other) - mean(base), of seeds drawn independently.
+
+    Student's t with unequal variances (B. L. Welch 1947, Biometrika 34, 28-35). None if either
+    has one value alone: then nothing is known of the spread.
+    """
+    from scipy import stats  # noqa: PLC0415 - see wilson
+
+    if min(len(base), len(other)) < 2:  # noqa: PLR2004 - a variance takes two
+        return None
+    difference = statistics.fmean(other) - statistics.fmean(base)
+    squares = [statistics.variance(values) / len(values) for values in (base, other)]
+    if not sum(squares):
+        return Interval(low=difference, high=difference)
+    freedom = sum(squares) ** 2 / sum(
+        square**2 / (len(values) - 1) for square, values in zip(squares, (base, other), strict=True)
+    )
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(sum(squares))
+    return Interval(low=difference - reach, high=difference + reach)
+
+
+def falls_below(
+    levels: Sequence[float], values: Sequence[float], neutral: float, bound: float
+) -> tuple[float | None, float | None]:
+    """The nearest levels below and above the neutral one at which values fall below a bound.
+
+    Args:
+        levels: Ascending, the neutral one among them.
+        values: One a level.
+        neutral: The level to start from.
+        bound: Of the values.
+
+    Returns:
+        Levels, between two measured ones by a straight line; None where the bound is held. Both
+        are the neutral level if its own value is below the bound.
+    """
+    start = levels.index(neutral)
+    points = list(zip(levels, values, strict=True))
+    down, up = points[start::-1], points[start:]
+    return _first_below(down, bound), _first_below(up, bound)
+
+
+def _first_below(points: Sequence[tuple[float, float]], bound: float) -> float | None:
+    if points[0][1] < bound:
+        return points[0][0]
+    for (near, high), (far, low) in itertools.pairwise(points):
+        if low < bound:
+            return near + (far - near) * (high - bound) / (high - low)
+    return None

@@ -1,0 +1,82 @@
+"""What the first layer of a network looks for, and what it makes of one image.
+
+Shape suffixes: N images, C channels, H and W pixels, U units, M maps.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.data import IMAGE_SHAPE, standardise, to_pixels
+
+
+class FirstLayer(NamedTuple):
+    """The weights of a network's first layer as pictures.
+
+    Attributes:
+        name: The layer's name in the network.
+        weights: float [U, H, W]: a convolution's kernels of its first input channel, or a dense
+            layer's weights, each unit's 784 as an image of 28x28.
+        is_kernel: Whether these are a convolution's.
+    """
+
+    name: str
+    weights: Tensor
+    is_kernel: bool
+
+
+class Response(NamedTuple):
+    """A layer's output for one image: float [M, H, W] maps, or float [U] units."""
+
+    name: str
+    values: Tensor
+
+
+def first_layer(module: nn.Module) -> FirstLayer | None:
+    """The first convolution or dense layer that an image passes; None if it is no picture.
+
+    None if the first such layer is neither a 2D convolution nor reads the 784 pixels.
+    """
+    found = _executed(module, torch.zeros(1, *IMAGE_SHAPE, dtype=torch.uint8))
+    for name, layer, _ in found:
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, nn.Conv2d):
+            return FirstLayer(name, layer.weight.detach()[:, 0].cpu(), True)
+        if isinstance(layer, nn.Linear) and layer.in_features == IMAGE_SHAPE[0] * IMAGE_SHAPE[1]:
+            return FirstLayer(name, layer.weight.detach().reshape(-1, *IMAGE_SHAPE).cpu(), False)
+        if weight is not None:
+            return None
+    return None
+
+
+def responses(module: nn.Module, image_HW: Tensor, most: int) -> list[Response]:
+    """The outputs of the first ``most`` ReLUs for an image, uint8 [28, 28], in their order."""
+    found = _executed(module, image_HW.unsqueeze(0))
+    relus = [(name, output[0]) for name, layer, output in found if isinstance(layer, nn.ReLU)]
+    return [Response(name, output.cpu()) for name, output in relus[:most]]
+
+
+def _executed(module: nn.Module, images_NHW: Tensor) -> Sequence[tuple[str, nn.Module, Tensor]]:
+    """Every leaf module in the order of execution, with its name and its output."""
+    seen: list[tuple[str, nn.Module, Tensor]] = []
+
+    def note(name: str, layer: nn.Module) -> None:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            seen.append((name, layer, output.detach().clone()))
+
+        handles.append(layer.register_forward_hook(hook))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for name, layer in module.named_modules():
+        if not any(layer.children()):
+            note(name, layer)
+    device = next(module.parameters()).device
+    try:
+        with torch.no_grad():
+            module(standardise(to_pixels(images_NHW.to(device))))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

@@ -1,0 +1,260 @@
+"""A comparison from checkpoints and images: everything is measured here, nothing is drawn.
+
+Shape suffixes: N images, C channels (1), H and W 28 pixels, K classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.compare.calibration import calibrate, reliability
+from training.compare.cost import measure_costs
+from training.compare.figures import difference_interval, spread, wilson
+from training.compare.group_result import Cost, Group, Network
+from training.compare.groups import (
+    Subject,
+    SubjectGroup,
+    conditions,
+    read_groups,
+    single_seeds,
+    unfair_conditions,
+)
+from training.compare.pairs import Readings, group_pairs
+from training.compare.plan import ComparePlan
+from training.compare.result import Alternative, Comparison, Curve, SizeRun
+from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
+from training.compare.sizes import run_sizes
+from training.data import CLASSES, Dataset, LabelledImages, split_validation, to_pixels
+from training.provenance import commit, versions
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Logits of a network, float [N, K]: of the validation images and of the test images."""
+
+    validation: Tensor
+    test: Tensor
+
+
+def compare(
+    checkpoints: Sequence[Path],
+    dataset: Dataset,
+    plan: ComparePlan | None = None,
+    *,
+    folder: Path | None = None,
+    device: torch.device = CPU,
+    say: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Measure digit checkpoints beside each other, several seeds of each model.
+
+    Args:
+        checkpoints: Folders; those whose configs differ in the seed alone form a group.
+        dataset: The images that all of them were trained on.
+        plan: What else is measured; None: the default plan.
+        folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
+        device: Where to compute.
+        say: Told what is being done.
+
+    Raises:
+        CheckpointError: A checkpoint is broken or cannot be compared with the others.
+        ValueError: The plan does not fit the checkpoints or the data.
+    """
+    plan = plan or ComparePlan()
+    groups = read_groups(checkpoints, dataset)
+    base = _base(plan, groups, dataset, folder)
+    for group in groups:
+        for module in group.modules:
+            module.to(device)
+    say(f"reading {len(dataset.test):,} test images with {len(checkpoints)} networks")
+    held_out = groups[0].config.validation_images
+    _, validation = split_validation(dataset.train, held_out)
+    answers = {
+        group.name: [_answers(module, validation, dataset.test) for module in group.modules]
+        for group in groups
+    }
+    say("timing, in interleaved rounds")
+    modules = {group.name: group.modules[0] for group in groups}
+    costs = measure_costs(modules, base, plan.timing_rounds)
+    measured = [
+        _group(group, answers[group.name], validation, dataset.test, costs[group.name])
+        for group in groups
+    ]
+    distorted = evenly(dataset.test, plan.images)
+    return Comparison(
+        **_surroundings(dataset, device),
+        validation_images=held_out,
+        distorted_images=len(distorted),
+        base=base,
+        warnings=unfair_conditions(groups) + single_seeds(groups) + _changed(groups, measured),
+        groups=measured,
+        alternatives=[_alternative(group, measured, base) for group in measured],
+        pairs=group_pairs(_readings(groups, answers), dataset.test.labels, plan.differing_shown),
+        curves=_curves(groups, distorted, say),
+        sizes=_sizes(groups, dataset, plan, folder, device, say),
+        picture_index=plan.picture_index,
+    )
+
+
+def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
+    """So many of the images, evenly taken; all if None or if there are no more.
+
+    The first images of MNIST's test set are easier than the last: the first N would flatter.
+    """
+    if images is None or images >= len(data):
+        return data
+    return data.select(torch.arange(images) * len(data) // images)
+
+
+def _base(
+    plan: ComparePlan, groups: Sequence[SubjectGroup], dataset: Dataset, folder: Path | None
+) -> str:
+    """The base group's name, after a check that the plan fits."""
+    names = [group.name for group in groups]
+    if plan.base is not None and plan.base not in names:
+        raise ValueError(f"--base {plan.base}: no such group; there are: {', '.join(names)}")
+    if plan.picture_index >= len(dataset.test):
+        raise ValueError(
+            f"--picture {plan.picture_index}: the test images are 0 to {len(dataset.test) - 1}"
+        )
+    if plan.sizes and folder is None:
+        raise ValueError("sizes are trained, so a folder for their results must be given")
+    return plan.base or names[0]
+
+
+def _answers(module: torch.nn.Module, validation: LabelledImages, test: LabelledImages) -> _Answers:
+    return _Answers(*(read_pixels(module, to_pixels(part.images)) for part in (validation, test)))
+
+
+def _readings(
+    groups: Sequence[SubjectGroup], answers: Mapping[str, Sequence[_Answers]]
+) -> dict[str, Readings]:
+    return {
+        group.name: Readings(
+            [subject.record.config.seed for subject in group.subjects],
+            [one.test.argmax(1) for one in answers[group.name]],
+        )
+        for group in groups
+    }
+
+
+def _sizes(
+    groups: Sequence[SubjectGroup],
+    dataset: Dataset,
+    plan: ComparePlan,
+    folder: Path | None,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> list[SizeRun]:
+    if not plan.sizes or folder is None:
+        return []
+    return run_sizes(
+        groups, dataset, plan.sizes, plan.size_epochs, folder=folder, device=device, say=say
+    )
+
+
+def _curves(
+    groups: Sequence[SubjectGroup], data: LabelledImages, say: Callable[[str], None]
+) -> list[Curve]:
+    modules = {group.name: group.modules for group in groups}
+    curves = []
+    for distortion in DISTORTIONS:
+        say(f"{distortion.name}: {len(data):,} images at {len(distortion.levels)} levels")
+        curves.append(distorted_curve(distortion, modules, to_pixels(data.images), data.labels))
+    return curves
+
+
+def _group(
+    group: SubjectGroup,
+    answers: Sequence[_Answers],
+    validation: LabelledImages,
+    test: LabelledImages,
+    cost: Cost,
+) -> Group:
+    networks = [
+        _network(*pair, validation, test) for pair in zip(group.subjects, answers, strict=True)
+    ]
+    logits = [one.test for one in answers]
+    temperatures = [network.calibration.temperature for network in networks]
+    return Group(
+        name=group.name,
+        model=group.config.model,
+        architecture=group.config.model_dump(mode="json")["architecture"],
+        conditions=conditions(group.config),
+        networks=networks,
+        accuracy=spread([network.accuracy for network in networks]),
+        error_before=spread([network.calibration.error_before for network in networks]),
+        error_after=spread([network.calibration.error_after for network in networks]),
+        reliability_before=reliability(logits, test.labels, [1.0] * len(logits)),
+        reliability_after=reliability(logits, test.labels, temperatures),
+        cost=cost,
+    )
+
+
+def _network(
+    subject: Subject, answers: _Answers, validation: LabelledImages, test: LabelledImages
+) -> Network:
+    read_as = answers.test.argmax(1)
+    right = int((read_as == test.labels).sum())
+    confusion = torch.bincount(test.labels * CLASSES + read_as, minlength=CLASSES**2)
+    confusion = confusion.reshape(CLASSES, CLASSES)
+    return Network(
+        checkpoint=str(subject.folder),
+        seed=subject.record.config.seed,
+        weights_sha256=subject.record.weights.sha256,
+        accuracy=right / len(test),
+        interval=wilson(right, len(test)),
+        accuracy_per_digit=[
+            float(row[digit] / row.sum()) if row.sum() else None
+            for digit, row in enumerate(confusion)
+        ],
+        confusion=confusion.tolist(),
+        calibration=calibrate(answers.validation, validation.labels, answers.test, test.labels),
+    )
+
+
+def _changed(groups: Sequence[SubjectGroup], measured: Sequence[Group]) -> list[str]:
+    """Lines on networks whose accuracy is not what their checkpoint records."""
+    return [
+        f"{network.checkpoint} reads {network.accuracy:.2%} here, its record says "
+        f"{subject.record.test.accuracy:.2%}: another device or version computes otherwise"
+        for group, seen in zip(groups, measured, strict=True)
+        for subject, network in zip(group.subjects, seen.networks, strict=True)
+        if abs(network.accuracy - subject.record.test.accuracy) > 1 / subject.record.test.images
+    ]
+
+
+def _alternative(group: Group, groups: Sequence[Group], base_name: str) -> Alternative:
+    base = next(one for one in groups if one.name == base_name)
+    seeds: Mapping[str, list[float]] = {
+        one.name: [network.accuracy for network in one.networks] for one in (base, group)
+    }
+    return Alternative(
+        name=group.name,
+        difference=group.accuracy.mean - base.accuracy.mean,
+        interval=None
+        if group is base
+        else difference_interval(seeds[base.name], seeds[group.name]),
+        parameters_ratio=group.cost.parameters / base.cost.parameters,
+        multiply_adds_ratio=group.cost.multiply_adds / base.cost.multiply_adds,
+    )
+
+
+def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """Which images, which machine and which code: fields of ``Comparison``."""
+    threads = f"cpu ({torch.get_num_threads()} threads)"
+    on_gpu = device.type == "cuda"
+    return {
+        "data_name": dataset.name,
+        "test_name": dataset.test_name,
+        "data_sha256": dataset.sha256,
+        "test_images": len(dataset.test),
+        "device": f"cuda ({torch.cuda.get_device_name(device)})" if on_gpu else threads,
+        "versions": versions(["torch", "numpy", "scipy"]),
+        "commit": commit(),
+    }

@@ -1,0 +1,239 @@
+"""Figures in words: every sentence here is made from what was measured."""
+
+from collections.abc import Iterator, Sequence
+
+from training.compare.group_result import BatchTime, Group, Interval, Spread
+from training.compare.result import Alternative, Comparison, Curve, GroupCurve, GroupPair, SizeRun
+
+POINTS = 100
+LEAST_P = 1e-4  # smaller p values are told as powers of ten
+ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
+TOLD_SHIFT_PX = 4.0
+PAIR = 2
+WHOLE_RATIO = 10  # ratios from here on are told without decimals
+
+
+def percent(share: float) -> str:
+    """A share in per cent, two decimals."""
+    return f"{POINTS * share:.2f}%"
+
+
+def over_seeds(spread: Spread) -> str:
+    """Mean and standard deviation in per cent."""
+    if spread.deviation is None:
+        return f"{percent(spread.mean)} (one seed)"
+    return f"{POINTS * spread.mean:.2f} ± {POINTS * spread.deviation:.2f}%"
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    return f"{POINTS * difference:+.2f} points"
+
+
+def points_interval(interval: Interval | None) -> str:
+    """Its ends, or why there is none."""
+    if interval is None:
+        return "one seed: not known"
+    return f"{POINTS * interval.low:+.2f} to {POINTS * interval.high:+.2f}"
+
+
+def times(ratio: float) -> str:
+    """A ratio: "1.64 x"."""
+    digits = 0 if ratio >= WHOLE_RATIO else 2
+    return f"{ratio:.{digits}f} x"
+
+
+def p_text(p_value: float) -> str:
+    """A p value that is never called 0."""
+    return f"{p_value:.1e}" if p_value < LEAST_P else f"{p_value:.4f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def time_at(group: Group, batch: int) -> BatchTime:
+    """The group's time at that batch size."""
+    return next(time for time in group.cost.times if time.batch == batch)
+
+
+def title(comparison: Comparison) -> str:
+    """The page's heading."""
+    names = [group.name for group in comparison.groups]
+    return " against ".join(names) if len(names) == PAIR else f"Comparison of {listed(names)}"
+
+
+def verdict(comparison: Comparison) -> str:
+    """The page's first sentences: each group against the base, many of them in short."""
+    base = comparison.group(comparison.base)
+    lead = f"{base.name} reads {percent(base.accuracy.mean)} of {comparison.test_name}"
+    others = [one for one in comparison.alternatives if one.name != base.name]
+    if not others:
+        return f"{lead}. No other group was given to compare it with."
+    if len(others) < PAIR:
+        return f"{lead}. {_against(comparison, others[0], base)}"
+    ordered = sorted(others, key=lambda one: one.difference, reverse=True)
+    told = [
+        f"{one.name} {points(one.difference)} ({points_interval(one.interval)})" for one in ordered
+    ]
+    return f"{lead}. Against it: {'; '.join(told)}."
+
+
+def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
+    group = comparison.group(one.name)
+    if one.interval is None:
+        known = "one seed alone is there, so how far the seed moves it is not known"
+    elif one.interval.low > 0 or one.interval.high < 0:
+        known = f"95% interval over seeds {points_interval(one.interval)}"
+    else:
+        known = (
+            f"95% interval over seeds {points_interval(one.interval)}, which holds 0: "
+            "these seeds cannot tell the two apart"
+        )
+    time = time_at(group, 1)
+    return (
+        f"{group.name} reads {percent(group.accuracy.mean)}: {points(one.difference)} ({known}), "
+        f"with {times(one.parameters_ratio)} the parameters, {times(one.multiply_adds_ratio)} the "
+        f"multiply-adds and {times(time.ratio)} the time per image of {base.name}."
+    )
+
+
+def mcnemar_sentence(pair: GroupPair) -> str:
+    """What the pairs of seeds say together; never more than they do."""
+    count = len(pair.pairs)
+    hits = round(pair.significant * count)
+    if pair.first == pair.second:
+        return (
+            f"{pair.first} against itself, two seeds at a time: {hits} of {count} "
+            f"{_pairs(count)} p < 0.05. This is what the seed alone does."
+        )
+    first_ahead = sum(p.only_first > p.only_second for p in pair.pairs)
+    second_ahead = sum(p.only_first < p.only_second for p in pair.pairs)
+    return (
+        f"{pair.first} against {pair.second}: {hits} of {count} {_pairs(count)} p < 0.05 "
+        f"({pair.significant:.0%}); {pair.first} reads more images in {first_ahead} of {count}, "
+        f"{pair.second} in {second_ahead}. {_p_range(pair)}"
+    )
+
+
+def _p_range(pair: GroupPair) -> str:
+    least = min(pair.pairs, key=lambda p: p.p_value)
+    most = max(pair.pairs, key=lambda p: p.p_value)
+    if least is most:
+        return f"p is {p_text(least.p_value)} (seeds {least.first_seed} and {least.second_seed})."
+    return (
+        f"p lies between {p_text(least.p_value)} (seeds {least.first_seed} and "
+        f"{least.second_seed}) and {p_text(most.p_value)} (seeds {most.first_seed} and "
+        f"{most.second_seed})."
+    )
+
+
+def _pairs(count: int) -> str:
+    return "pair has" if count == 1 else "pairs have"
+
+
+def calibration_sentences(comparison: Comparison) -> Iterator[str]:
+    """For each group: which way its probabilities err, and what the temperature mends."""
+    for group in comparison.groups:
+        found = [network.calibration.temperature for network in group.networks]
+        mean = sum(found) / len(found)
+        way = "too sure" if mean > 1 + ALIKE else "not sure enough" if mean < 1 - ALIKE else ""
+        state = f"on average {way}" if way else "about as sure as it may be"
+        change = group.error_after.mean - group.error_before.mean
+        yield (
+            f"{group.name}: temperature {', '.join(f'{t:.2f}' for t in found)}, so it is {state} "
+            f"on validation images; on test images the expected calibration error goes from "
+            f"{percent(group.error_before.mean)} to {percent(group.error_after.mean)} "
+            f"({'better' if change < 0 else 'not better'})."
+        )
+        if any(network.calibration.at_bound for network in group.networks):
+            yield (
+                f"{group.name}: a temperature is only the bound of its search, no estimate: the "
+                "validation images are too few or too easy to fit one."
+            )
+
+
+def curve_sentence(curve: Curve) -> str:
+    """Where each group falls below 90%, and where the groups are furthest apart."""
+    told: dict[str, list[str]] = {}
+    for group in curve.groups:
+        told.setdefault(_fall(curve, group), []).append(group.name)
+    falls = [f"{listed(names)}: {fall}" for fall, names in told.items()]
+    return f"{'; '.join(falls)}. {_greatest_gap(curve)}"
+
+
+def _fall(curve: Curve, group: GroupCurve) -> str:
+    down, up = group.falls_below
+    if down == curve.neutral:
+        return f"below 90% without any {curve.distortion}"
+    if down is None and up is None:
+        return "90% or more throughout"
+    if curve.levels[0] == curve.neutral:
+        return f"below 90% from {up:.3g} {curve.unit} on"
+    places = [
+        f"{word} {place:.3g}"
+        for word, place in (("under", down), ("over", up))
+        if place is not None
+    ]
+    return f"below 90% {' and '.join(places)} {curve.unit}"
+
+
+def _greatest_gap(curve: Curve) -> str:
+    if len(curve.groups) == 1:
+        return ""
+    means = [[group.accuracy[i].mean for group in curve.groups] for i in range(len(curve.levels))]
+    gaps = [max(values) - min(values) for values in means]
+    place = gaps.index(max(gaps))
+    best, worst = (means[place].index(chosen(means[place])) for chosen in (max, min))
+    if best == worst:
+        return "No level tells the groups apart."
+    return (
+        f"The groups are furthest apart at {curve.levels[place]:g} {curve.unit}: "
+        f"{curve.groups[best].name} reads {percent(means[place][best])}, "
+        f"{curve.groups[worst].name} {percent(means[place][worst])}."
+    )
+
+
+def invariance_sentence(curve: Curve) -> str:
+    """How many images keep their label when shifted: invariance, whether right or not."""
+    level = min(curve.levels, key=lambda one: abs(one - TOLD_SHIFT_PX))
+    place = curve.levels.index(level)
+    kept = listed([f"{percent(g.unchanged[place])} with {g.name}" for g in curve.groups])
+    return (
+        f"A network that is invariant to translation gives the shifted image the label of the "
+        f"unshifted one, right or wrong: at {level:g} {curve.unit} {kept} keep it. "
+        f"{percent(curve.ink_kept[place])} of the ink is then still in the picture, at "
+        f"{curve.levels[-1]:g} {curve.unit} {percent(curve.ink_kept[-1])}."
+    )
+
+
+def taught_sentence(comparison: Comparison) -> str:
+    """How far distorted images were part of the training: that is learned, not built in."""
+    told = []
+    for group in comparison.groups:
+        shift = group.conditions.get("augment.shift_px", 0)
+        turn = group.conditions.get("augment.rotation_deg", 0)
+        scale = group.conditions.get("augment.scale", 0)
+        if shift or turn or scale:
+            what = f"shifts up to {shift:g} px, {turn:g} degrees and {scale:.0%} of size"
+        else:
+            what = "no distorted image"
+        told.append(f"{group.name}: {what}")
+    same = {one.split(": ", 1)[1] for one in told}
+    seen = same.pop() if len(same) == 1 else "; ".join(told)
+    return (
+        f"Seen in training ({seen}): up to there robustness may have been taught by examples; "
+        "beyond it, none were shown."
+    )
+
+
+def sizes_sentence(runs: Sequence[SizeRun]) -> str:
+    """Who reads more from the least and from the most training images."""
+    parts = []
+    for size in sorted({runs[0].size, runs[-1].size}):
+        found = [run for run in runs if run.size == size]
+        told = listed([f"{run.group} {percent(run.accuracy)}" for run in found])
+        parts.append(f"with {size:,} training images: {told}")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."

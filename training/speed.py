@@ -1,0 +1,213 @@
+"""Time to an accuracy, beside the script that PyTorch's own examples train MNIST with.
+
+    python -m training speed --rounds 3
+
+Both learn from the same images on the same machine, one after the other in each round. The clock
+runs from the first batch to the end of the epoch behind which the 10,000 test images are read well
+enough; reading them is not counted, for either. The example is asked after each of its epochs; a
+run of this project has its one-cycle schedule end at a number of epochs chosen before, and is asked
+once.
+
+Shape suffixes: N images, C channels, H and W pixels, K classes.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+
+from training.arguments import Commands
+from training.config import Preset, preset
+from training.data import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Dataset,
+    LabelledImages,
+    load_dataset,
+    split_validation,
+)
+from training.evaluate import evaluate
+from training.fit import fit
+
+# The example's defaults (pytorch/examples, mnist/main.py): its arguments, not ours to tune.
+EXAMPLE_EPOCHS, EXAMPLE_BATCH, EXAMPLE_RATE, EXAMPLE_GAMMA = 14, 64, 1.0, 0.7
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run came to.
+
+    Attributes:
+        seconds: Of training, without the reading of test images.
+        epochs: How many it took.
+        accuracy: On the test images at the end, 0..1.
+    """
+
+    seconds: float
+    epochs: int
+    accuracy: float
+
+
+class ExampleNet(nn.Module):
+    """The example's network: two 3x3 convolutions, one pooling, two dense layers; 1.2 million."""
+
+    def __init__(self) -> None:
+        """Build the layers with PyTorch's default initialisation."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3)
+        self.conv2 = nn.Conv2d(32, 64, 3)
+        self.dropout1 = nn.Dropout(0.25)
+        self.dropout2 = nn.Dropout(0.5)
+        self.fc1 = nn.Linear(9216, 128)
+        self.fc2 = nn.Linear(128, 10)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Standardised images, float [N, 1, 28, 28], to log probabilities, float [N, 10]."""
+        x_NCHW = functional.relu(self.conv2(functional.relu(self.conv1(x_NCHW))))
+        x_NF = self.dropout1(functional.max_pool2d(x_NCHW, 2)).flatten(1)
+        x_NF = self.dropout2(functional.relu(self.fc1(x_NF)))
+        return functional.log_softmax(self.fc2(x_NF), dim=1)
+
+
+class _OneByOne(TorchDataset[tuple[Tensor, int]]):
+    """Each image by itself through PIL and the transforms, as torchvision's data set does it."""
+
+    def __init__(self, data: LabelledImages) -> None:
+        self._data = data
+        self._transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((PIXEL_MEAN,), (PIXEL_STD,))]
+        )
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(self._data.images[index].numpy())
+        return self._transform(image), int(self._data.labels[index])
+
+
+def example(dataset: Dataset, target: float, seed: int) -> Reached:
+    """Train as the example does until the accuracy is reached, or its epochs are over.
+
+    Args:
+        dataset: All training images are learnt from.
+        target: Accuracy on the test images, 0..1.
+        seed: Of everything.
+    """
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(mode=False)
+    batches = DataLoader(_OneByOne(dataset.train), EXAMPLE_BATCH, shuffle=True)
+    module = ExampleNet()
+    optimizer = torch.optim.Adadelta(module.parameters(), lr=EXAMPLE_RATE)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=EXAMPLE_GAMMA)
+    seconds, accuracy, epoch = 0.0, 0.0, 0
+    while accuracy < target and epoch < EXAMPLE_EPOCHS:
+        begun = time.perf_counter()
+        module.train()
+        for x_NCHW, labels_N in batches:
+            optimizer.zero_grad()
+            functional.nll_loss(module(x_NCHW), labels_N).backward()
+            optimizer.step()
+        scheduler.step()
+        seconds += time.perf_counter() - begun
+        epoch, accuracy = epoch + 1, evaluate(module, dataset.test, "test").accuracy
+    return Reached(seconds, epoch, accuracy)
+
+
+def ours(dataset: Dataset, model: str, which: Preset, epochs: int | None, seed: int) -> Reached:
+    """Train as ``python -m training train`` does, validation and resume state included.
+
+    Args:
+        dataset: The validation images are held out of its training images.
+        model: A name of ``training.models.model_names()`` that reads digits.
+        which: The preset.
+        epochs: In place of the preset's.
+        seed: Of everything.
+    """
+    config = preset(model, which).with_changes(epochs=epochs, seed=seed)
+    held_out = min(config.validation_images, len(dataset.train) // 10)
+    train, validation = split_validation(dataset.train, held_out)
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        fitted = fit(
+            config.with_changes(validation_images=held_out),
+            train,
+            validation,
+            device=torch.device("cpu"),
+            folder=Path(folder),
+            data_sha256=dataset.sha256,
+        )
+        seconds = time.perf_counter() - begun
+    return Reached(seconds, config.epochs, evaluate(fitted.module, dataset.test, "test").accuracy)
+
+
+def rounds(dataset: Dataset, arguments: argparse.Namespace) -> Iterator[tuple[Reached, Reached]]:
+    """The example's run and ours, each round with a seed of its own, who begins by turns."""
+    target = arguments.target / 100
+    for seed in range(arguments.rounds):
+        if seed % 2:
+            own = ours(dataset, arguments.model, arguments.preset, arguments.epochs, seed)
+            yield example(dataset, target, seed), own
+        else:
+            theirs = example(dataset, target, seed)
+            yield theirs, ours(dataset, arguments.model, arguments.preset, arguments.epochs, seed)
+
+
+def add_speed(commands: Commands) -> None:
+    """Add the command ``speed``.
+
+    Args:
+        commands: From ``ArgumentParser.add_subparsers``.
+    """
+    speed = commands.add_parser(
+        "speed",
+        help="time to an accuracy on the CPU, beside PyTorch's example",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    speed.set_defaults(command=_speed)
+    speed.add_argument("--model", default="cnn", metavar="NAME", help="(default: %(default)s)")
+    speed.add_argument(
+        "--preset", choices=["quick", "full"], default="quick", help="(default: %(default)s)"
+    )
+    speed.add_argument("--epochs", type=int, default=2, metavar="N", help="(default: %(default)s)")
+    speed.add_argument(
+        "--target", type=float, default=99.0, metavar="PERCENT", help="(default: %(default)s)"
+    )
+    speed.add_argument("--rounds", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    speed.add_argument("--data-dir", type=Path, help="as for train")
+
+
+def _speed(arguments: argparse.Namespace) -> int:
+    if arguments.rounds < 1 or not 0 < arguments.target < 100:  # noqa: PLR2004 - percent
+        raise ValueError("--rounds must be at least 1, and --target between 0 and 100 percent")
+    dataset = load_dataset(arguments.data_dir)
+    say = sys.stdout.write
+    say(f"to {arguments.target:g}% of {dataset.test_name}, {torch.get_num_threads()} threads\n\n")
+    say("| round | example, epochs | accuracy | ours, epochs | accuracy | times as fast |\n")
+    say("|---|---|---|---|---|---|\n")
+    ratios, missed = [], 0
+    for number, (theirs, own) in enumerate(rounds(dataset, arguments), start=1):
+        enough = all(run.accuracy >= arguments.target / 100 for run in (theirs, own))
+        missed += not enough
+        ratio = theirs.seconds / own.seconds
+        ratios += [ratio] if enough else []
+        cells = [f"{run.epochs} | {100 * run.accuracy:.2f}%" for run in (theirs, own)]
+        told = f"{ratio:.1f} x" if enough else "not reached"
+        say(f"| {number} | {' | '.join(cells)} | {told} |\n")
+        sys.stdout.flush()
+    if ratios:
+        say(f"\nmedian of {len(ratios)} rounds: {median(ratios):.1f} times as fast\n")
+    return 1 if missed else 0
