@@ -1,7 +1,6 @@
 """Command line of the training stage: ``python -m training --help``."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -20,7 +19,7 @@ except ModuleNotFoundError as missing:
 
 from pydantic import ValidationError
 
-from training.arguments import add_evaluate, add_train
+from training.arguments import add_evaluate, add_train, architecture_numbers
 from training.checkpoint import (
     RECORDS,
     AnyEpoch,
@@ -177,9 +176,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
     chosen = preset(arguments.model, arguments.preset)
-    numbers = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in arguments.arch)
-    parsed = {name: _number(name, text) for name, text in numbers.items()}
-    _, own = resolved(arguments.model, parsed)  # refuses what a variant fixes
+    _, own = resolved(
+        arguments.model, architecture_numbers(arguments.arch)
+    )  # refuses what a variant fixes
     return chosen.with_changes(
         epochs=arguments.epochs,
         seed=arguments.seed,
@@ -187,15 +186,6 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         max_learning_rate=arguments.learning_rate,
         architecture={**chosen.architecture, **own},
     )
-
-
-def _number(name: str, text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"--arch {name}={text}: the value must be a number, true, false or a list"
-        ) from error
 
 
 def _device(asked: str) -> torch.device:

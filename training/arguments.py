@@ -1,8 +1,10 @@
 """The command line of training: what ``train`` and ``evaluate`` take, grouped and explained."""
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from training.config import PRESETS, TrainConfig
 from training.models import ARCHITECTURES, VARIANTS, model_names
@@ -69,14 +71,47 @@ def _add_what(what: Group) -> None:
         default="quick",
         help="minutes, or as good as it gets; see below (default: %(default)s)",
     )
-    what.add_argument(
+    add_arch(what)
+
+
+def add_arch(parser: Group) -> None:
+    """Add ``--arch``; ``architecture_numbers`` reads what it collects.
+
+    Args:
+        parser: Of a command that builds a network.
+    """
+    parser.add_argument(
         "--arch",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a number of the network, e.g. n1=32 or hidden=[256,128]; may be repeated "
-        "(default: the preset's)",
+        help="a number of the network, e.g. n1=32, hidden=[256,128] or down=average; may be "
+        "repeated",
     )
+
+
+def architecture_numbers(pairs: Sequence[str]) -> dict[str, Any]:
+    """The numbers of an architecture as ``--arch`` has them.
+
+    Args:
+        pairs: NAME=VALUE each; a value is JSON, or a word alone.
+
+    Raises:
+        ValueError: Something else; says which.
+    """
+    numbers: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            numbers[name] = json.loads(text)
+        except json.JSONDecodeError as error:
+            if not text.isalpha():
+                raise ValueError(
+                    f"--arch {pair}: NAME=VALUE is expected, the value a number, true, false, a "
+                    "word or a list"
+                ) from error
+            numbers[name] = text
+    return numbers
 
 
 def _add_how(how: Group) -> None:

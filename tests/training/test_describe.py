@@ -281,7 +281,7 @@ def test_the_command_prints_a_table_and_the_same_as_json(
         (["--input-size", "1,32,32"], "head.1 gets 800 features but takes 512"),
         (["--input-size", "28x28"], "--input-size 28x28"),
         (["--input-size", "1,28,28", "--input-size", "1,28,28"], "takes 1 input"),
-        (["--arch", "n1=many"], "--arch n1=many"),
+        (["--arch", "n1=many"], "got 'many'"),
         (["--arch", "n9=1"], "n9"),
         (["--json", "/nowhere/x.json"], "/nowhere/x.json"),
     ],

@@ -38,8 +38,9 @@ def test_evaluate_measures_a_checkpoint_again(
     ("arguments", "named"),
     [
         (["--data-dir", "/nowhere"], "no data folder /nowhere"),
-        (["--arch", "n1=many"], "--arch n1=many"),
-        (["--arch", "n1"], "--arch n1="),
+        (["--arch", "n1=many"], "got 'many'"),
+        (["--arch", "n1=3 4"], "--arch n1=3 4: NAME=VALUE"),
+        (["--arch", "n1"], "--arch n1: NAME=VALUE"),
         (["--arch", "n7=1"], "n7"),
         (["--epochs", "0"], "epochs"),
         (["--resume"], "nothing to resume"),

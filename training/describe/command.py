@@ -1,13 +1,12 @@
 """``python -m training describe``: a network step by step, from its name and numbers alone."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from training.arguments import add_arch, architecture_numbers
 from training.describe.layout import layout, memory_formats
 from training.describe.steps import describe
 from training.describe.table import as_text
@@ -29,13 +28,7 @@ def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="C,H,W",
         help="one sample's shape in place of the network's own; once for each of its inputs",
     )
-    parser.add_argument(
-        "--arch",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a number of the architecture, e.g. n1=32; may be repeated",
-    )
+    add_arch(parser)
     parser.add_argument(
         "--json", metavar="FILE", help="the same as JSON, beside the table; - prints JSON alone"
     )
@@ -52,7 +45,7 @@ def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _describe(arguments: argparse.Namespace) -> int:
-    numbers = dict(_number(pair) for pair in arguments.arch)
+    numbers = architecture_numbers(arguments.arch)
     architecture, _ = resolved(arguments.name, numbers)
     inputs = ARCHITECTURES[architecture].inputs
     if arguments.input_size:
@@ -79,16 +72,6 @@ def _describe(arguments: argparse.Namespace) -> int:
         Path(arguments.json).write_text(f"{as_json}\n")
     sys.stdout.write(f"{as_text(description)}\n")
     return 0
-
-
-def _number(pair: str) -> tuple[str, Any]:
-    name, _, text = pair.partition("=")
-    try:
-        return name, json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"--arch {pair}: NAME=VALUE is expected, the value a number, true, false or a list"
-        ) from error
 
 
 def _size(text: str) -> tuple[int, ...]:
