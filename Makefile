@@ -21,7 +21,7 @@ install: $(VENV)/installed ## make .venv with everything (6.6 GB, some minutes)
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): PyTorch and the CUDA libraries, several GB, some minutes"
-	$(INSTALL) -e '.[train,export,serve,loadtest,dev]'
+	$(INSTALL) -e '.[train,track,export,serve,loadtest,dev]'
 	@touch $@
 
 demo: bundles ## train, export, prove, serve, predict, load-test, report
