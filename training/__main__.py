@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # cuBLAS is deterministic with this alone, and reads it when torch first touches the GPU.
@@ -36,6 +36,7 @@ from training.data import DataError, Dataset, LabelledImages, load_dataset, spli
 from training.describe.command import add_describe
 from training.fit import DivergedError, Fitted, fit
 from training.models import ARCHITECTURES, explained, resolved
+from training.parallel import World, joined
 from training.plots import draw_all
 from training.provenance import commit, versions
 from training.resume import RESUME_NAME
@@ -76,18 +77,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
-    device = _device(arguments.device)
+    with joined(_device(arguments.device)) as (world, device):
+        return _train_in(world, arguments, config, device)
+
+
+def _train_in(
+    world: World, arguments: argparse.Namespace, config: TrainConfig, device: torch.device
+) -> int:
     folder = arguments.out or Path("artifacts/checkpoints") / arguments.model
     dataset = load_dataset(arguments.data_dir)
     held_out = min(config.validation_images, len(dataset.train) // 10)
     config = config.with_changes(validation_images=held_out)
     train, validation = split_validation(dataset.train, held_out)
-    print(f"training {config.model} on {device} with {len(train):,} images, seed {config.seed}")
+    say: Callable[[str], None] = print if world.first else lambda _: None
+    together = f", {world.size} processes" if world.size > 1 else ""
+    say(
+        f"training {config.model} on {device} with {len(train):,} images, seed {config.seed}"
+        f"{together}"
+    )
     clock = _Clock(config, len(train))
-    with tracker(arguments.track, folder, config) as viewer:
+    with tracker(arguments.track if world.first else None, folder, config) as viewer:
 
         def tell(entry: AnyEpoch) -> None:
-            print(
+            say(
                 f"  epoch {entry.epoch + 1:2d}/{config.epochs}  loss {entry.train_loss:.4f}  "
                 f"{entry.summary()}  {clock.after(entry.epoch)}"
             )
@@ -103,10 +115,12 @@ def _train(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             on_epoch=tell,
         )
+        if not world.first:
+            return 0
         record = _write_checkpoint(folder, config, fitted, dataset, train, validation)
         viewer.final("test", record.test)
-    print(record.test.summary())
-    print(f"checkpoint: {folder} ({record.weights.parameters:,} parameters)")
+    say(record.test.summary())
+    say(f"checkpoint: {folder} ({record.weights.parameters:,} parameters)")
     return 0
 
 

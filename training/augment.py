@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.config import AugmentConfig
+from training.parallel import ALONE, World
 
 
-def random_affine(pixels_NCHW: Tensor, config: AugmentConfig) -> Tensor:
+def random_affine(pixels_NCHW: Tensor, config: AugmentConfig, world: World = ALONE) -> Tensor:
     """Rotate, scale, shear and shift each image by its own draw; the ground (0) fills the rim.
 
     Args:
         pixels_NCHW: float [N, C, H, W] in 0..1, H = W.
         config: The limits of the draws.
+        world: The processes that share the batch which these images are a part of: what is drawn
+            for an image does not depend on their number.
 
     Returns:
         float [N, C, H, W] in 0..1, a new tensor (the given one if all limits are zero). Drawn from
@@ -26,7 +29,8 @@ def random_affine(pixels_NCHW: Tensor, config: AugmentConfig) -> Tensor:
     if config.is_off:
         return pixels_NCHW
     count, size = pixels_NCHW.shape[0], pixels_NCHW.shape[-1]
-    draws = torch.rand(6, count, device=pixels_NCHW.device) * 2 - 1
+    whole = torch.rand(6, count * world.size, device=pixels_NCHW.device)
+    draws = whole[:, world.rank :: world.size] * 2 - 1
     angle = draws[0] * math.radians(config.rotation_deg)
     scale_x = 1 + draws[1] * config.scale
     scale_y = 1 + draws[2] * config.scale

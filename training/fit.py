@@ -22,6 +22,7 @@ from training.config import TrainConfig
 from training.data import LabelledImages, standardise, to_pixels
 from training.evaluate import ask
 from training.models import build_model
+from training.parallel import World, current
 from training.resume import Progress, as_json, load_progress, restore, save_progress
 from training.tasks import Task, Trained, task_of
 
@@ -47,6 +48,8 @@ class _Run:
     """What changes from epoch to epoch."""
 
     module: nn.Module
+    called: nn.Module  # the module, or what averages gradients around it
+    world: World
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.OneCycleLR
     history: list[AnyEpoch]
@@ -67,6 +70,8 @@ def fit(
 ) -> Fitted:
     """Train a model; after each epoch the state is saved in ``folder``, for ``resume``.
 
+    Processes that have joined (``training.parallel``) train together; the first one saves states.
+
     The same config, data, device, threads and versions give the same weights, resumed or not.
 
     Args:
@@ -77,15 +82,17 @@ def fit(
         folder: Where the resume state goes.
         data_sha256: The data set's fingerprint; a run is resumed on the same data alone.
         resume: Go on from the state in ``folder`` instead of starting anew.
-        on_epoch: Called with each epoch's figures as soon as they are known.
+        on_epoch: Called with each epoch's figures as soon as they are known, in each process.
 
     Raises:
         CheckpointError: ``resume`` without a state, or with one of another config or data set.
         DivergedError: The loss became NaN or infinite.
     """
     make_deterministic(device)
+    world = current()
+    world.must_divide(config.batch_size)
     train = train.to(device)
-    run = _start(config, device, steps_per_epoch=_steps(config, train))
+    run = _start(config, device, world, steps_per_epoch=_steps(config, train))
     if resume:
         _take_up(run, config, folder, data_sha256)
     for epoch in range(len(run.history), config.epochs):
@@ -103,7 +110,8 @@ def fit(
             scheduler=as_json(run.scheduler.state_dict()),
             optimizer_groups=run.optimizer.state_dict()["param_groups"],
         )
-        save_progress(folder, progress, run.module, run.kept, run.optimizer)
+        if world.first:
+            save_progress(folder, progress, run.module, run.kept, run.optimizer)
         on_epoch(record)
     run.module.load_state_dict(run.kept)
     return Fitted(run.module.eval(), run.history, run.epoch_kept)
@@ -130,7 +138,7 @@ def _steps(config: TrainConfig, train: LabelledImages) -> int:
     return steps
 
 
-def _start(config: TrainConfig, device: torch.device, steps_per_epoch: int) -> _Run:
+def _start(config: TrainConfig, device: torch.device, world: World, steps_per_epoch: int) -> _Run:
     torch.manual_seed(config.seed * SEED_STRIDE)
     module = build_model(config.model, config.architecture).to(device)
     optimizer = torch.optim.AdamW(
@@ -139,7 +147,8 @@ def _start(config: TrainConfig, device: torch.device, steps_per_epoch: int) -> _
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.max_learning_rate, total_steps=steps_per_epoch * config.epochs + 1
     )
-    return _Run(module, optimizer, scheduler, history=[], epoch_kept=0, kept={})
+    called = world.wrapped(module)
+    return _Run(module, called, world, optimizer, scheduler, history=[], epoch_kept=0, kept={})
 
 
 def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> None:
@@ -176,33 +185,37 @@ def _epoch(
         unit_scale=config.batch_size,
         unit="img",
         leave=False,
-        disable=None,  # no bar where nobody watches (a log file)
+        # No bar where nobody watches (a log file), nor several.
+        disable=None if run.world.first else True,
     )
     run.module.train()
     for index in bar:
-        loss, batch_hits = _step(run, config, task, [train.select(part) for part in index])
+        batch = [train.select(run.world.share(part)) for part in index]
+        loss, batch_hits = _step(run, config, task, batch)
         loss_sum += loss
         hits += batch_hits
-    mean_loss = float(loss_sum / steps)
+    mean_loss = float(run.world.total(loss_sum) / (steps * run.world.size))
     if not math.isfinite(mean_loss):
         raise DivergedError(
             f"the training loss became {mean_loss} in epoch {epoch + 1}; "
             f"try a lower --learning-rate than {config.max_learning_rate}"
         )
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    trained = Trained(epoch, mean_loss, int(hits) / count, learning_rate)
+    accuracy = int(run.world.total(hits)) / count
+    trained = Trained(epoch, mean_loss, accuracy, learning_rate)
     return task.validate(run.module, validation, trained)
 
 
 def _step(
     run: _Run, config: TrainConfig, task: Task, batch: Sequence[LabelledImages]
 ) -> tuple[Tensor, Tensor]:
-    """One update; the batch's loss and how many of its samples were answered rightly."""
+    """One update; the loss of this process's share of the batch, and its right answers."""
     inputs_NCHW = [
-        standardise(random_affine(to_pixels(part.images), config.augment)) for part in batch
+        standardise(random_affine(to_pixels(part.images), config.augment, run.world))
+        for part in batch
     ]
     labels_N = [part.labels for part in batch]
-    answers = ask(run.module, inputs_NCHW)
+    answers = ask(run.called, inputs_NCHW)
     loss = task.loss(answers, inputs_NCHW, labels_N, config.label_smoothing)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,0 +1,104 @@
+"""Two processes train like one: the same command under torchrun, the same weights but for sums."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from training.__main__ import main
+from training.augment import random_affine
+from training.config import AFFINE
+from training.parallel import World
+
+REPOSITORY = Path(__file__).parent.parent.parent
+# Without dropout and batch normalisation, which see each share by itself.
+NETWORK = ["--model", "mlp", "--arch", "hidden=[16]", "--arch", "dropout=0"]
+NETWORK += ["--arch", "batch_norm=false", "--batch-size", "50", "--device", "cpu"]
+# Of the largest weight: sums in another order, carried on by AdamW through 54 updates.
+BOUND = 1e-4
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
+    (file,) = checkpoint.glob("weights-*.safetensors")
+    return load_file(file)
+
+
+def _alone(data_dir: Path, out: Path, *further: str) -> dict[str, Tensor]:
+    command = ["train", *NETWORK, "--data-dir", str(data_dir), "--out", str(out)]
+    assert main([*command, *further]) == 0
+    return _weights(out)
+
+
+def _together(data_dir: Path, out: Path, *further: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "training", "train", *NETWORK]
+    command += ["--data-dir", str(data_dir), "--out", str(out), *further]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=240
+    )
+
+
+def _furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest difference of two weights, over the largest weight."""
+    assert ours.keys() == theirs.keys()
+    largest = max(float(tensor.abs().max()) for tensor in ours.values())
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours) / largest
+
+
+def test_two_processes_give_the_weights_of_one(data_dir: Path, tmp_path: Path) -> None:
+    """With distorted images; only the first process speaks and writes; another seed is far away."""
+    ran = _together(data_dir, tmp_path / "two", "--epochs", "2")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("epoch  2/2") == 1
+    assert "2 processes" in ran.stdout
+    found = _weights(tmp_path / "two")
+    assert _furthest(found, _alone(data_dir, tmp_path / "one", "--epochs", "2")) < BOUND
+    other = _alone(data_dir, tmp_path / "other", "--epochs", "2", "--seed", "1")
+    assert _furthest(found, other) > 100 * BOUND
+
+
+def test_a_run_of_one_is_taken_up_by_two(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after its first epoch and resumed under torchrun, it ends where it would have."""
+    expected = _alone(data_dir, tmp_path / "whole", "--epochs", "2")
+
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.__main__._Clock.after", interrupted)
+        command = ["train", *NETWORK, "--data-dir", str(data_dir), "--epochs", "2"]
+        assert main([*command, "--out", str(tmp_path / "cut")]) == 130
+    ran = _together(data_dir, tmp_path / "cut", "--epochs", "2", "--resume")
+    assert ran.returncode == 0, ran.stderr
+    assert "epoch  1/2" not in ran.stdout
+    found = _weights(tmp_path / "cut")
+    assert _furthest(found, expected) < BOUND
+
+
+def test_shares_are_equal_and_whole() -> None:
+    """All of a batch, each image once; a batch without equal shares is refused in words."""
+    batch = torch.arange(12)
+    shares = [World(rank, 3).share(batch) for rank in range(3)]
+    assert [len(share) for share in shares] == [4, 4, 4]
+    assert torch.equal(torch.cat(shares).sort().values, batch)
+    with pytest.raises(ValueError, match="batch_size 10 gives no equal shares to 3 processes"):
+        World(0, 3).must_divide(10)
+
+
+def test_an_image_is_distorted_alike_however_many_share_the_batch() -> None:
+    """What is drawn belongs to the image's place in the whole batch."""
+    images = torch.rand(8, 1, 28, 28)
+    torch.manual_seed(3)
+    whole = random_affine(images, AFFINE)
+    for rank in range(2):
+        world = World(rank, 2)
+        torch.manual_seed(3)
+        assert torch.equal(random_affine(world.share(images), AFFINE, world), world.share(whole))
