@@ -80,7 +80,7 @@ def running_service(
             _wait_until_ready(process, url, log_file, trusted)
             yield url
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _wait_until_ready(
@@ -102,8 +102,8 @@ def _wait_until_ready(
     raise ServiceNotReadyError(f"the service {how}; the end of its log {log_file}:\n{tail}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the service politely, then whatever is left of its process group by force."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server politely, then whatever is left of its process group by force."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

@@ -1,22 +1,20 @@
 """A peer's environment, made once and reused, and its server for the time of a block."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 from loadtest.client.forms import Request
 from loadtest.peers.declared import Peer
 from loadtest.peers.forms import ask
-from loadtest.server import REPOSITORY, free_port
+from loadtest.server import REPOSITORY, free_port, stop
 
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 20.0
 TOLD_LINES, TOLD_LETTERS = 3, 300
 
 
@@ -101,7 +99,7 @@ def running(
             _wait_until_ready(process, url, request, log_file)
             yield url
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _installed(command: Sequence[str]) -> None:
@@ -134,14 +132,3 @@ def _wait_until_ready(
     if process.poll() is not None:
         how = f"ended with status {process.returncode} at its start"
     raise SkippedError(f"{how}: {told(log_file.read_text(errors='replace').splitlines())}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it politely, then whatever is left of its process group by force."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
