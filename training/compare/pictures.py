@@ -17,7 +17,7 @@ from training.compare.group_result import Bin, Group, Spread
 from training.compare.result import Curve, SizeRun
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56606a", "#56b4e9", "#1d2329")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups look alike
 GRID, FRAME, INK = "#e3e7eb", "#b8c0c8", "#1d2329"
 PERCENT = 100
 PANEL_IN, WIDE_IN = 5.2, 9.5
