@@ -31,9 +31,10 @@ from training.checkpoint import (
     write_weights,
 )
 from training.compare.command import add_compare
-from training.config import TrainConfig, preset
+from training.config import DistilConfig, TrainConfig, preset
 from training.data import DataError, Dataset, LabelledImages, load_dataset, split_validation
 from training.describe.command import add_describe
+from training.ensemble import add_ensemble, read_teachers
 from training.fit import DivergedError, Fitted, fit
 from training.models import ARCHITECTURES, explained, resolved
 from training.parallel import World, joined
@@ -41,6 +42,7 @@ from training.plots import draw_all
 from training.provenance import commit, versions
 from training.resume import RESUME_NAME
 from training.speed import add_speed
+from training.summary import add_summary
 from training.tasks import task_of
 from training.track import tracker
 
@@ -71,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands).set_defaults(command=_evaluate)
     add_compare(commands)
     add_describe(commands)
+    add_ensemble(commands)
     add_speed(commands)
+    add_summary(commands)
     return parser
 
 
@@ -89,6 +93,10 @@ def _train_in(
     held_out = min(config.validation_images, len(dataset.train) // 10)
     config = config.with_changes(validation_images=held_out)
     train, validation = split_validation(dataset.train, held_out)
+    teachers = read_teachers(arguments.teachers, dataset, held_out)
+    if teachers:
+        named = tuple(teacher.record.weights.sha256 for teacher in teachers)
+        config = config.with_changes(distil=DistilConfig(teachers=named))
     say: Callable[[str], None] = print if world.first else lambda _: None
     together = f", {world.size} processes" if world.size > 1 else ""
     say(
@@ -113,6 +121,7 @@ def _train_in(
             folder=folder,
             data_sha256=dataset.sha256,
             resume=arguments.resume,
+            teachers=[teacher.module for teacher in teachers],
             on_epoch=tell,
         )
         if not world.first:
@@ -198,6 +207,8 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         max_learning_rate=arguments.learning_rate,
+        precision=arguments.precision,
+        compiled=arguments.compiled,
         architecture={**chosen.architecture, **own},
     )
 

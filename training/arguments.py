@@ -4,9 +4,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
-from training.config import PRESETS, TrainConfig
+from training.config import PRESETS, Preset, TrainConfig
 from training.models import ARCHITECTURES, VARIANTS, model_names
 from training.track import TRACKERS
 
@@ -67,9 +67,9 @@ def _add_what(what: Group) -> None:
     what.add_argument("--model", required=True, metavar="NAME", help="one of the names above")
     what.add_argument(
         "--preset",
-        choices=["quick", "full"],
+        choices=get_args(Preset),
         default="quick",
-        help="minutes, or as good as it gets; see below (default: %(default)s)",
+        help="minutes, good, or as good as it gets; see below (default: %(default)s)",
     )
     add_arch(what)
 
@@ -130,6 +130,27 @@ def _add_how(how: Group) -> None:
         type=int,
         metavar="N",
         help="of weights, order and distortions; the same seed gives the same weights (default: 0)",
+    )
+    how.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="of a step's matrix products; bfloat16 is fast on GPUs and on CPUs with AVX512-BF16 "
+        "or AMX, and slow on others; weights and figures stay float32 (default: float32)",
+    )
+    how.add_argument(
+        "--compiled",
+        action="store_true",
+        default=None,
+        help="compile the step by torch.compile (needs a C++ compiler); on a GPU replay it as a "
+        "CUDA graph",
+    )
+    how.add_argument(
+        "--teachers",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="learn from these networks' mean answer, too (see: python -m training ensemble)",
     )
 
 

@@ -1,9 +1,10 @@
-"""Random affine distortion of a whole batch at once: one matrix an image, one ``grid_sample``.
+"""Random distortion of a whole batch at once: one map an image, one ``grid_sample``.
 
 Shape suffixes: N images, C channels, H and W pixels, A the 2x3 of an affine map.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch.nn import functional
 from training.config import AugmentConfig
 from training.parallel import ALONE, World
 
+ELASTIC_POINTS = 5  # a side
 
-def random_affine(pixels_NCHW: Tensor, config: AugmentConfig, world: World = ALONE) -> Tensor:
-    """Rotate, scale, shear and shift each image by its own draw; the ground (0) fills the rim.
+
+def distorted(pixels_NCHW: Tensor, config: AugmentConfig, world: World = ALONE) -> Tensor:
+    """Rotate, scale, shear, shift and bend each image by its own draw; ground (0) fills the rim.
 
     Args:
         pixels_NCHW: float [N, C, H, W] in 0..1, H = W.
@@ -42,6 +45,24 @@ def random_affine(pixels_NCHW: Tensor, config: AugmentConfig, world: World = ALO
     row_y = torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y], dim=1)
     map_NA = torch.stack([row_x, row_y], dim=1)
     grid = functional.affine_grid(map_NA, list(pixels_NCHW.shape), align_corners=False)
+    if config.elastic_px:
+        grid = grid + _bent(count, size, world, grid.device) * (config.elastic_px * 2 / size)
     return functional.grid_sample(
         pixels_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
+
+
+def _bent(count: int, size: int, world: World, device: torch.device) -> Tensor:
+    """Smooth displacements, float [N, H, W, 2]: standard normal ones at a few points, joined."""
+    shape = (count * world.size, 2, ELASTIC_POINTS, ELASTIC_POINTS)
+    points = torch.randn(shape, device=device)[world.rank :: world.size]
+    curves = _curves(size, device)  # a product with them is ten times as fast as `interpolate`
+    return torch.einsum("hp,ncpq,wq->nhwc", curves, points, curves)
+
+
+@cache
+def _curves(size: int, device: torch.device) -> Tensor:
+    """What each point adds along an axis, float [size, ELASTIC_POINTS]: a bicubic curve."""
+    unit = torch.eye(ELASTIC_POINTS, device=device)[None, None]
+    to = (size, ELASTIC_POINTS)
+    return functional.interpolate(unit, to, mode="bicubic", align_corners=True)[0, 0]

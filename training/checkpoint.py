@@ -205,12 +205,11 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
     return record, module
 
 
-def open_checkpoint(folder: Path) -> tuple[AnyRecord, nn.Module]:
-    """Open a checkpoint: its record and its module, on the CPU, in evaluation mode.
+def read_record(folder: Path) -> AnyRecord:
+    """Read a checkpoint's record without its weights.
 
     Raises:
-        CheckpointError: Nothing there, a broken record, altered weights, or weights that do not
-            fit the architecture. Says which file and what was expected.
+        CheckpointError: Nothing there, or a broken record. Says which file and what was expected.
     """
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -228,6 +227,17 @@ def open_checkpoint(folder: Path) -> tuple[AnyRecord, nn.Module]:
         raise CheckpointError(
             f"{path} has schema version {record.schema_version}; this code reads {SCHEMA_VERSION}"
         )
+    return record
+
+
+def open_checkpoint(folder: Path) -> tuple[AnyRecord, nn.Module]:
+    """Open a checkpoint: its record and its module, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: As ``read_record``, or altered weights, or weights that do not fit the
+            architecture.
+    """
+    record = read_record(folder)
     module = build_model(record.config.model, record.config.architecture)
     load_weights(module, folder / record.weights.path, record.weights.sha256)
     return record, module.eval()

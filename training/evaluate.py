@@ -3,7 +3,8 @@
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -67,7 +68,7 @@ class Evaluation(BaseModel):
         )
 
 
-def ask(model: nn.Module, inputs_NCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def ask(model: Callable[..., Any], inputs_NCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A module's answers to standardised images, one tensor an input; a single answer too."""
     answer = model(*inputs_NCHW)
     return (answer,) if isinstance(answer, Tensor) else tuple(answer)

@@ -1,5 +1,8 @@
 """The training loop: AdamW under a one-cycle schedule, augmentation on batches, nothing per image.
 
+Everything of a step stays on the device; nothing waits for a figure before an epoch's end.
+Convolutions run channels last, which takes three quarters of the time that channels first take.
+
 What is learnt, from how many images at once and by which loss, is a task's matter
 (``training.tasks``). The weights kept are those of the epoch with the best validation score (the
 later one if equal); test images are not even passed to this module.
@@ -11,15 +14,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.augment import random_affine
+from training.augment import distorted
 from training.checkpoint import AnyEpoch, CheckpointError
 from training.config import TrainConfig
 from training.data import LabelledImages, standardise, to_pixels
+from training.distil import Teachers
 from training.evaluate import ask
 from training.models import build_model
 from training.parallel import World, current
@@ -48,7 +53,9 @@ class _Run:
     """What changes from epoch to epoch."""
 
     module: nn.Module
-    called: nn.Module  # the module, or what averages gradients around it
+    # The module, or what averages gradients around it, or what was compiled of it.
+    called: Callable[..., Any]
+    teachers: Teachers | None
     world: World
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.OneCycleLR
@@ -57,7 +64,7 @@ class _Run:
     kept: dict[str, Tensor]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state goes
     config: TrainConfig,
     train: LabelledImages,
     validation: LabelledImages,
@@ -66,6 +73,7 @@ def fit(
     folder: Path,
     data_sha256: str,
     resume: bool = False,
+    teachers: Sequence[nn.Module] = (),
     on_epoch: Callable[[AnyEpoch], None] = lambda record: None,
 ) -> Fitted:
     """Train a model; after each epoch the state is saved in ``folder``, for ``resume``.
@@ -82,6 +90,7 @@ def fit(
         folder: Where the resume state goes.
         data_sha256: The data set's fingerprint; a run is resumed on the same data alone.
         resume: Go on from the state in ``folder`` instead of starting anew.
+        teachers: The networks that ``config.distil`` names, in its order.
         on_epoch: Called with each epoch's figures as soon as they are known, in each process.
 
     Raises:
@@ -92,7 +101,7 @@ def fit(
     world = current()
     world.must_divide(config.batch_size)
     train = train.to(device)
-    run = _start(config, device, world, steps_per_epoch=_steps(config, train))
+    run = _start(config, device, world, _steps(config, train), teachers)
     if resume:
         _take_up(run, config, folder, data_sha256)
     for epoch in range(len(run.history), config.epochs):
@@ -141,17 +150,40 @@ def _steps(config: TrainConfig, train: LabelledImages) -> int:
     return steps
 
 
-def _start(config: TrainConfig, device: torch.device, world: World, steps_per_epoch: int) -> _Run:
+def _start(
+    config: TrainConfig,
+    device: torch.device,
+    world: World,
+    steps_per_epoch: int,
+    teachers: Sequence[nn.Module],
+) -> _Run:
     torch.manual_seed(config.seed * SEED_STRIDE)
-    module = build_model(config.model, config.architecture).to(device)
+    module = build_model(config.model, config.architecture)
+    module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.max_learning_rate, weight_decay=config.weight_decay
+        module.parameters(),
+        lr=config.max_learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.max_learning_rate, total_steps=steps_per_epoch * config.epochs + 1
     )
-    called = world.wrapped(module)
-    return _Run(module, called, world, optimizer, scheduler, history=[], epoch_kept=0, kept={})
+    called: Callable[..., Any] = world.wrapped(module)
+    if config.compiled:
+        # On CUDA the passes are recorded once and replayed: a small network's time is its launches.
+        called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
+    return _Run(
+        module,
+        called,
+        Teachers.of(config, teachers, device),
+        world,
+        optimizer,
+        scheduler,
+        history=[],
+        epoch_kept=0,
+        kept={},
+    )
 
 
 def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> None:
@@ -214,12 +246,16 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """One update; the loss of this process's share of the batch, and its right answers."""
     inputs_NCHW = [
-        standardise(random_affine(to_pixels(part.images), config.augment, run.world))
-        for part in batch
+        standardise(distorted(to_pixels(part.images), config.augment, run.world)) for part in batch
     ]
     labels_N = [part.labels for part in batch]
-    answers = ask(run.called, inputs_NCHW)
+    halved = config.precision == "bfloat16"
+    with torch.autocast(inputs_NCHW[0].device.type, torch.bfloat16, enabled=halved):
+        answers = ask(run.called, inputs_NCHW)
+    answers = tuple(answer.float() for answer in answers)
     loss = task.loss(answers, inputs_NCHW, labels_N, config.label_smoothing)
+    if run.teachers is not None:
+        loss = run.teachers.mixed(loss, answers[0], inputs_NCHW[0])
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()

@@ -84,6 +84,10 @@ def restore(
         index, field = name.split(".")
         states.setdefault(int(index), {})[field] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": progress.optimizer_groups})
+    for weight, state in optimizer.state.items():
+        for name, tensor in state.items():
+            if tensor.shape == weight.shape:  # in the file it lies row-major, here as its weight
+                state[name] = torch.empty_like(weight).copy_(tensor)
     scheduler.load_state_dict(dict(progress.scheduler))
     return _under("kept.", tensors)
 

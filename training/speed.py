@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -180,7 +181,7 @@ def add_speed(commands: Commands) -> None:
     speed.set_defaults(command=_speed)
     speed.add_argument("--model", default="cnn", metavar="NAME", help="(default: %(default)s)")
     speed.add_argument(
-        "--preset", choices=["quick", "full"], default="quick", help="(default: %(default)s)"
+        "--preset", choices=get_args(Preset), default="quick", help="(default: %(default)s)"
     )
     speed.add_argument("--epochs", type=int, default=2, metavar="N", help="(default: %(default)s)")
     speed.add_argument(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import ARCHITECTURES, train_tiny
 from training import __main__ as command_line
@@ -95,3 +97,40 @@ def test_a_loss_that_is_no_number_stops_the_run_in_words(
     assert main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 1
     assert "became nan in epoch 1; try a lower --learning-rate" in capsys.readouterr().err
     assert not (tmp_path / "checkpoint.json").exists()
+
+
+def test_half_precision_learns_and_repeats(data_dir: Path, tmp_path: Path) -> None:
+    """bfloat16 gives other weights than float32, the same ones again, and no worse answers."""
+    folders = [
+        train_tiny("cnn", data_dir, tmp_path / name, "--precision", precision)
+        for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32"))
+    ]
+    first, again, single = map(_weights_sha256, folders)
+    assert first == again != single
+    records = [read_checkpoint(folder)[0] for folder in folders]
+    assert records[0].config.precision == "bfloat16"
+    assert records[0].test.accuracy > records[2].test.accuracy - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler: c++")
+def test_a_compiled_step_learns_the_same(checkpoints: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Compiled, the losses are those of the plain run but for rounding."""
+    compiled, _ = read_checkpoint(train_tiny("mlp", data_dir, tmp_path, "--compiled"))
+    plain, _ = read_checkpoint(checkpoints / "mlp")
+    assert compiled.config.compiled
+    losses = [entry.train_loss for entry in plain.history]
+    assert [entry.train_loss for entry in compiled.history] == pytest.approx(losses, rel=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("further", [[], ["--precision", "bfloat16"], ["--compiled"]])
+def test_a_gpu_trains_as_the_cpu_does(
+    further: list[str], checkpoints: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """In each precision, captured or not, the accuracy is that of the CPU within a few images."""
+    train_tiny("cnn", data_dir, tmp_path, *further, "--device", "cuda")
+    found, there = read_checkpoint(tmp_path)[0], read_checkpoint(checkpoints / "cnn")[0]
+    assert found.device.startswith("cuda")
+    assert found.test.accuracy > there.test.accuracy - 0.05

@@ -57,7 +57,7 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[SubjectGroup]
     by_config: dict[str, list[Subject]] = {}
     for subject in subjects:
         _check(subject, first, dataset)
-        same = by_config.setdefault(_without_seed(subject.record.config), [])
+        same = by_config.setdefault(without_seed(subject.record.config), [])
         for other in same:
             if other.record.config.seed == subject.record.config.seed:
                 raise CheckpointError(
@@ -90,7 +90,8 @@ def _check(subject: Subject, first: Subject, dataset: Dataset) -> None:
         )
 
 
-def _without_seed(config: TrainConfig) -> str:
+def without_seed(config: TrainConfig) -> str:
+    """What a group of seeds has in common, as one word."""
     return json.dumps(config.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
 
 

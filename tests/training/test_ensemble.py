@@ -1,0 +1,94 @@
+"""Networks that answer together, and one that learns from them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import train_tiny
+from training.__main__ import main
+from training.checkpoint import read_checkpoint
+from training.config import DistilConfig
+from training.data import load_dataset, standardise, to_pixels
+from training.distil import Teachers
+from training.ensemble import joint
+from training.evaluate import predict_logits
+
+
+def test_what_networks_reach_together_is_counted() -> None:
+    """Mean, vote and any right are those counted by hand, equal votes going to the likelier."""
+    logits_MNK = torch.log(
+        torch.tensor(
+            [
+                [[0.9, 0.1, 0.0001], [0.4, 0.6, 0.0001], [0.9, 0.1, 0.0001]],
+                [[0.4, 0.6, 0.0001], [0.3, 0.7, 0.0001], [0.2, 0.8, 0.0001]],
+                [[0.4, 0.6, 0.0001], [0.0001, 0.0001, 1.0], [0.0001, 0.4, 0.6]],
+            ]
+        )
+    )
+    found = joint(logits_MNK, torch.tensor([0, 1, 1]), "three images")
+    assert found.alone == pytest.approx([2 / 3, 2 / 3, 0])
+    assert found.mean == pytest.approx(3 / 3)  # image 2: 1.1, 1.3, .6 of 3
+    assert found.vote == pytest.approx(2 / 3)  # image 0: two votes against one; 2: one each
+    assert found.any_right == 1
+    assert found.interval.low < 1 == found.interval.high
+
+
+def test_an_ensemble_is_measured_by_command(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures of each network alone are its record's, those together are written as JSON."""
+    folders = [str(checkpoints / "mlp"), str(checkpoints / "cnn")]
+    command = ["ensemble", *folders, "--data-dir", str(data_dir)]
+    assert main([*command, "--json", str(tmp_path / "both.json")]) == 0
+    assert "2 networks" in capsys.readouterr().out
+    found = json.loads((tmp_path / "both.json").read_text())
+    records = [read_checkpoint(Path(folder))[0] for folder in folders]
+    for part in ("validation", "test"):
+        alone = [getattr(record, part).accuracy for record in records]
+        assert found[part]["alone"] == pytest.approx(alone)
+        assert max(alone) <= found[part]["any_right"] <= 1
+    assert found["weights_sha256"] == [record.weights.sha256 for record in records]
+
+
+def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Path) -> None:
+    """At temperature 1 the teachers' part is the cross-entropy with their mean probabilities."""
+    modules = [read_checkpoint(checkpoints / model)[1] for model in ("mlp", "cnn")]
+    config = DistilConfig(teachers=("a", "b"), share=0.25, temperature=1)
+    x_NCHW, logits_NK = torch.randn(5, 1, 28, 28), torch.randn(5, 10)
+    told_NK = (modules[0](x_NCHW).softmax(1) + modules[1](x_NCHW).softmax(1)) / 2
+    expected = -(told_NK * logits_NK.log_softmax(1)).sum(1).mean()
+    found = Teachers(modules, config).mixed(torch.tensor(8.0), logits_NK, x_NCHW)
+    torch.testing.assert_close(found, 0.75 * 8.0 + 0.25 * expected)
+
+
+def test_a_network_learns_what_its_teachers_say(
+    checkpoints: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Its answers are nearer to the teacher's than without it; the record names the teacher."""
+    taught = train_tiny("mlp", data_dir, tmp_path, "--teachers", str(checkpoints / "cnn"))
+    teacher, teaching = read_checkpoint(checkpoints / "cnn")
+    record, module = read_checkpoint(taught)
+    assert record.config.distil is not None
+    assert record.config.distil.teachers == (teacher.weights.sha256,)
+    images = load_dataset(data_dir).test.images
+
+    def distance(other: torch.nn.Module) -> float:
+        answers = [predict_logits(network, images).softmax(1) for network in (teaching, other)]
+        return float((answers[0] - answers[1]).abs().sum(1).mean())
+
+    assert distance(module) < 0.9 * distance(read_checkpoint(checkpoints / "mlp")[1])
+    assert teaching(standardise(to_pixels(images[:1]))).requires_grad  # it was not frozen for good
+
+
+def test_who_cannot_teach_is_refused_in_words(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another split, a network that reads pairs, a checkpoint given twice."""
+    cnn = str(checkpoints / "cnn")
+    base = ["train", "--data-dir", str(data_dir), "--out", str(tmp_path), "--epochs", "1"]
+    assert main([*base, "--model", "pair", "--teachers", cnn]) == 1
+    assert "pair does not read a single digit" in capsys.readouterr().err
+    assert main([*base, "--model", "mlp", "--teachers", cnn, cnn]) == 1
+    assert "have the same config and seed" in capsys.readouterr().err

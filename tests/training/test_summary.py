@@ -1,0 +1,39 @@
+"""A table of what checkpoints reached, from their records."""
+
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import main
+from training.checkpoint import CheckpointRecord, read_record
+from training.summary import table
+
+
+def _seed(record: CheckpointRecord, seed: int, accuracy: float) -> CheckpointRecord:
+    config = record.config.with_changes(seed=seed)
+    test = record.test.model_copy(update={"accuracy": accuracy})
+    return record.model_copy(update={"config": config, "test": test})
+
+
+def test_seeds_of_a_network_are_one_row_with_mean_and_range(checkpoints: Path) -> None:
+    """Another number of epochs is another row, told apart by name."""
+    record = read_record(checkpoints / "cnn")
+    assert isinstance(record, CheckpointRecord)
+    longer = record.model_copy(update={"config": record.config.with_changes(epochs=60)})
+    lines = list(table([_seed(record, 0, 0.9), longer, _seed(record, 1, 0.92)]))
+    row = next(line for line in lines if "(epochs=6)" in line)
+    assert "| 6 | 2 |" in row
+    assert row.endswith("| 91.000% (90.00 to 92.00) |")
+    assert sum("epochs=60" in line and "| 60 | 1 |" in line for line in lines) == 1
+
+
+def test_the_command_names_the_images_and_refuses_a_seed_twice(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures are never printed without the images that they were measured on."""
+    assert main(["summary", str(checkpoints / "cnn"), str(checkpoints / "mlp")]) == 0
+    printed = capsys.readouterr().out
+    assert "300 test images" in printed
+    assert "| mlp | " in printed
+    assert main(["summary", str(checkpoints / "cnn"), str(checkpoints / "cnn")]) == 1
+    assert "there twice" in capsys.readouterr().err

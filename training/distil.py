@@ -1,0 +1,59 @@
+"""Learning from other networks: their mean answer becomes a target beside the labels.
+
+Shape suffixes: N images, C channels, H and W pixels, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.config import DistilConfig, TrainConfig
+from training.models import ARCHITECTURES
+
+
+class Teachers:
+    """Trained networks that are asked each batch as the learning one sees it, distorted."""
+
+    def __init__(self, modules: Sequence[nn.Module], config: DistilConfig) -> None:
+        """Take networks from standardised images to logits, in evaluation mode."""
+        self._modules, self._config = modules, config
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, modules: Sequence[nn.Module], device: torch.device
+    ) -> Self | None:
+        """Those that a run names, on its device; None if it names none.
+
+        Raises:
+            ValueError: So many were not given, or the network does not read digits.
+        """
+        named = config.distil.teachers if config.distil else ()
+        if len(named) != len(modules):
+            raise ValueError(f"the run names {len(named)} teachers, {len(modules)} were given")
+        if config.distil is None:
+            return None
+        if ARCHITECTURES[config.model].task != "digit":
+            raise ValueError(
+                f"{config.model} does not read a single digit: it cannot learn from teachers that "
+                "do; train it without --teachers"
+            )
+        return cls([module.to(device).eval() for module in modules], config.distil)
+
+    def mixed(self, loss: Tensor, logits_NK: Tensor, x_NCHW: Tensor) -> Tensor:
+        """The labels' loss and the teachers', each by its share; float [].
+
+        Args:
+            loss: From the labels.
+            logits_NK: The learning network's answer, float [N, K].
+            x_NCHW: The standardised images that it saw.
+        """
+        temperature, share = self._config.temperature, self._config.share
+        with torch.no_grad():
+            told = [(teacher(x_NCHW) / temperature).softmax(1) for teacher in self._modules]
+            target_NK = torch.stack(told).mean(0)
+        # T squared keeps gradients as large at any temperature (Hinton et al., section 2).
+        told_loss = functional.cross_entropy(logits_NK / temperature, target_NK)
+        return (1 - share) * loss + share * told_loss * temperature**2
