@@ -34,6 +34,7 @@ from training.compare.command import add_compare
 from training.config import DistilConfig, TrainConfig, preset
 from training.data import DataError, Dataset, LabelledImages, load_dataset, split_validation
 from training.describe.command import add_describe
+from training.device import chosen_device, device_name
 from training.ensemble import add_ensemble, read_teachers
 from training.fit import DivergedError, Fitted, fit
 from training.models import ARCHITECTURES, explained, resolved
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
-    with joined(_device(arguments.device)) as (world, device):
+    with joined(chosen_device(arguments.device)) as (world, device):
         return _train_in(world, arguments, config, device)
 
 
@@ -152,7 +153,7 @@ def _write_checkpoint(
             "config": config,
             "data": _data_record(dataset, len(train), len(validation)),
             "weights": write_weights(folder, module),
-            "device": _device_name(device),
+            "device": device_name(device),
             "epoch_kept": fitted.epoch_kept,
             "history": fitted.history,
             **figures,
@@ -190,7 +191,7 @@ class _Clock:
 def _evaluate(arguments: argparse.Namespace) -> int:
     record, module = open_checkpoint(arguments.checkpoint)
     dataset = load_dataset(arguments.data_dir)
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     print(f"{record.config.model} ({record.weights.parameters:,} parameters) on {device}")
     figures = task_of(record.config).evaluate(module.to(device), dataset.test, dataset.test_name)
     print(figures.summary())
@@ -211,19 +212,6 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         compiled=arguments.compiled,
         architecture={**chosen.architecture, **own},
     )
-
-
-def _device(asked: str) -> torch.device:
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise ValueError("--device cuda, but PyTorch sees no CUDA device; use cpu or auto")
-    return torch.device("cuda" if there and asked != "cpu" else "cpu")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
 
 
 def _data_record(dataset: Dataset, train_images: int, validation_images: int) -> DataRecord:

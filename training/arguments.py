@@ -131,19 +131,7 @@ def _add_how(how: Group) -> None:
         metavar="N",
         help="of weights, order and distortions; the same seed gives the same weights (default: 0)",
     )
-    how.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16"],
-        help="of a step's matrix products; bfloat16 is fast on GPUs and on CPUs with AVX512-BF16 "
-        "or AMX, and slow on others; weights and figures stay float32 (default: float32)",
-    )
-    how.add_argument(
-        "--compiled",
-        action="store_true",
-        default=None,
-        help="compile the step by torch.compile (needs a C++ compiler); on a GPU replay it as a "
-        "CUDA graph",
-    )
+    add_precision(how)
     how.add_argument(
         "--teachers",
         type=Path,
@@ -151,6 +139,23 @@ def _add_how(how: Group) -> None:
         default=[],
         metavar="CHECKPOINT",
         help="learn from these networks' mean answer, too (see: python -m training ensemble)",
+    )
+
+
+def add_precision(group: Group) -> None:
+    """Add how a step is computed."""
+    group.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="of a step's matrix products; bfloat16 is fast on GPUs and on CPUs with AVX512-BF16 "
+        "or AMX, and slow on others; weights and figures stay float32 (default: float32)",
+    )
+    group.add_argument(
+        "--compiled",
+        action="store_true",
+        default=None,
+        help="compile the step by torch.compile (needs a C++ compiler); on a GPU replay it as a "
+        "CUDA graph",
     )
 
 

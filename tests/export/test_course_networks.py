@@ -32,6 +32,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [16]},
     "pair": {**CNN, "n4": 16},
     "rows": CNN,
+    "deep": {"a": 4, "b": 6, "c": 8},
     "skip": {"channels": 4, "blocks": 1},
     "volume": CNN,
     **{name: CNN for name in model_names() if name.startswith("cnn")},

@@ -33,6 +33,10 @@ PARAMETERS: list[tuple[str, dict[str, Any], int]] = [
     # The stem; a block; a block with a 1x1 convolution in its skip; the head.
     ("skip", {"channels": 2, "blocks": 1}, 54 + (80) + (80 + 152 + 16) + 50),
     ("skip", {"channels": 2, "blocks": 2}, 54 + (2 * 80) + (80 + 152 + 16) + (2 * 152) + 50),
+    (
+        *("deep", {"a": 2, "b": 3, "c": 4}),
+        (18 + 4) + (36 + 4) + (54 + 6) + 2 * (81 + 6) + (108 + 8) + (144 + 8) + 50,
+    ),
     ("branches", {"width": 2}, 44 * 2 + 16 + 44 * 8 * 2 + 16 + (8 * 49 * 10 + 10)),
     ("pair", {**TINY, "n4": 3}, 52 + 204 + 325 + 60 + (5 * 3 + 3) + (3 * 19 + 19)),
     (

@@ -4,14 +4,13 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-
 from training.compare.measure import compare
 from training.compare.plan import ComparePlan
 from training.compare.report import JSON_NAME, write_report
 from training.compare.result import Comparison
 from training.compare.words import over_seeds, points, points_interval, times
 from training.data import load_dataset
+from training.device import chosen_device
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +82,6 @@ def _compare(arguments: argparse.Namespace) -> int:
         size_epochs=arguments.size_epochs,
         picture_index=arguments.picture,
     )
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no CUDA device; use cpu")
     dataset = load_dataset(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
     comparison = compare(
@@ -92,7 +89,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         dataset,
         plan,
         folder=arguments.out,
-        device=torch.device(arguments.device),
+        device=chosen_device(arguments.device),
         say=logger.info,
     )
     page = write_report(comparison, dataset, arguments.out)

@@ -29,6 +29,7 @@ from training.compare.result import Alternative, Comparison, Curve, SizeRun
 from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
 from training.compare.sizes import run_sizes
 from training.data import CLASSES, Dataset, LabelledImages, split_validation, to_pixels
+from training.device import device_name
 from training.provenance import commit, versions
 
 CPU = torch.device("cpu")
@@ -247,14 +248,12 @@ def _alternative(group: Group, groups: Sequence[Group], base_name: str) -> Alter
 
 def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """Which images, which machine and which code: fields of ``Comparison``."""
-    threads = f"cpu ({torch.get_num_threads()} threads)"
-    on_gpu = device.type == "cuda"
     return {
         "data_name": dataset.name,
         "test_name": dataset.test_name,
         "data_sha256": dataset.sha256,
         "test_images": len(dataset.test),
-        "device": f"cuda ({torch.cuda.get_device_name(device)})" if on_gpu else threads,
+        "device": device_name(device),
         "versions": versions(["torch", "numpy", "scipy"]),
         "commit": commit(),
     }

@@ -13,6 +13,7 @@ from torch import nn
 from training.models.autoencoder import Autoencoder, AutoencoderConfig
 from training.models.branches import Branches, BranchesConfig
 from training.models.cnn import Cnn, CnnConfig
+from training.models.deep import Deep, DeepConfig
 from training.models.large import INPUT_SIZE, LargeConfig, LargeSubclass, large_sequential
 from training.models.mlp import Mlp, MlpConfig
 from training.models.pair import Pair, PairConfig
@@ -49,6 +50,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "autoencoder": Architecture(AutoencoderConfig, Autoencoder, task="image"),
     "branches": Architecture(BranchesConfig, Branches),
     "cnn": Architecture(CnnConfig, Cnn),
+    "deep": Architecture(DeepConfig, Deep),
     "large-sequential": Architecture(LargeConfig, large_sequential, _LARGE_INPUT, "none"),
     "large-subclass": Architecture(LargeConfig, LargeSubclass, _LARGE_INPUT, "none"),
     "mlp": Architecture(MlpConfig, Mlp),
