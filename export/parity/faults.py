@@ -20,7 +20,7 @@ from export.parity.layers import Inside, Program
 from export.parity.metrics import Array, Arrays
 from export.parity.reference import Reference
 from export.parity.tolerances import Tolerance
-from export.parity.weights import PRODUCTS, Fold, check_weights
+from export.parity.weights import PRODUCTS, Fold, check_weights, epsilon_of
 from export.session import OnnxModel
 
 WRONG_EPSILONS = (1e-3, 1e-5)  # one of them is wrong: both are common
@@ -194,7 +194,7 @@ def _one_weight(graph: _Graph, kind: str, factor: float) -> str:
 
 def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
     nodes = [n for n in graph.model.graph.node if n.op_type == "BatchNormalization"]
-    found = {n.name: (graph.get(n.input[4]), _epsilon_of(n)) for n in nodes}
+    found = {n.name: (graph.get(n.input[4]), epsilon_of(n)) for n in nodes}
     found |= {fold.weight: (state[fold.norm[3]], fold.epsilon) for fold in folds}
     if not found:
         raise NotApplicableError("the model has no BatchNorm")
@@ -215,10 +215,6 @@ def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
     for part, values in zip(node.input[1:3], fold.folded(state, wrong), strict=True):
         graph.put(part, values.astype(np.float32))
     return f"{fold.weight} folded with epsilon {wrong:g} for {own:g}"
-
-
-def _epsilon_of(node: onnx.NodeProto) -> float:
-    return next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
 
 
 def _mean(graph: _Graph) -> str:

@@ -126,6 +126,7 @@ def check_weights(model: onnx.ModelProto, program: Program) -> WeightFigures:
         rest -= fold.tensors
     for name in sorted(rest):
         comparison.add(name, expected[name])
+    comparison.add_epsilons(model, program)
     return comparison.figures()
 
 
@@ -193,6 +194,20 @@ class _Comparison:
             unit = np.abs(expected).max() if expected.ndim == 1 else np.maximum(abs(expected), tiny)
             self._note("folded", name, array, expected, np.asarray(unit))
 
+    def add_epsilons(self, model: onnx.ModelProto, program: Program) -> None:
+        """Those of the BatchNorms that were not folded, known by their variance's name."""
+        names = _names(program)
+        expected = {
+            names.get(getattr(node.args[4], "name", ""), ""): node.args[EPSILON_ARGUMENT]
+            for node in program.graph.nodes
+            if operator_of(node) == "batch_norm"
+        }
+        for node in model.graph.node:
+            if node.op_type == "BatchNormalization" and node.input[4] in expected:
+                found, own = epsilon_of(node), expected[node.input[4]]
+                if not np.isclose(found, own, rtol=1e-6, atol=0):  # it is a float32 in the file
+                    self._problems.append(f"epsilon of {node.name} is {found:g}, expected {own:g}")
+
     def figures(self) -> WeightFigures:
         """The sum of all."""
         constants = sum(self._found[name].size for name in self._unclaimed)
@@ -233,6 +248,11 @@ def where(array: Array, expected: Array, unit: Array | float = 1.0) -> str:
     position = np.unravel_index(np.nan_to_num(difference, nan=np.inf).argmax(), array.shape)
     at = ", ".join(str(int(i)) for i in position)
     return f"[{at}] is {array[position]:.7g}, expected {expected[position]:.7g}"
+
+
+def epsilon_of(node: onnx.NodeProto) -> float:
+    """A BatchNormalization node's epsilon; ONNX's default where it says none."""
+    return next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
 
 
 def _tensors(model: onnx.ModelProto) -> tuple[Arrays, Arrays]:

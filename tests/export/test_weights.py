@@ -137,6 +137,28 @@ def test_a_batchnorm_that_was_not_folded_is_compared_tensor_by_tensor(
     assert variance.name in problem
 
 
+@pytest.mark.parametrize(("epsilon", "problems"), [(1e-5, 0), (1e-3, 1)])
+def test_the_epsilon_of_a_batchnorm_that_was_not_folded_is_compared(
+    epsilon: float, problems: int, proofs: dict[str, Proof]
+) -> None:
+    """A weight comparison alone would not see it, and samples only where a variance is small."""
+    proof = proofs["bn-cnn"]
+    state = proof.subject.module.state_dict()
+    tensors = [
+        numpy_helper.from_array(tensor.numpy(), name)
+        for name, tensor in state.items()
+        if tensor.is_floating_point()
+    ]
+    before = next(name for name in state if name.endswith("running_mean")).removesuffix("mean")
+    norm = before.removesuffix("running_")
+    inputs = ["x", f"{norm}weight", f"{norm}bias", f"{before}mean", f"{before}var"]
+    node = onnx.helper.make_node("BatchNormalization", inputs, ["y"], "norm", epsilon=epsilon)
+    graph = onnx.helper.make_graph([node], "unfolded", [], [], tensors)
+    found = _check(proof, onnx.helper.make_model(graph)).problems
+    assert len(found) == problems
+    assert all("epsilon of norm is 0.001, expected 1e-05" in problem for problem in found)
+
+
 def test_a_weight_that_rounds_to_zero_in_fp16_becomes_zero(proofs: dict[str, Proof]) -> None:
     """Not the smallest number above it, as converters would have it."""
     proof = proofs["cnn"]
