@@ -12,7 +12,7 @@ import bentoml
 
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError
-from service import fastpath, tracing
+from service import fastpath, logs, tracing
 from service.http import HttpApi
 from service.lane import Lane
 from service.metrics import Metrics
@@ -24,6 +24,7 @@ from service.settings import SettingsError, read_settings
 try:
     SETTINGS = read_settings()
     tracing.check_exporter(SETTINGS)
+    logs.configure(SETTINGS)
 except SettingsError as error:
     raise SystemExit(f"error: {error}") from None
 
@@ -61,7 +62,7 @@ class DigitClassifier:
         try:
             open_proven(SETTINGS)
         except (BundleError, DeviceUnavailableError, UnprovenError) as error:
-            raise SystemExit(f"error: {error}") from None
+            raise logs.ended(SETTINGS, error) from None
 
     def __init__(self) -> None:
         """Prove every model in this worker, on its device; only then it answers."""
@@ -72,10 +73,11 @@ class DigitClassifier:
         )
         self._tracing = tracing.Tracing.of(SETTINGS)
         HTTP.serve(self._models, metrics, self._readiness, self._tracing)
+        RECEPTION.metrics = metrics
+        lane = None
         if SETTINGS.fast_path:
-            fastpath.install(
-                Lane(self._models, metrics, self._readiness, RECEPTION, self._tracing, SETTINGS)
-            )
+            lane = Lane(self._models, metrics, self._readiness, RECEPTION, self._tracing, SETTINGS)
+        fastpath.install(metrics, lane)
         # What is alive now stays alive: the collector need not walk over it again and again. Nor
         # need it look at every 700 new objects: a request makes dozens, and none of them in rings.
         gc.collect()

@@ -269,7 +269,7 @@ class Batcher:
                 item.waiter.answer(part, Ran(samples, start_s - item.arrived_s, compute_s))
                 start = end
         longest_s = start_s - min(item.arrived_s for item in batch)
-        self._on_batch(BatchRecord(samples, compute_s, longest_s, self._queued_samples))
+        self._on_batch(BatchRecord(samples, compute_s, longest_s))
 
 
 def _joined(batch: list[_Item]) -> Arrays:

@@ -13,6 +13,7 @@ A message says what came, what was expected and what to do; it is all that a cli
 """
 
 import math
+from enum import Enum
 from http import HTTPStatus
 
 LONGEST_SHOWN = 80
@@ -24,10 +25,43 @@ def shown(text: object) -> str:
     return quoted if len(quoted) <= LONGEST_SHOWN else f"{quoted[:LONGEST_SHOWN]}..."
 
 
+class ErrorKind(Enum):
+    """All that can become of a request but an answer: a label of the metrics, and its status.
+
+    Attributes:
+        label: The kind in a word.
+        status: HTTP's.
+    """
+
+    INVALID_INPUT = ("invalid_input", 400)
+    NOT_HTTP = ("not_http", 400)
+    UNAUTHORIZED = ("unauthorized", 401)
+    UNKNOWN_MODEL = ("unknown_model", 404)
+    UNKNOWN_PATH = ("unknown_path", 404)
+    WRONG_METHOD = ("wrong_method", 405)
+    TOO_LARGE = ("too_large", 413)
+    UNSUPPORTED_MEDIA = ("unsupported_media", 415)
+    OVERLOADED = ("overloaded", 429)
+    HEAD_TOO_LARGE = ("head_too_large", 431)
+    CLIENT_GONE = ("client_gone", 499)  # nginx's code; nobody is there to read it
+    ENGINE = ("engine", 500)  # the runtime failed at the batch
+    INTERNAL = ("internal", 500)
+    TOO_MANY_CONNECTIONS = ("too_many_connections", 503)
+    DEADLINE = ("deadline", 504)
+
+    def __init__(self, label: str, status: int) -> None:
+        self.label, self.status = label, status
+
+
 class ServiceError(Exception):
     """A request that is refused; the message goes to the client."""
 
-    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = ErrorKind.INTERNAL
+
+    @property
+    def status(self) -> HTTPStatus:
+        """HTTP's."""
+        return HTTPStatus(self.kind.status)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -38,13 +72,13 @@ class ServiceError(Exception):
 class InvalidInputError(ServiceError):
     """The body is not what the endpoint reads."""
 
-    status = HTTPStatus.BAD_REQUEST
+    kind = ErrorKind.INVALID_INPUT
 
 
 class UnauthorizedError(ServiceError):
     """The API key is missing or wrong."""
 
-    status = HTTPStatus.UNAUTHORIZED
+    kind = ErrorKind.UNAUTHORIZED
 
     @property
     def headers(self) -> dict[str, str]:
@@ -55,25 +89,25 @@ class UnauthorizedError(ServiceError):
 class UnknownModelError(ServiceError):
     """No bundle of that name is served."""
 
-    status = HTTPStatus.NOT_FOUND
+    kind = ErrorKind.UNKNOWN_MODEL
 
 
 class PayloadTooLargeError(ServiceError):
     """More bytes, pixels or images than a request may hold."""
 
-    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    kind = ErrorKind.TOO_LARGE
 
 
 class UnsupportedMediaError(ServiceError):
     """The content type or encoding is none that the endpoint reads."""
 
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    kind = ErrorKind.UNSUPPORTED_MEDIA
 
 
 class OverloadedError(ServiceError):
     """More images wait than the queue holds."""
 
-    status = HTTPStatus.TOO_MANY_REQUESTS
+    kind = ErrorKind.OVERLOADED
 
     def __init__(self, message: str, retry_after_s: float = 1) -> None:
         """Say when the queue will be worked off, in seconds, by the rate measured last."""
@@ -89,4 +123,4 @@ class OverloadedError(ServiceError):
 class DeadlineError(ServiceError):
     """It waited longer than a request may; it was not computed."""
 
-    status = HTTPStatus.GATEWAY_TIMEOUT
+    kind = ErrorKind.DEADLINE

@@ -18,8 +18,9 @@ from http import HTTPStatus
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import UnauthorizedError
+from service.errors import ErrorKind, UnauthorizedError
 from service.lane import Lane
+from service.metrics import Metrics
 from service.models import ServedModel
 from service.pending import Head, Pending
 from service.reception import REQUEST_ID
@@ -33,9 +34,14 @@ HTTP_VERSIONS = ("1.1", "1.0")
 ORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 
 
-def install(lane: Lane) -> None:
-    """Let connections of this process answer by themselves what the lane answers."""
-    FastProtocol.lane = lane
+def install(metrics: Metrics, lane: Lane | None) -> None:
+    """Let connections of this process answer by themselves what the lane answers, if there is one.
+
+    Args:
+        metrics: Told of what never becomes a request.
+        lane: What is answered here.
+    """
+    FastProtocol.metrics, FastProtocol.lane = metrics, lane
 
 
 def register(settings: Settings) -> None:
@@ -49,6 +55,7 @@ class FastProtocol(HttpToolsProtocol):
     """uvicorn's protocol on httptools, with a short way for inference requests."""
 
     lane: Lane | None = None
+    metrics: Metrics | None = None
     slow_client_s = 20.0
     max_connections = 4096
     _fast: Pending | None = None
@@ -63,7 +70,7 @@ class FastProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(
-                HTTPStatus.SERVICE_UNAVAILABLE,
+                ErrorKind.TOO_MANY_CONNECTIONS,
                 f"{self.max_connections} connections are open already; try again later",
                 b"retry-after: 1\r\n",
             )
@@ -161,7 +168,7 @@ class FastProtocol(HttpToolsProtocol):
         if self._too_large:
             self._refuse_head()
         else:
-            self._refuse(HTTPStatus.BAD_REQUEST, msg)
+            self._refuse(ErrorKind.NOT_HTTP, msg)
 
     def shutdown(self) -> None:
         """Answer what waits before uvicorn closes the connection."""
@@ -199,16 +206,18 @@ class FastProtocol(HttpToolsProtocol):
         super().on_body(body)
         super().on_message_complete()
 
-    def _refuse(self, status: HTTPStatus, message: str, further: bytes = b"") -> None:
+    def _refuse(self, kind: ErrorKind, message: str, further: bytes = b"") -> None:
         """Refuse what never became a request, and close the connection."""
-        body = error_body(message)
+        if FastProtocol.metrics is not None:
+            FastProtocol.metrics.refused(kind)
+        body, status = error_body(message), HTTPStatus(kind.status)
         head = b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode())
         head += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
         self.finish(head + further, body, keep_alive=False)
 
     def _refuse_head(self) -> None:
         self._refuse(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            ErrorKind.HEAD_TOO_LARGE,
             f"the request's head, or what comes behind its body, has more than {LARGEST_HEAD:,} "
             "bytes",
         )

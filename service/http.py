@@ -7,6 +7,7 @@ Paths that nobody serves are still BentoML's to refuse.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
@@ -20,9 +21,11 @@ from starlette.routing import Route
 
 from export.parity.metrics import Array, Arrays
 from service.body import read_body, uploaded_file
-from service.errors import InvalidInputError, UnknownModelError, shown
+from service.errors import ErrorKind, InvalidInputError, UnknownModelError, shown
+from service.exchange import Exchange
+from service.exposition import exposition
 from service.images import read_image
-from service.metrics import Metrics, exposition
+from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
 from service.oip import (
     BINARY_TYPE,
@@ -41,7 +44,6 @@ from service.tracing import Tracing
 from service.waiting import Ran
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
 DECODERS = 2
 
 
@@ -83,7 +85,7 @@ class HttpApi:
                 Route(f"{path}/ready", self._guarded(self._model_ready), methods=["GET"]),
                 Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        self.app = Starlette(routes=routes)
 
     def serve(
         self,
@@ -112,15 +114,10 @@ class HttpApi:
     async def _infer(self, request: Request) -> Response:
         model = self._model_in_path(request)
         body = await read_body(request, self._settings.max_body_bytes)
-        asked = parse_infer(
-            body,
-            _json_length(request),
-            model.manifest,
-            self._settings.limits,
-        )
+        asked = parse_infer(body, _json_length(request), model.manifest, self._settings.limits)
         outputs, ran = await _computed(request, model, asked.inputs)
         content, json_length = format_infer(outputs, asked, model.manifest)
-        response = self._answered(model, "infer", asked.samples, content, ran)
+        response = self._answered(request, model, "infer", asked.samples, content, ran)
         if json_length is not None:
             response.headers[HEADER_LENGTH] = str(json_length)
             response.headers["content-type"] = BINARY_TYPE
@@ -186,15 +183,26 @@ class HttpApi:
         self, request: Request, images: Array, model: ServedModel, endpoint: str
     ) -> Response:
         outputs, ran = await _computed(request, model, model.inputs(images))
-        return self._answered(model, endpoint, len(images), model.answer(outputs), ran)
+        content = model.answer(outputs)
+        return self._answered(request, model, endpoint, len(images), content, ran)
 
     def _answered(
-        self, model: ServedModel, endpoint: str, samples: int, content: bytes, ran: Ran
+        self,
+        request: Request,
+        model: ServedModel,
+        endpoint: str,
+        samples: int,
+        content: bytes,
+        ran: Ran,
     ) -> Response:
+        exchange: Exchange = request.scope["exchange"]
+        name = exchange.model = model.manifest.name
+        exchange.batch_images = ran.batch_samples
         if self._metrics is not None:
-            self._metrics.answered(model.manifest.name, endpoint, samples)
+            seconds = time.perf_counter() - exchange.begun_s
+            self._metrics.answered(name, endpoint, samples, seconds)
         if self._tracing is not None:
-            self._tracing.computed(ran)
+            self._tracing.computed(name, ran)
         headers = {}
         if self._settings.answer_headers:
             headers = identity_headers(model) | timing_headers(ran)
@@ -221,14 +229,16 @@ class HttpApi:
             try:
                 return await endpoint(request)
             except HTTPException:
-                raise  # Starlette's own answer
+                raise  # Starlette answers, and the reception puts it in the one shape
             except ClientDisconnect:
-                response = Response(status_code=CLIENT_CLOSED_REQUEST)
+                kind = ErrorKind.CLIENT_GONE
+                response = Response(status_code=kind.status)
             except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
-                refused = refusal(error, request.url.path, request.scope["request_id"])
+                refused = refusal(error, request.url.path, request.scope["exchange"].request_id)
+                kind = refused.kind
                 response = _error(refused.message, refused.status, refused.headers)
             if self._metrics is not None:
-                self._metrics.refused(response.status_code)
+                self._metrics.refused(kind)
             return response
 
         return guarded
@@ -272,15 +282,6 @@ def _json_length(request: Request) -> str | None:
     if len(given) > 1:
         raise InvalidInputError("Inference-Header-Content-Length is given twice")
     return given[0] if given else None
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (a wrong method) in the one shape."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = dict(getattr(error, "headers", None) or {})
-    allowed = f"; allowed: {headers['Allow']}" if "Allow" in headers else ""
-    said = f"{HTTPStatus(status).phrase}: {request.method} {request.url.path[:200]}{allowed}"
-    return _error(said, HTTPStatus(status), headers)
 
 
 def _error(message: str, status: HTTPStatus, headers: dict[str, str] | None = None) -> Response:

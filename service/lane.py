@@ -1,7 +1,5 @@
 """What is answered beneath ASGI: which URLs, by which models, under which limits."""
 
-import asyncio
-
 from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
 from service.oip import infer_urls
@@ -11,8 +9,6 @@ from service.reception import SECURITY_HEADERS, Reception
 from service.settings import Settings
 from service.tensors import sample_bytes
 from service.tracing import Tracing
-
-COUNTED_EVERY_S = 0.5
 
 
 class Lane:
@@ -30,7 +26,7 @@ class Lane:
         """Collect the URLs of all models."""
         self.served, self.metrics, self.readiness = models, metrics, readiness
         self.reception, self.tracing = reception, tracing
-        self.timed = reception.logs or tracing is not None
+        self.told = reception.logs or tracing is not None
         self.limits = settings.limits
         self.answer_headers = settings.answer_headers
         here = [model for model in models.all() if model.batcher.in_loop]
@@ -60,8 +56,6 @@ class Lane:
             self.routes[b"/predict/image"] = (Upload, default)
         if len(here) == len(models.all()):  # whichever the body names is answered here
             self.routes[b"/predict"] = (Predict, default)
-        metrics.settle = self.count
-        self._answered: dict[tuple[str, str], tuple[int, int]] = {}
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
 
@@ -73,19 +67,6 @@ class Lane:
         """Answer what waits now."""
         for batcher in self._batchers:
             batcher.flush()
-
-    def answered(self, model: str, endpoint: str, samples: int) -> None:
-        """Note an answer; the metrics, which take microseconds, are told now and then."""
-        if not self._answered:
-            asyncio.get_running_loop().call_later(COUNTED_EVERY_S, self.count)
-        before, requests = self._answered.get((model, endpoint), (0, 0))
-        self._answered[model, endpoint] = (before + samples, requests + 1)
-
-    def count(self) -> None:
-        """Tell the metrics what was answered."""
-        for (model, endpoint), (samples, requests) in self._answered.items():
-            self.metrics.answered(model, endpoint, samples, requests)
-        self._answered.clear()
 
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Uvicorn's headers as lines; it makes a new list of them each second, for the date."""

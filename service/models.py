@@ -17,7 +17,7 @@ from export.session import choose_device
 from service.batcher import Batcher
 from service.engines import Engine, batch_buckets, open_engine, required_tolerance
 from service.errors import InvalidInputError, UnknownModelError, shown
-from service.metrics import Metrics
+from service.metrics import GoldenCheck, Metrics, ModelInfo
 from service.protocol import predictions
 from service.settings import Settings
 
@@ -189,39 +189,48 @@ class ServedModel:
         }
 
 
+def _serve(proven: ProvenModel, settings: Settings, metrics: Metrics) -> ServedModel:
+    """Give a model its batcher and say in log and metrics what is served, and where."""
+    manifest, engine, golden = proven.manifest, proven.engine, proven.golden
+    batch_s = _warm_up(engine, manifest, settings)
+    in_loop = settings.engine == "loop" or (
+        settings.engine == "auto" and engine.device == "cpu" and batch_s <= LONGEST_IN_LOOP_S
+    )
+    batcher = Batcher(
+        engine,
+        max_batch_samples=settings.max_batch_images,
+        max_queue_samples=settings.max_queue_images,
+        in_loop=in_loop,
+        deadline_s=settings.timeout_s,
+        wait_s=settings.batch_wait_ms / 1000,
+        on_batch=functools.partial(metrics.batch, manifest.name),
+    )
+    info = ModelInfo(
+        manifest.name, manifest.version, proven.variant, engine.device, engine.provider
+    )
+    metrics.model_ready(
+        info,
+        GoldenCheck(True, golden.scaled_error, proven.tolerance.scaled_error),
+        ("infer", "predict", "predict_image") if proven.reads_digits else ("infer",),
+        waiting=lambda: batcher.queued_samples,
+        limit=settings.max_queue_images,
+    )
+    logger.info(
+        "serving %s version %s (%s) on %s (%s): %d golden samples right, batches of %d "
+        "take %.1f ms and run in %s",
+        *info,
+        *(golden.samples, settings.max_batch_images, 1000 * batch_s),
+        "the event loop" if in_loop else "a thread",
+    )
+    return ServedModel(proven, batcher)
+
+
 class ServedModels:
     """All models of a worker, by name."""
 
     def __init__(self, proven: list[ProvenModel], settings: Settings, metrics: Metrics) -> None:
-        """Give each model its batcher and say in log and metrics what is served, and where."""
-        self._models: dict[str, ServedModel] = {}
-        for model in proven:
-            name, engine = model.manifest.name, model.engine
-            batch_s = _warm_up(engine, model.manifest, settings)
-            in_loop = settings.engine == "loop" or (
-                settings.engine == "auto"
-                and engine.device == "cpu"
-                and batch_s <= LONGEST_IN_LOOP_S
-            )
-            batcher = Batcher(
-                engine,
-                max_batch_samples=settings.max_batch_images,
-                max_queue_samples=settings.max_queue_images,
-                in_loop=in_loop,
-                deadline_s=settings.timeout_s,
-                wait_s=settings.batch_wait_ms / 1000,
-                on_batch=functools.partial(metrics.batch, name),
-            )
-            self._models[name] = ServedModel(model, batcher)
-            version, variant = model.manifest.version, model.variant
-            metrics.model_ready(name, version, variant, engine.device, engine.provider)
-            logger.info(
-                "serving %s version %s (%s) on %s (%s): %d golden samples right, batches of %d "
-                "take %.1f ms and run in %s",
-                *(name, version, variant, engine.device, engine.provider),
-                *(model.golden.samples, settings.max_batch_images, 1000 * batch_s),
-                "the event loop" if in_loop else "a thread",
-            )
+        """Serve each."""
+        self._models = {model.manifest.name: _serve(model, settings, metrics) for model in proven}
         self.default = settings.default_model or proven[0].manifest.name
 
     def get(self, name: str | None) -> ServedModel:

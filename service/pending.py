@@ -5,8 +5,11 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from opentelemetry.trace import INVALID_SPAN_CONTEXT
+
 from export.parity.metrics import Arrays
 from service.body import uploaded_file
+from service.exchange import Exchange
 from service.images import read_image
 from service.models import ServedModel
 from service.oip import BINARY_TYPE, format_infer, parse_infer
@@ -47,7 +50,7 @@ class Pending:
     ) -> None:
         self._protocol, self._lane, self.model, self._head = protocol, lane, model, head
         self._samples, self._url = 0, protocol.url
-        self._begun_s = time.perf_counter() if lane.timed else 0.0
+        self._begun_s = time.perf_counter()
         self.body, self.keep_alive, self._queued = b"", True, False
 
     @staticmethod
@@ -93,8 +96,9 @@ class Pending:
         except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was
             self.fail(error)
             return
-        self._finish(200, head, body, ran)
-        self._lane.answered(self.model.manifest.name, self.endpoint, self._samples)
+        seconds = self._finish(200, head, body, ran)
+        metrics = self._lane.metrics
+        metrics.answered(self.model.manifest.name, self.endpoint, self._samples, seconds)
 
     def fail(self, error: Exception) -> None:
         """Write the refusal."""
@@ -105,20 +109,30 @@ class Pending:
         lines += [f"{name.lower()}: {value}" for name, value in refused.headers.items()]
         lines += [f"content-length: {len(body)}"]
         self._finish(status.value, ("\r\n".join(lines) + "\r\n").encode("latin-1"), body)
-        self._lane.metrics.refused(status.value)
+        self._lane.metrics.refused(refused.kind)
 
-    def _finish(self, status: int, head: bytes, body: bytes, ran: Ran | None = None) -> None:
+    def _finish(self, status: int, head: bytes, body: bytes, ran: Ran | None = None) -> float:
+        """Write the answer; how long it took."""
         request_id, lane = self._head.request_id, self._lane
         head += b"%b: %b\r\n" % (REQUEST_ID, request_id)
         self._protocol.unanswered -= self._queued
         self._protocol.finish(head, body, keep_alive=self.keep_alive)
-        if lane.timed:
-            seconds = time.perf_counter() - self._begun_s
-            asked = f"POST {self._url.decode('latin-1')}"
-            if lane.reception.logs:
-                lane.reception.log(self._protocol.client, asked, status, seconds, request_id)
-            if lane.tracing is not None:
-                lane.tracing.request(asked, self._head.headers, status, seconds, ran)
+        seconds = time.perf_counter() - self._begun_s
+        if lane.told:
+            self._tell(status, seconds, ran)
+        return seconds
+
+    def _tell(self, status: int, seconds: float, ran: Ran | None) -> None:
+        """Let log and traces know."""
+        lane, client, url = self._lane, self._protocol.client, self._url.decode("latin-1")
+        exchange = Exchange(self._head.request_id, self._begun_s, client, "POST", url)
+        if ran is not None:
+            exchange.model, exchange.batch_images = self.model.manifest.name, ran.batch_samples
+        span = INVALID_SPAN_CONTEXT
+        if lane.tracing is not None:
+            span = lane.tracing.request(exchange, self._head.headers, status, seconds, ran)
+        if lane.reception.logs:
+            lane.reception.log(exchange, status, seconds, span)
 
 
 class Infer(Pending):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from export.golden import judge_answers
-from service.metrics import Metrics
+from service.metrics import GoldenCheck, Metrics
 from service.models import ServedModel, ServedModels
 
 logger = logging.getLogger("bentoml.service")
@@ -42,6 +42,7 @@ class Readiness:
         """
         self._models, self._metrics = models, metrics
         self._every_s, self._drain_s = every_s, drain_s
+        metrics.golden_checked_every(every_s)
         self._watch: asyncio.Task[None] | None = None
         self.draining = False
         self.failures: dict[str, list[str]] = {}
@@ -62,7 +63,6 @@ class Readiness:
         """Ask every model some golden samples; what was wrong, by model."""
         found = {model.manifest.name: await self._ask(model) for model in self._models.all()}
         for name, failures in found.items():
-            self._metrics.golden_checked(name, not failures)
             if failures:
                 logger.error("%s fails its golden samples: %s", name, "; ".join(failures))
         self.failures = {name: failures for name, failures in found.items() if failures}
@@ -72,13 +72,16 @@ class Readiness:
         golden = model.proven.samples
         if model.proven.tolerance.scaled_error is not None:  # else only many can be judged
             golden = golden.first(SAMPLES)
+        name, tolerance = model.manifest.name, model.proven.tolerance
         try:
             answers, _ = await model.batcher.submit(golden.inputs)
         except Exception as error:  # noqa: BLE001 - no answer is a wrong one
+            self._metrics.golden_checked(name, GoldenCheck(False, 0, None))
             return [repr(error)]
-        return judge_answers(
-            golden, answers, model.manifest.outputs, model.proven.tolerance
-        ).failures
+        judged = judge_answers(golden, answers, model.manifest.outputs, tolerance)
+        check = GoldenCheck(not judged.failures, judged.scaled_error, tolerance.scaled_error)
+        self._metrics.golden_checked(name, check)
+        return judged.failures
 
     async def _run(self) -> None:
         while True:

@@ -8,11 +8,16 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import count
 
+from opentelemetry.trace import SpanContext, get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InvalidInputError, ServiceError, UnauthorizedError
+from service.errors import ErrorKind, InvalidInputError, ServiceError, UnauthorizedError
+from service.exchange import Exchange
+from service.logs import trace_fields
+from service.metrics import Metrics
 from service.responses import error_body
 from service.settings import Settings
+from service.tracing import describe
 
 REQUEST_ID = b"x-request-id"
 LONGEST_ID = 128
@@ -22,11 +27,20 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
 BEARER = b"bearer "
 
+# Refusals of BentoML's that come in plain text; what else comes so is a fault.
+PLAIN_KINDS = {404: ErrorKind.UNKNOWN_PATH, 405: ErrorKind.WRONG_METHOD, 504: ErrorKind.DEADLINE}
+
 logger = logging.getLogger("bentoml.access")  # BentoML shows its own loggers alone
 
 
 class Reception:
-    """The rules, for the ordinary way and for the short one."""
+    """The rules, for the ordinary way and for the short one.
+
+    Attributes:
+        metrics: Told of refusals, once there are any.
+    """
+
+    metrics: Metrics | None = None
 
     def __init__(self, settings: Settings) -> None:
         """Take the key and the share of requests that are logged from the settings."""
@@ -62,29 +76,38 @@ class Reception:
             return given
         return b"%b-%x" % (self._prefix, next(self._numbers))
 
-    def log(
-        self,
-        client: tuple[str, int] | None,
-        asked: str,
-        status: int,
-        seconds: float,
-        request_id: bytes,
-    ) -> None:
-        """Write one line for so many requests as the share says.
+    def refused(self, kind: ErrorKind) -> None:
+        """A request was refused at the door."""
+        if self.metrics is not None:
+            self.metrics.refused(kind)
+
+    def log(self, exchange: Exchange, status: int, seconds: float, span: SpanContext) -> None:
+        """Write one line for so many requests as the share says; in JSON it has fields.
 
         Args:
-            client: Address and port.
-            asked: Method and URL.
+            exchange: The request.
             status: HTTP's.
             seconds: From the end of its head to its answer.
-            request_id: As in the answer's header.
+            span: The request's, if it is traced.
         """
         self._due += self._log_share
-        if self._due >= 1:
-            self._due -= 1
-            address = f"{client[0]}:{client[1]}" if client else "-"
-            said = (address, asked[:200], status, 1000 * seconds, request_id.decode("latin-1"))
-            logger.info('%s "%s" %d %.3f ms %s', *said)
+        if self._due < 1:
+            return
+        self._due -= 1
+        client, path = exchange.client, exchange.path[:200]
+        fields = {
+            "client": f"{client[0]}:{client[1]}" if client else "-",
+            "method": exchange.method,
+            "path": path,
+            "status": status,
+            "duration_s": round(seconds, 6),
+            "request_id": exchange.request_id.decode("latin-1"),
+        }
+        said = (fields["client"], exchange.method, path, status, 1000 * seconds)
+        if exchange.model is not None:
+            fields |= {"model": exchange.model, "batch_images": exchange.batch_images}
+        fields |= trace_fields(span)
+        logger.info('%s "%s %s" %d %.3f ms %s', *said, fields["request_id"], extra=fields)
 
 
 def check_host(scope: Scope) -> None:
@@ -129,11 +152,18 @@ class _Answering:
     def __init__(self, reception: Reception, scope: Scope, send: Send) -> None:
         self._reception, self._scope, self._send = reception, scope, send
         given = dict(scope["headers"]).get(REQUEST_ID)
-        self._id = scope["request_id"] = reception.request_id(given)
-        self._begun_s, self._replaced = time.perf_counter(), False
+        self._exchange = scope["exchange"] = Exchange(
+            reception.request_id(given),
+            time.perf_counter(),
+            scope["client"],
+            scope["method"],
+            scope["raw_path"].decode("latin-1"),
+        )
+        self._replaced = False
 
     async def refuse(self, error: ServiceError) -> None:
         """Answer in place of the app."""
+        self._reception.refused(error.kind)
         body = error_body(str(error))
         headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
         await self._start(error.status, _as_json(headers, body))
@@ -142,26 +172,31 @@ class _Answering:
     async def send(self, message: Message) -> None:
         """Pass the app's answer on."""
         if message["type"] == "http.response.start":
-            kind = dict(message["headers"]).get(b"content-type", b"")
             status, headers = message["status"], list(message["headers"])
+            named = dict(headers)
+            kind = named.get(b"content-type", b"")
             self._replaced = status >= HTTPStatus.BAD_REQUEST and kind[:10] == b"text/plain"
             if not self._replaced:
                 await self._start(status, headers)
                 return
+            if self._scope["path"] not in OPEN_PATHS:
+                self._reception.refused(PLAIN_KINDS.get(status, ErrorKind.INTERNAL))
             asked = f"{self._scope['method']} {self._scope['path'][:200]}"
-            body = error_body(f"{HTTPStatus(status).phrase}: {asked}")
+            allowed = f"; allowed: {named[b'allow'].decode()}" if b"allow" in named else ""
+            body = error_body(f"{HTTPStatus(status).phrase}: {asked}{allowed}")
             await self._start(status, _as_json(headers, body))
             await self._send({"type": "http.response.body", "body": body})
         elif not self._replaced:
             await self._send(message)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        further = [*SECURITY_HEADERS, (REQUEST_ID, self._id)]
+        exchange, span = self._exchange, get_current_span()
+        further = [*SECURITY_HEADERS, (REQUEST_ID, exchange.request_id)]
         message = {"type": "http.response.start", "status": status, "headers": headers + further}
+        describe(span, exchange.request_id)
         if self._reception.logs:
-            asked = f"{self._scope['method']} {self._scope['raw_path'].decode('latin-1')}"
-            seconds = time.perf_counter() - self._begun_s
-            self._reception.log(self._scope["client"], asked, status, seconds, self._id)
+            seconds = time.perf_counter() - exchange.begun_s
+            self._reception.log(exchange, status, seconds, span.get_span_context())
         await self._send(message)
 
 

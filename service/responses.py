@@ -9,9 +9,9 @@ import logging
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from service.errors import ServiceError
+from service.errors import ErrorKind, ServiceError
 from service.models import ServedModel
-from service.waiting import Ran
+from service.waiting import EngineError, Ran
 
 logger = logging.getLogger("bentoml.service")
 
@@ -26,9 +26,14 @@ def error_body(message: str) -> bytes:
 class Refusal:
     """What a client is told in place of an answer."""
 
-    status: HTTPStatus
+    kind: ErrorKind
     message: str
     headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> HTTPStatus:
+        """HTTP's."""
+        return HTTPStatus(self.kind.status)
 
 
 def refusal(error: Exception, where: str, request_id: bytes) -> Refusal:
@@ -40,11 +45,12 @@ def refusal(error: Exception, where: str, request_id: bytes) -> Refusal:
         request_id: As in the answer's header.
     """
     if isinstance(error, ServiceError):
-        return Refusal(error.status, str(error), error.headers)
+        return Refusal(error.kind, str(error), error.headers)
     named = request_id.decode("latin-1")
-    logger.error("request %s failed at %s", named, where, exc_info=error)
+    further = {"request_id": named}
+    logger.error("request %s failed at %s", named, where, exc_info=error, extra=further)
     return Refusal(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
+        ErrorKind.ENGINE if isinstance(error, EngineError) else ErrorKind.INTERNAL,
         f"the service failed, not the request; its log tells more of request {named}",
     )
 

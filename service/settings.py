@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     access_log_share: float = Field(
         0, ge=0, le=1, description="share of the requests that get a line in the log"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the log's lines: BentoML's, or a JSON object each"
+    )
     trace_share: float = Field(0, ge=0, le=1, description="share of the requests that are traced")
     trace_endpoint: str = Field(
         "http://localhost:4318/v1/traces", description="where traces go, by OTLP over HTTP"

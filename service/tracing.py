@@ -6,13 +6,16 @@ both are made here, when the answer is written. Both ask the same sampler.
 
 import time
 from collections.abc import Iterable
+from http import HTTPStatus
 
 from bentoml._internal.configuration.containers import BentoMLContainer
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import SpanKind, set_span_in_context
+from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
+from service.exchange import Exchange
 from service.settings import Settings, SettingsError
 from service.waiting import Ran
 
@@ -45,6 +48,12 @@ def check_exporter(settings: Settings) -> None:
             ) from error
 
 
+def describe(span: Span, request_id: bytes) -> None:
+    """Let a request's span be found by the id in its answer's header."""
+    if span.is_recording():
+        span.set_attribute("http.response.header.x-request-id", [request_id.decode("latin-1")])
+
+
 class Tracing:
     """Makes the spans."""
 
@@ -64,50 +73,62 @@ class Tracing:
 
     def request(
         self,
-        asked: str,
+        exchange: Exchange,
         headers: Iterable[tuple[bytes, bytes]],
         status: int,
         seconds: float,
         ran: Ran | None,
-    ) -> None:
+    ) -> SpanContext:
         """A request that was just answered beneath BentoML's middleware.
 
         Args:
-            asked: Method and path.
-            headers: The request's; they may name a parent.
+            exchange: The request.
+            headers: Its own; they may name a parent.
             status: HTTP's.
             seconds: From the end of its head to its answer.
             ran: How it was computed, if it was.
+
+        Returns:
+            By what it is found.
         """
         carrier = {
             name.decode(): value.decode("latin-1")
             for name, value in headers
             if name in PARENT_HEADERS
         }
-        method, _, path = asked.partition(" ")
         now_ns = time.time_ns()
         span = self._tracer.start_span(
-            asked,
+            f"{exchange.method} {exchange.path}",
             self._propagator.extract(carrier, Context()),
             SpanKind.SERVER,
             {
-                "http.request.method": method,
-                "url.path": path,
+                "http.request.method": exchange.method,
+                "url.path": exchange.path,
                 "http.response.status_code": status,
             },
             start_time=now_ns - int(seconds * NS),
         )
-        if ran is not None:
-            self.computed(ran, set_span_in_context(span, Context()), now_ns)
+        describe(span, exchange.request_id)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            span.set_status(StatusCode.ERROR)
+        if ran is not None and exchange.model is not None:
+            within = set_span_in_context(span, Context())
+            self.computed(exchange.model, ran, within, now_ns)
         span.end(now_ns)
+        return span.get_span_context()
 
-    def computed(self, ran: Ran, within: Context | None = None, end_ns: int | None = None) -> None:
+    def computed(
+        self, model: str, ran: Ran, within: Context | None = None, end_ns: int | None = None
+    ) -> None:
         """What a request waited and what the engine took; within the current span by default."""
         end_ns = end_ns or time.time_ns()
         compute_ns = end_ns - int(ran.compute_s * NS)
         queue_ns = compute_ns - int(ran.queue_s * NS)
         self._tracer.start_span("queue", within, start_time=queue_ns).end(compute_ns)
-        attributes = {"batch.size": ran.batch_samples}
+        attributes: dict[str, AttributeValue] = {
+            "model.name": model,
+            "batch.size": ran.batch_samples,
+        }
         span = self._tracer.start_span(
             "compute", within, attributes=attributes, start_time=compute_ns
         )

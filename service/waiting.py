@@ -23,12 +23,11 @@ class Ran(NamedTuple):
 
 
 class BatchRecord(NamedTuple):
-    """One batch that ran, for the metrics; ``queued_samples`` waited when it was done."""
+    """One batch that ran, for the metrics."""
 
     samples: int
     compute_s: float
     longest_queue_s: float
-    queued_samples: int
 
 
 class Waiter(Protocol):

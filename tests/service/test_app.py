@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from export.golden import Golden
 from loadtest.server import running_service
+from service.metrics import SETTLED_EVERY_S
 from tests.tiny import SERVED_BUNDLES
 
 DIGIT = Path(__file__).with_name("digit.png")
@@ -233,7 +235,7 @@ def test_bad_requests_are_refused_in_words_and_the_service_goes_on(
 
 def test_refusals_are_counted(client: httpx.Client) -> None:
     """A refused request shows in the metrics under its status."""
-    name = 'digits_refused_requests_total{status="404"}'
+    name = 'digits_refused_requests_total{kind="unknown_model",status="404"}'
     before = _metrics(client).get(name, 0)
     client.post("/predict", json={"images": BLANK, "model": "rnn"})
     assert _metrics(client)[name] == before + 1
@@ -252,5 +254,6 @@ def test_two_workers_answer_alike(tmp_path: Path) -> None:
             answer = httpx.post(f"{url}/predict", json=body).json()  # a connection each
             labels = [p["label"] for p in answer["predictions"]]
             assert labels == [str(i) for i in golden.labels()]
+        time.sleep(2 * SETTLED_EVERY_S)  # a worker tells the others as often
         counted = _metrics(client)['digits_images_total{endpoint="predict",model="mlp"}']
         assert counted == 20 * len(golden.inputs["images"])

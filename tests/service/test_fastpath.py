@@ -187,7 +187,7 @@ def test_the_metrics_count_the_fast_ones_too(service_url: str) -> None:
         return after.get(name, 0) - before.get(name, 0)
 
     assert grown('digits_images_total{endpoint="infer",model="cnn"}') == 4
-    assert grown('digits_refused_requests_total{status="400"}') == 1
+    assert grown('digits_refused_requests_total{kind="invalid_input",status="400"}') == 1
     assert grown('digits_batch_images_sum{model="cnn"}') == 4
 
 

@@ -135,7 +135,7 @@ def test_ten_requests_at_once_into_a_queue_of_eight(tmp_path: Path) -> None:
         connections = [stack.enter_context(_connect(url)) for _ in range(10)]
         for _ in range(10):
             assert _assert_refused_or_right(_burst(url, connections)) == 2
-        refused = 'digits_refused_requests_total{status="429"} 20.0'
+        refused = 'digits_refused_requests_total{kind="overloaded",status="429"} 20.0'
         assert refused in httpx.get(f"{url}/metrics").text
 
 
