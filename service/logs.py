@@ -47,7 +47,7 @@ class JsonLines(JsonFormatter):
     def process_log_record(self, log_data: LogData) -> LogData:
         """Put the time first, and add the trace in which the line was written, if there is one."""
         traced = trace_fields(get_current_span().get_span_context())
-        return {"time": log_data.pop("time")} | traced | log_data
+        return {"time": log_data.pop("time")} | log_data | traced
 
 
 def configure(settings: Settings) -> None:
