@@ -10,8 +10,8 @@ BUNDLES := artifacts/bundles
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve train bundles gpu loadtest check test test-all test-service coverage \
-  lock audit clean
+.PHONY: help install demo serve train bundles gpu loadtest check test test-all test-service monitoring-test \
+  coverage lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ test-service: ## the service's tests where nothing but the service is installed
 	  -c constraints.txt -e '.[serve,tracing]' pytest 'tritonclient[http]' schemathesis trustme
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
 	.venv-service/bin/python -m pytest -m "not slow" tests/service
+
+monitoring-test: $(VENV)/installed ## rules and dashboard, by promtool and a real Prometheus
+	$(BIN)/python -m pytest tests/service/test_monitoring.py tests/service/test_prometheus.py
 
 coverage: $(VENV)/installed ## the fast tests with line and branch coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term

@@ -1,0 +1,182 @@
+"""Rules, dashboard and documentation speak of what the service exposes, and promtool agrees."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.errors import ErrorKind
+from service.monitoring.dashboard import dashboard
+from service.settings import ROOT
+from tests.service.promql import (
+    DASHBOARD,
+    MONITORING,
+    RULES,
+    alerts,
+    alerts_in_tests,
+    dashboard_queries,
+    metric_names,
+    panels,
+    recorded,
+    rules,
+)
+
+DOCUMENT = (ROOT / "docs" / "monitoring.md").read_text()
+TESTS = RULES / "tests" / "alerts.yml"
+# What Prometheus itself knows of each target and of alerts.
+PROMETHEUS_OWN = {"up", "scrape_duration_seconds", "ALERTS"}
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (Debian and Ubuntu: apt-get install prometheus)",
+)
+
+
+@pytest.fixture(scope="module")
+def exposed(service_url: str) -> dict[str, Metric]:
+    """The metrics that the real service exposes, by name."""
+    text = httpx.get(service_url + "/metrics").text
+    return {metric.name: metric for metric in text_string_to_metric_families(text)}
+
+
+def _series(exposed: dict[str, Metric]) -> Iterator[str]:
+    for metric in exposed.values():
+        yield from (sample.name for sample in metric.samples)
+
+
+def test_every_metric_that_is_asked_for_is_exposed_or_recorded(exposed: dict[str, Metric]) -> None:
+    """No query of rules or dashboard names a metric that nobody makes."""
+    known = {*_series(exposed), *recorded(), *PROMETHEUS_OWN}
+    for query in [*dashboard_queries(), *(rule["expr"] for rule in rules())]:
+        names = metric_names(query)
+        assert names, query
+        assert names <= known, f"{sorted(names - known)} in {query}"
+
+
+def test_every_metric_that_is_exposed_is_looked_at(exposed: dict[str, Metric]) -> None:
+    """Of each family of the service's own some query asks."""
+    queries = [*dashboard_queries(), *recorded().values()]
+    asked = {name for query in queries for name in metric_names(query)}
+    for metric in exposed.values():
+        series = {sample.name for sample in metric.samples}
+        assert series & asked or not metric.name.startswith("digits_"), metric.name
+
+
+def test_every_label_that_is_asked_for_is_there(exposed: dict[str, Metric]) -> None:
+    """What queries group by and choose by are labels of the metrics, and kinds are kinds."""
+    labels = {"le", "instance", "job", "alertname", "alertstate"}
+    labels |= {
+        label for metric in exposed.values() for sample in metric.samples for label in sample.labels
+    }
+    kinds = {kind.label for kind in ErrorKind}
+    for query in [*dashboard_queries(), *(rule["expr"] for rule in rules())]:
+        for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
+            assert set(group.split(", ")) <= labels, query
+        for selector in re.findall(r"\{([^}]*)\}", query):
+            assert set(re.findall(r"(\w+)=", selector)) <= labels, query
+        for asked in re.findall(r'kind=~"([^"]*)"', query):
+            assert set(asked.split("|")) <= kinds, query
+
+
+def test_every_metric_is_documented_as_it_is(exposed: dict[str, Metric]) -> None:
+    """Name, type and labels stand in the table of docs/monitoring.md, and no others do."""
+    rows = re.findall(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \|([^|]*)\|", DOCUMENT, re.M)
+    documented = {(name, kind, labels.strip()) for name, kind, labels in rows}
+    actual = set()
+    for metric in exposed.values():
+        labels = {name for sample in metric.samples for name in sample.labels} - {"le"}
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        actual.add((name, metric.type, ", ".join(sorted(labels))))
+    assert actual == documented
+
+
+def test_names_hold_to_the_conventions(exposed: dict[str, Metric]) -> None:
+    """Base units, spelt out, at the end; counters are totals; every metric says what it is."""
+    for metric in exposed.values():
+        assert metric.documentation, metric.name
+        assert not re.search(r"_(ms|us|millis|kb|mb|percent|pct)(_|$)", metric.name)
+        if metric.type == "counter":
+            assert all(sample.name.endswith("_total") for sample in metric.samples)
+
+
+def test_every_kind_of_error_is_documented() -> None:
+    """Kind and status, as in the table."""
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", DOCUMENT, re.M)
+    assert rows == [(kind.label, str(kind.status)) for kind in sorted(ErrorKind, key=_by_status)]
+
+
+def _by_status(kind: ErrorKind) -> int:
+    return kind.status
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_an_alert_says_what_to_do_and_is_tested_both_ways(name: str) -> None:
+    """Severity, summary, description, a paragraph of the runbook; it must fire and must not."""
+    alert = alerts()[name]
+    assert alert["labels"]["severity"] in ("page", "ticket")
+    assert {"summary", "description", "runbook"} == set(alert["annotations"])
+    assert alert["annotations"]["runbook"] == f"docs/monitoring.md#{name.lower()}"
+    assert f"\n### {name}\n*{alert['labels']['severity']}.* " in DOCUMENT
+    firing, silent = alerts_in_tests(TESTS)
+    assert name in firing
+    assert name in silent
+
+
+def test_the_dashboard_is_what_its_source_makes() -> None:
+    """The JSON that is committed is the one that the generator writes."""
+    assert json.loads(DASHBOARD.read_text()) == json.loads(json.dumps(dashboard())), (
+        "write it anew: python -m service.monitoring.dashboard"
+    )
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    """A title of its own, a description, a unit, a query; none lies upon another."""
+    titles, places = set[str](), set[tuple[int, int]]()
+    for panel in panels():
+        assert panel["title"] not in titles
+        titles.add(panel["title"])
+        assert panel["description"].endswith(".")
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & places, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        places |= cells
+
+
+def test_a_query_is_taken_apart_rightly() -> None:
+    """The names of metrics, and neither functions, labels, words nor numbers."""
+    query = 'sum by (model, le) (rate(a_bucket{kind=~"b|c"}[5m])) > on (job) group_left () 3 * d:e'
+    assert metric_names(query) == {"a_bucket", "d:e"}
+
+
+@needs_promtool
+def test_promtool_accepts_configuration_and_rules() -> None:
+    """Syntax, names and templates, as Prometheus would read them."""
+    for command in (
+        ["check", "config", str(MONITORING / "prometheus.yml")],
+        ["check", "rules", *map(str, sorted(RULES.glob("*.yml")))],
+    ):
+        _promtool(*command)
+
+
+@needs_promtool
+def test_every_alert_fires_where_it_must_and_nowhere_else() -> None:
+    """The rules' own unit tests of the rules."""
+    _promtool("test", "rules", str(TESTS))
+
+
+def _promtool(*arguments: str) -> None:
+    ran = subprocess.run(["promtool", *arguments], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "FAILED" not in ran.stdout
