@@ -1,0 +1,94 @@
+"""With `log_format` json every line is an object; with text it is BentoML's."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from service.logs import JsonLines, configure, trace_fields
+from service.settings import ROOT, Settings
+
+
+def _line(message: str, *values: object, **further: Any) -> dict[str, Any]:
+    """What becomes of a record."""
+    record = logging.getLogger("bentoml.test").makeRecord(
+        "bentoml.test", logging.WARNING, __file__, 1, message, values, **further
+    )
+    said = JsonLines().format(record)
+    assert "\n" not in said
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def test_a_record_is_one_line_with_its_fields() -> None:
+    """Time, level, logger, process, message, what it carries, and an exception in the same line."""
+    fields = {"model": "cnn", "batch_images": 3}
+    warned = _line("zwei\nZeilen: %s", "ü", exc_info=None, extra=fields)
+    assert list(warned) == ["time", "level", "logger", "pid", "message", *fields]
+    moment = datetime.fromisoformat(warned["time"])
+    assert moment.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - moment) < timedelta(minutes=1)
+    assert (warned["level"], warned["logger"], warned["pid"]) == (
+        *("WARNING", "bentoml.test"),
+        os.getpid(),
+    )
+    assert warned["message"] == "zwei\nZeilen: ü"
+    assert {name: warned[name] for name in fields} == fields
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        failed = _line("failed", exc_info=sys.exc_info())
+    assert list(failed) == ["time", "level", "logger", "pid", "message", "exception"]
+    assert failed["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_line_within_a_trace_names_it() -> None:
+    """While a span that is sampled is current, and not otherwise."""
+    with TracerProvider().get_tracer("test").start_as_current_span("request") as span:
+        within = _line("within", exc_info=None)
+    context = span.get_span_context()
+    assert within["trace_id"] == f"{context.trace_id:032x}"
+    assert within["span_id"] == f"{context.span_id:016x}"
+    assert "trace_id" not in _line("without", exc_info=None)
+    with TracerProvider(sampler=ALWAYS_OFF).get_tracer("test").start_as_current_span("no"):
+        assert "trace_id" not in _line("not sampled", exc_info=None)
+    assert trace_fields(None) == {}
+
+
+def test_text_is_left_as_it_is() -> None:
+    """No handler is touched without the setting."""
+    before = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
+    hook = sys.excepthook
+    configure(Settings())
+    assert [(handler, handler.formatter) for handler in logging.getLogger().handlers] == before
+    assert sys.excepthook is hook
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_start_that_fails_says_why_in_the_format(log_format: str, tmp_path: Path) -> None:
+    """One line, an object or text, and no trace of Python beside it."""
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "DIGITS_LOG_FORMAT": log_format,
+        "DIGITS_BUNDLES": str(tmp_path),
+        "BENTOML_HOME": str(tmp_path / "home"),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:DigitClassifier"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 1
+    (line,) = (ran.stdout + ran.stderr).splitlines()
+    if log_format == "json":
+        said = json.loads(line)
+        assert (said["level"], said["logger"]) == ("CRITICAL", "bentoml.service")
+        assert said["message"].startswith(f"no bundle in {tmp_path}")
+    else:
+        assert line.startswith(f"error: no bundle in {tmp_path}")

@@ -1,0 +1,39 @@
+"""Observations told in bulk are what they would be one by one."""
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Histogram
+
+from service.metrics import IMAGES, SECONDS
+from service.tally import BulkHistogram, Tally
+
+
+def test_a_tally_tells_what_single_observations_would() -> None:
+    """Over random values, the bounds themselves and what lies beyond them; told in two parts."""
+    random = np.random.default_rng(0)
+    for bounds in (SECONDS, IMAGES):
+        values = [0.0, *bounds, *random.lognormal(-5, 3, 1000), *random.integers(1, 300, 1000)]
+        single, bulk = CollectorRegistry(), CollectorRegistry()
+        one = Histogram("seen", "", ["of"], buckets=bounds, registry=single).labels("x")
+        many = BulkHistogram("seen", "", ["of"], buckets=bounds, registry=bulk).labels("x")
+        tally = Tally(many, bounds)
+        told = 0
+        for number, value in enumerate(values):
+            one.observe(value)
+            tally.observe(value)
+            if number == 500:
+                told += tally.settle()
+        told += tally.settle()
+        assert told == len(values)
+        assert tally.settle() == 0
+        expected, found = (
+            {
+                (sample.name, sample.labels.get("le")): sample.value
+                for metric in registry.collect()
+                for sample in metric.samples
+                if not sample.name.endswith("_created")
+            }
+            for registry in (single, bulk)
+        )
+        totals = expected.pop(("seen_sum", None)), found.pop(("seen_sum", None))
+        assert np.isclose(*totals, rtol=1e-12)  # another order of the sum
+        assert found == expected
