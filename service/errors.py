@@ -6,6 +6,7 @@
     |-- UnknownModelError        404
     |-- PayloadTooLargeError     413  bytes, pixels or images over a limit
     |-- UnsupportedMediaError    415  a content type or encoding that no endpoint reads
+    |-- NothingDrawnError        422  an image as it should be, but for a digit on it
     |-- OverloadedError          429  the queue is full; try again after Retry-After seconds
     `-- DeadlineError            504  it waited too long and was not computed
 
@@ -102,6 +103,12 @@ class UnsupportedMediaError(ServiceError):
     """The content type or encoding is none that the endpoint reads."""
 
     kind = ErrorKind.UNSUPPORTED_MEDIA
+
+
+class NothingDrawnError(ServiceError):
+    """The image can be read, but there is nothing on it to be read as a digit."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
 class OverloadedError(ServiceError):

@@ -214,6 +214,7 @@ class _Paths:
         predict = self._post("predict", "Read images, given as pixels", pixels, answer)
         upload = self._post("predict_image", "Read a digit from a PNG or JPEG", files, answer)
         upload["description"] = _CURL
+        upload["responses"] |= _refusals(["422"])
         for operation in (predict, upload):
             operation["parameters"] += [query]
         return {"/predict": {"post": predict}, "/predict/image": {"post": upload}}

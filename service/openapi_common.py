@@ -20,6 +20,7 @@ REFUSALS: dict[str, tuple[str, str, Schema]] = {
     "405": ("MethodNotAllowed", "Allow names the method that is read", {"Allow": TEXT}),
     "413": ("PayloadTooLarge", "too many bytes, pixels or images", {}),
     "415": ("UnsupportedMedia", "a content type or encoding that is not read", {}),
+    "422": ("NothingDrawn", "an image as it should be, but for a digit on it", {}),
     "429": (
         "Overloaded",
         "the queue is full; Retry-After says for about how long, in seconds",

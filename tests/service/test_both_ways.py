@@ -127,6 +127,14 @@ def _form(content: bytes, name: str = "image") -> tuple[bytes, str]:
     return part + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
 
 
+def _drawing(side: int) -> np.ndarray:
+    """Dark ink somewhere on light paper."""
+    sheet = np.full((side, side), 220, np.uint8)
+    digit = GOLDEN.inputs["images"][0] // 2
+    sheet[3:31, 10:38] -= digit
+    return sheet
+
+
 def _uploads() -> dict[str, tuple[bytes, str]]:
     """Pictures in and out of forms, small ones and others."""
     image = Image.fromarray(GOLDEN.inputs["images"][0])
@@ -135,6 +143,10 @@ def _uploads() -> dict[str, tuple[bytes, str]]:
         ("PNG", image, {"format": "PNG"}),
         ("JPEG", image, {"format": "JPEG"}),
         ("large PNG", image.resize((300, 200)), {"format": "PNG"}),
+        ("blank", Image.new("L", (28, 28)), {"format": "PNG"}),
+        ("blank JPEG", Image.new("RGB", (90, 60), "white"), {"format": "JPEG"}),
+        ("drawing", Image.fromarray(_drawing(80)), {"format": "PNG"}),
+        ("large drawing", Image.fromarray(_drawing(400)), {"format": "PNG"}),
         ("colour profile", image, {"format": "PNG", "icc_profile": b"a" * 5000}),
     ):
         buffer = io.BytesIO()

@@ -1,0 +1,212 @@
+"""What making drawings into MNIST's form is worth: a served model's accuracy with and without it.
+
+    python -m tests.service.drawn artifacts/bundles/cnn --data-dir DIR
+
+draws MNIST's test digits large, as people and cameras do, and prints how many of them the model
+reads rightly: each picture only fitted into 28x28, and each made into MNIST's form.
+"""
+
+import argparse
+import gzip
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from export.bundle import Bundle
+from export.parity.metrics import Array
+from export.session import OnnxModel
+from service.errors import NothingDrawnError
+from service.images import to_model_input
+
+BATCH, SIDE = 500, 28
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How a digit is drawn; lengths and brightnesses are drawn anew for each picture.
+
+    Attributes:
+        sides: Pixels of the picture's sides, from and to; drawn by themselves.
+        share: How much of the shorter side the digit's 28x28 takes, from and to.
+        pen: Thinner (below 1) or thicker (above 1) than MNIST's, as a share of its strokes.
+        paper: It is light, and the ink dark.
+        light: How much of the brightness is lost from one corner to the opposite, at most.
+        noise: A camera's, in grey levels (standard deviation).
+        contrast: Ink's depth in grey levels, from and to.
+    """
+
+    sides: tuple[int, int] = (100, 600)
+    share: tuple[float, float] = (0.3, 0.95)
+    pen: float = 1.0
+    paper: bool = False
+    light: float = 0.0
+    noise: float = 0.0
+    contrast: tuple[int, int] = (255, 255)
+
+
+KINDS: dict[str, Drawn | None] = {
+    "28x28 as they are": None,
+    "on a canvas of 280x280, in its middle": Drawn(sides=(280, 280), share=(0.9, 0.9)),
+    "any size and place": Drawn(),
+    "any size and place, small, a seventh to a third of the picture": Drawn(share=(1 / 7, 1 / 3)),
+    "any size and place, by a thin pen": Drawn(pen=0.35),
+    "any size and place, by a thick pen": Drawn(pen=1.6),
+    "any size and place, dark ink on white paper": Drawn(paper=True),
+    "any size and place, a photo: paper, light from one side, noise": Drawn(
+        paper=True, light=0.5, noise=8, contrast=(90, 200)
+    ),
+    "any size and place, a bad photo: darker, noisier, faint ink": Drawn(
+        paper=True, light=0.7, noise=16, contrast=(60, 140)
+    ),
+}
+
+
+def draw(digit: Array, how: Drawn, generator: np.random.Generator) -> Image.Image:
+    """A picture of a digit.
+
+    Args:
+        digit: uint8 [28, 28], 255 = ink.
+        how: What is left to chance, and how far.
+        generator: Chance.
+    """
+    width, height = generator.integers(*how.sides, 2, endpoint=True).tolist()
+    large = max(SIDE // 2, round(generator.uniform(*how.share) * min(width, height)))
+    ink = _thickened(Image.fromarray(digit), how.pen).resize(
+        (large, large), Image.Resampling.BICUBIC
+    )
+    depth = generator.uniform(*how.contrast) / 255
+    place = [
+        int(generator.integers(0, free, endpoint=True)) for free in (width - large, height - large)
+    ]
+    canvas = Image.new("L", (width, height), 0)
+    canvas.paste(ink, (place[0], place[1]))
+    pixels = np.asarray(canvas, np.float32) * depth
+    if how.paper:
+        pixels = 255 - pixels
+    if how.light:
+        pixels = pixels * _shade(width, height, generator.uniform(0, how.light), generator)
+    if how.noise:
+        pixels = pixels + generator.normal(0, how.noise, pixels.shape)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _thickened(digit: Image.Image, pen: float) -> Image.Image:
+    """Strokes thinner or thicker by this factor, sharp-edged, on a copy of eight times the size."""
+    large = digit.resize((8 * SIDE, 8 * SIDE), Image.Resampling.BICUBIC)
+    if pen == 1:
+        return large
+    ink = large.point(lambda v: 255 * (v > 127))
+    stroke = 2.5 * 8  # pixels, MNIST's usual one there
+    size = 1 + 2 * round(abs(pen - 1) * stroke / 4)
+    # Ink beyond the box would be cut off by the picture's edge otherwise.
+    return ink.filter((ImageFilter.MinFilter if pen < 1 else ImageFilter.MaxFilter)(size))
+
+
+def _shade(width: int, height: int, loss: float, generator: np.random.Generator) -> Array:
+    angle = generator.uniform(0, 2 * np.pi)
+    x, y = np.linspace(-0.5, 0.5, width), np.linspace(-0.5, 0.5, height)[:, None]
+    along = (np.cos(angle) * x + np.sin(angle) * y) / np.sqrt(0.5)
+    return np.asarray(1 - loss * (0.5 + along / 2))
+
+
+def fitted(image: Image.Image) -> Array:
+    """The plain way: inverted if its rim is light, scaled to 28x28 and centred as a whole."""
+    pixels = np.asarray(image)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ground = int(np.median(rim))
+    if ground > 127:
+        image, ground = ImageOps.invert(image), 255 - ground
+    longer = max(image.size)
+    width, height = (max(1, round(side * SIDE / longer)) for side in image.size)
+    filter_ = Image.Resampling.BOX if longer > SIDE else Image.Resampling.BICUBIC
+    square = Image.new("L", (SIDE, SIDE), ground)
+    square.paste(
+        image.resize((width, height), filter_), ((SIDE - width) // 2, (SIDE - height) // 2)
+    )
+    return np.array(square)
+
+
+def read_idx(path: Path) -> Array:
+    """An IDX file of bytes (MNIST's form), packed or not."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    shape = np.frombuffer(content, ">i4", content[3], 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
+
+
+def made(images: Sequence[Image.Image], way: Callable[[Image.Image], Array]) -> tuple[Array, int]:
+    """Pictures as uint8 [N, 28, 28], and how many were refused (black in their places)."""
+    forms, refused = [], 0
+    for image in images:
+        try:
+            forms.append(way(image))
+        except NothingDrawnError:
+            forms.append(np.zeros((SIDE, SIDE), np.uint8))
+            refused += 1
+    return np.stack(forms), refused
+
+
+def pictures(digits: Array, how: Drawn | None, seed: int) -> list[Image.Image]:
+    """Each digit once, drawn so; None: as it is."""
+    generator = np.random.default_rng(seed)
+    return [Image.fromarray(d) if how is None else draw(d, how, generator) for d in digits]
+
+
+def right(model: OnnxModel, images_NHW: Array, labels: Array) -> int:
+    """How many images the model reads rightly."""
+    starts = range(0, len(images_NHW), BATCH)
+    answers = [
+        model({"images": images_NHW[i : i + BATCH]})["logits"].argmax(axis=1) for i in starts
+    ]
+    return int((np.concatenate(answers) == labels).sum())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row for each way of drawing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.service.drawn",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="a bundle of digits")
+    parser.add_argument(
+        "--data-dir", type=Path, default=os.environ.get("MNIST_DIR"), help="MNIST's IDX files"
+    )
+    parser.add_argument("--images", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of places, sizes and noise")
+    arguments = parser.parse_args(argv)
+    digits, labels = read_test_set(arguments.data_dir)
+    digits, labels = digits[: arguments.images], labels[: arguments.images]
+    model = OnnxModel(Bundle.open(arguments.bundle).model_path("onnx"), "cpu")
+    _print_row(["drawn", "fitted into 28x28", "made into MNIST's form", "refused"])
+    _print_row(["---"] * 4)
+    for name, how in KINDS.items():
+        drawn = pictures(digits, how, arguments.seed)
+        plain, _ = made(drawn, fitted)
+        formed, refused = made(drawn, to_model_input)
+        counts = [right(model, images, labels) for images in (plain, formed)]
+        shares = [f"{count / len(labels):.2%}" for count in counts]
+        _print_row([name, *shares, str(refused)])
+    return 0
+
+
+def _print_row(cells: Sequence[str]) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)  # noqa: T201
+
+
+def read_test_set(folder: Path | None) -> tuple[Array, Array]:
+    """MNIST's test images and labels, from the folder or its MNIST/raw."""
+    if folder is None:
+        raise SystemExit("name the folder of MNIST's IDX files with --data-dir or MNIST_DIR")
+    raw = next((p for p in (Path(folder) / "MNIST" / "raw", Path(folder)) if p.is_dir()), None)
+    if raw is None:
+        raise SystemExit(f"there is no folder {folder}")
+    return read_idx(raw / "t10k-images-idx3-ubyte"), read_idx(raw / "t10k-labels-idx1-ubyte")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
