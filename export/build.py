@@ -5,6 +5,7 @@ In this order: files, golden samples, gate, manifest; a failure at any of them l
 
 import contextlib
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -14,16 +15,17 @@ import onnxruntime
 
 from export.bundle import Bundle, file_entry, staged, write_bundle
 from export.golden import Golden, run_batched
-from export.manifest import FileEntry, Manifest
+from export.guard import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
+from export.manifest import FileEntry, GuardSummary, Manifest, SampleSet
 from export.parity.figures import ParityFigures
 from export.parity.judge import Judgement, explain, judge
-from export.parity.metrics import margins
+from export.parity.metrics import Array, margins
 from export.parity.reference import eager_predict, float64_predict
 from export.parity.structure import OPSET
 from export.parity.tolerances import TOLERANCES, Tolerance, tolerance_for
 from export.proof import Proof
 from export.quantize import to_fp16, to_int8
-from export.subject import Subject
+from export.subject import Learned, Subject
 from export.to_onnx import model_bytes, set_metadata
 from export.to_pt2 import save_pt2
 from export.to_torchscript import exported_torchscript
@@ -95,8 +97,9 @@ def build(
         entries = write_models(proof, staging, version, variants)
         golden = staging / "golden.npz"
         choose_golden(subject).save(golden)
-        entries += [entry, file_entry(golden, role="golden")]
-        unproven = _manifest(subject, entries, version, variants, tolerances)
+        guard_entries, guard = write_guard(subject, staging)
+        entries += [entry, file_entry(golden, role="golden"), *guard_entries]
+        unproven = _manifest(subject, entries, version, variants, tolerances, guard)
         figures = proof.measure(Bundle(staging, unproven).variants, "cpu", tolerances)
         judgement = judge(figures, tolerances)
         if not judgement.passed:
@@ -174,18 +177,55 @@ def choose_golden(subject: Subject) -> Golden:
     return Golden(asked, eager(asked), truth(asked), targets[chosen].astype(np.int64))
 
 
+def write_guard(subject: Subject, folder: Path) -> tuple[list[FileEntry], GuardSummary | None]:
+    """Write what tells usual images from others, where enough is known to tell them.
+
+    Args:
+        subject: What is exported.
+        folder: Where to.
+
+    Returns:
+        The file's entry, and what the manifest says of it; neither where ``_no_guard`` says why.
+    """
+    learned = subject.learned
+    if learned is None or len(learned.held_out) < LEAST_HELD_OUT:
+        return [], None
+    path = folder / "guard.npz"
+    fit(learned.images, learned.held_out).save(path)
+    summary = GuardSummary(
+        learned=_sample_set(f"training images of {learned.name}", learned.images),
+        held_out=_sample_set(f"validation images of {learned.name}", learned.held_out),
+        unusual_below=UNUSUAL_BELOW,
+    )
+    return [file_entry(path, role="guard")], summary
+
+
+def _no_guard(learned: Learned | None) -> str:
+    if learned is None:
+        return "it is not known which images it learned from, or it reads something else"
+    return f"{len(learned.held_out)} images were held out of training, too few to compare with"
+
+
+def _sample_set(name: str, images: Array) -> SampleSet:
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    return SampleSet(name=name, samples=len(images), sha256=digest)
+
+
 def _manifest(
     subject: Subject,
     entries: list[FileEntry],
     version: str,
     variants: Collection[str],
     tolerances: tuple[Tolerance, ...],
+    guard: GuardSummary | None,
 ) -> Manifest:
     """What the bundle says of itself before anything is proven."""
     built = {entry.variant for entry in entries}
     reasons = {v: "was not asked for (--variants)" for v in VARIANTS if v not in built}
     if "onnx-int8" in reasons and "onnx-int8" in variants:
         reasons["onnx-int8"] = NO_CALIBRATION
+    if guard is None:
+        reasons["guard"] = _no_guard(subject.learned)
     calibration = subject.calibration.summary() if subject.calibration else None
     return Manifest(
         name=subject.name,
@@ -198,6 +238,7 @@ def _manifest(
         parity=(),
         proof=subject.samples.summary(),
         calibration=calibration if "onnx-int8" in built else None,
+        guard=guard,
         not_built=reasons,
         tolerances=tolerances,
         training=subject.training,

@@ -7,6 +7,7 @@
     model.pt2           the same as torch.export's program
     weights.safetensors the checkpoint's own weights, so that parity can be proven again anywhere
     golden.npz          a few real samples with the reference's answers (see ``golden``)
+    guard.npz           what the images were like that it learned from (see ``guard``), if it did
     parity.json         every figure of the parity gate, with tolerances
 
 This module knows no torch; the manifest's words are in ``export.manifest``.
@@ -79,7 +80,7 @@ class Bundle:
             raise BundleError(f"{self.folder} holds no {variant} model: {why}")
         return self.variants[variant]
 
-    def path(self, role: Literal["weights", "golden", "parity"]) -> Path:
+    def path(self, role: Literal["weights", "golden", "parity", "guard"]) -> Path:
         """The file of a role that occurs once.
 
         Raises:

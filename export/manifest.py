@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from export.parity.tolerances import Device, Format, Tolerance, tolerance_for, variant_name
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # The name and the version stand in URLs, metric labels and file paths.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
@@ -68,7 +68,7 @@ class FileEntry(_Strict):
     """One file of the bundle; the last three fields are for models alone."""
 
     path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="a name inside the bundle's folder")
-    role: Literal["model", "weights", "golden", "parity"]
+    role: Literal["model", "weights", "golden", "parity", "guard"]
     sha256: str = Field(pattern=SHA256_PATTERN)
     size_bytes: int = Field(ge=0)
     format: Format | None = None
@@ -170,6 +170,20 @@ class SampleSet(_Strict):
     sha256: str = Field(pattern=SHA256_PATTERN)
 
 
+class GuardSummary(_Strict):
+    """Which images guard.npz says that an image looks like, or not; see ``export.guard``.
+
+    Attributes:
+        learned: What the components were fitted to.
+        held_out: What the p-values count; none of them is among those.
+        unusual_below: Images of a smaller p-value are said to be unusual.
+    """
+
+    learned: SampleSet
+    held_out: SampleSet
+    unusual_below: float = Field(gt=0, lt=1)
+
+
 class Manifest(_Strict):
     """All that is known of a bundle; field order is reading order."""
 
@@ -184,7 +198,8 @@ class Manifest(_Strict):
     parity: tuple[ParityVerdict, ...]
     proof: SampleSet = Field(description="what the gate asked")
     calibration: SampleSet | None = Field(description="what int8's scales were fitted to")
-    not_built: dict[str, str] = Field(description="variants that were left out, each with a reason")
+    guard: GuardSummary | None = None
+    not_built: dict[str, str] = Field(description="what was left out, each with a reason")
     tolerances: tuple[Tolerance, ...] = Field(
         description="what the ONNX variants may differ by, for each device that could serve them"
     )
@@ -192,6 +207,12 @@ class Manifest(_Strict):
     factory: FactorySummary | None = None
     commit: str
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _guard_has_a_file(self) -> Self:
+        if (self.guard is not None) != any(entry.role == "guard" for entry in self.files):
+            raise ValueError("a guard and its file come together or not at all")
+        return self
 
     @property
     def parameters(self) -> int:

@@ -22,10 +22,10 @@ from export.servable import (
     ServableModel,
     ServablePair,
 )
-from export.subject import Samples, Subject
+from export.subject import Learned, Samples, Subject
 from training.checkpoint import AnyRecord, load_weights, open_checkpoint
 from training.config import TrainConfig
-from training.data import CLASSES, DataError, Dataset, LabelledImages
+from training.data import CLASSES, DataError, Dataset, LabelledImages, split_validation
 from training.evaluate import Evaluation
 from training.images import ImageEvaluation
 from training.models import ARCHITECTURES, build_model
@@ -125,8 +125,16 @@ def _subject(
             form.ask(dataset.test), f"{what}{dataset.test_name}", dataset.sha256, targets
         ),
         calibration=calibration,
+        learned=_learned(training, dataset) if form.inputs == INPUTS else None,
         training=training,
     )
+
+
+def _learned(training: TrainingSummary, dataset: Dataset) -> Learned:
+    """The images that it was trained on, and those that were held out, as training split them."""
+    config = TrainConfig.model_validate(training.config)
+    kept, held_out = split_validation(dataset.train, config.validation_images)
+    return Learned(kept.images.numpy(), held_out.images.numpy(), dataset.name)
 
 
 @dataclass(frozen=True)

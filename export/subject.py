@@ -46,6 +46,20 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What a model of images learned from, and what was held out meanwhile, for its guard.
+
+    Attributes:
+        images: uint8 [N, 28, 28]; ``held_out`` uint8 [M, 28, 28].
+        name: What they are taken from, in words.
+    """
+
+    images: Array
+    held_out: Array
+    name: str
+
+
+@dataclass(frozen=True)
 class Subject:
     """A module to be exported and proven.
 
@@ -55,6 +69,7 @@ class Subject:
         weights: The safetensors file that its weights came from.
         samples: What the gate asks.
         calibration: What int8's scales are fitted to; None: no int8.
+        learned: Images, for a guard; None: not known, or the inputs are others.
     """
 
     name: str
@@ -65,6 +80,7 @@ class Subject:
     weights: Path
     samples: Samples
     calibration: Samples | None
+    learned: Learned | None = None
     training: TrainingSummary | None = None
     factory: FactorySummary | None = None
 

@@ -182,8 +182,9 @@ class HttpApi:
     async def _answer(
         self, request: Request, images: Array, model: ServedModel, endpoint: str
     ) -> Response:
-        outputs, ran = await _computed(request, model, model.inputs(images))
-        content = model.answer(outputs)
+        inputs = model.inputs(images)
+        outputs, ran = await _computed(request, model, inputs)
+        content = model.answer(outputs, inputs)
         return self._answered(request, model, endpoint, len(images), content, ran)
 
     def _answered(

@@ -10,6 +10,7 @@ import numpy as np
 
 from export.bundle import Bundle, find_bundles
 from export.golden import Golden, GoldenResult, check_golden
+from export.guard import Guard
 from export.manifest import BundleError, Manifest
 from export.parity.metrics import Array, Arrays
 from export.parity.tolerances import Device, Tolerance
@@ -42,6 +43,7 @@ class ProvenModel:
         variant: Which of the bundle's files it is; "onnx-tf32" where products are rounded.
         tolerance: What its answers may differ from the reference's by.
         samples: The golden samples; ``golden`` is what came of them at the start.
+        guard: Tells images that are unlike those that the model learned from, if it has one.
     """
 
     manifest: Manifest
@@ -50,6 +52,7 @@ class ProvenModel:
     tolerance: Tolerance
     samples: Golden
     golden: GoldenResult
+    guard: Guard | None
 
     @property
     def reads_digits(self) -> bool:
@@ -114,7 +117,8 @@ def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
         )
     # TF32 is no file of its own, but another arithmetic: an answer names it.
     served = tolerance.variant if variant.startswith("onnx") else variant
-    return ProvenModel(manifest, served, engine, tolerance, golden, result)
+    guard = None if manifest.guard is None else Guard.load(bundle.path("guard"))
+    return ProvenModel(manifest, served, engine, tolerance, golden, result, guard)
 
 
 def _warm_up(engine: Engine, manifest: Manifest, settings: Settings) -> float:
@@ -157,9 +161,11 @@ class ServedModel:
             )
         return {IMAGES: images_NHW}
 
-    def answer(self, outputs: Arrays) -> bytes:
+    def answer(self, outputs: Arrays, inputs: Arrays) -> bytes:
         """What /predict and /predict/image answer, JSON."""
-        found = predictions(self.manifest.labels, outputs[PROBABILITIES])
+        guard = self.proven.guard
+        verdicts = None if guard is None else guard.judge(inputs[IMAGES])
+        found = predictions(self.manifest.labels, outputs[PROBABILITIES], verdicts)
         return json.dumps(
             self.identity() | {"predictions": found}, separators=(",", ":"), ensure_ascii=False
         ).encode()
@@ -176,7 +182,7 @@ class ServedModel:
 
     def card(self) -> dict[str, object]:
         """What GET /models says of it."""
-        training = self.manifest.training
+        training, guard = self.manifest.training, self.manifest.guard
         return self.identity() | {
             "inputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.inputs],
             "outputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.outputs],
@@ -186,6 +192,7 @@ class ServedModel:
             "test_images": training.test_images if training else None,
             "parity": [verdict.model_dump(mode="json") for verdict in self.manifest.parity],
             "golden": self.proven.golden.model_dump(),
+            "guard": guard and guard.model_dump(),
         }
 
 

@@ -50,6 +50,7 @@ class Pending:
     ) -> None:
         self._protocol, self._lane, self.model, self._head = protocol, lane, model, head
         self._samples, self._url = 0, protocol.url
+        self._inputs: Arrays = {}
         self._begun_s = time.perf_counter()
         self.body, self.keep_alive, self._queued = b"", True, False
 
@@ -68,14 +69,14 @@ class Pending:
 
     def write(self, outputs: Arrays) -> tuple[bytes, int | None]:
         """The body of the answer, and how many bytes of it are JSON if not all are."""
-        return self.model.answer(outputs), None
+        return self.model.answer(outputs, self._inputs), None
 
     def queue(self) -> None:
         """Check the request and wait for its batch."""
         try:
-            inputs = self.read(self._lane)
-            self._samples = len(next(iter(inputs.values())))
-            self.model.batcher.enqueue(inputs, self._samples, self)
+            self._inputs = self.read(self._lane)
+            self._samples = len(next(iter(self._inputs.values())))
+            self.model.batcher.enqueue(self._inputs, self._samples, self)
             self._queued = True
             self._protocol.unanswered += 1
         except Exception as error:  # noqa: BLE001 - an answer is due, whatever it was

@@ -2,7 +2,8 @@
 
 in   {"images": <28x28 or Nx28x28 integers 0..255>, "model": "cnn"}      (model: optional)
 out  {"model": "cnn", "version": "...", "device": "cpu", "provider": "CPUExecutionProvider",
-      "predictions": [{"label": "7", "probabilities": [10 numbers]}, ...]}
+      "predictions": [{"label": "7", "probabilities": [10 numbers], "guard":
+                       {"usual": true, "p_value": 0.42, "reason": null}}, ...]}
 err  {"error": "what came, what was expected, what to do"}
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from export.guard import Verdict
 from export.parity.metrics import Array
 from service.errors import InvalidInputError, PayloadTooLargeError, shown
 from service.settings import Limits
@@ -58,11 +60,26 @@ def parse_predict(body: bytes, limits: Limits) -> PredictRequest:
     return PredictRequest(images=_to_images(fields["images"], limits.samples), model=model)
 
 
-def predictions(labels: Sequence[str], probabilities_NK: Array) -> list[dict[str, object]]:
-    """What a client gets for each image: the likeliest label and all probabilities, in order."""
-    rows = probabilities_NK.tolist()
-    best = probabilities_NK.argmax(axis=1)
-    return [{"label": labels[i], "probabilities": row} for i, row in zip(best, rows, strict=True)]
+def predictions(
+    labels: Sequence[str], probabilities_NK: Array, verdicts: Sequence[Verdict] | None
+) -> list[dict[str, object]]:
+    """What a client gets for each image, in order.
+
+    Args:
+        labels: The classes' names.
+        probabilities_NK: The model's.
+        verdicts: Whether each image looks like those that the model learned from; None if it has
+            no guard.
+
+    Returns:
+        The likeliest label, all probabilities, and the guard's verdict.
+    """
+    rows, best = probabilities_NK.tolist(), probabilities_NK.argmax(axis=1).tolist()
+    guards = [None] * len(rows) if verdicts is None else [found._asdict() for found in verdicts]
+    return [
+        {"label": labels[i], "probabilities": row, "guard": guard}
+        for i, row, guard in zip(best, rows, guards, strict=True)
+    ]
 
 
 def _to_images(value: object, max_images: int) -> Array:

@@ -96,6 +96,22 @@ _GOLDEN_RESULT = record(
         "failures": listed(TEXT),
     }
 )
+_SAMPLES = record({"name": TEXT, "samples": _COUNT, "sha256": TEXT})
+_GUARD_SUMMARY = record({"learned": _SAMPLES, "held_out": _SAMPLES, "unusual_below": _SHARE}) | {
+    "nullable": True,
+    "description": "the images that an image is compared with, and which p-values are unusual",
+}
+_GUARD = record(
+    {
+        "usual": _TRUTH | {"description": "p_value is not under the guard's unusual_below"},
+        "p_value": _SHARE
+        | {"description": "share of held-out images that look at least as strange (conformal)"},
+        "reason": TEXT | {"nullable": True, "description": "why not, if it is unusual"},
+    }
+) | {
+    "nullable": True,
+    "description": "does the image look like those that the model learned from? null: not known",
+}
 _PARAMETERS: Schema = {"type": "object", "description": "more than named here is left alone"}
 
 SCHEMAS: Schema = {
@@ -112,6 +128,7 @@ SCHEMAS: Schema = {
             "test_images": TEXT | {"nullable": True},
             "parity": listed(ref("schemas", "ParityVerdict"), minItems=1),
             "golden": ref("schemas", "GoldenResult"),
+            "guard": _GUARD_SUMMARY,
             "default": _TRUTH | {"description": "answers requests that name no model"},
         },
         closed=False,
@@ -208,6 +225,7 @@ def predict_schemas(models: Sequence[str], labels: Sequence[Sequence[str]], most
                 | {
                     "description": "one for each label of GET /models, in its order; their sum is 1"
                 },
+                "guard": _GUARD,
             }
         ),
         "PredictAnswer": record(

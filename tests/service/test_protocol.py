@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from export.guard import Verdict
 from service.errors import InvalidInputError, PayloadTooLargeError
 from service.protocol import parse_predict, predictions
 from service.settings import Limits
@@ -99,7 +100,13 @@ def test_too_many_images_are_refused_with_both_numbers() -> None:
 
 
 def test_a_prediction_names_the_likeliest_label() -> None:
-    """Labels come from the bundle, probabilities in its order."""
-    answer = predictions(["no", "yes"], np.array([[0.2, 0.8], [0.9, 0.1]], np.float32))
+    """Labels come from the bundle, probabilities in its order; each image has its verdict."""
+    probabilities = np.array([[0.2, 0.8], [0.9, 0.1]], np.float32)
+    answer = predictions(["no", "yes"], probabilities, None)
     assert [entry["label"] for entry in answer] == ["yes", "no"]
     assert answer[0]["probabilities"] == pytest.approx([0.2, 0.8])
+    assert [entry["guard"] for entry in answer] == [None, None]
+    verdicts = [Verdict(True, 0.5, None), Verdict(False, 0.001, "blank")]
+    answer = predictions(["no", "yes"], probabilities, verdicts)
+    assert answer[1]["guard"] == {"usual": False, "p_value": 0.001, "reason": "blank"}
+    assert answer[0]["guard"] == {"usual": True, "p_value": 0.5, "reason": None}
