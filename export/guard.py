@@ -131,7 +131,7 @@ class Guard:
         components, held_out = guard.weight_C.size, guard.strangeness_M.size
         if shapes != [(PIXELS,), (PIXELS, components), (components,), (2,), (2, 2), (held_out,)]:
             raise BundleError(f"{path} does not hold a guard: its arrays do not fit")
-        if held_out < LEAST_HELD_OUT or (np.diff(guard.strangeness_M) < 0).any():
+        if held_out < LEAST_HELD_OUT or not (np.diff(guard.strangeness_M) >= 0).all():
             raise BundleError(f"{path} does not hold a guard: its held-out images are no measure")
         return guard
 

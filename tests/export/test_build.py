@@ -134,6 +134,7 @@ def test_only_the_variants_asked_for_are_built(
     assert set(bundle.manifest.not_built) == {
         *("onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen")
     }
+    assert bundle.manifest.guard is not None
     with pytest.raises(BundleError, match="was not asked for"):
         bundle.model_path("onnx-int8")
     assert "to see it recorded" in (bundle.manifest.tolerance("cpu").loosened or "")

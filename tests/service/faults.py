@@ -81,6 +81,11 @@ def _other_shape(arrays: dict[str, np.ndarray]) -> None:
     arrays["inputs/images"] = arrays["inputs/images"][:, 1:, 1:]
 
 
+def _no_guard(bundles: Path) -> None:
+    np.savez(bundles / "cnn" / "guard.npz", mean=np.zeros(784, np.uint8))
+    rehash(bundles / "cnn", "guard.npz")
+
+
 def _not_onnx(bundles: Path) -> None:
     (bundles / "cnn" / "model.onnx").write_bytes(b"this is no model")
     rehash(bundles / "cnn", "model.onnx")
@@ -135,6 +140,12 @@ FAULTS = {
         _golden(_other_answer), ("cnn", "fails its golden samples", "scaled error")
     ),
     "golden samples of another shape": Fault(_golden(_other_shape), ("cnn", "27")),
+    "guard altered": Fault(_altered("guard.npz"), ("cnn/guard.npz was altered",)),
+    "guard that is none": Fault(_no_guard, ("cnn/guard.npz does not hold a guard",)),
+    "guard without a file": Fault(
+        _manifest(lambda m: m.update(files=[f for f in m["files"] if f["role"] != "guard"])),
+        ("cnn/manifest.json is not a manifest", "a guard and its file come together"),
+    ),
     "two bundles of one name": Fault(
         _one_name_twice,
         ("two bundles", "the name cnn"),

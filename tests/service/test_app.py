@@ -1,6 +1,7 @@
 """The real service over HTTP, as ``bentoml serve`` runs it."""
 
 import concurrent.futures
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -114,6 +115,36 @@ def test_an_uploaded_image_gets_the_answer_of_its_pixels(
         assert uploaded.json() == posted.json()
 
 
+def test_an_answer_says_whether_an_image_looks_like_a_digit(client: httpx.Client) -> None:
+    """In order, by pixels and by file; a drawing is judged as the model gets it."""
+    image = _golden("cnn").inputs["images"][0]
+    asked = [image, 255 - image, np.zeros_like(image), image // 255]
+    answer = client.post("/predict", json={"images": [pixels.tolist() for pixels in asked]})
+    guards = [entry["guard"] for entry in answer.json()["predictions"]]
+    assert [guard["usual"] for guard in guards] == [True, False, False, False]
+    assert guards[0]["reason"] is None
+    for guard, words in zip(guards[1:], ("inverted", "blank", "unnormalised"), strict=True):
+        assert words in guard["reason"]
+        assert 0 < guard["p_value"] < 0.01
+    upload = client.post("/predict/image", content=DIGIT.read_bytes(), headers=PNG)
+    (guard,) = (entry["guard"] for entry in upload.json()["predictions"])
+    assert guard["usual"]
+    drawing = io.BytesIO()
+    Image.fromarray(255 - np.kron(image, np.ones((9, 9), np.uint8)) // 2).save(drawing, "PNG")
+    drawn = client.post("/predict/image", content=drawing.getvalue(), headers=PNG).json()
+    assert drawn["predictions"][0]["guard"]["usual"]
+    assert drawn["predictions"][0]["label"] == answer.json()["predictions"][0]["label"]
+
+
+def test_the_protocols_answers_are_the_models_tensors_alone(client: httpx.Client) -> None:
+    """At /v2 an inverted image gets logits and probabilities, and no word of the guard."""
+    data = (255 - _golden("cnn").inputs["images"][0]).ravel().tolist()
+    tensor = {"name": "images", "shape": [1, 28, 28], "datatype": "UINT8", "data": data}
+    answer = client.post("/v2/models/cnn/infer", json={"inputs": [tensor]})
+    assert {output["name"] for output in answer.json()["outputs"]} == {"logits", "probabilities"}
+    assert "guard" not in answer.text
+
+
 def test_models_are_listed_with_their_proof(client: httpx.Client) -> None:
     """GET /models gives version, device, tensors, accuracy, parity and golden figures."""
     cards = {card["model"]: card for card in client.get("/models").json()["models"]}
@@ -123,6 +154,9 @@ def test_models_are_listed_with_their_proof(client: httpx.Client) -> None:
     assert card["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}]
     assert all(verdict["passed"] for verdict in card["parity"])
     assert card["golden"]["wrong_labels"] == 0
+    assert card["guard"] == _manifest("cnn")["guard"]
+    assert card["guard"]["unusual_below"] == 0.01
+    assert card["guard"]["held_out"]["samples"] == 150
     assert [name for name, card in cards.items() if card["default"]] == ["cnn"]
 
 
@@ -146,6 +180,7 @@ def test_bentomls_own_endpoints_work(client: httpx.Client) -> None:
 JSON = {"Content-Type": "application/json"}
 PNG = {"Content-Type": "image/png"}
 BLANK = [[0] * 28] * 28
+WHITE = (Path(__file__).parent / "white.png").read_bytes()
 BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/predict", {"content": b""}, 400, "empty"),
     ("POST", "/predict", {"content": b"{", "headers": JSON}, 400, "not JSON"),
@@ -180,6 +215,7 @@ BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("PUT", "/predict/image", {}, 405, "POST"),
     ("POST", "/predict/image", {"content": b"", "headers": PNG}, 400, "empty"),
     ("POST", "/predict/image", {"content": b"text", "headers": PNG}, 400, "not a PNG"),
+    ("POST", "/predict/image", {"content": WHITE, "headers": PNG}, 422, "nothing is drawn"),
     ("POST", "/predict/image?model=rnn", {"content": b"x", "headers": PNG}, 404, "rnn"),
     ("POST", "/predict/image", {"json": {"image": "http://127.0.0.1/"}}, 415, "multipart"),
     ("POST", "/predict/image", {"data": {"image": "http://127.0.0.1/"}}, 415, "multipart"),

@@ -9,7 +9,8 @@ import pytest
 
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError, cuda_device_count
-from service.models import UnprovenError, open_proven
+from service.metrics import Metrics
+from service.models import ServedModels, UnprovenError, open_proven
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -32,6 +33,23 @@ def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
     rehash(served_bundle, "golden.npz")
     with pytest.raises(UnprovenError, match=r"cnn \(onnx\) fails its golden samples.*scaled error"):
         open_proven(Settings(bundles=served_bundle.parent, device="cpu"))
+
+
+def test_a_model_without_a_guard_is_served_without_one(served_bundle: Path) -> None:
+    """What nobody knows the training images of says nothing of an image, and says so."""
+    path = served_bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    files = [entry for entry in manifest["files"] if entry["role"] != "guard"]
+    path.write_text(json.dumps({**manifest, "guard": None, "files": files}))
+    (served_bundle / "guard.npz").unlink()
+    settings = Settings(bundles=served_bundle.parent, device="cpu")
+    models = ServedModels(open_proven(settings), settings, Metrics())
+    (model,) = models.all()
+    inputs = model.inputs(np.zeros((1, 28, 28), np.uint8))
+    (prediction,) = json.loads(model.answer(model.proven.engine(inputs), inputs))["predictions"]
+    assert prediction["guard"] is None
+    assert model.card()["guard"] is None
+    models.close()
 
 
 def test_an_altered_model_stops_the_start(served_bundle: Path) -> None:
