@@ -249,10 +249,8 @@ def _benchmark(arguments: Namespace) -> int:
 
 
 def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]) -> None:
-    for verdict in judgement.verdicts:
-        print(f"  {verdict.summary()}")
-        if verdict.tolerance.loosened:
-            print(f"    LOOSENED {verdict.tolerance.loosened}")
+    for line in judgement.summaries():
+        print(f"  {line}")
     for title, reasons in (("NOT CHECKED", figures.not_checked), ("NOT BUILT", not_built)):
         for variant, why in reasons.items():
             print(f"  {variant:18} {title}: {why}")

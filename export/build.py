@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from export.bundle import Bundle, file_entry, staged, write_bundle
+from export.first_layer import FEATURES_NAME, GOLDEN_NAME, NoFirstLayerError, cut, golden_features
 from export.golden import Golden, run_batched
 from export.guard import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.manifest import FileEntry, GuardSummary, Manifest, SampleSet
@@ -95,20 +96,33 @@ def build(
         subject = dataclasses.replace(subject, name=name or subject.name, weights=weights)
         proof = Proof.of(subject)
         entries = write_models(proof, staging, version, variants)
-        golden = staging / "golden.npz"
-        choose_golden(subject).save(golden)
+        golden, path = choose_golden(subject), staging / "golden.npz"
+        golden.save(path)
         guard_entries, guard = write_guard(subject, staging)
-        entries += [entry, file_entry(golden, role="golden"), *guard_entries]
+        entries += [entry, file_entry(path, role="golden"), *guard_entries]
         unproven = _manifest(subject, entries, version, variants, tolerances, guard)
-        figures = proof.measure(Bundle(staging, unproven).variants, "cpu", tolerances)
+        try:
+            shown = write_features(proof, staging, version, golden)
+        except NoFirstLayerError as error:
+            shown, unproven.not_built["features"] = [], str(error)
+        figures = proof.measure(
+            Bundle(staging, unproven).variants,
+            "cpu",
+            tolerances,
+            features=staging / FEATURES_NAME if shown else None,
+        )
         judgement = judge(figures, tolerances)
         if not judgement.passed:
             found = explain(figures.layers, tolerance_for("onnx", "cpu", tolerances))
             raise ParityError(figures, judgement, found)
         parity = staging / "parity.json"
         parity.write_text(figures.model_dump_json(indent=1) + "\n")
-        entries.append(file_entry(parity, role="parity"))
-        proven = {"files": tuple(entries), "parity": judgement.verdicts}
+        entries += [*shown, file_entry(parity, role="parity")]
+        proven = {
+            "files": tuple(entries),
+            "parity": judgement.verdicts,
+            "features": judgement.features,
+        }
         return write_bundle(staging, target, unproven.model_copy(update=proven)), figures
 
 
@@ -149,6 +163,31 @@ def write_models(
         else:  # tracing gives both
             path.unlink(missing_ok=True)
     return entries
+
+
+def write_features(proof: Proof, folder: Path, version: str, golden: Golden) -> list[FileEntry]:
+    """Write the file of the first layer and its golden samples.
+
+    Args:
+        proof: Subject and program.
+        folder: Where to.
+        version: Stands in the file's metadata.
+        golden: Of these a few are asked again.
+
+    Raises:
+        NoFirstLayerError: The network has no first layer to show; nothing is written.
+    """
+    first = proof.first_layer(proof.translation.model)
+    model = cut(proof.translation.model, first.output)
+    shown = dataclasses.replace(proof.subject, outputs=(first.output,))
+    set_metadata(model, shown, version, "features")
+    path = folder / FEATURES_NAME
+    path.write_bytes(model_bytes(model))
+    golden_features(first, golden).save(folder / GOLDEN_NAME)
+    return [
+        file_entry(path, role="features", opset=OPSET),
+        file_entry(folder / GOLDEN_NAME, role="features-golden"),
+    ]
 
 
 def choose_golden(subject: Subject) -> Golden:

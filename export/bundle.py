@@ -9,6 +9,8 @@
     golden.npz          a few real samples with the reference's answers (see ``golden``)
     guard.npz           what the images were like that it learned from (see ``guard``), if it did
     parity.json         every figure of the parity gate, with tolerances
+    model.features.onnx  the part of model.onnx up to the first activation, for networks of one
+                        image that have one; golden.features.npz beside it
 
 This module knows no torch; the manifest's words are in ``export.manifest``.
 """
@@ -80,7 +82,10 @@ class Bundle:
             raise BundleError(f"{self.folder} holds no {variant} model: {why}")
         return self.variants[variant]
 
-    def path(self, role: Literal["weights", "golden", "parity", "guard"]) -> Path:
+    def path(
+        self,
+        role: Literal["weights", "golden", "parity", "guard", "features", "features-golden"],
+    ) -> Path:
         """The file of a role that occurs once.
 
         Raises:

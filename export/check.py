@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> GoldenResult:
     """Run an ONNX file on the device and compare with the golden samples; needs no torch.
 
+    The first layer's file, if there is one, is asked its own.
+
     Raises:
         BundleError: The bundle has no such variant.
         DeviceUnavailableError: The device is not there.
@@ -29,7 +31,15 @@ def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> Golden
     model = OnnxModel(bundle.model_path(variant), device)
     golden = Golden.load(bundle.path("golden"))
     tolerance = bundle.manifest.tolerance(device, variant)
-    return check_golden(golden, model, bundle.manifest.outputs, tolerance)
+    result = check_golden(golden, model, bundle.manifest.outputs, tolerance)
+    features = bundle.manifest.features
+    if features is None:
+        return result
+    shown = OnnxModel(bundle.path("features"), device)
+    golden = Golden.load(bundle.path("features-golden"))
+    asked = check_golden(golden, shown, [features.output], bundle.manifest.tolerance(device))
+    failures = [f"feature maps, {failure}" for failure in asked.failures]
+    return result.model_copy(update={"failures": (*result.failures, *failures)})
 
 
 def full_check(
@@ -55,7 +65,14 @@ def full_check(
     """
     manifest = bundle.manifest
     tolerances = tuple(manifest.tolerance(t.device, t.variant) for t in manifest.tolerances)
-    figures = proof.measure(bundle.variants, device, tolerances, tf32=tf32, cuda_graphs=cuda_graphs)
+    figures = proof.measure(
+        bundle.variants,
+        device,
+        tolerances,
+        features=bundle.path("features") if manifest.features else None,
+        tf32=tf32,
+        cuda_graphs=cuda_graphs,
+    )
     return figures, judge(figures, figures.tolerances)
 
 

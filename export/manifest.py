@@ -68,7 +68,7 @@ class FileEntry(_Strict):
     """One file of the bundle; the last three fields are for models alone."""
 
     path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="a name inside the bundle's folder")
-    role: Literal["model", "weights", "golden", "parity", "guard"]
+    role: Literal["model", "weights", "golden", "parity", "guard", "features", "features-golden"]
     sha256: str = Field(pattern=SHA256_PATTERN)
     size_bytes: int = Field(ge=0)
     format: Format | None = None
@@ -134,6 +134,29 @@ class ParityVerdict(_Strict):
         return "  ".join(part for part in parts if part)
 
 
+class FeatureMaps(_Strict):
+    """What the file of the first layer gives, and what the gate said of it.
+
+    Attributes:
+        layer: In words, e.g. "features.1 (ReLU after Conv 5x5, 16 channels)".
+        output: The file's only output: [-1, channels, ...], or [-1, units] of a dense layer.
+        verdict: By the fp32 ONNX file's tolerance, of which this one is a part.
+    """
+
+    layer: str
+    output: TensorSpec
+    verdict: ParityVerdict
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        found = self.verdict
+        return (
+            f"{'first layer':18} {found.device}: {'passed' if found.passed else 'FAILED'}  "
+            f"scaled error {found.scaled_error:.1e}  RMS {found.rms_ratio:.1f} x eager's  "
+            f"{found.samples} samples  {self.layer}"
+        )
+
+
 class TrainingSummary(_Strict):
     """Where the weights come from; the whole record stays with the checkpoint.
 
@@ -196,6 +219,7 @@ class Manifest(_Strict):
     labels: tuple[str, ...]
     files: tuple[FileEntry, ...]
     parity: tuple[ParityVerdict, ...]
+    features: FeatureMaps | None = None
     proof: SampleSet = Field(description="what the gate asked")
     calibration: SampleSet | None = Field(description="what int8's scales were fitted to")
     guard: GuardSummary | None = None
@@ -212,6 +236,13 @@ class Manifest(_Strict):
     def _guard_has_a_file(self) -> Self:
         if (self.guard is not None) != any(entry.role == "guard" for entry in self.files):
             raise ValueError("a guard and its file come together or not at all")
+        return self
+
+    @model_validator(mode="after")
+    def _feature_maps_are_whole(self) -> Self:
+        roles = {entry.role for entry in self.files} & {"features", "features-golden"}
+        if len(roles) != (0 if self.features is None else 2):
+            raise ValueError("feature maps are their file, their golden samples and their verdict")
         return self
 
     @property

@@ -15,11 +15,19 @@ import onnx
 import onnxruntime
 import torch
 
+from export.first_layer import FirstLayer, NoFirstLayerError, find_first_layer, measure_first_layer
 from export.golden import Predict
 from export.manifest import BundleError
 from export.parity.coverage import measure_coverage
 from export.parity.faults import SelfTest, plant_faults
-from export.parity.figures import Fault, FileFigures, Layer, ParityFigures, WeightFigures
+from export.parity.figures import (
+    Fault,
+    FeatureFigures,
+    FileFigures,
+    Layer,
+    ParityFigures,
+    WeightFigures,
+)
 from export.parity.gate import NARROW, measure_neighbours, measure_rows, worst_samples
 from export.parity.layers import Inside
 from export.parity.reference import Reference, make_reference, predict_with
@@ -40,6 +48,7 @@ from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
 INSIDE_SAMPLES = 64
+FEATURE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,14 @@ class Proof:
         count = INSIDE_SAMPLES + len(self.reference.corners)
         return Inside(self.translation.program, outputs, self.reference.first(count))
 
+    def first_layer(self, model: onnx.ModelProto) -> FirstLayer:
+        """The first layer of an ONNX model of the subject.
+
+        Raises:
+            NoFirstLayerError: The network has none to show.
+        """
+        return find_first_layer(model, self.translation.program, self.subject)
+
     def layers(self, path: Path) -> tuple[Layer, ...]:
         """Every value inside an ONNX file beside the checkpoint's."""
         return tuple(self.inside.layers(onnx.load(path)))
@@ -84,6 +101,7 @@ class Proof:
         device: Device,
         tolerances: tuple[Tolerance, ...] = TOLERANCES,
         *,
+        features: Path | None = None,
         tf32: bool = False,
         cuda_graphs: bool = False,
     ) -> ParityFigures:
@@ -93,6 +111,7 @@ class Proof:
             variants: The files by variant.
             device: Where they run (the reference is always the CPU).
             tolerances: The table, or a changed one; the self-test asks it.
+            features: The file of the first layer, if there is one.
             tf32: On CUDA, run the fp32 file with TF32 on, as the variant onnx-tf32, and it alone.
             cuda_graphs: On CUDA, replay recorded graphs.
 
@@ -127,10 +146,21 @@ class Proof:
             layers=self.layers(source) if on_cpu else (),
             faults=self.faults(source, table[0]) if on_cpu else (),
             worst=worst_samples([row for row in rows if row.variant == main], self.reference),
+            features=None if features is None else self._features(features, source, device, tf32),
             not_checked=not_checked,
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
         )
+
+    def _features(self, path: Path, source: Path, device: Device, tf32: bool) -> FeatureFigures:
+        model = onnx.load(source)
+        inputs = self.reference.first(FEATURE_SAMPLES + len(self.reference.corners))
+        try:
+            first = self.first_layer(model)
+        except NoFirstLayerError as error:
+            raise BundleError(f"{path} is of no layer of {source.name}: {error}") from error
+        opened = OnnxModel(path, device, tf32=tf32)
+        return measure_first_layer(first, path, model, opened, inputs)
 
     def _file(self, variant: str, path: Path, source: Path) -> FileFigures:
         problems: list[str] = []

@@ -63,6 +63,23 @@ class FileFigures(Figures):
     weights: WeightFigures | None = None
 
 
+class FeatureFigures(Figures):
+    """The file of the first layer beside the checkpoint's values at that place.
+
+    Attributes:
+        layer: Which it is, in words.
+        output: The file's only output.
+        problems: What is not as in the ONNX file that it was cut from, in words.
+        by_batch: What was found, by batch size.
+    """
+
+    layer: str
+    output: TensorSpec
+    path: str
+    problems: tuple[str, ...]
+    by_batch: dict[int, Comparison]
+
+
 class Coverage(Figures):
     """Units (neurons and channels behind activation functions) that the samples activate.
 
@@ -163,6 +180,7 @@ class ParityFigures(Figures):
     layers: tuple[Layer, ...]
     faults: tuple[Fault, ...]
     worst: tuple[WorstSample, ...]
+    features: FeatureFigures | None = None
     not_checked: dict[str, str]
     versions: dict[str, str]
 

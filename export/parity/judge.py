@@ -5,8 +5,8 @@ Nothing is run here, so that figures in a file can be judged again under other t
 
 from collections.abc import Iterable, Iterator
 
-from export.manifest import ParityVerdict
-from export.parity.figures import ALONE, Fault, Layer, ParityFigures, Row
+from export.manifest import FeatureMaps, ParityVerdict
+from export.parity.figures import ALONE, Fault, FeatureFigures, Layer, ParityFigures, Row
 from export.parity.metrics import Comparison, LabelFigures
 from export.parity.tolerances import COVERAGE, Tolerance
 
@@ -100,6 +100,8 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     # Who has said, with a reason, that weights are not to be judged has no eyes for faults in them.
     judged = all(row.weights is not None for variant, row in table.items() if variant == "onnx")
     general = list(_general_failures(figures, figures.faults if judged else ()))
+    if figures.features is not None:
+        general += _feature_failures(figures.features, table[figures.variants[0]])
     return Judgement(figures, table, failures, general)
 
 
@@ -143,6 +145,7 @@ class Judgement:
     Attributes:
         failures: All failures, variant by variant, then those of the gate itself.
         verdicts: One for each variant: its worst figures.
+        features: The same for the file of the first layer, if there is one.
     """
 
     def __init__(
@@ -163,11 +166,23 @@ class Judgement:
             )
             for variant, failed in by_variant.items()
         )
+        self.features = None
+        if figures.features is not None:
+            self.features = _feature_maps(figures.features, table[figures.variants[0]])
 
     @property
     def passed(self) -> bool:
         """True if nothing failed."""
         return not self.failures
+
+    def summaries(self) -> Iterator[str]:
+        """Each verdict in a line for a terminal, and who widened its tolerance."""
+        for verdict in self.verdicts:
+            yield verdict.summary()
+            if verdict.tolerance.loosened:
+                yield f"  LOOSENED {verdict.tolerance.loosened}"
+        if self.features is not None:
+            yield self.features.summary()
 
 
 def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
@@ -185,6 +200,33 @@ def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
             f": probabilities differ from softmax(logits) by {row.softmax_error:.2e} > "
             f"{allowed.softmax_error:.0e}"
         )
+
+
+def _feature_failures(found: FeatureFigures, allowed: Tolerance) -> Iterator[str]:
+    yield from (f"{found.path}: {problem}" for problem in found.problems)
+    for batch_size, comparison in found.by_batch.items():
+        for complaint in complaints(comparison, allowed):
+            yield f"{found.path}, batch {batch_size}: {complaint}"
+
+
+def _feature_maps(found: FeatureFigures, allowed: Tolerance) -> FeatureMaps:
+    rows = found.by_batch.values()
+    verdict = ParityVerdict(
+        format=allowed.format,
+        precision=allowed.precision,
+        device=allowed.device,
+        passed=not list(_feature_failures(found, allowed)),
+        scaled_error=max((row.scaled_error for row in rows), default=float("inf")),
+        rms_ratio=max((row.rms_ratio for row in rows), default=float("inf")),
+        sqnr_db=min((row.sqnr_db for row in rows), default=None),
+        label_flips=0,
+        accuracy=None,
+        certificate=None,
+        samples=max((row.samples for row in rows), default=0),
+        batch_sizes=tuple(sorted(found.by_batch)),
+        tolerance=allowed,
+    )
+    return FeatureMaps(layer=found.layer, output=found.output, verdict=verdict)
 
 
 def _general_failures(figures: ParityFigures, faults: Iterable[Fault]) -> Iterator[str]:

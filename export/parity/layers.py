@@ -48,7 +48,7 @@ class Inside:
             inputs: A few samples.
         """
         self._inputs = inputs
-        self._nodes = _named_nodes(program, outputs)
+        self._nodes = named_nodes(program, outputs)
         self._eager = node_values(program, self._nodes, inputs, double=False)
         self._truth = node_values(program, self._nodes, inputs, double=True)
         self._exact = _exact(self._nodes)
@@ -67,7 +67,7 @@ class Inside:
                 value=name,
                 node=producer.name,
                 op=producer.op_type,
-                module=_module(node),
+                module=module_of(node),
                 source=source,
                 code=code,
                 scaled_error=compared.scaled_error,
@@ -119,7 +119,7 @@ def node_values(
     return recorder.values
 
 
-def _named_nodes(program: Program, outputs: list[str]) -> dict[str, Node]:
+def named_nodes(program: Program, outputs: list[str]) -> dict[str, Node]:
     """Nodes by the names of their values in the ONNX graph."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
     returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
@@ -168,7 +168,7 @@ def _onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def _module(node: Node) -> str:
+def module_of(node: Node) -> str:
     """The innermost module's path."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
