@@ -179,9 +179,9 @@ def _first_activation(model: ModelProto) -> tuple[NodeProto, NodeProto]:
 
 
 def _words(model: ModelProto, product: NodeProto, shape: Sequence[int]) -> str:
-    """E.g. Conv 5x5, 16 channels."""
+    """E.g. Conv 5x5, 16 channels; or dense layer, 512 units."""
     if len(shape) == UNITS_NDIM:
-        return f"{product.op_type}, {shape[1]} units"
+        return f"dense layer, {shape[1]} units"
     kernel = next((list(a.ints) for a in product.attribute if a.name == "kernel_shape"), None)
     if kernel is None:  # ONNX lets it be read from the weight
         weight = next(t for t in model.graph.initializer if t.name == product.input[1])

@@ -16,7 +16,9 @@ from service import fastpath, logs, tracing
 from service.http import HttpApi
 from service.lane import Lane
 from service.metrics import Metrics
-from service.models import ServedModels, UnprovenError, open_proven
+from service.models import ServedModels
+from service.proven import open_proven
+from service.proving import UnprovenError
 from service.readiness import Readiness
 from service.reception import Reception, ReceptionMiddleware
 from service.settings import SettingsError, read_settings

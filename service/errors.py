@@ -4,6 +4,7 @@
     |-- InvalidInputError        400  not JSON, wrong shape, type or range, not an image
     |-- UnauthorizedError        401  no API key, or another one, where one is asked for
     |-- UnknownModelError        404
+    |-- NoFeatureMapsError       404  the model has none to show
     |-- PayloadTooLargeError     413  bytes, pixels or images over a limit
     |-- UnsupportedMediaError    415  a content type or encoding that no endpoint reads
     |-- NothingDrawnError        422  an image as it should be, but for a digit on it
@@ -38,10 +39,12 @@ class ErrorKind(Enum):
     NOT_HTTP = ("not_http", 400)
     UNAUTHORIZED = ("unauthorized", 401)
     UNKNOWN_MODEL = ("unknown_model", 404)
+    NO_FEATURE_MAPS = ("no_feature_maps", 404)
     UNKNOWN_PATH = ("unknown_path", 404)
     WRONG_METHOD = ("wrong_method", 405)
     TOO_LARGE = ("too_large", 413)
     UNSUPPORTED_MEDIA = ("unsupported_media", 415)
+    NOTHING_DRAWN = ("nothing_drawn", 422)
     OVERLOADED = ("overloaded", 429)
     HEAD_TOO_LARGE = ("head_too_large", 431)
     CLIENT_GONE = ("client_gone", 499)  # nginx's code; nobody is there to read it
@@ -93,6 +96,12 @@ class UnknownModelError(ServiceError):
     kind = ErrorKind.UNKNOWN_MODEL
 
 
+class NoFeatureMapsError(ServiceError):
+    """The model's bundle holds no file of its first layer."""
+
+    kind = ErrorKind.NO_FEATURE_MAPS
+
+
 class PayloadTooLargeError(ServiceError):
     """More bytes, pixels or images than a request may hold."""
 
@@ -108,7 +117,7 @@ class UnsupportedMediaError(ServiceError):
 class NothingDrawnError(ServiceError):
     """The image can be read, but there is nothing on it to be read as a digit."""
 
-    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    kind = ErrorKind.NOTHING_DRAWN
 
 
 class OverloadedError(ServiceError):

@@ -6,7 +6,6 @@ limit, checked by ``protocol`` and ``images``, and refused in one shape: {"error
 Paths that nobody serves are still BentoML's to refuse.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -19,11 +18,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from export.parity.metrics import Array, Arrays
+from export.parity.metrics import Array
 from service.body import read_body, uploaded_file
+from service.disconnect import computed
 from service.errors import ErrorKind, InvalidInputError, UnknownModelError, shown
 from service.exchange import Exchange
 from service.exposition import exposition
+from service.features import JSON_BYTES
 from service.images import read_image
 from service.metrics import Metrics
 from service.models import ServedModel, ServedModels
@@ -36,7 +37,8 @@ from service.oip import (
     server_metadata,
 )
 from service.openapi import merged_openapi
-from service.protocol import parse_predict
+from service.protocol import parse_one_image, parse_predict
+from service.proven import IMAGES
 from service.readiness import Readiness
 from service.responses import error_body, identity_headers, refusal, timing_headers
 from service.settings import Settings
@@ -73,6 +75,7 @@ class HttpApi:
             Route("/predict", self._guarded(self._predict), methods=["POST"]),
             Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
             Route("/models", self._guarded(self._list_models), methods=["GET"]),
+            Route("/models/{model:str}/features", self._guarded(self._features), methods=["POST"]),
             Route("/docs.json", self._guarded(self._openapi), methods=["GET"]),
             Route("/metrics", self._guarded(self._exposition), methods=["GET"]),
             Route("/healthz/deep", self._guarded(self._deep_health), methods=["GET"]),
@@ -115,12 +118,23 @@ class HttpApi:
         model = self._model_in_path(request)
         body = await read_body(request, self._settings.max_body_bytes)
         asked = parse_infer(body, _json_length(request), model.manifest, self._settings.limits)
-        outputs, ran = await _computed(request, model, asked.inputs)
+        outputs, ran = await computed(request, model.batcher, asked.inputs)
         content, json_length = format_infer(outputs, asked, model.manifest)
         response = self._answered(request, model, "infer", asked.samples, content, ran)
         if json_length is not None:
             response.headers[HEADER_LENGTH] = str(json_length)
             response.headers["content-type"] = BINARY_TYPE
+        return response
+
+    async def _features(self, request: Request) -> Response:
+        model = self._model_in_path(request)
+        shown = model.shown_features()
+        body = await read_body(request, self._settings.max_body_bytes)
+        images = parse_one_image(body, self._settings.limits)
+        outputs, ran = await computed(request, shown.batcher, {IMAGES: images})
+        response = self._answered(request, model, "features", 1, outputs[JSON_BYTES][0], ran)
+        if self._settings.answer_headers:
+            response.headers.update(shown.headers)
         return response
 
     async def _exposition(self, _: Request) -> Response:
@@ -183,7 +197,7 @@ class HttpApi:
         self, request: Request, images: Array, model: ServedModel, endpoint: str
     ) -> Response:
         inputs = model.inputs(images)
-        outputs, ran = await _computed(request, model, inputs)
+        outputs, ran = await computed(request, model.batcher, inputs)
         content = model.answer(outputs, inputs)
         return self._answered(request, model, endpoint, len(images), content, ran)
 
@@ -243,29 +257,6 @@ class HttpApi:
             return response
 
         return guarded
-
-
-async def _computed(request: Request, model: ServedModel, inputs: Arrays) -> tuple[Arrays, Ran]:
-    """Wait for the answer, and no longer than the client does.
-
-    Raises:
-        ClientDisconnect: It went away; what was not yet computed for it never is.
-    """
-    asked = asyncio.ensure_future(model.batcher.submit(inputs))
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
-        if asked.done():
-            return asked.result()
-        raise ClientDisconnect
-    finally:
-        gone.cancel()
-        asked.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _model_in_query(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""The models that are served: bundles opened, put on a device and asked their golden samples."""
+"""The models that are served: each with its batcher, and what it answers to whom."""
 
 import functools
 import json
@@ -8,117 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.bundle import Bundle, find_bundles
-from export.golden import Golden, GoldenResult, check_golden
-from export.guard import Guard
-from export.manifest import BundleError, Manifest
+from export.manifest import Manifest
 from export.parity.metrics import Array, Arrays
-from export.parity.tolerances import Device, Tolerance
-from export.session import choose_device
 from service.batcher import Batcher
-from service.engines import Engine, batch_buckets, open_engine, required_tolerance
-from service.errors import InvalidInputError, UnknownModelError, shown
+from service.engines import Engine, batch_buckets
+from service.errors import InvalidInputError, NoFeatureMapsError, UnknownModelError, shown
+from service.features import FeatureServer
 from service.metrics import GoldenCheck, Metrics, ModelInfo
 from service.protocol import predictions
+from service.proven import IMAGES, PROBABILITIES, ProvenModel
 from service.settings import Settings
 
-# What the endpoints speak: images in, digits out.
-IMAGES, PROBABILITIES = "images", "probabilities"
 WARM_UP_RUNS = 3
 # A batch that holds the event loop up for longer is run in a thread: requests are read meanwhile.
 LONGEST_IN_LOOP_S = 0.005
 
 logger = logging.getLogger("bentoml.service")  # BentoML shows its own loggers alone
-
-
-class UnprovenError(RuntimeError):
-    """A model does not answer its golden samples rightly on the device it would serve from."""
-
-
-@dataclass(frozen=True)
-class ProvenModel:
-    """An opened bundle whose model gave the right answers on its device.
-
-    Attributes:
-        variant: Which of the bundle's files it is; "onnx-tf32" where products are rounded.
-        tolerance: What its answers may differ from the reference's by.
-        samples: The golden samples; ``golden`` is what came of them at the start.
-        guard: Tells images that are unlike those that the model learned from, if it has one.
-    """
-
-    manifest: Manifest
-    variant: str
-    engine: Engine
-    tolerance: Tolerance
-    samples: Golden
-    golden: GoldenResult
-    guard: Guard | None
-
-    @property
-    def reads_digits(self) -> bool:
-        """Does it take images and give what /predict answers with?"""
-        manifest = self.manifest
-        outputs = {spec.name for spec in manifest.outputs}
-        return [spec.name for spec in manifest.inputs] == [IMAGES] and PROBABILITIES in outputs
-
-
-def open_proven(settings: Settings) -> list[ProvenModel]:
-    """Open every bundle in the configured folder and prove it on its device.
-
-    Raises:
-        BundleError: No bundle there, a broken one, two of one name, one without a passed parity
-            verdict, or no bundle of the default model's name.
-        DeviceUnavailableError: The device asked for is not there.
-        UnprovenError: Golden samples were answered wrongly.
-    """
-    device = choose_device(settings.device)
-    folders = find_bundles(settings.bundles)
-    if not folders:
-        raise BundleError(
-            f"no bundle in {settings.bundles.resolve()}: make them with `make bundles`, or name "
-            "another folder with DIGITS_BUNDLES"
-        )
-    proven: dict[str, ProvenModel] = {}
-    for folder in folders:
-        model = _prove(Bundle.open(folder), device, settings)
-        name = model.manifest.name
-        if name in proven:
-            raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
-        proven[name] = model
-    if settings.default_model is not None and settings.default_model not in proven:
-        raise BundleError(
-            f"DIGITS_DEFAULT_MODEL={settings.default_model}: no such bundle in {settings.bundles}; "
-            f"there are: {', '.join(proven)}"
-        )
-    return list(proven.values())
-
-
-def _prove(bundle: Bundle, device: Device, settings: Settings) -> ProvenModel:
-    manifest = bundle.manifest
-    variant, tolerance = settings.variant, required_tolerance(manifest, device, settings)
-    bundle.model_path(variant)  # says why it is not there
-    verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == variant]
-    if not verdicts or not all(verdicts):
-        raise BundleError(
-            f"{bundle.folder} carries no passed parity verdict for its {variant} model"
-        )
-    engine = open_engine(bundle, device, settings)
-    golden = Golden.load(bundle.path("golden"))
-    try:
-        result = check_golden(golden, engine, manifest.outputs, tolerance)
-    except Exception as error:  # runtimes raise whatever they like
-        raise UnprovenError(
-            f"{manifest.name} ({variant}) cannot answer its golden samples on {device}: {error}"
-        ) from error
-    if not result.passed:
-        raise UnprovenError(
-            f"{manifest.name} ({variant}) fails its golden samples on {device}: "
-            f"{'; '.join(result.failures)}"
-        )
-    # TF32 is no file of its own, but another arithmetic: an answer names it.
-    served = tolerance.variant if variant.startswith("onnx") else variant
-    guard = None if manifest.guard is None else Guard.load(bundle.path("guard"))
-    return ProvenModel(manifest, served, engine, tolerance, golden, result, guard)
 
 
 def _warm_up(engine: Engine, manifest: Manifest, settings: Settings) -> float:
@@ -138,10 +43,11 @@ def _warm_up(engine: Engine, manifest: Manifest, settings: Settings) -> float:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A proven model with its own batcher."""
+    """A proven model with its own batcher, and another one for its feature maps."""
 
     proven: ProvenModel
     batcher: Batcher
+    features: FeatureServer | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -160,6 +66,18 @@ class ServedModel:
                 f"{name} does not read digits; ask it at /v2/models/{name}/infer"
             )
         return {IMAGES: images_NHW}
+
+    def shown_features(self) -> FeatureServer:
+        """What shows the first layer.
+
+        Raises:
+            NoFeatureMapsError: The bundle does not have it; says why, if it knows.
+        """
+        if self.features is None:
+            unknown = "its bundle holds none; build it again"
+            why = self.manifest.not_built.get("features", unknown)
+            raise NoFeatureMapsError(f"{self.manifest.name} has no feature maps: {why}")
+        return self.features
 
     def answer(self, outputs: Arrays, inputs: Arrays) -> bytes:
         """What /predict and /predict/image answer, JSON."""
@@ -183,6 +101,7 @@ class ServedModel:
     def card(self) -> dict[str, object]:
         """What GET /models says of it."""
         training, guard = self.manifest.training, self.manifest.guard
+        features = self.manifest.features
         return self.identity() | {
             "inputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.inputs],
             "outputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.outputs],
@@ -193,6 +112,7 @@ class ServedModel:
             "parity": [verdict.model_dump(mode="json") for verdict in self.manifest.parity],
             "golden": self.proven.golden.model_dump(),
             "guard": guard and guard.model_dump(),
+            "features": features.model_dump(mode="json") if features else None,
         }
 
 
@@ -218,7 +138,7 @@ def _serve(proven: ProvenModel, settings: Settings, metrics: Metrics) -> ServedM
     metrics.model_ready(
         info,
         GoldenCheck(True, golden.scaled_error, proven.tolerance.scaled_error),
-        ("infer", "predict", "predict_image") if proven.reads_digits else ("infer",),
+        _endpoints(proven),
         waiting=lambda: batcher.queued_samples,
         limit=settings.max_queue_images,
     )
@@ -229,7 +149,19 @@ def _serve(proven: ProvenModel, settings: Settings, metrics: Metrics) -> ServedM
         *(golden.samples, settings.max_batch_images, 1000 * batch_s),
         "the event loop" if in_loop else "a thread",
     )
-    return ServedModel(proven, batcher)
+    shown = None
+    if proven.features is not None:
+        shown = FeatureServer(proven.features, manifest, settings.timeout_s)
+    return ServedModel(proven, batcher, shown)
+
+
+def _endpoints(proven: ProvenModel) -> list[str]:
+    """Where a model can be asked, as metrics name it."""
+    return [
+        "infer",
+        *(["predict", "predict_image"] if proven.reads_digits else []),
+        *(["features"] if proven.features is not None else []),
+    ]
 
 
 class ServedModels:
@@ -276,3 +208,5 @@ class ServedModels:
         """End all engines."""
         for model in self._models.values():
             model.batcher.close()
+            if model.features is not None:
+                model.features.batcher.close()

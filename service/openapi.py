@@ -10,6 +10,7 @@ from typing import Any
 from export.manifest import Manifest
 from service.body import IMAGE_TYPES
 from service.examples import examples
+from service.feature_schemas import feature_schemas
 from service.models import ServedModel
 from service.openapi_common import (
     REFUSALS,
@@ -48,6 +49,7 @@ _TAGS = [
     {"name": _WATCH, "description": "What probes and Prometheus ask"},
 ]
 _ASKED = ("400", "404", "413", "415", "429", "504")
+_BLANK = {"images": [[0] * 28] * 28}
 _CURL = "curl -F image=@digit.png URL/predict/image, or curl --data-binary with the image's type"
 
 
@@ -87,6 +89,8 @@ def _components(manifests: list[Manifest], readers: list[Manifest], settings: Se
         _each(spec.datatype for spec in inputs),
         _each(spec.name for spec in outputs),
     )
+    if showing := [m.name for m in manifests if m.features]:
+        schemas |= feature_schemas(showing)
     if readers:
         names, labels = [m.name for m in readers], [m.labels for m in readers]
         schemas |= predict_schemas(names, labels, settings.max_request_images)
@@ -130,6 +134,8 @@ class _Paths:
         )
         if self._readers:  # else there is nothing that they could answer
             paths |= self._predict()
+        if showing := [m.name for m in self._manifests if m.features]:
+            paths |= self._features(showing)
         for path, item in paths.items():
             for operation in (item[method] for method in ("get", "post") if method in item):
                 operation["tags"] = [_tag(path)]
@@ -202,8 +208,7 @@ class _Paths:
     def _predict(self) -> Schema:
         names = [m.name for m in self._readers]
         query = {"name": "model", "in": "query", "schema": {"type": "string", "enum": names}}
-        blank = {"images": [[0] * 28] * 28}
-        bodies = {name: {"value": blank | {"model": name}} for name in names}
+        bodies = {name: {"value": _BLANK | {"model": name}} for name in names}
         pixels = body(ref("schemas", "PredictRequest"), examples=bodies)
         form = {"type": "object", "required": ["image"], "properties": {"image": BINARY}}
         kinds = {"image": {"contentType": "image/png, image/jpeg"}}
@@ -218,6 +223,14 @@ class _Paths:
         for operation in (predict, upload):
             operation["parameters"] += [query]
         return {"/predict": {"post": predict}, "/predict/image": {"post": upload}}
+
+    def _features(self, models: list[str]) -> Schema:
+        examples = {name: {"value": _BLANK} for name in models}
+        pixels = body(ref("schemas", "FeaturesRequest"), examples=examples)
+        answer = body(ref("schemas", "FeaturesAnswer"))
+        shown = self._post("features", "What the first layer makes of an image", pixels, answer)
+        shown["parameters"] += [_in_path("model", {name: name for name in models})]
+        return {"/models/{model}/features": {"post": shown}}
 
     def _post(self, operation: str, summary: str, content: Schema, answer: Schema) -> Schema:
         described = _get(operation, summary, answer, _ASKED)

@@ -16,7 +16,7 @@ REQUEST_ID_HEADER: Schema = {
 REFUSALS: dict[str, tuple[str, str, Schema]] = {
     "400": ("InvalidInput", "the body or a header is not what the endpoint reads", {}),
     "401": ("Unauthorized", "no API key came, or another one", {"WWW-Authenticate": TEXT}),
-    "404": ("UnknownModel", "no such model, or not in this version", {}),
+    "404": ("UnknownModel", "no such model, not in this version, or without feature maps", {}),
     "405": ("MethodNotAllowed", "Allow names the method that is read", {"Allow": TEXT}),
     "413": ("PayloadTooLarge", "too many bytes, pixels or images", {}),
     "415": ("UnsupportedMedia", "a content type or encoding that is not read", {}),

@@ -1,5 +1,7 @@
 """The wire format of ``/predict``: JSON to arrays and back, every rule on the way in.
 
+``/models/NAME/features`` reads the same images, one of them.
+
 in   {"images": <28x28 or Nx28x28 integers 0..255>, "model": "cnn"}      (model: optional)
 out  {"model": "cnn", "version": "...", "device": "cpu", "provider": "CPUExecutionProvider",
       "predictions": [{"label": "7", "probabilities": [10 numbers], "guard":
@@ -20,7 +22,6 @@ from service.strict_json import json_kind, json_value, parse_json
 
 EXPECTED = "a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)"
 EXAMPLE = f'JSON: {{"images": {EXPECTED}}}'
-FIELDS = {"images", "model"}
 SIDE = 28
 PIXEL_MAX = 255
 
@@ -45,19 +46,30 @@ def parse_predict(body: bytes, limits: Limits) -> PredictRequest:
         InvalidInputError: Says what came and what was expected.
         PayloadTooLargeError: More images than allowed.
     """
-    fields = parse_json(body, EXAMPLE, limits.json_depth)
-    if not isinstance(fields, dict):
-        raise InvalidInputError(
-            f"the body is {json_kind(fields)}; expected an object with the field images: {EXPECTED}"
-        )
-    if unknown := sorted(set(fields) - FIELDS):
-        raise InvalidInputError(f"unknown field {shown(unknown[0])}; known: images, model")
-    if "images" not in fields:
-        raise InvalidInputError(f"the field images is missing; expected {EXPECTED}")
+    fields = _fields(body, limits, ["images", "model"])
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
         raise InvalidInputError(f"model is {json_kind(model)}; expected a model's name as a string")
     return PredictRequest(images=_to_images(fields["images"], limits.samples), model=model)
+
+
+def parse_one_image(body: bytes, limits: Limits) -> Array:
+    """Read the body of ``POST /models/NAME/features``: uint8 [1, 28, 28].
+
+    Args:
+        body: What the client sent.
+        limits: What one request may hold.
+
+    Raises:
+        InvalidInputError: Says what came and what was expected.
+        PayloadTooLargeError: More images than any request may hold.
+    """
+    images_NHW = _to_images(_fields(body, limits, ["images"])["images"], limits.samples)
+    if len(images_NHW) > 1:
+        raise InvalidInputError(
+            f"{len(images_NHW):,} images; feature maps are shown of one: send one a request"
+        )
+    return images_NHW
 
 
 def predictions(
@@ -80,6 +92,20 @@ def predictions(
         {"label": labels[i], "probabilities": row, "guard": guard}
         for i, row, guard in zip(best, rows, guards, strict=True)
     ]
+
+
+def _fields(body: bytes, limits: Limits, known: list[str]) -> dict[str, object]:
+    """The body's fields, images among them."""
+    fields = parse_json(body, EXAMPLE, limits.json_depth)
+    if not isinstance(fields, dict):
+        raise InvalidInputError(
+            f"the body is {json_kind(fields)}; expected an object with the field images: {EXPECTED}"
+        )
+    if unknown := sorted(set(fields) - set(known)):
+        raise InvalidInputError(f"unknown field {shown(unknown[0])}; known: {', '.join(known)}")
+    if "images" not in fields:
+        raise InvalidInputError(f"the field images is missing; expected {EXPECTED}")
+    return fields
 
 
 def _to_images(value: object, max_images: int) -> Array:

@@ -62,7 +62,7 @@ PIXELS = {
     ),
     "description": "28 rows of 28 pixels from the top; 0 = ground, 255 = ink",
 }
-_IDENTITY: Schema = {
+IDENTITY: Schema = {
     "model": TEXT | {"example": "cnn"},
     "version": TEXT | {"description": "by default the start of the weights' SHA-256"},
     "variant": TEXT | {"description": "which of the bundle's models", "example": "onnx"},
@@ -73,7 +73,7 @@ _VERDICT = record(
     {
         "format": TEXT,
         "precision": TEXT,
-        "device": _IDENTITY["device"],
+        "device": IDENTITY["device"],
         "passed": _TRUTH,
         "scaled_error": _NUMBER | {"description": "largest error by the reference's largest value"},
         "rms_ratio": _NUMBER | {"description": "RMS error by that of the eager reference"},
@@ -112,13 +112,20 @@ _GUARD = record(
     "nullable": True,
     "description": "does the image look like those that the model learned from? null: not known",
 }
+_FEATURES = record(
+    {
+        "layer": TEXT | {"example": "features.1 (ReLU after Conv 5x5, 16 channels)"},
+        "output": {"type": "object", "description": "the tensor that it gives"},
+        "verdict": ref("schemas", "ParityVerdict"),
+    }
+) | {"nullable": True, "description": "the proof of its feature maps; null: it has none"}
 _PARAMETERS: Schema = {"type": "object", "description": "more than named here is left alone"}
 
 SCHEMAS: Schema = {
     "Error": record({"error": TEXT | {"description": "what came, what was expected, what to do"}}),
     "ModelCards": record({"models": listed(ref("schemas", "ModelCard"), minItems=1)}),
     "ModelCard": record(
-        _IDENTITY
+        IDENTITY
         | {
             "inputs": listed(ref("schemas", "TensorMetadata"), minItems=1),
             "outputs": listed(ref("schemas", "TensorMetadata"), minItems=1),
@@ -129,6 +136,7 @@ SCHEMAS: Schema = {
             "parity": listed(ref("schemas", "ParityVerdict"), minItems=1),
             "golden": ref("schemas", "GoldenResult"),
             "guard": _GUARD_SUMMARY,
+            "features": _FEATURES,
             "default": _TRUTH | {"description": "answers requests that name no model"},
         },
         closed=False,
@@ -229,7 +237,7 @@ def predict_schemas(models: Sequence[str], labels: Sequence[Sequence[str]], most
             }
         ),
         "PredictAnswer": record(
-            _IDENTITY
+            IDENTITY
             | {
                 "model": TEXT | {"enum": list(models)},
                 "predictions": listed(ref("schemas", "Prediction"), minItems=1, maxItems=most),

@@ -15,7 +15,8 @@ from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from export.session import OnnxModel
 from service.engines import Bucketed, batch_buckets, open_engine, required_tolerance
-from service.models import UnprovenError, open_proven
+from service.proven import open_proven
+from service.proving import UnprovenError
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES

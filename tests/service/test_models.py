@@ -10,7 +10,9 @@ import pytest
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError, cuda_device_count
 from service.metrics import Metrics
-from service.models import ServedModels, UnprovenError, open_proven
+from service.models import ServedModels
+from service.proven import open_proven
+from service.proving import UnprovenError
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES

@@ -23,7 +23,7 @@ from loadtest.ratios import percentile
 from loadtest.server import running_service
 from service.batcher import Batcher
 from service.errors import OverloadedError
-from service.models import open_proven
+from service.proven import open_proven
 from service.settings import Settings
 from tests.service.answers import RAW, parsed, raw_request, read_logits
 from tests.service.processes import worker_processes

@@ -35,7 +35,8 @@ def test_a_model_that_begins_to_answer_wrongly_is_not_ready() -> None:
 import asyncio, json
 from pathlib import Path
 from service.metrics import Metrics
-from service.models import ServedModels, open_proven
+from service.models import ServedModels
+from service.proven import open_proven
 from service.readiness import Readiness
 from service.settings import Settings
 settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu")
