@@ -37,8 +37,10 @@ from service.oip import (
     server_metadata,
 )
 from service.openapi import merged_openapi
+from service.pages import page_routes
 from service.protocol import parse_one_image, parse_predict
 from service.proven import IMAGES
+from service.query import MODEL, SHOW, model_and_show
 from service.readiness import Readiness
 from service.responses import error_body, identity_headers, refusal, timing_headers
 from service.settings import Settings
@@ -88,6 +90,7 @@ class HttpApi:
                 Route(f"{path}/ready", self._guarded(self._model_ready), methods=["GET"]),
                 Route(f"{path}/infer", self._guarded(self._infer), methods=["POST"]),
             ]
+        routes += page_routes()
         self.app = Starlette(routes=routes)
 
     def serve(
@@ -111,7 +114,8 @@ class HttpApi:
     async def _predict(self, request: Request) -> Response:
         body = await read_body(request, self._settings.max_body_bytes)
         asked = parse_predict(body, self._settings.limits)
-        model = self.models.chosen(_model_in_query(request), asked.model)
+        in_query, _ = model_and_show(request.query_params, (MODEL,))
+        model = self.models.chosen(in_query, asked.model)
         return await self._answer(request, asked.images, model, "predict")
 
     async def _infer(self, request: Request) -> Response:
@@ -184,21 +188,28 @@ class HttpApi:
 
     async def _predict_image(self, request: Request) -> Response:
         # An unknown model is refused before any pixel is decoded.
-        model = self.models.get(_model_in_query(request))
+        name, show = model_and_show(request.query_params, (MODEL, SHOW))
+        model = self.models.get(name)
         body = await read_body(request, self._settings.max_body_bytes)
         content = uploaded_file(body, request.headers.get("content-type", ""))
         # Decoding a large file takes long enough to hold up every other request.
         image = await anyio.to_thread.run_sync(
             read_image, content, self._settings.max_image_pixels, limiter=self._decoders
         )
-        return await self._answer(request, image[None], model, "predict_image")
+        return await self._answer(request, image[None], model, "predict_image", show=show)
 
     async def _answer(
-        self, request: Request, images: Array, model: ServedModel, endpoint: str
+        self,
+        request: Request,
+        images: Array,
+        model: ServedModel,
+        endpoint: str,
+        *,
+        show: bool = False,
     ) -> Response:
         inputs = model.inputs(images)
         outputs, ran = await computed(request, model.batcher, inputs)
-        content = model.answer(outputs, inputs)
+        content = model.answer(outputs, inputs, show=show)
         return self._answered(request, model, endpoint, len(images), content, ran)
 
     def _answered(
@@ -257,16 +268,6 @@ class HttpApi:
             return response
 
         return guarded
-
-
-def _model_in_query(request: Request) -> str | None:
-    """The one thing that a query may say."""
-    asked = request.query_params.multi_items()
-    if unknown := [name for name, _ in asked if name != "model"]:
-        raise InvalidInputError(f"unknown in the query: {shown(unknown[0])}; known: model")
-    if len(asked) > 1:
-        raise InvalidInputError("the query names two models; name one")
-    return asked[0][1] if asked else None
 
 
 def _json_length(request: Request) -> str | None:

@@ -79,13 +79,22 @@ class ServedModel:
             raise NoFeatureMapsError(f"{self.manifest.name} has no feature maps: {why}")
         return self.features
 
-    def answer(self, outputs: Arrays, inputs: Arrays) -> bytes:
-        """What /predict and /predict/image answer, JSON."""
-        guard = self.proven.guard
-        verdicts = None if guard is None else guard.judge(inputs[IMAGES])
+    def answer(self, outputs: Arrays, inputs: Arrays, *, show: bool = False) -> bytes:
+        """What /predict and /predict/image answer, JSON.
+
+        Args:
+            outputs: Of the model.
+            inputs: What it was asked.
+            show: Put the first image, as the model read it, into the answer.
+        """
+        guard, images_NHW = self.proven.guard, inputs[IMAGES]
+        verdicts = None if guard is None else guard.judge(images_NHW)
         found = predictions(self.manifest.labels, outputs[PROBABILITIES], verdicts)
+        read = {"image": images_NHW[0].tolist()} if show else {}
         return json.dumps(
-            self.identity() | {"predictions": found}, separators=(",", ":"), ensure_ascii=False
+            self.identity() | {"predictions": found} | read,
+            separators=(",", ":"),
+            ensure_ascii=False,
         ).encode()
 
     def identity(self) -> dict[str, object]:

@@ -20,6 +20,7 @@ from service.openapi_common import (
     answer_headers,
     refusals,
 )
+from service.query import SHOW, SHOWABLE
 from service.reception import LONGEST_ID, OPEN_PATHS
 from service.schemas import (
     BINARY,
@@ -222,6 +223,14 @@ class _Paths:
         upload["responses"] |= _refusals(["422"])
         for operation in (predict, upload):
             operation["parameters"] += [query]
+        upload["parameters"] += [
+            {
+                "name": SHOW,
+                "in": "query",
+                "description": "the answer also holds the image as the model reads it",
+                "schema": {"type": "string", "enum": [SHOWABLE]},
+            }
+        ]
         return {"/predict": {"post": predict}, "/predict/image": {"post": upload}}
 
     def _features(self, models: list[str]) -> Schema:

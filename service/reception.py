@@ -15,16 +15,18 @@ from service.errors import ErrorKind, InvalidInputError, ServiceError, Unauthori
 from service.exchange import Exchange
 from service.logs import trace_fields
 from service.metrics import Metrics
+from service.pages import PAGE_PATHS
 from service.responses import error_body
 from service.settings import Settings
 from service.tracing import describe
 
 REQUEST_ID = b"x-request-id"
 LONGEST_ID = 128
-# What a browser must not do with an answer; an API has no page to protect beyond that.
+# What a browser must not do with any answer; ``pages`` says more of its own.
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
-# Whoever watches the process needs no key, and learns nothing but whether it is up.
-OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+# Whoever watches the process needs no key, and learns nothing but whether it is up; nor does the
+# page, which asks the person for it.
+OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", *PAGE_PATHS}
 BEARER = b"bearer "
 
 # Refusals of BentoML's that come in plain text; what else comes so is a fault.

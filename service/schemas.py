@@ -241,7 +241,9 @@ def predict_schemas(models: Sequence[str], labels: Sequence[Sequence[str]], most
             | {
                 "model": TEXT | {"enum": list(models)},
                 "predictions": listed(ref("schemas", "Prediction"), minItems=1, maxItems=most),
-            }
+                "image": ref("schemas", "Image"),  # with show=image
+            },
+            optional=["image"],
         ),
     }
 

@@ -1,0 +1,181 @@
+/**
+ * The page: a drawing becomes 28 x 28 pixels on the service, is moved here, and read by each model.
+ *
+ * drawing -> POST predict/image?show=image -> pixels -> moved -> POST predict?model=NAME, each model
+ */
+
+/** @import { Pixels } from "./transform.js" */
+/** @import { Card } from "./proof.js" */
+import { Connection } from "./connection.js";
+import { currentMove, drawByTools, moveBySliders, openPictures } from "./controls.js";
+import { Drawing } from "./drawing.js";
+import { button, canvas, dialog, element, framed, input } from "./elements.js";
+import { ModelColumn } from "./model.js";
+import { Notices } from "./notices.js";
+import { readsDigits } from "./proof.js";
+import { ask, key, Newest, readPicture, Trouble } from "./service.js";
+import { moved, paint } from "./transform.js";
+import { guardWords, spokenWords, verdictWords } from "./wording.js";
+
+const SPOKEN_AFTER_MS = 900;
+
+/** @type {Pixels | null} As the service made them of the drawing. */
+let pixels = null;
+/** @type {ModelColumn[]} */
+let columns = [];
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let speaking;
+
+const notices = new Notices(element("notices"));
+const connection = new Connection(lost, found);
+const drawing = new Drawing(canvas("drawing"), element("pen"), framed(drawingChanged), (words) => {
+  element("pen-words").textContent = words;
+});
+const pictures = new Newest(
+  (/** @type {Drawing} */ sheet, signal) => sheet.content().then((picture) => readPicture(picture, signal)),
+  (answer) => {
+    notices.close("refused");
+    pixels = answer.image ?? null;
+    askModels();
+  },
+  (error) => {
+    // What was read before is no longer what lies on the sheet.
+    if (error instanceof Trouble && error.kind === "refused") forgetReading();
+    failed(error);
+  },
+);
+
+function drawingChanged() {
+  element("hint").hidden = !drawing.empty;
+  button("clear").disabled = drawing.empty;
+  button("undo").disabled = !drawing.undoable;
+  if (drawing.empty) {
+    pictures.cancel();
+    notices.close("refused");
+    forgetReading();
+  } else if (connection.up) {
+    pictures.ask(drawing);
+  }
+}
+
+function forgetReading() {
+  pixels = null;
+  askModels();
+}
+
+/** Show the image as it was moved, and ask every model about it. */
+function askModels() {
+  const given = pixels && moved(pixels, currentMove());
+  paint(canvas("given"), given);
+  const what = given ? "28 by 28 pixels of your drawing" : "28 by 28 pixels, nothing drawn yet";
+  canvas("given").setAttribute("aria-label", what);
+  for (const column of columns) column.read(given);
+}
+
+/** Say in a line what all models read, and what the guard thinks of the image. */
+function summarise() {
+  const readings = columns.map(({ card, prediction, certainty }) => ({ model: card.model, prediction, certainty }));
+  const { words, agreed } = verdictWords(readings);
+  element("verdict").textContent = words;
+  element("verdict").dataset.agreed = String(agreed);
+  const guard = guardWords(readings);
+  element("guard").textContent = guard.words;
+  element("guard").dataset.verdict = guard.verdict;
+  clearTimeout(speaking);
+  // Not each of dozens of readings a second: the one that stays.
+  speaking = setTimeout(() => (element("spoken").textContent = spokenWords(readings, guard)), SPOKEN_AFTER_MS);
+}
+
+/** @param {unknown} error */
+function failed(error) {
+  if (!(error instanceof Trouble)) throw error;
+  if (error.kind === "key") askForKey(error.message);
+  else if (error.kind === "busy") waitAndAsk(error);
+  else if (error.kind === "down") brokenOff(error);
+  else if (error.kind === "refused") notices.show("refused", "The service cannot read this.", error.message);
+  else notices.show("fault", "Something went wrong in the service, not with your drawing.", error.message);
+}
+
+/** @param {Trouble} error */
+function waitAndAsk(error) {
+  notices.show("busy", "Many are asking just now; your drawing is next.", error.message);
+  setTimeout(() => {
+    notices.close("busy");
+    drawingChanged();
+  }, error.retryAfterMs);
+}
+
+/** @param {Trouble} error */
+async function brokenOff(error) {
+  if (!(await connection.check())) return; // it is away, and that is said already
+  const more = "The service is there, but broke off. A picture may be too large for it: try a smaller one.";
+  notices.show("refused", "No answer came to this.", `${error.message} ${more}`);
+}
+
+function lost() {
+  for (const each of [pictures, ...columns]) each.cancel();
+  connectionWords("down", "Not reachable");
+  const more = "Your drawing stays here. This page keeps trying and goes on by itself.";
+  notices.show("down", "The service does not answer.", more);
+}
+
+async function found() {
+  const wasAway = notices.close("down");
+  try {
+    /** @type {{models: Card[]}} */
+    const { models } = await (await ask("models")).json();
+    showModels(models);
+  } catch (error) {
+    failed(error);
+    return;
+  }
+  button("forget").hidden = key.get() === null;
+  if (wasAway) notices.show("back", "The service is back.", "", { seconds: 5 });
+  drawingChanged();
+}
+
+/** @param {Card[]} cards */
+function showModels(cards) {
+  for (const column of columns) column.cancel();
+  const readers = cards.filter(readsDigits);
+  const template = /** @type {HTMLTemplateElement} */ (element("column"));
+  columns = readers.map((card) => new ModelColumn(card, template, summarise, failed));
+  element("columns").replaceChildren(...columns.map((column) => column.element));
+  const others = cards.filter((card) => !readsDigits(card)).map((card) => card.model);
+  element("others").hidden = others.length === 0;
+  element("others").textContent = `Served too, but not for a single digit: ${others.join(", ")}.`;
+  connectionWords("up", readers.length === 1 ? "1 model ready" : `${readers.length} models ready`);
+}
+
+/**
+ * @param {"up" | "down" | "key"} state
+ * @param {string} words
+ */
+function connectionWords(state, words) {
+  element("connection").dataset.state = document.body.dataset.service = state;
+  element("connection-words").textContent = words;
+}
+
+/** @param {string} message */
+function askForKey(message) {
+  connectionWords("key", "Needs a key");
+  if (key.get() !== null) element("key-words").textContent = `That key was not taken: ${message}.`;
+  key.forget();
+  if (!dialog("key-dialog").open) dialog("key-dialog").showModal();
+}
+
+element("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key.set(input("key").value.trim());
+  input("key").value = "";
+  dialog("key-dialog").close();
+  found();
+});
+button("forget").addEventListener("click", () => {
+  key.forget();
+  location.reload();
+});
+drawByTools(drawing);
+openPictures(drawing);
+moveBySliders(framed(() => connection.up && askModels()));
+connection.check();

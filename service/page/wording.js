@@ -1,0 +1,54 @@
+/** What the page says of the readings, in a line to see and in one to hear. */
+
+/** @import { Prediction } from "./service.js" */
+import { percent } from "./percent.js";
+
+/** @typedef {{model: string, prediction: Prediction | null, certainty: number}} Reading */
+/** @typedef {{verdict: "none" | "usual" | "unusual" | "unknown", words: string}} Guard */
+
+/**
+ * @param {Reading[]} readings
+ * @returns {{words: string, agreed: boolean}}
+ */
+export function verdictWords(readings) {
+  const said = readings.filter(({ prediction }) => prediction);
+  if (said.length === 0) return { words: "Draw something to begin.", agreed: true };
+  const labels = said.map(({ prediction }) => prediction?.label);
+  if (labels.some((label) => label !== labels[0])) {
+    const each = said.map(({ model, prediction }) => `${model} reads ${prediction?.label}`);
+    return { words: `They disagree: ${each.join(", ")}.`, agreed: false };
+  }
+  const who = said.length === 1 ? `${said[0].model} reads` : said.length === 2 ? "Both read" : `All ${said.length} read`;
+  return { words: `${who} ${labels[0]}.`, agreed: true };
+}
+
+/**
+ * What the input guard says of the image; of several models' guards the one that is alarmed.
+ *
+ * @param {Reading[]} readings
+ * @returns {Guard}
+ */
+export function guardWords(readings) {
+  const predictions = readings.flatMap(({ prediction }) => prediction ?? []);
+  if (predictions.length === 0) return { verdict: "none", words: "Nothing to look at yet." };
+  const guards = predictions.flatMap(({ guard }) => guard ?? []);
+  if (guards.length === 0) {
+    return { verdict: "unknown", words: "No input guard here: nobody checked whether this looks like a digit." };
+  }
+  const guard = guards.find(({ usual }) => !usual) ?? guards[0];
+  const rare = `of real digits, ${percent(guard.p_value)} look at least as odd`;
+  if (guard.usual) return { verdict: "usual", words: `Looks like a handwritten digit (${rare}).` };
+  return { verdict: "unusual", words: `Does not look like a digit on paper: ${guard.reason ?? "unusual"} (${rare}).` };
+}
+
+/**
+ * @param {Reading[]} readings
+ * @param {Guard} guard
+ * @returns {string} Nothing where nothing was read.
+ */
+export function spokenWords(readings, guard) {
+  const each = readings.flatMap(({ model, prediction, certainty }) =>
+    prediction ? `${model} reads ${prediction.label}, ${percent(certainty)} sure.` : [],
+  );
+  return [...each, ...(guard.verdict === "unusual" ? [guard.words] : [])].join(" ");
+}
