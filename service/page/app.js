@@ -10,7 +10,7 @@ import { Connection } from "./connection.js";
 import { currentMove, drawByTools, moveBySliders, openPictures } from "./controls.js";
 import { Drawing } from "./drawing.js";
 import { button, canvas, dialog, element, framed, input } from "./elements.js";
-import { ModelColumn } from "./model.js";
+import { Model } from "./model.js";
 import { Notices } from "./notices.js";
 import { readsDigits } from "./proof.js";
 import { ask, key, Newest, readPicture, Trouble } from "./service.js";
@@ -21,8 +21,8 @@ const SPOKEN_AFTER_MS = 900;
 
 /** @type {Pixels | null} As the service made them of the drawing. */
 let pixels = null;
-/** @type {ModelColumn[]} */
-let columns = [];
+/** @type {Model[]} */
+let models = [];
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let speaking;
 
@@ -69,12 +69,12 @@ function askModels() {
   paint(canvas("given"), given);
   const what = given ? "28 by 28 pixels of your drawing" : "28 by 28 pixels, nothing drawn yet";
   canvas("given").setAttribute("aria-label", what);
-  for (const column of columns) column.read(given);
+  for (const model of models) model.read(given);
 }
 
 /** Say in a line what all models read, and what the guard thinks of the image. */
 function summarise() {
-  const readings = columns.map(({ card, prediction, certainty }) => ({ model: card.model, prediction, certainty }));
+  const readings = models.map(({ card, prediction, certainty }) => ({ model: card.model, prediction, certainty }));
   const { words, agreed } = verdictWords(readings);
   element("verdict").textContent = words;
   element("verdict").dataset.agreed = String(agreed);
@@ -113,7 +113,7 @@ async function brokenOff(error) {
 }
 
 function lost() {
-  for (const each of [pictures, ...columns]) each.cancel();
+  for (const each of [pictures, ...models]) each.cancel();
   connectionWords("down", "Not reachable");
   const more = "Your drawing stays here. This page keeps trying and goes on by itself.";
   notices.show("down", "The service does not answer.", more);
@@ -123,8 +123,8 @@ async function found() {
   const wasAway = notices.close("down");
   try {
     /** @type {{models: Card[]}} */
-    const { models } = await (await ask("models")).json();
-    showModels(models);
+    const served = await (await ask("models")).json();
+    showModels(served.models);
   } catch (error) {
     failed(error);
     return;
@@ -136,11 +136,11 @@ async function found() {
 
 /** @param {Card[]} cards */
 function showModels(cards) {
-  for (const column of columns) column.cancel();
+  for (const model of models) model.cancel();
   const readers = cards.filter(readsDigits);
-  const template = /** @type {HTMLTemplateElement} */ (element("column"));
-  columns = readers.map((card) => new ModelColumn(card, template, summarise, failed));
-  element("columns").replaceChildren(...columns.map((column) => column.element));
+  models = readers.map((card) => new Model(card, summarise, failed));
+  element("readings").replaceChildren(...models.map((model) => model.element));
+  element("proofs").replaceChildren(...models.map((model) => model.proof));
   const others = cards.filter((card) => !readsDigits(card)).map((card) => card.model);
   element("others").hidden = others.length === 0;
   element("others").textContent = `Served too, but not for a single digit: ${others.join(", ")}.`;

@@ -16,7 +16,7 @@ export function currentMove() {
 /** @param {() => void} changed */
 export function moveBySliders(changed) {
   const show = () => {
-    for (const [id, unit] of SLIDERS) element(`${id}-out`).textContent = `${input(id).value}${unit}`;
+    for (const [id, unit] of SLIDERS) element(`${id}-out`).textContent = input(id).value.replace("-", "−") + unit;
     button("straight").disabled = SLIDERS.every(([id]) => input(id).value === "0");
     changed();
   };

@@ -104,8 +104,6 @@ export class Drawing {
   /** @param {PointerEvent} event */
   #begin(event) {
     if (event.button !== 0 || this.#pointer !== null) return;
-    event.preventDefault();
-    this.canvas.focus({ preventScroll: true });
     this.canvas.setPointerCapture(event.pointerId);
     this.#pointer = event.pointerId;
     this.#penDown = false;

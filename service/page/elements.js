@@ -23,6 +23,15 @@ export const canvas = (id) => /** @type {HTMLCanvasElement} */ (element(id));
 export const dialog = (id) => /** @type {HTMLDialogElement} */ (element(id));
 
 /**
+ * @param {string} id Of a template.
+ * @returns {HTMLElement} A copy of what it holds.
+ */
+export function copied(id) {
+  const { content } = /** @type {HTMLTemplateElement} */ (element(id));
+  return /** @type {HTMLElement} */ (content.firstElementChild?.cloneNode(true));
+}
+
+/**
  * @param {() => void} work
  * @returns {() => void} Asks for it; however often within a frame, it is done once.
  */

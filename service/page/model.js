@@ -1,35 +1,36 @@
-/** One model's column: what it reads, how sure it is, how long it took, and its proof. */
+/** One model: what it reads, how sure it is, how long it took; and, on a card of its own, its proof. */
 
 /** @import { Pixels } from "./transform.js" */
 /** @import { Prediction, Timed } from "./service.js" */
 /** @import { Card } from "./proof.js" */
+import { copied } from "./elements.js";
 import { FeatureMaps } from "./features.js";
 import { percent } from "./percent.js";
-import { proof } from "./proof.js";
+import { fillProof } from "./proof.js";
 import { Newest, readPixels } from "./service.js";
 
 const count = new Intl.NumberFormat("en");
 
-export class ModelColumn {
+export class Model {
   /** @type {Prediction | null} */ prediction = null;
   /** @type {{row: HTMLElement, share: HTMLElement}[]} */ #bars = [];
 
   /**
    * @param {Card} card
-   * @param {HTMLTemplateElement} template
    * @param {() => void} changed
    * @param {(error: unknown) => void} failed
    */
-  constructor(card, template, changed, failed) {
+  constructor(card, changed, failed) {
     this.card = card;
-    const copy = /** @type {DocumentFragment} */ (template.content.cloneNode(true));
-    this.element = /** @type {HTMLElement} */ (copy.firstElementChild);
-    this.element.dataset.model = card.model;
+    this.element = copied("reading");
+    this.proof = copied("proof");
+    for (const each of [this.element, this.proof]) each.dataset.model = card.model;
     this.#text(".name", card.model);
     this.#text(".size", `${count.format(card.parameters)} parameters`);
     this.#find(".bars").append(...card.labels.map((label) => this.#bar(label)));
-    this.#find(".proof").append(...proof(card));
-    this.features = new FeatureMaps(/** @type {HTMLDetailsElement} */ (this.#find(".features")), card.model, failed);
+    fillProof(this.proof, card);
+    const unfolded = /** @type {HTMLDetailsElement} */ (this.proof.querySelector(".features"));
+    this.features = new FeatureMaps(unfolded, card.model, failed);
     this.changed = changed;
     this.newest = new Newest(
       (/** @type {Pixels} */ pixels, signal) => readPixels(card.model, pixels, signal),

@@ -42,41 +42,42 @@ export function readsDigits({ inputs, outputs }) {
 }
 
 /**
+ * Fill a model's card of proof.
+ *
+ * @param {HTMLElement} element
  * @param {Card} card
- * @returns {HTMLElement[]} What goes into the model's section of proof.
  */
-export function proof(card) {
-  const { golden } = card;
-  const parts = [seal(card)];
-  const list = document.createElement("dl");
-  const accuracy = card.test_accuracy === null ? "not recorded" : `${(100 * card.test_accuracy).toFixed(2)}%`;
-  line(list, "Accuracy", accuracy, card.test_images ?? "");
-  for (const verdict of served(card)) {
-    const { samples, scaled_error: error, tolerance, label_flips: flips } = verdict;
-    const allowed = tolerance.scaled_error === null ? "" : ` of ${short(tolerance.scaled_error)} allowed`;
-    line(list, "Same as trained", `error ${short(error)}${allowed}`, `${flipped(flips)} on ${count.format(samples)} images`);
-  }
-  const right = golden.samples - golden.wrong_labels;
-  const bound = golden.scaled_error_bound === null ? "" : ` of ${short(golden.scaled_error_bound)} allowed`;
-  line(list, "Golden samples", `${right} of ${golden.samples} right`, `error ${short(golden.scaled_error)}${bound}`);
-  line(list, "Version", card.version, "from its weights' hash").classList.add("mono");
-  line(list, "Runs as", `${card.variant} on ${card.device}`, card.provider);
-  parts.push(list, variants(card));
-  return parts;
+export function fillProof(element, card) {
+  const find = (/** @type {string} */ selector) => /** @type {HTMLElement} */ (element.querySelector(selector));
+  const verdicts = served(card);
+  const passed = verdicts.length > 0 && verdicts.every((verdict) => verdict.passed) && card.golden.failures.length === 0;
+  find(".name").textContent = card.model;
+  find(".seal").textContent = passed ? "Proven" : "Not proven";
+  find(".seal").dataset.passed = String(passed);
+  find(".lines").append(...lines(card, verdicts));
+  find(".variants summary").textContent = `${card.parity.filter((verdict) => verdict.passed).length} of ${card.parity.length} checks of its files passed`;
+  find(".variants ul").append(...card.parity.map(item));
 }
 
 /**
  * @param {Card} card
- * @returns {HTMLElement}
+ * @param {Verdict[]} verdicts Of what is served.
+ * @returns {HTMLElement[]}
  */
-function seal(card) {
-  const verdicts = served(card);
-  const passed = verdicts.length > 0 && verdicts.every((verdict) => verdict.passed) && card.golden.failures.length === 0;
-  const element = document.createElement("p");
-  element.className = "seal";
-  element.dataset.passed = String(passed);
-  element.textContent = passed ? "Proven" : "Not proven";
-  return element;
+function lines({ golden, ...card }, verdicts) {
+  const accuracy = card.test_accuracy === null ? "not recorded" : `${(100 * card.test_accuracy).toFixed(2)}%`;
+  const right = golden.samples - golden.wrong_labels;
+  const version = line("Version", card.version, "from its weights' hash");
+  version.classList.add("mono");
+  return [
+    line("Accuracy", accuracy, card.test_images ?? ""),
+    ...verdicts.map(({ samples, scaled_error: error, tolerance, label_flips: flips }) =>
+      line("Same as trained", bounded(error, tolerance.scaled_error), `${flipped(flips)} on ${count.format(samples)} images`),
+    ),
+    line("Golden samples", `${right} of ${golden.samples} right`, bounded(golden.scaled_error, golden.scaled_error_bound)),
+    version,
+    line("Runs as", `${card.variant} on ${card.device}`, card.provider),
+  ];
 }
 
 /**
@@ -100,39 +101,36 @@ function name({ format, precision }) {
 }
 
 /**
- * @param {Card} card
- * @returns {HTMLElement} All verdicts of the bundle, to be unfolded.
+ * @param {Verdict} verdict
+ * @returns {HTMLElement}
  */
-function variants(card) {
-  const details = document.createElement("details");
-  const summary = document.createElement("summary");
-  const passed = card.parity.filter((verdict) => verdict.passed).length;
-  summary.textContent = `${passed} of ${card.parity.length} checked files passed`;
-  const list = document.createElement("ul");
-  for (const verdict of card.parity) {
-    const item = document.createElement("li");
-    item.dataset.passed = String(verdict.passed);
-    item.textContent = `${name(verdict)} on ${verdict.device}: error ${short(verdict.scaled_error)}, ${flipped(verdict.label_flips)}`;
-    list.append(item);
-  }
-  details.append(summary, list);
-  return details;
+function item(verdict) {
+  const element = document.createElement("li");
+  element.dataset.passed = String(verdict.passed);
+  element.textContent = `${name(verdict)} on ${verdict.device}: error ${short(verdict.scaled_error)}, ${flipped(verdict.label_flips)}`;
+  return element;
 }
 
 /**
- * @param {HTMLElement} list
  * @param {string} term
  * @param {string} value
  * @param {string} more
  * @returns {HTMLElement}
  */
-function line(list, term, value, more) {
+function line(term, value, more) {
   const [row, dt, dd, small] = ["div", "dt", "dd", "small"].map((tag) => document.createElement(tag));
   [dt.textContent, dd.textContent, small.textContent] = [term, value, more];
   if (more) dd.append(" ", small);
   row.append(dt, dd);
-  list.append(row);
   return row;
+}
+
+/**
+ * @param {number} error
+ * @param {number | null} bound
+ */
+function bounded(error, bound) {
+  return `error ${short(error)}${bound === null ? "" : ` of ${short(bound)} allowed`}`;
 }
 
 const flipped = (/** @type {number} */ flips) => (flips === 0 ? "no label differs" : `${flips} labels differ`);

@@ -1,0 +1,141 @@
+"""A person's visit to the page, in a real Chromium, with a record of what the browser met."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadtest.server import free_port, running_service
+from tests.tiny import SERVED_BUNDLES
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Request
+
+INSTALL_LINE = "apt-get install chromium, and pip install -e '.[dev]'"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+Points = Sequence[tuple[float, float]]
+# On the sheet, both 0 to 1.
+ONE: Points = [(0.5, 0.15), (0.5, 0.5), (0.5, 0.85)]
+SEVEN: Points = [(0.28, 0.24), (0.72, 0.24), (0.62, 0.42), (0.54, 0.6), (0.46, 0.8)]
+# A browser tells its console of every status from 400 on.
+STATUS = "Failed to load resource"
+
+
+def chromium() -> str | None:
+    """The path of a Chromium that somebody installed."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Server:
+    """The real service, which can be stopped and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start nothing yet."""
+        self._folder, self._port, self._running = folder, free_port(), ExitStack()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start(self, **settings: str) -> None:
+        """Serve the tiny bundles."""
+        settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"} | settings
+        log_file = self._folder / "service.log"
+        self._running.enter_context(
+            running_service(log_file, port=self._port, settings=settings)
+        )
+
+    def stop(self) -> None:
+        """End it, with all its processes."""
+        self._running.close()
+
+
+class Visit:
+    """An opened page.
+
+    Attributes:
+        requests: All that the browser asked for.
+        met: What it put into its console, and what the page's policy kept it from.
+    """
+
+    def __init__(self, browser: "Browser", url: str, **options: Any) -> None:
+        """Open the page in a browser that knows nothing yet."""
+        self._context, self.url = browser.new_context(**options), url
+        self.page: Page = self._context.new_page()
+        self.requests: list[Request] = []
+        self.met: list[str] = []
+        self.page.on("request", self.requests.append)
+        self.page.on("console", lambda said: self.met.append(f"{said.type}: {said.text}"))
+        self.page.on("pageerror", lambda error: self.met.append(f"error: {error}"))
+        self.page.set_default_timeout(15_000)
+        self.page.goto(url + "/")
+
+    def close(self, expected: str | None = None) -> None:
+        """Leave; everything that the browser met must have been expected.
+
+        Args:
+            expected: What each line of the console may hold.
+        """
+        self._context.close()
+        surprises = [line for line in self.met if expected is None or expected not in line]
+        assert surprises == []
+        elsewhere = [r.url for r in self.requests if not r.url.startswith((self.url, "blob:"))]
+        assert elsewhere == []
+
+    def draw(self, points: Points) -> None:
+        """A stroke with the mouse."""
+        sheet = self.page.locator("#drawing")
+        sheet.scroll_into_view_if_needed()
+        box = sheet.bounding_box()
+        assert box is not None
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=5)
+        self.page.mouse.up()
+
+    def settled(self) -> None:
+        """Wait until every model has answered and nothing is asked any more."""
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.model .digit')].every(e => e.textContent !== '–')"
+            " && document.querySelector('.model')"
+        )
+        self.page.wait_for_load_state("networkidle")
+
+    def readings(self) -> dict[str, str]:
+        """What each model reads, by its name."""
+        cards = self.page.locator(".model").all()
+        return {
+            card.locator(".name").inner_text(): card.locator(".digit").inner_text()
+            for card in cards
+        }
+
+    def given(self) -> np.ndarray:
+        """The image of 28 x 28 that the page shows, uint8."""
+        values = self.page.evaluate(
+            "[...document.getElementById('given').getContext('2d')"
+            ".getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"
+        )
+        return np.array(values, np.uint8).reshape(28, 28)
+
+    def asked(self, model: str) -> list[np.ndarray]:
+        """The images that a model was asked about, in order."""
+        bodies = [r.post_data for r in self.requests if r.url.endswith(f"/predict?model={model}")]
+        return [np.array(json.loads(body)["images"], np.uint8) for body in bodies if body]
+
+    def move(self, slider: str, value: int) -> None:
+        """Put a slider where it shall be."""
+        self.page.locator(slider).fill(str(value))
+        self.settled()
+
+    def drop(self, name: str, media_type: str, content: bytes) -> None:
+        """Drop a file onto the sheet."""
+        transfer = self.page.evaluate_handle(
+            "([name, type, bytes]) => { const transfer = new DataTransfer();"
+            " transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));"
+            " return transfer; }",
+            [name, media_type, list(content)],
+        )
+        self.page.dispatch_event("#drawing", "drop", {"dataTransfer": transfer})

@@ -1,0 +1,88 @@
+"""The page's files over HTTP: a closed table, under a strict policy."""
+
+import re
+
+import httpx
+import pytest
+
+from service.pages import FILES, FOLDER, PAGE_PATHS, SWAGGER_UI
+
+
+@pytest.mark.parametrize("path", list(FILES))
+def test_a_file_comes_with_type_policy_and_etag(path: str, service_url: str) -> None:
+    """The bytes on disk, as their kind, under a policy that lets nothing in from elsewhere."""
+    answer = httpx.get(service_url + path)
+    assert answer.status_code == 200
+    assert answer.content == FILES[path].content
+    assert answer.headers["content-type"] == FILES[path].media_type
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert not any("unsafe" in rule or "*" in rule or "http" in rule for rule in policy)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    head = httpx.head(service_url + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(answer.content))
+    assert head.headers["etag"] == answer.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("known", "status"),
+    [("{}", 304), ("W/{}", 304), ('"another", {}', 304), ("*", 304), ('"another"', 200), ("", 200)],
+)
+def test_what_the_browser_has_is_not_sent_again(known: str, status: int, service_url: str) -> None:
+    """By its ETag, weak or strong, one of several; a changed file is sent."""
+    etag = httpx.get(service_url + "/").headers["etag"]
+    answer = httpx.get(service_url + "/", headers={"if-none-match": known.format(etag)})
+    assert answer.status_code == status
+    assert (answer.content == b"") == (status == 304)
+    assert answer.headers["etag"] == etag
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page",
+        "/page/",
+        "/page/nothing.js",
+        "/page/../app.py",
+        "/page/..%2fapp.py",
+        "/page/%2e%2e/settings.py",
+        "/page/....//app.py",
+        "/page//etc/passwd",
+        "/page/app.js%00.css",
+        "/page/index.html",
+        "/pages.py",
+    ],
+)
+def test_what_is_not_in_the_table_is_nobodys(path: str, service_url: str) -> None:
+    """404 in the one shape of an error, however the path is spelt."""
+    # As it stands: httpx would take dots out.
+    answer = httpx.get(httpx.URL(service_url).copy_with(raw_path=path.encode()))
+    assert answer.status_code == 404
+    assert list(answer.json()) == ["error"]
+
+
+def test_files_are_read_and_not_written(service_url: str) -> None:
+    """Another method gets 405, which names those that are read."""
+    answer = httpx.post(service_url + "/", content=b"x")
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["allow"]
+    assert list(answer.json()) == ["error"]
+
+
+def test_every_file_is_served_and_asks_for_nothing_elsewhere() -> None:
+    """Each file of the folder is in the table; no URL of another host is in any of them."""
+    assert len(FILES) == len(list(FOLDER.iterdir()))
+    for path, file in FILES.items():
+        named = re.findall(rb"(?:https?:)?//[a-z0-9][^\s\"'<>)]*\.[a-z]{2,}[^\s\"'<>)]*", file.content)
+        assert set(named) <= {b"http://www.w3.org/2000/svg"}, path
+        assert len(file.content.splitlines()) < 300, path
+
+
+def test_nothing_that_is_open_without_a_key_tells_of_models() -> None:
+    """Of all paths, the page's files and Swagger UI's alone need no key."""
+    assert {*FILES, *SWAGGER_UI} == PAGE_PATHS
+    assert not any(path.startswith(("/models", "/predict", "/v2")) for path in PAGE_PATHS)
