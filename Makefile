@@ -66,7 +66,8 @@ test-all: $(VENV)/installed ## all tests, the slow ones too
 test-service: ## the service's tests where nothing but the service is installed
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install --disable-pip-version-check --quiet \
-	  -c constraints.txt -e '.[serve,tracing]' pytest 'tritonclient[http]' schemathesis trustme
+	  -c constraints.txt -e '.[serve,tracing]' pytest 'tritonclient[http]' schemathesis trustme \
+	  playwright axe-playwright-python
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
 	.venv-service/bin/python -m pytest -m "not slow" tests/service
 

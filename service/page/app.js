@@ -23,12 +23,14 @@ const SPOKEN_AFTER_MS = 900;
 let pixels = null;
 /** @type {Model[]} */
 let models = [];
+/** Does a change wait for the next picture on the screen? */
+let stirred = false;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let speaking;
 
 const notices = new Notices(element("notices"));
 const connection = new Connection(lost, found);
-const drawing = new Drawing(canvas("drawing"), element("pen"), framed(drawingChanged), (words) => {
+const drawing = new Drawing(canvas("drawing"), element("pen"), stirring(drawingChanged), (words) => {
   element("pen-words").textContent = words;
 });
 const pictures = new Newest(
@@ -44,6 +46,29 @@ const pictures = new Newest(
     failed(error);
   },
 );
+
+/**
+ * @param {() => void} work
+ * @returns {() => void} Asks for it, and tells that there is something to come.
+ */
+function stirring(work) {
+  const soon = framed(() => {
+    stirred = false;
+    work();
+    settle();
+  });
+  return () => {
+    stirred = true;
+    settle();
+    soon();
+  };
+}
+
+/** Tell whether what is shown is the last word on what is drawn. */
+function settle() {
+  const busy = stirred || pictures.busy || models.some((model) => model.newest.busy);
+  element("readings").setAttribute("aria-busy", String(busy));
+}
 
 function drawingChanged() {
   element("hint").hidden = !drawing.empty;
@@ -81,6 +106,7 @@ function summarise() {
   const guard = guardWords(readings);
   element("guard").textContent = guard.words;
   element("guard").dataset.verdict = guard.verdict;
+  settle();
   clearTimeout(speaking);
   // Not each of dozens of readings a second: the one that stays.
   speaking = setTimeout(() => (element("spoken").textContent = spokenWords(readings, guard)), SPOKEN_AFTER_MS);
@@ -88,6 +114,7 @@ function summarise() {
 
 /** @param {unknown} error */
 function failed(error) {
+  settle();
   if (!(error instanceof Trouble)) throw error;
   if (error.kind === "key") askForKey(error.message);
   else if (error.kind === "busy") waitAndAsk(error);
@@ -114,6 +141,7 @@ async function brokenOff(error) {
 
 function lost() {
   for (const each of [pictures, ...models]) each.cancel();
+  settle();
   connectionWords("down", "Not reachable");
   const more = "Your drawing stays here. This page keeps trying and goes on by itself.";
   notices.show("down", "The service does not answer.", more);
@@ -177,5 +205,5 @@ button("forget").addEventListener("click", () => {
 });
 drawByTools(drawing);
 openPictures(drawing);
-moveBySliders(framed(() => connection.up && askModels()));
+moveBySliders(stirring(() => connection.up && askModels()));
 connection.check();

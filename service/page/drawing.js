@@ -235,7 +235,8 @@ export class Drawing {
       context.quadraticCurveTo(at[i][0], at[i][1], middle[0], middle[1]);
     }
     const last = at[at.length - 1];
-    context.lineTo(last[0], last[1]);
+    // A line of no length is not drawn: a dot is a hair's breadth.
+    context.lineTo(last[0] + (at.length === 1 ? 0.1 : 0), last[1]);
     context.stroke();
   }
 }

@@ -135,7 +135,7 @@ function legend(scale) {
  * @param {Scale} scale
  */
 function fill(canvas, values, scale) {
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
   const data = context.createImageData(canvas.width, canvas.height);
   values.forEach((value, i) => data.data.set([...colour(value, scale), 255], 4 * i));
   context.putImageData(data, 0, 0);

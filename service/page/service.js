@@ -153,6 +153,10 @@ export class Newest {
     this.failed = failed;
   }
 
+  get busy() {
+    return this.#running !== null;
+  }
+
   /** @param {Input} input */
   ask(input) {
     if (!this.#running) {
@@ -175,16 +179,15 @@ export class Newest {
     const control = new AbortController();
     this.#running = control;
     this.#begun = performance.now();
-    try {
-      const output = await this.work(input, control.signal);
-      if (!control.signal.aborted) this.done(output);
-    } catch (error) {
-      if (!control.signal.aborted) this.failed(error);
-    }
+    const outcome = await this.work(input, control.signal).then(
+      (output) => () => this.done(output),
+      (error) => () => this.failed(error),
+    );
     if (this.#running !== control) return; // called off: another may run already
     this.#running = null;
     const next = this.#waiting;
     this.#waiting = null;
     if (next !== null) this.#start(next);
+    if (!control.signal.aborted) outcome();
   }
 }

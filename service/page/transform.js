@@ -76,7 +76,7 @@ function between(image, x, y, ground) {
  * @param {Pixels | null} image None: all ground.
  */
 export function paint(canvas, image) {
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
   const data = context.createImageData(SIDE, SIDE);
   for (let i = 0; i < SIDE * SIDE; i += 1) {
     const value = image ? image[Math.floor(i / SIDE)][i % SIDE] : 0;

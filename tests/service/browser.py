@@ -21,6 +21,8 @@ Points = Sequence[tuple[float, float]]
 # On the sheet, both 0 to 1.
 ONE: Points = [(0.5, 0.15), (0.5, 0.5), (0.5, 0.85)]
 SEVEN: Points = [(0.28, 0.24), (0.72, 0.24), (0.62, 0.42), (0.54, 0.6), (0.46, 0.8)]
+# What a model reads before anything is drawn.
+NOTHING = "\N{EN DASH}"
 # A browser tells its console of every status from 400 on.
 STATUS = "Failed to load resource"
 
@@ -42,9 +44,7 @@ class Server:
         """Serve the tiny bundles."""
         settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"} | settings
         log_file = self._folder / "service.log"
-        self._running.enter_context(
-            running_service(log_file, port=self._port, settings=settings)
-        )
+        self._running.enter_context(running_service(log_file, port=self._port, settings=settings))
 
     def stop(self) -> None:
         """End it, with all its processes."""
@@ -65,11 +65,12 @@ class Visit:
         self.page: Page = self._context.new_page()
         self.requests: list[Request] = []
         self.met: list[str] = []
-        self.page.on("request", self.requests.append)
+        self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("console", lambda said: self.met.append(f"{said.type}: {said.text}"))
         self.page.on("pageerror", lambda error: self.met.append(f"error: {error}"))
         self.page.set_default_timeout(15_000)
         self.page.goto(url + "/")
+        self.page.locator(".model, dialog[open]").first.wait_for()
 
     def close(self, expected: str | None = None) -> None:
         """Leave; everything that the browser met must have been expected.
@@ -98,11 +99,14 @@ class Visit:
 
     def settled(self) -> None:
         """Wait until every model has answered and nothing is asked any more."""
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.model .digit')].every(e => e.textContent !== '–')"
-            " && document.querySelector('.model')"
-        )
-        self.page.wait_for_load_state("networkidle")
+        self.page.locator("#readings[aria-busy=false]").wait_for()
+        for digit in self.page.locator(".model .digit").all():
+            digit.filter(has_not_text=NOTHING).wait_for()
+
+    def emptied(self) -> None:
+        """Wait until no model reads anything."""
+        for digit in self.page.locator(".model .digit").all():
+            digit.filter(has_text=NOTHING).wait_for()
 
     def readings(self) -> dict[str, str]:
         """What each model reads, by its name."""

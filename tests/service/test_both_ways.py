@@ -172,7 +172,7 @@ def test_both_ways_read_the_same_of_every_upload(
     """Small PNGs beneath ASGI, what else there is above, and all of it on one connection."""
     body, media_type = _uploads()[name]
     headers = {"content-type": media_type}
-    for path in ("/predict/image", "/predict/image?model=mlp"):
+    for path in ("/predict/image", "/predict/image?model=mlp", "/predict/image?show=image"):
         with httpx.Client(base_url=service_url) as client:
             asked = [client.post(path, content=body, headers=headers) for _ in range(2)]
         ordinary = httpx.post(ordinary_url + path, content=body, headers=headers)

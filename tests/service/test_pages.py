@@ -77,7 +77,9 @@ def test_every_file_is_served_and_asks_for_nothing_elsewhere() -> None:
     """Each file of the folder is in the table; no URL of another host is in any of them."""
     assert len(FILES) == len(list(FOLDER.iterdir()))
     for path, file in FILES.items():
-        named = re.findall(rb"(?:https?:)?//[a-z0-9][^\s\"'<>)]*\.[a-z]{2,}[^\s\"'<>)]*", file.content)
+        named = re.findall(
+            rb"(?:https?:)?//[a-z0-9][^\s\"'<>)]*\.[a-z]{2,}[^\s\"'<>)]*", file.content
+        )
         assert set(named) <= {b"http://www.w3.org/2000/svg"}, path
         assert len(file.content.splitlines()) < 300, path
 

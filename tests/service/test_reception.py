@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from loadtest.server import running_service
 from service.errors import UnauthorizedError
 from service.exchange import Exchange
+from service.pages import PAGE_PATHS
 from service.reception import Reception
 from service.settings import Settings
 from tests.tiny import SERVED_BUNDLES
@@ -72,7 +73,9 @@ def test_who_brings_the_key_is_answered(headers: dict[str, str], guarded_url: st
         ({"x-api-key": "\xff" * 16}, "another API key came"),
     ],
 )
-@pytest.mark.parametrize("path", [URL, "/predict", "/models", "/metrics", "/docs.json", "/", "/no"])
+@pytest.mark.parametrize(
+    "path", [URL, "/predict", "/models", "/metrics", "/docs.json", "/page", "/no"]
+)
 def test_who_does_not_is_refused(
     path: str, headers: dict[str, str], named: str, guarded_url: str
 ) -> None:
@@ -90,6 +93,12 @@ def test_who_does_not_is_refused(
 def test_health_needs_no_key(guarded_url: str) -> None:
     """Whoever watches the process may ask whether it is up."""
     for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert httpx.get(guarded_url + path).status_code == 200, path
+
+
+def test_the_page_needs_no_key_to_ask_the_person_for_it(guarded_url: str) -> None:
+    """Its files, and Swagger UI's, come to everybody; what they would ask does not."""
+    for path in PAGE_PATHS:
         assert httpx.get(guarded_url + path).status_code == 200, path
 
 
