@@ -13,6 +13,7 @@ import { button, canvas, dialog, element, framed, input } from "./elements.js";
 import { Model } from "./model.js";
 import { Notices } from "./notices.js";
 import { readsDigits } from "./proof.js";
+import { Reach } from "./reach.js";
 import { ask, key, Newest, readPicture, Trouble } from "./service.js";
 import { moved, paint } from "./transform.js";
 import { guardWords, spokenWords, verdictWords } from "./wording.js";
@@ -30,6 +31,7 @@ let speaking;
 
 const notices = new Notices(element("notices"));
 const connection = new Connection(lost, found);
+const reach = new Reach(/** @type {HTMLDetailsElement} */ (element("reach")), failed);
 const drawing = new Drawing(canvas("drawing"), element("pen"), stirring(drawingChanged), (words) => {
   element("pen-words").textContent = words;
 });
@@ -95,12 +97,13 @@ function askModels() {
   const what = given ? "28 by 28 pixels of your drawing" : "28 by 28 pixels, nothing drawn yet";
   canvas("given").setAttribute("aria-label", what);
   for (const model of models) model.read(given);
+  reach.show(pixels, currentMove().turn);
 }
 
 /** Say in a line what all models read, and what the guard thinks of the image. */
 function summarise() {
   const readings = models.map(({ card, prediction, certainty }) => ({ model: card.model, prediction, certainty }));
-  const { words, agreed } = verdictWords(readings);
+  const { words, agreed } = verdictWords(readings, drawing.empty);
   element("verdict").textContent = words;
   element("verdict").dataset.agreed = String(agreed);
   const guard = guardWords(readings);
@@ -140,7 +143,7 @@ async function brokenOff(error) {
 }
 
 function lost() {
-  for (const each of [pictures, ...models]) each.cancel();
+  for (const each of [pictures, reach.newest, ...models]) each.cancel();
   settle();
   connectionWords("down", "Not reachable");
   const more = "Your drawing stays here. This page keeps trying and goes on by itself.";
@@ -168,6 +171,7 @@ function showModels(cards) {
   const readers = cards.filter(readsDigits);
   models = readers.map((card) => new Model(card, summarise, failed));
   element("readings").replaceChildren(...models.map((model) => model.element));
+  reach.models = readers.map((card) => card.model);
   element("proofs").replaceChildren(...models.map((model) => model.proof));
   const others = cards.filter((card) => !readsDigits(card)).map((card) => card.model);
   element("others").hidden = others.length === 0;

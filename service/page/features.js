@@ -51,7 +51,7 @@ export class FeatureMaps {
       (/** @type {Pixels} */ pixels, signal) => askFeatures(model, pixels, signal),
       (features) => this.#draw(features),
       (error) => {
-        if (error instanceof Trouble && error.kind === "refused") this.#say(`No feature maps of this model: ${error.message}`);
+        if (error instanceof Trouble && error.kind === "refused") this.#say(`Nothing to show: ${error.message}.`);
         else failed(error);
       },
     );

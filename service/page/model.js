@@ -74,8 +74,9 @@ export class Model {
   #empty() {
     this.cancel();
     this.prediction = null;
+    delete this.element.dataset.sure;
     this.#text(".digit", "–");
-    this.#text(".confidence", "waiting for a drawing");
+    this.#text(".confidence", "nothing to read yet");
     for (const figure of [".time", ".compute", ".batch"]) this.#text(figure, "–");
     this.#fill(this.card.labels.map(() => 0), -1);
     this.changed();

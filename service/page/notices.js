@@ -2,6 +2,9 @@
 
 /** @typedef {"down" | "back" | "busy" | "refused" | "fault"} Kind */
 
+/** @param {string} words As a log has them, or a person. */
+const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) || !words ? "" : ".");
+
 export class Notices {
   /** @type {Map<Kind, HTMLElement>} */ #open = new Map();
 
@@ -23,7 +26,7 @@ export class Notices {
     const [notice, strong, span] = ["div", "strong", "span"].map((tag) => document.createElement(tag));
     notice.className = "notice";
     Object.assign(notice.dataset, { kind, text });
-    [strong.textContent, span.textContent] = [words, more];
+    [strong.textContent, span.textContent] = [words, sentence(more)];
     notice.append(strong, " ", span);
     if (kind !== "down") notice.append(this.#closer(kind));
     this.#open.set(kind, notice);

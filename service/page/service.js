@@ -109,7 +109,7 @@ export async function readPicture(picture, signal) {
 
 /**
  * @param {string} model
- * @param {Pixels} pixels
+ * @param {Pixels | Pixels[]} pixels One image, or many.
  * @param {AbortSignal} signal
  * @returns {Promise<Timed>}
  */

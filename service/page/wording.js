@@ -8,11 +8,12 @@ import { percent } from "./percent.js";
 
 /**
  * @param {Reading[]} readings
+ * @param {boolean} empty Is nothing drawn?
  * @returns {{words: string, agreed: boolean}}
  */
-export function verdictWords(readings) {
+export function verdictWords(readings, empty) {
   const said = readings.filter(({ prediction }) => prediction);
-  if (said.length === 0) return { words: "Draw something to begin.", agreed: true };
+  if (said.length === 0) return { words: empty ? "Draw something to begin." : "Nothing could be read.", agreed: true };
   const labels = said.map(({ prediction }) => prediction?.label);
   if (labels.some((label) => label !== labels[0])) {
     const each = said.map(({ model, prediction }) => `${model} reads ${prediction?.label}`);

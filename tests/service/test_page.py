@@ -177,6 +177,7 @@ def test_what_is_no_picture_is_refused_kindly(refused_visit: Visit) -> None:
     assert "cannot read this" in notice.inner_text()
     assert "not a PNG or JPEG" in notice.inner_text()
     assert visit.readings() == {"cnn": NOTHING, "mlp": NOTHING}
+    assert visit.page.inner_text("#verdict") == "Nothing could be read."
     visit.draw(SEVEN)
     visit.settled()
     assert notice.count() == 0
@@ -293,6 +294,24 @@ def test_feature_maps_are_drawn_when_unfolded(refused_visit: Visit) -> None:
     assert min(nothing) > 240
     assert positive[0] > positive[2]
     assert "mlp has no maps to show" in visit.page.inner_text(".proof[data-model=mlp] .maps")
+
+
+def test_how_far_a_drawing_can_move_is_mapped(visit: Visit) -> None:
+    """Every shift in one request a model, when unfolded; counted as the service reads them."""
+    visit.draw(ONE)
+    visit.settled()
+    before = len(visit.asked("cnn"))
+    visit.page.click("#reach summary")
+    visit.page.locator("#reach figure").first.wait_for()
+    assert len(visit.asked("cnn")) == before + 1
+    shifted = visit.asked("cnn")[-1]
+    assert shifted.shape == (17 * 17, 28, 28)
+    assert (shifted[17 * 8 + 8] == visit.given()).all()
+    assert (shifted[17 * 8 + 9][:, 1:] == visit.given()[:, :-1]).all()
+    body = {"images": shifted.tolist(), "model": "cnn"}
+    predictions = httpx.post(f"{visit.url}/predict", json=body).json()["predictions"]
+    same = sum(prediction["label"] == "1" for prediction in predictions)
+    assert f"cnn reads 1 at {same} of 289 places" in visit.page.inner_text("#reach")
 
 
 def test_a_digit_is_drawn_by_keyboard_alone(visit: Visit) -> None:
