@@ -404,8 +404,9 @@ def test_a_phone_shows_all_models_side_by_side(browser: "Browser", server: Serve
 
 def _fits(page: "Page") -> None:
     wide = page.evaluate(
-        "[...document.querySelectorAll('body *')].filter(e =>"
-        " e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('.sr-only'))"
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('.sr-only') &&"
+        " e.getBoundingClientRect().right >"
+        " (e.closest('.card')?.getBoundingClientRect().right ?? innerWidth) + 0.5)"
         ".map(e => e.outerHTML.slice(0, 100))"
     )
     assert wide == []
