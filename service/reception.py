@@ -184,8 +184,9 @@ class _Answering:
             if self._scope["path"] not in OPEN_PATHS:
                 self._reception.refused(PLAIN_KINDS.get(status, ErrorKind.INTERNAL))
             asked = f"{self._scope['method']} {self._scope['path'][:200]}"
-            allowed = f"; allowed: {named[b'allow'].decode()}" if b"allow" in named else ""
-            body = error_body(f"{HTTPStatus(status).phrase}: {asked}{allowed}")
+            if b"allow" in named:  # of Starlette, which knows no order
+                asked += f"; allowed: {', '.join(sorted(named[b'allow'].decode().split(', ')))}"
+            body = error_body(f"{HTTPStatus(status).phrase}: {asked}")
             await self._start(status, _as_json(headers, body))
             await self._send({"type": "http.response.body", "body": body})
         elif not self._replaced:

@@ -39,32 +39,43 @@ from service.models import ServedModels
 from service.proven import open_proven
 from service.readiness import Readiness
 from service.settings import Settings
+from prometheus_client import REGISTRY
 settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu")
 metrics = Metrics()
 models = ServedModels(open_proven(settings), settings, metrics)
 readiness = Readiness(models, metrics, 60, 0)
 batcher = models.get("cnn").batcher
 honest = batcher._predict
+def told():
+    names = ("checks_total", "check_failures_total", "check_passed", "check_error_ratio")
+    return [REGISTRY.get_sample_value(f"digits_golden_{{n}}", {{"model": "cnn"}}) for n in names]
 async def main():
     said = [await readiness.check(), readiness.ready]
+    figures = [told()]
     batcher._predict = lambda inputs: honest(inputs) | {{"logits": honest(inputs)["logits"] * 1.01}}
     said += [list(await readiness.check()), readiness.ready]
+    figures += [told()]
     batcher._predict = lambda inputs: 1 / 0
     said += [(await readiness.check())["cnn"], readiness.ready]
     batcher._predict = honest
     said += [await readiness.check(), readiness.ready]
-    print(json.dumps(said))
+    figures += [told()]
+    print(json.dumps([*said, figures]))
 asyncio.run(main())
 """
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    honest, ready, wrong, off, broken, still_off, again, on = json.loads(ran.stdout)
+    honest, ready, wrong, off, broken, still_off, again, on, figures = json.loads(ran.stdout)
     assert (honest, ready) == ({}, True)
     assert (wrong, off) == (["cnn"], False)
     assert "division by zero" in broken[0]
     assert (still_off, again, on) == (False, {}, True)
+    # Checks (the start's included), failures, whether the last passed; its error over the bound.
+    assert [figure[:3] for figure in figures] == [[2, 0, 1], [3, 1, 0], [5, 2, 1]]
+    assert figures[0][3] < 1 < figures[1][3]
+    assert figures[2][3] == figures[0][3]
 
 
 def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path) -> None:

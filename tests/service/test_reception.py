@@ -90,6 +90,30 @@ def test_who_does_not_is_refused(
     assert KEY not in answer.text
 
 
+def test_refusals_at_the_door_are_counted(guarded_url: str) -> None:
+    """A missing key on either way, and one connection too many."""
+    counted = [
+        'digits_refused_requests_total{kind="unauthorized",status="401"}',
+        'digits_refused_requests_total{kind="too_many_connections",status="503"}',
+    ]
+
+    def read() -> list[float]:
+        text = httpx.get(guarded_url + "/metrics", headers={"x-api-key": KEY}).text
+        lines = dict(line.rsplit(" ", 1) for line in text.splitlines())
+        return [float(lines[name]) for name in counted]
+
+    before = read()
+    for path in (URL, "/models"):
+        assert httpx.post(guarded_url + path, content=bytes(784), headers=RAW).status_code == 401
+    host, port = guarded_url.removeprefix("http://").split(":")
+    held = [socket.create_connection((host, int(port)), timeout=20) for _ in range(CONNECTIONS)]
+    with socket.create_connection((host, int(port)), timeout=20) as further:
+        assert further.recv(65536).startswith(b"HTTP/1.1 503 ")
+    for connection in held:
+        connection.close()
+    assert [now - then for now, then in zip(read(), before, strict=True)] == [2, 1]
+
+
 def test_health_needs_no_key(guarded_url: str) -> None:
     """Whoever watches the process may ask whether it is up."""
     for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):

@@ -46,6 +46,7 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> No
             time.sleep(0.2)
         assert len(_workers(url)) == 2
         assert min(before) not in _workers(url)
+        _wait_until_told(url)
         time.sleep(0.5)
         stop.set()
         for thread in threads:
@@ -53,6 +54,25 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> No
         assert set(statuses) == {200}
         assert len(statuses) > during > 0
         assert len(broken) <= len(threads)  # at most what each client had open
+
+
+def _wait_until_told(url: str) -> None:
+    """The metrics show the live workers alone: two processes, and two queues' places."""
+    wanted = {
+        *(f'process_start_time_seconds{{pid="{pid}"}}' for pid in _workers(url)),
+        'digits_queue_limit_images{model="cnn"} 1024.0',
+        'digits_golden_check_passed{model="cnn"} 1.0',
+    }
+    give_up_s = time.monotonic() + BACK_WITHIN_S  # the new one has to prove its models first
+    lines: list[str] = []
+    while time.monotonic() < give_up_s:
+        text = httpx.get(f"{url}/metrics", timeout=10).text
+        lines = [line for line in text.splitlines() if line[:1] != "#"]
+        started = [line for line in lines if line.startswith("process_start_time_seconds")]
+        if len(started) == 2 and all(any(w in line for line in lines) for w in wanted):
+            return
+        time.sleep(0.2)
+    raise AssertionError("\n".join(lines))
 
 
 def _load(url: str, statuses: list[int], broken: list[str], stop: threading.Event) -> None:
