@@ -1,5 +1,6 @@
 """What every request meets at the door, on either way in: a key, an id, a line in the log."""
 
+import asyncio
 import hmac
 import logging
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import count
 
-from opentelemetry.trace import SpanContext, get_current_span
+from opentelemetry.trace import Span, SpanContext, get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ErrorKind, InvalidInputError, ServiceError, UnauthorizedError
@@ -30,7 +31,7 @@ OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", *PAGE_
 BEARER = b"bearer "
 
 # Refusals of BentoML's that come in plain text; what else comes so is a fault.
-PLAIN_KINDS = {404: ErrorKind.UNKNOWN_PATH, 405: ErrorKind.WRONG_METHOD, 504: ErrorKind.DEADLINE}
+PLAIN_KINDS = {404: ErrorKind.UNKNOWN_PATH, 405: ErrorKind.WRONG_METHOD}
 
 logger = logging.getLogger("bentoml.access")  # BentoML shows its own loggers alone
 
@@ -145,7 +146,11 @@ class ReceptionMiddleware:
         except ServiceError as error:
             await answering.refuse(error)
         else:
-            await self._app(scope, receive, answering.send)
+            try:
+                await self._app(scope, receive, answering.send)
+            except asyncio.CancelledError:  # BentoML answers by itself what took too long
+                answering.gave_up()
+                raise
 
 
 class _Answering:
@@ -171,6 +176,11 @@ class _Answering:
         await self._start(error.status, _as_json(headers, body))
         await self._send({"type": "http.response.body", "body": body})
 
+    def gave_up(self) -> None:
+        """Note a request that BentoML answers with 504."""
+        self._reception.refused(ErrorKind.DEADLINE)
+        self._log(ErrorKind.DEADLINE.status, get_current_span())
+
     async def send(self, message: Message) -> None:
         """Pass the app's answer on."""
         if message["type"] == "http.response.start":
@@ -193,14 +203,16 @@ class _Answering:
             await self._send(message)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        exchange, span = self._exchange, get_current_span()
-        further = [*SECURITY_HEADERS, (REQUEST_ID, exchange.request_id)]
+        further = [*SECURITY_HEADERS, (REQUEST_ID, self._exchange.request_id)]
         message = {"type": "http.response.start", "status": status, "headers": headers + further}
-        describe(span, exchange.request_id)
-        if self._reception.logs:
-            seconds = time.perf_counter() - exchange.begun_s
-            self._reception.log(exchange, status, seconds, span.get_span_context())
+        self._log(status, get_current_span())
         await self._send(message)
+
+    def _log(self, status: int, span: Span) -> None:
+        describe(span, self._exchange.request_id)
+        if self._reception.logs:
+            seconds = time.perf_counter() - self._exchange.begun_s
+            self._reception.log(self._exchange, status, seconds, span.get_span_context())
 
 
 def _as_json(headers: list[tuple[bytes, bytes]], body: bytes) -> list[tuple[bytes, bytes]]:

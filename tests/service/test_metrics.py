@@ -1,5 +1,6 @@
 """Metrics know what became of each request, and nothing that a stranger can multiply."""
 
+import re
 import socket
 import time
 from pathlib import Path
@@ -148,6 +149,29 @@ def test_what_never_became_a_request_is_counted_too(kind: ErrorKind, sent: bytes
     before = _figures(url)
     _exchange(url, sent)
     _assert_alone(kind, before, _figures(url))
+
+
+def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
+    """Whoever gives it up, the batcher or BentoML: 504, and a line in the log."""
+    images = 20_000
+    settings = {
+        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
+        "DIGITS_ENGINE": "thread",
+        "DIGITS_MAX_BATCH_IMAGES": "1",
+        "DIGITS_MAX_REQUEST_IMAGES": str(images),
+        "DIGITS_MAX_QUEUE_IMAGES": str(images),
+        "DIGITS_MAX_BODY_BYTES": str(images * 784),
+        "DIGITS_TIMEOUT_S": "0.2",
+        "DIGITS_ACCESS_LOG_SHARE": "1",
+    }
+    log = tmp_path / "service.log"
+    with running_service(log, settings=settings) as url:
+        for number in (1, 2):
+            body, headers = bytes(images * 784), RAW | {"x-request-id": f"late{number}"}
+            before = _figures(url)
+            assert httpx.post(url + INFER, content=body, headers=headers).status_code == 504
+            _assert_alone(ErrorKind.DEADLINE, before, _figures(url))
+            assert re.search(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}', log.read_text())
 
 
 def test_health_and_metrics_are_no_errors(url: str) -> None:
