@@ -12,7 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.golden import Golden
 from loadtest.server import running_service
-from service.errors import ErrorKind
+from service.errors import DeadlineError, ErrorKind, OverloadedError
+from service.responses import refusal
+from service.waiting import EngineError
 from tests.tiny import SERVED_BUNDLES
 
 INFER = "/v2/models/cnn/infer"
@@ -172,6 +174,20 @@ def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
             assert httpx.post(url + INFER, content=body, headers=headers).status_code == 504
             _assert_alone(ErrorKind.DEADLINE, before, _figures(url))
             assert re.search(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}', log.read_text())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EngineError(RuntimeError("out of memory")), ErrorKind.ENGINE),
+        (KeyError("a bug"), ErrorKind.INTERNAL),
+        (OverloadedError("full"), ErrorKind.OVERLOADED),
+        (DeadlineError("late"), ErrorKind.DEADLINE),
+    ],
+)
+def test_a_fault_of_the_runtime_is_told_from_one_of_ours(error: Exception, kind: ErrorKind) -> None:
+    """And both from what load does."""
+    assert refusal(error, "infer of cnn", b"id").kind is kind
 
 
 def test_health_and_metrics_are_no_errors(url: str) -> None:

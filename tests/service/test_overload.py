@@ -277,3 +277,5 @@ def test_who_hung_up_while_waiting_is_not_computed(tmp_path: Path) -> None:
         assert last.status_code == 200  # behind whatever waited
         assert busy_still
         assert _computed(url) - before == many + 1
+        counted = f'digits_refused_requests_total{{kind="client_gone",status="499"}} {gone}.0'
+        assert counted in httpx.get(f"{url}/metrics").text
