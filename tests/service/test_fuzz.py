@@ -40,6 +40,7 @@ def _seeds() -> list[tuple[str, bytes, dict[str, str]]]:
         ("/v2/models/cnn/infer", text + image.tobytes(), length),
         ("/v2/models/cnn/infer", as_json_body, {}),
         ("/predict", json.dumps({"images": image.tolist(), "model": "mlp"}).encode(), {}),
+        ("/models/cnn/features", json.dumps({"images": image.tolist()}).encode(), {}),
         ("/predict/image", picture.getvalue(), {"content-type": "image/png"}),
     ]
 

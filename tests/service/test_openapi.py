@@ -109,7 +109,7 @@ def _examples(document: Document) -> Iterator[tuple[str, httpx.Request]]:
 
 
 def test_every_example_gets_an_answer(document: Document, service_url: str) -> None:
-    """Three forms of inference to two models, with and without version, and pixels: all 200."""
+    """Three forms of inference to two models, with and without version, and pixels twice: 200."""
     asked: dict[str, int] = {}
     with httpx.Client(timeout=30) as client:
         for name, request in _examples(document):
@@ -118,7 +118,7 @@ def test_every_example_gets_an_answer(document: Document, service_url: str) -> N
             answer = client.send(request)
             assert answer.status_code == 200, (name, request.url, answer.text)
             asked[f"{name} {request.url.path}"] = len(answer.content)
-    assert len(asked) == 2 * 2 * 3 + 2
+    assert len(asked) == 2 * 2 * 3 + 2 * 2
 
 
 def test_a_picture_is_read_in_every_described_form(document: Document, service_url: str) -> None:
