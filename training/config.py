@@ -120,7 +120,7 @@ class TrainConfig(BaseModel):
 
 
 # For networks that have seen enough of milder ones: bent as pens bend strokes.
-BENT = AugmentConfig(rotation_deg=10, scale=0.1, shear=0.16, shift_px=2, elastic_px=0.8)
+BENT = AugmentConfig(rotation_deg=10, scale=0.1, shear=0.16, shift_px=2, elastic_px=0.5)
 
 Preset = Literal["quick", "full", "best"]
 
@@ -143,7 +143,7 @@ PRESETS: dict[tuple[str, str], TrainConfig] = {
         model="mlp",
         architecture={"hidden": (1024, 1024), "dropout": 0.1},
         epochs=35,
-        augment=BENT,
+        augment=BENT.model_copy(update={"elastic_px": 0.8}),
     ),
     ("cnn", "quick"): TrainConfig(
         model="cnn",
@@ -157,12 +157,20 @@ PRESETS: dict[tuple[str, str], TrainConfig] = {
         epochs=20,
         augment=AFFINE,
     ),
+    ("cnn", "best"): TrainConfig(
+        model="cnn",
+        architecture={"n1": 32, "n2": 64, "n3": 256, "dropout": 0.3, "batch_norm": True},
+        epochs=20,
+        augment=BENT,
+    ),
     # An epoch is as many pairs as there are images: twice the work of the CNN's.
     ("pair", "quick"): TrainConfig(model="pair", epochs=5, augment=AFFINE),
     ("pair", "full"): TrainConfig(model="pair", epochs=20, augment=AFFINE),
+    ("pair", "best"): TrainConfig(model="pair", epochs=40, augment=BENT),
     # What comes back must be like what is asked for later: plain images.
     ("autoencoder", "quick"): TrainConfig(model="autoencoder", epochs=5),
     ("autoencoder", "full"): TrainConfig(model="autoencoder", epochs=20),
+    ("autoencoder", "best"): TrainConfig(model="autoencoder", epochs=40),
 }
 
 

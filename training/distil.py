@@ -42,18 +42,22 @@ class Teachers:
             )
         return cls([module.to(device).eval() for module in modules], config.distil)
 
-    def mixed(self, loss: Tensor, logits_NK: Tensor, x_NCHW: Tensor) -> Tensor:
+    @torch.no_grad()
+    def told(self, x_NCHW: Tensor) -> Tensor:
+        """The mean of their probabilities at the temperature, float [N, K]; standardised images."""
+        answers = [teacher(x_NCHW).float() for teacher in self._modules]
+        softened = [(logits_NK / self._config.temperature).softmax(1) for logits_NK in answers]
+        return torch.stack(softened).mean(0)
+
+    def mixed(self, loss: Tensor, logits_NK: Tensor, told_NK: Tensor) -> Tensor:
         """The labels' loss and the teachers', each by its share; float [].
 
         Args:
             loss: From the labels.
             logits_NK: The learning network's answer, float [N, K].
-            x_NCHW: The standardised images that it saw.
+            told_NK: What ``told`` gave for the images that it saw.
         """
         temperature, share = self._config.temperature, self._config.share
-        with torch.no_grad():
-            told = [(teacher(x_NCHW) / temperature).softmax(1) for teacher in self._modules]
-            target_NK = torch.stack(told).mean(0)
+        told_loss = functional.cross_entropy(logits_NK / temperature, told_NK)
         # T squared keeps gradients as large at any temperature (Hinton et al., section 2).
-        told_loss = functional.cross_entropy(logits_NK / temperature, target_NK)
         return (1 - share) * loss + share * told_loss * temperature**2

@@ -252,10 +252,11 @@ def _step(
     halved = config.precision == "bfloat16"
     with torch.autocast(inputs_NCHW[0].device.type, torch.bfloat16, enabled=halved):
         answers = ask(run.called, inputs_NCHW)
+        told_NK = run.teachers.told(inputs_NCHW[0]) if run.teachers else None
     answers = tuple(answer.float() for answer in answers)
     loss = task.loss(answers, inputs_NCHW, labels_N, config.label_smoothing)
-    if run.teachers is not None:
-        loss = run.teachers.mixed(loss, answers[0], inputs_NCHW[0])
+    if run.teachers and told_NK is not None:
+        loss = run.teachers.mixed(loss, answers[0], told_NK)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()

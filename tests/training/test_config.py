@@ -40,16 +40,18 @@ def test_a_bad_field_is_named(fields: dict[str, object], named: str) -> None:
         TrainConfig.model_validate(fields)
 
 
-def test_every_network_that_is_trained_here_has_both_presets() -> None:
+def test_every_network_that_is_trained_here_has_all_presets() -> None:
     """A name gives its architecture's config, with a variant's own numbers; none is left out."""
     for name in model_names():
         architecture, numbers = resolved(name, {})
         if ARCHITECTURES[architecture].task == "none":
             continue
         quick, full = config.preset(name, "quick"), config.preset(name, "full")
-        assert quick.model == full.model == architecture
+        best = config.preset(name, "best")
+        assert quick.model == full.model == best.model == architecture
         assert numbers.items() <= quick.architecture.items()
         assert quick.epochs < full.epochs
+        assert quick.epochs < best.epochs
 
 
 def test_a_network_without_a_preset_of_its_own_has_the_cnns_conditions() -> None:

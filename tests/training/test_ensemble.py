@@ -59,7 +59,8 @@ def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Pa
     x_NCHW, logits_NK = torch.randn(5, 1, 28, 28), torch.randn(5, 10)
     told_NK = (modules[0](x_NCHW).softmax(1) + modules[1](x_NCHW).softmax(1)) / 2
     expected = -(told_NK * logits_NK.log_softmax(1)).sum(1).mean()
-    found = Teachers(modules, config).mixed(torch.tensor(8.0), logits_NK, x_NCHW)
+    teachers = Teachers(modules, config)
+    found = teachers.mixed(torch.tensor(8.0), logits_NK, teachers.told(x_NCHW))
     torch.testing.assert_close(found, 0.75 * 8.0 + 0.25 * expected)
 
 
