@@ -101,25 +101,17 @@ def build(
         guard_entries, guard = write_guard(subject, staging)
         entries += [entry, file_entry(path, role="golden"), *guard_entries]
         unproven = _manifest(subject, entries, version, variants, tolerances, guard)
-        try:
-            shown = write_features(proof, staging, version, golden)
-        except NoFirstLayerError as error:
-            shown, unproven.not_built["features"] = [], str(error)
-        figures = proof.measure(
-            Bundle(staging, unproven).variants,
-            "cpu",
-            tolerances,
-            features=staging / FEATURES_NAME if shown else None,
-        )
+        shown = write_features(proof, staging, version, golden, unproven.not_built)
+        models, part = Bundle(staging, unproven).variants, staging / FEATURES_NAME
+        figures = proof.measure(models, "cpu", tolerances, features=part if shown else None)
         judgement = judge(figures, tolerances)
         if not judgement.passed:
             found = explain(figures.layers, tolerance_for("onnx", "cpu", tolerances))
             raise ParityError(figures, judgement, found)
         parity = staging / "parity.json"
         parity.write_text(figures.model_dump_json(indent=1) + "\n")
-        entries += [*shown, file_entry(parity, role="parity")]
         proven = {
-            "files": tuple(entries),
+            "files": (*entries, *shown, file_entry(parity, role="parity")),
             "parity": judgement.verdicts,
             "features": judgement.features,
         }
@@ -165,19 +157,23 @@ def write_models(
     return entries
 
 
-def write_features(proof: Proof, folder: Path, version: str, golden: Golden) -> list[FileEntry]:
-    """Write the file of the first layer and its golden samples.
+def write_features(
+    proof: Proof, folder: Path, version: str, golden: Golden, not_built: dict[str, str]
+) -> list[FileEntry]:
+    """Write the file of the first layer and its golden samples, if the network has a first layer.
 
     Args:
         proof: Subject and program.
         folder: Where to.
         version: Stands in the file's metadata.
         golden: Of these a few are asked again.
-
-    Raises:
-        NoFirstLayerError: The network has no first layer to show; nothing is written.
+        not_built: Is told why, if the network has none.
     """
-    first = proof.first_layer(proof.translation.model)
+    try:
+        first = proof.first_layer(proof.translation.model)
+    except NoFirstLayerError as error:
+        not_built["features"] = str(error)
+        return []
     model = cut(proof.translation.model, first.output)
     shown = dataclasses.replace(proof.subject, outputs=(first.output,))
     set_metadata(model, shown, version, "features")
