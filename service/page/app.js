@@ -43,9 +43,11 @@ const pictures = new Newest(
     askModels();
   },
   (error) => {
+    const unread = error instanceof Trouble && ["refused", "blank"].includes(error.kind);
     // What was read before is no longer what lies on the sheet.
-    if (error instanceof Trouble && error.kind === "refused") forgetReading();
-    failed(error);
+    if (unread) forgetReading();
+    // The pen's first touch is too little to read, and nothing to complain of.
+    if (!unread || error.kind === "refused" || drawing.state === "picture") failed(error);
   },
 );
 
@@ -103,7 +105,7 @@ function askModels() {
 /** Say in a line what all models read, and what the guard thinks of the image. */
 function summarise() {
   const readings = models.map(({ card, prediction, certainty }) => ({ model: card.model, prediction, certainty }));
-  const { words, agreed } = verdictWords(readings, drawing.empty);
+  const { words, agreed } = verdictWords(readings, drawing.state);
   element("verdict").textContent = words;
   element("verdict").dataset.agreed = String(agreed);
   const guard = guardWords(readings);
@@ -122,7 +124,7 @@ function failed(error) {
   if (error.kind === "key") askForKey(error.message);
   else if (error.kind === "busy") waitAndAsk(error);
   else if (error.kind === "down") brokenOff(error);
-  else if (error.kind === "refused") notices.show("refused", "The service cannot read this.", error.message);
+  else if (["refused", "blank"].includes(error.kind)) notices.show("refused", "The service cannot read this.", error.message);
   else notices.show("fault", "Something went wrong in the service, not with your drawing.", error.message);
 }
 

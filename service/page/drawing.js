@@ -54,9 +54,15 @@ export class Drawing {
     return { picture: first?.kind === "picture" ? first : null, strokes };
   }
 
-  get empty() {
+  /** @returns {"empty" | "strokes" | "picture"} */
+  get state() {
     const { picture, strokes } = this.#shown;
-    return !picture && strokes.length === 0;
+    if (picture) return "picture";
+    return strokes.length ? "strokes" : "empty";
+  }
+
+  get empty() {
+    return this.state === "empty";
   }
 
   get undoable() {

@@ -30,7 +30,7 @@ const STALE_MS = 1_000;
  * @property {number | null} computeMs
  */
 
-/** @typedef {"down" | "key" | "busy" | "refused" | "fault"} Kind */
+/** @typedef {"down" | "key" | "busy" | "blank" | "refused" | "fault"} Kind */
 
 /** An answer that is none; `message` is what the service said, in its own words. */
 export class Trouble extends Error {
@@ -53,7 +53,7 @@ export const key = {
 };
 
 /** @type {Record<number, Kind>} */
-const KINDS = { 401: "key", 429: "busy", 504: "busy", 502: "down", 503: "down" };
+const KINDS = { 401: "key", 422: "blank", 429: "busy", 504: "busy", 502: "down", 503: "down" };
 
 /**
  * @param {string} path Beside the page's own.

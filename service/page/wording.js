@@ -6,14 +6,16 @@ import { percent } from "./percent.js";
 /** @typedef {{model: string, prediction: Prediction | null, certainty: number}} Reading */
 /** @typedef {{verdict: "none" | "usual" | "unusual" | "unknown", words: string}} Guard */
 
+const UNREAD = { empty: "Draw something to begin.", strokes: "Keep drawing.", picture: "Nothing could be read." };
+
 /**
  * @param {Reading[]} readings
- * @param {boolean} empty Is nothing drawn?
+ * @param {"empty" | "strokes" | "picture"} sheet What is on it.
  * @returns {{words: string, agreed: boolean}}
  */
-export function verdictWords(readings, empty) {
+export function verdictWords(readings, sheet) {
   const said = readings.filter(({ prediction }) => prediction);
-  if (said.length === 0) return { words: empty ? "Draw something to begin." : "Nothing could be read.", agreed: true };
+  if (said.length === 0) return { words: UNREAD[sheet], agreed: true };
   const labels = said.map(({ prediction }) => prediction?.label);
   if (labels.some((label) => label !== labels[0])) {
     const each = said.map(({ model, prediction }) => `${model} reads ${prediction?.label}`);
