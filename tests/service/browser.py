@@ -70,7 +70,7 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("console", lambda said: self.met.append(f"{said.type}: {said.text}"))
         self.page.on("pageerror", lambda error: self.met.append(f"error: {error}"))
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(30_000)
         self.page.goto(url + "/")
         self.page.locator(".model, dialog[open]").first.wait_for()
 
