@@ -33,7 +33,7 @@ export function verdictWords(readings, sheet) {
  */
 export function guardWords(readings) {
   const predictions = readings.flatMap(({ prediction }) => prediction ?? []);
-  if (predictions.length === 0) return { verdict: "none", words: "Nothing to look at yet." };
+  if (predictions.length === 0) return { verdict: "none", words: "28 × 28 pixels, made on the service the way MNIST was." };
   const guards = predictions.flatMap(({ guard }) => guard ?? []);
   if (guards.length === 0) {
     return { verdict: "unknown", words: "No input guard here: nobody checked whether this looks like a digit." };

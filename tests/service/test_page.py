@@ -330,8 +330,10 @@ def test_a_digit_is_drawn_by_keyboard_alone(visit: Visit) -> None:
     """The pen is reached by Tab, put down, moved and lifted; the reading is said aloud."""
     visit.page.locator(".model").first.wait_for()
     press = visit.page.keyboard.press
-    press("Tab")
-    assert visit.page.evaluate("document.activeElement.id") == "drawing"
+    for reached in ("width", "drawing"):
+        press("Tab")
+        assert visit.page.evaluate("document.activeElement.id") == reached
+    assert visit.page.locator("#keys").is_visible()
     press("Space")
     assert visit.page.inner_text("#pen-words") == "Pen down"
     for _ in range(4):
@@ -352,7 +354,7 @@ def test_everything_is_reached_by_tab_and_seen_when_it_is(visit: Visit) -> None:
     """Each control gets the focus in turn, with an outline around it or its label."""
     visit.draw(ONE)
     visit.move("#turn", 10)
-    visit.page.locator("#drawing").focus()
+    visit.page.locator("#width").focus()
     reached = []
     for _ in range(40):
         visit.page.keyboard.press("Tab")
@@ -365,7 +367,7 @@ def test_everything_is_reached_by_tab_and_seen_when_it_is(visit: Visit) -> None:
             break
         assert outlined, name
         reached.append(name)
-    assert {"undo", "clear", "file", "width", "straight"} <= set(reached)
+    assert {"drawing", "undo", "clear", "file", "straight"} <= set(reached)
     assert {"shift-x", "shift-y", "turn"} <= set(reached)
     assert "How to ask it from a program" in reached
 
