@@ -92,3 +92,29 @@ def test_a_start_that_fails_says_why_in_the_format(log_format: str, tmp_path: Pa
         assert said["message"].startswith(f"no bundle in {tmp_path}")
     else:
         assert line.startswith(f"error: no bundle in {tmp_path}")
+
+
+def test_what_others_log_is_an_object_too() -> None:
+    """Of uvicorn, the arbiter, Python's warnings and an exception that ends a process."""
+    program = """
+import logging, warnings
+from bentoml._internal.log import configure_server_logging
+configure_server_logging()  # as BentoML's worker does, before it loads the service
+from service.logs import configure
+from service.settings import Settings
+configure(Settings(log_format="json"))
+logging.getLogger("uvicorn.error").error("uvicorn's")
+logging.getLogger("circus").error("the arbiter's")
+logging.getLogger("bentoml.service").info("the service's", extra={"request_id": "mine"})
+warnings.warn("Python's")
+raise ValueError("at last")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    said = {line["logger"]: line["message"] for line in lines}
+    assert {"uvicorn.error": "uvicorn's", "circus": "the arbiter's"}.items() <= said.items()
+    assert "UserWarning: Python's" in said["py.warnings"]
+    assert [line["request_id"] for line in lines if "request_id" in line] == ["mine"]
+    assert lines[-1]["message"] == "ended by ValueError"
+    assert lines[-1]["exception"].endswith("ValueError: at last")
