@@ -82,7 +82,8 @@ def test_what_is_asked_wrongly_is_refused_in_words(service_url: str) -> None:
     unknown = _ask(service_url, "rnn", {"images": IMAGE})
     assert unknown.status_code == 404
     assert "there are: cnn, mlp" in unknown.json()["error"]
-    for body in ({"images": IMAGE, "model": "cnn"}, {}, {"images": []}, [1]):
+    wrong: list[object] = [{"images": IMAGE, "model": "cnn"}, {}, {"images": []}, [1]]
+    for body in wrong:
         assert _ask(service_url, "cnn", body).status_code == 400
     assert httpx.get(f"{service_url}/models/cnn/features").status_code == 405
     assert _ask(service_url, "cnn", {"images": [IMAGE]}).status_code == 200  # alone in a list
@@ -107,10 +108,8 @@ def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> Non
     files = [f for f in manifest["files"] if not f["role"].startswith("features")]
     for name in ("model.features.onnx", "golden.features.npz"):
         (served_bundle / name).unlink()
-    for not_built, words in (
-        ({"features": "there is no activation"}, "no activation"),
-        ({}, "aga"),
-    ):
+    reason = "there is no activation"
+    for not_built, words in (({"features": reason}, reason), ({}, "build it again")):
         changed = {"files": files, "features": None, "not_built": not_built}
         path.write_text(json.dumps(manifest | changed))
         proven = _opened(served_bundle)
@@ -129,9 +128,7 @@ def test_a_first_layer_that_answers_otherwise_stops_the_start(served_bundle: Pat
     arrays["eager/relu"] = arrays["eager/relu"] * np.float32(1.0001)
     np.savez(path, **arrays)
     rehash(served_bundle, path.name)
-    with pytest.raises(
-        UnprovenError, match=r"cnn \(feature maps\) fails its golden samples on cpu"
-    ):
+    with pytest.raises(UnprovenError, match=r"cnn \(feature maps\) fails its golden samples"):
         _opened(served_bundle)
 
 
