@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c co
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo serve train bundles gpu loadtest check test test-all test-service monitoring-test \
-  coverage lock audit clean
+  compose-test coverage lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -73,6 +73,9 @@ test-service: ## the service's tests where nothing but the service is installed
 
 monitoring-test: $(VENV)/installed ## rules and dashboard, by promtool and a real Prometheus
 	$(BIN)/python -m pytest tests/service/test_monitoring.py tests/service/test_prometheus.py
+
+compose-test: | $(VENV)/installed ## bring the compose file up, ask, kill, drain, scale (exit 3: no engine)
+	$(BIN)/python -m tests.containers $(ARGS)
 
 coverage: $(VENV)/installed ## the fast tests with line and branch coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
