@@ -15,8 +15,9 @@ from export.parity.metrics import Arrays
 from service.batcher import Batcher
 from service.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
 from service.features import JSON_BYTES, MOST_WAITING, FeatureServer, named_maps
-from service.models import ProvenModel, ServedModel, open_proven
+from service.models import ServedModel
 from service.protocol import parse_one_image
+from service.proven import ProvenModel, open_proven
 from service.proving import UnprovenError
 from service.settings import Limits, Settings
 from tests.rehash import rehash
