@@ -44,6 +44,15 @@ def test_an_mnist_image_passes_bit_for_bit(digit: np.ndarray) -> None:
         assert np.array_equal(read_image(_file(Image.fromarray(image)), MAX_PIXELS), image)
 
 
+def test_a_digit_that_touches_the_rim_passes_too(digit: np.ndarray) -> None:
+    """As a few of MNIST's do; a picture with light all along a side is none of those."""
+    touching = digit.copy()
+    touching[0, 10:16] = 255
+    assert np.array_equal(to_model_input(Image.fromarray(touching)), touching)
+    touching[0] = 255
+    assert not np.array_equal(to_model_input(Image.fromarray(touching)), touching)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
 def test_every_mode_gives_the_same_drawing(mode: str, digit: np.ndarray) -> None:
     """Black and white drawn in any colour mode is read alike."""
