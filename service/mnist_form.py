@@ -28,12 +28,11 @@ COARSE, FINE = 64, 4 * BOX  # longest sides of the two copies
 LEAST_CONTRAST, LEAST_SIGNAL = 16, 6
 # Strokes are narrower than this share of the picture: what is wider is ground.
 WIDEST_STROKE = 1 / 3
-# Shares of the ink's depth: what is deeper is a part of the drawing; where paper ends; where ink is
-# full.
-DEEP, PAPER, FULL = 0.15, 0.2, 0.7
+# Shares of the ink's depth: what is deeper is a part of the drawing in the small copy; in the cut,
+# where paper ends, where ink is full, and what belongs to the drawing's box.
+DEEP, PAPER, FULL, HALF = 0.15, 0.2, 0.7, 0.5
+SURE, NOISE = 5, 2.5  # in both, standard deviations of the paper that are paper still
 MARGIN = 2  # pixels of the small copy around the ink
-HALF = 0.5
-SURE, NOISE = 5, 2.5  # standard deviations of the paper that are paper still
 THIN = 1.8  # pixels of 28x28; MNIST's strokes are two to four wide
 NORMAL_MAD = 1.4826  # a normal distribution's standard deviation over its median deviation
 
@@ -44,12 +43,10 @@ class Ground(NamedTuple):
     Attributes:
         light: The paper is lighter than the ink.
         level: float32 [h, w], its brightness (of the negative, if it is light).
-        depth: How far the ink stands out from it, in grey levels.
     """
 
     light: bool
     level: Array
-    depth: float
 
 
 def to_mnist_form(grey: Image.Image) -> Array:
@@ -90,9 +87,8 @@ def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
             f"{depth:.0f} of {PIXEL_MAX} grey levels, and the ground wavers by {noise:.0f}; "
             "send a digit in dark ink on light paper, or in light ink on dark"
         )
-    return Ground(light, level + plane + usual, depth), drawing(
-        ink > max(DEEP * depth, SURE * noise), ink
-    )
+    drawn = drawing(ink > max(DEEP * depth, SURE * noise), ink)
+    return Ground(light, level + plane + usual), drawn
 
 
 def _plane(pixels: Array) -> Array:
@@ -185,7 +181,13 @@ def _extent(mask: Array) -> tuple[int, int, int, int]:
 
 def _scaled(ink: Array) -> Array:
     """The ink's box, its longer side BOX pixels; too thin strokes are made a pixel wider."""
-    top, bottom, left, right = _extent(ink > HALF)
+    sure = ink > HALF
+    if not sure.any():
+        raise NothingDrawnError(
+            "nothing is drawn on the image that stands out from its noise; send a digit in dark "
+            "ink on light paper, or in light ink on dark"
+        )
+    top, bottom, left, right = _extent(sure)
     image = Image.fromarray((PIXEL_MAX * ink[top:bottom, left:right]).astype(np.uint8))
     twice = _sized(image, 2 * BOX)
     if _stroke(np.asarray(twice, np.float32)) < 2 * THIN:

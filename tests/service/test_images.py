@@ -223,6 +223,30 @@ def test_a_blank_photo_is_refused(side: int) -> None:
             to_model_input(Image.fromarray(paper.clip(0, 255).astype(np.uint8)))
 
 
+def test_any_picture_at_all_is_read_or_refused() -> None:
+    """Five hundred of odd sizes, noises, lines, dots and halves: 28x28, or nothing drawn."""
+    generator = np.random.default_rng(0)
+    read = 0
+    for _ in range(500):
+        height, width = np.exp(generator.uniform(0, 5, 2)).astype(int)
+        mean, deviation = generator.uniform(0, 200, 2)
+        picture = generator.normal(mean, deviation, (height, width))
+        picture[: generator.integers(0, height + 1)] += generator.integers(-200, 200)
+        rows, columns = generator.integers(0, [[height], [width]], (2, 5))
+        picture[rows, columns] = picture[:, columns[0]] = generator.integers(0, 256)
+        if generator.random() < 0.5:
+            picture = np.median(picture) + (picture - np.median(picture)) * (picture > 200)
+        try:
+            found = to_model_input(Image.fromarray(picture.clip(0, 255).astype(np.uint8)))
+        except NothingDrawnError:
+            continue
+        assert found.shape == (28, 28)
+        assert found.dtype == np.uint8
+        assert found.max() == 255 or (height, width) == (28, 28)
+        read += 1
+    assert 50 < read < 450
+
+
 def test_transparent_all_over_is_blank() -> None:
     """Colours that nobody sees are no drawing."""
     generator = np.random.default_rng(0)
