@@ -19,6 +19,7 @@ import { moved, paint } from "./transform.js";
 import { guardWords, spokenWords, verdictWords } from "./wording.js";
 
 const SPOKEN_AFTER_MS = 900;
+const AGAIN_AFTER_MS = 1000;
 
 /** @type {Pixels | null} As the service made them of the drawing. */
 let pixels = null;
@@ -26,6 +27,8 @@ let pixels = null;
 let models = [];
 /** Does a change wait for the next picture on the screen? */
 let stirred = false;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let looking;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let speaking;
 
@@ -122,15 +125,18 @@ function failed(error) {
   settle();
   if (!(error instanceof Trouble)) throw error;
   if (error.kind === "key") askForKey(error.message);
-  else if (error.kind === "busy") waitAndAsk(error);
+  else if (error.kind === "busy") askAgain("Many are asking just now; your drawing is next.", error);
   else if (error.kind === "down") brokenOff(error);
   else if (["refused", "blank"].includes(error.kind)) notices.show("refused", "The service cannot read this.", error.message);
   else notices.show("fault", "Something went wrong in the service, not with your drawing.", error.message);
 }
 
-/** @param {Trouble} error */
-function waitAndAsk(error) {
-  notices.show("busy", "Many are asking just now; your drawing is next.", error.message);
+/**
+ * @param {string} words
+ * @param {Trouble} error
+ */
+function askAgain(words, error) {
+  notices.show("busy", words, error.message);
   setTimeout(() => {
     notices.close("busy");
     drawingChanged();
@@ -140,6 +146,10 @@ function waitAndAsk(error) {
 /** @param {Trouble} error */
 async function brokenOff(error) {
   if (!(await connection.check())) return; // it is away, and that is said already
+  if (drawing.state !== "picture") {
+    askAgain("No answer came; asking again.", error);
+    return;
+  }
   const more = "The service is there, but broke off. A picture may be too large for it: try a smaller one.";
   notices.show("refused", "No answer came to this.", `${error.message} ${more}`);
 }
@@ -153,15 +163,18 @@ function lost() {
 }
 
 async function found() {
-  const wasAway = notices.close("down");
+  clearTimeout(looking);
   try {
     /** @type {{models: Card[]}} */
     const served = await (await ask("models")).json();
     showModels(served.models);
   } catch (error) {
-    failed(error);
+    const kind = error instanceof Trouble ? error.kind : "fault";
+    if (kind !== "down") failed(error);
+    if (kind !== "key") looking = setTimeout(found, AGAIN_AFTER_MS);
     return;
   }
+  const wasAway = notices.close("down");
   button("forget").hidden = key.get() === null;
   if (wasAway) notices.show("back", "The service is back.", "", { seconds: 5 });
   drawingChanged();

@@ -1,6 +1,7 @@
 """The page in a real Chromium: what a person does with it, and what goes wrong meanwhile."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,10 +198,10 @@ def test_too_little_to_read_is_no_fault(visit: Visit) -> None:
 
 def test_a_busy_service_is_asked_again(refused_visit: Visit) -> None:
     """Refused with 429, the page says so and asks again when it was told to."""
-    visit, refusals = refused_visit, [1]
+    visit, full = refused_visit, [True]
 
     def busy(route: "Route") -> None:
-        if refusals and refusals.pop():
+        if full[0]:
             headers = {"retry-after": "1"}
             route.fulfill(status=429, headers=headers, body='{"error": "the queue is full"}')
         else:
@@ -209,9 +210,35 @@ def test_a_busy_service_is_asked_again(refused_visit: Visit) -> None:
     visit.page.route("**/predict?model=cnn", busy)
     visit.draw(ONE)
     visit.page.locator(".notice[data-kind=busy]").wait_for()
+    full[0] = False
     visit.page.locator(".notice").wait_for(state="detached")
     visit.settled()
     assert (visit.asked("cnn")[-1] == visit.given()).all()
+
+
+def test_a_connection_that_breaks_is_tried_again(refused_visit: Visit) -> None:
+    """The list of models, a drawing, a reading: each is asked for again, without a word lost."""
+    visit = refused_visit
+    broken: set[str] = set()
+
+    def once(route: "Route") -> None:
+        path = route.request.url.removeprefix(visit.url)
+        if path in broken:
+            route.continue_()
+        else:
+            broken.add(path)
+            route.abort()
+
+    visit.page.route(re.compile("/models$|/predict"), once)
+    visit.page.reload()
+    visit.page.locator(".model").first.wait_for()
+    visit.draw(ONE)
+    for digit in visit.page.locator(".model .digit").all():
+        digit.filter(has_not_text=NOTHING).wait_for()
+    visit.page.locator(".notice").wait_for(state="detached")
+    assert broken == {
+        *("/models", "/predict/image?show=image", "/predict?model=cnn", "/predict?model=mlp")
+    }
 
 
 def test_the_proof_is_shown_beside_the_readings(visit: Visit, server: Server) -> None:
