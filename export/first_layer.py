@@ -73,7 +73,7 @@ def find_first_layer(model: ModelProto, program: Program, subject: Subject) -> F
         NoFirstLayerError: It takes something else than one image, or has no such value.
     """
     if subject.inputs != INPUTS:
-        raise NoFirstLayerError(f"feature maps are of networks that take {INPUTS[0]} and no more")
+        raise NoFirstLayerError(f"they are of networks that take {INPUTS[0]} and no more")
     activation, product = _first_activation(model)
     name = activation.output[0]
     nodes = named_nodes(program, [spec.name for spec in subject.outputs])

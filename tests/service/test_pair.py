@@ -123,6 +123,14 @@ def test_predict_says_where_a_pair_is_asked(pair_url: str) -> None:
         assert "ask it at /v2/models/pair/infer" in answer.json()["error"]
 
 
+def test_it_has_no_feature_maps_and_says_why(pair_url: str) -> None:
+    """404 with the reason that its build gave."""
+    answer = httpx.post(f"{pair_url}/models/pair/features", json={"images": [[0] * 28] * 28})
+    assert answer.status_code == 404
+    reason = "they are of networks that take images=UINT8[-1,28,28] and no more"
+    assert answer.json()["error"] == f"pair has no feature maps: {reason}"
+
+
 def test_a_missing_or_uneven_input_is_named(pair_url: str) -> None:
     """Half a pair, and two inputs of different lengths, are refused by name."""
     first = {"name": "first_images", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
