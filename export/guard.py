@@ -41,7 +41,7 @@ LEAST_ERROR, LEAST_DISTANCE = 1.0, 1e-6
 P_VALUE_DIGITS = 6
 # What is said of an image: it is faint if its pixels differ by less; its ground is light if its rim
 # is lighter; it is noise if its neighbours are less alike (1: alike, 0: pixels drawn by lot).
-FAINT, MID_GREY, NOISE = 48, 127, 0.4
+FAINT, MID_GREY, NOISE = 64, 127, 0.4
 
 
 class Verdict(NamedTuple):
