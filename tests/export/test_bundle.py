@@ -41,6 +41,7 @@ def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
     assert {f.path for f in manifest.files} == {
         *("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.ts", "model.frozen.ts"),
         *("model.pt2", "weights.safetensors", "golden.npz", "parity.json"),
+        *("model.features.onnx", "golden.features.npz"),
     }
     assert next(f.opset for f in manifest.files if f.format == "onnx") == 20
     assert {v.variant for v in manifest.parity if v.passed} == {
@@ -55,7 +56,11 @@ def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.onnx", "model.int8.onnx", "model.ts", "weights.safetensors", "golden.npz"]
+    "name",
+    [
+        *("model.onnx", "model.int8.onnx", "model.ts", "weights.safetensors", "golden.npz"),
+        *("model.features.onnx", "golden.features.npz"),
+    ],
 )
 def test_one_altered_byte_is_found_and_the_file_named(bundle: Path, name: str) -> None:
     """A flipped bit in any file stops the bundle from opening."""
