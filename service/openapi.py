@@ -13,12 +13,12 @@ from service.examples import examples
 from service.feature_schemas import feature_schemas
 from service.models import ServedModel
 from service.openapi_common import (
-    REFUSALS,
     REQUEST_ID,
     REQUEST_ID_HEADER,
     SECURITY,
     answer_headers,
     refusals,
+    refused_with,
 )
 from service.query import SHOW, SHOWABLE
 from service.reception import LONGEST_ID, OPEN_PATHS
@@ -142,7 +142,7 @@ class _Paths:
                 operation["tags"] = [_tag(path)]
                 if self._keyed and path not in OPEN_PATHS:
                     operation["security"] = [{name: []} for name in SECURITY]
-                    operation["responses"] |= _refusals(["401"])
+                    operation["responses"] |= refused_with(["401"])
         return paths
 
     def _watching(self) -> Schema:
@@ -220,7 +220,7 @@ class _Paths:
         predict = self._post("predict", "Read images, given as pixels", pixels, answer)
         upload = self._post("predict_image", "Read a digit from a PNG or JPEG", files, answer)
         upload["description"] = _CURL
-        upload["responses"] |= _refusals(["422"])
+        upload["responses"] |= refused_with(["422"])
         for operation in (predict, upload):
             operation["parameters"] += [query]
         upload["parameters"] += [
@@ -276,13 +276,9 @@ def _get(operation: str, summary: str, content: Schema, codes: Sequence[str] = (
         "summary": summary,
         "responses": {
             "200": answer | {"content": content},
-            **_refusals([*codes, "405", "500"]),
+            **refused_with([*codes, "405", "500"]),
         },
     }
-
-
-def _refusals(codes: Iterable[str]) -> Schema:
-    return {code: ref("responses", REFUSALS[code][0]) for code in codes}
 
 
 def _tag(path: str) -> str:

@@ -1,6 +1,6 @@
 """What operations of the OpenAPI document have in common: refusals, headers, the key."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from service.schemas import TEXT, Schema, body, ref
 
@@ -46,6 +46,11 @@ def refusals() -> Schema:
         }
         for name, words, headers in REFUSALS.values()
     }
+
+
+def refused_with(codes: Iterable[str]) -> Schema:
+    """An operation's refusals, by status, as references to ``refusals``."""
+    return {code: ref("responses", REFUSALS[code][0]) for code in codes}
 
 
 def answer_headers(models: Sequence[str]) -> Schema:

@@ -97,20 +97,18 @@ _GOLDEN_RESULT = record(
     }
 )
 _SAMPLES = record({"name": TEXT, "samples": _COUNT, "sha256": TEXT})
-_GUARD_SUMMARY = record({"learned": _SAMPLES, "held_out": _SAMPLES, "unusual_below": _SHARE}) | {
-    "nullable": True,
-    "description": "the images that an image is compared with, and which p-values are unusual",
-}
+_GUARD_SUMMARY = record({"learned": _SAMPLES, "held_out": _SAMPLES, "unusual_below": _SHARE})
+_GUARD_SUMMARY |= {"nullable": True, "description": "what it compares with, and from where on"}
 _GUARD = record(
     {
         "usual": _TRUTH | {"description": "p_value is not under the guard's unusual_below"},
         "p_value": _SHARE
-        | {"description": "share of held-out images that look at least as strange (conformal)"},
+        | {"description": "share of held-out images at least as strange (conformal)"},
         "reason": TEXT | {"nullable": True, "description": "why not, if it is unusual"},
     }
 ) | {
     "nullable": True,
-    "description": "does the image look like those that the model learned from? null: not known",
+    "description": "is the image like those that the model learned from? null: not known",
 }
 _FEATURES = record(
     {
