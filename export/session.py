@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+# Read when the library is loaded: without it ONNX Runtime 1.31 reports its use to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 try:
     import onnxruntime as ort
 except ImportError as error:

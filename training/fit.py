@@ -123,7 +123,9 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
             save_progress(folder, progress, run.module, run.kept, run.optimizer)
         on_epoch(record)
     run.module.load_state_dict(run.kept)
-    return Fitted(run.module.eval(), run.history, run.epoch_kept)
+    # As it will be when it is read from its checkpoint: figures are then equal to the last bit.
+    module = run.module.eval().to(memory_format=torch.contiguous_format)
+    return Fitted(module, run.history, run.epoch_kept)
 
 
 def make_deterministic(device: torch.device) -> None:

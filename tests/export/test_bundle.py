@@ -40,7 +40,7 @@ def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
     assert manifest.labels == tuple("0123456789")
     assert {f.path for f in manifest.files} == {
         *("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.ts", "model.frozen.ts"),
-        *("model.pt2", "weights.safetensors", "golden.npz", "parity.json"),
+        *("model.pt2", "weights.safetensors", "golden.npz", "guard.npz", "parity.json"),
         *("model.features.onnx", "golden.features.npz"),
     }
     assert next(f.opset for f in manifest.files if f.format == "onnx") == 20
