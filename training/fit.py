@@ -111,15 +111,8 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
         if record.score >= run.history[run.epoch_kept].score:
             run.epoch_kept = epoch
             run.kept = {name: t.detach().clone() for name, t in run.module.state_dict().items()}
-        progress = Progress(
-            config=config,
-            data_sha256=data_sha256,
-            history=run.history,
-            epoch_kept=run.epoch_kept,
-            scheduler=as_json(run.scheduler.state_dict()),
-            optimizer_groups=run.optimizer.state_dict()["param_groups"],
-        )
         if world.first:
+            progress = _progress(run, config, data_sha256)
             save_progress(folder, progress, run.module, run.kept, run.optimizer)
         on_epoch(record)
     run.module.load_state_dict(run.kept)
@@ -185,6 +178,17 @@ def _start(
         history=[],
         epoch_kept=0,
         kept={},
+    )
+
+
+def _progress(run: _Run, config: TrainConfig, data_sha256: str) -> Progress:
+    return Progress(
+        config=config,
+        data_sha256=data_sha256,
+        history=run.history,
+        epoch_kept=run.epoch_kept,
+        scheduler=as_json(run.scheduler.state_dict()),
+        optimizer_groups=run.optimizer.state_dict()["param_groups"],
     )
 
 

@@ -1,4 +1,4 @@
-"""One real Chromium and one real service for all tests of the page."""
+"""A real Chromium and a real service for each file of the page's tests."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """One Chromium for all tests."""
+    """One Chromium for all tests of a file; beyond it its event loop would be in others' way."""
     playwright = pytest.importorskip("playwright.sync_api", reason=f"no Playwright: {INSTALL_LINE}")
     path = chromium()
     if path is None:
@@ -25,7 +25,7 @@ def browser() -> "Iterator[Browser]":
         opened.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The service, started once there is a browser to open its page in."""
     started = Server(tmp_path_factory.mktemp("page"))
