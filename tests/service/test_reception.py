@@ -4,6 +4,7 @@ import logging
 import re
 import socket
 import ssl
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,9 @@ def test_requests_are_found_again_in_the_log(guarded_url: str, log_file: Path) -
         answer = httpx.request(method, guarded_url + path, content=bytes(784), headers=headers)
         assert (answer.status_code, answer.headers["x-request-id"]) == (status, request_id)
         line = rf'"{method} {path}" {status} \d+\.\d\d\d ms {request_id}\b'
+        give_up_s = time.monotonic() + 10  # the answer goes first, its line comes after it
+        while not re.search(line, log_file.read_text()) and time.monotonic() < give_up_s:
+            time.sleep(0.01)
         assert re.search(line, log_file.read_text())
     assert KEY not in log_file.read_text()
 
