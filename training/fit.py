@@ -1,7 +1,7 @@
 """The training loop: AdamW under a one-cycle schedule, augmentation on batches, nothing per image.
 
 Everything of a step stays on the device; nothing waits for a figure before an epoch's end.
-Convolutions run channels last, which takes three quarters of the time that channels first take.
+Convolutions run channels last, which takes them less time than channels first.
 
 What is learnt, from how many images at once and by which loss, is a task's matter
 (``training.tasks``). The weights kept are those of the epoch with the best validation score (the
