@@ -32,6 +32,7 @@ from export.manifest import SCHEMA_VERSION, BundleError, FileEntry, Manifest
 
 MANIFEST_NAME = "manifest.json"
 TRACES = ("model.onnx", "golden.npz", "parity.json")
+Role = Literal["weights", "golden", "parity", "guard", "features", "features-golden"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,7 @@ class Bundle:
             path = folder / entry.path
             if not path.is_file():
                 raise BundleError(f"{path} is missing; build the bundle again")
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if found != entry.sha256:
-                raise BundleError(
-                    f"{path} was altered: sha256 {found}, the manifest says {entry.sha256}; "
-                    "build the bundle again"
-                )
+            _verified_content(path, entry)
         strangers = {p.name for p in folder.iterdir()} - {f.path for f in manifest.files}
         if strangers != {MANIFEST_NAME}:
             listed = ", ".join(sorted(strangers - {MANIFEST_NAME}))
@@ -82,10 +78,7 @@ class Bundle:
             raise BundleError(f"{self.folder} holds no {variant} model: {why}")
         return self.variants[variant]
 
-    def path(
-        self,
-        role: Literal["weights", "golden", "parity", "guard", "features", "features-golden"],
-    ) -> Path:
+    def path(self, role: Role) -> Path:
         """The file of a role that occurs once.
 
         Raises:
@@ -95,6 +88,22 @@ class Bundle:
             if entry.role == role:
                 return self.folder / entry.path
         raise BundleError(f"{self.folder} holds no {role} file")
+
+    def read(self, path: Path) -> bytes:
+        """Read a file of the bundle and verify its SHA-256 again.
+
+        Whoever runs a model should run these bytes: the file may have been replaced since ``open``.
+
+        Args:
+            path: As ``model_path`` or ``path`` gives it.
+
+        Raises:
+            BundleError: The file is missing, altered, or not in the manifest.
+        """
+        for entry in self.manifest.files:
+            if self.folder / entry.path == path:
+                return _verified_content(path, entry)
+        raise BundleError(f"{path} is not named by the manifest of {self.folder}")
 
 
 def find_bundles(folder: Path) -> list[Path]:
@@ -115,6 +124,21 @@ def find_bundles(folder: Path) -> list[Path]:
                 "the folder away"
             )
     return found
+
+
+def _verified_content(path: Path, entry: FileEntry) -> bytes:
+    """Read a file; raise BundleError unless its SHA-256 is the manifest's."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry.sha256:
+        raise BundleError(
+            f"{path} was altered: sha256 {found}, the manifest says {entry.sha256}; "
+            "build the bundle again"
+        )
+    return content
 
 
 def file_entry(path: Path, **fields: Any) -> FileEntry:

@@ -8,6 +8,7 @@ Shape suffix: G golden samples.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -68,8 +69,12 @@ class Golden:
         np.savez(path, allow_pickle=False, targets=self.targets, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> "Golden":
+    def load(cls, path: Path, content: bytes | None = None) -> "Golden":
         """Read what ``save`` wrote; nothing in it is unpickled.
+
+        Args:
+            path: The file.
+            content: Its content, if it was read already.
 
         Raises:
             BundleError: Not such a file, or its arrays do not fit each other.
@@ -77,7 +82,8 @@ class Golden:
         groups: dict[str, Arrays] = {"inputs": {}, "eager": {}, "truth": {}}
         try:
             # Opened here: NumPy would leave a file that is no archive open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            opened = path.open("rb") if content is None else BytesIO(content)
+            with opened as file, np.load(file, allow_pickle=False) as arrays:
                 targets = arrays["targets"]
                 for key in arrays.files:
                     if key != "targets":

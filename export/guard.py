@@ -17,6 +17,7 @@ Shape suffixes: N images, M held-out ones, P pixels (784), C components, F the t
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, Self
 from zipfile import BadZipFile
@@ -112,14 +113,19 @@ class Guard:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, content: bytes | None = None) -> Self:
         """Read what ``save`` wrote; nothing in it is unpickled.
+
+        Args:
+            path: The file.
+            content: Its content, if it was read already.
 
         Raises:
             BundleError: Not such a file, or its arrays do not fit each other.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            opened = path.open("rb") if content is None else BytesIO(content)
+            with opened as file, np.load(file, allow_pickle=False) as arrays:
                 guard = cls(
                     arrays["mean"].astype(np.float32),
                     np.ascontiguousarray(arrays["basis"], np.float32),

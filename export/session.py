@@ -77,10 +77,11 @@ class OnnxModel:
 
     def __init__(
         self,
-        path: Path | bytes,
+        source: Path | bytes,
         device: Device,
         intra_op_threads: int = 1,
         *,
+        name: Path | None = None,
         tf32: bool = False,
         cuda_graphs: bool = False,
         fixed_buffers: bool = False,
@@ -88,11 +89,12 @@ class OnnxModel:
         """Open a session.
 
         Args:
-            path: The ONNX file, or its content.
+            source: The ONNX file, or its content.
             device: Where to run.
             intra_op_threads: Threads within an operator on the CPU; 0 lets ONNX Runtime choose.
                 One image of these models takes tens of microseconds, less than waking a second
                 thread is worth.
+            name: The file in error messages, if its content is given.
             tf32: On CUDA, let matrix products round their inputs to 10 bits of mantissa. Off, it is
                 off for the whole process and for good: the libraries read it once.
             cuda_graphs: On CUDA, record the kernels of each batch size once and replay them.
@@ -114,10 +116,10 @@ class OnnxModel:
             settings = _cuda_settings(tf32=tf32, cuda_graphs=cuda_graphs)
         try:
             self._session = ort.InferenceSession(
-                path, sess_options=options, providers=[(provider, settings)]
+                source, sess_options=options, providers=[(provider, settings)]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            path = path if isinstance(path, Path) else Path("the model")
+            path = source if isinstance(source, Path) else name or Path("the model")
             if device == "cpu":
                 raise BundleError(f"{path} is no model that can be run: {error}") from error
             raise DeviceUnavailableError(f"{provider} cannot run {path}: {error}") from error

@@ -1,109 +1,129 @@
 """The BentoML service: ``bentoml serve service.app:DigitClassifier``.
 
-BentoML brings processes, sockets, health (/livez, /readyz), /metrics and the page of /docs.json;
-``http`` brings the endpoints; ``models`` lets nothing through that is not proven.
+BentoML brings the processes, the listening socket, /livez, /readyz and its OpenAPI document.
+``transport`` answers the requests; ``models`` serves nothing that is not verified.
 """
 
 import gc
 import os
+import subprocess
+import sys
 from typing import Any, cast
 
 import bentoml
 
-from export.manifest import BundleError
-from export.session import DeviceUnavailableError
-from service import fastpath, logs, tracing
-from service.http import HttpApi
-from service.lane import Lane
-from service.metrics import Metrics
-from service.models import ServedModels
-from service.proven import open_proven
-from service.proving import UnprovenError
-from service.readiness import Readiness
-from service.reception import Reception, ReceptionMiddleware
-from service.settings import SettingsError, read_settings
+from service.core.endpoints import Endpoints
+from service.core.handler import Handler
+from service.models.health import HealthMonitor
+from service.models.loader import load_verified_models
+from service.models.registry import ModelRegistry
+from service.observability import logs
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing, make_provider
+from service.settings import ROOT, SettingsError, list_old_names, read_settings
+from service.transport.asgi_app import HttpApi
+from service.transport.context import CONTEXT
+from service.transport.direct_router import DirectRouter
+from service.transport.gate import RequestGate
+from service.transport.http1 import register
+from service.transport.listener import LISTENER
+from service.transport.shutdown import GracefulShutdown
+from service.web.pages import PAGE_PATHS, page_routes
 
 try:
     SETTINGS = read_settings()
-    tracing.check_exporter(SETTINGS)
+    PROVIDER = make_provider(SETTINGS)
     logs.configure(SETTINGS)
 except SettingsError as error:
     raise SystemExit(f"error: {error}") from None
 
+GC_EVERY_OBJECTS = 50_000
+
 
 def _bentoml_openapi() -> dict[str, Any]:
-    service = cast("bentoml.Service[Any]", DigitClassifier)  # what the decorator makes of it
+    service = cast("bentoml.Service[Any]", DigitClassifier)  # what the decorator makes of the class
     return dict(service.openapi_spec.asdict())
 
 
-GC_EVERY_OBJECTS = 50_000
-
-HTTP = HttpApi(SETTINGS, _bentoml_openapi)
-RECEPTION = Reception(SETTINGS)
-fastpath.register(SETTINGS)
+HTTP = HttpApi(SETTINGS, _bentoml_openapi, page_routes())
+register()
 
 
 @bentoml.service(
     name="digit_classifier",
     workers=SETTINGS.workers,
-    traffic={"timeout": SETTINGS.timeout_s},
-    logging={"access": {"enabled": False}},  # see service.reception
-    http={"host": "127.0.0.1"},  # whoever means all interfaces says so: --host, BENTOML_HOST
-    tracing=tracing.bentoml_settings(SETTINGS),
-    metrics={"enabled": False},  # see service.metrics
+    # A last resort: requests have their own deadline, which does not count the time of sending.
+    traffic={"timeout": 2 * (SETTINGS.timeout_s + SETTINGS.slow_client_s)},
+    logging={"access": {"enabled": False}},  # see service.observability.logs
+    http={"host": "127.0.0.1"},  # all interfaces only by --host or BENTOML_HOST
+    metrics={"enabled": False},  # see service.observability.metrics
 )
 @bentoml.asgi_app(HTTP.app)
 class DigitClassifier:
-    """Reads handwritten digits with every proven bundle of the configured folder."""
+    """Serves every verified bundle of the configured folder."""
 
     @bentoml.on_deployment
-    def prove_once() -> None:
-        """Refuse to start, in words, before any worker does: a worker that fails is restarted."""
-        # In a container that it has made BentoML would not restart one: the rest would go on alone.
+    def verify_once() -> None:
+        """Refuse to start if a bundle cannot be served; a worker that fails would be restarted.
+
+        Another process verifies, so that the parent opens no model and holds no CUDA context.
+        """
+        # In a container that BentoML built it would not replace a dead worker.
         os.environ.pop("BENTOML_CONTAINERIZED", None)
-        try:
-            open_proven(SETTINGS)
-        except (BundleError, DeviceUnavailableError, UnprovenError) as error:
-            raise logs.ended(SETTINGS, error) from None
+        for name in list_old_names():
+            logs.logger.warning("%s is an old name; use the INFERENCE_ name of docs/serving.md", name)
+        command = [sys.executable, "-m", "service.models.loader"]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status != 0:
+            raise SystemExit(status)
 
     def __init__(self) -> None:
-        """Prove every model in this worker, on its device; only then it answers."""
+        """Verify every model in this worker, on its device; only then it answers."""
         metrics = Metrics()
-        self._models = ServedModels(open_proven(SETTINGS), SETTINGS, metrics)
-        self._readiness = Readiness(
-            self._models, metrics, SETTINGS.golden_check_s, SETTINGS.drain_s
+        self._models = ModelRegistry(
+            load_verified_models(SETTINGS), SETTINGS, metrics, lambda: CONTEXT.accepted
         )
-        self._tracing = tracing.Tracing.of(SETTINGS)
-        HTTP.serve(self._models, metrics, self._readiness, self._tracing)
-        RECEPTION.metrics = metrics
-        lane = None
-        if SETTINGS.fast_path:
-            lane = Lane(self._models, metrics, self._readiness, RECEPTION, self._tracing, SETTINGS)
-        fastpath.install(metrics, lane)
-        # What is alive now stays alive: the collector need not walk over it again and again. Nor
-        # need it look at every 700 new objects: a request makes dozens, and none of them in rings.
+        self._health = HealthMonitor(
+            self._models, metrics, SETTINGS.golden_check_s, lambda: self._shutdown.leave()
+        )
+        self._shutdown = GracefulShutdown(
+            self._health, CONTEXT, LISTENER, metrics, SETTINGS.drain_s
+        )
+        self._tracing = None if PROVIDER is None else Tracing(PROVIDER)
+        self._handler = Handler(
+            Endpoints(self._models, SETTINGS),
+            self._health,
+            metrics,
+            has_answer_headers=SETTINGS.answer_headers,
+        )
+        HTTP.serve(self._models, self._handler)
+        CONTEXT.serve(
+            RequestGate(SETTINGS, PAGE_PATHS, self._tracing),
+            self._handler,
+            DirectRouter(self._models) if SETTINGS.fast_path else None,
+            metrics,
+            SETTINGS,
+        )
+        # What is alive now stays alive: the collector need not look at it again and again, nor
+        # after every 700 new objects; a request makes dozens, and none in reference cycles.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_EVERY_OBJECTS, 20, 50)
 
     @bentoml.on_startup
-    async def watch(self) -> None:
-        """Ask golden samples now and then, and leave politely."""
-        self._readiness.start()
+    async def start(self) -> None:
+        """Begin to check golden samples, and take over SIGTERM."""
+        self._health.start()
+        self._shutdown.start()
 
     def __is_ready__(self) -> bool:
-        """May requests be sent here? Before its models are proven a worker answers nothing."""
-        return self._readiness.ready
+        """Whether requests may be sent here, for BentoML's /readyz."""
+        return self._health.is_ready
 
     @bentoml.on_shutdown
     def close(self) -> None:
-        """Let the batches that run end, and send the traces that are left."""
+        """Let running batches end, and send the traces that are left."""
+        self._handler.close()
         self._models.close()
         if self._tracing is not None:
             self._tracing.close()
-
-
-# What the decorator made of the class.
-cast("bentoml.Service[Any]", DigitClassifier).add_asgi_middleware(
-    ReceptionMiddleware, reception=RECEPTION
-)

@@ -1,134 +1,170 @@
-"""All settings of the service. Precedence: environment variable (DIGITS_...), then the default."""
+"""All settings of the service: environment variables ``INFERENCE_NAME``, else the defaults below.
 
+The earlier names (``DIGITS_NAME``) work for one more release; ``list_old_names`` finds those that
+are set, so that the service can warn about them.
+"""
+
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-PREFIX = "DIGITS_"
+PREFIX, OLD_PREFIX = "INFERENCE_", "DIGITS_"
 ROOT = Path(__file__).resolve().parent.parent
+# Fields whose name changed with the prefix.
+OLD_FIELDS = {
+    "max_batch_samples": "max_batch_images",
+    "max_queue_samples": "max_queue_images",
+    "max_request_samples": "max_request_images",
+}
 
 
 class SettingsError(ValueError):
-    """An environment variable holds something that cannot be used; names it."""
+    """An environment variable cannot be used; the message names it."""
 
 
 class Limits(NamedTuple):
-    """What one request may hold: samples, and JSON's lists and objects within each other."""
+    """Limits of one request: samples, and the nesting depth of JSON lists and objects."""
 
     samples: int
     json_depth: int = 32
 
 
-class Settings(BaseSettings):
-    """What can be set; each field is the environment variable DIGITS_ + its name in capitals."""
+class Settings(BaseModel):
+    """All settings; each field is the environment variable INFERENCE_ + its name in capitals."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="ignore", allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     bundles: Path = Field(
         ROOT / "artifacts" / "bundles",
-        description="a folder of bundles; the default lies beside the code, in a Bento too",
+        description="folder of the bundles; the default lies beside the code, in a Bento too",
     )
     default_model: str | None = Field(
-        None, description="answers requests that name no model; else the first by name"
+        None, description="model for requests that name none; otherwise the first by name"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: CUDA where the driver knows a device, else the CPU"
+        "auto", description="auto: CUDA if the driver reports a device, otherwise the CPU"
     )
     variant: Literal["onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen"] = Field(
-        "onnx", description="the bundle's file that is served; the default is the most exact"
+        "onnx", description="which model file of the bundle is served; onnx is the most exact"
     )
-    tf32: bool = Field(False, description="on CUDA, products of 10 bits of mantissa; faster")
+    tf32: bool = Field(False, description="on CUDA, products with 10 bits of mantissa; faster")
     cuda_graphs: bool = Field(True, description="on CUDA, replay recorded kernels")
     threads: int = Field(
-        1, ge=0, le=1024, description="within an operator on the CPU; 0: all cores"
+        1, ge=0, le=1024, description="threads within an operator on the CPU; 0: all cores"
     )
     engine: Literal["auto", "loop", "thread"] = Field(
-        "auto", description="where batches run; auto: in the event loop if they take up to 5 ms"
+        "auto",
+        description="where batches run; auto: short ones in the event loop, long ones in a thread",
     )
     fast_path: bool = Field(
-        True, description="answer plain inference requests beneath BentoML's middleware"
+        True, description="answer plain inference requests without ASGI and BentoML's middleware"
     )
-    workers: int = Field(1, ge=1, le=256, description="processes")
-    max_batch_images: int = Field(
-        64, ge=1, le=65_536, description="images that run as one batch at most"
-    )
+    workers: int = Field(1, ge=1, le=256, description="worker processes")
+    max_batch_samples: int = Field(64, ge=1, le=65_536, description="samples in one batch at most")
     batch_wait_ms: float = Field(
         0, ge=0, le=1000, description="milliseconds that an idle engine waits for a fuller batch"
     )
-    max_queue_images: int = Field(
-        512, ge=1, description="images that wait per model; more are refused with 429"
+    max_queue_samples: int = Field(
+        512, ge=1, description="samples waiting per model; requests beyond get 429"
     )
-    max_request_images: int = Field(512, ge=1, description="images in one request")
+    max_request_samples: int = Field(512, ge=1, description="samples in one request")
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
     max_image_pixels: int = Field(16_000_000, ge=784, description="width x height of an upload")
     max_json_depth: int = Field(
-        32, ge=8, le=500, description="JSON's lists and objects within each other"
+        32, ge=8, le=500, description="nesting depth of JSON lists and objects"
     )
     max_connections: int = Field(
         4096, ge=1, description="open connections of a worker; further ones get 503"
     )
-    timeout_s: float = Field(10, gt=0, description="seconds until a request is given up, with 504")
+    timeout_s: float = Field(
+        10, gt=0, description="seconds from a received request to its answer; later it gets 504"
+    )
     golden_check_s: float = Field(
-        60, gt=0, description="seconds between checks of golden samples beside the traffic"
+        60, gt=0, description="seconds between checks of golden samples during operation"
     )
     drain_s: float = Field(
         2, ge=0, description="seconds from SIGTERM, when readiness ends, to the server's end"
     )
     slow_client_s: float = Field(
-        20, gt=0, description="seconds that a client may take to send a request"
+        20, gt=0, description="seconds that a client may take to send a request or read an answer"
     )
     answer_headers: bool = Field(
-        True, description="say in an answer's headers who gave it, in which batch, how fast"
+        True, description="name model, batch size and timing in the headers of answers"
     )
     access_log_share: float = Field(
         0, ge=0, le=1, description="share of the requests that get a line in the log"
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="of the log's lines: BentoML's, or a JSON object each"
+        "text", description="format of log lines: BentoML's text, or one JSON object each"
     )
     trace_share: float = Field(0, ge=0, le=1, description="share of the requests that are traced")
     trace_endpoint: str = Field(
-        "http://localhost:4318/v1/traces", description="where traces go, by OTLP over HTTP"
+        "http://localhost:4318/v1/traces", description="receiver of traces, by OTLP over HTTP"
     )
     api_key: SecretStr | None = Field(
         None,
         min_length=16,
-        description="asked of every request but health checks (Authorization: Bearer, X-Api-Key)",
+        description="required by all but health checks (Authorization: Bearer, X-Api-Key)",
     )
 
     @property
     def limits(self) -> Limits:
-        """Of one request."""
-        return Limits(self.max_request_images, self.max_json_depth)
+        """The limits of one request."""
+        return Limits(self.max_request_samples, self.max_json_depth)
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
-        if self.max_request_images > self.max_queue_images:
+        if self.max_request_samples > self.max_queue_samples:
             raise ValueError(
-                f"{PREFIX}MAX_QUEUE_IMAGES={self.max_queue_images} must be at least "
-                f"{PREFIX}MAX_REQUEST_IMAGES={self.max_request_images}, or such a request never "
+                f"{PREFIX}MAX_QUEUE_SAMPLES={self.max_queue_samples} must be at least "
+                f"{PREFIX}MAX_REQUEST_SAMPLES={self.max_request_samples}, or such a request never "
                 "fits"
             )
         return self
 
 
-def read_settings() -> Settings:
-    """The settings of this process.
+def old_name(field: str) -> str:
+    """The name of a field's environment variable before this release."""
+    return f"{OLD_PREFIX}{OLD_FIELDS.get(field, field).upper()}"
+
+
+def list_old_names(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The variables of earlier names that are set."""
+    return [old_name(field) for field in Settings.model_fields if old_name(field) in environment]
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings of this process.
 
     Raises:
         SettingsError: A variable cannot be used; the message names it and says what was expected.
     """
+    values: dict[str, str] = {}
+    variables: dict[str, str] = {}
+    for field in Settings.model_fields:
+        new, old = f"{PREFIX}{field.upper()}", old_name(field)
+        if new in environment and old in environment:
+            raise SettingsError(f"{old} is the old name of {new}, and both are set; set {new} alone")
+        for name in (new, old):
+            if name in environment:
+                values[field], variables[field] = environment[name], name
     try:
-        return Settings()
+        return Settings.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            name = "_".join(map(str, problem["loc"])).upper()
-            given = "" if name == "API_KEY" else f"={problem['input']!r}"  # no secret in a log
-            words = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{PREFIX}{name}{given}: {words}" if name else words)
-        raise SettingsError("; ".join(problems)) from error
+        raise SettingsError("; ".join(_describe(error, variables))) from error
+
+
+def _describe(error: ValidationError, variables: Mapping[str, str]) -> list[str]:
+    """Each problem with the variable and its value; a secret's value is left out."""
+    described = []
+    for problem in error.errors():
+        words = problem["msg"].removeprefix("Value error, ")
+        if problem["loc"]:
+            field = str(problem["loc"][0])
+            given = "" if field == "api_key" else f"={problem['input']!r}"
+            words = f"{variables[field]}{given}: {words}"
+        described.append(words)
+    return described

@@ -1,7 +1,7 @@
-"""Counts in plain numbers, which the metrics are told now and then.
+"""Histogram observations buffered in plain numbers and added to Prometheus in bulk.
 
-Where several processes share their figures, prometheus_client writes each into a file's memory,
-under a lock; a request that is alone in its batch would pay more for that than for being parsed.
+With several processes prometheus_client writes each observation into a memory-mapped file under a
+lock, which costs more than parsing a small request.
 """
 
 from bisect import bisect_left
@@ -17,8 +17,8 @@ class BulkHistogram(Histogram):
         """Add observations.
 
         Args:
-            counts: How many in each bucket alone; the last one has no bound.
-            total: Their sum.
+            counts: Observations of each bucket alone; the last bucket has no bound.
+            total: The sum of the observed values.
         """
         self._sum.inc(total)
         for bucket, count in zip(self._buckets, counts, strict=True):
@@ -26,29 +26,29 @@ class BulkHistogram(Histogram):
                 bucket.inc(count)
 
 
-class Tally:
-    """Observations that one series of a histogram was not told yet."""
+class HistogramBuffer:
+    """Observations that were not yet added to a series of a histogram."""
 
     def __init__(self, series: BulkHistogram, bounds: Sequence[float]) -> None:
-        """Begin with none.
+        """Begin empty.
 
         Args:
-            series: Whom to tell.
-            bounds: Of its buckets, without the last one's.
+            series: The series to add to.
+            bounds: The bounds of its buckets, without infinity.
         """
         self._series, self._bounds = series, bounds
         self._counts, self._total = [0] * (len(bounds) + 1), 0.0
 
     def observe(self, value: float) -> None:
-        """Note one."""
+        """Buffer one observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._total += value
 
-    def settle(self) -> int:
-        """Tell them, and how many they were."""
+    def flush(self) -> int:
+        """Add the buffered observations to the series and return their number."""
         counts, total = self._counts, self._total
-        told = sum(counts)
-        if told:
+        observed = sum(counts)
+        if observed:
             self._series.add(counts, total)
             self._counts, self._total = [0] * len(counts), 0.0
-        return told
+        return observed

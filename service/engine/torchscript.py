@@ -1,5 +1,6 @@
-"""The optional engine for TorchScript; the only room of the service that may name torch."""
+"""The optional engine for TorchScript: the only module of the service that imports torch."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,28 +18,32 @@ class TorchScriptModel:
     """A TorchScript file opened on one device; calling it runs a batch.
 
     Attributes:
-        device: Where it runs.
-        provider: What stands where ONNX Runtime would name its provider.
+        device: The device.
+        provider: The name reported in place of ONNX Runtime's provider.
     """
 
-    def __init__(self, path: Path, outputs: Sequence[str], device: Device, threads: int) -> None:
-        """Load the file.
+    def __init__(
+        self, content: bytes, path: Path, outputs: Sequence[str], device: Device, threads: int
+    ) -> None:
+        """Load the module.
 
         Args:
-            path: The file, traced or frozen.
-            outputs: Names of what it returns, in order.
-            device: Where to run.
-            threads: Within an operator on the CPU, in this whole process; 0 lets PyTorch choose.
+            content: The file's content, traced or frozen.
+            path: The file, for error messages.
+            outputs: Names of the returned tensors, in order.
+            device: The device to run on.
+            threads: Threads within an operator on the CPU, for the whole process; 0 lets PyTorch
+                choose.
 
         Raises:
             BundleError: PyTorch cannot load it there.
         """
         try:
-            with warnings.catch_warnings():  # TorchScript's deprecation, which its export told of
+            with warnings.catch_warnings():  # the export warned of TorchScript's deprecation
                 warnings.simplefilter("ignore", FutureWarning)
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._module = torch.jit.load(path, map_location=device)
-        except Exception as error:  # PyTorch's loaders raise whatever they stumble on
+                self._module = torch.jit.load(io.BytesIO(content), map_location=device)
+        except Exception as error:  # PyTorch's loaders raise many kinds of exceptions
             raise BundleError(f"{path} is no model that can be run: {error}") from error
         if threads:
             torch.set_num_threads(threads)
@@ -48,10 +53,10 @@ class TorchScriptModel:
         self._outputs = list(outputs)
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Inputs by name, in the order of the module's arguments, to outputs by name."""
-        # Unoptimised: the executor would compile anew, for seconds, for sizes it has not yet seen.
+        """Run one batch: inputs by name, in the order of the module's arguments, to outputs."""
+        # Unoptimised: the executor would compile for seconds for each new batch size.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            # Copied: arrays over a request's bytes are read-only, which PyTorch warns of.
+            # Copied: PyTorch warns of read-only arrays, such as those over a request's bytes.
             tensors = [torch.tensor(array, device=self.device) for array in inputs.values()]
             answers = self._module(*tensors)
         answers = answers if isinstance(answers, tuple) else (answers,)

@@ -1,0 +1,1 @@
+"""The core: decodes a request, has it computed, and encodes its response, for both transports."""

@@ -1,0 +1,208 @@
+"""The inference endpoints: how each decodes a request and encodes the model's outputs.
+
+    infer          POST /v2/models/MODEL[/versions/VERSION]/infer   Open Inference Protocol
+    predict        POST /models/MODEL/predict                       named tensors, or an image file
+                   POST /predict                                    28x28 pixels as JSON (digits)
+    predict_image  POST /predict/image                              an image file (digits)
+    features       POST /models/MODEL/features                      feature maps of the first layer
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from export.parity.metrics import Arrays
+from service.adapters.digits import IMAGES, DigitsAdapter, decode_one_image, decode_predict
+from service.adapters.pictures import is_small_png
+from service.core.messages import Job, Request, Target
+from service.models.feature_maps import JSON_BYTES
+from service.models.registry import ModelRegistry, ServedModel
+from service.protocol.errors import InvalidInputError, ServiceError
+from service.protocol.json_values import encode_json
+from service.protocol.oip import BINARY_TYPE, InferRequest, decode_infer, encode_infer
+from service.protocol.query import MODEL, SHOW, decode_query
+from service.protocol.upload import is_upload, uploaded_file
+from service.settings import Settings
+
+# JSON of this size is parsed in a fraction of a millisecond; larger bodies are decoded in a thread.
+LARGEST_INLINE_JSON = 65_536
+
+
+class Endpoints:
+    """Decodes requests to jobs; without side effects."""
+
+    def __init__(self, models: ModelRegistry, settings: Settings) -> None:
+        """Take the models and the limits of a request."""
+        self._models, self._settings = models, settings
+        self._limits = settings.limits
+        self._decoders: dict[str, Callable[[Request], Job]] = {
+            "infer": self._decode_infer,
+            "predict": self._decode_predict,
+            "predict_image": self._decode_predict_image,
+            "features": self._decode_features,
+        }
+        self._identity_lines = {
+            model.manifest.name: _identity_lines(model) if settings.answer_headers else b""
+            for model in models.all()
+        }
+
+    def check_target(self, target: Target) -> None:
+        """Find what is wrong with a request before its body is read.
+
+        Raises:
+            UnknownModelError: The URL names no served model.
+            NoFeatureMapsError: The model has none.
+            InvalidInputError: The query cannot be read.
+        """
+        if target.endpoint in ("infer", "features") or target.model is not None:
+            model = self._models.get(target.model, target.version)
+            if target.endpoint == "features":
+                model.require_feature_maps()
+        elif target.endpoint == "predict_image":
+            self._models.get(decode_query(target.query, (MODEL, SHOW)).model)
+
+    def is_quick(self, request: Request) -> bool:
+        """Whether decoding takes a fraction of a millisecond, so that the event loop may do it."""
+        if request.target.endpoint == "infer" and request.json_length is not None:
+            # Raw tensors are not copied; only the JSON before them is parsed.
+            digits = request.json_length
+            length = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+            return length <= LARGEST_INLINE_JSON
+        if is_upload(request.content_type) and request.target.endpoint.startswith("predict"):
+            return len(request.body) <= LARGEST_INLINE_JSON and _holds_small_png(request)
+        return len(request.body) <= LARGEST_INLINE_JSON
+
+    def decode(self, request: Request) -> Job:
+        """Decode and check a request.
+
+        Raises:
+            ServiceError: Says what came, what was expected and what to do.
+        """
+        return self._decoders[request.target.endpoint](request)
+
+    def _decode_infer(self, request: Request) -> Job:
+        target = request.target
+        model = self._models.get(target.model, target.version)
+        asked = decode_infer(request.body, request.json_length, model.manifest, self._limits)
+        encode = partial(_encode_infer, asked, model)
+        return self._make_job(model, asked.inputs, asked.samples, encode)
+
+    def _decode_predict(self, request: Request) -> Job:
+        if request.target.model is not None:
+            return self._decode_named(request)
+        asked = decode_predict(request.body, self._limits)
+        query = decode_query(request.target.query, (MODEL,))
+        model = self._models.choose(query.model, asked.model)
+        adapter = _require_digits(model)
+        inputs = {IMAGES: asked.images}
+        encode = partial(_encode_predictions, adapter, model, inputs, False)
+        return self._make_job(model, inputs, len(asked.images), encode)
+
+    def _decode_named(self, request: Request) -> Job:
+        model = self._models.get(request.target.model)
+        decode_query(request.target.query, ())
+        if is_upload(request.content_type):
+            content = uploaded_file(request.body, request.content_type)
+            inputs = model.adapter.decode_image(content, self._settings.max_image_pixels)
+        else:
+            inputs = model.adapter.decode_json(request.body, self._limits)
+        samples = len(next(iter(inputs.values())))
+        return self._make_job(model, inputs, samples, partial(_encode_named, model, inputs))
+
+    def _decode_predict_image(self, request: Request) -> Job:
+        # An unknown model is refused before any pixel is decoded.
+        query = decode_query(request.target.query, (MODEL, SHOW))
+        model = self._models.get(query.model)
+        adapter = _require_digits(model)
+        content = uploaded_file(request.body, request.content_type)
+        inputs = adapter.decode_image(content, self._settings.max_image_pixels)
+        encode = partial(_encode_predictions, adapter, model, inputs, query.show)
+        return self._make_job(model, inputs, 1, encode)
+
+    def _decode_features(self, request: Request) -> Job:
+        model = self._models.get(request.target.model)
+        maps = model.require_feature_maps()
+        inputs = {IMAGES: decode_one_image(request.body, self._limits)}
+        lines = self._identity_lines[model.manifest.name]
+        if lines:  # always the fp32 file, whichever variant answers inference requests
+            lines = _identity_lines(model, maps.variant, maps.provider)
+        return Job(
+            model=model.manifest.name,
+            batcher=maps.batcher,
+            inputs=inputs,
+            samples=1,
+            encode=_encode_feature_maps,
+            identity_lines=lines,
+        )
+
+    def _make_job(
+        self,
+        model: ServedModel,
+        inputs: Arrays,
+        samples: int,
+        encode: Callable[[Arrays], tuple[bytes, int | None]],
+    ) -> Job:
+        name = model.manifest.name
+        return Job(name, model.batcher, inputs, samples, encode, self._identity_lines[name])
+
+
+def _encode_infer(
+    asked: InferRequest, model: ServedModel, outputs: Arrays
+) -> tuple[bytes, int | None]:
+    return encode_infer(outputs, asked, model.manifest)
+
+
+def _encode_predictions(
+    adapter: DigitsAdapter, model: ServedModel, inputs: Arrays, show: bool, outputs: Arrays
+) -> tuple[bytes, None]:
+    found = adapter.encode_predictions(outputs, inputs, show=show)
+    return encode_json({**model.identity, **found}), None
+
+
+def _encode_named(model: ServedModel, inputs: Arrays, outputs: Arrays) -> tuple[bytes, None]:
+    return encode_json({**model.identity, **model.adapter.encode(outputs, inputs)}), None
+
+
+def _encode_feature_maps(outputs: Arrays) -> tuple[bytes, None]:
+    content: bytes = outputs[JSON_BYTES][0]
+    return content, None
+
+
+def _require_digits(model: ServedModel) -> DigitsAdapter:
+    if not isinstance(model.adapter, DigitsAdapter):
+        name = model.manifest.name
+        raise InvalidInputError(
+            f"{name} does not read digits; ask it at /models/{name}/predict or "
+            f"/v2/models/{name}/infer"
+        )
+    return model.adapter
+
+
+def _holds_small_png(request: Request) -> bool:
+    try:
+        return is_small_png(uploaded_file(request.body, request.content_type))
+    except ServiceError:
+        return True  # decoding finds the same fault at once and describes it
+
+
+def _identity_lines(
+    model: ServedModel, variant: str | None = None, provider: str | None = None
+) -> bytes:
+    headers = {
+        "x-model": model.manifest.name,
+        "x-model-version": model.manifest.version,
+        "x-model-variant": variant or model.verified.variant,
+        "x-provider": provider or model.verified.engine.provider,
+    }
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+def answer_lines(job: Job, length: int, json_length: int | None) -> bytes:
+    """Return the header lines of an answer of that many bytes, without its timing."""
+    if json_length is None:
+        kind = b"content-type: application/json\r\n"
+    else:
+        kind = b"content-type: %b\r\ninference-header-content-length: %d\r\n" % (
+            BINARY_TYPE.encode(),
+            json_length,
+        )
+    return kind + b"content-length: %d\r\n" % length + job.identity_lines

@@ -1,0 +1,152 @@
+"""Handles one inference request from its bytes to its response; both transports call ``handle``."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from time import perf_counter
+
+from export.parity.metrics import Arrays
+from service.core.endpoints import Endpoints, answer_lines
+from service.core.messages import Job, Request, Response, describe_failure
+from service.models.health import HealthMonitor
+from service.observability.metrics import Metrics
+from service.observability.records import BatchTiming
+from service.protocol.errors import ErrorKind
+
+# Each may hold a decoded image of the largest size, or the values of the largest JSON body.
+DECODER_THREADS = 2
+# Server Timing (W3C) counts in milliseconds.
+TIMING_LINES = b"x-batch-size: %d\r\nserver-timing: queue;dur=%.3f, compute;dur=%.3f\r\n"
+
+Respond = Callable[[Response], None]
+
+
+class Handler:
+    """Decodes requests, queues them for their model's next batch, and responds exactly once."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        health: HealthMonitor,
+        metrics: Metrics,
+        *,
+        has_answer_headers: bool,
+    ) -> None:
+        """Make a handler.
+
+        Args:
+            endpoints: Decodes requests.
+            health: Refuses models that answer golden samples wrongly.
+            metrics: Records every answer and every refusal.
+            has_answer_headers: Whether answers name batch size and timing in their headers.
+        """
+        self.endpoints, self.health, self.metrics = endpoints, health, metrics
+        self.has_answer_headers = has_answer_headers
+        self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
+
+    def handle(self, request: Request, respond: Respond) -> None:
+        """Handle a request; called in the event loop, returns at once.
+
+        Args:
+            request: The request.
+            respond: Called exactly once, in the event loop; perhaps before this returns.
+        """
+        inflight = InflightRequest(self, request, respond)
+        if self.endpoints.is_quick(request):
+            try:
+                job = self.endpoints.decode(request)
+            except Exception as error:  # noqa: BLE001 - the client must be answered
+                inflight.fail(error)
+            else:
+                inflight.enqueue(job)
+        else:
+            future = asyncio.get_running_loop().run_in_executor(
+                self._decoders, self.endpoints.decode, request
+            )
+            future.add_done_callback(inflight.receive_job)
+
+    def refuse(self, error: Exception, where: str, request_id: bytes) -> Response:
+        """Return the response for an exception, and record it."""
+        response = describe_failure(error, where, request_id)
+        if response.kind is not None:
+            self.metrics.record_refusal(response.kind)
+        return response
+
+    def record_client_gone(self) -> None:
+        """Record a request whose client went away before its answer."""
+        self.metrics.record_refusal(ErrorKind.CLIENT_GONE)
+
+    def close(self) -> None:
+        """End the decoder threads."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+
+class InflightRequest:
+    """A request between its decoding and its response: the batcher's result sink."""
+
+    __slots__ = ("_handler", "_is_done", "_job", "_request", "_respond")
+
+    def __init__(self, handler: Handler, request: Request, respond: Respond) -> None:
+        self._handler, self._request, self._respond = handler, request, respond
+        self._job: Job | None = None
+        self._is_done = False
+
+    def receive_job(self, future: "asyncio.Future[Job]") -> None:
+        """Take the result of decoding in a thread."""
+        if future.cancelled():
+            self.fail(asyncio.CancelledError("the service stops"))
+            return
+        error = future.exception()
+        if error is None:
+            self.enqueue(future.result())
+        else:
+            self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+    def enqueue(self, job: Job) -> None:
+        """Queue the decoded request for its model's next batch."""
+        self._job = job
+        health = self._handler.health
+        try:
+            if health.failures:
+                health.require_right_answers(job.model)
+            job.batcher.enqueue(job.inputs, job.samples, self)
+        except Exception as error:  # noqa: BLE001 - the client must be answered
+            self.fail(error)
+
+    def is_waiting(self) -> bool:
+        """Return False once it was answered or the client has gone."""
+        return not self._is_done and self._request.is_connected()
+
+    def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
+        """Encode the outputs and respond."""
+        job, request, handler = self._job, self._request, self._handler
+        if job is None or self._is_done:
+            return
+        try:
+            body, json_length = job.encode(outputs)
+            lines = answer_lines(job, len(body), json_length)
+            if handler.has_answer_headers:
+                lines += TIMING_LINES % (
+                    timing.batch_samples,
+                    1000 * timing.queue_s,
+                    1000 * timing.compute_s,
+                )
+        except Exception as error:  # noqa: BLE001 - the client must be answered
+            self.fail(error)
+            return
+        self._is_done = True
+        self._respond(Response(HTTPStatus.OK, lines, body, None, job.model, timing))
+        seconds = perf_counter() - request.started_s
+        handler.metrics.record_answer(job.model, request.target.endpoint, job.samples, seconds)
+
+    def fail(self, error: BaseException) -> None:
+        """Respond with a refusal."""
+        if self._is_done:
+            return
+        self._is_done = True
+        target = self._request.target
+        model = self._job.model if self._job else target.model
+        where = f"{target.endpoint} of {model}" if model else target.endpoint
+        failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        self._respond(self._handler.refuse(failure, where, self._request.request_id))

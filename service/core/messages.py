@@ -1,0 +1,140 @@
+"""Requests and responses of the inference endpoints, independent of the transport."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple
+
+from export.parity.metrics import Arrays
+from service.engine.batcher import Batcher, EngineError
+from service.observability.records import BatchTiming
+from service.protocol.errors import ErrorKind, ServiceError
+from service.protocol.json_values import encode_json
+
+logger = logging.getLogger("bentoml.service")
+
+JSON_LINE = b"content-type: application/json\r\n"
+
+
+class Target(NamedTuple):
+    """What a URL asks for.
+
+    Attributes:
+        endpoint: A name of ``endpoints.DECODERS``, which is also the label of the metrics.
+        model: The model that the path names, if it names one.
+        version: Its version, if the path names it.
+        query: The query string.
+    """
+
+    endpoint: str
+    model: str | None = None
+    version: str | None = None
+    query: str = ""
+
+
+@dataclass(slots=True)
+class Request:
+    """One inference request, received whole.
+
+    Attributes:
+        target: What its URL asks for.
+        body: Its body.
+        content_type: The header of that name; "" without one.
+        json_length: The header Inference-Header-Content-Length, if it has one.
+        request_id: As in the answer's header.
+        started_s: When its head had been read, by ``time.perf_counter``.
+        is_connected: Returns False once the client has gone.
+    """
+
+    target: Target
+    body: bytes
+    content_type: str
+    json_length: str | None
+    request_id: bytes
+    started_s: float
+    is_connected: Callable[[], bool]
+
+
+@dataclass(slots=True)
+class Job:
+    """A decoded request: what is computed, by which model, and how the outputs are encoded.
+
+    Attributes:
+        model: The model's name.
+        batcher: The model's batcher.
+        inputs: By name, checked, N samples each.
+        samples: N.
+        encode: Makes the body of the outputs; its second result is the number of bytes of JSON at
+            the body's start if raw tensors follow it, otherwise None.
+        identity_lines: Header lines that name the model, its version, variant and provider.
+    """
+
+    model: str
+    batcher: Batcher
+    inputs: Arrays
+    samples: int
+    encode: Callable[[Arrays], tuple[bytes, int | None]]
+    identity_lines: bytes
+
+
+class Response(NamedTuple):
+    """A whole response.
+
+    Attributes:
+        status: The HTTP status.
+        lines: Header lines, each "name: value" with CR LF; without date, connection, request id.
+        body: Its body.
+        kind: What kind of refusal it is; None for an answer.
+        model: The model that answered.
+        timing: How it was computed.
+    """
+
+    status: int
+    lines: bytes
+    body: bytes
+    kind: ErrorKind | None = None
+    model: str | None = None
+    timing: BatchTiming | None = None
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the header lines as pairs of lower-case name and value."""
+        pairs = [line.split(b": ", 1) for line in self.lines.split(b"\r\n") if line]
+        return [(name, value) for name, value in pairs]
+
+
+def encode_error(message: str) -> bytes:
+    """Return the JSON of a refusal, the Open Inference Protocol's {"error": "text"}.
+
+    Lone surrogates, which a client's JSON may hold and UTF-8 cannot express, are escaped.
+    """
+    return encode_json({"error": message.encode("utf-8", "backslashreplace").decode()})
+
+
+def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the response of a refused request."""
+    body = encode_error(message)
+    lines = [f"{name.lower()}: {value}\r\n" for name, value in (headers or {}).items()]
+    lines.append(f"content-length: {len(body)}\r\n")
+    return Response(HTTPStatus(kind.status), JSON_LINE + "".join(lines).encode("latin-1"), body, kind)
+
+
+def describe_failure(error: Exception, where: str, request_id: bytes) -> Response:
+    """Return the response for an exception.
+
+    Errors of the request are described to the client. Faults of the service are logged with their
+    traceback; the client gets the request's id.
+
+    Args:
+        error: The exception.
+        where: The endpoint, for the log.
+        request_id: As in the answer's header.
+    """
+    if isinstance(error, ServiceError):
+        return refuse(error.kind, str(error), error.headers)
+    name = request_id.decode("latin-1")
+    logger.error(
+        "request %s failed at %s", name, where, exc_info=error, extra={"request_id": name}
+    )
+    kind = ErrorKind.ENGINE if isinstance(error, EngineError) else ErrorKind.INTERNAL
+    return refuse(kind, f"the service failed, not the request; its log tells more of request {name}")

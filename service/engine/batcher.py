@@ -1,0 +1,447 @@
+"""Collects samples of concurrent requests into batches: one queue and one engine per model.
+
+Each batch takes everything that arrived while the previous one ran, so no waiting time has to be
+tuned. Sizes are counted in samples, not in requests. Samples of different shapes (a variable axis)
+never share a batch.
+
+A short batch runs in the event loop: handing it to a thread and back costs more than computing it.
+A long one runs in the batcher's thread, so that the event loop reads further requests meanwhile.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Protocol
+
+import numpy as np
+
+from export.golden import Predict
+from export.parity.metrics import Arrays
+from service.observability.records import BatchRecord, BatchTiming
+from service.protocol.errors import DeadlineError, OverloadedError
+
+# Weight of the newest batch in the running estimate of seconds per sample.
+NEWEST_WEIGHT = 0.1
+# While connections are still being accepted, a batch that is not full waits this long at most.
+ACCEPT_GRACE_S = 0.002
+
+SampleShapes = tuple[tuple[int, ...], ...]
+
+
+class ResultSink(Protocol):
+    """The receiver of one request's result; called in the event loop, exactly once."""
+
+    def is_waiting(self) -> bool:
+        """Return False if nobody needs the result any more; then nothing is computed for it."""
+
+    def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
+        """Receive the outputs of this request's samples; must not raise."""
+
+    def fail(self, error: Exception) -> None:
+        """Receive the reason why there is no result; must not raise."""
+
+
+class EngineError(RuntimeError):
+    """The engine raised an exception for a batch; it is kept as the cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(repr(cause))
+        self.__cause__ = cause
+
+
+@dataclass(slots=True)
+class _Item:
+    """A part of a request, of at most one batch's size."""
+
+    inputs: Arrays
+    samples: int
+    sink: ResultSink
+    arrived_s: float
+
+
+class Batcher:
+    """Runs one model's batches; all methods are called in one event loop."""
+
+    def __init__(
+        self,
+        predict: Predict,
+        *,
+        max_batch_samples: int,
+        max_queue_samples: int,
+        max_loop_samples: int | None = None,
+        deadline_s: float = float("inf"),
+        wait_s: float = 0.0,
+        on_batch: Callable[[BatchRecord], None] = lambda record: None,
+        count_accepted: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Make a batcher.
+
+        Args:
+            predict: Runs one batch, never two at a time.
+            max_batch_samples: Samples in one batch at most.
+            max_queue_samples: Samples that may wait; a request that does not fit is refused.
+            max_loop_samples: Batches of at most this many samples run in the event loop, larger
+                ones in a thread; None runs all in the event loop, 0 none.
+            deadline_s: Seconds after which a request that has no result fails.
+            wait_s: Seconds that an idle engine waits for a fuller batch.
+            on_batch: Called in the event loop after each batch.
+            count_accepted: Connections accepted so far. While this grows, a batch waits shortly:
+                uvloop accepts one connection per turn of the loop, and each batch would delay the
+                next one.
+        """
+        self._predict = predict
+        self._max_batch_samples = max_batch_samples
+        self._max_queue_samples = max_queue_samples
+        self._max_loop_samples = (
+            max_batch_samples if max_loop_samples is None else max_loop_samples
+        )
+        self._deadline_s, self._wait_s = deadline_s, wait_s
+        self._on_batch, self._count_accepted = on_batch, count_accepted
+        self._queues: dict[SampleShapes, deque[_Item]] = {}
+        self._queued_samples = 0
+        self._retries: deque[_Item] = deque()
+        self._is_running = False
+        self._recent_samples = self._recent_s = 0.0
+        self._wait_timer: asyncio.TimerHandle | None = None
+        self._accepted, self._accepting_since_s = 0, 0.0
+        self._thread: _EngineThread | None = None
+
+    @property
+    def queued_samples(self) -> int:
+        """Samples that wait; those of the running batch are not counted."""
+        return self._queued_samples
+
+    @property
+    def max_batch_samples(self) -> int:
+        """Samples in one batch at most."""
+        return self._max_batch_samples
+
+    def enqueue(
+        self, inputs: Arrays, samples: int, sink: ResultSink, *, is_exempt: bool = False
+    ) -> None:
+        """Queue a request of any size; returns at once.
+
+        Args:
+            inputs: By name, checked, N samples each.
+            samples: N, at least 1.
+            sink: Receives the outputs in the request's order, or an error.
+            is_exempt: Admit it even if the queue is full.
+
+        Raises:
+            OverloadedError: The queue has no room for so many samples.
+        """
+        if self._queued_samples + samples > self._max_queue_samples and not is_exempt:
+            raise self._overloaded(samples)
+        now_s, size = time.perf_counter(), self._max_batch_samples
+        shapes = tuple([array.shape[1:] for array in inputs.values()])
+        queue = self._queues.get(shapes)
+        if queue is None:
+            queue = self._queues[shapes] = deque()
+        if samples <= size:
+            queue.append(_Item(inputs, samples, sink, now_s))
+        else:
+            parts = _PartialResults(sink, -(-samples // size))
+            for number, start in enumerate(range(0, samples, size)):
+                part = {name: array[start : start + size] for name, array in inputs.items()}
+                part_sink = _PartSink(parts, number)
+                queue.append(_Item(part, min(size, samples - start), part_sink, now_s))
+        self._queued_samples += samples
+        self._start()
+
+    async def submit(
+        self, inputs: Arrays, *, is_exempt: bool = False
+    ) -> tuple[Arrays, BatchTiming]:
+        """Answer one request of any size; if the caller is cancelled, it is not computed.
+
+        Args:
+            inputs: By name, checked, N samples each.
+            is_exempt: Admit it even if the queue is full.
+
+        Returns:
+            Outputs by name in the request's order, and how they were computed.
+
+        Raises:
+            OverloadedError: The queue has no room for so many samples.
+            DeadlineError: It waited too long.
+            EngineError: The engine failed.
+        """
+        samples = len(next(iter(inputs.values())))
+        future = asyncio.get_running_loop().create_future()
+        self.enqueue(inputs, samples, FutureSink(future), is_exempt=is_exempt)
+        result: tuple[Arrays, BatchTiming] = await future
+        return result
+
+    def close(self) -> None:
+        """End the thread after the batch that runs."""
+        if self._thread is not None:
+            self._thread.close()
+
+    def _overloaded(self, samples: int) -> OverloadedError:
+        s_per_sample = self._recent_s / self._recent_samples if self._recent_samples else 0
+        return OverloadedError(
+            f"{self._queued_samples} samples wait already and {samples} more do not fit "
+            f"(at most {self._max_queue_samples}); try again later",
+            retry_after_s=(self._queued_samples + samples) * s_per_sample,
+        )
+
+    def _start(self) -> None:
+        """Run what is queued: in the next turn of the loop, or after the waiting time if set."""
+        is_full = self._queued_samples >= self._max_batch_samples
+        if self._wait_timer is not None and is_full:
+            self._wait_timer.cancel()
+            self._schedule()
+        elif not self._is_running:
+            self._is_running = True
+            if self._wait_s and not is_full:
+                loop = asyncio.get_running_loop()
+                self._wait_timer = loop.call_later(self._wait_s, self._schedule)
+            else:
+                self._schedule()
+
+    def _schedule(self) -> None:
+        # In the next turn, so that requests which have arrived by now are in the same batch.
+        self._wait_timer = None
+        asyncio.get_running_loop().call_soon(self._run_next)
+
+    def _run_next(self) -> None:
+        """Run one batch; what is left runs after the requests that arrived meanwhile were read."""
+        if self._is_accepting():
+            asyncio.get_running_loop().call_soon(self._run_next)
+            return
+        batch = self._next_batch()
+        if not batch:
+            self._is_running = False
+            return
+        samples = sum([item.samples for item in batch])
+        if samples > self._max_loop_samples:
+            self._run_in_thread(batch, samples)
+            return
+        start_s = time.perf_counter()
+        try:
+            outputs = self._predict(_concat(batch))
+        except Exception as error:  # noqa: BLE001 - the clients must be answered, whatever it was
+            self._finish_failed(batch, error)
+        else:
+            self._finish(batch, samples, outputs, start_s, time.perf_counter() - start_s)
+
+    def _run_in_thread(self, batch: list[_Item], samples: int) -> None:
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = _EngineThread(self._predict)
+        expiry = None
+        if self._deadline_s != float("inf"):
+            left_s = self._deadline_s - time.perf_counter() + min(i.arrived_s for i in batch)
+            expiry = loop.call_later(max(0, left_s), self._expire, batch)
+
+        def receive(outputs: Arrays | None, error: Exception | None, times: list[float]) -> None:
+            if expiry is not None:
+                expiry.cancel()
+            if outputs is None:
+                self._finish_failed(batch, error or RuntimeError("the engine gave no outputs"))
+            else:
+                self._finish(batch, samples, outputs, times[0], times[1] - times[0])
+
+        self._thread.run(batch, loop, receive)
+
+    def _is_accepting(self) -> bool:
+        """Whether connections are still being accepted and the batch may wait for them."""
+        accepted, now_s = self._count_accepted(), time.perf_counter()
+        if accepted == self._accepted:
+            self._accepting_since_s = 0.0
+            return False
+        self._accepted = accepted
+        if self._accepting_since_s == 0.0:
+            self._accepting_since_s = now_s
+        if self._queued_samples >= self._max_batch_samples:
+            return False
+        return now_s - self._accepting_since_s < ACCEPT_GRACE_S
+
+    def _next_batch(self) -> list[_Item]:
+        """Take the oldest items of one shape that fit into a batch; drop those without a client."""
+        if self._retries:
+            return [self._retries.popleft()]
+        batch: list[_Item] = []
+        samples, expired_before_s = 0, time.perf_counter() - self._deadline_s
+        while self._queues and not batch:
+            shapes = next(iter(self._queues))
+            if len(self._queues) > 1:
+                shapes = min(self._queues, key=lambda key: self._queues[key][0].arrived_s)
+            queue = self._queues[shapes]
+            while queue:
+                item = queue[0]
+                if not item.sink.is_waiting():
+                    self._drop_first(queue)
+                elif item.arrived_s < expired_before_s:
+                    self._drop_first(queue)
+                    item.sink.fail(self._deadline_error("; it was not computed"))
+                elif not batch or samples + item.samples <= self._max_batch_samples:
+                    self._drop_first(queue)
+                    batch.append(item)
+                    samples += item.samples
+                else:
+                    break
+            if not queue:
+                del self._queues[shapes]
+        return batch
+
+    def _drop_first(self, queue: deque[_Item]) -> None:
+        self._queued_samples -= queue.popleft().samples
+
+    def _deadline_error(self, more: str = "") -> DeadlineError:
+        return DeadlineError(f"no answer within {self._deadline_s:g} s{more}")
+
+    def _expire(self, batch: list[_Item]) -> None:
+        """Fail the requests of a batch whose engine takes longer than the deadline."""
+        for item in batch:
+            if item.sink.is_waiting():
+                item.sink.fail(self._deadline_error())
+
+    def _finish_failed(self, batch: list[_Item], error: Exception) -> None:
+        """Retry each request alone: one sample of a batch may have broken all."""
+        if len(batch) > 1:
+            self._retries.extend(batch)
+        elif batch[0].sink.is_waiting():
+            batch[0].sink.fail(EngineError(error))
+        self._schedule()
+
+    def _finish(
+        self, batch: list[_Item], samples: int, outputs: Arrays, start_s: float, compute_s: float
+    ) -> None:
+        """Scatter the outputs to the requests, record the batch, and schedule the next one."""
+        self._schedule()
+        self._recent_samples += samples - NEWEST_WEIGHT * self._recent_samples
+        self._recent_s += compute_s - NEWEST_WEIGHT * self._recent_s
+        if len(batch) == 1:
+            (item,) = batch
+            if item.sink.is_waiting():
+                timing = BatchTiming(samples, start_s - item.arrived_s, compute_s)
+                item.sink.succeed(outputs, timing)
+        else:
+            start = 0
+            for item in batch:
+                end = start + item.samples
+                if item.sink.is_waiting():
+                    part = {name: array[start:end] for name, array in outputs.items()}
+                    timing = BatchTiming(samples, start_s - item.arrived_s, compute_s)
+                    item.sink.succeed(part, timing)
+                start = end
+        longest_s = start_s - min([item.arrived_s for item in batch])
+        self._on_batch(BatchRecord(samples, compute_s, longest_s))
+
+
+def _concat(batch: list[_Item]) -> Arrays:
+    if len(batch) == 1:
+        return batch[0].inputs
+    names = batch[0].inputs
+    return {name: np.concatenate([item.inputs[name] for item in batch]) for name in names}
+
+
+class FutureSink:
+    """Sets a future; a coroutine awaits it."""
+
+    def __init__(self, future: "asyncio.Future[tuple[Arrays, BatchTiming]]") -> None:
+        self._future = future
+
+    def is_waiting(self) -> bool:
+        """Return False once the future has a result or was cancelled."""
+        return not self._future.done()
+
+    def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
+        """Set the result."""
+        self._future.set_result((outputs, timing))
+
+    def fail(self, error: Exception) -> None:
+        """Set the exception."""
+        self._future.set_exception(error)
+
+
+class _PartialResults:
+    """Joins the results of a request that takes several batches, in their order."""
+
+    def __init__(self, sink: ResultSink, parts: int) -> None:
+        self._sink = sink
+        self._results: list[tuple[Arrays, BatchTiming] | None] = [None] * parts
+        self._missing = parts
+        self._is_done = False
+
+    def is_waiting(self) -> bool:
+        return not self._is_done and self._sink.is_waiting()
+
+    def set_part(self, number: int, result: tuple[Arrays, BatchTiming]) -> None:
+        self._results[number] = result
+        self._missing -= 1
+        if self._missing == 0:
+            self._is_done = True
+            results = [part for part in self._results if part is not None]
+            names = results[0][0]
+            outputs = {n: np.concatenate([part[n] for part, _ in results]) for n in names}
+            timings = [timing for _, timing in results]
+            timing = BatchTiming(
+                max(timing.batch_samples for timing in timings),
+                max(timing.queue_s for timing in timings),
+                sum(timing.compute_s for timing in timings),
+            )
+            self._sink.succeed(outputs, timing)
+
+    def fail(self, error: Exception) -> None:
+        self._is_done = True
+        self._sink.fail(error)
+
+
+class _PartSink:
+    """The sink of one part of a large request."""
+
+    def __init__(self, results: _PartialResults, number: int) -> None:
+        self._results, self._number = results, number
+
+    def is_waiting(self) -> bool:
+        return self._results.is_waiting()
+
+    def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
+        self._results.set_part(self._number, (outputs, timing))
+
+    def fail(self, error: Exception) -> None:
+        self._results.fail(error)
+
+
+_Receive = Callable[[Arrays | None, Exception | None, list[float]], None]
+
+
+class _EngineThread:
+    """A thread that runs batches one after the other.
+
+    A plain queue and ``call_soon_threadsafe``: an executor's futures cost more than a small batch.
+    """
+
+    def __init__(self, predict: Predict) -> None:
+        self._predict = predict
+        self._work: SimpleQueue[
+            tuple[list[_Item], asyncio.AbstractEventLoop, _Receive] | None
+        ] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop, receive: _Receive) -> None:
+        self._work.put((batch, loop, receive))
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            batch, loop, receive = work
+            start_s = time.perf_counter()
+            outputs: Arrays | None = None
+            failure: Exception | None = None
+            try:
+                outputs = self._predict(_concat(batch))
+            except Exception as error:  # noqa: BLE001 - the clients must be answered
+                failure = error
+            times = [start_s, time.perf_counter()]
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(receive, outputs, failure, times)

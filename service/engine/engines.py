@@ -1,0 +1,156 @@
+"""Opens a bundle's model file with the runtime of its variant, on the configured device."""
+
+import importlib
+import time
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import numpy as np
+
+from export.bundle import Bundle
+from export.manifest import BundleError, Manifest
+from export.parity.metrics import Arrays
+from export.parity.tolerances import Device, Tolerance
+from export.session import OnnxModel
+from service.settings import Settings
+
+WARM_UP_RUNS = 3
+
+
+class Engine(Protocol):
+    """A model on a device; calling it runs one batch, never two at a time.
+
+    Attributes:
+        device: The device.
+        provider: The runtime's own name for it.
+    """
+
+    device: Device
+    provider: str
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Run one batch of at least one sample: inputs by name to outputs by name."""
+
+
+def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
+    """Open the model file of the configured variant, from the very bytes that were verified.
+
+    Raises:
+        BundleError: The bundle has no such variant, or its file cannot be run.
+        DeviceUnavailableError: The device, or a library that the variant needs there, is missing.
+    """
+    path = bundle.model_path(settings.variant)
+    if settings.variant.startswith("torchscript"):
+        outputs = [spec.name for spec in bundle.manifest.outputs]
+        load = _import_torchscript().TorchScriptModel
+        return load(bundle.read(path), path, outputs, device, settings.threads)
+    if device == "cpu":
+        return OnnxModel(bundle.read(path), device, settings.threads, name=path)
+    if settings.variant == "onnx-int8":
+        raise BundleError("onnx-int8 is for the CPU: CUDA's provider would run it in fp32")
+    has_fixed_shapes = all(min(spec.shape[1:], default=1) > 0 for spec in bundle.manifest.inputs)
+    model = OnnxModel(
+        bundle.read(path),
+        device,
+        name=path,
+        tf32=settings.tf32,
+        cuda_graphs=settings.cuda_graphs and has_fixed_shapes,
+        fixed_buffers=has_fixed_shapes,
+    )
+    return BucketedEngine(model, batch_buckets(settings.max_batch_samples))
+
+
+def required_tolerance(manifest: Manifest, device: Device, settings: Settings) -> Tolerance:
+    """Return what the engine of these settings may differ from the reference by.
+
+    TorchScript is held to the tolerance of fp32 ONNX: on another machine than the exporter's, its
+    sums run in another order too.
+
+    Raises:
+        BundleError: The bundle carries no such tolerance, or one looser than the project's table.
+    """
+    variant: str = settings.variant
+    if variant.startswith("torchscript"):
+        variant = "onnx"
+    if variant == "onnx" and device == "cuda" and settings.tf32:
+        variant = "onnx-tf32"
+    return manifest.tolerance(device, variant)
+
+
+def batch_buckets(largest: int) -> list[int]:
+    """Return the batch sizes that are warmed up, and on CUDA the only ones that run."""
+    return sorted({*(2**i for i in range(largest.bit_length())), largest})
+
+
+def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[int, float]:
+    """Run batches of every bucket's size, so that the first request finds memory and kernels.
+
+    Returns:
+        The shortest time of each batch size in seconds.
+    """
+    best_s = {}
+    for size in batch_buckets(max_batch_samples):
+        batch = {
+            spec.name: np.zeros((size, *spec.smallest_sample_shape), spec.dtype)
+            for spec in manifest.inputs
+        }
+        timed_s = []
+        for _ in range(WARM_UP_RUNS):
+            start_s = time.perf_counter()
+            engine(batch)
+            timed_s.append(time.perf_counter() - start_s)
+        best_s[size] = min(timed_s)
+    return best_s
+
+
+class BucketedEngine:
+    """Pads batches with zeros to a few sizes, each with its own buffers and recorded graph.
+
+    The outputs of the padding are dropped. On CUDA no answer depends on its neighbours beyond the
+    tolerance; the batch's size alone chooses the kernels.
+    """
+
+    def __init__(self, engine: Engine, sizes: Sequence[int]) -> None:
+        """Wrap an engine.
+
+        Args:
+            engine: The engine that runs.
+            sizes: The batch sizes that it runs, ascending.
+        """
+        self.device, self.provider = engine.device, engine.provider
+        self._engine, self._sizes = engine, sizes
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Run one batch; one of more samples than the largest size runs in several."""
+        count, largest = len(next(iter(inputs.values()))), self._sizes[-1]
+        if count > largest:
+            parts = [
+                self({name: array[start : start + largest] for name, array in inputs.items()})
+                for start in range(0, count, largest)
+            ]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        size = next(size for size in self._sizes if size >= count)
+        if size == count:
+            return self._engine(inputs)
+        padded = {}
+        for name, array in inputs.items():
+            padded[name] = np.zeros((size, *array.shape[1:]), array.dtype)
+            padded[name][:count] = array
+        return {name: array[:count] for name, array in self._engine(padded).items()}
+
+
+class _TorchScript(Protocol):
+    def TorchScriptModel(  # noqa: N802 - a class
+        self, content: bytes, path: object, outputs: Sequence[str], device: Device, threads: int
+    ) -> Engine: ...
+
+
+def _import_torchscript() -> _TorchScript:
+    try:
+        # By name: nothing else of the service may import torch.
+        return cast("_TorchScript", importlib.import_module("service.engine.torchscript"))
+    except ImportError as error:
+        raise BundleError(
+            f"INFERENCE_VARIANT asks for TorchScript, which needs PyTorch, and it cannot be "
+            f"imported ({error}): pip install torch, or serve the variant onnx"
+        ) from error

@@ -1,0 +1,1 @@
+"""Models: verify bundles on the device, serve them, and check them during operation."""

@@ -1,0 +1,113 @@
+"""Serves the feature maps of a model's first layer, one image at a time.
+
+They are requested rarely and their answers are long. So they have a queue and a thread of their
+own, in which the JSON is written too, and do not delay inference requests.
+
+Shape suffixes: C channels, D depth, H height, W width, U units.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+
+from export.manifest import Manifest
+from export.parity.metrics import Array, Arrays
+from service.engine.batcher import Batcher
+from service.models.loader import VerifiedFeatureMaps
+from service.protocol.answers import FeatureMap, Identity
+from service.protocol.json_values import encode_json
+
+MAX_QUEUED = 8
+DECIMALS = 4
+JSON_BYTES = "json"  # the only output of the batcher
+
+
+class FeatureMapServer:
+    """Answers with the feature maps of one model.
+
+    Attributes:
+        batcher: Takes the model's inputs, one image; its output is the JSON of the answer.
+        variant: As in the header x-model-variant.
+        provider: As in the header x-provider.
+    """
+
+    def __init__(
+        self, features: VerifiedFeatureMaps, manifest: Manifest, deadline_s: float
+    ) -> None:
+        """Make the queue; its thread starts with the first request.
+
+        Args:
+            features: The verified first layer.
+            manifest: The manifest of the same bundle.
+            deadline_s: Seconds after which a request fails that has no answer.
+        """
+        self._features = features
+        self.variant, self.provider = features.variant, features.engine.provider
+        self._identity: Identity = {
+            "model": manifest.name,
+            "version": manifest.version,
+            "variant": features.variant,
+            "device": features.engine.device,
+            "provider": features.engine.provider,
+        }
+        self.batcher = Batcher(
+            self._answer,
+            max_batch_samples=1,
+            max_queue_samples=MAX_QUEUED,
+            max_loop_samples=0,
+            deadline_s=deadline_s,
+        )
+
+    def _answer(self, inputs: Arrays) -> Arrays:
+        values = self._features.engine(inputs)[self._features.maps.output.name][0]
+        content = encode_feature_maps(self._identity, self._features.maps.layer, values)
+        return {JSON_BYTES: np.array([content], dtype=object)}
+
+
+def encode_feature_maps(identity: Identity, layer: str, values: Array) -> bytes:
+    """Return the answer's JSON.
+
+    Args:
+        identity: Its first fields.
+        layer: The layer in words.
+        values: Of one image: float [C, ...] or [U].
+    """
+    head = encode_json(identity | {"layer": layer})
+    # Map by map: a single call would hold the interpreter, and so the event loop, until its end.
+    maps = b",".join(
+        encode_json(
+            FeatureMap(
+                name=name,
+                height=map_HW.shape[0],
+                width=map_HW.shape[1],
+                values=cast(
+                    "list[list[float]]", np.round(map_HW.astype(np.float64), DECIMALS).tolist()
+                ),
+            )
+        )
+        for name, map_HW in name_maps(values)
+    )
+    return head[:-1] + b',"maps":[' + maps + b"]}"
+
+
+def name_maps(values: Array) -> Iterator[tuple[str, Array]]:
+    """Yield name and float [H, W] of each map.
+
+    The units of a dense layer have no places: they fill rows, from the top, of a rectangle that is
+    as square as their number allows (512 units are 16 rows of 32).
+
+    Args:
+        values: Of one image: float [U], [C, W], [C, H, W] or [C, D, H, W].
+    """
+    if values.ndim == 1:
+        height = next(n for n in range(math.isqrt(len(values)), 0, -1) if len(values) % n == 0)
+        yield "units", values.reshape(height, -1)
+        return
+    for channel, part in enumerate(values):
+        if part.ndim <= 2:  # noqa: PLR2004 - height and width
+            yield f"channel {channel}", np.atleast_2d(part)
+        else:
+            for depth, map_HW in enumerate(part):
+                yield f"channel {channel}, depth {depth}", map_HW

@@ -1,0 +1,107 @@
+"""Readiness of a worker: its models answer golden samples rightly, and it is not stopping.
+
+Once a minute each model answers a few golden samples through its own batcher, beside the requests.
+A wrong answer ends readiness and all inference until a later check passes; ``on_failure`` lets the
+worker stop accepting connections and end, so that BentoML replaces it. A check that could not run,
+such as one that waited too long in a full queue, changes nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from export.golden import judge_answers
+from service.models.registry import ModelRegistry, ServedModel
+from service.observability.metrics import GoldenCheck, Metrics
+from service.protocol.errors import NotReadyError, ServiceError
+
+logger = logging.getLogger("bentoml.service")
+
+SAMPLES = 8
+
+
+class HealthMonitor:
+    """The readiness of one worker; lives in its event loop.
+
+    Attributes:
+        is_draining: The worker was told to stop.
+        failures: What the last check found wrong, by model; empty if nothing was.
+    """
+
+    def __init__(
+        self,
+        models: ModelRegistry,
+        metrics: Metrics,
+        interval_s: float,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin ready: the models were verified.
+
+        Args:
+            models: The models to check.
+            metrics: Records each check.
+            interval_s: Seconds between checks.
+            on_failure: Called after a check in which a model answered wrongly.
+        """
+        self._models, self._metrics = models, metrics
+        self._interval_s, self._on_failure = interval_s, on_failure
+        metrics.set_golden_interval(interval_s)
+        self._task: asyncio.Task[None] | None = None
+        self.is_draining = False
+        self.failures: dict[str, list[str]] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a load balancer may send requests here."""
+        return not self.is_draining and not self.failures
+
+    def require_right_answers(self, model: str) -> None:
+        """Raise NotReadyError if the model answered golden samples wrongly in the last check."""
+        if model in self.failures:
+            raise NotReadyError(
+                f"{model} answers its golden samples wrongly in this worker, which is being "
+                "replaced; try again"
+            )
+
+    def start(self) -> None:
+        """Begin to check; called in the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def check(self) -> dict[str, list[str]]:
+        """Check every model now and return what was wrong, by model."""
+        for model in self._models.all():
+            name = model.manifest.name
+            failures = await self._check_model(model)
+            if failures:
+                logger.error("%s fails its golden samples: %s", name, "; ".join(failures))
+                self.failures[name] = failures
+            elif failures is not None:
+                self.failures.pop(name, None)
+        if self.failures:
+            self._on_failure()
+        return self.failures
+
+    async def _check_model(self, model: ServedModel) -> list[str] | None:
+        """Return what was wrong with a model's answers, or None if it could not be asked."""
+        golden, tolerance = model.verified.samples, model.verified.tolerance
+        if tolerance.scaled_error is not None:  # other tolerances judge all samples together
+            golden = golden.first(SAMPLES)
+        name = model.manifest.name
+        try:
+            answers, _ = await model.batcher.submit(golden.inputs, is_exempt=True)
+        except ServiceError as error:
+            logger.warning("the golden samples of %s were not checked: %s", name, error)
+            self._metrics.record_skipped_check(name)
+            return None
+        except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
+            self._metrics.record_golden_check(name, GoldenCheck(False, 0, None))
+            return [repr(error)]
+        judged = judge_answers(golden, answers, model.manifest.outputs, tolerance)
+        check = GoldenCheck(not judged.failures, judged.scaled_error, tolerance.scaled_error)
+        self._metrics.record_golden_check(name, check)
+        return judged.failures
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self.check()

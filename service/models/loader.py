@@ -1,0 +1,186 @@
+"""Opens bundles and verifies each on the device that will serve it: ``load_verified_models``.
+
+A model that does not answer its golden samples within its tolerance is not served. As a command,
+``python -m service.models.loader`` verifies the configured bundles and exits; the parent process of
+the service runs it, so that it never opens a model, or a CUDA context, itself.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from export.bundle import Bundle, find_bundles
+from export.golden import Golden, GoldenResult, check_golden
+from export.guard import Guard
+from export.manifest import BundleError, FeatureMaps, Manifest, TensorSpec
+from export.parity.tolerances import Device, Tolerance
+from export.session import DeviceUnavailableError, OnnxModel, choose_device
+from service.adapters.adapter import Adapter, choose_adapter
+from service.engine.engines import Engine, open_engine, required_tolerance
+from service.observability import logs
+from service.settings import Settings, read_settings
+
+
+class VerificationError(RuntimeError):
+    """A model does not answer its golden samples within its tolerance on this device."""
+
+
+@dataclass(frozen=True)
+class VerifiedFeatureMaps:
+    """A model's first layer, opened and verified by its own golden samples.
+
+    Attributes:
+        maps: The manifest's description of it.
+        engine: Always the fp32 file, whichever variant answers inference requests.
+        variant: "onnx", or "onnx-tf32" if products are rounded to TF32.
+    """
+
+    maps: FeatureMaps
+    engine: OnnxModel
+    variant: str
+
+
+@dataclass(frozen=True)
+class VerifiedModel:
+    """An opened bundle whose model answered its golden samples rightly on its device.
+
+    Attributes:
+        variant: Which model file of the bundle it is; "onnx-tf32" if products are rounded to TF32.
+        tolerance: What its answers may differ from the reference's by.
+        samples: The golden samples.
+        golden: The result of the check at the start.
+        adapter: Decodes and encodes requests of the model's task.
+        feature_maps: The first layer by itself, if the bundle has it.
+    """
+
+    manifest: Manifest
+    variant: str
+    engine: Engine
+    tolerance: Tolerance
+    samples: Golden
+    golden: GoldenResult
+    adapter: Adapter
+    feature_maps: VerifiedFeatureMaps | None = None
+
+
+def load_verified_models(settings: Settings) -> list[VerifiedModel]:
+    """Open every bundle in the configured folder and verify it on its device.
+
+    Raises:
+        BundleError: No bundle, one that is damaged or not proven, two of one name, or none of the
+            default model's name.
+        DeviceUnavailableError: The configured device is not available.
+        VerificationError: A model answered its golden samples wrongly.
+    """
+    device = choose_device(settings.device)
+    folders = find_bundles(settings.bundles)
+    if not folders:
+        raise BundleError(
+            f"no bundle in {settings.bundles.resolve()}: make them with `make bundles`, or name "
+            "another folder with INFERENCE_BUNDLES"
+        )
+    verified: dict[str, VerifiedModel] = {}
+    for folder in folders:
+        model = _load(Bundle.open(folder), device, settings)
+        name = model.manifest.name
+        if name in verified:
+            raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
+        verified[name] = model
+    if settings.default_model is not None and settings.default_model not in verified:
+        raise BundleError(
+            f"INFERENCE_DEFAULT_MODEL={settings.default_model}: no such bundle in "
+            f"{settings.bundles}; there are: {', '.join(verified)}"
+        )
+    return list(verified.values())
+
+
+def verify_golden(
+    what: str, engine: Engine, golden: Golden, outputs: Sequence[TensorSpec], tolerance: Tolerance
+) -> GoldenResult:
+    """Check an engine's answers to golden samples against the reference's.
+
+    Args:
+        what: The engine's name in errors.
+        engine: The engine, on the device that will serve.
+        golden: The samples.
+        outputs: The engine's outputs.
+        tolerance: What its answers may differ by.
+
+    Raises:
+        VerificationError: The engine cannot answer, or answers wrongly.
+    """
+    try:
+        result = check_golden(golden, engine, outputs, tolerance)
+    except Exception as error:  # runtimes raise many kinds of exceptions
+        raise VerificationError(
+            f"{what} cannot answer its golden samples on {engine.device}: {error}"
+        ) from error
+    if not result.passed:
+        raise VerificationError(
+            f"{what} fails its golden samples on {engine.device}: {'; '.join(result.failures)}"
+        )
+    return result
+
+
+def _load(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
+    manifest = bundle.manifest
+    variant, tolerance = settings.variant, required_tolerance(manifest, device, settings)
+    bundle.model_path(variant)  # raises with the reason if the bundle has no such variant
+    verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == variant]
+    if not verdicts or not all(verdicts):
+        raise BundleError(
+            f"{bundle.folder} carries no passed parity verdict for its {variant} model"
+        )
+    detector = None
+    if manifest.guard is not None:
+        path = bundle.path("guard")
+        detector = Guard.load(path, bundle.read(path))
+    adapter = choose_adapter(manifest, detector)
+    engine = open_engine(bundle, device, settings)
+    path = bundle.path("golden")
+    golden = Golden.load(path, bundle.read(path))
+    what = f"{manifest.name} ({variant})"
+    result = verify_golden(what, engine, golden, manifest.outputs, tolerance)
+    # TF32 is no file of its own but another arithmetic: answers name it.
+    served = tolerance.variant if variant.startswith("onnx") else variant
+    feature_maps = _load_feature_maps(bundle, device, settings)
+    return VerifiedModel(
+        manifest, served, engine, tolerance, golden, result, adapter, feature_maps
+    )
+
+
+def _load_feature_maps(
+    bundle: Bundle, device: Device, settings: Settings
+) -> VerifiedFeatureMaps | None:
+    maps = bundle.manifest.features
+    if maps is None:
+        return None
+    if not maps.verdict.passed:
+        raise BundleError(f"{bundle.folder} carries no passed parity verdict for its feature maps")
+    tf32 = settings.tf32 and device == "cuda"
+    variant = "onnx-tf32" if tf32 else "onnx"
+    path = bundle.path("features")
+    engine = OnnxModel(bundle.read(path), device, settings.threads, name=path, tf32=tf32)
+    path = bundle.path("features-golden")
+    verify_golden(
+        f"{bundle.manifest.name} (feature maps)",
+        engine,
+        Golden.load(path, bundle.read(path)),
+        [maps.output],
+        bundle.manifest.tolerance(device, variant),
+    )
+    return VerifiedFeatureMaps(maps, engine, variant)
+
+
+def main() -> None:
+    """Verify the configured bundles; exit with one line that says what is wrong, if anything is."""
+    settings = read_settings()
+    logs.configure(settings)
+    try:
+        load_verified_models(settings)
+    except (BundleError, DeviceUnavailableError, VerificationError) as error:
+        raise logs.end_process(settings, error) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Observability: Prometheus metrics, the log, and OpenTelemetry traces."""

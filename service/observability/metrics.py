@@ -1,0 +1,273 @@
+"""The service's Prometheus metrics; docs/monitoring.md explains each.
+
+BentoML's own metrics use raw paths as labels, which any scan multiplies; they are turned off. These
+are made in each worker, never at import: in the parent process they would miss the folder in which
+BentoML's workers share their metrics. Observations of requests and batches are buffered and added
+twice a second, and before each scrape.
+"""
+
+import asyncio
+import time
+from collections import Counter as Count
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from prometheus_client import Counter, Gauge
+
+from service.observability.histogram_buffer import BulkHistogram, HistogramBuffer
+from service.observability.records import BatchRecord
+from service.protocol.errors import ErrorKind
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+# A request may wait as long as the setting timeout_s allows, 10 s by default.
+REQUEST_SECONDS = (*SECONDS[:-1], 2.5, 5, 10)
+SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FLUSH_INTERVAL_S = 0.5
+
+
+class ModelInfo(NamedTuple):
+    """Labels of the metric inference_model_info."""
+
+    model: str
+    version: str
+    variant: str
+    device: str
+    provider: str
+
+
+class GoldenCheck(NamedTuple):
+    """The result of a check of golden samples.
+
+    Attributes:
+        passed: All answers were right.
+        error: The largest scaled error.
+        allowed: Its bound; None or 0 where there is nothing to compare it with.
+    """
+
+    passed: bool
+    error: float
+    allowed: float | None
+
+
+class _BatchBuffers(NamedTuple):
+    samples: HistogramBuffer
+    compute: HistogramBuffer
+    queue: HistogramBuffer
+
+
+class Metrics:
+    """All metrics, and the calls that record into them."""
+
+    def __init__(self) -> None:
+        """Register all metrics with the default registry of the process."""
+        self._make_request_metrics()
+        self._make_model_gauges()
+        self._make_golden_metrics()
+        self._worker_exits = Counter(
+            "inference_worker_exits", "Workers that ended themselves, by reason.", ["reason"]
+        )
+        self._worker_exits.labels("golden_check")
+        self._answers: dict[tuple[str, str], HistogramBuffer] = {}
+        self._answered_samples = Count[tuple[str, str]]()
+        self._batches: dict[str, _BatchBuffers] = {}
+        self._refusals = Count[ErrorKind]()
+        self._read_queued: dict[str, Callable[[], int]] = {}
+        self._flush_timer: asyncio.TimerHandle | None = None
+        for kind in ErrorKind:
+            self._refused.labels(kind.label, str(kind.status))
+
+    def _make_request_metrics(self) -> None:
+        self._requests = Counter(
+            "inference_requests", "Requests answered, by model and endpoint.", ["model", "endpoint"]
+        )
+        self._duration = BulkHistogram(
+            "inference_request_duration_seconds",
+            "From a request's receipt to its answer, for requests that were answered.",
+            ["model", "endpoint"],
+            buckets=REQUEST_SECONDS,
+        )
+        self._samples = Counter(
+            "inference_samples", "Samples answered, by model and endpoint.", ["model", "endpoint"]
+        )
+        self._refused = Counter(
+            "inference_refused_requests",
+            "Requests refused or failed, by kind of error and its HTTP status.",
+            ["kind", "status"],
+        )
+        self._batch_samples = BulkHistogram(
+            "inference_batch_samples", "Samples in a batch.", ["model"], buckets=SAMPLES
+        )
+        self._compute = BulkHistogram(
+            "inference_compute_seconds",
+            "Time of a batch in the engine.",
+            ["model"],
+            buckets=SECONDS,
+        )
+        self._queue = BulkHistogram(
+            "inference_queue_seconds",
+            "Longest time that a request of the batch waited for it.",
+            ["model"],
+            buckets=SECONDS,
+        )
+
+    def _make_model_gauges(self) -> None:
+        """Gauges; those of dead workers are left out ("live"), see ``exposition``."""
+        self._queued = Gauge(
+            "inference_queued_samples",
+            "Samples that wait for a batch, as of the last half second.",
+            ["model"],
+            multiprocess_mode="livesum",
+        )
+        self._queue_limit = Gauge(
+            "inference_queue_limit_samples",
+            "Samples that may wait for a batch; more are refused.",
+            ["model"],
+            multiprocess_mode="livesum",
+        )
+        self._info = Gauge(
+            "inference_model_info",
+            "1 for each model served: version, variant, device and the runtime's provider.",
+            ModelInfo._fields,
+            multiprocess_mode="livemax",
+        )
+
+    def _make_golden_metrics(self) -> None:
+        self._golden_checks = Counter(
+            "inference_golden_checks", "Checks of a model by its golden samples.", ["model"]
+        )
+        self._golden_failures = Counter(
+            "inference_golden_check_failures",
+            "Checks in which the model answered its golden samples wrongly.",
+            ["model"],
+        )
+        self._golden_skipped = Counter(
+            "inference_golden_checks_skipped",
+            "Checks that could not run, for example because the queue did not empty in time.",
+            ["model"],
+        )
+        self._golden = Gauge(
+            "inference_golden_check_passed",
+            "1 if the model answered its golden samples rightly in the last check.",
+            ["model"],
+            multiprocess_mode="livemin",
+        )
+        self._golden_time = Gauge(
+            "inference_golden_check_timestamp_seconds",
+            "Unix time of the last check of golden samples.",
+            ["model"],
+            multiprocess_mode="livemin",
+        )
+        self._golden_interval = Gauge(
+            "inference_golden_check_interval_seconds",
+            "Time between checks of golden samples, as set.",
+            multiprocess_mode="livemax",
+        )
+        self._golden_error = Gauge(
+            "inference_golden_check_error_ratio",
+            "Largest error of the last check over its bound; above 1 the check fails.",
+            ["model"],
+            multiprocess_mode="livemax",
+        )
+
+    def add_model(
+        self,
+        info: ModelInfo,
+        golden: GoldenCheck,
+        endpoints: Sequence[str],
+        read_queued: Callable[[], int],
+        limit: int,
+    ) -> None:
+        """Begin the series of a model that is served.
+
+        Args:
+            info: Its labels.
+            golden: The result of the check at the start.
+            endpoints: Its endpoints.
+            read_queued: Returns how many samples wait for it.
+            limit: How many may wait.
+        """
+        model = info.model
+        self._info.labels(*info).set(1)
+        self._golden_failures.labels(model)
+        self._golden_skipped.labels(model)
+        self.record_golden_check(model, golden)
+        self._queue_limit.labels(model).set(limit)
+        self._queued.labels(model).set(0)
+        self._read_queued[model] = read_queued
+        self._batches[model] = _BatchBuffers(
+            HistogramBuffer(self._batch_samples.labels(model), SAMPLES),
+            HistogramBuffer(self._compute.labels(model), SECONDS),
+            HistogramBuffer(self._queue.labels(model), SECONDS),
+        )
+        for endpoint in endpoints:  # from the start: a rate needs the zero before the first one
+            self._requests.labels(model, endpoint)
+            self._samples.labels(model, endpoint)
+            series = self._duration.labels(model, endpoint)
+            self._answers[model, endpoint] = HistogramBuffer(series, REQUEST_SECONDS)
+
+    def set_golden_interval(self, interval_s: float) -> None:
+        """Set the time between checks of golden samples, in seconds."""
+        self._golden_interval.set(interval_s)
+
+    def record_golden_check(self, model: str, check: GoldenCheck) -> None:
+        """Record a check of a model's golden samples."""
+        self._golden_checks.labels(model).inc()
+        self._golden.labels(model).set(int(check.passed))
+        self._golden_time.labels(model).set(time.time())
+        if check.allowed:
+            self._golden_error.labels(model).set(check.error / check.allowed)
+        if not check.passed:
+            self._golden_failures.labels(model).inc()
+
+    def record_skipped_check(self, model: str) -> None:
+        """Record a check of golden samples that could not run."""
+        self._golden_skipped.labels(model).inc()
+
+    def record_worker_exit(self, reason: str) -> None:
+        """Record that this worker ends itself; the parent process starts another one."""
+        self._worker_exits.labels(reason).inc()
+
+    def record_answer(self, model: str, endpoint: str, samples: int, seconds: float) -> None:
+        """Record an answered request; called in the event loop."""
+        key = model, endpoint
+        self._answers[key].observe(seconds)
+        self._answered_samples[key] += samples
+        if self._flush_timer is None:
+            self._flush_soon()
+
+    def record_refusal(self, kind: ErrorKind) -> None:
+        """Record a refused or failed request; called in the event loop."""
+        self._refusals[kind] += 1
+        if self._flush_timer is None:
+            self._flush_soon()
+
+    def record_batch(self, model: str, batch: BatchRecord) -> None:
+        """Record a batch; called in the event loop."""
+        buffers = self._batches[model]
+        buffers.samples.observe(batch.samples)
+        buffers.compute.observe(batch.compute_s)
+        buffers.queue.observe(batch.longest_queue_s)
+        if self._flush_timer is None:
+            self._flush_soon()
+
+    def flush(self) -> None:
+        """Add everything buffered to the metrics."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        for (model, endpoint), buffer in self._answers.items():
+            if requests := buffer.flush():
+                self._requests.labels(model, endpoint).inc(requests)
+                self._samples.labels(model, endpoint).inc(self._answered_samples[model, endpoint])
+        self._answered_samples.clear()
+        for buffers in self._batches.values():
+            for buffer in buffers:
+                buffer.flush()
+        for kind, count in self._refusals.items():
+            self._refused.labels(kind.label, str(kind.status)).inc(count)
+        self._refusals.clear()
+        for model, read_queued in self._read_queued.items():
+            self._queued.labels(model).set(read_queued())
+
+    def _flush_soon(self) -> None:
+        self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_INTERVAL_S, self.flush)

@@ -1,0 +1,49 @@
+"""Records of requests and batches, from which metrics, log lines and traces are made."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class BatchTiming(NamedTuple):
+    """How a request was computed.
+
+    Attributes:
+        batch_samples: Samples in its batch (the largest one, if it took several).
+        queue_s: Seconds that it waited for the engine.
+        compute_s: Seconds that the engine took for all its batches.
+    """
+
+    batch_samples: int
+    queue_s: float
+    compute_s: float
+
+
+class BatchRecord(NamedTuple):
+    """One batch that ran; times in seconds."""
+
+    samples: int
+    compute_s: float
+    longest_queue_s: float
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request and its outcome.
+
+    Attributes:
+        request_id: As in the answer's header.
+        started_s: When its head had been read, by ``time.perf_counter``.
+        client: Address and port.
+        method: The HTTP method.
+        path: The path as it was sent, with its query.
+        model: The model that answered, if one did.
+        timing: How it was computed, if it was.
+    """
+
+    request_id: bytes
+    started_s: float
+    client: tuple[str, int] | None
+    method: str
+    path: str
+    model: str | None = None
+    timing: BatchTiming | None = None
