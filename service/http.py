@@ -38,7 +38,7 @@ from service.oip import (
 )
 from service.openapi import merged_openapi
 from service.pages import page_routes
-from service.protocol import parse_one_image, parse_predict
+from service.predict_wire import parse_one_image, parse_predict
 from service.proven import IMAGES
 from service.query import MODEL, SHOW, model_and_show
 from service.readiness import Readiness

@@ -15,7 +15,7 @@ from service.engines import Engine, batch_buckets
 from service.errors import InvalidInputError, NoFeatureMapsError, UnknownModelError, shown
 from service.features import FeatureServer
 from service.metrics import GoldenCheck, Metrics, ModelInfo
-from service.protocol import predictions
+from service.predict_wire import predictions
 from service.proven import IMAGES, PROBABILITIES, ProvenModel
 from service.settings import Settings
 

@@ -13,7 +13,7 @@ from service.exchange import Exchange
 from service.images import read_image
 from service.models import ServedModel
 from service.oip import BINARY_TYPE, format_infer, parse_infer
-from service.protocol import parse_predict
+from service.predict_wire import parse_predict
 from service.reception import REQUEST_ID
 from service.responses import error_body, identity_headers, refusal, timing_lines
 from service.waiting import Ran
