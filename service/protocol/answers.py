@@ -1,11 +1,9 @@
-"""The types of every JSON body of the HTTP API; `service.openapi` derives its schemas from them.
+"""Types of every JSON body of the HTTP API; the OpenAPI document is generated from them.
 
-A handler builds its answer as one of these dictionaries, so that mypy compares the code with the
-published document. The fields' constraints and descriptions are read by the document alone:
-requests are parsed and checked by the other modules of this package. Fields that hold a pydantic
-model, such as ``ModelCard.parity``, are serialized by ``pydantic.TypeAdapter(TYPE).dump_json``.
-
-A schema that bears ``_CLOSED`` allows no field that is not listed.
+A request handler builds its answer as one of these dictionaries, so mypy compares the code with the
+published schemas. Constraints and descriptions are for the document only: requests are parsed and
+checked by the other modules of this package. Answers that hold pydantic models, such as
+``ModelCard.parity``, are serialized with ``pydantic.TypeAdapter(TYPE).dump_json``.
 """
 
 from typing import Annotated, Any, Literal, NotRequired
@@ -16,8 +14,6 @@ from typing_extensions import TypeAliasType, TypedDict
 from export.golden import GoldenResult
 from export.manifest import Datatype, FeatureMaps, GuardSummary, ParityVerdict
 from export.parity.tolerances import Device
-
-_CLOSED = ConfigDict(extra="forbid")
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
@@ -42,15 +38,18 @@ TensorValues = TypeAliasType(
 Layer = Annotated[str, Field(examples=["features.1 (ReLU after Conv 5x5, 16 channels)"])]
 
 
-@with_config(_CLOSED)
-class Error(TypedDict):
+@with_config(ConfigDict(extra="forbid"))
+class Closed(TypedDict):
+    """Base of the objects that hold no other fields than those listed."""
+
+
+class Error(Closed):
     """The body of every refusal."""
 
     error: Annotated[str, Field(description="what came, what was expected, what to do")]
 
 
-@with_config(_CLOSED)
-class Health(TypedDict):
+class Health(Closed):
     """The answer of a health endpoint while the process or the model is healthy."""
 
     live: NotRequired[bool]
@@ -58,15 +57,13 @@ class Health(TypedDict):
     name: NotRequired[Annotated[str, Field(description="name of the model")]]
 
 
-@with_config(_CLOSED)
-class GoldenCheck(TypedDict):
+class GoldenCheck(Closed):
     """The answer of the deep health check if every model passes."""
 
     golden: Annotated[dict[str, Literal["right"]], Field(description="the result of each model")]
 
 
-@with_config(_CLOSED)
-class Identity(TypedDict):
+class Identity(Closed):
     """Which model computed an answer, and on which device."""
 
     model: Annotated[str, Field(examples=["cnn"])]
@@ -80,8 +77,7 @@ class Identity(TypedDict):
     provider: Annotated[str, Field(examples=["CPUExecutionProvider"])]
 
 
-@with_config(_CLOSED)
-class TensorMetadata(TypedDict):
+class TensorMetadata(Closed):
     """An input or output tensor of a model."""
 
     name: str
@@ -91,7 +87,6 @@ class TensorMetadata(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
 class ModelCard(Identity):
     """A served model with the evidence that its answers equal the checkpoint's."""
 
@@ -114,15 +109,13 @@ class ModelCard(Identity):
     default: Annotated[bool, Field(description="whether it serves requests that name no model")]
 
 
-@with_config(_CLOSED)
-class ModelCards(TypedDict):
+class ModelCards(Closed):
     """The answer of GET /models."""
 
     models: Annotated[list[ModelCard], Field(min_length=1)]
 
 
-@with_config(_CLOSED)
-class ServerMetadata(TypedDict):
+class ServerMetadata(Closed):
     """Open Inference Protocol: the answer of GET /v2."""
 
     name: str
@@ -130,8 +123,7 @@ class ServerMetadata(TypedDict):
     extensions: list[str]
 
 
-@with_config(_CLOSED)
-class ModelMetadata(TypedDict):
+class ModelMetadata(Closed):
     """Open Inference Protocol: the answer of GET /v2/models/{model}."""
 
     name: str
@@ -203,15 +195,13 @@ class InferenceRequest(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
-class BinaryDataSize(TypedDict):
+class BinaryDataSize(Closed):
     """Parameters of an output tensor that follows the JSON as bytes."""
 
     binary_data_size: Annotated[int, Field(ge=0, description="bytes of this tensor")]
 
 
-@with_config(_CLOSED)
-class ResponseOutput(TypedDict):
+class ResponseOutput(Closed):
     """Open Inference Protocol: an output tensor of an answer."""
 
     name: str
@@ -221,8 +211,7 @@ class ResponseOutput(TypedDict):
     data: NotRequired[Annotated[list[Any], Field(description="values in row-major order, flat")]]
 
 
-@with_config(_CLOSED)
-class InferenceResponse(TypedDict):
+class InferenceResponse(Closed):
     """Open Inference Protocol: the JSON of an answer to an inference request."""
 
     model_name: str
@@ -231,8 +220,7 @@ class InferenceResponse(TypedDict):
     outputs: list[ResponseOutput]
 
 
-@with_config(_CLOSED)
-class GuardVerdict(TypedDict):
+class GuardVerdict(Closed):
     """The result of the out-of-distribution check for one image."""
 
     usual: Annotated[bool, Field(description="p_value is not below the guard's unusual_below")]
@@ -253,8 +241,7 @@ Probabilities = Annotated[
 ]
 
 
-@with_config(_CLOSED)
-class PredictRequest(TypedDict):
+class PredictRequest(Closed):
     """The body of POST /predict."""
 
     images: Annotated[Image | Images, Field(description="one image or several")]
@@ -263,8 +250,7 @@ class PredictRequest(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
-class Prediction(TypedDict):
+class Prediction(Closed):
     """The digit that a model recognized in one image."""
 
     label: str
@@ -275,7 +261,6 @@ class Prediction(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
 class PredictAnswer(Identity):
     """The answer of POST /predict and POST /predict/image."""
 
@@ -283,8 +268,7 @@ class PredictAnswer(Identity):
     image: NotRequired[Image]
 
 
-@with_config(_CLOSED)
-class NamedTensorsRequest(TypedDict):
+class NamedTensorsRequest(Closed):
     """The JSON body of POST /models/{model}/predict."""
 
     inputs: Annotated[
@@ -292,8 +276,7 @@ class NamedTensorsRequest(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
-class ClassPrediction(TypedDict):
+class ClassPrediction(Closed):
     """The class that a model predicts for one sample."""
 
     label: str
@@ -303,7 +286,6 @@ class ClassPrediction(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
 class NamedTensorsAnswer(Identity):
     """The answer of POST /models/{model}/predict."""
 
@@ -315,8 +297,7 @@ class NamedTensorsAnswer(Identity):
     ]
 
 
-@with_config(_CLOSED)
-class FeaturesRequest(TypedDict):
+class FeaturesRequest(Closed):
     """The body of POST /models/{model}/features."""
 
     images: Annotated[
@@ -325,8 +306,7 @@ class FeaturesRequest(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
-class FeatureMap(TypedDict):
+class FeatureMap(Closed):
     """One feature map of a model's first layer."""
 
     name: Annotated[
@@ -346,7 +326,6 @@ class FeatureMap(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
 class FeaturesAnswer(Identity):
     """The answer of POST /models/{model}/features."""
 
