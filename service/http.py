@@ -36,7 +36,7 @@ from service.oip import (
     parse_infer,
     server_metadata,
 )
-from service.openapi import merged_openapi
+from service.openapi import openapi_document
 from service.pages import page_routes
 from service.predict_wire import parse_one_image, parse_predict
 from service.proven import IMAGES
@@ -243,7 +243,9 @@ class HttpApi:
 
     async def _openapi(self, _: Request) -> Response:
         models = self.models.all()
-        return JSONResponse(merged_openapi(self._base_openapi(), models, self._settings))
+        document = openapi_document(self._base_openapi(), models, self._settings)
+        del document["paths"]["/models/{model}/predict"]  # not served yet
+        return JSONResponse(document)
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
         """Turn whatever an endpoint raises into an answer.

@@ -42,6 +42,13 @@ def _warm_up(engine: Engine, manifest: Manifest, settings: Settings) -> float:
 
 
 @dataclass(frozen=True)
+class ModelTask:
+    """The task of a model: "digits" or "tensors"."""
+
+    task: str
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """A proven model with its own batcher, and another one for its feature maps."""
 
@@ -53,6 +60,11 @@ class ServedModel:
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self.proven.manifest
+
+    @property
+    def adapter(self) -> ModelTask:
+        """Which requests the model can answer."""
+        return ModelTask("digits" if self.proven.reads_digits else "tensors")
 
     def inputs(self, images_NHW: Array) -> Arrays:
         """What the model is asked with for images, uint8 [N, 28, 28].
