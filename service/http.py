@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from export.parity.metrics import Array
 from service.body import read_body, uploaded_file
@@ -37,7 +37,6 @@ from service.oip import (
     server_metadata,
 )
 from service.openapi import openapi_document
-from service.pages import page_routes
 from service.predict_wire import parse_one_image, parse_predict
 from service.proven import IMAGES
 from service.query import MODEL, SHOW, model_and_show
@@ -46,6 +45,7 @@ from service.responses import error_body, identity_headers, refusal, timing_head
 from service.settings import Settings
 from service.tracing import Tracing
 from service.waiting import Ran
+from service.web import page_routes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 DECODERS = 2
@@ -73,7 +73,7 @@ class HttpApi:
         self._metrics: Metrics | None = None
         self._readiness: Readiness | None = None
         self._tracing: Tracing | None = None
-        routes = [
+        routes: list[BaseRoute] = [
             Route("/predict", self._guarded(self._predict), methods=["POST"]),
             Route("/predict/image", self._guarded(self._predict_image), methods=["POST"]),
             Route("/models", self._guarded(self._list_models), methods=["GET"]),

@@ -16,10 +16,10 @@ from service.errors import ErrorKind, InvalidInputError, ServiceError, Unauthori
 from service.exchange import Exchange
 from service.logs import trace_fields
 from service.metrics import Metrics
-from service.pages import PAGE_PATHS
 from service.responses import error_body
 from service.settings import Settings
 from service.tracing import describe
+from service.web import PAGE_PATHS
 
 REQUEST_ID = b"x-request-id"
 LONGEST_ID = 128

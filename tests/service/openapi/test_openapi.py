@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from starlette.routing import Route
 
 from loadtest.server import running_service
 from service.http import HttpApi
-from service.pages import FILES
 from service.settings import Settings
+from service.web.pages import FILES
 from tests.tiny import SERVED_BUNDLES
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
+HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 DIGIT = Path(__file__).parents[1] / "digit.png"
 BENTOMLS = {"/healthz", "/livez", "/readyz"}
 KEY = "0123456789abcdef"
@@ -77,7 +79,12 @@ def test_the_service_does_what_the_document_says(service_url: str, tmp_path: Pat
     command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG)]
     command += ["run", f"{service_url}/docs.json", "--continue-on-failure", "--no-color"]
     ran = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=TIMEOUT_S
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"SCHEMATHESIS_HOOKS": str(HOOKS)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     asked = len(list(_operations(_document(service_url))))
