@@ -3,15 +3,21 @@
 An example of a body belongs with the examples of parameters that have the same name.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from export.manifest import Manifest
 from service.body import IMAGE_TYPES
 from service.openapi.examples import (
     BYTES,
     JSON,
+    Example,
+    features_examples,
     inference_examples,
-    named_tensors_example,
+    named_tensors_examples,
+    predict_examples,
 )
 from service.openapi.schemas import (
     DIGITS,
@@ -24,10 +30,10 @@ from service.openapi.schemas import (
 from service.query import SHOW, SHOWABLE
 from service.settings import Settings
 
+VERSION = "3.1.0"  # its schemas are JSON Schema 2020-12, which pydantic generates
 REQUEST_ID, JSON_LENGTH = "x-request-id", "Inference-Header-Content-Length"
-OPENAPI_VERSION = "3.1.0"  # its schemas are JSON Schema 2020-12, which pydantic generates
-# Health endpoints need no API key.
-OPEN_PATHS = {"/v2/health/live", "/v2/health/ready"}
+OPEN_PATHS = {"/v2/health/live", "/v2/health/ready"}  # described, and open without an API key
+_MODEL, _MODEL_VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 _DESCRIPTION = (
     "Recognizes handwritten digits. Served models: {models}. Each model answered its golden "
     "samples correctly on this device before the service became ready; GET /models returns the "
@@ -37,6 +43,7 @@ _DESCRIPTION = (
     "request reaches an endpoint: 431 for a request head of more than 64 KiB, 503 for too many "
     "connections, 400 for bytes that are not HTTP."
 )
+_CURL = "curl -F image=@digit.png URL{path}, or curl --data-binary with the image's content type"
 _API, _PROTOCOL, _MONITORING = "Service APIs", "Open Inference Protocol", "Observability"
 _TAGS = [
     {"name": _PROTOCOL, "description": "KServe's V2 protocol, JSON and binary"},
@@ -60,7 +67,7 @@ _REFUSALS: dict[str, tuple[str, str, Schema]] = {
     "422": ("Unprocessable", "no digit in the image, or outputs that are not finite", {}),
     "429": (
         "Overloaded",
-        "the queue is full; Retry-After estimates when it will have room, in seconds",
+        "the queue is full; retry after these seconds",
         {"Retry-After": _POSITIVE},
     ),
     "500": ("Fault", "an error of the service", {}),
@@ -68,8 +75,48 @@ _REFUSALS: dict[str, tuple[str, str, Schema]] = {
     "504": ("TooLate", "the request waited too long and was not computed", {}),
 }
 _INFERENCE_REFUSALS = ("400", "404", "413", "415", "422", "429", "503", "504")
-_BLANK = {"images": [[0] * 28] * 28}
-_CURL = "curl -F image=@digit.png URL{path}, or curl --data-binary with the image's content type"
+# Path, operation id, summary, schema of the answer (None: text), statuses of refusals.
+_GETS: list[tuple[str, str, str, str | None, Sequence[str]]] = [
+    ("/models", "list_models", "Served models with evidence", "ModelCards", ()),
+    ("/metrics", "metrics", "Prometheus metrics of all workers", None, ()),
+    ("/healthz/deep", "check_golden", "Run all golden samples", "GoldenCheck", ("503", "504")),
+    ("/v2", "server_metadata", "Name and extensions of the server", "ServerMetadata", ()),
+    ("/v2/health/live", "live", "Liveness of the process", "Health", ()),
+    ("/v2/health/ready", "ready", "Readiness of the service", "Health", ("503",)),
+    (_MODEL, "model_metadata", "Tensors of a model", "ModelMetadata", ("404",)),
+    (_MODEL_VERSION, "model_metadata_version", "Tensors of a model", "ModelMetadata", ("404",)),
+    (f"{_MODEL}/ready", "model_ready", "Readiness of a model", "Health", ("404", "503")),
+    (
+        f"{_MODEL_VERSION}/ready",
+        "model_ready_version",
+        "Readiness of a model",
+        "Health",
+        ("404", "503"),
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Post:
+    """An operation that runs a model.
+
+    Attributes:
+        content: Content of the request's body.
+        answer: Content of the answer.
+        manifests: The models that can be named in the path.
+        parameters: Further parameters, besides those in the path and the request id.
+        headers: Further headers of the answer.
+    """
+
+    path: str
+    operation_id: str
+    summary: str
+    content: Schema
+    answer: Schema
+    manifests: Sequence[Manifest]
+    examples: Sequence[Example] = ()
+    parameters: Sequence[Schema] = ()
+    headers: Schema = field(default_factory=dict)
 
 
 def openapi_document(
@@ -83,243 +130,202 @@ def openapi_document(
         settings: Limits, the API key, and whether answers have identity headers.
     """
     manifests = [model.manifest for model in models]
+    names = [manifest.name for manifest in manifests]
     version = base.get("info", {}).get("version")
+    paths = {
+        path: {"get": _get(path, operation_id, summary, schema, codes, manifests)}
+        for path, operation_id, summary, schema, codes in _GETS
+    }
+    for post in _posts(models):
+        paths[post.path] = {"post": _post(post, has_identity=settings.answer_headers)}
+    for path, item in paths.items():
+        for operation in item.values():
+            operation["tags"] = [_tag(path)]
+            if settings.api_key is not None and path not in OPEN_PATHS:
+                operation["security"] = [{name: []} for name in _SECURITY]
+                operation["responses"]["401"] = _ref("responses", "Unauthorized")
     return {
         **base,
-        "openapi": OPENAPI_VERSION,
+        "openapi": VERSION,
         "info": {
             "title": "Digit classifier",
             "version": "dev" if version in (None, "None") else version,  # set in a Bento only
-            "description": _DESCRIPTION.format(models=", ".join(m.name for m in manifests)),
+            "description": _DESCRIPTION.format(models=", ".join(names)),
         },
         "tags": [*base.get("tags", []), *_TAGS],
         "components": {
             "schemas": component_schemas(models, settings.max_request_images),
-            "headers": _header_components([manifest.name for manifest in manifests]),
+            "headers": _identity_headers(names) | _required({REQUEST_ID: _TEXT}),
             "responses": _refusal_components(),
-            "examples": {
-                name: {"summary": example.summary, "value": example.body}
-                for manifest in manifests
-                for name, example in inference_examples(manifest).items()
-            },
             "securitySchemes": _SECURITY,
         },
-        "paths": {**base.get("paths", {}), **_Paths(models, settings).all()},
+        "paths": {**base.get("paths", {}), **paths},
     }
 
 
-class _Paths:
-    """All paths of this service."""
-
-    def __init__(self, models: Sequence[DescribedModel], settings: Settings) -> None:
-        self._manifests = [model.manifest for model in models]
-        self._digits = [m.manifest for m in models if m.adapter.task == DIGITS]
-        self._with_features = [m for m in self._manifests if m.features]
-        self._takes_images = any(model.adapter.task != TENSORS for model in models)
-        self._needs_key = settings.api_key is not None
-        self._has_identity_headers = settings.answer_headers
-
-    def all(self) -> Schema:
-        """Every path with its operations."""
-        model = _path_parameter("model", [m.name for m in self._manifests])
-        version = _path_parameter("version", [m.version for m in self._manifests])
-        paths = (
-            self._monitoring()
-            | self._protocol("/v2/models/{model}", [model])
-            | self._protocol("/v2/models/{model}/versions/{version}", [model, version], "_version")
-            | self._named_tensors()
+def _posts(models: Sequence[DescribedModel]) -> list[_Post]:
+    manifests = [model.manifest for model in models]
+    digits = [model.manifest for model in models if model.adapter.task == DIGITS]
+    with_features = [manifest for manifest in manifests if manifest.features]
+    takes_images = any(model.adapter.task != TENSORS for model in models)
+    posts = [
+        _infer(f"{_MODEL}/infer", "infer", manifests),
+        _infer(f"{_MODEL_VERSION}/infer", "infer_version", manifests),
+        _Post(
+            "/models/{model}/predict",
+            "predict_named_tensors",
+            "Inference with named tensors or, for models of images, an image file",
+            _content("NamedTensorsRequest") | (_image_content() if takes_images else {}),
+            _content("NamedTensorsAnswer"),
+            manifests,
+            named_tensors_examples(manifests),
+        ),
+    ]
+    if digits:
+        model = _parameter("model", "query", _one_of(manifest.name for manifest in digits))
+        words = "adds the image to the answer, as the model receives it"
+        show = _parameter(SHOW, "query", _one_of([SHOWABLE]), description=words)
+        request, answer = _content("PredictRequest"), _content("PredictAnswer")
+        in_pixels, in_files = (
+            "Recognize digits in pixels",
+            "Recognize a digit in a PNG or JPEG file",
         )
-        if self._digits:
-            paths |= self._predict()
-        if self._with_features:
-            paths |= self._features()
-        for path, item in paths.items():
-            for operation in (item[method] for method in ("get", "post") if method in item):
-                operation["tags"] = [_tag(path)]
-                if self._needs_key and path not in OPEN_PATHS:
-                    operation["security"] = [{name: []} for name in _SECURITY]
-                    operation["responses"] |= _refusals(["401"])
-        return paths
-
-    def _monitoring(self) -> Schema:
-        text, health = _content(_TEXT, "text/plain"), _content(_schema("Health"))
-        cards, golden = _content(_schema("ModelCards")), _content(_schema("GoldenCheck"))
-        server = _content(_schema("ServerMetadata"))
-        deep = _operation(
-            "check_golden", "Run the golden samples of every model now", golden, ["503", "504"]
-        )
-        ready = _operation("ready", "Readiness of the service", health, ["503"])
-        return {
-            "/models": {"get": _operation("list_models", "Served models with evidence", cards)},
-            "/metrics": {"get": _operation("metrics", "Prometheus metrics of all workers", text)},
-            "/healthz/deep": {"get": deep},
-            "/v2": {"get": _operation("server_metadata", "Name and extensions", server)},
-            "/v2/health/live": {"get": _operation("live", "Liveness of the process", health)},
-            "/v2/health/ready": {"get": ready},
-        }
-
-    def _protocol(self, path: str, parameters: list[Schema], suffix: str = "") -> Schema:
-        """The Open Inference Protocol's paths of a model; ``suffix`` makes operation ids unique."""
-        metadata, health = _content(_schema("ModelMetadata")), _content(_schema("Health"))
-        described = _operation(
-            f"model_metadata{suffix}", "Versions and tensors of the model", metadata, ["404"]
-        )
-        ready = _operation(f"model_ready{suffix}", "Readiness of the model", health, ["404", "503"])
-        return {
-            path: {"parameters": parameters, "get": described},
-            f"{path}/ready": {"parameters": parameters, "get": ready},
-            f"{path}/infer": {"post": self._infer(f"infer{suffix}", is_versioned=bool(suffix))},
-        }
-
-    def _infer(self, operation_id: str, *, is_versioned: bool) -> Schema:
-        examples = {k: (m, e) for m in self._manifests for k, e in inference_examples(m).items()}
-        content = {
-            media_type: {
-                "schema": schema,
-                "examples": {
-                    name: {"$ref": f"#/components/examples/{name}"}
-                    for name, (_, example) in examples.items()
-                    if example.media_type == media_type
-                },
-            }
-            for media_type, schema in ((JSON, _schema("InferenceRequest")), (BYTES, _BINARY))
-        }
-        answer = _content(_schema("InferenceResponse")) | _content(_BINARY, BYTES)
-        summary = "Inference with JSON, JSON followed by bytes, or bytes only"
-        operation = self._post(operation_id, summary, content, answer)
-        operation["responses"]["200"]["headers"][JSON_LENGTH] = {
-            "description": "bytes of JSON (an InferenceResponse) before the bytes of the outputs",
-            "schema": _POSITIVE,
-        }
-        lengths = {k: e.json_length for k, (_, e) in examples.items() if e.json_length is not None}
-        operation["parameters"] += [
-            _path_parameter(
-                "model",
-                [m.name for m in self._manifests],
-                {name: manifest.name for name, (manifest, _) in examples.items()},
+        examples = predict_examples(digits)
+        posts += [
+            _Post("/predict", "predict", in_pixels, request, answer, digits, examples, [model]),
+            _Post(
+                "/predict/image",
+                "predict_image",
+                in_files,
+                _image_content(),
+                answer,
+                digits,
+                parameters=[model, show],
             ),
-            {
-                "name": JSON_LENGTH,
-                "in": "header",
-                "description": "bytes of JSON before the bytes of the inputs; 0 without JSON",
-                "schema": {"type": "integer", "minimum": 0},
-                "examples": {name: {"value": length} for name, length in lengths.items()},
-            },
         ]
-        if is_versioned:
-            versions = {name: manifest.version for name, (manifest, _) in examples.items()}
-            all_versions = [manifest.version for manifest in self._manifests]
-            operation["parameters"] += [_path_parameter("version", all_versions, versions)]
-        return operation
-
-    def _named_tensors(self) -> Schema:
-        path = "/models/{model}/predict"
-        found = {m.name: named_tensors_example(m) for m in self._manifests}
-        examples = {name: {"value": body} for name, body in found.items() if body is not None}
-        content = _content(_schema("NamedTensorsRequest"), examples=examples)
-        if self._takes_images:
-            content |= _image_content()
-        summary = "Inference with named tensors or, for models of images, an image file"
-        answer = _content(_schema("NamedTensorsAnswer"))
-        operation = self._post("predict_named_tensors", summary, content, answer)
-        names = [manifest.name for manifest in self._manifests]
-        operation["parameters"] += [
-            _path_parameter("model", names, {name: name for name in examples})
+    if with_features:
+        posts += [
+            _Post(
+                "/models/{model}/features",
+                "features",
+                "Feature maps of the first layer",
+                _content("FeaturesRequest"),
+                _content("FeaturesAnswer"),
+                with_features,
+                features_examples(with_features),
+            )
         ]
-        if self._takes_images:
-            operation["description"] = _CURL.format(path=path)
-        return {path: {"post": operation}}
-
-    def _predict(self) -> Schema:
-        names = [manifest.name for manifest in self._digits]
-        model = {"name": "model", "in": "query", "schema": {"type": "string", "enum": names}}
-        bodies = {name: {"value": _BLANK | {"model": name}} for name in names}
-        pixels = _content(_schema("PredictRequest"), examples=bodies)
-        answer = _content(_schema("PredictAnswer"))
-        predict = self._post("predict", "Recognize digits in arrays of pixels", pixels, answer)
-        summary = "Recognize a digit in a PNG or JPEG file"
-        upload = self._post("predict_image", summary, _image_content(), answer)
-        upload["description"] = _CURL.format(path="/predict/image")
-        predict["parameters"] += [model]
-        upload["parameters"] += [
-            model,
-            {
-                "name": SHOW,
-                "in": "query",
-                "description": "adds the image to the answer, as the model receives it",
-                "schema": {"type": "string", "enum": [SHOWABLE]},
-            },
-        ]
-        return {"/predict": {"post": predict}, "/predict/image": {"post": upload}}
-
-    def _features(self) -> Schema:
-        names = [manifest.name for manifest in self._with_features]
-        bodies = {name: {"value": _BLANK} for name in names}
-        pixels = _content(_schema("FeaturesRequest"), examples=bodies)
-        answer = _content(_schema("FeaturesAnswer"))
-        operation = self._post("features", "Feature maps of the first layer", pixels, answer)
-        operation["parameters"] += [_path_parameter("model", names, {name: name for name in names})]
-        return {"/models/{model}/features": {"post": operation}}
-
-    def _post(self, operation_id: str, summary: str, content: Schema, answer: Schema) -> Schema:
-        """An operation that runs a model."""
-        operation = _operation(operation_id, summary, answer, _INFERENCE_REFUSALS)
-        if self._has_identity_headers:
-            headers = {name: _header(name) for name in _identity_headers([])}
-            operation["responses"]["200"]["headers"] |= headers
-        request_id = {
-            "name": REQUEST_ID,
-            "in": "header",
-            "description": "repeated in the answer if it has at most 128 bytes, else replaced",
-            "schema": _TEXT,
-        }
-        return operation | {
-            "parameters": [request_id],
-            "requestBody": {"required": True, "content": content},
-        }
+    return posts
 
 
-def _operation(
-    operation_id: str, summary: str, content: Schema, codes: Sequence[str] = ()
+def _infer(path: str, operation_id: str, manifests: Sequence[Manifest]) -> _Post:
+    raw = {BYTES: {"schema": _BINARY}}
+    examples = inference_examples(manifests)
+    length = _parameter(
+        JSON_LENGTH,
+        "header",
+        {"type": "integer", "minimum": 0},
+        description="bytes of JSON before the bytes of the inputs; 0 without JSON",
+        examples={e.name: {"value": e.json_length} for e in examples if e.json_length is not None},
+    )
+    answer_length = {
+        "description": "bytes of JSON (an InferenceResponse) before the bytes of the outputs",
+        "schema": _POSITIVE,
+    }
+    return _Post(
+        path,
+        operation_id,
+        "Inference with JSON, JSON followed by bytes, or bytes only",
+        _content("InferenceRequest") | raw,
+        _content("InferenceResponse") | raw,
+        manifests,
+        examples,
+        [length],
+        {JSON_LENGTH: answer_length},
+    )
+
+
+def _get(
+    path: str,
+    operation_id: str,
+    summary: str,
+    schema: str | None,
+    codes: Sequence[str],
+    manifests: Sequence[Manifest],
 ) -> Schema:
-    """An operation without a request body.
+    content = {"text/plain": {"schema": _TEXT}} if schema is None else _content(schema)
+    operation = _operation(operation_id, summary, content, codes)
+    return operation | {"parameters": _path_parameters(path, manifests)}
 
-    Args:
-        operation_id: Its unique name.
-        summary: One line for the reader.
-        content: Content of the answer, by media type.
-        codes: Statuses of its refusals, besides 405 and 500, which every operation has.
-    """
+
+def _post(post: _Post, *, has_identity: bool) -> Schema:
+    operation = _operation(post.operation_id, post.summary, post.answer, _INFERENCE_REFUSALS)
+    identity = [*_identity_headers([])] if has_identity else []
+    headers = operation["responses"]["200"]["headers"]
+    headers |= {name: _ref("headers", name) for name in identity} | post.headers
+    words = "repeated in the answer if it has at most 128 bytes, else replaced"
+    content = {
+        media_type: body
+        | {
+            "examples": {
+                example.name: {"summary": example.summary, "value": example.body}
+                for example in post.examples
+                if example.media_type == media_type
+            }
+        }
+        for media_type, body in post.content.items()
+    }
+    if "multipart/form-data" in content:
+        operation["description"] = _CURL.format(path=post.path)
+    return operation | {
+        "parameters": [
+            _parameter(REQUEST_ID, "header", _TEXT, description=words),
+            *_path_parameters(post.path, post.manifests, post.examples),
+            *post.parameters,
+        ],
+        "requestBody": {"required": True, "content": content},
+    }
+
+
+def _operation(operation_id: str, summary: str, content: Schema, codes: Sequence[str]) -> Schema:
+    """The fields that all operations have; every one of them can be refused with 405 and 500."""
     answer = {
         "description": "the answer",
-        "headers": {REQUEST_ID: _header(REQUEST_ID)},
+        "headers": {REQUEST_ID: _ref("headers", REQUEST_ID)},
         "content": content,
     }
+    refusals = {code: _ref("responses", _REFUSALS[code][0]) for code in [*codes, "405", "500"]}
     return {
         "operationId": operation_id,
         "summary": summary,
-        "responses": {"200": answer, **_refusals([*codes, "405", "500"])},
+        "responses": {"200": answer, **refusals},
     }
 
 
-def _path_parameter(
-    name: str, values: Sequence[str], examples: Mapping[str, str] | None = None
-) -> Schema:
-    """A parameter in the path.
+def _path_parameters(
+    path: str, manifests: Sequence[Manifest], examples: Sequence[Example] = ()
+) -> list[Schema]:
+    """The parameters in a path's braces: model, or model and version."""
+    values = {"model": [m.name for m in manifests], "version": [m.version for m in manifests]}
+    return [
+        _parameter(
+            name,
+            "path",
+            _one_of(values[name]),
+            required=True,
+            examples={example.name: {"value": getattr(example, name)} for example in examples},
+        )
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
 
-    Args:
-        name: Of the parameter.
-        values: The values that the service knows.
-        examples: Values by the name of the example; by default each value under its own name.
-    """
-    named = {value: value for value in values} if examples is None else examples
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "enum": unique(values)},
-        "examples": {key: {"value": value} for key, value in named.items()},
-    }
+
+def _parameter(name: str, place: str, schema: Schema, **more: Any) -> Schema:
+    """A parameter; ``place`` is path, query or header, ``more`` are further fields."""
+    return {"name": name, "in": place, "schema": schema, **more}
+
+
+def _one_of(values: Iterable[str]) -> Schema:
+    return {"type": "string", "enum": unique(values)}
 
 
 def _image_content() -> Schema:
@@ -327,33 +333,20 @@ def _image_content() -> Schema:
     form = {"type": "object", "required": ["image"], "properties": {"image": _BINARY}}
     types = {"image": {"contentType": "image/png, image/jpeg"}}
     files = {media_type: {"schema": _BINARY} for media_type in IMAGE_TYPES}
-    return _content(form, "multipart/form-data", encoding=types) | files
-
-
-def _header_components(models: Sequence[str]) -> Schema:
-    return _identity_headers(models) | {
-        REQUEST_ID: {
-            "required": True,
-            "description": "the id of the request, or a new one",
-            "schema": _TEXT,
-        }
-    }
+    return {"multipart/form-data": {"schema": form, "encoding": types}} | files
 
 
 def _identity_headers(models: Sequence[str]) -> Schema:
     """The headers that say which model computed an answer, in which batch and how fast."""
+    duration = r"^queue;dur=[0-9.]+, compute;dur=[0-9.]+$"
     return _required(
         {
-            "x-model": _TEXT | ({"enum": list(models)} if models else {}),
+            "x-model": _one_of(models),
             "x-model-version": _TEXT,
             "x-model-variant": _TEXT | {"examples": ["onnx"]},
             "x-provider": _TEXT | {"examples": ["CPUExecutionProvider"]},
             "x-batch-size": _POSITIVE | {"description": "samples in the batch"},
-            "server-timing": {
-                "type": "string",
-                "pattern": r"^queue;dur=[0-9.]+, compute;dur=[0-9.]+$",
-                "description": "milliseconds in the queue, and of running the batch",
-            },
+            "server-timing": _TEXT | {"pattern": duration, "description": "milliseconds"},
         }
     )
 
@@ -362,33 +355,24 @@ def _refusal_components() -> Schema:
     return {
         name: {
             "description": description,
-            "content": _content(_schema("Error")),
-            "headers": {REQUEST_ID: _header(REQUEST_ID), **_required(headers)},
+            "content": _content("Error"),
+            "headers": {REQUEST_ID: _ref("headers", REQUEST_ID), **_required(headers)},
         }
         for name, description, headers in _REFUSALS.values()
     }
-
-
-def _refusals(codes: Iterable[str]) -> Schema:
-    """References to the responses of these statuses."""
-    return {code: {"$ref": f"#/components/responses/{_REFUSALS[code][0]}"} for code in codes}
 
 
 def _required(headers: Schema) -> Schema:
     return {name: {"required": True, "schema": schema} for name, schema in headers.items()}
 
 
-def _schema(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+def _content(schema: str) -> Schema:
+    """JSON content with a schema of ``answers``."""
+    return {JSON: {"schema": _ref("schemas", schema)}}
 
 
-def _header(name: str) -> Schema:
-    return {"$ref": f"#/components/headers/{name}"}
-
-
-def _content(schema: Schema, media_type: str = JSON, **more: Any) -> Schema:
-    """Content of one media type; ``more`` are further fields such as examples."""
-    return {media_type: {"schema": schema, **more}}
+def _ref(kind: str, name: str) -> Schema:
+    return {"$ref": f"#/components/{kind}/{name}"}
 
 
 def _tag(path: str) -> str:

@@ -2,8 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,22 +11,28 @@ from export.manifest import Manifest
 from service.tensors import sample_bytes
 
 JSON, BYTES = "application/json", "application/octet-stream"
-# Models with larger samples get no examples: the document would be mostly zeros.
-MOST_VALUES = 10_000
+# Models with larger samples get no examples: the document would consist of zeros.
+MOST_VALUES = 4096
+_BLANK = [[0] * 28] * 28
 
 
-@dataclass(frozen=True)
-class Example:
-    """An inference request for one sample of zeros.
+class Example(NamedTuple):
+    """A request for one sample of zeros.
 
     Attributes:
-        summary: What is special about this form of the request.
-        body: A JSON value, or a string of the bytes to send.
+        name: Unique among the examples of an operation.
+        summary: The form of the request, in words.
+        body: A JSON value, or a string whose characters are the bytes to send.
+        model: The model in the path.
+        version: The version in the path, if the path has one.
         json_length: The header Inference-Header-Content-Length; None if it is not sent.
     """
 
+    name: str
     summary: str
     body: Any
+    model: str
+    version: str
     json_length: int | None = None
 
     @property
@@ -35,42 +41,61 @@ class Example:
         return JSON if self.json_length is None else BYTES
 
 
-def inference_examples(manifest: Manifest) -> dict[str, Example]:
-    """Requests to /infer by name: JSON; JSON followed by bytes; bytes only, if one input."""
-    if not _is_small(manifest):
-        return {}
-    tensors = [
-        {"name": spec.name, "shape": [1, *spec.shape[1:]], "datatype": spec.datatype}
-        for spec in manifest.inputs
-    ]
-    values = [np.zeros(math.prod(s.shape[1:]), s.dtype).tolist() for s in manifest.inputs]
-    sizes = [sample_bytes(spec) for spec in manifest.inputs]
-    header = json.dumps(
-        {
-            "inputs": [
-                tensor | {"parameters": {"binary_data_size": size}}
-                for tensor, size in zip(tensors, sizes, strict=True)
-            ]
-        }
-    )
-    zeros = "\0" * sum(sizes)
-    name = manifest.name
-    pairs = zip(tensors, values, strict=True)
-    found = {
-        f"{name}-json": Example("JSON", {"inputs": [t | {"data": data} for t, data in pairs]}),
-        f"{name}-binary": Example("JSON followed by bytes", header + zeros, len(header)),
-    }
-    if len(tensors) == 1:
-        found[f"{name}-raw"] = Example("the bytes of the only input", zeros, 0)
+def inference_examples(manifests: Sequence[Manifest]) -> list[Example]:
+    """Requests to /infer: JSON, JSON followed by bytes and, for one input, bytes only."""
+    found = []
+    for manifest in manifests:
+        if not _is_small(manifest):
+            continue
+        tensors: list[dict[str, Any]] = [
+            {"name": spec.name, "shape": [1, *spec.shape[1:]], "datatype": spec.datatype}
+            for spec in manifest.inputs
+        ]
+        arrays = [np.zeros(math.prod(spec.shape[1:]), spec.dtype) for spec in manifest.inputs]
+        sizes = [{"binary_data_size": sample_bytes(spec)} for spec in manifest.inputs]
+        pairs = list(zip(tensors, arrays, sizes, strict=True))
+        values = {"inputs": [tensor | {"data": array.tolist()} for tensor, array, _ in pairs]}
+        header = json.dumps({"inputs": [t | {"parameters": size} for t, _, size in pairs]})
+        zeros = "\0" * sum(array.nbytes for array in arrays)
+        name, who = manifest.name, (manifest.name, manifest.version)
+        found.append(Example(f"{name}-json", "JSON", values, *who))
+        found.append(
+            Example(f"{name}-binary", "JSON followed by bytes", header + zeros, *who, len(header))
+        )
+        if len(tensors) == 1:
+            found.append(Example(f"{name}-raw", "the bytes of the only input", zeros, *who, 0))
     return found
 
 
-def named_tensors_example(manifest: Manifest) -> dict[str, Any] | None:
-    """The body of a request to /models/{model}/predict; None if its samples are too large."""
-    if not _is_small(manifest):
-        return None
-    arrays = {spec.name: np.zeros((1, *spec.shape[1:]), spec.dtype) for spec in manifest.inputs}
-    return {"inputs": {name: array.tolist() for name, array in arrays.items()}}
+def named_tensors_examples(manifests: Sequence[Manifest]) -> list[Example]:
+    """Requests to /models/{model}/predict."""
+    return [
+        _example(
+            manifest,
+            {
+                "inputs": {
+                    spec.name: np.zeros((1, *spec.shape[1:]), spec.dtype).tolist()
+                    for spec in manifest.inputs
+                }
+            },
+        )
+        for manifest in manifests
+        if _is_small(manifest)
+    ]
+
+
+def predict_examples(manifests: Sequence[Manifest]) -> list[Example]:
+    """Requests to /predict, which name the model in the body."""
+    return [_example(m, {"images": _BLANK, "model": m.name}) for m in manifests]
+
+
+def features_examples(manifests: Sequence[Manifest]) -> list[Example]:
+    """Requests to /models/{model}/features."""
+    return [_example(manifest, {"images": _BLANK}) for manifest in manifests]
+
+
+def _example(manifest: Manifest, body: Any) -> Example:
+    return Example(manifest.name, "JSON", body, manifest.name, manifest.version)
 
 
 def _is_small(manifest: Manifest) -> bool:
