@@ -16,7 +16,7 @@ from service.batcher import Batcher
 from service.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
 from service.features import JSON_BYTES, MOST_WAITING, FeatureServer, named_maps
 from service.models import ServedModel
-from service.protocol import parse_one_image
+from service.predict_wire import parse_one_image
 from service.proven import ProvenModel, open_proven
 from service.proving import UnprovenError
 from service.settings import Limits, Settings

@@ -7,7 +7,7 @@ import pytest
 
 from export.guard import Verdict
 from service.errors import InvalidInputError, PayloadTooLargeError
-from service.protocol import parse_predict, predictions
+from service.predict_wire import parse_predict, predictions
 from service.settings import Limits
 
 IMAGE = np.arange(784).reshape(28, 28) % 256

@@ -18,9 +18,9 @@ from pydantic import SecretStr
 from loadtest.server import running_service
 from service.errors import UnauthorizedError
 from service.exchange import Exchange
-from service.pages import PAGE_PATHS
 from service.reception import Reception
 from service.settings import Settings
+from service.web import PAGE_PATHS
 from tests.tiny import SERVED_BUNDLES
 
 URL = "/v2/models/cnn/infer"

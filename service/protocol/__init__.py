@@ -1,0 +1,1 @@
+"""The wire formats of the service: parsers of requests, and the types of its JSON answers."""
