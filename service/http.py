@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from export.parity.metrics import Array
+from service.adapters.digits import decode_one_image as parse_one_image
+from service.adapters.digits import decode_predict as parse_predict
 from service.body import read_body, uploaded_file
 from service.disconnect import computed
 from service.errors import ErrorKind, InvalidInputError, UnknownModelError, shown
@@ -38,7 +40,6 @@ from service.oip import (
 )
 from service.openapi import merged_openapi
 from service.pages import page_routes
-from service.protocol import parse_one_image, parse_predict
 from service.proven import IMAGES
 from service.query import MODEL, SHOW, model_and_show
 from service.readiness import Readiness

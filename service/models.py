@@ -10,12 +10,12 @@ import numpy as np
 
 from export.manifest import Manifest
 from export.parity.metrics import Array, Arrays
+from service.adapters.digits import describe_predictions as predictions
 from service.batcher import Batcher
 from service.engines import Engine, batch_buckets
 from service.errors import InvalidInputError, NoFeatureMapsError, UnknownModelError, shown
 from service.features import FeatureServer
 from service.metrics import GoldenCheck, Metrics, ModelInfo
-from service.protocol import predictions
 from service.proven import IMAGES, PROBABILITIES, ProvenModel
 from service.settings import Settings
 
@@ -112,8 +112,8 @@ class ServedModel:
         training, guard = self.manifest.training, self.manifest.guard
         features = self.manifest.features
         return self.identity() | {
-            "inputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.inputs],
-            "outputs": [t.model_dump(exclude={"kind"}) for t in self.manifest.outputs],
+            "inputs": [t.model_dump(exclude={"kind", "bounds"}) for t in self.manifest.inputs],
+            "outputs": [t.model_dump(exclude={"kind", "bounds"}) for t in self.manifest.outputs],
             "labels": self.manifest.labels,
             "parameters": self.manifest.parameters,
             "test_accuracy": training.test_accuracy if training else None,

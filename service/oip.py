@@ -162,8 +162,8 @@ def model_metadata(manifest: Manifest) -> dict[str, object]:
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
-        "inputs": [spec.model_dump(exclude={"kind"}) for spec in manifest.inputs],
-        "outputs": [spec.model_dump(exclude={"kind"}) for spec in manifest.outputs],
+        "inputs": [spec.model_dump(exclude={"kind", "bounds"}) for spec in manifest.inputs],
+        "outputs": [spec.model_dump(exclude={"kind", "bounds"}) for spec in manifest.outputs],
     }
 
 

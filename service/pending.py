@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from opentelemetry.trace import INVALID_SPAN_CONTEXT
 
 from export.parity.metrics import Arrays
+from service.adapters.digits import decode_predict as parse_predict
 from service.body import uploaded_file
 from service.exchange import Exchange
 from service.images import read_image
 from service.models import ServedModel
 from service.oip import BINARY_TYPE, format_infer, parse_infer
-from service.protocol import parse_predict
 from service.reception import REQUEST_ID
 from service.responses import error_body, identity_headers, refusal, timing_lines
 from service.waiting import Ran
