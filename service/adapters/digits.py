@@ -66,7 +66,7 @@ class DigitsAdapter(TensorsAdapter):
     """Adds pictures of digits and labels to the task "tensors"; see ``adapter.Adapter``."""
 
     task = "digits"
-    endpoints = ("predict", "predict_image")
+    endpoints: tuple[str, ...] = ("predict", "predict_image")
 
     def __init__(self, manifest: Manifest, detector: Guard | None) -> None:
         """Check that the manifest's tensors fit the task.

@@ -25,7 +25,7 @@ class ImageClassificationAdapter(TensorsAdapter):
     """Adds pictures and labels to the task "tensors"; see ``adapter.Adapter``."""
 
     task = "image-classification"
-    endpoints = ("predict", "predict_image")
+    endpoints: tuple[str, ...] = ("predict", "predict_image")
 
     def __init__(self, manifest: Manifest) -> None:
         """Check that the manifest's tensors fit the task.

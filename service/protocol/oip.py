@@ -218,7 +218,7 @@ _decode_cached = lru_cache(maxsize=256)(_decode_header)
 
 
 def _words(problem: str) -> str:
-    """The words of this protocol for an error of msgspec: "inputs.0.shape is a number; expected ..."."""
+    """Reword an error of msgspec, e.g. "inputs.0.shape is a number; expected a list"."""
     found = _WHERE.search(problem)
     path = found[1].replace("[", ".").replace("]", "").lstrip(".") if found else ""
     if missing := _MISSING.match(problem):
