@@ -7,7 +7,7 @@ for the batch axis.
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from export.parity.tolerances import Device, Format, Tolerance, tolerance_for, variant_name
 
@@ -16,11 +16,29 @@ SCHEMA_VERSION = 3
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
-Datatype = Literal["BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "FP32", "FP64"]
+# The numeric datatypes of the Open Inference Protocol; BYTES, its strings, are not supported.
+Datatype = Literal[
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+]
 DTYPES: dict[Datatype, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
     "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
@@ -47,12 +65,45 @@ class TensorSpec(_Strict):
     Attributes:
         kind: What an output means: "logits" are [-1, K], the largest is the label;
             "probabilities" are the softmax of the logits before them; "values" mean nothing more.
+        bounds: For each variable axis (-1) beyond the batch axis, its index and the inclusive
+            minimum and maximum of its size. All samples of a request have the same sizes.
     """
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     datatype: Datatype
     shape: tuple[int, ...]
     kind: Literal["values", "logits", "probabilities"] = "values"
+    bounds: dict[int, tuple[int, int]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _variable_axes_have_bounds(self) -> Self:
+        variable = {axis for axis, size in enumerate(self.shape) if axis > 0 and size == -1}
+        if variable != self.bounds.keys():
+            raise ValueError(
+                f"{self} has bounds for the axes {sorted(self.bounds)}; expected bounds for the "
+                f"axes of size -1 behind the batch axis: {sorted(variable)}"
+            )
+        for axis, (low, high) in self.bounds.items():
+            if not 1 <= low <= high:
+                raise ValueError(
+                    f"{self} has the bounds {low} to {high} for axis {axis}; expected a minimum "
+                    "of at least 1 and a maximum that is not below it"
+                )
+        return self
+
+    @property
+    def sample_bounds(self) -> tuple[tuple[int, int], ...]:
+        """For each axis of a sample, the inclusive minimum and maximum of its size."""
+        return tuple(
+            self.bounds.get(axis, (size, size)) for axis, size in enumerate(self.shape) if axis > 0
+        )
+
+    @property
+    def largest_sample(self) -> tuple[int, ...]:
+        """The largest shape that a sample may have."""
+        if not self.bounds:
+            return self.shape[1:]
+        return tuple(high for _, high in self.sample_bounds)
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -62,6 +113,61 @@ class TensorSpec(_Strict):
     def __str__(self) -> str:
         """As a person writes it: images=UINT8[-1,28,28]."""
         return f"{self.name}={self.datatype}[{','.join(map(str, self.shape))}]"
+
+
+class ImagePreprocessing(_Strict):
+    """How a picture becomes one sample of an image classifier.
+
+    In this order: resize, crop in the centre, multiply with ``scale``, subtract ``mean`` and
+    divide by ``std``; the pixels are 0 to 255 before.
+
+    Attributes:
+        resize: The picture is resized so that its shorter side has this many pixels; None: not.
+        crop: Height and width of the input, in pixels.
+        channels: 1: grey; 3: red, green, blue.
+        layout: The order of the input's axes; "NHW" has no axis for the only channel.
+        interpolation: Of the resizing, with anti-aliasing except for "nearest".
+        scale: For example 1/255; 1 leaves the pixels as they are.
+        mean: One number a channel, after scaling.
+        std: One number a channel, after scaling; not 0.
+    """
+
+    resize: int | None = Field(None, ge=1)
+    crop: tuple[int, int]
+    channels: Literal[1, 3]
+    layout: Literal["NCHW", "NHWC", "NHW"]
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}; expected "
+                f"{self.channels}, one for each channel"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; expected numbers above 0")
+        if min(self.crop) < 1:
+            raise ValueError(f"crop is {self.crop}; expected a height and a width of at least 1")
+        if self.resize is not None and self.resize < max(self.crop):
+            raise ValueError(
+                f"resize is {self.resize} and crop {self.crop}; expected a resized picture that "
+                "is at least as large as the crop"
+            )
+        if self.layout == "NHW" and self.channels != 1:
+            raise ValueError(f"layout NHW has one channel, not {self.channels}; expected NCHW")
+        return self
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample in the layout."""
+        height, width = self.crop
+        if self.layout == "NCHW":
+            return (self.channels, height, width)
+        return (height, width, self.channels) if self.layout == "NHWC" else (height, width)
 
 
 class FileEntry(_Strict):
@@ -208,15 +314,23 @@ class GuardSummary(_Strict):
 
 
 class Manifest(_Strict):
-    """All that is known of a bundle; field order is reading order."""
+    """All that is known of a bundle; field order is reading order.
+
+    Attributes:
+        task: What the model does, so which endpoints answer with more than its tensors; None in
+            older bundles.
+        preprocessing: How a picture becomes an input, for image classifiers.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=NAME_PATTERN)
     architecture: str
+    task: Literal["tensors", "image-classification", "digits"] | None = None
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     labels: tuple[str, ...]
+    preprocessing: ImagePreprocessing | None = None
     files: tuple[FileEntry, ...]
     parity: tuple[ParityVerdict, ...]
     features: FeatureMaps | None = None

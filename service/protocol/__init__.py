@@ -1,1 +1,1 @@
-"""The wire formats of the service: parsers of requests, and the types of its JSON answers."""
+"""The wire formats: what a request's bytes mean, what an answer's bytes are, and every error."""

@@ -21,7 +21,7 @@ from export.bundle import Bundle
 from export.guard import Guard
 from export.parity.metrics import Array
 from export.session import OnnxModel
-from service.images import to_model_input
+from service.adapters.digits import convert_picture
 from tests.service.drawn import KINDS, made, pictures, read_idx, read_test_set, some
 from training.compare.figures import wilson
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_row(row(guard, name, images))
     for name, how in KINDS.items():
         if how is not None:
-            formed, refused = made(pictures(to_draw, how, arguments.seed), to_model_input)
+            formed, refused = made(pictures(to_draw, how, arguments.seed), convert_picture)
             kept = formed[formed.any(axis=(1, 2))]
             _print_row(row(guard, f"drawn: {name} ({refused} refused)", kept))
     for count in TIMED:

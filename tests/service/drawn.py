@@ -20,8 +20,8 @@ from PIL import Image, ImageFilter, ImageOps
 from export.bundle import Bundle
 from export.parity.metrics import Array
 from export.session import OnnxModel
-from service.errors import NothingDrawnError
-from service.images import to_model_input
+from service.adapters.digits import convert_picture
+from service.protocol.errors import NothingDrawnError
 
 BATCH, SIDE = 500, 28
 
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, how in KINDS.items():
         drawn = pictures(digits, how, arguments.seed)
         plain, _ = made(drawn, fitted)
-        formed, refused = made(drawn, to_model_input)
+        formed, refused = made(drawn, convert_picture)
         counts = [right(model, images, labels) for images in (plain, formed)]
         shares = [f"{count / len(labels):.2%}" for count in counts]
         _print_row([name, *shares, str(refused)])

@@ -12,11 +12,11 @@ import pytest
 from export.golden import Golden
 from export.manifest import BundleError
 from export.parity.metrics import Arrays
+from service.adapters.digits import decode_one_image
 from service.batcher import Batcher
 from service.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
 from service.features import JSON_BYTES, MOST_WAITING, FeatureServer, named_maps
 from service.models import ServedModel
-from service.predict_wire import parse_one_image
 from service.proven import ProvenModel, open_proven
 from service.proving import UnprovenError
 from service.settings import Limits, Settings
@@ -92,9 +92,9 @@ def test_what_is_asked_wrongly_is_refused_in_words(service_url: str) -> None:
 
 def test_one_image_is_read_and_no_model_beside_it() -> None:
     """uint8 [1, 28, 28]; the path names the model."""
-    assert parse_one_image(json.dumps({"images": IMAGE}).encode(), Limits(4)).shape == (1, 28, 28)
+    assert decode_one_image(json.dumps({"images": IMAGE}).encode(), Limits(4)).shape == (1, 28, 28)
     with pytest.raises(InvalidInputError, match="known: images"):
-        parse_one_image(json.dumps({"images": IMAGE, "model": "cnn"}).encode(), Limits(4))
+        decode_one_image(json.dumps({"images": IMAGE, "model": "cnn"}).encode(), Limits(4))
 
 
 def _opened(bundle: Path) -> ProvenModel:

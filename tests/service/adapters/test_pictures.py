@@ -9,16 +9,21 @@ import pytest
 from PIL import Image
 
 from export.golden import Golden
-from service.errors import InvalidInputError, NothingDrawnError, PayloadTooLargeError
-from service.images import TURNS, read_image, to_model_input
+from service.adapters.digits import convert_picture, decode_digit
+from service.protocol.errors import InvalidInputError, NothingDrawnError, PayloadTooLargeError
 from tests.tiny import SERVED_BUNDLES
 
-DIGIT = Path(__file__).with_name("digit.png")
+DIGIT = Path(__file__).parent.parent / "digit.png"
 MAX_PIXELS = 1_000_000
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
-# How a camera lay that says so: what undoes each of the service's turns.
-TURNED_BY = TURNS | {
+# How a camera was held, by EXIF's orientation: what undoes the turn that makes the picture upright.
+TURNED_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
 
@@ -36,20 +41,20 @@ def digit() -> np.ndarray:
 
 def test_an_mnist_image_passes_bit_for_bit(digit: np.ndarray) -> None:
     """A 28x28 grey PNG with light ink comes out as it was."""
-    pixels = read_image(DIGIT.read_bytes(), MAX_PIXELS)
+    pixels = decode_digit(DIGIT.read_bytes(), MAX_PIXELS)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, digit)
     for image in GOLDEN.inputs["images"]:
-        assert np.array_equal(read_image(_file(Image.fromarray(image)), MAX_PIXELS), image)
+        assert np.array_equal(decode_digit(_file(Image.fromarray(image)), MAX_PIXELS), image)
 
 
 def test_a_digit_that_touches_the_rim_passes_too(digit: np.ndarray) -> None:
     """As a few of MNIST's do; a picture with light all along a side is none of those."""
     touching = digit.copy()
     touching[0, 10:16] = 255
-    assert np.array_equal(to_model_input(Image.fromarray(touching)), touching)
+    assert np.array_equal(convert_picture(Image.fromarray(touching)), touching)
     touching[0] = 255
-    assert not np.array_equal(to_model_input(Image.fromarray(touching)), touching)
+    assert not np.array_equal(convert_picture(Image.fromarray(touching)), touching)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
@@ -57,32 +62,32 @@ def test_every_mode_gives_the_same_drawing(mode: str, digit: np.ndarray) -> None
     """Black and white drawn in any colour mode is read alike."""
     sharp = np.where(digit > 127, 255, 0).astype(np.uint8)
     image = Image.fromarray(sharp).convert(mode)
-    assert np.array_equal(to_model_input(image), sharp)
+    assert np.array_equal(convert_picture(image), sharp)
 
 
 def test_ink_on_light_paper_is_inverted(digit: np.ndarray) -> None:
     """Dark on light becomes light on dark, exactly."""
-    assert np.array_equal(read_image(_file(Image.fromarray(255 - digit)), MAX_PIXELS), digit)
+    assert np.array_equal(decode_digit(_file(Image.fromarray(255 - digit)), MAX_PIXELS), digit)
 
 
 def test_transparent_paper_is_white(digit: np.ndarray) -> None:
     """Black ink on a transparent ground is read as ink on white paper."""
     rgba = np.zeros((28, 28, 4), np.uint8)
     rgba[..., 3] = digit
-    assert np.abs(to_model_input(Image.fromarray(rgba)).astype(int) - digit).max() <= 1
+    assert np.abs(convert_picture(Image.fromarray(rgba)).astype(int) - digit).max() <= 1
 
 
 def test_sixteen_bits_become_eight(digit: np.ndarray) -> None:
     """A 16-bit grey PNG keeps its upper eight bits."""
     deep = Image.fromarray(digit.astype(np.uint16) * 257)
-    assert np.array_equal(read_image(_file(deep), MAX_PIXELS), digit)
+    assert np.array_equal(decode_digit(_file(deep), MAX_PIXELS), digit)
 
 
 def test_a_transparent_drawing_shows_whatever_its_ink(digit: np.ndarray) -> None:
     """Light ink on a transparent ground is read as on a dark screen, not lost on white paper."""
     rgba = np.full((28, 28, 4), 255, np.uint8)
     rgba[..., 3] = digit
-    assert np.abs(to_model_input(Image.fromarray(rgba)).astype(int) - digit).max() <= 1
+    assert np.abs(convert_picture(Image.fromarray(rgba)).astype(int) - digit).max() <= 1
 
 
 def test_paper_with_transparent_corners_is_paper(digit: np.ndarray) -> None:
@@ -90,7 +95,7 @@ def test_paper_with_transparent_corners_is_paper(digit: np.ndarray) -> None:
     for sheet in (digit, 255 - digit):
         rgba = np.dstack([sheet] * 3 + [np.full((28, 28), 255, np.uint8)])
         rgba[:3, :3] = rgba[-3:, -3:] = 0
-        assert np.array_equal(to_model_input(Image.fromarray(rgba)), digit)
+        assert np.array_equal(convert_picture(Image.fromarray(rgba)), digit)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -101,8 +106,8 @@ def test_exif_orientation_is_applied(orientation: int, digit: np.ndarray) -> Non
     lying = upright if back is None else upright.transpose(back)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = read_image(_file(lying, exif=exif), MAX_PIXELS)
-    assert np.array_equal(turned, read_image(_file(upright), MAX_PIXELS))
+    turned = decode_digit(_file(lying, exif=exif), MAX_PIXELS)
+    assert np.array_equal(turned, decode_digit(_file(upright), MAX_PIXELS))
 
 
 def test_of_an_animated_png_the_first_picture_is_read(digit: np.ndarray) -> None:
@@ -110,14 +115,14 @@ def test_of_an_animated_png_the_first_picture_is_read(digit: np.ndarray) -> None
     frames = [Image.fromarray(digit[:, ::-1]), Image.new("L", (28, 28))]
     animated = _file(Image.fromarray(digit), save_all=True, append_images=frames)
     assert getattr(Image.open(io.BytesIO(animated)), "n_frames", 1) == 3
-    assert np.array_equal(read_image(animated, MAX_PIXELS), digit)
+    assert np.array_equal(decode_digit(animated, MAX_PIXELS), digit)
 
 
 def test_a_cmyk_jpeg_is_read_like_a_grey_one(digit: np.ndarray) -> None:
     """A print shop's JPEG shows the same digit."""
     large = Image.fromarray(255 - np.kron(digit, np.ones((10, 10), np.uint8)))
     grey, cmyk = (
-        read_image(_file(large.convert(mode), "JPEG", quality=95), MAX_PIXELS).astype(int)
+        decode_digit(_file(large.convert(mode), "JPEG", quality=95), MAX_PIXELS).astype(int)
         for mode in ("L", "CMYK")
     )
     assert np.abs(grey - cmyk).max() <= 16
@@ -128,7 +133,7 @@ def test_a_cmyk_jpeg_is_read_like_a_grey_one(digit: np.ndarray) -> None:
 def test_a_blank_image_is_refused(size: tuple[int, int], grey: int) -> None:
     """Nothing on it, whatever its size and brightness: said so, and answered by no model."""
     with pytest.raises(NothingDrawnError, match="nothing is drawn"):
-        read_image(_file(Image.new("L", size, grey)), MAX_PIXELS)
+        decode_digit(_file(Image.new("L", size, grey)), MAX_PIXELS)
 
 
 @pytest.mark.parametrize("side", [28, 100, 400])
@@ -138,7 +143,7 @@ def test_a_blank_photo_is_refused(side: int) -> None:
     for noise in (1, 5, 15):
         paper = np.linspace(120, 220, side) + generator.normal(0, noise, (side, side))
         with pytest.raises(NothingDrawnError, match="nothing is drawn"):
-            to_model_input(Image.fromarray(paper.clip(0, 255).astype(np.uint8)))
+            convert_picture(Image.fromarray(paper.clip(0, 255).astype(np.uint8)))
 
 
 def test_any_picture_at_all_is_read_or_refused() -> None:
@@ -155,7 +160,7 @@ def test_any_picture_at_all_is_read_or_refused() -> None:
         if generator.random() < 0.5:
             picture = np.median(picture) + (picture - np.median(picture)) * (picture > 200)
         try:
-            found = to_model_input(Image.fromarray(picture.clip(0, 255).astype(np.uint8)))
+            found = convert_picture(Image.fromarray(picture.clip(0, 255).astype(np.uint8)))
         except NothingDrawnError:
             continue
         assert found.shape == (28, 28)
@@ -171,7 +176,7 @@ def test_transparent_all_over_is_blank() -> None:
     rgba = generator.integers(0, 256, (50, 50, 4), np.uint8)
     rgba[..., 3] = 0
     with pytest.raises(NothingDrawnError):
-        to_model_input(Image.fromarray(rgba))
+        convert_picture(Image.fromarray(rgba))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_transparent_all_over_is_blank() -> None:
 def test_what_is_no_image_is_refused(content: bytes, named: str) -> None:
     """Text, other formats and cut-off files are refused, saying what came."""
     with pytest.raises(InvalidInputError, match=named):
-        read_image(content, MAX_PIXELS)
+        decode_digit(content, MAX_PIXELS)
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
@@ -198,9 +203,9 @@ def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
     small[16:24] = (50_000).to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
     with pytest.raises(PayloadTooLargeError, match="pixels"):
-        read_image(bytes(small), MAX_PIXELS)
+        decode_digit(bytes(small), MAX_PIXELS)
     with pytest.raises(PayloadTooLargeError, match="1001 x 1000"):
-        read_image(_file(Image.new("L", (1001, 1000))), MAX_PIXELS)
+        decode_digit(_file(Image.new("L", (1001, 1000))), MAX_PIXELS)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -210,9 +215,9 @@ def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
 def test_an_unreadable_exif_block_does_not_spoil_the_image(junk: bytes, digit: np.ndarray) -> None:
     """A broken EXIF block in a PNG or JPEG is ignored: the picture itself is read."""
     png = _file(Image.fromarray(digit), exif=junk)
-    assert np.array_equal(read_image(png, MAX_PIXELS), digit)
+    assert np.array_equal(decode_digit(png, MAX_PIXELS), digit)
     jpeg = _file(Image.fromarray(digit), "JPEG", quality=95, exif=b"Exif\x00\x00" + junk)
-    assert np.abs(read_image(jpeg, MAX_PIXELS).astype(int) - digit).mean() < 3
+    assert np.abs(decode_digit(jpeg, MAX_PIXELS).astype(int) - digit).mean() < 3
 
 
 def test_damaged_files_of_every_kind_are_refused_in_words() -> None:
@@ -228,6 +233,6 @@ def test_damaged_files_of_every_kind_are_refused_in_words() -> None:
             for position in generator.integers(0, len(damaged), generator.integers(1, 6)):
                 damaged[position] = generator.integers(0, 256)
             try:
-                assert read_image(bytes(damaged), MAX_PIXELS).shape == (28, 28)
+                assert decode_digit(bytes(damaged), MAX_PIXELS).shape == (28, 28)
             except (InvalidInputError, NothingDrawnError, PayloadTooLargeError) as error:
                 assert str(error)  # noqa: PT017 - either outcome is right

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from service.errors import InvalidInputError
-from service.strict_json import parse_json
+from service.protocol.errors import InvalidInputError
+from service.protocol.json_values import parse_json
 
 
 def _read(body: bytes, depth: int = 8) -> object:

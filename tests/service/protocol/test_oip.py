@@ -9,8 +9,8 @@ import pytest
 from export.bundle import Bundle
 from export.golden import Golden
 from export.manifest import TensorSpec
-from service.errors import InvalidInputError, PayloadTooLargeError
-from service.oip import format_infer, model_metadata, parse_infer
+from service.protocol.errors import InvalidInputError, PayloadTooLargeError
+from service.protocol.oip import decode_infer, encode_infer, model_metadata
 from service.settings import Limits
 from tests.tiny import SERVED_BUNDLES
 
@@ -44,7 +44,7 @@ def _body(tensor: dict[str, Any] | None = None, **further: Any) -> bytes:
 def test_json_values_are_read_flat_and_nested(nested: bool) -> None:
     """Row-major either way; all outputs are asked for, as JSON."""
     data = IMAGES.tolist() if nested else IMAGES.ravel().tolist()
-    asked = parse_infer(_body(_tensor(data=data), id="a"), None, MANIFEST, Limits(10))
+    asked = decode_infer(_body(_tensor(data=data), id="a"), None, MANIFEST, Limits(10))
     assert np.array_equal(asked.inputs["images"], IMAGES)
     assert (asked.samples, asked.id) == (2, "a")
     assert asked.outputs == {"logits": False, "probabilities": False}
@@ -73,7 +73,7 @@ def test_blobs_behind_the_json_are_read_in_order() -> None:
     }
     text = json.dumps(header).encode()
     body = text + right.tobytes() + left.tobytes()
-    asked = parse_infer(body, str(len(text)), PAIR, Limits(10))
+    asked = decode_infer(body, str(len(text)), PAIR, Limits(10))
     assert list(asked.inputs) == ["left", "right"]
     assert np.array_equal(asked.inputs["left"], left)
     assert np.array_equal(asked.inputs["right"], right)
@@ -82,13 +82,13 @@ def test_blobs_behind_the_json_are_read_in_order() -> None:
 
 def test_a_body_without_json_is_the_input() -> None:
     """Header value 0: the body is pixels, and every output comes back binary."""
-    asked = parse_infer(IMAGES.tobytes(), "0", MANIFEST, Limits(10))
+    asked = decode_infer(IMAGES.tobytes(), "0", MANIFEST, Limits(10))
     assert np.array_equal(asked.inputs["images"], IMAGES)
     answers = {
         "logits": np.arange(20, dtype=np.float32).reshape(2, 10),
         "probabilities": np.ones((2, 10), np.float32),
     }
-    body, length = format_infer(answers, asked, MANIFEST)
+    body, length = encode_infer(answers, asked, MANIFEST)
     assert length is not None
     header = json.loads(body[:length])
     assert (header["model_name"], header["model_version"]) == ("cnn", MANIFEST.version)
@@ -98,11 +98,11 @@ def test_a_body_without_json_is_the_input() -> None:
 
 def test_json_answers_hold_every_digit_and_the_id() -> None:
     """What float32 says is what JSON says; only the outputs asked for come back."""
-    asked = parse_infer(
+    asked = decode_infer(
         _body(id="q", outputs=[{"name": "probabilities"}]), None, MANIFEST, Limits(10)
     )
     values = np.random.default_rng(0).random((2, 10)).astype(np.float32)
-    body, length = format_infer({"logits": values, "probabilities": values}, asked, MANIFEST)
+    body, length = encode_infer({"logits": values, "probabilities": values}, asked, MANIFEST)
     assert length is None
     answer = json.loads(body)
     assert answer["id"] == "q"
@@ -156,7 +156,7 @@ def test_a_model_says_its_tensors() -> None:
 def test_a_broken_request_is_answered_in_words(body: bytes, words: str) -> None:
     """Each rule that was broken is named with what came and what was expected."""
     with pytest.raises((InvalidInputError, PayloadTooLargeError)) as refused:
-        parse_infer(body, None, MANIFEST, Limits(10))
+        decode_infer(body, None, MANIFEST, Limits(10))
     assert words in str(refused.value)
     assert len(str(refused.value)) < 400
 
@@ -175,7 +175,7 @@ def test_a_broken_request_is_answered_in_words(body: bytes, words: str) -> None:
 def test_a_lying_length_is_answered_in_words(body: bytes, length: str, words: str) -> None:
     """The header and the body contradict each other."""
     with pytest.raises(InvalidInputError, match=words):
-        parse_infer(body, length, MANIFEST, Limits(10))
+        decode_infer(body, length, MANIFEST, Limits(10))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_blobs_must_be_as_announced(size: object, blob: bytes, words: str) -> No
     """Too short, too long, or announced otherwise than the shape needs."""
     text = _body(_tensor(data=None, parameters={"binary_data_size": size}))
     with pytest.raises(InvalidInputError, match=words):
-        parse_infer(text + blob, str(len(text)), MANIFEST, Limits(10))
+        decode_infer(text + blob, str(len(text)), MANIFEST, Limits(10))
 
 
 def test_too_many_samples_are_refused() -> None:
@@ -204,7 +204,7 @@ def test_too_many_samples_are_refused() -> None:
         (text + IMAGES.tobytes(), str(len(text))),
     ):
         with pytest.raises(PayloadTooLargeError, match="at most 1 are taken"):
-            parse_infer(body, length, MANIFEST, Limits(1))
+            decode_infer(body, length, MANIFEST, Limits(1))
 
 
 def test_inputs_of_different_counts_and_non_finite_ones_are_refused() -> None:
@@ -212,8 +212,8 @@ def test_inputs_of_different_counts_and_non_finite_ones_are_refused() -> None:
     left = {"name": "left", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
     right = {"name": "right", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}
     with pytest.raises(InvalidInputError, match="first axes differ"):
-        parse_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, Limits(9))
+        decode_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, Limits(9))
     left["data"] = [1e39, 2, 3, 4]
     right |= {"shape": [2], "data": [1, 2]}
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
-        parse_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, Limits(9))
+        decode_infer(json.dumps({"inputs": [left, right]}).encode(), None, PAIR, Limits(9))

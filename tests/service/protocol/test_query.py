@@ -6,12 +6,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.datastructures import QueryParams
 
-from service.errors import InvalidInputError
-from service.query import model_and_show
+from service.protocol.errors import InvalidInputError
+from service.protocol.query import decode_query
 
-DIGIT = Path(__file__).with_name("digit.png")
+DIGIT = Path(__file__).parent.parent / "digit.png"
 BOTH = ("model", "show")
 
 
@@ -27,7 +26,7 @@ BOTH = ("model", "show")
 )
 def test_a_query_names_model_and_show(query: str, expected: tuple[str | None, bool]) -> None:
     """Either, both in any order, or none."""
-    assert model_and_show(QueryParams(query), BOTH) == expected
+    assert decode_query(query, BOTH) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_a_query_names_model_and_show(query: str, expected: tuple[str | None, bo
 def test_another_query_is_refused_in_words(query: str, known: tuple[str, ...], named: str) -> None:
     """What came, and what there is."""
     with pytest.raises(InvalidInputError, match=named):
-        model_and_show(QueryParams(query), known)
+        decode_query(query, known)
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from export.golden import Golden
-from service.images import to_model_input
+from service.adapters.digits import convert_picture
 from tests.service.drawn import KINDS, fitted, made, pictures
 from tests.tiny import SERVED_BUNDLES
 
-DIGIT = Path(__file__).with_name("digit.png")
+DIGIT = Path(__file__).parent.parent / "digit.png"
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
 
 
@@ -25,7 +25,7 @@ def test_a_drawing_looks_like_the_digit_that_was_drawn(name: str) -> None:
     """Wherever and however digits are drawn, nine in ten come out near themselves."""
     digits = GOLDEN.inputs["images"][::2]
     drawn = pictures(digits, KINDS[name], seed=0)
-    formed, refused = made(drawn, to_model_input)
+    formed, refused = made(drawn, convert_picture)
     alike = [_alike(a, b) for a, b in zip(formed, digits, strict=True)]
     plain, _ = made(drawn, fitted)
     least, before = np.quantile(alike, 0.1), [_alike(*ab) for ab in zip(plain, digits, strict=True)]
@@ -55,7 +55,7 @@ def test_any_size_keeps_its_proportions(size: tuple[int, int]) -> None:
     thick = max(1, arm // 6)
     sheet[y - arm : y + arm, x - thick : x + thick] = 255
     sheet[y - thick : y + thick, x - arm // 2 : x + arm // 2] = 255
-    pixels = to_model_input(Image.fromarray(sheet))
+    pixels = convert_picture(Image.fromarray(sheet))
     rows, columns = np.flatnonzero(pixels.max(axis=1)), np.flatnonzero(pixels.max(axis=0))
     assert rows[-1] - rows[0] == 19
     assert abs(rows.mean() - 13.5) <= 1
@@ -74,8 +74,8 @@ def test_where_a_digit_is_drawn_makes_no_difference(
     middle, moved = np.zeros((2, 160, 160), np.uint8)
     middle[40:120, 40:120] = ink
     moved[place[0] : place[0] + 80, place[1] : place[1] + 80] = ink
-    found = to_model_input(Image.fromarray(255 - moved if paper else moved)).astype(int)
-    expected = to_model_input(Image.fromarray(middle)).astype(int)
+    found = convert_picture(Image.fromarray(255 - moved if paper else moved)).astype(int)
+    expected = convert_picture(Image.fromarray(middle)).astype(int)
     assert np.abs(found - expected).mean() < 4
 
 
@@ -83,19 +83,19 @@ def test_specks_and_the_papers_edge_are_no_ink(digit: np.ndarray) -> None:
     """Dust beside the digit, a dark table beside the sheet, a frame around: the digit alone."""
     sheet = np.full((200, 200), 230, np.uint8)
     sheet[60:140, 60:140] -= np.kron(digit[4:24, 4:24] // 2, np.ones((4, 4), np.uint8))
-    alone = to_model_input(Image.fromarray(sheet))
+    alone = convert_picture(Image.fromarray(sheet))
     dusty, table, framed = sheet.copy(), sheet.copy(), sheet.copy()
     dusty[20:23, 20:23] = dusty[180, 175:178] = 20
     table[:, 185:] = 30
     framed[:3], framed[-3:], framed[:, :3], framed[:, -3:] = 0, 0, 0, 0
     for spoilt in (dusty, table, framed):
-        assert _alike(to_model_input(Image.fromarray(spoilt)), alone) > 0.85
+        assert _alike(convert_picture(Image.fromarray(spoilt)), alone) > 0.85
 
 
 def test_a_small_picture_that_is_not_in_mnists_form_is_put_into_it(digit: np.ndarray) -> None:
     """28x28 pixels with a grey ground are drawn anew; with a dark one they stay where they are."""
     shifted = np.roll(digit, 3, axis=1)
-    assert np.array_equal(to_model_input(Image.fromarray(shifted)), shifted)
+    assert np.array_equal(convert_picture(Image.fromarray(shifted)), shifted)
     grey = (100 + shifted * 0.5).astype(np.uint8)
-    assert _alike(to_model_input(Image.fromarray(grey)), digit) > 0.8
-    assert _alike(to_model_input(Image.fromarray(grey)), digit) > _alike(shifted, digit)
+    assert _alike(convert_picture(Image.fromarray(grey)), digit) > 0.8
+    assert _alike(convert_picture(Image.fromarray(grey)), digit) > _alike(shifted, digit)

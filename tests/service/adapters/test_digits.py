@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from export.guard import Verdict
-from service.errors import InvalidInputError, PayloadTooLargeError
-from service.predict_wire import parse_predict, predictions
+from service.adapters.digits import decode_predict, describe_predictions
+from service.protocol.errors import InvalidInputError, PayloadTooLargeError
 from service.settings import Limits
 
 IMAGE = np.arange(784).reshape(28, 28) % 256
@@ -19,11 +19,11 @@ def _body(images: object, **fields: object) -> bytes:
 
 def test_one_image_and_many_become_uint8_arrays() -> None:
     """28x28 is one image, Nx28x28 are N; values are kept."""
-    one = parse_predict(_body(IMAGE.tolist()), Limits(10))
+    one = decode_predict(_body(IMAGE.tolist()), Limits(10))
     assert one.images.shape == (1, 28, 28)
     assert one.images.dtype == np.uint8
     assert np.array_equal(one.images[0], IMAGE)
-    many = parse_predict(_body([IMAGE.tolist()] * 3, model="mlp"), Limits(10))
+    many = decode_predict(_body([IMAGE.tolist()] * 3, model="mlp"), Limits(10))
     assert many.images.shape == (3, 28, 28)
     assert many.model == "mlp"
 
@@ -90,23 +90,23 @@ BAD = [
 def test_bad_bodies_are_refused(body: bytes, named: str) -> None:
     """Each bad body gets an error whose text names what was wrong with it."""
     with pytest.raises(InvalidInputError, match=named):
-        parse_predict(body, Limits(10))
+        decode_predict(body, Limits(10))
 
 
 def test_too_many_images_are_refused_with_both_numbers() -> None:
     """The message says how many came and how many are taken."""
     with pytest.raises(PayloadTooLargeError, match=r"11 images.*at most 10"):
-        parse_predict(_body([IMAGE.tolist()] * 11), Limits(10))
+        decode_predict(_body([IMAGE.tolist()] * 11), Limits(10))
 
 
 def test_a_prediction_names_the_likeliest_label() -> None:
     """Labels come from the bundle, probabilities in its order; each image has its verdict."""
     probabilities = np.array([[0.2, 0.8], [0.9, 0.1]], np.float32)
-    answer = predictions(["no", "yes"], probabilities, None)
+    answer = describe_predictions(["no", "yes"], probabilities, None)
     assert [entry["label"] for entry in answer] == ["yes", "no"]
     assert answer[0]["probabilities"] == pytest.approx([0.2, 0.8])
     assert [entry["guard"] for entry in answer] == [None, None]
     verdicts = [Verdict(True, 0.5, None), Verdict(False, 0.001, "blank")]
-    answer = predictions(["no", "yes"], probabilities, verdicts)
+    answer = describe_predictions(["no", "yes"], probabilities, verdicts)
     assert answer[1]["guard"] == {"usual": False, "p_value": 0.001, "reason": "blank"}
     assert answer[0]["guard"] == {"usual": True, "p_value": 0.5, "reason": None}

@@ -1,4 +1,4 @@
-"""Which connected parts of a small picture's ink are the drawing, and which are specks or edges."""
+"""Separates the drawing in a small picture from specks of dirt and from the paper's edges."""
 
 from typing import NamedTuple
 
@@ -6,30 +6,30 @@ import numpy as np
 
 from export.parity.metrics import Array
 
-# Specks: parts of less than this share of the largest one's ink.
+# A connected part is a speck if it has less than this share of the largest part's ink.
 SPECK = 0.05
-# A part that lies at a side of the picture along this share of it is the paper's edge, a table's,
-# or a frame, if there is anything else of at least that share of its ink.
+# A connected part is an edge or a frame, not a drawing, if it touches a side of the picture and
+# extends along this share of it, and if other parts have at least this share of its ink.
 ALONG, ELSE = 0.75, 0.1
 
 
 class Run(NamedTuple):
-    """Pixels of ink side by side: [start, stop) in one row."""
+    """Adjacent pixels of ink in one row: columns start to stop, exclusive."""
 
     row: int
     start: int
     stop: int
 
 
-def drawing(mask_HW: Array, ink_HW: Array) -> Array:
-    """The parts of a mask that are drawn.
+def select_drawing(mask_HW: Array, ink_HW: Array) -> Array:
+    """Remove specks and edges from a mask of ink.
 
     Args:
-        mask_HW: bool [H, W], where there is ink; somewhere there is.
-        ink_HW: float32 [H, W], how much.
+        mask_HW: bool [H, W], True where there is ink; True at least once.
+        ink_HW: float32 [H, W], the amount of ink.
 
     Returns:
-        bool [H, W].
+        bool [H, W], the connected parts that belong to the drawing.
     """
     runs = _runs(mask_HW)
     parts = _joined(runs)
@@ -49,7 +49,7 @@ def drawing(mask_HW: Array, ink_HW: Array) -> Array:
 
 
 def _runs(mask_HW: Array) -> list[Run]:
-    """All runs, row by row."""
+    """The runs of a mask, row by row."""
     height, width = mask_HW.shape
     padded = np.zeros((height, width + 2), np.int8)
     padded[:, 1:-1] = mask_HW
@@ -60,7 +60,7 @@ def _runs(mask_HW: Array) -> list[Run]:
 
 
 def _joined(runs: list[Run]) -> list[list[Run]]:
-    """Runs by the part that they belong to: what touches, also by a corner, is one part."""
+    """The connected parts as lists of runs (8-connectivity, by union-find)."""
     parent = list(range(len(runs)))
 
     def root(index: int) -> int:
@@ -86,12 +86,13 @@ def _joined(runs: list[Run]) -> list[list[Run]]:
 
 
 def _mass(sums_HW: Array, run: Run) -> float:
+    """The ink of a run, from the sums of ink along rows."""
     before = sums_HW[run.row, run.start - 1] if run.start else 0
     return float(sums_HW[run.row, run.stop - 1] - before)
 
 
 def _is_edge(part: list[Run], mask_HW: Array) -> bool:
-    """Does it lie along a side of the picture, and at it?"""
+    """Does a part touch a side of the picture and extend along most of it?"""
     height, width = mask_HW.shape
     top, bottom = part[0].row, part[-1].row
     left, right = min(run.start for run in part), max(run.stop for run in part)

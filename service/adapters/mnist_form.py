@@ -1,13 +1,16 @@
-"""A grey picture of any size becomes what MNIST is made of: 28x28, a digit of 20 in its middle.
+"""Converts a grey picture of any size to the form of MNIST's images: 28x28, ink on dark ground.
 
-MNIST was made of NIST's scans so (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
-Recognition", section III.A): the digit's box is scaled to 20 pixels on its longer side, keeping
-its proportions, with grey levels from anti-aliasing, and laid into 28x28 so that its centre of
-mass is the centre. Scans are black and white; drawings and photos are made so first: the paper's
-own brightness, wherever it is brighter or darker, is taken away, and what is left is stretched.
+A picture that has this form already is kept bit for bit: 28x28 pixels, of whose rim nine in ten are
+dark, as in every MNIST image. Its exact negative, dark ink on light paper, is inverted. Every other
+picture is drawn again in the way in which MNIST was made from NIST's scans (LeCun et al. 1998,
+"Gradient-Based Learning Applied to Document Recognition", section III.A): the digit's bounding box
+is scaled to 20 pixels on its longer side, keeping its proportions, with anti-aliasing, and placed
+so that its centre of mass is the centre of 28x28 pixels. Scans are black and white; drawings and
+photos are brought near to that first: the paper's own brightness is subtracted, and what remains is
+stretched to full contrast.
 
-Two passes, for speed: the ink is looked for in a small copy, then cut out of the picture itself.
-Arrays are [height, width]; "ink" is float32, 0 = paper, 1 = ink.
+For speed there are two passes: the ink is found in a small copy, then cut out of the picture
+itself. Arrays are [height, width]; "ink" is float32, 0 = paper, 1 = ink.
 """
 
 import math
@@ -17,40 +20,46 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from export.parity.metrics import Array
-from service.errors import NothingDrawnError
-from service.parts import drawing
+from service.adapters.ink import select_drawing
+from service.adapters.pictures import PIXEL_MAX
+from service.protocol.errors import NothingDrawnError
 
 SIDE, BOX = 28, 20
-CENTRE = 14  # where MNIST's images have their centre of mass, rounded to whole pixels
-PIXEL_MAX = 255
-COARSE, FINE = 64, 4 * BOX  # longest sides of the two copies
-# Ink stands out from its paper by so many grey levels, and by so many times the paper's own noise.
+CENTRE = 14  # of mass of MNIST's images, rounded to whole pixels
+COARSE, FINE = 64, 4 * BOX  # the longer sides of the small copy and of the cut-out
+# The least contrast of ink and paper, in grey levels and in multiples of the paper's own noise.
 LEAST_CONTRAST, LEAST_SIGNAL = 16, 6
-# Strokes are narrower than this share of the picture: what is wider is ground.
+# Strokes are narrower than this share of the picture; anything wider belongs to the ground.
 WIDEST_STROKE = 1 / 3
-# Shares of the ink's depth: what is deeper is a part of the drawing in the small copy; in the cut,
-# where paper ends, where ink is full, and what belongs to the drawing's box.
+# Shares of the ink's depth: the least of the drawing's parts in the small copy; in the cut-out, the
+# end of the paper, the start of full ink, and the least within the drawing's bounding box.
 DEEP, PAPER, FULL, HALF = 0.15, 0.2, 0.7, 0.5
-SURE, NOISE = 5, 2.5  # in both, standard deviations of the paper that are paper still
+SURE, NOISE = 5, 2.5  # the same two limits of paper, in standard deviations of its noise
 MARGIN = 2  # pixels of the small copy around the ink
-THIN = 1.8  # pixels of 28x28; MNIST's strokes are two to four wide
-NORMAL_MAD = 1.4826  # a normal distribution's standard deviation over its median deviation
+THIN = 1.8  # pixels of 28x28; MNIST's strokes are two to four pixels wide
+NORMAL_MAD = 1.4826  # standard deviation / median absolute deviation, normal distribution
+
+
+# None of MNIST's 70,000 images has more than 5 lighter pixels on its rim of 108.
+DARK, MAX_LIGHT_ON_RIM = 31, 10
+_RIM = np.ones((SIDE, SIDE), np.bool_)
+_RIM[1:-1, 1:-1] = False
 
 
 class Ground(NamedTuple):
-    """What a picture is drawn on, seen in its small copy.
+    """The paper, as found in the small copy.
 
     Attributes:
-        light: The paper is lighter than the ink.
-        level: float32 [h, w], its brightness (of the negative, if it is light).
+        light: Whether the paper is lighter than the ink.
+        level: float32 [h, w], the paper's brightness; in the negative if the paper is light.
     """
 
     light: bool
     level: Array
 
 
-def to_mnist_form(grey: Image.Image) -> Array:
-    """Find the ink, cut it out, scale and centre it as MNIST's digits are.
+def convert_to_mnist_form(grey: Image.Image) -> Array:
+    """Convert a grey picture to the form of MNIST's images.
 
     Args:
         grey: Mode L, any size; ink on lighter or darker paper.
@@ -61,14 +70,40 @@ def to_mnist_form(grey: Image.Image) -> Array:
     Raises:
         NothingDrawnError: There is no ink.
     """
+    if grey.size == (SIDE, SIDE):
+        pixels = np.array(grey)
+        for form in (pixels, PIXEL_MAX - pixels):
+            if _has_dark_rim(form):
+                return _require_contrast(form)
+    return _draw_again(grey)
+
+
+def _has_dark_rim(pixels: Array) -> bool:
+    rim = pixels[_RIM]
+    return int(np.count_nonzero(rim > DARK)) <= MAX_LIGHT_ON_RIM
+
+
+def _require_contrast(pixels: Array) -> Array:
+    """The image as it is, if anything is drawn on it."""
+    contrast = int(pixels.max()) - int(pixels.min())
+    if contrast < LEAST_CONTRAST:
+        raise NothingDrawnError(
+            f"nothing is drawn on the image: its pixels differ by {contrast} of {PIXEL_MAX} grey "
+            f"levels at most; send a digit that stands out by {LEAST_CONTRAST} and more"
+        )
+    return pixels
+
+
+def _draw_again(grey: Image.Image) -> Array:
+    """Find the ink, cut it out, scale it and place it as MNIST's digits are."""
     small = _sized(grey, COARSE) if max(grey.size) > COARSE else grey
     ground, drawn = _find_ink(small)
-    return _laid_in(_scaled(_cut_out(grey, ground, drawn)))
+    return _placed(_scaled(_cut_out(grey, ground, drawn)))
 
 
 def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
-    """The paper, and where in the small copy, bool [h, w], the drawing is."""
-    # Smoothed, so that a camera's noise does not pass for ink.
+    """The paper, and the mask of the drawing in the small copy, bool [h, w]."""
+    # Smoothed, so that a camera's noise is not taken for ink.
     pixels = np.asarray(small.filter(ImageFilter.BoxBlur(1)), np.float32)
     plane = _plane(pixels)
     flat = pixels - plane
@@ -77,7 +112,7 @@ def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
         flat, plane = -flat, PIXEL_MAX - plane
     level = _without_strokes(flat, math.ceil(WIDEST_STROKE * max(flat.shape)))
     ink = flat - level
-    usual = float(np.median(ink))  # the paper's, which noise lifts above the level
+    usual = float(np.median(ink))  # of the paper, which noise lifts above the opening
     ink -= usual
     noise = NORMAL_MAD * float(np.median(np.abs(ink)))
     depth = float(ink.max())
@@ -87,12 +122,12 @@ def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
             f"{depth:.0f} of {PIXEL_MAX} grey levels, and the ground wavers by {noise:.0f}; "
             "send a digit in dark ink on light paper, or in light ink on dark"
         )
-    drawn = drawing(ink > max(DEEP * depth, SURE * noise), ink)
+    drawn = select_drawing(ink > max(DEEP * depth, SURE * noise), ink)
     return Ground(light, level + plane + usual), drawn
 
 
 def _plane(pixels: Array) -> Array:
-    """The plane that fits best: light often falls from one side."""
+    """The least-squares plane through the brightness: light often falls from one side."""
     height, width = pixels.shape
     rows, columns = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
     down = rows @ pixels.mean(axis=1) / max(1.0, rows @ rows)
@@ -102,18 +137,18 @@ def _plane(pixels: Array) -> Array:
 
 
 def _is_light(flat: Array) -> bool:
-    """Is the paper lighter than the ink? The paper is most of the rim, and most of the picture."""
+    """Is the paper lighter than the ink? Most of the rim and of the picture is paper."""
     rim = np.median(np.concatenate([flat[0], flat[-1], flat[:, 0], flat[:, -1]]))
     return bool(rim + flat.mean() > flat.min() + flat.max())
 
 
 def _without_strokes(pixels: Array, width: int) -> Array:
-    """A morphological opening: what is lighter and narrower than ``width`` goes."""
+    """A morphological opening: removes what is lighter and narrower than ``width`` pixels."""
     return _widest(_widest(pixels, width, np.minimum), width, np.maximum)
 
 
 def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
-    """The smallest or largest value within so many pixels, along both axes; by doubling."""
+    """The minimum or maximum over a square of ``width`` pixels, in log2(width) steps an axis."""
     for axis in (0, 1):
         before = width // 2
         padding = [(0, 0), (0, 0)]
@@ -132,7 +167,7 @@ def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
 
 
 def _cut_out(grey: Image.Image, ground: Ground, drawn: Array) -> Array:
-    """The drawing alone, from the picture itself; ink, its longer side FINE pixels at most."""
+    """The drawing alone, cut out of the picture: ink, at most FINE pixels on its longer side."""
     height, width = drawn.shape
     top, bottom, left, right = _extent(drawn)
     top, left = max(0, top - MARGIN), max(0, left - MARGIN)
@@ -158,7 +193,7 @@ def _cut_out(grey: Image.Image, ground: Ground, drawn: Array) -> Array:
 
 
 def _two_kinds(values: Array) -> tuple[float, float, float]:
-    """Means of the two kinds of pixels that differ most (Otsu 1979); the lower one's spread."""
+    """Otsu's threshold (1979): the means of both classes, and the lower one's deviation."""
     rising = np.sort(values, axis=None)
     counts = np.arange(1, rising.size)
     sums = np.cumsum(rising, dtype=np.float64)
@@ -174,13 +209,13 @@ def _enlarged(small: Array, size: tuple[int, int], box: tuple[int, int, int, int
 
 
 def _extent(mask: Array) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of what is true; bottom and right are the first beyond."""
+    """The bounding box of a mask: top, bottom, left, right; bottom and right are exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def _scaled(ink: Array) -> Array:
-    """The ink's box, its longer side BOX pixels; too thin strokes are made a pixel wider."""
+    """The ink's bounding box with its longer side at BOX pixels; thin strokes are widened."""
     sure = ink > HALF
     if not sure.any():
         raise NothingDrawnError(
@@ -196,26 +231,26 @@ def _scaled(ink: Array) -> Array:
 
 
 def _sized(image: Image.Image, longest: int) -> Image.Image:
-    """The image, its longer side so long."""
+    """Resize an image so that its longer side has ``longest`` pixels."""
     scale = longest / max(image.size)
     width, height = (max(1, round(scale * side)) for side in image.size)
-    # A box when shrinking: every pixel counts alike, as when paper is scanned.
+    # A box filter when shrinking: every pixel has the same weight, as in a scan.
     filter_ = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     return image.resize((width, height), filter_)
 
 
 def _stroke(ink: Array) -> float:
-    """How wide strokes are, in pixels: twice their area over the length of their edges.
+    """The width of the strokes in pixels: twice their area divided by the length of their edges.
 
-    An edge is counted along rows and columns, where it is 4/pi of its length on average.
+    The edges are measured along rows and columns, which on average gives 4/pi of their length.
     """
     padded = np.pad(ink, 1)
     edges = sum(float(np.abs(np.diff(padded, axis=axis)).sum()) for axis in (0, 1))
     return 8 / np.pi * float(ink.sum()) / edges
 
 
-def _laid_in(digit: Array) -> Array:
-    """A digit of at most BOX pixels, stretched to full ink, its centre of mass in the middle."""
+def _placed(digit: Array) -> Array:
+    """Stretch a digit of at most BOX pixels to full ink; place its centre of mass centrally."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     stretched = np.minimum(digit * (PIXEL_MAX / digit.max()), PIXEL_MAX)
     places = []

@@ -1,0 +1,90 @@
+"""The task "tensors": any model; JSON lists in, JSON lists out."""
+
+import math
+from typing import Any
+
+from export.manifest import Manifest, TensorSpec
+from export.parity.metrics import Arrays
+from service.protocol.errors import InvalidInputError, UnsupportedMediaError, quote_value
+from service.protocol.json_values import json_kind, parse_json
+from service.protocol.oip import to_json_numbers
+from service.protocol.tensors import InputTensor, read_inputs
+from service.settings import Limits
+
+EXPECTED = '{"inputs": {"NAME": list of numbers, nested as the input\'s shape or flat}}'
+
+
+class TensorsAdapter:
+    """Converts JSON lists to inputs and outputs to JSON lists; see ``adapter.Adapter``."""
+
+    task = "tensors"
+    endpoints: tuple[str, ...] = ("predict",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Keep the model's manifest."""
+        self._manifest = manifest
+
+    def decode_json(self, body: bytes, limits: Limits) -> Arrays:
+        """Decode {"inputs": {"NAME": list}}, or {"inputs": list} for the only input."""
+        fields = parse_json(body, EXPECTED, limits.json_depth)
+        if not isinstance(fields, dict):
+            raise InvalidInputError(f"the body is {json_kind(fields)}; expected {EXPECTED}")
+        if unknown := sorted(fields.keys() - {"inputs"}):
+            raise InvalidInputError(f"unknown field {quote_value(unknown[0])}; known: inputs")
+        if "inputs" not in fields:
+            raise InvalidInputError(f"the field inputs is missing; expected {EXPECTED}")
+        given = [self._describe(*item) for item in self._named(fields["inputs"]).items()]
+        return read_inputs(given, memoryview(b""), self._manifest, limits.samples)
+
+    def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
+        """Refuse: nothing is known of how an image becomes this model's inputs."""
+        name = self._manifest.name
+        raise UnsupportedMediaError(
+            f"{name} takes tensors, not images; send them as JSON to /models/{name}/predict or "
+            f"/v2/models/{name}/infer"
+        )
+
+    def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
+        """The outputs as nested lists, in the manifest's order."""
+        names = [spec.name for spec in self._manifest.outputs]
+        return {"outputs": {name: to_json_numbers(name, outputs[name]) for name in names}}
+
+    def _named(self, given: object) -> dict[str, object]:
+        """The inputs by name."""
+        if isinstance(given, list) and len(self._manifest.inputs) == 1:
+            return {self._manifest.inputs[0].name: given}
+        if not isinstance(given, dict):
+            takes = ", ".join(map(str, self._manifest.inputs))
+            raise InvalidInputError(
+                f"inputs is {json_kind(given)}; expected an object with a list for each of {takes}"
+            )
+        return given
+
+    def _describe(self, name: str, values: object) -> InputTensor:
+        """An input as the Open Inference Protocol would describe it."""
+        if not isinstance(values, list):
+            raise InvalidInputError(
+                f"the input {quote_value(name)} is {json_kind(values)}; expected a list"
+            )
+        spec = next((spec for spec in self._manifest.inputs if spec.name == name), None)
+        if spec is None:  # refused by name later
+            return InputTensor(name, [], "", {}, values)
+        return InputTensor(name, _find_shape(values, spec), spec.datatype, {}, values)
+
+
+def _find_shape(values: list[Any], spec: TensorSpec) -> list[int]:
+    """The shape of a nested list by its first elements; of a flat one by its length."""
+    shape: list[int] = []
+    level: object = values
+    while isinstance(level, list):
+        shape.append(len(level))
+        level = level[0] if level else None
+    if len(shape) > 1 or len(spec.shape) == 1 or spec.bounds:
+        return shape
+    size = math.prod(spec.shape[1:])
+    count, rest = divmod(len(values), size)
+    if rest or not count:
+        raise InvalidInputError(
+            f"{spec.name} has {len(values)} values; expected {size} for each sample of {spec}"
+        )
+    return [count, *spec.shape[1:]]

@@ -1,0 +1,165 @@
+"""The errors that a request can end with, each with its HTTP status.
+
+    ServiceError
+    |-- InvalidInputError        400  not JSON, wrong shape, datatype or range, not an image
+    |-- UnauthorizedError        401  an API key is required, and it is missing or wrong
+    |-- UnknownModelError        404  no such model is served
+    |-- NoFeatureMapsError       404  the model has no feature maps
+    |-- PayloadTooLargeError     413  bytes, pixels or samples over a limit
+    |-- UnsupportedMediaError    415  a content type or encoding that the endpoint does not read
+    |-- NothingDrawnError        422  a readable image without a digit on it
+    |-- NonFiniteOutputError     422  the answer holds NaN or infinity, which JSON cannot express
+    |-- OverloadedError          429  the queue is full; Retry-After says when to try again
+    |-- NotReadyError            503  the model is still being loaded
+    `-- DeadlineError            504  the request waited too long and was not computed
+
+The message goes to the client. It says what came, what was expected and what to do.
+"""
+
+import math
+from enum import Enum
+from http import HTTPStatus
+
+MAX_QUOTED_CHARACTERS = 80
+
+
+def quote_value(value: object) -> str:
+    """A client's value as an error message quotes it: its ``repr``, cut to 80 characters."""
+    quoted = repr(value)
+    if len(quoted) <= MAX_QUOTED_CHARACTERS:
+        return quoted
+    return f"{quoted[:MAX_QUOTED_CHARACTERS]}..."
+
+
+class ErrorKind(Enum):
+    """The ways in which a request can fail.
+
+    Attributes:
+        label: The value of the metrics' label.
+        status: The HTTP status code.
+    """
+
+    INVALID_INPUT = ("invalid_input", 400)
+    NOT_HTTP = ("not_http", 400)
+    UNAUTHORIZED = ("unauthorized", 401)
+    UNKNOWN_MODEL = ("unknown_model", 404)
+    NO_FEATURE_MAPS = ("no_feature_maps", 404)
+    UNKNOWN_PATH = ("unknown_path", 404)
+    WRONG_METHOD = ("wrong_method", 405)
+    TOO_LARGE = ("too_large", 413)
+    UNSUPPORTED_MEDIA = ("unsupported_media", 415)
+    NOTHING_DRAWN = ("nothing_drawn", 422)
+    NON_FINITE_OUTPUT = ("non_finite_output", 422)
+    OVERLOADED = ("overloaded", 429)
+    HEAD_TOO_LARGE = ("head_too_large", 431)
+    CLIENT_GONE = ("client_gone", 499)  # nginx's code; the client never sees it
+    ENGINE = ("engine", 500)  # the inference runtime failed on the batch
+    INTERNAL = ("internal", 500)
+    TOO_MANY_CONNECTIONS = ("too_many_connections", 503)
+    NOT_READY = ("not_ready", 503)
+    DEADLINE = ("deadline", 504)
+
+    def __init__(self, label: str, status: int) -> None:
+        self.label, self.status = label, status
+
+
+class ServiceError(Exception):
+    """A request is refused; the message goes to the client."""
+
+    kind = ErrorKind.INTERNAL
+
+    @property
+    def status(self) -> HTTPStatus:
+        """The HTTP status of the answer."""
+        return HTTPStatus(self.kind.status)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Further headers of the answer."""
+        return {}
+
+
+class InvalidInputError(ServiceError):
+    """The request's body or query is not what the endpoint reads."""
+
+    kind = ErrorKind.INVALID_INPUT
+
+
+class UnauthorizedError(ServiceError):
+    """The API key is missing or wrong."""
+
+    kind = ErrorKind.UNAUTHORIZED
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The authentication scheme (RFC 6750)."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class UnknownModelError(ServiceError):
+    """No model of that name is served."""
+
+    kind = ErrorKind.UNKNOWN_MODEL
+
+
+class NoFeatureMapsError(ServiceError):
+    """The model's bundle holds no file of its first layer."""
+
+    kind = ErrorKind.NO_FEATURE_MAPS
+
+
+class PayloadTooLargeError(ServiceError):
+    """The request holds more bytes, pixels or samples than the limits allow."""
+
+    kind = ErrorKind.TOO_LARGE
+
+
+class UnsupportedMediaError(ServiceError):
+    """The endpoint or the model does not read this content type or encoding."""
+
+    kind = ErrorKind.UNSUPPORTED_MEDIA
+
+
+class NothingDrawnError(ServiceError):
+    """The image can be decoded, but there is no digit on it."""
+
+    kind = ErrorKind.NOTHING_DRAWN
+
+
+class NonFiniteOutputError(ServiceError):
+    """The model's answer holds NaN or infinity and was requested as JSON."""
+
+    kind = ErrorKind.NON_FINITE_OUTPUT
+
+
+class OverloadedError(ServiceError):
+    """The queue has no room for the request's samples."""
+
+    kind = ErrorKind.OVERLOADED
+
+    def __init__(self, message: str, retry_after_s: float = 1) -> None:
+        """Keep the message and the estimated seconds until the queue has room."""
+        super().__init__(message)
+        self._retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After in whole seconds, at least 1."""
+        return {"Retry-After": str(max(1, math.ceil(self._retry_after_s)))}
+
+
+class NotReadyError(ServiceError):
+    """The model is not ready yet, for example because it is still being loaded."""
+
+    kind = ErrorKind.NOT_READY
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After: clients should try again in a second."""
+        return {"Retry-After": "1"}
+
+
+class DeadlineError(ServiceError):
+    """The request waited longer than the timeout and was not computed."""
+
+    kind = ErrorKind.DEADLINE

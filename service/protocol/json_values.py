@@ -1,0 +1,156 @@
+"""Strict JSON (RFC 8259): no NaN, no duplicate keys, UTF-8 alone, a limited depth.
+
+msgspec decodes; it checks neither duplicate keys nor depth, and its messages lack line and column.
+Both checks count brackets and colons outside of strings, which costs a few percent of the decoding.
+Whatever is refused is decoded again by the standard library, which words the error.
+"""
+
+import json
+import re
+from collections import Counter
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+
+from service.protocol.errors import InvalidInputError, quote_value
+
+# Possessive, and closed or not: the time grows with the body's length alone, whatever it holds.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_TOO_LARGE_TO_SHOW = 2**63
+# ASCII: a bracket and its brace differ by this bit, "{" and "}" lie on both sides of "|".
+_BRACE_BIT, _BETWEEN_BRACES = 0x20, ord("|")
+
+
+def parse_json(body: bytes, expected: str, max_depth: int) -> object:
+    """Decode a JSON document.
+
+    Args:
+        body: The bytes that the client sent.
+        expected: What the endpoint expects, for the error message.
+        max_depth: The largest number of lists and objects within each other.
+
+    Returns:
+        dict, list, str, int, float, bool or None. Numbers beyond float64 become infinite.
+
+    Raises:
+        InvalidInputError: The body is empty, not JSON, nested too deeply, or has duplicate keys.
+    """
+    if not body:
+        raise InvalidInputError(f"the body is empty; expected {expected}")
+    outside = _remove_strings(body)
+    _check_depth(outside, max_depth)
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return _parse_slowly(body, expected)
+    if has_all_pairs(value, outside.count(b":")):
+        return value
+    return _parse_slowly(body, expected)
+
+
+def encode_json(value: object) -> bytes:
+    """Encode lists, dictionaries and scalars as compact UTF-8 JSON.
+
+    Args:
+        value: Contains neither NaN nor infinity, which would become null; nor NumPy arrays.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair, as a client sent it
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _parse_slowly(body: bytes, expected: str) -> object:
+    """What ``parse_json`` returns or raises, by the standard library."""
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise InvalidInputError(f"the body holds {name}, which is not JSON; expected {expected}")
+
+    try:
+        # Decoded here: json would also accept UTF-16 and UTF-32.
+        return json.loads(
+            body.decode(), parse_constant=refuse_constant, object_pairs_hook=_refuse_duplicate_keys
+        )
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"the body is not JSON: it is no UTF-8 text (byte {error.start}); image files go to "
+            "/predict/image"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InvalidInputError(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except ValueError as error:  # Python refuses integers of thousands of digits
+        raise InvalidInputError("the body holds a number of too many digits") from error
+
+
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidInputError(f"the key {quote_value(twice)} is given twice in one object")
+    return found
+
+
+def has_all_pairs(value: object, pairs: int) -> bool:
+    """Do the objects within a value hold this many key-value pairs? Fewer: a key was repeated.
+
+    The search goes level by level and ends with the last pair: lists of numbers below the last
+    object are not looked at.
+    """
+    level: list[Any] = [value]
+    while pairs > 0 and level:
+        below: list[Any] = []
+        for part in level:
+            if type(part) is dict:
+                pairs -= len(part)
+                below.extend(part.values())
+            elif type(part) is list:
+                below.extend(part)
+        level = below
+    return pairs == 0
+
+
+def _remove_strings(body: bytes) -> bytes:
+    """The JSON text without its strings, whose brackets and colons mean nothing."""
+    if b"\\" in body:
+        return _STRING.sub(b"", body)
+    return b"".join(body.split(b'"')[::2])
+
+
+def _check_depth(outside: bytes, max_depth: int) -> None:
+    """Refuse deep nesting before anything is decoded: decoders recurse."""
+    if outside.count(b"[") + outside.count(b"{") <= max_depth:
+        return
+    braces = np.frombuffer(outside, np.uint8) | _BRACE_BIT
+    braces = braces[(braces == ord("{")) | (braces == ord("}"))]
+    # "{" is one less than "|", "}" one more: a step down and a step up.
+    depth = int(np.cumsum(_BETWEEN_BRACES - braces.astype(np.int64)).max(initial=0))
+    if depth > max_depth:
+        raise InvalidInputError(
+            f"the body's lists and objects are nested {depth:,} deep; at most {max_depth} are read"
+        )
+
+
+def json_value(value: object) -> str:
+    """A JSON value for an error message: the number itself if it is short, else its kind."""
+    if type(value) is float:
+        return f"{value}, a fraction"
+    if type(value) is int:
+        return str(value) if abs(value) < _TOO_LARGE_TO_SHOW else "a number far out of range"
+    return json_kind(value)
+
+
+def json_kind(value: object) -> str:
+    """The kind of a JSON value for an error message, for example "a list"."""
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return kinds.get(type(value), "a value of another kind")

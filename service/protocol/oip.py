@@ -1,0 +1,297 @@
+"""The Open Inference Protocol (KServe V2) over HTTP: requests to arrays, arrays to answers.
+
+Bodies are JSON, or follow the binary extension (``binary_tensor_data``): JSON first and, behind
+it, raw little-endian values of the tensors in their order. The header
+``Inference-Header-Content-Length`` gives the length of the JSON. The value 0 means that the body is
+the only input's values and nothing else; its answer has binary outputs.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from export.manifest import Manifest
+from export.parity.metrics import Array, Arrays
+from service.protocol.errors import InvalidInputError, NonFiniteOutputError, quote_value
+from service.protocol.json_values import encode_json, parse_json
+from service.protocol.tensors import LITTLE_ENDIAN, InputTensor, read_inputs, read_raw_input
+from service.settings import Limits
+
+EXTENSIONS = ["binary_tensor_data"]
+PLATFORM = "onnxruntime_onnx"
+EXPECTED = (
+    "an inference request of the Open Inference Protocol: "
+    '{"inputs": [{"name", "shape", "datatype", "data"}]}'
+)
+HEADER_LENGTH = "inference-header-content-length"
+BINARY_TYPE = "application/octet-stream"
+MAX_CACHED_BYTES, MAX_CACHED_HEADERS = 4096, 1024
+MAX_ID_CHARACTERS = 1024
+# msgspec's names of types as error messages name JSON's, expected and received.
+_EXPECTED_KINDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "a string",
+    "int": "an integer",
+    "bool": "true or false",
+}
+_RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number", "null": "null"}
+_WRONG_TYPE = re.compile(r"Expected `(\w+)[^`]*`, got `(\w+)`")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_WHERE = re.compile(r" - at `\$(.*)`$")
+
+
+class _OutputParameters(msgspec.Struct, frozen=True):
+    binary_data: bool | None = None
+    shared_memory_region: Any = None
+
+
+class _Output(msgspec.Struct, frozen=True):
+    name: str
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _Parameters(msgspec.Struct, frozen=True):
+    binary_data_output: bool = False
+
+
+class _Request(msgspec.Struct, frozen=True):
+    inputs: list[InputTensor]
+    id: str | None = None
+    parameters: _Parameters = _Parameters()
+    outputs: list[_Output] | None = None
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """A checked request.
+
+    Attributes:
+        inputs: Arrays by name, of the manifest's dtypes and shapes, with one number of samples.
+        outputs: The names of the requested outputs, each with whether it shall be binary.
+        id: The client's name for the request, which the answer repeats.
+    """
+
+    inputs: Arrays
+    outputs: dict[str, bool]
+    id: str | None = None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+
+def decode_infer(
+    body: bytes, json_length: str | None, manifest: Manifest, limits: Limits
+) -> InferRequest:
+    """Decode the body of ``POST /v2/models/MODEL/infer``.
+
+    Args:
+        body: The bytes that the client sent.
+        json_length: The header ``Inference-Header-Content-Length``, None if there is none.
+        manifest: The model's.
+        limits: The limits of one request.
+
+    Raises:
+        InvalidInputError: Something in the body breaks the protocol or does not fit the model.
+        PayloadTooLargeError: There are more samples than allowed.
+    """
+    length = len(body) if json_length is None else _parse_length(json_length, len(body))
+    if length == 0 and json_length is not None:
+        inputs = read_raw_input(body, manifest, limits.samples)
+        return InferRequest(inputs, {spec.name: True for spec in manifest.outputs})
+    header = body[:length]
+    decode = _decode_cached if length < min(len(body), MAX_CACHED_BYTES) else _decode_header
+    asked = decode(header, limits.json_depth)
+    if asked.id is not None and len(asked.id) > MAX_ID_CHARACTERS:
+        raise InvalidInputError(
+            f"id has {len(asked.id):,} characters, at most {MAX_ID_CHARACTERS:,} are given back"
+        )
+    inputs = read_inputs(asked.inputs, memoryview(body)[length:], manifest, limits.samples)
+    return InferRequest(inputs, _requested_outputs(asked, manifest), asked.id)
+
+
+def encode_infer(
+    outputs: Arrays, asked: InferRequest, manifest: Manifest
+) -> tuple[bytes, int | None]:
+    """Encode the body of an answer.
+
+    Args:
+        outputs: All outputs of the model, by name.
+        asked: The request, which says what outputs in which form.
+        manifest: The model's.
+
+    Returns:
+        The body, and the length of the JSON at its start; None if all of it is JSON.
+
+    Raises:
+        NonFiniteOutputError: An output requested as JSON holds NaN or infinity.
+    """
+    if all(asked.outputs.values()):
+        shapes = tuple((name, outputs[name].shape) for name in asked.outputs)
+        header = _binary_header(manifest, shapes, asked.id)
+        return b"".join([header, *_blobs(outputs, asked, manifest)]), len(header)
+    tensors = []
+    for name, is_binary in asked.outputs.items():
+        tensor = _describe_output(manifest, name, outputs[name].shape, is_binary=is_binary)
+        if not is_binary:
+            tensor["data"] = to_json_numbers(name, outputs[name].ravel())
+        tensors.append(tensor)
+    header = _answer_json(manifest, tensors, asked.id)
+    blobs = _blobs(outputs, asked, manifest)
+    return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
+
+
+def to_json_numbers(name: str, values: Array) -> list[Any]:
+    """An output's values as Python numbers, nested as the array's shape.
+
+    Raises:
+        NonFiniteOutputError: A value is NaN or infinite.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise NonFiniteOutputError(
+            f"the output {name} holds NaN or infinite values, which JSON cannot express; expected "
+            "finite ones; ask for binary outputs of the Open Inference Protocol (the parameter "
+            "binary_data_output) to receive them"
+        )
+    numbers: list[Any] = values.tolist()
+    return numbers
+
+
+def infer_paths(manifest: Manifest) -> list[str]:
+    """The URL paths that take inference requests for a model."""
+    model = f"/v2/models/{manifest.name}"
+    return [f"{model}/infer", f"{model}/versions/{manifest.version}/infer"]
+
+
+def server_metadata() -> dict[str, object]:
+    """The answer to ``GET /v2``; the version is the protocol's, since the code's is private."""
+    return {"name": "proven-digits", "version": "2", "extensions": EXTENSIONS}
+
+
+def model_metadata(manifest: Manifest) -> dict[str, object]:
+    """The answer to ``GET /v2/models/MODEL``."""
+    inputs, outputs = (
+        [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in specs]
+        for specs in (manifest.inputs, manifest.outputs)
+    )
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": PLATFORM,
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
+
+def _parse_length(given: str, body_length: int) -> int:
+    """The header's value, from 0 to the body's length."""
+    digits = given.lstrip("0") or given[:1]
+    # Twenty digits are more bytes than any body has; Python refuses to read thousands of digits.
+    length = int(digits[:20]) if given.isascii() and given.isdigit() else -1
+    if not 0 <= length <= body_length:
+        raise InvalidInputError(
+            f"Inference-Header-Content-Length is {given[:40]!r}; expected the number of bytes of "
+            f"JSON at the start of the body, 0 to {body_length}"
+        )
+    return length
+
+
+def _decode_header(header: bytes, max_depth: int) -> _Request:
+    value = parse_json(header, EXPECTED, max_depth)
+    try:
+        asked = msgspec.convert(value, _Request)
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(f"{_words(str(error))}; expected {EXPECTED}") from error
+    if asked.outputs is not None and not asked.outputs:
+        raise InvalidInputError(
+            f"outputs is a list; expected a list that is not empty; expected {EXPECTED}"
+        )
+    return asked
+
+
+# Clients repeat the same few headers in front of their binary values.
+_decode_cached = lru_cache(maxsize=256)(_decode_header)
+
+
+def _words(problem: str) -> str:
+    """Reword an error of msgspec, e.g. "inputs.0.shape is a number; expected a list"."""
+    found = _WHERE.search(problem)
+    path = found[1].replace("[", ".").replace("]", "").lstrip(".") if found else ""
+    if missing := _MISSING.match(problem):
+        return f"{path}.{missing[1]} is missing".lstrip(".")
+    if wrong := _WRONG_TYPE.match(problem):
+        expected, received = _EXPECTED_KINDS[wrong[1]], _RECEIVED_KINDS[wrong[2]]
+        return f"{path or 'the body'} is {received}; expected {expected}"
+    return f"{path or 'the body'}: {problem}"
+
+
+def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
+    is_binary = asked.parameters.binary_data_output
+    names = [spec.name for spec in manifest.outputs]
+    if asked.outputs is None:
+        return dict.fromkeys(names, is_binary)
+    found: dict[str, bool] = {}
+    for output in asked.outputs:
+        if output.name not in names or output.name in found:
+            again = "is asked for twice" if output.name in found else "is not known"
+            raise InvalidInputError(
+                f"output {quote_value(output.name)} {again}; {manifest.name} gives "
+                f"{', '.join(names)}"
+            )
+        if output.parameters.shared_memory_region is not None:
+            raise InvalidInputError(
+                f"output {quote_value(output.name)} is wanted in shared memory, which is not "
+                "served (shared_memory_region)"
+            )
+        given = output.parameters.binary_data
+        found[output.name] = is_binary if given is None else given
+    return found
+
+
+def _blobs(outputs: Arrays, asked: InferRequest, manifest: Manifest) -> list[bytes]:
+    """The binary outputs' values, little-endian, in the order of the request."""
+    datatypes = {spec.name: LITTLE_ENDIAN[spec.datatype] for spec in manifest.outputs}
+    return [
+        outputs[name].astype(datatypes[name], copy=False).tobytes()
+        for name, is_binary in asked.outputs.items()
+        if is_binary
+    ]
+
+
+def _describe_output(
+    manifest: Manifest, name: str, shape: tuple[int, ...], *, is_binary: bool
+) -> dict[str, Any]:
+    spec = next(spec for spec in manifest.outputs if spec.name == name)
+    tensor: dict[str, Any] = {"name": name, "datatype": spec.datatype, "shape": shape}
+    if is_binary:
+        tensor["parameters"] = {"binary_data_size": int(np.prod(shape)) * spec.dtype.itemsize}
+    return tensor
+
+
+def _answer_json(manifest: Manifest, tensors: list[dict[str, Any]], id_: str | None) -> bytes:
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
+    if id_ is not None:
+        answer["id"] = id_
+    return encode_json(answer | {"outputs": tensors})
+
+
+_binary_headers: dict[tuple[object, ...], bytes] = {}
+
+
+def _binary_header(
+    manifest: Manifest, shapes: tuple[tuple[str, tuple[int, ...]], ...], id_: str | None
+) -> bytes:
+    """The JSON of an answer without JSON values, kept for the next one of the same shapes."""
+    key = (manifest.name, manifest.version, shapes, id_)
+    header = _binary_headers.get(key)
+    if header is None:
+        tensors = [_describe_output(manifest, *named, is_binary=True) for named in shapes]
+        header = _answer_json(manifest, tensors, id_)
+        if len(_binary_headers) >= MAX_CACHED_HEADERS:  # clients may send a new id every time
+            _binary_headers.clear()
+        _binary_headers[key] = header
+    return header

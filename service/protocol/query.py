@@ -1,0 +1,50 @@
+"""The query string of the /predict endpoints: which model, and whether to return the image."""
+
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from service.protocol.errors import InvalidInputError, quote_value
+
+MODEL, SHOW = "model", "show"
+SHOWABLE = "image"
+
+
+class Query(NamedTuple):
+    """A checked query string.
+
+    Attributes:
+        model: The model's name, None if the query names none.
+        show: The client asks for the image as the model reads it.
+    """
+
+    model: str | None
+    show: bool
+
+
+def decode_query(query_string: str, known: tuple[str, ...] = (MODEL,)) -> Query:
+    """Decode a query string.
+
+    Args:
+        query_string: What follows the URL's question mark, percent-encoded.
+        known: Which of ``model`` and ``show`` the endpoint reads.
+
+    Raises:
+        InvalidInputError: An unknown or repeated parameter, or a value of ``show`` but "image".
+    """
+    if not query_string:
+        return Query(None, False)
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query_string, keep_blank_values=True):
+        if name not in known:
+            raise InvalidInputError(
+                f"unknown in the query: {quote_value(name)}; known: {', '.join(known)}"
+            )
+        if name in found:
+            raise InvalidInputError(f"the query says {name} twice; say it once")
+        found[name] = value
+    if found.get(SHOW, SHOWABLE) != SHOWABLE:
+        raise InvalidInputError(
+            f"the query asks to show {quote_value(found[SHOW])}; there is only show={SHOWABLE}, "
+            "the 28x28 pixels as the model reads them"
+        )
+    return Query(found.get(MODEL), SHOW in found)

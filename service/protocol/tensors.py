@@ -1,0 +1,255 @@
+"""Tensors of the Open Inference Protocol: from JSON values and raw bytes to checked arrays.
+
+Every value is checked before it is converted: nothing is rounded, wrapped around or reshaped to
+fit, and no NaN or infinity reaches a model.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from export.manifest import DTYPES, Manifest, TensorSpec
+from export.parity.metrics import Array, Arrays
+from service.protocol.errors import InvalidInputError, PayloadTooLargeError, quote_value
+from service.protocol.json_values import json_value
+
+# The byte order on the wire, whatever the machine's own.
+LITTLE_ENDIAN = {datatype: dtype.newbyteorder("<") for datatype, dtype in DTYPES.items()}
+MAX_SHOWN_SIZES, TOO_LARGE_TO_SHOW = 8, 10**24
+# For each kind of NumPy dtype: what JSON expresses its values with, and as which Python types.
+_JSON_VALUES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "b": ("true or false", (bool,)),
+    "i": ("integers", (int,)),
+    "u": ("integers", (int,)),
+    "f": ("numbers", (int, float)),
+}
+
+
+class InputTensor(msgspec.Struct, frozen=True):
+    """One input of a request, as the client sent it."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+def sample_bytes(spec: TensorSpec) -> int:
+    """The bytes of one sample of a tensor; of the largest sample if its axes vary."""
+    return math.prod(spec.largest_sample) * spec.dtype.itemsize
+
+
+def read_inputs(
+    given: Sequence[InputTensor], blobs: memoryview, manifest: Manifest, max_samples: int
+) -> Arrays:
+    """Check and convert a request's inputs.
+
+    Args:
+        given: The inputs, in the order of their blobs.
+        blobs: The raw bytes behind the JSON.
+        manifest: The model's.
+        max_samples: The largest number of samples in a request.
+
+    Returns:
+        The arrays by name, in the manifest's order.
+
+    Raises:
+        InvalidInputError: The names, datatypes, shapes or values do not fit the model.
+        PayloadTooLargeError: There are more samples than allowed.
+    """
+    specs = {spec.name: spec for spec in manifest.inputs}
+    arrays: dict[str, Array] = {}
+    for tensor in given:
+        if tensor.name not in specs or tensor.name in arrays:
+            again = "is given twice" if tensor.name in arrays else "is not known"
+            raise InvalidInputError(
+                f"input {quote_value(tensor.name)} {again}; {manifest.name} takes "
+                f"{', '.join(map(str, manifest.inputs))}"
+            )
+        spec = specs[tensor.name]
+        _check_form(tensor, spec)
+        check_count(tensor.shape[0], max_samples)
+        size = tensor.parameters.get("binary_data_size")
+        if size is not None and tensor.data is not None:
+            raise InvalidInputError(
+                f"{tensor.name} has both data and the parameter binary_data_size; send one of them"
+            )
+        if size is None:
+            arrays[tensor.name] = _read_json(tensor, spec)
+        else:
+            arrays[tensor.name], blobs = _read_blob(tensor, spec, size, blobs)
+    if missing := specs.keys() - arrays.keys():
+        raise InvalidInputError(
+            f"input {sorted(missing)[0]!r} is missing; {manifest.name} takes "
+            f"{', '.join(map(str, manifest.inputs))}"
+        )
+    if len(blobs):
+        raise InvalidInputError(f"{len(blobs)} bytes behind the last tensor belong to none")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise InvalidInputError(f"the inputs' first axes differ: {counts}")
+    return {spec.name: arrays[spec.name] for spec in manifest.inputs}
+
+
+def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
+    """The only input of a request whose body is its values and nothing else.
+
+    Args:
+        body: Little-endian values in row-major order.
+        manifest: The model's.
+        max_samples: The largest number of samples in a request.
+
+    Raises:
+        InvalidInputError: The model has several inputs or one with variable axes, the body's
+            length is no multiple of a sample's, or a value is not finite.
+        PayloadTooLargeError: There are more samples than allowed.
+    """
+    spec = manifest.inputs[0]
+    if len(manifest.inputs) != 1:
+        raise InvalidInputError(
+            "a body without JSON (Inference-Header-Content-Length: 0) is one input's values; "
+            f"{manifest.name} has {len(manifest.inputs)}"
+        )
+    if spec.bounds:
+        raise InvalidInputError(
+            "a body without JSON (Inference-Header-Content-Length: 0) does not say the shape of "
+            f"{spec}, which has variable axes; send JSON with the shape, and the values behind it"
+        )
+    size = sample_bytes(spec)
+    count, rest = divmod(len(body), size)
+    if rest or not count:
+        raise InvalidInputError(
+            f"the body has {len(body)} bytes; expected {size} for each sample of {spec}"
+        )
+    check_count(count, max_samples)
+    array = _from_bytes(body, spec)
+    return {spec.name: array.reshape(count, *spec.shape[1:])}
+
+
+def check_count(count: int, max_samples: int) -> None:
+    """Check the number of samples in a request.
+
+    Raises:
+        PayloadTooLargeError: There are more samples than allowed.
+    """
+    if count > max_samples:
+        many = f"{count:,}" if count < TOO_LARGE_TO_SHOW else "far too many"
+        raise PayloadTooLargeError(
+            f"{many} samples in one request, at most {max_samples:,} are taken; send several"
+        )
+
+
+def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
+    """Check datatype and shape."""
+    if tensor.datatype != spec.datatype:
+        hint = "; BYTES (strings) are not served" if tensor.datatype == "BYTES" else ""
+        raise InvalidInputError(
+            f"{tensor.name} has the datatype {quote_value(tensor.datatype)}, expected "
+            f"{spec.datatype}{hint}"
+        )
+    wanted = spec.shape[1:]
+    fits = len(tensor.shape) == len(spec.shape) and tensor.shape[0] >= 1
+    if not fits or not all(
+        low <= size <= high
+        for size, (low, high) in zip(tensor.shape[1:], spec.sample_bounds, strict=True)
+    ):
+        sizes = [
+            f"{spec.bounds[axis][0]}..{spec.bounds[axis][1]}" if size == -1 else str(size)
+            for axis, size in enumerate(wanted, start=1)
+        ]
+        raise InvalidInputError(
+            f"{tensor.name} has the shape {_shape_words(tensor.shape)}, expected "
+            f"[{', '.join(['N', *sizes])}] with N at least 1"
+        )
+
+
+def _read_json(tensor: InputTensor, spec: TensorSpec) -> Array:
+    if tensor.data is None:
+        raise InvalidInputError(
+            f"{tensor.name} has neither data nor the parameter binary_data_size"
+        )
+    flat = _flatten(tensor.data, tensor.shape, tensor.name)
+    count = math.prod(tensor.shape)
+    if len(flat) != count:
+        raise InvalidInputError(
+            f"{tensor.name} has {len(flat)} values, its shape {tensor.shape} needs {count}"
+        )
+    words, types = _JSON_VALUES[spec.dtype.kind]
+    if strange := set(map(type, flat)).difference(types):
+        value = next(value for value in flat if type(value) in strange)
+        raise InvalidInputError(
+            f"{tensor.name} holds {json_value(value)}; expected {words} for {spec.datatype}"
+        )
+    try:
+        with np.errstate(over="ignore"):  # such a value becomes infinite, and is refused below
+            array = np.array(flat, dtype=spec.dtype)
+    except OverflowError as error:
+        raise _out_of_range(flat, tensor.name, spec) from error
+    return _check_finite(array, tensor.name).reshape(tensor.shape)
+
+
+def _out_of_range(flat: list[Any], name: str, spec: TensorSpec) -> InvalidInputError:
+    """The error for a number that the datatype cannot hold."""
+    if spec.dtype.kind == "f":
+        return InvalidInputError(f"{name} cannot be read as {spec.datatype}")
+    limits = np.iinfo(spec.dtype)
+    value = next(value for value in flat if not limits.min <= value <= limits.max)
+    return InvalidInputError(
+        f"{name} holds {json_value(value)}; expected {limits.min} to {limits.max}"
+    )
+
+
+def _flatten(data: list[Any], shape: Sequence[int], name: str) -> list[Any]:
+    """The values in row-major order, whether they come flat or nested as the shape says."""
+    level = data
+    if not (data and isinstance(data[0], list)):
+        return level
+    for size in shape[1:]:
+        if any(not isinstance(part, list) or len(part) != size for part in level):
+            raise InvalidInputError(
+                f"{name}'s data is nested otherwise than its shape {list(shape)}"
+            )
+        level = [value for part in level for value in part]
+    return level
+
+
+def _read_blob(
+    tensor: InputTensor, spec: TensorSpec, size: object, blobs: memoryview
+) -> tuple[Array, memoryview]:
+    """The array in the first of the blobs, and the blobs behind it."""
+    needed = math.prod(tensor.shape) * spec.dtype.itemsize
+    if type(size) is not int or size != needed or size > len(blobs):
+        raise InvalidInputError(
+            f"{tensor.name} announces {quote_value(size)} bytes and {len(blobs)} are there; its "
+            f"shape {_shape_words(tensor.shape)} needs {needed}, as a number"
+        )
+    return _from_bytes(blobs[:needed], spec).reshape(tensor.shape), blobs[needed:]
+
+
+def _from_bytes(content: bytes | memoryview, spec: TensorSpec) -> Array:
+    """Little-endian values as a flat array; no copy on little-endian machines."""
+    if spec.datatype == "BOOL" and np.frombuffer(content, np.uint8).max(initial=0) > 1:
+        raise InvalidInputError(
+            f"{spec.name} holds bytes other than 0 and 1; expected one of these for each BOOL"
+        )
+    return _check_finite(np.frombuffer(content, LITTLE_ENDIAN[spec.datatype]), spec.name)
+
+
+def _check_finite(array: Array, name: str) -> Array:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInputError(f"{name} holds NaN or infinite values")
+    return array
+
+
+def _shape_words(shape: Sequence[int]) -> str:
+    """A shape for an error message, cut to a readable length."""
+    sizes = [
+        str(size) if abs(size) < TOO_LARGE_TO_SHOW else "far too many"
+        for size in shape[:MAX_SHOWN_SIZES]
+    ]
+    more = f", ... {len(shape):,} in all" if len(shape) > MAX_SHOWN_SIZES else ""
+    return f"[{', '.join(sizes)}{more}]"

@@ -1,0 +1,79 @@
+"""The image file within an upload: a multipart form's field ``image``, or the whole body."""
+
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from service.protocol.errors import InvalidInputError, UnsupportedMediaError, quote_value
+
+IMAGE_FIELD = "image"
+IMAGE_TYPES = ("image/png", "image/jpeg", "application/octet-stream")
+MAX_PARTS = 8
+MAX_SHOWN_CHARACTERS = 200
+
+
+def uploaded_file(body: bytes, content_type: str) -> bytes:
+    """The bytes of an uploaded image file.
+
+    Args:
+        body: The request's whole body.
+        content_type: The header ``Content-Type``, "" if the request has none.
+
+    Raises:
+        UnsupportedMediaError: The content type is neither a form nor an image.
+        InvalidInputError: The form is broken, or holds something else than one file ``image``.
+    """
+    media_type, options = parse_options_header(content_type)
+    if media_type in IMAGE_TYPES:
+        return body
+    if media_type != "multipart/form-data":
+        raise UnsupportedMediaError(
+            f"content type {media_type[:40] or '(none)'}; send a form with the file field "
+            f"{IMAGE_FIELD} (multipart/form-data), or the file itself as image/png or image/jpeg"
+        )
+    try:
+        names, file = _parse_form(body, options.get("boundary", ""))
+    except (MultipartError, UnicodeError) as error:
+        raise InvalidInputError(f"the form cannot be read: {error}") from error
+    if file is None:
+        there = ", ".join(ascii(name) for name in sorted(names)) or "none"
+        raise InvalidInputError(
+            f"the form has no file in a field named {IMAGE_FIELD} (fields: "
+            f"{there[:MAX_SHOWN_CHARACTERS]}); try: curl -F {IMAGE_FIELD}=@digit.png"
+        )
+    if further := [name for name in names if name != IMAGE_FIELD]:
+        raise InvalidInputError(
+            f"the form has another field, {quote_value(further[0])}; it may have the file "
+            f"{IMAGE_FIELD} alone, and the model is named in the URL: /predict/image?model=NAME"
+        )
+    return file
+
+
+def _parse_form(body: bytes, boundary: str) -> tuple[list[str], bytes | None]:
+    """The names of a form's fields, and the content of the file ``image`` if there is one."""
+    # Latin-1 decodes any file name; field names are decoded again below.
+    parser = PushMultipartParser(boundary, header_charset="latin-1", strict=True)
+    names: list[str] = []
+    chunks: list[bytes] = []
+    has_file = is_file = False
+    for event in parser.parse(body):
+        if isinstance(event, MultipartSegment):
+            name = _field_name(event)
+            if name == IMAGE_FIELD and name in names:
+                raise MultipartError(
+                    f"it has several files in the field {IMAGE_FIELD}; send one a request"
+                )
+            if len(names) == MAX_PARTS:
+                raise MultipartError(f"it has more than {MAX_PARTS} parts")
+            names.append(name)
+            is_file = name == IMAGE_FIELD and event.filename is not None
+            has_file = has_file or is_file
+        elif event is not None and is_file:
+            chunks.append(bytes(event))
+    try:
+        parser.close()
+    except MultipartError as error:
+        raise MultipartError("it ends before its last boundary") from error
+    return names, b"".join(chunks) if has_file else None
+
+
+def _field_name(part: MultipartSegment) -> str:
+    return (part.name or "").encode("latin-1", "replace").decode("utf-8", "replace")
