@@ -71,7 +71,9 @@ class DigitClassifier:
         # In a container that BentoML built it would not replace a dead worker.
         os.environ.pop("BENTOML_CONTAINERIZED", None)
         for name in list_old_names():
-            logs.logger.warning("%s is an old name; use the INFERENCE_ name of docs/serving.md", name)
+            logs.logger.warning(
+                "%s is an old name; use the INFERENCE_ name of docs/serving.md", name
+            )
         command = [sys.executable, "-m", "service.models.loader"]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status != 0:

@@ -147,7 +147,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     for field in Settings.model_fields:
         new, old = f"{PREFIX}{field.upper()}", old_name(field)
         if new in environment and old in environment:
-            raise SettingsError(f"{old} is the old name of {new}, and both are set; set {new} alone")
+            raise SettingsError(
+                f"{old} is the old name of {new}, and both are set; set {new} alone"
+            )
         for name in (new, old):
             if name in environment:
                 values[field], variables[field] = environment[name], name

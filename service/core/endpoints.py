@@ -1,10 +1,10 @@
 """The inference endpoints: how each decodes a request and encodes the model's outputs.
 
-    infer          POST /v2/models/MODEL[/versions/VERSION]/infer   Open Inference Protocol
-    predict        POST /models/MODEL/predict                       named tensors, or an image file
-                   POST /predict                                    28x28 pixels as JSON (digits)
-    predict_image  POST /predict/image                              an image file (digits)
-    features       POST /models/MODEL/features                      feature maps of the first layer
+infer          POST /v2/models/MODEL[/versions/VERSION]/infer   Open Inference Protocol
+predict        POST /models/MODEL/predict                       named tensors, or an image file
+               POST /predict                                    28x28 pixels as JSON (digits)
+predict_image  POST /predict/image                              an image file (digits)
+features       POST /models/MODEL/features                      feature maps of the first layer
 """
 
 from collections.abc import Callable
@@ -20,11 +20,14 @@ from service.protocol.errors import InvalidInputError, ServiceError
 from service.protocol.json_values import encode_json
 from service.protocol.oip import BINARY_TYPE, InferRequest, decode_infer, encode_infer
 from service.protocol.query import MODEL, SHOW, decode_query
-from service.protocol.upload import is_upload, uploaded_file
+from service.protocol.upload import IMAGE_TYPES, uploaded_file
 from service.settings import Settings
 
 # JSON of this size is parsed in a fraction of a millisecond; larger bodies are decoded in a thread.
 LARGEST_INLINE_JSON = 65_536
+# A length of JSON with so few digits is below 100 kB.
+MOST_QUICK_DIGITS = 5
+UPLOAD_TYPES = {*IMAGE_TYPES, "multipart/form-data"}
 
 
 class Endpoints:
@@ -64,10 +67,8 @@ class Endpoints:
         """Whether decoding takes a fraction of a millisecond, so that the event loop may do it."""
         if request.target.endpoint == "infer" and request.json_length is not None:
             # Raw tensors are not copied; only the JSON before them is parsed.
-            digits = request.json_length
-            length = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
-            return length <= LARGEST_INLINE_JSON
-        if is_upload(request.content_type) and request.target.endpoint.startswith("predict"):
+            return len(request.json_length) <= MOST_QUICK_DIGITS
+        if _is_upload(request):
             return len(request.body) <= LARGEST_INLINE_JSON and _holds_small_png(request)
         return len(request.body) <= LARGEST_INLINE_JSON
 
@@ -100,7 +101,7 @@ class Endpoints:
     def _decode_named(self, request: Request) -> Job:
         model = self._models.get(request.target.model)
         decode_query(request.target.query, ())
-        if is_upload(request.content_type):
+        if _is_upload(request):
             content = uploaded_file(request.body, request.content_type)
             inputs = model.adapter.decode_image(content, self._settings.max_image_pixels)
         else:
@@ -175,6 +176,15 @@ def _require_digits(model: ServedModel) -> DigitsAdapter:
             f"/v2/models/{name}/infer"
         )
     return model.adapter
+
+
+def _is_upload(request: Request) -> bool:
+    """Whether the body is an image file, alone or in a form, and not JSON."""
+    if request.target.endpoint == "predict_image":
+        return True
+    media_type = request.content_type.split(";")[0].strip().lower()
+    is_named = request.target.endpoint == "predict" and request.target.model is not None
+    return is_named and media_type in UPLOAD_TYPES
 
 
 def _holds_small_png(request: Request) -> bool:

@@ -116,7 +116,9 @@ def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None)
     body = encode_error(message)
     lines = [f"{name.lower()}: {value}\r\n" for name, value in (headers or {}).items()]
     lines.append(f"content-length: {len(body)}\r\n")
-    return Response(HTTPStatus(kind.status), JSON_LINE + "".join(lines).encode("latin-1"), body, kind)
+    return Response(
+        HTTPStatus(kind.status), JSON_LINE + "".join(lines).encode("latin-1"), body, kind
+    )
 
 
 def describe_failure(error: Exception, where: str, request_id: bytes) -> Response:
@@ -133,8 +135,8 @@ def describe_failure(error: Exception, where: str, request_id: bytes) -> Respons
     if isinstance(error, ServiceError):
         return refuse(error.kind, str(error), error.headers)
     name = request_id.decode("latin-1")
-    logger.error(
-        "request %s failed at %s", name, where, exc_info=error, extra={"request_id": name}
-    )
+    logger.error("request %s failed at %s", name, where, exc_info=error, extra={"request_id": name})
     kind = ErrorKind.ENGINE if isinstance(error, EngineError) else ErrorKind.INTERNAL
-    return refuse(kind, f"the service failed, not the request; its log tells more of request {name}")
+    return refuse(
+        kind, f"the service failed, not the request; its log tells more of request {name}"
+    )

@@ -96,9 +96,7 @@ class Batcher:
         self._predict = predict
         self._max_batch_samples = max_batch_samples
         self._max_queue_samples = max_queue_samples
-        self._max_loop_samples = (
-            max_batch_samples if max_loop_samples is None else max_loop_samples
-        )
+        self._max_loop_samples = max_batch_samples if max_loop_samples is None else max_loop_samples
         self._deadline_s, self._wait_s = deadline_s, wait_s
         self._on_batch, self._count_accepted = on_batch, count_accepted
         self._queues: dict[SampleShapes, deque[_Item]] = {}
@@ -419,9 +417,9 @@ class _EngineThread:
 
     def __init__(self, predict: Predict) -> None:
         self._predict = predict
-        self._work: SimpleQueue[
-            tuple[list[_Item], asyncio.AbstractEventLoop, _Receive] | None
-        ] = SimpleQueue()
+        self._work: SimpleQueue[tuple[list[_Item], asyncio.AbstractEventLoop, _Receive] | None] = (
+            SimpleQueue()
+        )
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -48,7 +48,7 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
         return OnnxModel(bundle.read(path), device, settings.threads, name=path)
     if settings.variant == "onnx-int8":
         raise BundleError("onnx-int8 is for the CPU: CUDA's provider would run it in fp32")
-    has_fixed_shapes = all(min(spec.shape[1:], default=1) > 0 for spec in bundle.manifest.inputs)
+    has_fixed_shapes = not any(spec.bounds for spec in bundle.manifest.inputs)
     model = OnnxModel(
         bundle.read(path),
         device,
@@ -91,7 +91,7 @@ def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[
     best_s = {}
     for size in batch_buckets(max_batch_samples):
         batch = {
-            spec.name: np.zeros((size, *spec.smallest_sample_shape), spec.dtype)
+            spec.name: np.zeros((size, *spec.largest_sample), spec.dtype)
             for spec in manifest.inputs
         }
         timed_s = []

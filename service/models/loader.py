@@ -5,7 +5,6 @@ A model that does not answer its golden samples within its tolerance is not serv
 the service runs it, so that it never opens a model, or a CUDA context, itself.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -144,9 +143,7 @@ def _load(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
     # TF32 is no file of its own but another arithmetic: answers name it.
     served = tolerance.variant if variant.startswith("onnx") else variant
     feature_maps = _load_feature_maps(bundle, device, settings)
-    return VerifiedModel(
-        manifest, served, engine, tolerance, golden, result, adapter, feature_maps
-    )
+    return VerifiedModel(manifest, served, engine, tolerance, golden, result, adapter, feature_maps)
 
 
 def _load_feature_maps(
@@ -183,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

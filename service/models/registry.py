@@ -128,9 +128,7 @@ class ModelRegistry:
         model = self._models.get(self.default if name is None else name)
         if model is None:
             known = ", ".join(self._models)
-            raise UnknownModelError(
-                f"no model {quote_value(name)} is served; there are: {known}"
-            )
+            raise UnknownModelError(f"no model {quote_value(name)} is served; there are: {known}")
         if version is not None and version != model.manifest.version:
             raise UnknownModelError(
                 f"{model.manifest.name} is served in version {model.manifest.version}, not "

@@ -61,9 +61,7 @@ def _rename(metric: Metric) -> Metric:
     old = OLD_NAMES.get(metric.name, OLD_PREFIX + metric.name.removeprefix(PREFIX))
     renamed = Metric(old, f"Old name of {metric.name}.", metric.type)
     for sample in metric.samples:
-        renamed.add_sample(
-            old + sample.name.removeprefix(metric.name), sample.labels, sample.value
-        )
+        renamed.add_sample(old + sample.name.removeprefix(metric.name), sample.labels, sample.value)
     return renamed
 
 

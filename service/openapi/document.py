@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from export.manifest import Manifest
-from service.body import IMAGE_TYPES
 from service.openapi.examples import (
     BYTES,
     JSON,
@@ -27,7 +26,8 @@ from service.openapi.schemas import (
     component_schemas,
     unique,
 )
-from service.query import SHOW, SHOWABLE
+from service.protocol.query import SHOW, SHOWABLE
+from service.protocol.upload import IMAGE_TYPES
 from service.settings import Settings
 
 VERSION = "3.1.0"  # its schemas are JSON Schema 2020-12, which pydantic generates
@@ -154,7 +154,7 @@ def openapi_document(
         },
         "tags": [*base.get("tags", []), *_TAGS],
         "components": {
-            "schemas": component_schemas(models, settings.max_request_images),
+            "schemas": component_schemas(models, settings.max_request_samples),
             "headers": _identity_headers(names) | _required({REQUEST_ID: _TEXT}),
             "responses": _refusal_components(),
             "securitySchemes": _SECURITY,

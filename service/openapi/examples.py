@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.manifest import Manifest
-from service.tensors import sample_bytes
+from export.manifest import Manifest, TensorSpec
 
 JSON, BYTES = "application/json", "application/octet-stream"
 # Models with larger samples get no examples: the document would consist of zeros.
@@ -48,11 +47,13 @@ def inference_examples(manifests: Sequence[Manifest]) -> list[Example]:
         if not _is_small(manifest):
             continue
         tensors: list[dict[str, Any]] = [
-            {"name": spec.name, "shape": [1, *spec.shape[1:]], "datatype": spec.datatype}
+            {"name": spec.name, "shape": [1, *_smallest_sample(spec)], "datatype": spec.datatype}
             for spec in manifest.inputs
         ]
-        arrays = [np.zeros(math.prod(spec.shape[1:]), spec.dtype) for spec in manifest.inputs]
-        sizes = [{"binary_data_size": sample_bytes(spec)} for spec in manifest.inputs]
+        arrays = [
+            np.zeros(math.prod(_smallest_sample(spec)), spec.dtype) for spec in manifest.inputs
+        ]
+        sizes = [{"binary_data_size": array.nbytes} for array in arrays]
         pairs = list(zip(tensors, arrays, sizes, strict=True))
         values = {"inputs": [tensor | {"data": array.tolist()} for tensor, array, _ in pairs]}
         header = json.dumps({"inputs": [t | {"parameters": size} for t, _, size in pairs]})
@@ -62,7 +63,7 @@ def inference_examples(manifests: Sequence[Manifest]) -> list[Example]:
         found.append(
             Example(f"{name}-binary", "JSON followed by bytes", header + zeros, *who, len(header))
         )
-        if len(tensors) == 1:
+        if len(tensors) == 1 and not manifest.inputs[0].bounds:
             found.append(Example(f"{name}-raw", "the bytes of the only input", zeros, *who, 0))
     return found
 
@@ -74,7 +75,7 @@ def named_tensors_examples(manifests: Sequence[Manifest]) -> list[Example]:
             manifest,
             {
                 "inputs": {
-                    spec.name: np.zeros((1, *spec.shape[1:]), spec.dtype).tolist()
+                    spec.name: np.zeros((1, *_smallest_sample(spec)), spec.dtype).tolist()
                     for spec in manifest.inputs
                 }
             },
@@ -99,4 +100,8 @@ def _example(manifest: Manifest, body: Any) -> Example:
 
 
 def _is_small(manifest: Manifest) -> bool:
-    return sum(math.prod(spec.shape[1:]) for spec in manifest.inputs) <= MOST_VALUES
+    return sum(math.prod(_smallest_sample(spec)) for spec in manifest.inputs) <= MOST_VALUES
+
+
+def _smallest_sample(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(low for low, _ in spec.sample_bounds)

@@ -177,8 +177,7 @@ class HttpApi:
     async def _list_models(self, _: Request) -> Response:
         default = self.models.default
         cards = [
-            model.describe(is_default=model.manifest.name == default)
-            for model in self.models.all()
+            model.describe(is_default=model.manifest.name == default) for model in self.models.all()
         ]
         content = TypeAdapter(ModelCards).dump_json({"models": cards})
         return Response(content, media_type="application/json")

@@ -70,6 +70,7 @@ class HttpConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = None  # type: ignore[assignment] # set when connected
         self.flow: Flow = None  # type: ignore[assignment] # the same
         self.client: tuple[str, int] | None = None
+        self._server_connections: set[Any] = server_state.connections  # uvicorn calls shutdown
         self.slots: deque[ResponseSlot] = deque()
         self.cycles: dict[ResponseSlot, AsgiCycle] = {}  # of the slots that ASGI tasks answer
         self._begin_state()
@@ -95,10 +96,10 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request, if there is room for the connection."""
-        self.transport = transport  # type: ignore[assignment] # uvloop's have no common base class
+        self.transport = transport  # type: ignore[assignment] # uvloop has no common base class
         self.flow = Flow(self.transport)
         self.client = get_remote_addr(self.transport)
-        self._state.connections.add(self)  # type: ignore[arg-type] # it calls shutdown alone
+        self._server_connections.add(self)
         CONTEXT.add(self, self.loop, self.keep_alive_s)
         most = CONTEXT.settings.max_connections
         if len(CONTEXT.connections) > most:
@@ -107,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client; what it still waits for is not computed."""
-        self._state.connections.discard(self)  # type: ignore[arg-type] # as above
+        self._server_connections.discard(self)
         CONTEXT.connections.discard(self)
         for slot in self.slots:
             if (cycle := self.cycles.get(slot)) is not None:
@@ -408,9 +409,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._refuse(ErrorKind.NOT_HTTP, NOT_HTTP)
 
-    def _refuse(
-        self, kind: ErrorKind, message: str, headers: dict[str, str] | None = None
-    ) -> None:
+    def _refuse(self, kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> None:
         """Refuse what is no request, and close the connection."""
         self._is_done_reading = True
         if CONTEXT.metrics is not None:
@@ -454,11 +453,7 @@ class HttpConnection(asyncio.Protocol):
             if now_s - self._closing_since_s > min(slow_s, CLOSE_GRACE_S):
                 self.transport.abort()
         elif self._stalled_since_s is not None:
-            left = self.transport.get_write_buffer_size()
-            if left < self._stalled_bytes:
-                self._stalled_since_s, self._stalled_bytes = now_s, left
-            elif now_s - self._stalled_since_s > slow_s:
-                self.transport.abort()
+            self._check_stalled(now_s, now_s - self._stalled_since_s > slow_s)
         elif self._receiving_since_s is not None:
             is_new = not self._was_used and CONTEXT.is_draining
             if now_s - self._receiving_since_s > (FIRST_REQUEST_GRACE_S if is_new else slow_s):
@@ -468,6 +463,14 @@ class HttpConnection(asyncio.Protocol):
                 self._idle_since_s = now_s
             elif now_s - self._idle_since_s > self.keep_alive_s:
                 self._close()
+
+    def _check_stalled(self, now_s: float, is_over: bool) -> None:
+        """Reset a connection whose client reads nothing of its responses."""
+        left = self.transport.get_write_buffer_size()
+        if left < self._stalled_bytes:
+            self._stalled_since_s, self._stalled_bytes = now_s, left
+        elif is_over:
+            self.transport.abort()
 
     def _give_up(self) -> None:
         """Close without an answer: the client does not send its request."""

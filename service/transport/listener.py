@@ -40,10 +40,10 @@ class Listener:
     """The listening socket of this process."""
 
     def __init__(self) -> None:
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.AbstractServer | None = None
         self._socket: socket.socket | None = None
 
-    def attach(self, server: asyncio.Server, listening: socket.socket) -> None:
+    def attach(self, server: asyncio.AbstractServer, listening: socket.socket) -> None:
         """Take the server and its socket."""
         self._server, self._socket = server, listening
 
@@ -75,9 +75,11 @@ LISTENER = Listener()
 class ServiceLoop(uvloop.Loop):
     """uvloop's event loop; it tells the listener which socket the server listens on."""
 
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
+    async def create_server(  # type: ignore[override] # one form for all overloads
+        self, *args: Any, **options: Any
+    ) -> asyncio.AbstractServer:
         """Make a server as uvloop does."""
-        server: asyncio.Server = await super().create_server(*args, **options)
+        server: asyncio.AbstractServer = await super().create_server(*args, **options)
         if options.get("sock") is not None:
             LISTENER.attach(server, options["sock"])
         return server

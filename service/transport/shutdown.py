@@ -13,7 +13,7 @@ from types import FrameType
 
 from service.models.health import HealthMonitor
 from service.observability.metrics import Metrics
-from service.transport.http1 import ServerContext
+from service.transport.context import ServerContext
 from service.transport.listener import Listener
 
 logger = logging.getLogger("bentoml.service")
