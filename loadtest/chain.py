@@ -70,7 +70,7 @@ def demonstrate(
     """
     out.mkdir(parents=True, exist_ok=True)
     stories = []
-    settings = {"DIGITS_BUNDLES": str(bundles.resolve())}
+    settings = {"INFERENCE_BUNDLES": str(bundles.resolve())}
     with running_service(out / "service.log", settings=settings) as url:
         for folder in sorted(path.parent for path in bundles.glob("[!.]*/manifest.json")):
             manifest = json.loads((folder / "manifest.json").read_text())

@@ -126,7 +126,7 @@ def measure(bundle: Path, settings: Mapping[str, str], plan: Plan) -> list[Row]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "bundles").mkdir()
         (folder / "bundles" / "model").symlink_to(bundle.resolve())
-        ours = {"DIGITS_BUNDLES": str(folder / "bundles"), **settings}
+        ours = {"INFERENCE_BUNDLES": str(folder / "bundles"), **settings}
         with pinned(service_cores):  # its processes are born there
             url = stack.enter_context(running_service(folder / "log", settings=ours))
         with pinned(client_cores):

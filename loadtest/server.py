@@ -69,7 +69,7 @@ def running_service(
                 "BENTOML_DO_NOT_TRACK": "True",
                 # Each start empties its home's metrics folder, a running neighbour's too.
                 "BENTOML_HOME": str(log_file.resolve().with_suffix(".bentoml")),
-                "DIGITS_DRAIN_S": "0",  # nobody sends requests any more when it is stopped
+                "INFERENCE_DRAIN_S": "0",  # nobody sends requests any more when it is stopped
                 **(settings or {}),
             },
             stdout=log,

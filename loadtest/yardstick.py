@@ -146,11 +146,11 @@ def _running(bundle: Path, servers: set[str]) -> Iterator[tuple[Path, dict[str, 
                 settings = {"BUNDLE": str(bundle.resolve()), "PLAIN": str(int(server == PLAIN))}
             else:
                 settings = {
-                    "DIGITS_BUNDLES": str(folder / "bundles"),
-                    "DIGITS_WORKERS": server.split(" ")[1],
-                    "DIGITS_DEVICE": "cpu",
-                    "DIGITS_VARIANT": "onnx",
-                    "DIGITS_MAX_QUEUE_IMAGES": str(QUEUE_IMAGES),
+                    "INFERENCE_BUNDLES": str(folder / "bundles"),
+                    "INFERENCE_WORKERS": server.split(" ")[1],
+                    "INFERENCE_DEVICE": "cpu",
+                    "INFERENCE_VARIANT": "onnx",
+                    "INFERENCE_MAX_QUEUE_SAMPLES": str(QUEUE_IMAGES),
                 }
             started = running_service(
                 folder / f"{number}.log",

@@ -14,7 +14,7 @@ from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 OFFICIAL_MNIST = os.environ.get("MNIST_DIR")
 
 # No test may depend on what this machine's environment happens to say.
-for variable in [name for name in os.environ if name.startswith(("DIGITS_", "MNIST_"))]:
+for variable in [name for name in os.environ if name.startswith(("INFERENCE_", "MNIST_"))]:
     del os.environ[variable]
 
 
@@ -70,13 +70,13 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real service, serving the repository's tiny bundles."""
     log_file = tmp_path_factory.mktemp("service") / "service.log"
     settings = {
-        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
-        "DIGITS_DEVICE": "cpu",
-        "DIGITS_MAX_REQUEST_IMAGES": "100",
-        "DIGITS_MAX_BODY_BYTES": "1000000",
-        "DIGITS_MAX_IMAGE_PIXELS": "1000000",
+        "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
+        "INFERENCE_DEVICE": "cpu",
+        "INFERENCE_MAX_REQUEST_SAMPLES": "100",
+        "INFERENCE_MAX_BODY_BYTES": "1000000",
+        "INFERENCE_MAX_IMAGE_PIXELS": "1000000",
         # Golden samples are batches too: none shall fall into those that a test counts.
-        "DIGITS_GOLDEN_CHECK_S": "3600",
+        "INFERENCE_GOLDEN_CHECK_S": "3600",
     }
     with running_service(log_file, settings=settings) as url:
         yield url

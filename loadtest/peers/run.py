@@ -200,8 +200,8 @@ def _ours(stack: ExitStack, plan: Plan, golden: Golden, scratch: Path) -> Iterat
         form = FORMS[form_name]
         requests = golden.requests(name, form, f"/v2/models/{golden.model}/infer")
         if workers not in urls:
-            variables = {"DIGITS_BUNDLES": str(scratch / "bundles"), "DIGITS_DEVICE": "cpu"}
-            variables |= {"DIGITS_WORKERS": str(workers), "DIGITS_VARIANT": "onnx"}
+            variables = {"INFERENCE_BUNDLES": str(scratch / "bundles"), "INFERENCE_DEVICE": "cpu"}
+            variables |= {"INFERENCE_WORKERS": str(workers), "INFERENCE_VARIANT": "onnx"}
             log_file = scratch / f"service-{workers}.log"
             with _on_cores(plan, of_servers=True):
                 started = running_service(log_file, settings=variables)

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 MS = 1000  # in a second
 OURS = "digits_"
-REQUESTS, IMAGES = "digits_requests_total", "digits_images_total"
-REFUSED, QUEUED = "digits_refused_requests_total", "digits_queued_images"
-BATCH, QUEUE, COMPUTE = "digits_batch_images", "digits_queue_seconds", "digits_compute_seconds"
+REQUESTS, IMAGES = "inference_requests_total", "inference_samples_total"
+REFUSED, QUEUED = "inference_refused_requests_total", "inference_queued_samples"
+BATCH, QUEUE, COMPUTE = "inference_batch_samples", "inference_queue_seconds", "inference_compute_seconds"
 TIMES = tuple(f"{name}_{part}" for name in (QUEUE, COMPUTE) for part in ("sum", "count"))
 BUCKET = f"{BATCH}_bucket"
 WANTED = (REQUESTS, IMAGES, REFUSED, QUEUED, f"{BATCH}_", *TIMES)

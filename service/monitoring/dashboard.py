@@ -52,7 +52,7 @@ def dashboard() -> dict[str, Any]:
         "time": {"from": "now-1h", "to": "now"},
         "templating": {
             "list": [
-                _variable("model", f"label_values(digits_model_info{{{JOB}}}, model)"),
+                _variable("model", f"label_values(inference_model_info{{{JOB}}}, model)"),
                 _variable("instance", f"label_values(up{{{JOB}}}, instance)"),
             ]
         },

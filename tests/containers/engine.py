@@ -120,10 +120,10 @@ class Project:
         self.url, self.proxy_url = f"http://127.0.0.1:{service}", f"http://127.0.0.1:{proxy}"
         self._environment = {
             "COMPOSE_PROJECT_NAME": NAME,
-            "DIGITS_BUNDLES_FROM": str(self.bundles),
-            "DIGITS_PORT": str(service),
+            "INFERENCE_BUNDLES_FROM": str(self.bundles),
+            "INFERENCE_PORT": str(service),
             "PROXY_PORT": str(proxy),
-            "DIGITS_WORKERS": "2",
+            "INFERENCE_WORKERS": "2",
         }
 
     def compose(self, *words: str, **settings: str) -> str:

@@ -39,7 +39,7 @@ print(json.dumps({
 ANSWERED = """
 import re, urllib.request
 said = urllib.request.urlopen("http://127.0.0.1:3000/metrics").read().decode()
-print(sum(float(n) for n in re.findall(r"^digits_requests_total{.*} (.*)$", said, re.M)))
+print(sum(float(n) for n in re.findall(r"^inference_requests_total{.*} (.*)$", said, re.M)))
 """
 
 

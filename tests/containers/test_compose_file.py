@@ -115,7 +115,7 @@ def test_what_is_mounted_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", ["service", "gpu", "replica"])
 def test_there_is_time_to_drain(name: str) -> None:
     """From the stop to the kill there is time for the drain and for the longest request."""
-    drain_s = float(SERVICES[name]["environment"]["DIGITS_DRAIN_S"])
+    drain_s = float(SERVICES[name]["environment"]["INFERENCE_DRAIN_S"])
     longest_s = drain_s + Settings.model_fields["timeout_s"].default
     assert _seconds(SERVICES[name]["stop_grace_period"]) > longest_s
 
@@ -124,7 +124,7 @@ def test_the_proxy_sees_a_drain_before_it_ends() -> None:
     """Two checks fit well into the drain, and the proxy's own stop waits as long as a request."""
     config = (ROOT / "service" / "deploy" / "haproxy.cfg").read_text()
     every_s = _seconds(re.findall(r"check inter (\S+) fall 1 ", config)[0])
-    assert 4 * every_s < float(SERVICES["replica"]["environment"]["DIGITS_DRAIN_S"])
+    assert 4 * every_s < float(SERVICES["replica"]["environment"]["INFERENCE_DRAIN_S"])
     (hard_stop,) = re.findall(r"hard-stop-after (\S+)", config)
     assert Settings.model_fields["timeout_s"].default < _seconds(hard_stop)
     assert _seconds(hard_stop) < _seconds(SERVICES["proxy"]["stop_grace_period"])
@@ -138,14 +138,14 @@ def test_the_gpu_is_reserved_for_its_profile_alone() -> None:
         if "reservations" in service["deploy"]["resources"]
     }
     assert reserved == {"gpu": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
-    assert SERVICES["gpu"]["environment"]["DIGITS_DEVICE"] == "cuda"
+    assert SERVICES["gpu"]["environment"]["INFERENCE_DEVICE"] == "cuda"
     assert SERVICES["gpu"]["networks"]["default"]["aliases"] == ["service"]
     assert SERVICES["gpu"]["ports"] == SERVICES["service"]["ports"]
 
 
 def test_settings_of_the_compose_file_are_the_services() -> None:
     """Each DIGITS_ variable that a container gets is a setting."""
-    known = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
+    known = {f"INFERENCE_{name.upper()}" for name in Settings.model_fields}
     for name in ("service", "gpu", "replica"):
         assert set(SERVICES[name]["environment"]) <= known
 

@@ -87,7 +87,7 @@ def test_the_file_answers_as_the_module_does(pair_bundle: Path) -> None:
 @pytest.mark.parametrize("variant", ["onnx", "onnx-int8", "torchscript"])
 def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_path: Path) -> None:
     """Two inputs and two outputs at /v2, in JSON and in binary; /predict says where to ask."""
-    settings = {"DIGITS_BUNDLES": str(pair_bundle.parent), "DIGITS_VARIANT": variant}
+    settings = {"INFERENCE_BUNDLES": str(pair_bundle.parent), "INFERENCE_VARIANT": variant}
     samples = pair_samples(70, seed=2)  # more than a batch
     with torch.no_grad():
         expected = pair(WIDTH).eval()(*(torch.from_numpy(a) for a in samples.values()))

@@ -282,7 +282,7 @@ def test_a_service_with_a_key_is_asked_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LOADTEST_API_KEY goes with every request; without it each is refused and the run fails."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_API_KEY": "a key long enough"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_API_KEY": "a key long enough"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         assert _run(url, tmp_path, "--users", "1") == 1
         monkeypatch.setenv("LOADTEST_API_KEY", "a key long enough")

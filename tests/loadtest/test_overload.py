@@ -156,7 +156,7 @@ def test_the_service_is_offered_less_and_more_than_it_can(
 ) -> None:
     """A row for each share; the first one's p99 is the base; nothing but 200 and 429."""
     command = ["overload", "--bundle", str(BUNDLE), "--rounds", "1", "--seconds", "0.5"]
-    small = ["DIGITS_MAX_QUEUE_IMAGES=128", "DIGITS_MAX_REQUEST_IMAGES=64"]
+    small = ["INFERENCE_MAX_QUEUE_SAMPLES=128", "INFERENCE_MAX_REQUEST_SAMPLES=64"]
     assert main([*command, "--factors", "0.5", "2", "--settings", *small]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " x |" in line]
     assert [row[0] for row in rows] == ["| 0.5 x", "| 2 x"]
@@ -173,5 +173,5 @@ def test_what_cannot_be_measured_is_said(
     assert "is no bundle" in capsys.readouterr().err
     assert main(["overload", "--bundle", str(BUNDLE), "--factors", "0"]) == 2
     assert "positive" in capsys.readouterr().err
-    assert main(["overload", "--bundle", str(BUNDLE), "--settings", "DIGITS_WORKERS"]) == 2
+    assert main(["overload", "--bundle", str(BUNDLE), "--settings", "INFERENCE_WORKERS"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err

@@ -161,9 +161,9 @@ def test_a_server_without_metrics_is_watched_from_outside() -> None:
     ("text", "reason"),
     [
         ("# HELP other_total\nother_total 1\n", "none is called digits_*"),
-        ("digits_images_total{model=\n", r"could not convert"),
-        ("digits_queued_images NaN\n", "digits_queued_images is nan"),
-        ("digits_batch_images_bucket 1\n", "'le'"),
+        ("inference_samples_total{model=\n", r"could not convert"),
+        ("inference_queued_samples NaN\n", "inference_queued_samples is nan"),
+        ("inference_batch_samples_bucket 1\n", "'le'"),
     ],
 )
 def test_metrics_of_another_shape_are_a_reason(text: str, reason: str) -> None:
@@ -238,8 +238,8 @@ def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_began_anew_is_counted_from_zero() -> None:
     """A count that is smaller than before is a new server's, and no rate is negative."""
-    before: Figures = read('digits_images_total{model="cnn"} 1000\ndigits_queued_images 9\n')
-    after = read('digits_images_total{model="cnn"} 30\ndigits_images_total{model="mlp"} 10\n')
+    before: Figures = read('inference_samples_total{model="cnn"} 1000\ndigits_queued_images 9\n')
+    after = read('inference_samples_total{model="cnn"} 30\ndigits_images_total{model="mlp"} 10\n')
     assert between(before, after, 2.0)["images_per_s"] == 20
     assert between(before, before, 2.0)["queued_images"] == 9
 

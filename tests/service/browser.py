@@ -44,7 +44,7 @@ class Server:
 
     def start(self, **settings: str) -> None:
         """Serve the tiny bundles."""
-        settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"} | settings
+        settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"} | settings
         log_file = self._folder / "service.log"
         self._running.enter_context(running_service(log_file, port=self._port, settings=settings))
 

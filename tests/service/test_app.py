@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.golden import Golden
 from loadtest.server import running_service
-from service.metrics import SETTLED_EVERY_S
+from service.observability.metrics import SETTLED_EVERY_S
 from tests.tiny import SERVED_BUNDLES
 
 DIGIT = Path(__file__).with_name("digit.png")
@@ -80,8 +80,8 @@ def test_requests_that_arrive_together_run_as_one_batch(client: httpx.Client) ->
     assert {answer.status_code for answer in answers} == {200}
     after = _metrics(client)
     batches, images = (
-        after[f'digits_batch_images_{kind}{{model="mlp"}}']
-        - before.get(f'digits_batch_images_{kind}{{model="mlp"}}', 0)
+        after[f'inference_batch_samples_{kind}{{model="mlp"}}']
+        - before.get(f'inference_batch_samples_{kind}{{model="mlp"}}', 0)
         for kind in ("count", "sum")
     )
     assert images == 400
@@ -173,8 +173,8 @@ def test_bentomls_own_endpoints_work(client: httpx.Client) -> None:
     version = _manifest("cnn")["version"]
     labels = 'device="cpu",model="cnn",provider="CPUExecutionProvider",variant="onnx",'
     labels += f'version="{version}"'
-    assert metrics[f"digits_model_info{{{labels}}}"] == 1
-    assert metrics['digits_golden_check_passed{model="cnn"}'] == 1
+    assert metrics[f"inference_model_info{{{labels}}}"] == 1
+    assert metrics['inference_golden_check_passed{model="cnn"}'] == 1
 
 
 JSON = {"Content-Type": "application/json"}
@@ -271,7 +271,7 @@ def test_bad_requests_are_refused_in_words_and_the_service_goes_on(
 
 def test_refusals_are_counted(client: httpx.Client) -> None:
     """A refused request shows in the metrics under its status."""
-    name = 'digits_refused_requests_total{kind="unknown_model",status="404"}'
+    name = 'inference_refused_requests_total{kind="unknown_model",status="404"}'
     before = _metrics(client).get(name, 0)
     client.post("/predict", json={"images": BLANK, "model": "rnn"})
     assert _metrics(client)[name] == before + 1
@@ -280,9 +280,9 @@ def test_refusals_are_counted(client: httpx.Client) -> None:
 def test_two_workers_answer_alike(tmp_path: Path) -> None:
     """With two processes every answer is right, and both count into one /metrics."""
     golden = _golden("mlp")
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_WORKERS": "2"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_WORKERS": "2"}
     with (
-        running_service(tmp_path / "log", settings={**settings, "DIGITS_DEVICE": "cpu"}) as url,
+        running_service(tmp_path / "log", settings={**settings, "INFERENCE_DEVICE": "cpu"}) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         body = {"images": golden.inputs["images"].tolist(), "model": "mlp"}
@@ -291,5 +291,5 @@ def test_two_workers_answer_alike(tmp_path: Path) -> None:
             labels = [p["label"] for p in answer["predictions"]]
             assert labels == [str(i) for i in golden.labels()]
         time.sleep(2 * SETTLED_EVERY_S)  # a worker tells the others as often
-        counted = _metrics(client)['digits_images_total{endpoint="predict",model="mlp"}']
+        counted = _metrics(client)['inference_samples_total{endpoint="predict",model="mlp"}']
         assert counted == 20 * len(golden.inputs["images"])

@@ -37,7 +37,7 @@ def pair_bundle(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pair_url(pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real service with that bundle alone."""
     log_file = tmp_path_factory.mktemp("service") / "service.log"
-    settings = {"DIGITS_BUNDLES": str(pair_bundle.parent), "DIGITS_DEVICE": "cpu"}
+    settings = {"INFERENCE_BUNDLES": str(pair_bundle.parent), "INFERENCE_DEVICE": "cpu"}
     with running_service(log_file, settings=settings) as url:
         yield url
 

@@ -11,21 +11,21 @@ from service.settings import ROOT, Settings, SettingsError, read_settings
 def test_the_environment_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable replaces its default, the others stay."""
     assert read_settings().bundles == ROOT / "artifacts" / "bundles"
-    monkeypatch.setenv("DIGITS_BUNDLES", "/models")
-    monkeypatch.setenv("DIGITS_MAX_BATCH_IMAGES", "16")
+    monkeypatch.setenv("INFERENCE_BUNDLES", "/models")
+    monkeypatch.setenv("INFERENCE_MAX_BATCH_SAMPLES", "16")
     settings = read_settings()
-    assert (settings.bundles, settings.max_batch_images) == (Path("/models"), 16)
+    assert (settings.bundles, settings.max_batch_samples) == (Path("/models"), 16)
     assert settings.device == "auto"
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("DIGITS_DEVICE", "gpu"),
-        ("DIGITS_THREADS", "-1"),
-        ("DIGITS_MAX_BATCH_IMAGES", "many"),
-        ("DIGITS_WORKERS", "0"),
-        ("DIGITS_TIMEOUT_S", "0"),
+        ("INFERENCE_DEVICE", "gpu"),
+        ("INFERENCE_THREADS", "-1"),
+        ("INFERENCE_MAX_BATCH_SAMPLES", "many"),
+        ("INFERENCE_WORKERS", "0"),
+        ("INFERENCE_TIMEOUT_S", "0"),
     ],
 )
 def test_a_bad_value_is_named(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,17 +37,17 @@ def test_a_bad_value_is_named(variable: str, value: str, monkeypatch: pytest.Mon
 
 def test_a_request_must_fit_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that contradict each other are refused together."""
-    monkeypatch.setenv("DIGITS_MAX_QUEUE_IMAGES", "10")
-    with pytest.raises(SettingsError, match="DIGITS_MAX_QUEUE_IMAGES=10 must be at least"):
+    monkeypatch.setenv("INFERENCE_MAX_QUEUE_SAMPLES", "10")
+    with pytest.raises(SettingsError, match="INFERENCE_MAX_QUEUE_SAMPLES=10 must be at least"):
         read_settings()
 
 
 def test_every_setting_is_documented_as_it_is() -> None:
     """Name, default and description stand in the table of docs/serving.md, and no others do."""
     lines = (ROOT / "docs" / "serving.md").read_text().splitlines()
-    documented = [line for line in lines if line.startswith("| `DIGITS_")]
+    documented = [line for line in lines if line.startswith("| `INFERENCE_")]
     assert documented == [
-        f"| `DIGITS_{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        f"| `INFERENCE_{name.upper()}` | {_shown(field.default)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
 
@@ -66,8 +66,8 @@ def _shown(default: object) -> str:
 
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that is too short is refused without being told."""
-    monkeypatch.setenv("DIGITS_API_KEY", "hush")
-    with pytest.raises(SettingsError, match=r"DIGITS_API_KEY: .*16") as refused:
+    monkeypatch.setenv("INFERENCE_API_KEY", "hush")
+    with pytest.raises(SettingsError, match=r"INFERENCE_API_KEY: .*16") as refused:
         read_settings()
     assert "hush" not in str(refused.value)
 

@@ -76,7 +76,7 @@ def test_models_without_feature_maps_have_no_path_for_them() -> None:
 def test_names_labels_and_limits_are_those_of_the_models_and_settings() -> None:
     """Enumerations and bounds of the schemas follow the manifests and the settings."""
     model = _model("digits", name="other", labels=("a", "b"))
-    schemas = _document(model, max_request_images=7)["components"]["schemas"]
+    schemas = _document(model, max_request_samples=7)["components"]["schemas"]
     assert schemas["PredictRequest"]["properties"]["model"]["enum"] == ["other", None]
     assert schemas["Images"]["maxItems"] == 7
     assert schemas["Prediction"]["properties"]["label"]["enum"] == ["a", "b"]

@@ -146,8 +146,8 @@ def test_a_picture_is_read_in_every_described_form(document: Document, service_u
 
 def test_where_a_key_is_asked_for_the_document_says_so(tmp_path: Path) -> None:
     """With a key set, what is marked answers 401 without it, and nothing else does."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
-    with running_service(tmp_path / "log", settings=settings | {"DIGITS_API_KEY": KEY}) as url:
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
+    with running_service(tmp_path / "log", settings=settings | {"INFERENCE_API_KEY": KEY}) as url:
         document, marked = _document(url, {"x-api-key": KEY}), 0
         for path, method, operation in _operations(document):
             answer = httpx.request(method, url + path.format(model="cnn", version="none"))

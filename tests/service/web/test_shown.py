@@ -250,7 +250,7 @@ def test_the_page_outlives_the_service(browser: "Browser", server: Server) -> No
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: "Browser", server: Server) -> None:
     """The page loads without it, refuses another in words, and sends the right one from then on."""
     server.stop()
-    server.start(DIGITS_API_KEY=KEY)
+    server.start(INFERENCE_API_KEY=KEY)
     visit = Visit(browser, server.url)
     for key in ("another key altogether", KEY):
         visit.page.locator("#key-dialog[open]").wait_for()

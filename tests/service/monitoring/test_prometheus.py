@@ -16,8 +16,8 @@ import yaml
 
 from export.golden import Golden
 from loadtest.server import free_port, running_service, stop
-from service.metrics import SETTLED_EVERY_S
-from tests.service.promql import MONITORING, alerts, dashboard_queries, metric_names, recorded
+from service.observability.metrics import SETTLED_EVERY_S
+from tests.service.monitoring.promql import MONITORING, alerts, dashboard_queries, metric_names, recorded
 from tests.tiny import SERVED_BUNDLES
 
 pytestmark = pytest.mark.skipif(
@@ -97,10 +97,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
     """Prometheus' API, and the load on the two workers that it scrapes."""
     folder = tmp_path_factory.mktemp("prometheus")
     settings = {
-        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
-        "DIGITS_DEVICE": "cpu",
-        "DIGITS_WORKERS": "2",
-        "DIGITS_GOLDEN_CHECK_S": "1",
+        "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
+        "INFERENCE_DEVICE": "cpu",
+        "INFERENCE_WORKERS": "2",
+        "INFERENCE_GOLDEN_CHECK_S": "1",
     }
     with (
         running_service(folder / "service.log", settings=settings) as url,
@@ -151,7 +151,7 @@ def test_every_query_gives_data(scraped: tuple[httpx.Client, _Load]) -> None:
 def test_the_rules_are_healthy_and_no_alert_fires(scraped: tuple[httpx.Client, _Load]) -> None:
     """Prometheus evaluates each without an error; clients' errors alone are nobody's alarm."""
     client, _ = scraped
-    assert _waits_for_data(client, {"job:digits_faults:ratio_rate1h"}) == set()
+    assert _waits_for_data(client, {"job:inference_faults:ratio_rate1h"}) == set()
     groups = client.get("/rules").json()["data"]["groups"]
     found = {rule["name"]: rule for group in groups for rule in group["rules"]}
     assert set(found) == {*recorded(), *alerts()}
@@ -163,8 +163,8 @@ def test_the_rules_are_healthy_and_no_alert_fires(scraped: tuple[httpx.Client, _
 def test_the_dashboards_variables_have_values(scraped: tuple[httpx.Client, _Load]) -> None:
     """Models and replicas can be chosen."""
     client, _ = scraped
-    assert _waits_for_data(client, {'digits_model_info{job="digits"}'}) == set()
-    match = {"match[]": 'digits_model_info{job="digits"}'}
+    assert _waits_for_data(client, {'inference_model_info{job="digits"}'}) == set()
+    match = {"match[]": 'inference_model_info{job="digits"}'}
     assert client.get("/label/model/values", params=match).json()["data"] == ["cnn", "mlp"]
     (instance,) = client.get("/label/instance/values", params={"match[]": "up"}).json()["data"]
     assert instance.startswith("127.0.0.1:")
@@ -177,12 +177,12 @@ def test_prometheus_counts_what_was_asked(scraped: tuple[httpx.Client, _Load]) -
     answered, refused = load.statuses.count(200), load.statuses.count(400)
     assert answered == 3 * refused > 0
     for query, expected in {
-        "sum(digits_requests_total)": answered,
-        "sum(digits_images_total)": answered,
-        "sum(digits_request_duration_seconds_count)": answered,
-        "sum(digits_refused_requests_total)": refused,
-        'digits_refused_requests_total{kind="invalid_input"}': refused,
+        "sum(inference_requests_total)": answered,
+        "sum(inference_samples_total)": answered,
+        "sum(inference_request_duration_seconds_count)": answered,
+        "sum(inference_refused_requests_total)": refused,
+        'inference_refused_requests_total{kind="invalid_input"}': refused,
         "count(process_start_time_seconds)": 2,
-        "sum(digits_queue_limit_images)": 2 * 2 * 512,
+        "sum(inference_queue_limit_samples)": 2 * 2 * 512,
     }.items():
         assert _ask(client, query) == [expected], query

@@ -21,9 +21,9 @@ from loadtest.client.forms import Forms, judge
 from loadtest.client.loops import closed_loop, open_loop
 from loadtest.ratios import percentile
 from loadtest.server import running_service
-from service.batcher import Batcher
-from service.errors import OverloadedError
-from service.proven import open_proven
+from service.engine.batcher import Batcher
+from service.protocol.errors import OverloadedError
+from service.models.loader import load_verified_models
 from service.settings import Settings
 from tests.service.answers import RAW, parsed, raw_request, read_logits
 from tests.service.processes import worker_processes
@@ -34,8 +34,8 @@ IMAGES, LABELS = GOLDEN.inputs["images"], GOLDEN.labels()
 URL = "/v2/models/cnn/infer"
 BATCH = 64
 OFFERED_S = 2.0
-BASE = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
-QUEUE = {"DIGITS_MAX_QUEUE_IMAGES": "8", "DIGITS_MAX_REQUEST_IMAGES": "8"}
+BASE = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
+QUEUE = {"INFERENCE_MAX_QUEUE_SAMPLES": "8", "INFERENCE_MAX_REQUEST_SAMPLES": "8"}
 SLOW_CLIENTS = 60
 SLOW_CLIENT_S = 2.0
 PATIENCE_S = 30.0
@@ -72,7 +72,7 @@ def _held_up(url: str) -> Iterator[None]:
 
 def test_a_busy_engine_with_room_for_eight_refuses_two_of_ten() -> None:
     """The real engine, held at a gate: exactly 8 wait and are answered rightly, 2 are refused."""
-    (model, _) = open_proven(Settings(bundles=SERVED_BUNDLES, device="cpu"))
+    (model, _) = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cpu"))
     gate, entered = threading.Event(), threading.Event()
 
     def gated(inputs: Arrays) -> Arrays:
@@ -130,12 +130,12 @@ def _assert_refused_or_right(answers: list[httpx.Response]) -> int:
 
 def test_ten_requests_at_once_into_a_queue_of_eight(tmp_path: Path) -> None:
     """Over HTTP: of 10 requests that are there at once exactly 2 get 429, ten times in a row."""
-    settings = BASE | QUEUE | {"DIGITS_ENGINE": "thread"}
+    settings = BASE | QUEUE | {"INFERENCE_ENGINE": "thread"}
     with running_service(tmp_path / "log", settings=settings) as url, ExitStack() as stack:
         connections = [stack.enter_context(_connect(url)) for _ in range(10)]
         for _ in range(10):
             assert _assert_refused_or_right(_burst(url, connections)) == 2
-        refused = 'digits_refused_requests_total{kind="overloaded",status="429"} 20.0'
+        refused = 'inference_refused_requests_total{kind="overloaded",status="429"} 20.0'
         assert refused in httpx.get(f"{url}/metrics").text
 
 
@@ -156,7 +156,7 @@ def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
     """
     forms, images = Forms(SERVED_BUNDLES / "cnn"), np.resize(IMAGES, (BATCH, 28, 28))
     request = forms.raw("service", "raw", BATCH)
-    settings = BASE | {"DIGITS_MAX_QUEUE_IMAGES": "128", "DIGITS_MAX_REQUEST_IMAGES": "64"}
+    settings = BASE | {"INFERENCE_MAX_QUEUE_SAMPLES": "128", "INFERENCE_MAX_REQUEST_SAMPLES": "64"}
     with running_service(tmp_path / "log", settings=settings) as url:
         target = Target(url, request.wire(), judge(forms, request))
         _, answered = closed_loop([target], 4, OFFERED_S)
@@ -201,7 +201,7 @@ def _drip(connections: list[tuple[socket.socket, bytes]], stop: threading.Event)
 
 def test_slow_clients_hold_up_nobody_and_are_closed(tmp_path: Path) -> None:
     """Sixty that are silent or send a byte now and then; others are answered; they are closed."""
-    settings = BASE | {"DIGITS_SLOW_CLIENT_S": str(SLOW_CLIENT_S)}
+    settings = BASE | {"INFERENCE_SLOW_CLIENT_S": str(SLOW_CLIENT_S)}
     with running_service(tmp_path / "log", settings=settings) as url, ExitStack() as stack:
         stop, dripping = threading.Event(), []
         for at_once, slowly in _slow_ones() * (SLOW_CLIENTS // 4):
@@ -243,7 +243,7 @@ def test_a_body_byte_by_byte_is_answered_rightly(chunked: bool, service_url: str
 
 def _computed(url: str) -> float:
     for line in httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines():
-        if line.startswith('digits_batch_images_sum{model="cnn"}'):
+        if line.startswith('inference_batch_samples_sum{model="cnn"}'):
             return float(line.rsplit(" ", 1)[1])
     return 0.0
 
@@ -252,12 +252,12 @@ def test_who_hung_up_while_waiting_is_not_computed(tmp_path: Path) -> None:
     """Behind a request of 20,000 batches 20 clients wait and go away: nothing runs for them."""
     many, gone = 20_000, 20
     settings = BASE | {
-        "DIGITS_ENGINE": "thread",
-        "DIGITS_MAX_BATCH_IMAGES": "1",
-        "DIGITS_MAX_REQUEST_IMAGES": str(many),
-        "DIGITS_MAX_QUEUE_IMAGES": str(2 * many),
-        "DIGITS_MAX_BODY_BYTES": str(many * 784),
-        "DIGITS_TIMEOUT_S": "120",
+        "INFERENCE_ENGINE": "thread",
+        "INFERENCE_MAX_BATCH_SAMPLES": "1",
+        "INFERENCE_MAX_REQUEST_SAMPLES": str(many),
+        "INFERENCE_MAX_QUEUE_SAMPLES": str(2 * many),
+        "INFERENCE_MAX_BODY_BYTES": str(many * 784),
+        "INFERENCE_TIMEOUT_S": "120",
     }
     with running_service(tmp_path / "log", settings=settings) as url, _connect(url) as large:
         before = _computed(url)
@@ -277,5 +277,5 @@ def test_who_hung_up_while_waiting_is_not_computed(tmp_path: Path) -> None:
         assert last.status_code == 200  # behind whatever waited
         assert busy_still
         assert _computed(url) - before == many + 1
-        counted = f'digits_refused_requests_total{{kind="client_gone",status="499"}} {gone}.0'
+        counted = f'inference_refused_requests_total{{kind="client_gone",status="499"}} {gone}.0'
         assert counted in httpx.get(f"{url}/metrics").text

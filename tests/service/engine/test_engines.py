@@ -14,9 +14,9 @@ from export.golden import Golden
 from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from export.session import OnnxModel
-from service.engines import Bucketed, batch_buckets, open_engine, required_tolerance
-from service.proven import open_proven
-from service.proving import UnprovenError
+from service.engine.engines import Bucketed, batch_buckets, open_engine, required_tolerance
+from service.models.loader import load_verified_models
+from service.models.loader import VerificationError
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -54,7 +54,7 @@ def _settings(bundles: Path = SERVED_BUNDLES, **fields: object) -> Settings:
 )
 def test_each_variant_is_proven_and_named(variant: str) -> None:
     """It answers its golden samples within its own tolerance, and says which it is."""
-    models = open_proven(_settings(variant=variant))
+    models = load_verified_models(_settings(variant=variant))
     assert [model.variant for model in models] == [variant] * 2
     assert all(model.golden.passed for model in models)
     provider = "TorchScript-CPU" if variant.startswith("torch") else "CPUExecutionProvider"
@@ -78,8 +78,8 @@ def test_a_reduced_variant_in_place_of_the_exact_one_stops_the_start(served_bund
     """The int8 file under the exact one's name is found out by the golden samples."""
     (served_bundle / "model.onnx").write_bytes((served_bundle / "model.int8.onnx").read_bytes())
     rehash(served_bundle, "model.onnx")
-    with pytest.raises(UnprovenError, match=r"cnn \(onnx\) fails its golden samples"):
-        open_proven(_settings(served_bundle.parent))
+    with pytest.raises(VerificationError, match=r"cnn \(onnx\) fails its golden samples"):
+        load_verified_models(_settings(served_bundle.parent))
 
 
 def test_a_variant_that_the_bundle_lacks_stops_the_start(served_bundle: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_variant_that_the_bundle_lacks_stops_the_start(served_bundle: Path) ->
     path.write_text(json.dumps(manifest))
     (served_bundle / "model.int8.onnx").unlink()
     with pytest.raises(BundleError, match="holds no onnx-int8 model: no samples to calibrate"):
-        open_proven(_settings(served_bundle.parent, variant="onnx-int8"))
+        load_verified_models(_settings(served_bundle.parent, variant="onnx-int8"))
 
 
 def test_a_variant_without_its_own_verdict_is_not_served(served_bundle: Path) -> None:
@@ -101,15 +101,15 @@ def test_a_variant_without_its_own_verdict_is_not_served(served_bundle: Path) ->
     manifest["parity"] = [v for v in manifest["parity"] if v["precision"] != "int8"]
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="no passed parity verdict for its onnx-int8 model"):
-        open_proven(_settings(served_bundle.parent, variant="onnx-int8"))
-    assert open_proven(_settings(served_bundle.parent))
+        load_verified_models(_settings(served_bundle.parent, variant="onnx-int8"))
+    assert load_verified_models(_settings(served_bundle.parent))
 
 
 @without_torch
 def test_torchscript_without_pytorch_is_refused_in_words() -> None:
     """The start says which package is missing and what else could be served."""
     with pytest.raises(BundleError, match="pip install torch, or serve the variant onnx"):
-        open_proven(_settings(variant="torchscript"))
+        load_verified_models(_settings(variant="torchscript"))
 
 
 def test_int8_is_not_served_on_cuda() -> None:

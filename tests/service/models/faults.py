@@ -23,7 +23,7 @@ class Fault:
 
 
 def _set(**settings: str) -> Callable[[Path], dict[str, str]]:
-    return lambda bundles: {f"DIGITS_{name}": value for name, value in settings.items()}
+    return lambda bundles: {f"INFERENCE_{name}": value for name, value in settings.items()}
 
 
 def _altered(name: str) -> Callable[[Path], None]:
@@ -108,7 +108,7 @@ def _emptied(bundles: Path) -> None:
         shutil.rmtree(path)
 
 
-WITHOUT_GPU = {"DIGITS_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+WITHOUT_GPU = {"INFERENCE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
 FAULTS = {
     "model altered": Fault(_altered("model.onnx"), ("cnn/model.onnx was altered", "build")),
     "golden samples altered": Fault(_altered("golden.npz"), ("cnn/golden.npz was altered",)),
@@ -152,30 +152,30 @@ FAULTS = {
     ),
     "empty folder": Fault(
         _emptied,
-        ("no bundle in", "make bundles", "DIGITS_BUNDLES"),
+        ("no bundle in", "make bundles", "INFERENCE_BUNDLES"),
     ),
     "folder missing": Fault(_set(BUNDLES="/nowhere"), ("no bundle in /nowhere", "make bundles")),
     "unknown default model": Fault(
-        _set(DEFAULT_MODEL="rnn"), ("DIGITS_DEFAULT_MODEL=rnn", "cnn, mlp")
+        _set(DEFAULT_MODEL="rnn"), ("INFERENCE_DEFAULT_MODEL=rnn", "cnn, mlp")
     ),
     "CUDA without a GPU": Fault(
         lambda bundles: WITHOUT_GPU, ("cuda was asked for", "no CUDA device", "ask for cpu")
     ),
     "no ONNX Runtime": Fault(_no_onnx_runtime, (LIBRARY,)),
-    "workers no number": Fault(_set(WORKERS="none"), ("DIGITS_WORKERS='none'", "integer")),
-    "no workers": Fault(_set(WORKERS="0"), ("DIGITS_WORKERS='0'", "greater")),
-    "device of no kind": Fault(_set(DEVICE="tpu"), ("DIGITS_DEVICE='tpu'", "'cuda'")),
-    "switch of no kind": Fault(_set(FAST_PATH="maybe"), ("DIGITS_FAST_PATH='maybe'", "boolean")),
-    "time not a number": Fault(_set(TIMEOUT_S="nan"), ("DIGITS_TIMEOUT_S='nan'", "finite")),
+    "workers no number": Fault(_set(WORKERS="none"), ("INFERENCE_WORKERS='none'", "integer")),
+    "no workers": Fault(_set(WORKERS="0"), ("INFERENCE_WORKERS='0'", "greater")),
+    "device of no kind": Fault(_set(DEVICE="tpu"), ("INFERENCE_DEVICE='tpu'", "'cuda'")),
+    "switch of no kind": Fault(_set(FAST_PATH="maybe"), ("INFERENCE_FAST_PATH='maybe'", "boolean")),
+    "time not a number": Fault(_set(TIMEOUT_S="nan"), ("INFERENCE_TIMEOUT_S='nan'", "finite")),
     "threads beyond any machine": Fault(
-        _set(THREADS="1000000000000"), ("DIGITS_THREADS='1000000000000'",)
+        _set(THREADS="1000000000000"), ("INFERENCE_THREADS='1000000000000'",)
     ),
-    "key too short": Fault(_set(API_KEY="short"), ("DIGITS_API_KEY: ", "16")),
+    "key too short": Fault(_set(API_KEY="short"), ("INFERENCE_API_KEY: ", "16")),
     "two settings wrong": Fault(
-        _set(WORKERS="x", TIMEOUT_S="-1"), ("DIGITS_WORKERS='x'", "DIGITS_TIMEOUT_S='-1'")
+        _set(WORKERS="x", TIMEOUT_S="-1"), ("INFERENCE_WORKERS='x'", "INFERENCE_TIMEOUT_S='-1'")
     ),
     "limits that contradict": Fault(
         _set(MAX_QUEUE_IMAGES="4", MAX_REQUEST_IMAGES="8"),
-        ("DIGITS_MAX_QUEUE_IMAGES=4", "DIGITS_MAX_REQUEST_IMAGES=8"),
+        ("INFERENCE_MAX_QUEUE_SAMPLES=4", "INFERENCE_MAX_REQUEST_SAMPLES=8"),
     ),
 }

@@ -19,8 +19,8 @@ import pytest
 from export.golden import Golden
 from loadtest.server import REPOSITORY
 from tests.service.answers import read_logits
-from tests.service.bad import images, paths, predict, tensors, wire
-from tests.service.bad.rows import LIMIT_BYTES, Row, request
+from tests.service.transport.bad import images, paths, predict, tensors, wire
+from tests.service.transport.bad.rows import LIMIT_BYTES, Row, request
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = {name: Golden.load(SERVED_BUNDLES / name / "golden.npz") for name in ("cnn", "mlp")}

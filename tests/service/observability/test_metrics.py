@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.golden import Golden
 from loadtest.server import running_service
-from service.errors import DeadlineError, ErrorKind, OverloadedError
+from service.protocol.errors import DeadlineError, ErrorKind, OverloadedError
 from service.responses import refusal
 from service.waiting import EngineError
 from tests.tiny import SERVED_BUNDLES
@@ -58,7 +58,7 @@ def test_paths_that_nobody_serves_are_refused_in_one_shape_and_leave_no_metrics(
 @pytest.fixture(scope="module")
 def ordinary_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The real service without its short way."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_FAST_PATH": "false"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_FAST_PATH": "false"}
     log = tmp_path_factory.mktemp("ordinary") / "service.log"
     with running_service(log, settings=settings) as url:
         yield url
@@ -91,17 +91,17 @@ def test_an_answer_is_counted_and_timed_whole(
     after = _figures(url)
     images = 1 if endpoint == "predict_image" else 3
     asked = {"model": "cnn", "endpoint": endpoint}
-    assert _grown(before, after, "digits_requests_total", **asked) == 1
-    assert _grown(before, after, "digits_images_total", **asked) == images
-    assert _grown(before, after, "digits_request_duration_seconds_count", **asked) == 1
-    took_s = _grown(before, after, "digits_request_duration_seconds_sum", **asked)
+    assert _grown(before, after, "inference_requests_total", **asked) == 1
+    assert _grown(before, after, "inference_samples_total", **asked) == images
+    assert _grown(before, after, "inference_request_duration_seconds_count", **asked) == 1
+    took_s = _grown(before, after, "inference_request_duration_seconds_sum", **asked)
     queued_s, computed_s = (
-        _grown(before, after, f"digits_{name}_seconds_sum", model="cnn")
+        _grown(before, after, f"inference_{name}_seconds_sum", model="cnn")
         for name in ("queue", "compute")
     )
     assert 0 < queued_s + computed_s < took_s < seconds
-    assert _grown(before, after, "digits_batch_images_sum", model="cnn") == images
-    assert after["digits_queued_images", (("model", "cnn"),)] == 0
+    assert _grown(before, after, "inference_batch_samples_sum", model="cnn") == images
+    assert after["inference_queued_samples", (("model", "cnn"),)] == 0
 
 
 # A head without end.
@@ -157,14 +157,14 @@ def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
     """Whoever gives it up, the batcher or BentoML: 504, and a line in the log."""
     images = 20_000
     settings = {
-        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
-        "DIGITS_ENGINE": "thread",
-        "DIGITS_MAX_BATCH_IMAGES": "1",
-        "DIGITS_MAX_REQUEST_IMAGES": str(images),
-        "DIGITS_MAX_QUEUE_IMAGES": str(images),
-        "DIGITS_MAX_BODY_BYTES": str(images * 784),
-        "DIGITS_TIMEOUT_S": "0.2",
-        "DIGITS_ACCESS_LOG_SHARE": "1",
+        "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
+        "INFERENCE_ENGINE": "thread",
+        "INFERENCE_MAX_BATCH_SAMPLES": "1",
+        "INFERENCE_MAX_REQUEST_SAMPLES": str(images),
+        "INFERENCE_MAX_QUEUE_SAMPLES": str(images),
+        "INFERENCE_MAX_BODY_BYTES": str(images * 784),
+        "INFERENCE_TIMEOUT_S": "0.2",
+        "INFERENCE_ACCESS_LOG_SHARE": "1",
     }
     log = tmp_path / "service.log"
     with running_service(log, settings=settings) as url:
@@ -201,5 +201,5 @@ def test_health_and_metrics_are_no_errors(url: str) -> None:
 def _assert_alone(expected: ErrorKind | None, before: Figures, after: Figures) -> None:
     for kind in ErrorKind:
         labels = {"kind": kind.label, "status": str(kind.status)}
-        grown = _grown(before, after, "digits_refused_requests_total", **labels)
+        grown = _grown(before, after, "inference_refused_requests_total", **labels)
         assert grown == (kind is expected), kind

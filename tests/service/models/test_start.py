@@ -21,7 +21,7 @@ import pytest
 from export.golden import Golden
 from loadtest.server import REPOSITORY, SERVICE, free_port, running_service
 from tests.service.answers import RAW, read_logits
-from tests.service.faults import FAULTS
+from tests.service.models.faults import FAULTS
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
@@ -47,7 +47,7 @@ def _start(settings: dict[str, str], folder: Path, port: int) -> Ended:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
             cwd=REPOSITORY,
-            env={**os.environ, **own, "DIGITS_DRAIN_S": "0", **settings},
+            env={**os.environ, **own, "INFERENCE_DRAIN_S": "0", **settings},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -92,7 +92,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
     def start(name: str) -> Ended:
         folder = tmp_path_factory.mktemp("start")
         bundles = shutil.copytree(SERVED_BUNDLES, folder / "bundles")
-        settings = {"DIGITS_BUNDLES": str(bundles), "DIGITS_DEVICE": "cpu"}
+        settings = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_DEVICE": "cpu"}
         return _start(settings | (FAULTS[name].plant(bundles) or {}), folder, free_port())
 
     pool = ThreadPoolExecutor(AT_ONCE)
@@ -108,7 +108,7 @@ def test_a_faulty_start_ends_in_words(name: str, starts: dict[str, Future[Ended]
 
 def test_a_port_in_use_ends_the_start_in_words(tmp_path: Path) -> None:
     """The port is named; BentoML, which opens it, says so with a trace of its own."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
     with closing(socket.create_server(("127.0.0.1", 0))) as holder:
         port = holder.getsockname()[1]
         ended = _start(settings, tmp_path, port)
@@ -143,7 +143,7 @@ def test_nobody_is_answered_before_the_models_are_proven_and_warm(tmp_path: Path
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
     with running_service(log_file, port=port, settings=settings) as url:
         asking.join(2 * ENDS_WITHIN_S)
         metrics = httpx.get(f"{url}/metrics").text
@@ -156,4 +156,4 @@ def test_nobody_is_answered_before_the_models_are_proven_and_warm(tmp_path: Path
     for model in ("cnn", "mlp"):
         (line,) = [x for x in said_by_then[-1].splitlines() if f"serving {model} version" in x]
         assert "60 golden samples right, batches of 64 take" in line
-        assert f'digits_golden_check_passed{{model="{model}"}} 1.0' in metrics
+        assert f'inference_golden_check_passed{{model="{model}"}} 1.0' in metrics

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.service.bad.rows import IMAGE, PLACE, Row, chunked, dumped, request
+from tests.service.transport.bad.rows import IMAGE, PLACE, Row, chunked, dumped, request
 
 URL = "/v2/models/cnn/infer"
 LENGTH = "inference-header-content-length"

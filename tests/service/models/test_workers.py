@@ -24,7 +24,7 @@ def _workers(url: str) -> set[int]:
 
 def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
     """Under load, by kill -9: a few connections break, new ones are answered, two serve again."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_WORKERS": "2"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_WORKERS": "2"}
     # As in a container that BentoML made: there it would let a dead worker be.
     settings |= {"BENTOML_CONTAINERIZED": "true"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
@@ -60,8 +60,8 @@ def _wait_until_told(url: str) -> None:
     """The metrics show the live workers alone: two processes, and two queues' places."""
     wanted = {
         *(f'process_start_time_seconds{{pid="{pid}"}}' for pid in _workers(url)),
-        'digits_queue_limit_images{model="cnn"} 1024.0',
-        'digits_golden_check_passed{model="cnn"} 1.0',
+        'inference_queue_limit_samples{model="cnn"} 1024.0',
+        'inference_golden_check_passed{model="cnn"} 1.0',
     }
     give_up_s = time.monotonic() + BACK_WITHIN_S  # the new one has to prove its models first
     lines: list[str] = []

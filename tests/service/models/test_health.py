@@ -34,21 +34,21 @@ def test_a_model_that_begins_to_answer_wrongly_is_not_ready() -> None:
     program = f"""
 import asyncio, json
 from pathlib import Path
-from service.metrics import Metrics
-from service.models import ServedModels
-from service.proven import open_proven
+from service.observability.metrics import Metrics
+from service.models.registry import ModelRegistry
+from service.models.loader import load_verified_models
 from service.readiness import Readiness
 from service.settings import Settings
 from prometheus_client import REGISTRY
 settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu")
 metrics = Metrics()
-models = ServedModels(open_proven(settings), settings, metrics)
+models = ModelRegistry(load_verified_models(settings), settings, metrics)
 readiness = Readiness(models, metrics, 60, 0)
 batcher = models.get("cnn").batcher
 honest = batcher._predict
 def told():
     names = ("checks_total", "check_failures_total", "check_passed", "check_error_ratio")
-    return [REGISTRY.get_sample_value(f"digits_golden_{{n}}", {{"model": "cnn"}}) for n in names]
+    return [REGISTRY.get_sample_value(f"inference_golden_{{n}}", {{"model": "cnn"}}) for n in names]
 async def main():
     said = [await readiness.check(), readiness.ready]
     figures = [told()]
@@ -82,7 +82,7 @@ def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path)
     """On SIGTERM under load: readiness 503 while answers go on, then the end; all were right."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DRAIN_S": "1.5"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DRAIN_S": "1.5"}
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", "127.0.0.1"]
     environment = os.environ | settings | {"BENTOML_HOME": str(tmp_path / "home")}
     with (tmp_path / "service.log").open("wb") as log:

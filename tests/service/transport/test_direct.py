@@ -140,7 +140,7 @@ def test_a_flood_of_headers_is_refused(service_url: str) -> None:
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/models/cnn/infer HTTP/1.1\r\nhost: x\r\n"])
 def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> None:
     """Silence, and a request that never ends, are closed after the time that was set."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_SLOW_CLIENT_S": "0.5"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_SLOW_CLIENT_S": "0.5"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         start_s = time.monotonic()
         assert _exchange(url, sent) == b""
@@ -186,9 +186,9 @@ def test_the_metrics_count_the_fast_ones_too(service_url: str) -> None:
     def grown(name: str) -> float:
         return after.get(name, 0) - before.get(name, 0)
 
-    assert grown('digits_images_total{endpoint="infer",model="cnn"}') == 4
-    assert grown('digits_refused_requests_total{kind="invalid_input",status="400"}') == 1
-    assert grown('digits_batch_images_sum{model="cnn"}') == 4
+    assert grown('inference_samples_total{endpoint="infer",model="cnn"}') == 4
+    assert grown('inference_refused_requests_total{kind="invalid_input",status="400"}') == 1
+    assert grown('inference_batch_samples_sum{model="cnn"}') == 4
 
 
 def test_a_protocol_without_models_takes_the_ordinary_way() -> None:

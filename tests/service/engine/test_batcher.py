@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from export.parity.metrics import Arrays
-from service.batcher import Batcher
-from service.errors import DeadlineError, OverloadedError
+from service.engine.batcher import Batcher
+from service.protocol.errors import DeadlineError, OverloadedError
 from service.waiting import BatchRecord, EngineError, Ran
 
 

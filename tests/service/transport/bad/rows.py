@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-LIMIT_BYTES = 1_000_000  # as the fixture `service_url` sets DIGITS_MAX_BODY_BYTES
+LIMIT_BYTES = 1_000_000  # as the fixture `service_url` sets INFERENCE_MAX_BODY_BYTES
 LAST = b"0\r\n\r\n"  # of a chunked body
 IMAGE = [[0] * 28 for _ in range(28)]
 PLACE = 77_777  # stands where a literal goes

@@ -13,12 +13,12 @@ from export.golden import Golden
 from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from service.adapters.digits import decode_one_image
-from service.batcher import Batcher
-from service.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
-from service.features import JSON_BYTES, MOST_WAITING, FeatureServer, named_maps
-from service.models import ServedModel
-from service.proven import ProvenModel, open_proven
-from service.proving import UnprovenError
+from service.engine.batcher import Batcher
+from service.protocol.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
+from service.models.feature_maps import JSON_BYTES, MOST_WAITING, FeatureServer, named_maps
+from service.models.registry import ServedModel
+from service.models.loader import VerifiedModel, load_verified_models
+from service.models.loader import VerificationError
 from service.settings import Limits, Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -54,7 +54,7 @@ def test_the_maps_are_the_checkpoints_activations(model: str, service_url: str) 
         if card["model"] == model
     )
     assert card["features"]["verdict"]["passed"] is True
-    counted = f'digits_requests_total{{endpoint="features",model="{model}"}}'
+    counted = f'inference_requests_total{{endpoint="features",model="{model}"}}'
     assert counted in httpx.get(f"{service_url}/metrics").text
 
 
@@ -97,8 +97,8 @@ def test_one_image_is_read_and_no_model_beside_it() -> None:
         decode_one_image(json.dumps({"images": IMAGE, "model": "cnn"}).encode(), Limits(4))
 
 
-def _opened(bundle: Path) -> ProvenModel:
-    (model,) = open_proven(Settings(bundles=bundle.parent, device="cpu"))
+def _opened(bundle: Path) -> VerifiedModel:
+    (model,) = load_verified_models(Settings(bundles=bundle.parent, device="cpu"))
     return model
 
 
@@ -129,7 +129,7 @@ def test_a_first_layer_that_answers_otherwise_stops_the_start(served_bundle: Pat
     arrays["eager/relu"] = arrays["eager/relu"] * np.float32(1.0001)
     np.savez(path, **arrays)
     rehash(served_bundle, path.name)
-    with pytest.raises(UnprovenError, match=r"cnn \(feature maps\) fails its golden samples"):
+    with pytest.raises(VerificationError, match=r"cnn \(feature maps\) fails its golden samples"):
         _opened(served_bundle)
 
 

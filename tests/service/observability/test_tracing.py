@@ -14,7 +14,7 @@ import pytest
 
 from loadtest.server import running_service
 from service.settings import Settings
-from service.tracing import bentoml_settings
+from service.observability.tracing import bentoml_settings
 from tests.tiny import SERVED_BUNDLES
 
 trace_service = pytest.importorskip(
@@ -66,12 +66,12 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     log = tmp_path_factory.mktemp("traced") / "service.log"
     with _collector() as (endpoint, bodies):
         settings = {
-            "DIGITS_BUNDLES": str(SERVED_BUNDLES),
-            "DIGITS_FAST_PATH": str(request.param),
-            "DIGITS_TRACE_SHARE": "1",
-            "DIGITS_TRACE_ENDPOINT": endpoint,
-            "DIGITS_LOG_FORMAT": "json",
-            "DIGITS_ACCESS_LOG_SHARE": "1",
+            "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
+            "INFERENCE_FAST_PATH": str(request.param),
+            "INFERENCE_TRACE_SHARE": "1",
+            "INFERENCE_TRACE_ENDPOINT": endpoint,
+            "INFERENCE_LOG_FORMAT": "json",
+            "INFERENCE_ACCESS_LOG_SHARE": "1",
         }
         with running_service(log, settings=settings) as url:
             for name, path, body, trace, sampled, status in (

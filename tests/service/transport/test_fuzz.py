@@ -107,7 +107,7 @@ def _resident_bytes(url: str) -> int:
 
 def test_ten_thousand_mutations_harm_nobody(tmp_path: Path) -> None:
     """Each is answered or refused in the one shape, while a neighbour gets right answers."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_MAX_IMAGE_PIXELS": "1000000"}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_MAX_IMAGE_PIXELS": "1000000"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         assert _fuzz(url, seed=99, statuses=set()) == []  # memory that every path needs once
         before, stop, statuses = _resident_bytes(url), threading.Event(), set[int]()

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from service.logs import JsonLines, configure, trace_fields
+from service.observability.logs import JsonLines, configure, trace_fields
 from service.settings import ROOT, Settings
 
 
@@ -77,8 +77,8 @@ def test_a_start_that_fails_says_why_in_the_format(log_format: str, tmp_path: Pa
     """One line, an object or text, and no trace of Python beside it."""
     environment = {
         "PATH": "/usr/bin:/bin",
-        "DIGITS_LOG_FORMAT": log_format,
-        "DIGITS_BUNDLES": str(tmp_path),
+        "INFERENCE_LOG_FORMAT": log_format,
+        "INFERENCE_BUNDLES": str(tmp_path),
         "BENTOML_HOME": str(tmp_path / "home"),
         "BENTOML_DO_NOT_TRACK": "True",
     }
@@ -100,7 +100,7 @@ def test_what_others_log_is_an_object_too() -> None:
 import logging, warnings
 from bentoml._internal.log import configure_server_logging
 configure_server_logging()  # as BentoML's worker does, before it loads the service
-from service.logs import configure
+from service.observability.logs import configure
 from service.settings import Settings
 configure(Settings(log_format="json"))
 logging.getLogger("uvicorn.error").error("uvicorn's")

@@ -26,10 +26,10 @@ def ordinary_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same service with the fast path turned off."""
     log_file = tmp_path_factory.mktemp("service") / "ordinary.log"
     settings = {
-        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
-        "DIGITS_DEVICE": "cpu",
-        "DIGITS_FAST_PATH": "false",
-        "DIGITS_MAX_REQUEST_IMAGES": "100",
+        "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
+        "INFERENCE_DEVICE": "cpu",
+        "INFERENCE_FAST_PATH": "false",
+        "INFERENCE_MAX_REQUEST_SAMPLES": "100",
     }
     with running_service(log_file, settings=settings) as url:
         yield url

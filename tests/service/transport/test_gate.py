@@ -16,7 +16,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from pydantic import SecretStr
 
 from loadtest.server import running_service
-from service.errors import UnauthorizedError
+from service.protocol.errors import UnauthorizedError
 from service.exchange import Exchange
 from service.reception import Reception
 from service.settings import Settings
@@ -39,11 +39,11 @@ def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guarded_url(log_file: Path) -> Iterator[str]:
     """The real service with a key, a log of every request and few connections."""
     settings = {
-        "DIGITS_BUNDLES": str(SERVED_BUNDLES),
-        "DIGITS_API_KEY": KEY,
-        "DIGITS_ACCESS_LOG_SHARE": "1",
-        "DIGITS_MAX_CONNECTIONS": str(CONNECTIONS),
-        "DIGITS_ANSWER_HEADERS": "false",
+        "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
+        "INFERENCE_API_KEY": KEY,
+        "INFERENCE_ACCESS_LOG_SHARE": "1",
+        "INFERENCE_MAX_CONNECTIONS": str(CONNECTIONS),
+        "INFERENCE_ANSWER_HEADERS": "false",
     }
     with running_service(log_file, settings=settings) as url:
         yield url
@@ -94,8 +94,8 @@ def test_who_does_not_is_refused(
 def test_refusals_at_the_door_are_counted(guarded_url: str) -> None:
     """A missing key on either way, and one connection too many."""
     counted = [
-        'digits_refused_requests_total{kind="unauthorized",status="401"}',
-        'digits_refused_requests_total{kind="too_many_connections",status="503"}',
+        'inference_refused_requests_total{kind="unauthorized",status="401"}',
+        'inference_refused_requests_total{kind="too_many_connections",status="503"}',
     ]
 
     def read() -> list[float]:
@@ -241,7 +241,7 @@ def test_tls_is_served_by_bentomls_own_options(tmp_path: Path) -> None:
     issuer.cert_pem.write_to_path(authority)
     options = ["--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)]
     trusted = ssl.create_default_context(cafile=str(authority))
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES)}
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES)}
     log = tmp_path / "service.log"
     with running_service(log, settings=settings, options=options, trusted=trusted) as url:
         assert url.startswith("https://")

@@ -1,6 +1,6 @@
 """Bad requests to ``/predict``."""
 
-from tests.service.bad.rows import GOOD, IMAGE, LIMIT_BYTES, PLACE, Row, dumped, request
+from tests.service.transport.bad.rows import GOOD, IMAGE, LIMIT_BYTES, PLACE, Row, dumped, request
 
 EXPECTED = "28x28 list of integers 0 to 255"
 

@@ -9,10 +9,10 @@ import pytest
 
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError, cuda_device_count
-from service.metrics import Metrics
-from service.models import ServedModels
-from service.proven import open_proven
-from service.proving import UnprovenError
+from service.observability.metrics import Metrics
+from service.models.registry import ModelRegistry
+from service.models.loader import load_verified_models
+from service.models.loader import VerificationError
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -20,7 +20,7 @@ from tests.tiny import SERVED_BUNDLES
 
 def test_proven_bundles_are_opened_on_the_device_asked_for() -> None:
     """Each bundle's golden samples were asked, on the CPU's provider."""
-    models = open_proven(Settings(bundles=SERVED_BUNDLES, device="cpu"))
+    models = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cpu"))
     assert [model.manifest.name for model in models] == ["cnn", "mlp"]
     assert all(model.golden.passed and model.golden.samples >= 30 for model in models)
     assert {model.engine.provider for model in models} == {"CPUExecutionProvider"}
@@ -33,8 +33,8 @@ def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
     arrays["eager/logits"] = arrays["eager/logits"] * np.float32(1.0001)
     np.savez(served_bundle / "golden.npz", **arrays)
     rehash(served_bundle, "golden.npz")
-    with pytest.raises(UnprovenError, match=r"cnn \(onnx\) fails its golden samples.*scaled error"):
-        open_proven(Settings(bundles=served_bundle.parent, device="cpu"))
+    with pytest.raises(VerificationError, match=r"cnn \(onnx\) fails its golden samples.*scaled error"):
+        load_verified_models(Settings(bundles=served_bundle.parent, device="cpu"))
 
 
 def test_a_model_without_a_guard_is_served_without_one(served_bundle: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_model_without_a_guard_is_served_without_one(served_bundle: Path) -> N
     path.write_text(json.dumps({**manifest, "guard": None, "files": files}))
     (served_bundle / "guard.npz").unlink()
     settings = Settings(bundles=served_bundle.parent, device="cpu")
-    models = ServedModels(open_proven(settings), settings, Metrics())
+    models = ModelRegistry(load_verified_models(settings), settings, Metrics())
     (model,) = models.all()
     inputs = model.inputs(np.zeros((1, 28, 28), np.uint8))
     (prediction,) = json.loads(model.answer(model.proven.engine(inputs), inputs))["predictions"]
@@ -58,7 +58,7 @@ def test_an_altered_model_stops_the_start(served_bundle: Path) -> None:
     """A model whose hash differs from the manifest's is never opened."""
     (served_bundle / "model.onnx").write_bytes(b"?")
     with pytest.raises(BundleError, match=r"model\.onnx was altered"):
-        open_proven(Settings(bundles=served_bundle.parent))
+        load_verified_models(Settings(bundles=served_bundle.parent))
 
 
 def test_a_bundle_without_a_passed_verdict_is_not_served(served_bundle: Path) -> None:
@@ -69,34 +69,34 @@ def test_a_bundle_without_a_passed_verdict_is_not_served(served_bundle: Path) ->
     for verdicts in (failed, []):
         path.write_text(json.dumps({**manifest, "parity": verdicts}))
         with pytest.raises(BundleError, match="no passed parity verdict"):
-            open_proven(Settings(bundles=served_bundle.parent))
+            load_verified_models(Settings(bundles=served_bundle.parent))
 
 
 def test_two_bundles_of_one_name_are_refused(served_bundle: Path) -> None:
     """Which of two models answered would be anybody's guess."""
     shutil.copytree(served_bundle, served_bundle.parent / "copy")
     with pytest.raises(BundleError, match=r"two bundles .* name cnn"):
-        open_proven(Settings(bundles=served_bundle.parent))
+        load_verified_models(Settings(bundles=served_bundle.parent))
 
 
 def test_an_empty_folder_and_an_unknown_default_are_refused(tmp_path: Path) -> None:
     """The message says what to do, and which models there are."""
     with pytest.raises(BundleError, match="make bundles"):
-        open_proven(Settings(bundles=tmp_path))
-    with pytest.raises(BundleError, match=r"DIGITS_DEFAULT_MODEL=rnn.*cnn, mlp"):
-        open_proven(Settings(bundles=SERVED_BUNDLES, default_model="rnn"))
+        load_verified_models(Settings(bundles=tmp_path))
+    with pytest.raises(BundleError, match=r"INFERENCE_DEFAULT_MODEL=rnn.*cnn, mlp"):
+        load_verified_models(Settings(bundles=SERVED_BUNDLES, default_model="rnn"))
 
 
 @pytest.mark.skipif(cuda_device_count() > 0, reason="this machine has a CUDA device")
 def test_cuda_without_a_device_stops_the_start() -> None:
     """There is no fallback to the CPU."""
     with pytest.raises(DeviceUnavailableError, match="no CUDA device"):
-        open_proven(Settings(bundles=SERVED_BUNDLES, device="cuda"))
+        load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cuda"))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device on this machine")
 def test_golden_samples_are_answered_rightly_on_cuda() -> None:
     """On a GPU the models run there, on CUDA's provider."""
-    models = open_proven(Settings(bundles=SERVED_BUNDLES, device="cuda"))
+    models = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cuda"))
     assert {model.engine.provider for model in models} == {"CUDAExecutionProvider"}

@@ -3,8 +3,8 @@
 import gzip
 import zlib
 
-from tests.service.bad.rows import GOOD, LAST, LIMIT_BYTES, Row, chunked, request
-from tests.service.bad.tensors import LENGTH, RAW, URL
+from tests.service.transport.bad.rows import GOOD, LAST, LIMIT_BYTES, Row, chunked, request
+from tests.service.transport.bad.tensors import LENGTH, RAW, URL
 
 PREDICT, UPLOAD = "/predict", "/predict/image"
 PNG_KIND = "content-type: image/png"

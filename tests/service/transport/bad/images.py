@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from tests.service.bad.rows import GOOD, Row, request
+from tests.service.transport.bad.rows import GOOD, Row, request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_END = 33  # of a PNG: signature and IHDR

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.service.bad.rows import GOOD, Row, request
+from tests.service.transport.bad.rows import GOOD, Row, request
 from tests.tiny import SERVED_BUNDLES
 
 VERSION = json.loads((SERVED_BUNDLES / "cnn" / "manifest.json").read_text())["version"]

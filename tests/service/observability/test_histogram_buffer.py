@@ -3,8 +3,8 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.metrics import IMAGES, SECONDS
-from service.tally import BulkHistogram, Tally
+from service.observability.metrics import IMAGES, SECONDS
+from service.observability.histogram_buffer import BulkHistogram, HistogramBuffer
 
 
 def test_a_tally_tells_what_single_observations_would() -> None:
