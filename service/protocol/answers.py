@@ -215,7 +215,7 @@ class PredictRequest(Closed):
     """The body of POST /predict."""
 
     images: Annotated[Image | Images, Field(description="one image or several")]
-    model: NotRequired[Annotated[str | None, Field(description="if left out or null, the default model")]]
+    model: NotRequired[Annotated[str | None, Field(description="null: the default model")]]
 
 
 class Prediction(Closed):
