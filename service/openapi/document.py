@@ -75,45 +75,41 @@ _REFUSALS: dict[str, tuple[str, str, Schema]] = {
     "504": ("TooLate", "the request waited too long and was not computed", {}),
 }
 _INFERENCE_REFUSALS = ("400", "404", "413", "415", "422", "429", "503", "504")
-# Path, operation id, summary, schema of the answer (None: text), statuses of refusals.
-_GETS: list[tuple[str, str, str, str | None, Sequence[str]]] = [
+_READY = ("404", "503")
+# Path, operation id, summary, schema of the answer, statuses of refusals.
+_GETS: list[tuple[str, str, str, str, Sequence[str]]] = [
     ("/models", "list_models", "Served models with evidence", "ModelCards", ()),
-    ("/metrics", "metrics", "Prometheus metrics of all workers", None, ()),
     ("/healthz/deep", "check_golden", "Run all golden samples", "GoldenCheck", ("503", "504")),
     ("/v2", "server_metadata", "Name and extensions of the server", "ServerMetadata", ()),
     ("/v2/health/live", "live", "Liveness of the process", "Health", ()),
     ("/v2/health/ready", "ready", "Readiness of the service", "Health", ("503",)),
     (_MODEL, "model_metadata", "Tensors of a model", "ModelMetadata", ("404",)),
     (_MODEL_VERSION, "model_metadata_version", "Tensors of a model", "ModelMetadata", ("404",)),
-    (f"{_MODEL}/ready", "model_ready", "Readiness of a model", "Health", ("404", "503")),
-    (
-        f"{_MODEL_VERSION}/ready",
-        "model_ready_version",
-        "Readiness of a model",
-        "Health",
-        ("404", "503"),
-    ),
+    (f"{_MODEL}/ready", "model_ready", "Readiness of a model", "Health", _READY),
+    (f"{_MODEL_VERSION}/ready", "model_ready_version", "Readiness of a model", "Health", _READY),
 ]
 
 
 @dataclass(frozen=True)
-class _Post:
-    """An operation that runs a model.
+class _Operation:
+    """A GET operation or, with a body, a POST operation that runs a model.
 
     Attributes:
-        content: Content of the request's body.
-        answer: Content of the answer.
+        answer: Content of the answer, by media type.
         manifests: The models that can be named in the path.
+        refusals: Statuses, besides 405 and 500, which every operation has.
+        body: Content of the request's body, by media type.
         parameters: Further parameters, besides those in the path and the request id.
-        headers: Further headers of the answer.
+        headers: Further headers of the answer, besides the request id and the identity.
     """
 
     path: str
     operation_id: str
     summary: str
-    content: Schema
     answer: Schema
     manifests: Sequence[Manifest]
+    refusals: Sequence[str] = _INFERENCE_REFUSALS
+    body: Schema | None = None
     examples: Sequence[Example] = ()
     parameters: Sequence[Schema] = ()
     headers: Schema = field(default_factory=dict)
@@ -132,18 +128,13 @@ def openapi_document(
     manifests = [model.manifest for model in models]
     names = [manifest.name for manifest in manifests]
     version = base.get("info", {}).get("version")
-    paths = {
-        path: {"get": _get(path, operation_id, summary, schema, codes, manifests)}
-        for path, operation_id, summary, schema, codes in _GETS
-    }
-    for post in _posts(models):
-        paths[post.path] = {"post": _post(post, has_identity=settings.answer_headers)}
-    for path, item in paths.items():
-        for operation in item.values():
-            operation["tags"] = [_tag(path)]
-            if settings.api_key is not None and path not in OPEN_PATHS:
-                operation["security"] = [{name: []} for name in _SECURITY]
-                operation["responses"]["401"] = _ref("responses", "Unauthorized")
+    paths: Schema = {}
+    for operation in [*_gets(manifests), *_posts(models)]:
+        described = _describe(operation, has_identity=settings.answer_headers)
+        if settings.api_key is not None and operation.path not in OPEN_PATHS:
+            described["security"] = [{name: []} for name in _SECURITY]
+            described["responses"]["401"] = _ref("responses", "Unauthorized")
+        paths[operation.path] = {"get" if operation.body is None else "post": described}
     return {
         **base,
         "openapi": VERSION,
@@ -163,62 +154,50 @@ def openapi_document(
     }
 
 
-def _posts(models: Sequence[DescribedModel]) -> list[_Post]:
+def _gets(manifests: Sequence[Manifest]) -> list[_Operation]:
+    text = {"text/plain": {"schema": _TEXT}}
+    return [
+        _Operation("/metrics", "metrics", "Prometheus metrics of all workers", text, (), ()),
+        *(
+            _Operation(path, operation_id, summary, _content(schema), manifests, refusals)
+            for path, operation_id, summary, schema, refusals in _GETS
+        ),
+    ]
+
+
+def _posts(models: Sequence[DescribedModel]) -> list[_Operation]:
     manifests = [model.manifest for model in models]
-    digits = [model.manifest for model in models if model.adapter.task == DIGITS]
-    with_features = [manifest for manifest in manifests if manifest.features]
     takes_images = any(model.adapter.task != TENSORS for model in models)
     posts = [
         _infer(f"{_MODEL}/infer", "infer", manifests),
         _infer(f"{_MODEL_VERSION}/infer", "infer_version", manifests),
-        _Post(
+        _Operation(
             "/models/{model}/predict",
             "predict_named_tensors",
             "Inference with named tensors or, for models of images, an image file",
-            _content("NamedTensorsRequest") | (_image_content() if takes_images else {}),
             _content("NamedTensorsAnswer"),
             manifests,
-            named_tensors_examples(manifests),
+            body=_content("NamedTensorsRequest") | (_image_content() if takes_images else {}),
+            examples=named_tensors_examples(manifests),
         ),
     ]
-    if digits:
-        model = _parameter("model", "query", _one_of(manifest.name for manifest in digits))
-        words = "adds the image to the answer, as the model receives it"
-        show = _parameter(SHOW, "query", _one_of([SHOWABLE]), description=words)
-        request, answer = _content("PredictRequest"), _content("PredictAnswer")
-        in_pixels, in_files = (
-            "Recognize digits in pixels",
-            "Recognize a digit in a PNG or JPEG file",
+    if digits := [model.manifest for model in models if model.adapter.task == DIGITS]:
+        posts += _predict(digits)
+    if with_features := [manifest for manifest in manifests if manifest.features]:
+        features = _Operation(
+            "/models/{model}/features",
+            "features",
+            "Feature maps of the first layer",
+            _content("FeaturesAnswer"),
+            with_features,
+            body=_content("FeaturesRequest"),
+            examples=features_examples(with_features),
         )
-        examples = predict_examples(digits)
-        posts += [
-            _Post("/predict", "predict", in_pixels, request, answer, digits, examples, [model]),
-            _Post(
-                "/predict/image",
-                "predict_image",
-                in_files,
-                _image_content(),
-                answer,
-                digits,
-                parameters=[model, show],
-            ),
-        ]
-    if with_features:
-        posts += [
-            _Post(
-                "/models/{model}/features",
-                "features",
-                "Feature maps of the first layer",
-                _content("FeaturesRequest"),
-                _content("FeaturesAnswer"),
-                with_features,
-                features_examples(with_features),
-            )
-        ]
+        posts.append(features)
     return posts
 
 
-def _infer(path: str, operation_id: str, manifests: Sequence[Manifest]) -> _Post:
+def _infer(path: str, operation_id: str, manifests: Sequence[Manifest]) -> _Operation:
     raw = {BYTES: {"schema": _BINARY}}
     examples = inference_examples(manifests)
     length = _parameter(
@@ -228,94 +207,101 @@ def _infer(path: str, operation_id: str, manifests: Sequence[Manifest]) -> _Post
         description="bytes of JSON before the bytes of the inputs; 0 without JSON",
         examples={e.name: {"value": e.json_length} for e in examples if e.json_length is not None},
     )
-    answer_length = {
-        "description": "bytes of JSON (an InferenceResponse) before the bytes of the outputs",
-        "schema": _POSITIVE,
-    }
-    return _Post(
+    words = "bytes of JSON (an InferenceResponse) before the bytes of the outputs"
+    return _Operation(
         path,
         operation_id,
         "Inference with JSON, JSON followed by bytes, or bytes only",
-        _content("InferenceRequest") | raw,
         _content("InferenceResponse") | raw,
         manifests,
-        examples,
-        [length],
-        {JSON_LENGTH: answer_length},
+        body=_content("InferenceRequest") | raw,
+        examples=examples,
+        parameters=[length],
+        headers={JSON_LENGTH: {"description": words, "schema": _POSITIVE}},
     )
 
 
-def _get(
-    path: str,
-    operation_id: str,
-    summary: str,
-    schema: str | None,
-    codes: Sequence[str],
-    manifests: Sequence[Manifest],
-) -> Schema:
-    content = {"text/plain": {"schema": _TEXT}} if schema is None else _content(schema)
-    operation = _operation(operation_id, summary, content, codes)
-    return operation | {"parameters": _path_parameters(path, manifests)}
+def _predict(manifests: Sequence[Manifest]) -> list[_Operation]:
+    model = _parameter("model", "query", _one_of(manifest.name for manifest in manifests))
+    words = "adds the image to the answer, as the model receives it"
+    show = _parameter(SHOW, "query", _one_of([SHOWABLE]), description=words)
+    return [
+        _Operation(
+            "/predict",
+            "predict",
+            "Recognize digits in arrays of pixels",
+            _content("PredictAnswer"),
+            manifests,
+            body=_content("PredictRequest"),
+            examples=predict_examples(manifests),
+            parameters=[model],
+        ),
+        _Operation(
+            "/predict/image",
+            "predict_image",
+            "Recognize a digit in a PNG or JPEG file",
+            _content("PredictAnswer"),
+            manifests,
+            body=_image_content(),
+            parameters=[model, show],
+        ),
+    ]
 
 
-def _post(post: _Post, *, has_identity: bool) -> Schema:
-    operation = _operation(post.operation_id, post.summary, post.answer, _INFERENCE_REFUSALS)
-    identity = [*_identity_headers([])] if has_identity else []
-    headers = operation["responses"]["200"]["headers"]
-    headers |= {name: _ref("headers", name) for name in identity} | post.headers
+def _describe(operation: _Operation, *, has_identity: bool) -> Schema:
+    """The operation as OpenAPI writes it."""
+    refusals = [*operation.refusals, "405", "500"]
+    headers = {REQUEST_ID: _ref("headers", REQUEST_ID)} | operation.headers
+    answer = {"description": "the answer", "headers": headers, "content": operation.answer}
+    parameters = [*_path_parameters(operation), *operation.parameters]
+    described = {
+        "operationId": operation.operation_id,
+        "summary": operation.summary,
+        "tags": [_tag(operation.path)],
+        "parameters": parameters,
+        "responses": {
+            "200": answer,
+            **{code: _ref("responses", _REFUSALS[code][0]) for code in refusals},
+        },
+    }
+    if operation.body is None:
+        return described
+    if has_identity:
+        headers |= {name: _ref("headers", name) for name in _identity_headers([])}
     words = "repeated in the answer if it has at most 128 bytes, else replaced"
+    parameters.append(_parameter(REQUEST_ID, "header", _TEXT, description=words))
     content = {
-        media_type: body
-        | {
-            "examples": {
-                example.name: {"summary": example.summary, "value": example.body}
-                for example in post.examples
-                if example.media_type == media_type
-            }
-        }
-        for media_type, body in post.content.items()
+        media_type: body | {"examples": _body_examples(operation.examples, media_type)}
+        for media_type, body in operation.body.items()
     }
     if "multipart/form-data" in content:
-        operation["description"] = _CURL.format(path=post.path)
-    return operation | {
-        "parameters": [
-            _parameter(REQUEST_ID, "header", _TEXT, description=words),
-            *_path_parameters(post.path, post.manifests, post.examples),
-            *post.parameters,
-        ],
-        "requestBody": {"required": True, "content": content},
-    }
+        described["description"] = _CURL.format(path=operation.path)
+    return described | {"requestBody": {"required": True, "content": content}}
 
 
-def _operation(operation_id: str, summary: str, content: Schema, codes: Sequence[str]) -> Schema:
-    """The fields that all operations have; every one of them can be refused with 405 and 500."""
-    answer = {
-        "description": "the answer",
-        "headers": {REQUEST_ID: _ref("headers", REQUEST_ID)},
-        "content": content,
-    }
-    refusals = {code: _ref("responses", _REFUSALS[code][0]) for code in [*codes, "405", "500"]}
+def _body_examples(examples: Sequence[Example], media_type: str) -> Schema:
     return {
-        "operationId": operation_id,
-        "summary": summary,
-        "responses": {"200": answer, **refusals},
+        example.name: {"summary": example.summary, "value": example.body}
+        for example in examples
+        if example.media_type == media_type
     }
 
 
-def _path_parameters(
-    path: str, manifests: Sequence[Manifest], examples: Sequence[Example] = ()
-) -> list[Schema]:
-    """The parameters in a path's braces: model, or model and version."""
-    values = {"model": [m.name for m in manifests], "version": [m.version for m in manifests]}
+def _path_parameters(operation: _Operation) -> list[Schema]:
+    """The parameters in the braces of the path: model, or model and version."""
+    values = {
+        "model": [manifest.name for manifest in operation.manifests],
+        "version": [manifest.version for manifest in operation.manifests],
+    }
     return [
         _parameter(
             name,
             "path",
             _one_of(values[name]),
             required=True,
-            examples={example.name: {"value": getattr(example, name)} for example in examples},
+            examples={e.name: {"value": getattr(e, name)} for e in operation.examples},
         )
-        for name in re.findall(r"\{(\w+)\}", path)
+        for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
 
 

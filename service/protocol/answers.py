@@ -17,23 +17,17 @@ from export.parity.tolerances import Device
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
+Axis = Annotated[int, Field(ge=-1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PixelRow = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=28, max_length=28)]
+_PIXELS = "28 rows of 28 integers, from the top; 0 is background, 255 is ink; no decimal points"
 Image = TypeAliasType(
     "Image",
-    Annotated[
-        list[PixelRow],
-        Field(
-            min_length=28,
-            max_length=28,
-            description="28 rows of 28 pixels, from the top; 0 is background, 255 is ink",
-        ),
-    ],
+    Annotated[list[PixelRow], Field(min_length=28, max_length=28, description=_PIXELS)],
 )
 Images = TypeAliasType("Images", Annotated[list[Image], Field(min_length=1)])
 TensorValues = TypeAliasType(
-    "TensorValues",
-    Annotated[list[Any], Field(description="nested lists, one level for each axis of the tensor")],
+    "TensorValues", Annotated[list[Any], Field(description="one level of lists for each axis")]
 )
 Layer = Annotated[str, Field(examples=["features.1 (ReLU after Conv 5x5, 16 channels)"])]
 
@@ -67,12 +61,8 @@ class Identity(Closed):
     """Which model computed an answer, and on which device."""
 
     model: Annotated[str, Field(examples=["cnn"])]
-    version: Annotated[
-        str, Field(description="unless set at export, the start of the weights' SHA-256")
-    ]
-    variant: Annotated[
-        str, Field(description="which model file of the bundle is served", examples=["onnx"])
-    ]
+    version: Annotated[str, Field(description="by default the start of the weights' SHA-256")]
+    variant: Annotated[str, Field(description="format of the model file", examples=["onnx"])]
     device: Device
     provider: Annotated[str, Field(examples=["CPUExecutionProvider"])]
 
@@ -82,9 +72,7 @@ class TensorMetadata(Closed):
 
     name: str
     datatype: Datatype
-    shape: Annotated[
-        list[Annotated[int, Field(ge=-1)]], Field(description="-1 marks the batch axis")
-    ]
+    shape: Annotated[list[Axis], Field(description="-1 marks the batch axis")]
 
 
 class ModelCard(Identity):
@@ -98,14 +86,8 @@ class ModelCard(Identity):
     test_images: Annotated[str | None, Field(description="the test set that was used, in words")]
     parity: Annotated[list[ParityVerdict], Field(min_length=1)]
     golden: GoldenResult
-    guard: Annotated[
-        GuardSummary | None,
-        Field(description="reference images and threshold of the out-of-distribution check"),
-    ]
-    features: Annotated[
-        FeatureMaps | None,
-        Field(description="parity of the feature maps; null if the bundle holds none"),
-    ]
+    guard: Annotated[GuardSummary | None, Field(description="the out-of-distribution check")]
+    features: Annotated[FeatureMaps | None, Field(description="parity of the feature maps")]
     default: Annotated[bool, Field(description="whether it serves requests that name no model")]
 
 
@@ -133,30 +115,27 @@ class ModelMetadata(Closed):
     outputs: Annotated[list[TensorMetadata], Field(min_length=1)]
 
 
+IsBinary = Annotated[bool, Field(description="return bytes after the answer's JSON, not data")]
+
+
 class RequestParameters(TypedDict):
     """Parameters of an inference request; others than these are ignored."""
 
-    binary_data_output: NotRequired[
-        Annotated[bool, Field(description="send every output as bytes after the answer's JSON")]
-    ]
+    binary_data_output: NotRequired[IsBinary]
 
 
 class InputParameters(TypedDict):
     """Parameters of an input tensor; others than these are ignored."""
 
     binary_data_size: NotRequired[
-        Annotated[
-            int, Field(ge=1, description="bytes of this tensor after the JSON, instead of data")
-        ]
+        Annotated[int, Field(ge=1, description="bytes after the JSON, instead of data")]
     ]
 
 
 class OutputParameters(TypedDict):
     """Parameters of a requested output; others than these are ignored."""
 
-    binary_data: NotRequired[
-        Annotated[bool, Field(description="send this output as bytes after the answer's JSON")]
-    ]
+    binary_data: NotRequired[IsBinary]
 
 
 class RequestInput(TypedDict):
@@ -167,10 +146,7 @@ class RequestInput(TypedDict):
     datatype: Datatype
     parameters: NotRequired[InputParameters]
     data: NotRequired[
-        Annotated[
-            list[Any] | None,
-            Field(description="values in row-major order, flat or nested according to shape"),
-        ]
+        Annotated[list[Any] | None, Field(description="values in row-major order, flat or nested")]
     ]
 
 
@@ -181,18 +157,18 @@ class RequestOutput(TypedDict):
     parameters: NotRequired[OutputParameters]
 
 
+RequestedOutputs = Annotated[
+    list[RequestOutput], Field(min_length=1, description="the outputs to return; by default all")
+]
+
+
 class InferenceRequest(TypedDict):
     """Open Inference Protocol: the JSON of an inference request."""
 
     id: NotRequired[Annotated[str | None, Field(description="repeated in the answer")]]
     parameters: NotRequired[RequestParameters]
     inputs: Annotated[list[RequestInput], Field(min_length=1)]
-    outputs: NotRequired[
-        Annotated[
-            Annotated[list[RequestOutput], Field(min_length=1)] | None,
-            Field(description="the outputs to return; every output by default"),
-        ]
-    ]
+    outputs: NotRequired[RequestedOutputs | None]
 
 
 class BinaryDataSize(Closed):
@@ -225,19 +201,13 @@ class GuardVerdict(Closed):
 
     usual: Annotated[bool, Field(description="p_value is not below the guard's unusual_below")]
     p_value: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="share of held-out images that are at least as unusual (conformal p-value)",
-        ),
+        Share, Field(description="share of held-out images that are at least as unusual")
     ]
     reason: Annotated[str | None, Field(description="why the image is unusual; null if it is not")]
 
 
 Probabilities = Annotated[
-    list[Share],
-    Field(description="one for each label of GET /models, in the same order; their sum is 1"),
+    list[Share], Field(description="in the order of the labels of GET /models; their sum is 1")
 ]
 
 
@@ -245,9 +215,7 @@ class PredictRequest(Closed):
     """The body of POST /predict."""
 
     images: Annotated[Image | Images, Field(description="one image or several")]
-    model: NotRequired[
-        Annotated[str | None, Field(description="the default model if left out or null")]
-    ]
+    model: NotRequired[Annotated[str | None, Field(description="null: the default model")]]
 
 
 class Prediction(Closed):
@@ -255,10 +223,7 @@ class Prediction(Closed):
 
     label: str
     probabilities: Probabilities
-    guard: Annotated[
-        GuardVerdict | None,
-        Field(description="whether the image resembles the training data; null without a guard"),
-    ]
+    guard: Annotated[GuardVerdict | None, Field(description="null if the model has no guard")]
 
 
 class PredictAnswer(Identity):
@@ -271,9 +236,7 @@ class PredictAnswer(Identity):
 class NamedTensorsRequest(Closed):
     """The JSON body of POST /models/{model}/predict."""
 
-    inputs: Annotated[
-        dict[str, TensorValues], Field(description="values of each input tensor, by its name")
-    ]
+    inputs: Annotated[dict[str, TensorValues], Field(description="values by tensor name")]
 
 
 class ClassPrediction(Closed):
@@ -281,43 +244,36 @@ class ClassPrediction(Closed):
 
     label: str
     probabilities: Probabilities
-    guard: NotRequired[
-        Annotated[GuardVerdict, Field(description="only from models that have a guard")]
-    ]
+    guard: NotRequired[GuardVerdict]
 
 
 class NamedTensorsAnswer(Identity):
     """The answer of POST /models/{model}/predict."""
 
-    outputs: Annotated[
-        dict[str, TensorValues], Field(description="values of each output tensor, by its name")
-    ]
+    outputs: Annotated[dict[str, TensorValues], Field(description="values by tensor name")]
     predictions: NotRequired[
         Annotated[list[ClassPrediction], Field(min_length=1, description="only from classifiers")]
     ]
 
 
 class FeaturesRequest(Closed):
-    """The body of POST /models/{model}/features."""
+    """The body of POST /models/{model}/features: one image, alone or in a list."""
 
-    images: Annotated[
-        Image | Annotated[list[Image], Field(min_length=1, max_length=1)],
-        Field(description="one image, alone or in a list"),
-    ]
+    images: Image | Annotated[list[Image], Field(min_length=1, max_length=1)]
+
+
+_MAP_NAME = (
+    "'channel C' for convolutions over images or rows (rows have height 1), 'channel C, depth D' "
+    "for convolutions over volumes, 'units' for a dense layer: its units fill the rows of a "
+    "rectangle, from the top, that is as close to a square as their number allows (512 units are "
+    "16 rows of 32)"
+)
 
 
 class FeatureMap(Closed):
     """One feature map of a model's first layer."""
 
-    name: Annotated[
-        str,
-        Field(
-            description="'channel C' for convolutions over images or rows (rows have height 1), "
-            "'channel C, depth D' for convolutions over volumes, 'units' for a dense layer: its "
-            "units fill the rows of a rectangle, from the top, that is as close to a square as "
-            "their number allows (512 units are 16 rows of 32)"
-        ),
-    ]
+    name: Annotated[str, Field(description=_MAP_NAME)]
     height: Size
     width: Size
     values: Annotated[

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the service does; schemathesis compares the two."""
+"""The running service behaves as its OpenAPI document says; schemathesis compares the two."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from tests.tiny import SERVED_BUNDLES
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 DIGIT = Path(__file__).parents[1] / "digit.png"
-BENTOMLS = {"/healthz", "/livez", "/readyz"}
+OF_BENTOML = {"/healthz", "/livez", "/readyz"}
 KEY = "0123456789abcdef"
 TIMEOUT_S = 120
 
@@ -43,10 +43,10 @@ def _document(url: str, headers: dict[str, str] | None = None) -> Document:
 
 
 def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
-    """Path, method and operation of everything that is ours."""
+    """Path, method and operation of every endpoint of this service."""
     for path, item in document["paths"].items():
         for method in ("get", "post"):
-            if path not in BENTOMLS and method in item:
+            if path not in OF_BENTOML and method in item:
                 shared = item.get("parameters", [])
                 operation = item[method]
                 parameters = [*shared, *operation.get("parameters", [])]
@@ -62,7 +62,7 @@ def test_the_document_is_valid(document: Document) -> None:
 
 
 def test_every_route_is_described(document: Document) -> None:
-    """The document's operations are the endpoints' routes, but for itself and the page's files."""
+    """The document describes all routes except its own and those of the page's files."""
     routes = {
         (route.path_format.replace("{probe}", probe), method.lower())
         for route in HttpApi(Settings(), dict).app.routes
@@ -75,7 +75,7 @@ def test_every_route_is_described(document: Document) -> None:
 
 
 def test_the_service_does_what_the_document_says(service_url: str, tmp_path: Path) -> None:
-    """Hundreds of requests by its schemas, and against them, get the answers it describes."""
+    """Hundreds of valid and invalid requests get the documented answers."""
     command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG)]
     command += ["run", f"{service_url}/docs.json", "--continue-on-failure", "--no-color"]
     ran = subprocess.run(
@@ -92,7 +92,7 @@ def test_the_service_does_what_the_document_says(service_url: str, tmp_path: Pat
 
 
 def _examples(document: Document) -> Iterator[tuple[str, httpx.Request]]:
-    """Each body's example, with the parameters' examples of the same name."""
+    """Each example of a body, with the examples of parameters that have the same name."""
     for path, method, operation in _operations(document):
         for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
             for name, example in content.get("examples", {}).items():
@@ -116,8 +116,8 @@ def _examples(document: Document) -> Iterator[tuple[str, httpx.Request]]:
                 )
 
 
-def test_every_example_gets_an_answer(document: Document, service_url: str) -> None:
-    """Three forms of inference to two models, with and without version, and pixels twice: 200."""
+def test_every_example_is_answered(document: Document, service_url: str) -> None:
+    """Status 200 for each form of inference, with and without version, and for pixels."""
     asked: dict[str, int] = {}
     with httpx.Client(timeout=30) as client:
         for name, request in _examples(document):
@@ -129,8 +129,10 @@ def test_every_example_gets_an_answer(document: Document, service_url: str) -> N
     assert len(asked) == 2 * 2 * 3 + 2 * 2
 
 
-def test_a_picture_is_read_in_every_described_form(document: Document, service_url: str) -> None:
-    """As a form's file, as PNG, as JPEG and as bytes."""
+def test_an_image_file_is_accepted_in_every_documented_media_type(
+    document: Document, service_url: str
+) -> None:
+    """As a form, as PNG, as JPEG and as application/octet-stream."""
     jpeg = io.BytesIO()
     Image.open(DIGIT).save(jpeg, format="JPEG")
     content = document["paths"]["/predict/image"]["post"]["requestBody"]["content"]
@@ -144,10 +146,10 @@ def test_a_picture_is_read_in_every_described_form(document: Document, service_u
         assert answer.status_code == 200, (media_type, answer.text)
 
 
-def test_where_a_key_is_asked_for_the_document_says_so(tmp_path: Path) -> None:
-    """With a key set, what is marked answers 401 without it, and nothing else does."""
-    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
-    with running_service(tmp_path / "log", settings=settings | {"INFERENCE_API_KEY": KEY}) as url:
+def test_the_document_marks_the_operations_that_need_a_key(tmp_path: Path) -> None:
+    """With a key set, the marked operations answer 401 without it, and no others do."""
+    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
+    with running_service(tmp_path / "log", settings=settings | {"DIGITS_API_KEY": KEY}) as url:
         document, marked = _document(url, {"x-api-key": KEY}), 0
         for path, method, operation in _operations(document):
             answer = httpx.request(method, url + path.format(model="cnn", version="none"))

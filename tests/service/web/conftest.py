@@ -1,4 +1,4 @@
-"""A real Chromium and a real service for each file of the page's tests."""
+"""Fixtures for the tests of the page: Chromium and a running service, one for each test file."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """One Chromium for all tests of a file; beyond it its event loop would be in others' way."""
+    """One Chromium for a test file; it ends there because its event loop disturbs other tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason=f"no Playwright: {INSTALL_LINE}")
     path = chromium()
     if path is None:
         pytest.skip(f"no Chromium to open the page in: {INSTALL_LINE}")
     with playwright.sync_playwright() as driver:
-        # No sandbox: as root, as in CI, Chromium starts in none.
+        # Chromium does not start in a sandbox as root, for example in CI.
         opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield opened
         opened.close()
@@ -27,7 +27,7 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture(scope="module")
 def server(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The service, started once there is a browser to open its page in."""
+    """A running service, started only if there is a browser."""
     started = Server(tmp_path_factory.mktemp("page"))
     started.start()
     yield started
@@ -36,7 +36,7 @@ def server(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def visit(browser: "Browser", server: Server) -> Iterator[Visit]:
-    """A visit in which the browser meets nothing but the service and has nothing to complain of."""
+    """A visit that fails on requests to other hosts and on messages in the browser's console."""
     opened = Visit(browser, server.url)
     yield opened
     opened.close()
@@ -44,7 +44,7 @@ def visit(browser: "Browser", server: Server) -> Iterator[Visit]:
 
 @pytest.fixture
 def refused_visit(browser: "Browser", server: Server) -> Iterator[Visit]:
-    """A visit in which answers are refusals, which the browser's console names."""
+    """A visit that expects error statuses, which the browser's console reports."""
     opened = Visit(browser, server.url)
     yield opened
     opened.close(expected=STATUS)

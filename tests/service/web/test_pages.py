@@ -1,4 +1,4 @@
-"""The page's files over HTTP: a closed table, under a strict policy."""
+"""The files of the page over HTTP: a closed table of paths and a strict policy."""
 
 import re
 
@@ -10,7 +10,7 @@ from service.web.pages import FILES, FOLDER, MEDIA_TYPES, PAGE_PATHS, SWAGGER_UI
 
 @pytest.mark.parametrize("path", list(FILES))
 def test_a_file_comes_with_type_policy_and_etag(path: str, service_url: str) -> None:
-    """The bytes on disk, as their kind, under a policy that lets nothing in from elsewhere."""
+    """The bytes on disk, with their media type and a policy that allows no other host."""
     answer = httpx.get(service_url + path)
     assert answer.status_code == 200
     assert answer.content == FILES[path].read_bytes()
@@ -31,8 +31,8 @@ def test_a_file_comes_with_type_policy_and_etag(path: str, service_url: str) -> 
     ("known", "status"),
     [("{}", 304), ("W/{}", 304), ('"another", {}', 304), ("*", 304), ('"another"', 200), ("", 200)],
 )
-def test_what_the_browser_has_is_not_sent_again(known: str, status: int, service_url: str) -> None:
-    """By its ETag, weak or strong, one of several; a changed file is sent."""
+def test_a_current_copy_is_not_sent_again(known: str, status: int, service_url: str) -> None:
+    """304 for a weak or strong ETag, also one of several; 200 for any other ETag."""
     etag = httpx.get(service_url + "/").headers["etag"]
     answer = httpx.get(service_url + "/", headers={"if-none-match": known.format(etag)})
     assert answer.status_code == status
@@ -57,24 +57,24 @@ def test_what_the_browser_has_is_not_sent_again(known: str, status: int, service
         "/pages.py",
     ],
 )
-def test_what_is_not_in_the_table_is_nobodys(path: str, service_url: str) -> None:
-    """404 in the one shape of an error, however the path is spelt."""
-    # As it stands: httpx would take dots out.
+def test_other_paths_are_not_found(path: str, service_url: str) -> None:
+    """404 with a JSON error, however the path is written."""
+    # httpx would normalize the path.
     answer = httpx.get(httpx.URL(service_url).copy_with(raw_path=path.encode()))
     assert answer.status_code == 404
     assert list(answer.json()) == ["error"]
 
 
-def test_files_are_read_and_not_written(service_url: str) -> None:
-    """Another method gets 405, which names those that are read."""
+def test_other_methods_are_refused(service_url: str) -> None:
+    """405 with the allowed methods in Allow."""
     answer = httpx.post(service_url + "/", content=b"x")
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
     assert list(answer.json()) == ["error"]
 
 
-def test_every_file_is_served_and_asks_for_nothing_elsewhere() -> None:
-    """Each file of the folder is in the table; no URL of another host is in any of them."""
+def test_every_file_is_served_and_names_no_other_host() -> None:
+    """Each file of the folder has a path; no file contains a URL of another host."""
     assert len(FILES) == len(list(FOLDER.iterdir()))
     for path, file in FILES.items():
         content = file.read_bytes()
@@ -83,7 +83,7 @@ def test_every_file_is_served_and_asks_for_nothing_elsewhere() -> None:
         assert len(content.splitlines()) < 300, path
 
 
-def test_nothing_that_is_open_without_a_key_tells_of_models() -> None:
-    """Of all paths, the page's files and Swagger UI's alone need no key."""
+def test_no_path_of_a_model_is_open_without_a_key() -> None:
+    """Only the files of the page and of Swagger UI are open."""
     assert {*FILES, *SWAGGER_UI} == PAGE_PATHS
     assert not any(path.startswith(("/models", "/predict", "/v2")) for path in PAGE_PATHS)
