@@ -6,6 +6,7 @@ it, raw little-endian values of the tensors in their order. The header
 the only input's values and nothing else; its answer has binary outputs.
 """
 
+import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from export.manifest import Manifest
 from export.parity.metrics import Array, Arrays
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, quote_value
 from service.protocol.json_values import encode_json, parse_json
-from service.protocol.tensors import LITTLE_ENDIAN, InputTensor, read_inputs, read_raw_input
+from service.protocol.tensors import InputTensor, read_inputs, read_raw_input
 from service.settings import Limits
 
 EXTENSIONS = ["binary_tensor_data"]
@@ -131,9 +132,11 @@ def encode_infer(
         NonFiniteOutputError: An output requested as JSON holds NaN or infinity.
     """
     if all(asked.outputs.values()):
-        shapes = tuple((name, outputs[name].shape) for name in asked.outputs)
-        header = _binary_header(manifest, shapes, asked.id)
-        return b"".join([header, *_blobs(outputs, asked, manifest)]), len(header)
+        arrays = [outputs[name] for name in asked.outputs]
+        header = _binary_header(
+            manifest, tuple(asked.outputs), tuple([array.shape for array in arrays]), asked.id
+        )
+        return b"".join([header, *[array.tobytes() for array in arrays]]), len(header)
     tensors = []
     for name, is_binary in asked.outputs.items():
         tensor = _describe_output(manifest, name, outputs[name].shape, is_binary=is_binary)
@@ -141,7 +144,7 @@ def encode_infer(
             tensor["data"] = to_json_numbers(name, outputs[name].ravel())
         tensors.append(tensor)
     header = _answer_json(manifest, tensors, asked.id)
-    blobs = _blobs(outputs, asked, manifest)
+    blobs = [outputs[name].tobytes() for name, is_binary in asked.outputs.items() if is_binary]
     return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
 
 
@@ -189,6 +192,8 @@ def model_metadata(manifest: Manifest) -> dict[str, object]:
 
 def _parse_length(given: str, body_length: int) -> int:
     """The header's value, from 0 to the body's length."""
+    if given == "0":  # the most frequent one
+        return 0
     digits = given.lstrip("0") or given[:1]
     # Twenty digits are more bytes than any body has; Python refuses to read thousands of digits.
     length = int(digits[:20]) if given.isascii() and given.isdigit() else -1
@@ -252,23 +257,13 @@ def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
     return found
 
 
-def _blobs(outputs: Arrays, asked: InferRequest, manifest: Manifest) -> list[bytes]:
-    """The binary outputs' values, little-endian, in the order of the request."""
-    datatypes = {spec.name: LITTLE_ENDIAN[spec.datatype] for spec in manifest.outputs}
-    return [
-        outputs[name].astype(datatypes[name], copy=False).tobytes()
-        for name, is_binary in asked.outputs.items()
-        if is_binary
-    ]
-
-
 def _describe_output(
     manifest: Manifest, name: str, shape: tuple[int, ...], *, is_binary: bool
 ) -> dict[str, Any]:
     spec = next(spec for spec in manifest.outputs if spec.name == name)
     tensor: dict[str, Any] = {"name": name, "datatype": spec.datatype, "shape": shape}
     if is_binary:
-        tensor["parameters"] = {"binary_data_size": int(np.prod(shape)) * spec.dtype.itemsize}
+        tensor["parameters"] = {"binary_data_size": math.prod(shape) * spec.dtype.itemsize}
     return tensor
 
 
@@ -283,13 +278,16 @@ _binary_headers: dict[tuple[object, ...], bytes] = {}
 
 
 def _binary_header(
-    manifest: Manifest, shapes: tuple[tuple[str, tuple[int, ...]], ...], id_: str | None
+    manifest: Manifest, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], id_: str | None
 ) -> bytes:
     """The JSON of an answer without JSON values, kept for the next one of the same shapes."""
-    key = (manifest.name, manifest.version, shapes, id_)
+    key = (manifest.name, manifest.version, names, shapes, id_)
     header = _binary_headers.get(key)
     if header is None:
-        tensors = [_describe_output(manifest, *named, is_binary=True) for named in shapes]
+        tensors = [
+            _describe_output(manifest, name, shape, is_binary=True)
+            for name, shape in zip(names, shapes, strict=True)
+        ]
         header = _answer_json(manifest, tensors, id_)
         if len(_binary_headers) >= MAX_CACHED_HEADERS:  # clients may send a new id every time
             _binary_headers.clear()

@@ -6,12 +6,13 @@ fit, and no NaN or infinity reaches a model.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from export.manifest import DTYPES, Manifest, TensorSpec
+from export.manifest import DTYPES, Datatype, Manifest, TensorSpec
 from export.parity.metrics import Array, Arrays
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError, quote_value
 from service.protocol.json_values import json_value
@@ -40,7 +41,12 @@ class InputTensor(msgspec.Struct, frozen=True):
 
 def sample_bytes(spec: TensorSpec) -> int:
     """The bytes of one sample of a tensor; of the largest sample if its axes vary."""
-    return math.prod(spec.largest_sample) * spec.dtype.itemsize
+    return _count_bytes(spec.largest_sample, spec.datatype)
+
+
+@lru_cache(maxsize=1024)
+def _count_bytes(shape: tuple[int, ...], datatype: Datatype) -> int:
+    return math.prod(shape) * DTYPES[datatype].itemsize
 
 
 def read_inputs(
@@ -151,20 +157,21 @@ def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
             f"{tensor.name} has the datatype {quote_value(tensor.datatype)}, expected "
             f"{spec.datatype}{hint}"
         )
-    wanted = spec.shape[1:]
-    fits = len(tensor.shape) == len(spec.shape) and tensor.shape[0] >= 1
-    if not fits or not all(
-        low <= size <= high
-        for size, (low, high) in zip(tensor.shape[1:], spec.sample_bounds, strict=True)
-    ):
-        sizes = [
-            f"{spec.bounds[axis][0]}..{spec.bounds[axis][1]}" if size == -1 else str(size)
-            for axis, size in enumerate(wanted, start=1)
-        ]
+    if not _has_shape(tensor.shape, spec):
+        sizes = [str(low) if low == high else f"{low}..{high}" for low, high in spec.sample_bounds]
         raise InvalidInputError(
             f"{tensor.name} has the shape {_shape_words(tensor.shape)}, expected "
             f"[{', '.join(['N', *sizes])}] with N at least 1"
         )
+
+
+def _has_shape(shape: list[int], spec: TensorSpec) -> bool:
+    if len(shape) != len(spec.shape) or shape[0] < 1:
+        return False
+    if not spec.bounds:
+        return tuple(shape[1:]) == spec.shape[1:]
+    pairs = zip(shape[1:], spec.sample_bounds, strict=True)
+    return all(low <= size <= high for size, (low, high) in pairs)
 
 
 def _read_json(tensor: InputTensor, spec: TensorSpec) -> Array:
