@@ -22,8 +22,8 @@ from tests.service.answers import read_logits
 from tests.tiny import SERVED_BUNDLES
 
 PATIENCE_S = 20.0
-BASE = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
-TRANSPORTS: dict[str, dict[str, str]] = {"short": {}, "ordinary": {"DIGITS_FAST_PATH": "false"}}
+BASE = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
+TRANSPORTS: dict[str, dict[str, str]] = {"short": {}, "ordinary": {"INFERENCE_FAST_PATH": "false"}}
 """The settings that choose each transport, by the name of a test's parameter."""
 GOLDEN = {name: Golden.load(SERVED_BUNDLES / name / "golden.npz") for name in ("cnn", "mlp")}
 LARGEST_ERROR = 1e-3
@@ -215,7 +215,7 @@ def on_both_transports(**settings: str) -> dict[str, dict[str, str]]:
     Args:
         settings: By the names of the environment variables without their prefix.
     """
-    shared = {f"DIGITS_{name}": value for name, value in settings.items()}
+    shared = {f"INFERENCE_{name}": value for name, value in settings.items()}
     return {name: shared | transport for name, transport in TRANSPORTS.items()}
 
 

@@ -23,7 +23,7 @@ from tests.service.wire import (
 CONNECTIONS, FOR_S = 32, 2.5
 # Two requests fill the queue and one fills a batch, so that the queue never runs empty.
 QUEUE = {"MAX_QUEUE_IMAGES": "8", "MAX_REQUEST_IMAGES": "8", "MAX_BATCH_IMAGES": "4"}
-FAILURES, CHECKS = "digits_golden_check_failures_total", "digits_golden_checks_total"
+FAILURES, CHECKS = "inference_golden_check_failures_total", "inference_golden_checks_total"
 SETTINGS = {
     f"{transport}, {engine}": further
     for engine in ("thread", "loop")

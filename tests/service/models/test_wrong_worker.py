@@ -26,7 +26,7 @@ from tests.service.wire import (
 INJECTED = Path(__file__).with_name("injected")
 REPLACED_WITHIN_S = 30.0
 CLIENTS = 4
-FAILURES = "digits_golden_check_failures_total"
+FAILURES = "inference_golden_check_failures_total"
 EXITS = 'inference_worker_exits_total{reason="golden_check"}'
 
 

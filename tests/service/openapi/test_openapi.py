@@ -148,8 +148,8 @@ def test_an_image_file_is_accepted_in_every_documented_media_type(
 
 def test_the_document_marks_the_operations_that_need_a_key(tmp_path: Path) -> None:
     """With a key set, the marked operations answer 401 without it, and no others do."""
-    settings = {"DIGITS_BUNDLES": str(SERVED_BUNDLES), "DIGITS_DEVICE": "cpu"}
-    with running_service(tmp_path / "log", settings=settings | {"DIGITS_API_KEY": KEY}) as url:
+    settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
+    with running_service(tmp_path / "log", settings=settings | {"INFERENCE_API_KEY": KEY}) as url:
         document, marked = _document(url, {"x-api-key": KEY}), 0
         for path, method, operation in _operations(document):
             answer = httpx.request(method, url + path.format(model="cnn", version="none"))

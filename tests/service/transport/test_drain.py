@@ -23,12 +23,12 @@ CLIENTS = 16
 BEFORE_S = 0.7
 ENDS_WITHIN_S = 15.0
 SHOWN_EVENTS = 25
-DRAIN = {"DIGITS_DRAIN_S": "1"}
+DRAIN = {"INFERENCE_DRAIN_S": "1"}
 VARIANTS = {
-    "loop": DRAIN | {"DIGITS_ENGINE": "loop"},
-    "thread": DRAIN | {"DIGITS_ENGINE": "thread"},
+    "loop": DRAIN | {"INFERENCE_ENGINE": "loop"},
+    "thread": DRAIN | {"INFERENCE_ENGINE": "thread"},
     "ordinary": DRAIN | TRANSPORTS["ordinary"],
-    "two workers": DRAIN | {"DIGITS_WORKERS": "2"},
+    "two workers": DRAIN | {"INFERENCE_WORKERS": "2"},
 }
 
 

@@ -21,7 +21,7 @@ from tests.service.wire import (
 )
 
 PIECES, OVER_S = 10, 2.5
-DEADLINES = 'digits_refused_requests_total{kind="deadline",status="504"}'
+DEADLINES = 'inference_refused_requests_total{kind="deadline",status="504"}'
 # Batches of one image, of which this machine runs far fewer within the time limit.
 TOO_MANY_IMAGES = 100_000
 
