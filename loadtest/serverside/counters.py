@@ -12,7 +12,11 @@ MS = 1000  # in a second
 OURS = "digits_"
 REQUESTS, IMAGES = "inference_requests_total", "inference_samples_total"
 REFUSED, QUEUED = "inference_refused_requests_total", "inference_queued_samples"
-BATCH, QUEUE, COMPUTE = "inference_batch_samples", "inference_queue_seconds", "inference_compute_seconds"
+BATCH, QUEUE, COMPUTE = (
+    "inference_batch_samples",
+    "inference_queue_seconds",
+    "inference_compute_seconds",
+)
 TIMES = tuple(f"{name}_{part}" for name in (QUEUE, COMPUTE) for part in ("sum", "count"))
 BUCKET = f"{BATCH}_bucket"
 WANTED = (REQUESTS, IMAGES, REFUSED, QUEUED, f"{BATCH}_", *TIMES)

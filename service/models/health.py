@@ -79,7 +79,7 @@ class HealthMonitor:
                 self.failures.pop(name, None)
         if self.failures:
             self._on_failure()
-        return self.failures
+        return dict(self.failures)
 
     async def _check_model(self, model: ServedModel) -> list[str] | None:
         """Return what was wrong with a model's answers, or None if it could not be asked."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from export.golden import Golden
 from loadtest.server import running_service
-from service.observability.metrics import SETTLED_EVERY_S
+from service.observability.metrics import FLUSH_INTERVAL_S
 from tests.tiny import SERVED_BUNDLES
 
 DIGIT = Path(__file__).with_name("digit.png")
@@ -290,6 +290,6 @@ def test_two_workers_answer_alike(tmp_path: Path) -> None:
             answer = httpx.post(f"{url}/predict", json=body).json()  # a connection each
             labels = [p["label"] for p in answer["predictions"]]
             assert labels == [str(i) for i in golden.labels()]
-        time.sleep(2 * SETTLED_EVERY_S)  # a worker tells the others as often
+        time.sleep(2 * FLUSH_INTERVAL_S)  # a worker tells the others as often
         counted = _metrics(client)['inference_samples_total{endpoint="predict",model="mlp"}']
         assert counted == 20 * len(golden.inputs["images"])

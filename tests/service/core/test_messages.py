@@ -5,30 +5,33 @@ import logging
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
-from service.http import HttpApi
-from service.reception import Reception, ReceptionMiddleware
+from service.observability.records import Exchange
 from service.settings import Settings
+from service.transport.asgi_app import HttpApi
 
 
 def test_a_fault_of_the_service_is_a_500_in_words_and_a_trace_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The client gets its request's id and no trace; the log has both under that id."""
-    unproven = HttpApi(Settings(), dict)  # no model was ever given to it: each answer breaks
+    unproven = HttpApi(Settings(), dict, [])  # no model was ever given to it: each answer breaks
     caplog.set_level(logging.ERROR, logger="bentoml.service")
 
+    async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(b"its-own-id", 0.0, None, "GET", "/models")  # as the transport does
+        await unproven.app({**scope, "exchange": exchange}, receive, send)
+
     async def ask() -> httpx.Response:
-        guarded = ReceptionMiddleware(unproven.app, Reception(Settings()))
-        transport = httpx.ASGITransport(app=guarded)
+        transport = httpx.ASGITransport(app=recorded)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             return await client.get("/models")
 
     answer = asyncio.run(ask())
     assert answer.status_code == 500
     assert list(answer.json()) == ["error"]
-    assert "proven" not in answer.text
-    request_id = answer.headers["x-request-id"]
-    assert answer.json()["error"].endswith(f"tells more of request {request_id}")
-    assert request_id in caplog.text
-    assert "before the models were proven" in caplog.text
+    assert "verified" not in answer.text
+    assert answer.json()["error"].endswith("tells more of request its-own-id")
+    assert "request its-own-id failed" in caplog.text
+    assert "before the models were verified" in caplog.text

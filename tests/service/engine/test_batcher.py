@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from export.parity.metrics import Arrays
-from service.engine.batcher import Batcher
+from service.engine.batcher import Batcher, EngineError
+from service.observability.records import BatchRecord, BatchTiming
 from service.protocol.errors import DeadlineError, OverloadedError
-from service.waiting import BatchRecord, EngineError, Ran
 
 
 class _Engine:
@@ -39,10 +39,15 @@ def _images(*values: int) -> Arrays:
 def _batcher(
     engine: _Engine, *, batch: int = 64, queue: int = 64, in_loop: bool = False
 ) -> Batcher:
-    return Batcher(engine, max_batch_samples=batch, max_queue_samples=queue, in_loop=in_loop)
+    return Batcher(
+        engine,
+        max_batch_samples=batch,
+        max_queue_samples=queue,
+        max_loop_samples=None if in_loop else 0,
+    )
 
 
-def _values(answer: tuple[Arrays, Ran]) -> list[float]:
+def _values(answer: tuple[Arrays, BatchTiming]) -> list[float]:
     values: list[float] = answer[0]["logits"].ravel().tolist()
     return values
 
@@ -64,7 +69,7 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
             engine,
             max_batch_samples=64,
             max_queue_samples=64,
-            in_loop=False,
+            max_loop_samples=0,
             on_batch=records.append,
         )
         first = await _held(engine, batcher)
@@ -96,7 +101,7 @@ def test_in_the_event_loop_what_arrived_together_is_one_batch() -> None:
         return engine(inputs)
 
     async def scenario() -> None:
-        batcher = Batcher(engine_here, max_batch_samples=8, max_queue_samples=64, in_loop=True)
+        batcher = Batcher(engine_here, max_batch_samples=8, max_queue_samples=64)
         answers = await asyncio.gather(*(batcher.submit(_images(i)) for i in range(10)))
         assert [_values(answer) for answer in answers] == [[i] for i in range(10)]
         assert _values(await batcher.submit(_images(3))) == [3]
@@ -114,7 +119,11 @@ def test_an_idle_engine_waits_for_a_fuller_batch_if_it_is_told_to(in_loop: bool)
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         batcher = Batcher(
-            engine, max_batch_samples=4, max_queue_samples=64, in_loop=in_loop, wait_s=0.2
+            engine,
+            max_batch_samples=4,
+            max_queue_samples=64,
+            max_loop_samples=None if in_loop else 0,
+            wait_s=0.2,
         )
         first = asyncio.ensure_future(batcher.submit(_images(1)))
         await asyncio.sleep(0.02)
@@ -122,7 +131,11 @@ def test_an_idle_engine_waits_for_a_fuller_batch_if_it_is_told_to(in_loop: bool)
         assert _values(await batcher.submit(_images(2))) == [2]
         assert _values(await first) == [1]
         batcher = Batcher(
-            engine, max_batch_samples=4, max_queue_samples=64, in_loop=in_loop, wait_s=60
+            engine,
+            max_batch_samples=4,
+            max_queue_samples=64,
+            max_loop_samples=None if in_loop else 0,
+            wait_s=60,
         )
         begun_s = loop.time()
         asked = [batcher.submit(_images(i)) for i in range(4)]
@@ -197,7 +210,7 @@ def test_what_waited_too_long_is_not_computed() -> None:
 
     async def scenario() -> None:
         batcher = Batcher(
-            engine, max_batch_samples=4, max_queue_samples=8, in_loop=False, deadline_s=0.1
+            engine, max_batch_samples=4, max_queue_samples=8, max_loop_samples=0, deadline_s=0.1
         )
         first = await _held(engine, batcher)
         late = asyncio.ensure_future(batcher.submit(_images(2)))

@@ -14,9 +14,8 @@ from export.golden import Golden
 from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from export.session import OnnxModel
-from service.engine.engines import Bucketed, batch_buckets, open_engine, required_tolerance
-from service.models.loader import load_verified_models
-from service.models.loader import VerificationError
+from service.engine.engines import BucketedEngine, batch_buckets, open_engine, required_tolerance
+from service.models.loader import VerificationError, load_verified_models
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -135,7 +134,7 @@ class _Remembering:
 def test_batches_are_filled_up_to_a_few_sizes(fixed_buffers: bool) -> None:
     """As on CUDA: zeros fill up, are not answered, and change nothing; many are split."""
     engine = _Remembering(fixed_buffers=fixed_buffers)
-    bucketed = Bucketed(engine, batch_buckets(16))
+    bucketed = BucketedEngine(engine, batch_buckets(16))
     exact = OnnxModel(BUNDLE.model_path("onnx"), "cpu")
     answers = {count: bucketed({"images": IMAGES[:count]}) for count in (3, 16, 5, 40)}
     assert engine.sizes == [4, 16, 8, 16, 16, 8]

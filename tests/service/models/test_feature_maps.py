@@ -14,11 +14,10 @@ from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from service.adapters.digits import decode_one_image
 from service.engine.batcher import Batcher
-from service.protocol.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
-from service.models.feature_maps import JSON_BYTES, MOST_WAITING, FeatureServer, named_maps
+from service.models.feature_maps import JSON_BYTES, MAX_QUEUED, FeatureMapServer, name_maps
+from service.models.loader import VerificationError, VerifiedModel, load_verified_models
 from service.models.registry import ServedModel
-from service.models.loader import VerifiedModel, load_verified_models
-from service.models.loader import VerificationError
+from service.protocol.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
 from service.settings import Limits, Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -39,7 +38,7 @@ def test_the_maps_are_the_checkpoints_activations(model: str, service_url: str) 
         answer = _ask(service_url, model, {"images": image.tolist()})
         content = answer.json()
         shown = [np.array(each["values"]) for each in content["maps"]]
-        named = list(named_maps(values))
+        named = list(name_maps(values))
         assert [each["name"] for each in content["maps"]] == [name for name, _ in named]
         for found, map_HW, each in zip(shown, named, content["maps"], strict=True):
             assert found.shape == map_HW[1].shape == (each["height"], each["width"])
@@ -61,16 +60,16 @@ def test_the_maps_are_the_checkpoints_activations(model: str, service_url: str) 
 def test_units_fill_a_rectangle_and_other_layers_their_own_shape() -> None:
     """512 units are 16 rows of 32, a prime number one row; rows have height 1, volumes a depth."""
     values = np.arange(512.0)
-    ((name, map_HW),) = named_maps(values)
+    ((name, map_HW),) = name_maps(values)
     assert (name, map_HW.shape, map_HW[1, 0]) == ("units", (16, 32), 32)
-    assert [each.shape for _, each in named_maps(np.zeros(7))] == [(1, 7)]
-    assert [(n, m.shape) for n, m in named_maps(np.zeros((2, 5)))] == [
+    assert [each.shape for _, each in name_maps(np.zeros(7))] == [(1, 7)]
+    assert [(n, m.shape) for n, m in name_maps(np.zeros((2, 5)))] == [
         ("channel 0", (1, 5)),
         ("channel 1", (1, 5)),
     ]
     volume = np.arange(24.0).reshape(1, 2, 3, 4)
-    assert [name for name, _ in named_maps(volume)] == ["channel 0, depth 0", "channel 0, depth 1"]
-    assert all(np.array_equal(m, volume[0, i]) for i, (_, m) in enumerate(named_maps(volume)))
+    assert [name for name, _ in name_maps(volume)] == ["channel 0, depth 0", "channel 0, depth 1"]
+    assert all(np.array_equal(m, volume[0, i]) for i, (_, m) in enumerate(name_maps(volume)))
 
 
 def test_what_is_asked_wrongly_is_refused_in_words(service_url: str) -> None:
@@ -114,10 +113,12 @@ def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> Non
         changed = {"files": files, "features": None, "not_built": not_built}
         path.write_text(json.dumps(manifest | changed))
         proven = _opened(served_bundle)
-        assert proven.features is None
-        batcher = Batcher(proven.engine, max_batch_samples=1, max_queue_samples=1, in_loop=True)
+        assert proven.feature_maps is None
+        batcher = Batcher(
+            proven.engine, max_batch_samples=1, max_queue_samples=1, max_loop_samples=None
+        )
         with pytest.raises(NoFeatureMapsError, match=f"cnn has no feature maps: .*{words}") as told:
-            ServedModel(proven, batcher).shown_features()
+            ServedModel(proven, batcher).require_feature_maps()
         assert told.value.status == 404
 
 
@@ -146,8 +147,8 @@ def test_a_first_layer_whose_proof_failed_stops_the_start(served_bundle: Path) -
 def test_more_than_wait_are_refused_and_run_one_at_a_time(served_bundle: Path) -> None:
     """Of twenty at once so many as the queue holds are answered, the rest told to come again."""
     proven = _opened(served_bundle)
-    assert proven.features is not None
-    server = FeatureServer(proven.features, proven.manifest, deadline_s=60)
+    assert proven.feature_maps is not None
+    server = FeatureMapServer(proven.feature_maps, proven.manifest, deadline_s=60)
     inputs: Arrays = {"images": np.zeros((1, 28, 28), np.uint8)}
 
     async def ask_at_once() -> list[Any]:
@@ -158,7 +159,7 @@ def test_more_than_wait_are_refused_and_run_one_at_a_time(served_bundle: Path) -
     server.batcher.close()
     refused = [each for each in found if isinstance(each, OverloadedError)]
     answered = [each for each in found if not isinstance(each, BaseException)]
-    assert (len(answered), len(refused)) == (MOST_WAITING, 20 - MOST_WAITING)
+    assert (len(answered), len(refused)) == (MAX_QUEUED, 20 - MAX_QUEUED)
     assert {ran.batch_samples for _, ran in answered} == {1}
     assert all(json.loads(outputs[JSON_BYTES][0])["maps"] for outputs, _ in answered)
     assert int(refused[0].headers["Retry-After"]) >= 1

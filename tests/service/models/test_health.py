@@ -37,28 +37,28 @@ from pathlib import Path
 from service.observability.metrics import Metrics
 from service.models.registry import ModelRegistry
 from service.models.loader import load_verified_models
-from service.readiness import Readiness
+from service.models.health import HealthMonitor
 from service.settings import Settings
 from prometheus_client import REGISTRY
 settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu")
 metrics = Metrics()
 models = ModelRegistry(load_verified_models(settings), settings, metrics)
-readiness = Readiness(models, metrics, 60, 0)
+readiness = HealthMonitor(models, metrics, 60)
 batcher = models.get("cnn").batcher
 honest = batcher._predict
 def told():
     names = ("checks_total", "check_failures_total", "check_passed", "check_error_ratio")
     return [REGISTRY.get_sample_value(f"inference_golden_{{n}}", {{"model": "cnn"}}) for n in names]
 async def main():
-    said = [await readiness.check(), readiness.ready]
+    said = [await readiness.check(), readiness.is_ready]
     figures = [told()]
     batcher._predict = lambda inputs: honest(inputs) | {{"logits": honest(inputs)["logits"] * 1.01}}
-    said += [list(await readiness.check()), readiness.ready]
+    said += [list(await readiness.check()), readiness.is_ready]
     figures += [told()]
     batcher._predict = lambda inputs: 1 / 0
-    said += [(await readiness.check())["cnn"], readiness.ready]
+    said += [(await readiness.check())["cnn"], readiness.is_ready]
     batcher._predict = honest
-    said += [await readiness.check(), readiness.ready]
+    said += [await readiness.check(), readiness.is_ready]
     figures += [told()]
     print(json.dumps([*said, figures]))
 asyncio.run(main())

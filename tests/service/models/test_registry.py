@@ -3,16 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from export.manifest import BundleError
 from export.session import DeviceUnavailableError, cuda_device_count
-from service.observability.metrics import Metrics
+from service.adapters.digits import DigitsAdapter
+from service.models.loader import VerificationError, load_verified_models
 from service.models.registry import ModelRegistry
-from service.models.loader import load_verified_models
-from service.models.loader import VerificationError
+from service.observability.metrics import Metrics
+from service.protocol.answers import Prediction
 from service.settings import Settings
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
@@ -33,7 +35,9 @@ def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
     arrays["eager/logits"] = arrays["eager/logits"] * np.float32(1.0001)
     np.savez(served_bundle / "golden.npz", **arrays)
     rehash(served_bundle, "golden.npz")
-    with pytest.raises(VerificationError, match=r"cnn \(onnx\) fails its golden samples.*scaled error"):
+    with pytest.raises(
+        VerificationError, match=r"cnn \(onnx\) fails its golden samples.*scaled error"
+    ):
         load_verified_models(Settings(bundles=served_bundle.parent, device="cpu"))
 
 
@@ -47,10 +51,12 @@ def test_a_model_without_a_guard_is_served_without_one(served_bundle: Path) -> N
     settings = Settings(bundles=served_bundle.parent, device="cpu")
     models = ModelRegistry(load_verified_models(settings), settings, Metrics())
     (model,) = models.all()
-    inputs = model.inputs(np.zeros((1, 28, 28), np.uint8))
-    (prediction,) = json.loads(model.answer(model.proven.engine(inputs), inputs))["predictions"]
-    assert prediction["guard"] is None
-    assert model.card()["guard"] is None
+    inputs = {"images": np.zeros((1, 28, 28), np.uint8)}
+    adapter = model.adapter
+    assert isinstance(adapter, DigitsAdapter)
+    answer = adapter.encode_predictions(model.verified.engine(inputs), inputs, show=False)
+    assert [entry["guard"] for entry in cast("list[Prediction]", answer["predictions"])] == [None]
+    assert model.describe(is_default=True)["guard"] is None
     models.close()
 
 

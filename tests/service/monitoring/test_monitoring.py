@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.protocol.errors import ErrorKind
 from service.monitoring.dashboard import dashboard
+from service.protocol.errors import ErrorKind
 from service.settings import ROOT
 from tests.service.monitoring.promql import (
     DASHBOARD,

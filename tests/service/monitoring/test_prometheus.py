@@ -16,8 +16,14 @@ import yaml
 
 from export.golden import Golden
 from loadtest.server import free_port, running_service, stop
-from service.observability.metrics import SETTLED_EVERY_S
-from tests.service.monitoring.promql import MONITORING, alerts, dashboard_queries, metric_names, recorded
+from service.observability.metrics import FLUSH_INTERVAL_S
+from tests.service.monitoring.promql import (
+    MONITORING,
+    alerts,
+    dashboard_queries,
+    metric_names,
+    recorded,
+)
 from tests.tiny import SERVED_BUNDLES
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +68,7 @@ class _Load:
         if not self._over.is_set():
             self._over.set()
             self._thread.join(20)
-            time.sleep(SETTLED_EVERY_S + 2 * SCRAPED_EVERY_S)
+            time.sleep(FLUSH_INTERVAL_S + 2 * SCRAPED_EVERY_S)
 
 
 @contextmanager

@@ -3,28 +3,28 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.observability.metrics import IMAGES, SECONDS
 from service.observability.histogram_buffer import BulkHistogram, HistogramBuffer
+from service.observability.metrics import SAMPLES, SECONDS
 
 
 def test_a_tally_tells_what_single_observations_would() -> None:
     """Over random values, the bounds themselves and what lies beyond them; told in two parts."""
     random = np.random.default_rng(0)
-    for bounds in (SECONDS, IMAGES):
+    for bounds in (SECONDS, SAMPLES):
         values = [0.0, *bounds, *random.lognormal(-5, 3, 1000), *random.integers(1, 300, 1000)]
         single, bulk = CollectorRegistry(), CollectorRegistry()
         one = Histogram("seen", "", ["of"], buckets=bounds, registry=single).labels("x")
         many = BulkHistogram("seen", "", ["of"], buckets=bounds, registry=bulk).labels("x")
-        tally = Tally(many, bounds)
+        buffer = HistogramBuffer(many, bounds)
         told = 0
         for number, value in enumerate(values):
             one.observe(value)
-            tally.observe(value)
+            buffer.observe(value)
             if number == 500:
-                told += tally.settle()
-        told += tally.settle()
+                told += buffer.flush()
+        told += buffer.flush()
         assert told == len(values)
-        assert tally.settle() == 0
+        assert buffer.flush() == 0
         expected, found = (
             {
                 (sample.name, sample.labels.get("le")): sample.value

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.golden import Golden
 from loadtest.server import running_service
+from service.core.messages import describe_failure
+from service.engine.batcher import EngineError
 from service.protocol.errors import DeadlineError, ErrorKind, OverloadedError
-from service.responses import refusal
-from service.waiting import EngineError
 from tests.tiny import SERVED_BUNDLES
 
 INFER = "/v2/models/cnn/infer"
@@ -187,7 +187,7 @@ def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
 )
 def test_a_fault_of_the_runtime_is_told_from_one_of_ours(error: Exception, kind: ErrorKind) -> None:
     """And both from what load does."""
-    assert refusal(error, "infer of cnn", b"id").kind is kind
+    assert describe_failure(error, "infer of cnn", b"id").kind is kind
 
 
 def test_health_and_metrics_are_no_errors(url: str) -> None:

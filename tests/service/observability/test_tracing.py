@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from loadtest.server import running_service
+from service.observability.tracing import make_provider
 from service.settings import Settings
-from service.observability.tracing import bentoml_settings
 from tests.tiny import SERVED_BUNDLES
 
 trace_service = pytest.importorskip(
@@ -144,11 +144,11 @@ def test_a_request_is_found_by_its_id_in_traces_and_log(told: Told) -> None:
         assert (line["trace_id"], line["span_id"]) == (TRACE, span.span_id.hex())
     right, nowhere = access["right"], access["nowhere"]
     assert {"method": "POST", "path": URL, "status": 200, "model": "cnn"}.items() <= right.items()
-    assert right["batch_images"] == 3
+    assert right["batch_samples"] == right["batch_images"] == 3
     assert 0 < right["duration_s"] < 10
     assert re.fullmatch(r"127\.0\.0\.1:\d+", right["client"])
     assert (nowhere["status"], nowhere["path"]) == (404, "/nowhere")
-    assert not {"model", "batch_images"} & set(nowhere)
+    assert not {"model", "batch_samples", "batch_images"} & set(nowhere)
 
 
 def test_the_client_decides_whether_its_trace_is_sampled(told: Told) -> None:
@@ -169,4 +169,4 @@ def test_every_line_is_an_object(told: Told) -> None:
 
 def test_without_a_share_nothing_is_set_up() -> None:
     """Off is the default."""
-    assert bentoml_settings(Settings()) == {}
+    assert make_provider(Settings()) is None

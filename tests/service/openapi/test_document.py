@@ -14,8 +14,8 @@ from service.openapi import openapi_document
 from service.openapi.document import OPEN_PATHS
 from service.openapi.examples import MOST_VALUES
 from service.protocol.answers import ClassPrediction, NamedTensorsAnswer, NamedTensorsRequest
-from service.reception import LONGEST_ID
 from service.settings import Settings
+from service.transport.gate import LONGEST_ID
 from tests.tiny import SERVED_BUNDLES
 
 BASE = {"openapi": "3.0.2", "info": {"version": "None"}, "components": {"schemas": {"X": {}}}}

@@ -16,9 +16,9 @@ from PIL import Image
 from starlette.routing import Route
 
 from loadtest.server import running_service
-from service.http import HttpApi
 from service.settings import Settings
-from service.web.pages import FILES
+from service.transport.asgi_app import HttpApi
+from service.web.pages import FILES, page_routes
 from tests.tiny import SERVED_BUNDLES
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -65,7 +65,7 @@ def test_every_route_is_described(document: Document) -> None:
     """The document describes all routes except its own and those of the page's files."""
     routes = {
         (route.path_format.replace("{probe}", probe), method.lower())
-        for route in HttpApi(Settings(), dict).app.routes
+        for route in HttpApi(Settings(), dict, page_routes()).app.routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
         for probe in ("live", "ready")

@@ -1,5 +1,6 @@
 """What is answered beneath ASGI comes in order, whatever it is mixed with, and holds to limits."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import uvicorn
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
 
 from export.golden import Golden
 from loadtest.server import running_service
-from service import fastpath
-from service.settings import Settings
+from service.transport.context import CONTEXT
+from service.transport.http1 import HttpConnection, register
+from service.transport.listener import ServiceLoop
 from tests.service.answers import read_logits
 from tests.tiny import SERVED_BUNDLES
 
@@ -153,17 +156,44 @@ def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> N
 
 
 def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uvicorn chooses its protocol by the name "auto" in a registry, and BentoML leaves it so."""
+    """Uvicorn chooses protocol and event loop by the names "auto", and BentoML leaves them so."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unregistered")
-    fastpath.register(Settings())
-    config = uvicorn.Config(app="service.http:HttpApi", http="auto")
+    monkeypatch.setitem(uvicorn.config.LOOP_FACTORIES, "auto", "unregistered")
+    register()
+    config = uvicorn.Config(app="service.transport.asgi_app:HttpApi", http="auto")
     config.load()
-    assert config.http_protocol_class is fastpath.FastProtocol
+    assert config.http_protocol_class is HttpConnection
+    assert config.get_loop_factory() is ServiceLoop
     worker = Path(uvicorn.__file__).parents[1] / "_bentoml_impl" / "worker" / "service.py"
     call = worker.read_text().split("uvicorn.Config(", 1)[1].split(")", 1)[0]
     assert "http=" not in call
-    for name in ("on_headers_complete", "on_body", "on_message_complete", "on_response_complete"):
-        assert name in vars(HttpToolsProtocol), name
+    assert "loop=" not in call
+    assert "run(sockets=[socket])" in worker.read_text()
+    for name in ("run_asgi", "send", "receive"):
+        assert name in vars(RequestResponseCycle), name
+
+
+def test_requests_before_the_models_are_verified_are_refused() -> None:
+    """A connection answers 503 in words as long as its worker has no gate."""
+
+    async def ask() -> bytes:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(app="service.transport.asgi_app:HttpApi", lifespan="off")
+        server = await loop.create_server(
+            lambda: HttpConnection(config, ServerState(), {}), "127.0.0.1", 0
+        )
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        server.close()
+        return answer
+
+    assert CONTEXT.gate is None
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"the models are still being verified" in answer
 
 
 def test_the_metrics_count_the_fast_ones_too(service_url: str) -> None:
@@ -189,8 +219,3 @@ def test_the_metrics_count_the_fast_ones_too(service_url: str) -> None:
     assert grown('inference_samples_total{endpoint="infer",model="cnn"}') == 4
     assert grown('inference_refused_requests_total{kind="invalid_input",status="400"}') == 1
     assert grown('inference_batch_samples_sum{model="cnn"}') == 4
-
-
-def test_a_protocol_without_models_takes_the_ordinary_way() -> None:
-    """Before the models are proven nothing is answered beneath ASGI."""
-    assert fastpath.FastProtocol.lane is None

@@ -16,10 +16,11 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT
 from pydantic import SecretStr
 
 from loadtest.server import running_service
+from service.observability.logs import AccessLog
+from service.observability.records import Exchange
 from service.protocol.errors import UnauthorizedError
-from service.exchange import Exchange
-from service.reception import Reception
 from service.settings import Settings
+from service.transport.gate import RequestGate
 from service.web import PAGE_PATHS
 from tests.tiny import SERVED_BUNDLES
 
@@ -214,21 +215,21 @@ def test_what_is_not_http_is_refused_as_everything_is(service_url: str) -> None:
 def test_the_log_takes_the_share_that_is_set(caplog: pytest.LogCaptureFixture) -> None:
     """Of 1,000 requests with a share of a tenth, a hundred lines."""
     caplog.set_level(logging.INFO, logger="bentoml.access")
-    reception = Reception(Settings(access_log_share=0.1))
+    access_log = AccessLog(0.1)
     exchange = Exchange(b"id", 0, ("::1", 7), "GET", "/")
     for _ in range(1000):
-        reception.log(exchange, 200, 0.001, INVALID_SPAN_CONTEXT)
+        access_log.log(exchange, 200, 0.001, INVALID_SPAN_CONTEXT)
     assert len(caplog.records) in (99, 100)  # a tenth is no binary number
     assert caplog.records[0].getMessage() == '::1:7 "GET /" 200 1.000 ms id'
 
 
 def test_the_key_is_compared_whole() -> None:
     """No part of the key and nothing longer is the key."""
-    reception = Reception(Settings(api_key=SecretStr(KEY)))
-    reception.check_key([(b"x-api-key", KEY.encode())])
+    gate = RequestGate(Settings(api_key=SecretStr(KEY)))
+    gate.check_key([(b"x-api-key", KEY.encode())])
     for wrong in (KEY[:-1], KEY + "x", KEY.upper(), ""):
         with pytest.raises(UnauthorizedError):
-            reception.check_key([(b"x-api-key", wrong.encode())])
+            gate.check_key([(b"x-api-key", wrong.encode())])
 
 
 def test_tls_is_served_by_bentomls_own_options(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from loadtest.client.loops import closed_loop, open_loop
 from loadtest.ratios import percentile
 from loadtest.server import running_service
 from service.engine.batcher import Batcher
-from service.protocol.errors import OverloadedError
 from service.models.loader import load_verified_models
+from service.protocol.errors import OverloadedError
 from service.settings import Settings
 from tests.service.answers import RAW, parsed, raw_request, read_logits
 from tests.service.processes import worker_processes
@@ -81,7 +81,7 @@ def test_a_busy_engine_with_room_for_eight_refuses_two_of_ten() -> None:
         return model.engine(inputs)
 
     async def scenario() -> list[object]:
-        batcher = Batcher(gated, max_batch_samples=4, max_queue_samples=8, in_loop=False)
+        batcher = Batcher(gated, max_batch_samples=4, max_queue_samples=8, max_loop_samples=0)
         busy = asyncio.ensure_future(batcher.submit({"images": IMAGES[:1]}))
         while not entered.is_set():
             await asyncio.sleep(0.001)
