@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None,
     reason="prometheus is not installed (Debian and Ubuntu: apt-get install prometheus)",
 )
-DIGIT = Path(__file__).with_name("digit.png").read_bytes()
+DIGIT = (Path(__file__).parents[1] / "digit.png").read_bytes()
 IMAGE = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz").inputs["images"][0]
 PNG = {"content-type": "image/png"}
 RAW = {"inference-header-content-length": "0"}

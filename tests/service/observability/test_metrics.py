@@ -20,7 +20,7 @@ from tests.tiny import SERVED_BUNDLES
 INFER = "/v2/models/cnn/infer"
 RAW = {"inference-header-content-length": "0"}
 PNG = {"content-type": "image/png"}
-DIGIT = Path(__file__).with_name("digit.png").read_bytes()
+DIGIT = (Path(__file__).parents[1] / "digit.png").read_bytes()
 IMAGE = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz").inputs["images"][0]
 Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
