@@ -200,10 +200,13 @@ def running_services(
     Yields:
         The URL of each, by its name.
     """
+    ports = set[int]()
+    while len(ports) < len(settings):
+        ports.add(free_port())  # each was given back: the same one may come again
     with ExitStack() as stack, ThreadPoolExecutor(len(settings)) as pool:
         services = [
-            running_service(folder / f"{name}.log", port=free_port(), settings=BASE | dict(further))
-            for name, further in settings.items()
+            running_service(folder / f"{name}.log", port=port, settings=BASE | dict(further))
+            for port, (name, further) in zip(ports, settings.items(), strict=True)
         ]
         urls = list(pool.map(stack.enter_context, services))
         yield dict(zip(settings, urls, strict=True))
