@@ -14,7 +14,9 @@ from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 OFFICIAL_MNIST = os.environ.get("MNIST_DIR")
 
 # No test may depend on what this machine's environment happens to say.
-for variable in [name for name in os.environ if name.startswith(("INFERENCE_", "DIGITS_", "MNIST_"))]:
+for variable in [
+    name for name in os.environ if name.startswith(("INFERENCE_", "INFERENCE_", "MNIST_"))
+]:
     del os.environ[variable]
 
 
