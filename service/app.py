@@ -75,9 +75,9 @@ class DigitClassifier:
                 "%s is an old name; use the INFERENCE_ name of docs/serving.md", name
             )
         command = [sys.executable, "-m", "service.models.loader"]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        if status != 0:
-            raise SystemExit(status)
+        ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if ran.returncode != 0:
+            raise logs.end_process(SETTINGS, ran.stdout or "the models cannot be verified")
 
     def __init__(self) -> None:
         """Verify every model in this worker, on its device; only then it answers."""

@@ -5,6 +5,7 @@ A model that does not answer its golden samples within its tolerance is not serv
 the service runs it, so that it never opens a model, or a CUDA context, itself.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ from export.parity.tolerances import Device, Tolerance
 from export.session import DeviceUnavailableError, OnnxModel, choose_device
 from service.adapters.adapter import Adapter, choose_adapter
 from service.engine.engines import Engine, open_engine, required_tolerance
-from service.observability import logs
 from service.settings import Settings, read_settings
 
 
@@ -169,15 +169,15 @@ def _load_feature_maps(
     return VerifiedFeatureMaps(maps, engine, variant)
 
 
-def main() -> None:
-    """Verify the configured bundles; exit with one line that says what is wrong, if anything is."""
-    settings = read_settings()
-    logs.configure(settings)
+def main() -> int:
+    """Verify the configured bundles; print what is wrong, if anything is, and return the status."""
     try:
-        load_verified_models(settings)
+        load_verified_models(read_settings())
     except (BundleError, DeviceUnavailableError, VerificationError) as error:
-        raise logs.end_process(settings, error) from None
+        sys.stdout.write(str(error))
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

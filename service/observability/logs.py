@@ -50,8 +50,10 @@ class JsonLines(JsonFormatter):
         )
 
     def process_log_record(self, log_data: LogData) -> LogData:
-        """Put the time first, and add the ids of the current span if it is sampled."""
-        traced = trace_fields(get_current_span().get_span_context())
+        """Put the time first, and add the ids of the current span unless the record has some."""
+        traced = {}
+        if "trace_id" not in log_data:
+            traced = trace_fields(get_current_span().get_span_context())
         return {"time": log_data.pop("time")} | log_data | traced
 
 
@@ -117,7 +119,7 @@ def configure(settings: Settings) -> None:
     sys.excepthook = _log_uncaught
 
 
-def end_process(settings: Settings, error: Exception) -> SystemExit:
+def end_process(settings: Settings, error: str) -> SystemExit:
     """Return the exception that ends the process with one line that says why."""
     if settings.log_format == "text":
         return SystemExit(f"error: {error}")

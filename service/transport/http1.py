@@ -179,6 +179,8 @@ class HttpConnection(asyncio.Protocol):
             start = stop
             if self._is_done_reading:
                 return len(data)
+        if len(self.slots) > MAX_PIPELINED:
+            self.update_reading()
         return start
 
     def _parse(self, data: bytes) -> None:
@@ -284,6 +286,8 @@ class HttpConnection(asyncio.Protocol):
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body = []
             self._handle(slot, self._direct, body)
+        if len(self.slots) > MAX_PIPELINED:
+            self.update_reading()
 
     def _check(self, slot: ResponseSlot, named: dict[bytes, bytes]) -> None:
         """Raise a ServiceError for a request that no endpoint may see."""
@@ -322,8 +326,6 @@ class HttpConnection(asyncio.Protocol):
             slot.started_s,
             slot.is_connected,
         )
-        if len(self.slots) > MAX_PIPELINED:
-            self.update_reading()
         handler.handle(request, slot.respond)
 
     # Answering.
@@ -361,10 +363,11 @@ class HttpConnection(asyncio.Protocol):
 
     def update_reading(self) -> None:
         """Pause or resume reading."""
+        cycle = None if self._slot is None else self.cycles.get(self._slot)
         should_pause = (
             self.flow.write_paused
             or len(self.slots) > MAX_PIPELINED
-            or any(cycle.is_body_full for cycle in self.cycles.values())
+            or (cycle is not None and cycle.is_body_full)
         )
         if not self.transport.is_closing():
             self.flow.set_reading_paused(should_pause)

@@ -175,7 +175,7 @@ FAULTS = {
         _set(WORKERS="x", TIMEOUT_S="-1"), ("INFERENCE_WORKERS='x'", "INFERENCE_TIMEOUT_S='-1'")
     ),
     "limits that contradict": Fault(
-        _set(MAX_QUEUE_IMAGES="4", MAX_REQUEST_IMAGES="8"),
+        _set(MAX_QUEUE_SAMPLES="4", MAX_REQUEST_SAMPLES="8"),
         ("INFERENCE_MAX_QUEUE_SAMPLES=4", "INFERENCE_MAX_REQUEST_SAMPLES=8"),
     ),
 }

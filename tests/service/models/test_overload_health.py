@@ -22,7 +22,7 @@ from tests.service.wire import (
 
 CONNECTIONS, FOR_S = 32, 2.5
 # Two requests fill the queue and one fills a batch, so that the queue never runs empty.
-QUEUE = {"MAX_QUEUE_IMAGES": "8", "MAX_REQUEST_IMAGES": "8", "MAX_BATCH_IMAGES": "4"}
+QUEUE = {"MAX_QUEUE_SAMPLES": "8", "MAX_REQUEST_SAMPLES": "8", "MAX_BATCH_SAMPLES": "4"}
 FAILURES, CHECKS = "inference_golden_check_failures_total", "inference_golden_checks_total"
 SETTINGS = {
     f"{transport}, {engine}": further

@@ -39,7 +39,7 @@ GARBAGE = {
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A service on each transport that takes large requests."""
     settings = on_both_transports(
-        MAX_REQUEST_IMAGES="4000", MAX_QUEUE_IMAGES="4000", MAX_BODY_BYTES="8388608"
+        MAX_REQUEST_SAMPLES="4000", MAX_QUEUE_SAMPLES="4000", MAX_BODY_BYTES="8388608"
     )
     with running_services(tmp_path_factory.mktemp("connections"), settings) as urls:
         yield urls

@@ -32,9 +32,9 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     settings = on_both_transports(
         TIMEOUT_S="1",
         SLOW_CLIENT_S="20",
-        MAX_BATCH_IMAGES="1",
-        MAX_REQUEST_IMAGES=str(TOO_MANY_IMAGES),
-        MAX_QUEUE_IMAGES=str(TOO_MANY_IMAGES),
+        MAX_BATCH_SAMPLES="1",
+        MAX_REQUEST_SAMPLES=str(TOO_MANY_IMAGES),
+        MAX_QUEUE_SAMPLES=str(TOO_MANY_IMAGES),
         MAX_BODY_BYTES=str(TOO_MANY_IMAGES * 784),
     )
     with running_services(tmp_path_factory.mktemp("slow_bodies"), settings) as urls:
