@@ -134,13 +134,16 @@ def _build(arguments: Namespace) -> int:
 
 def _subject(arguments: Namespace) -> "Subject":
     """What the command line asks to export."""
-    from export.factory import from_factory  # noqa: PLC0415 - torch may be absent
+    from export.factory import from_factory, with_task  # noqa: PLC0415 - torch may be absent
     from export.sources import from_checkpoint  # noqa: PLC0415
     from training.data import load_dataset  # noqa: PLC0415
 
     if (arguments.checkpoint is None) == (arguments.model is None):
         raise _UsageError("give either a checkpoint's folder or --model, --checkpoint and --inputs")
+    task = (arguments.task, arguments.labels, arguments.preprocessing)
     if arguments.checkpoint is not None:
+        if any(task):
+            raise _UsageError("--task, --labels and --preprocessing are for --model alone")
         with _refusals_of_training():
             return from_checkpoint(arguments.checkpoint, load_dataset(arguments.data_dir))
     if arguments.weights is None or arguments.inputs is None:
@@ -151,7 +154,7 @@ def _subject(arguments: Namespace) -> "Subject":
         raise _UsageError(f"--arguments {arguments.arguments!r} is no JSON: {error}") from error
     if not isinstance(factory_arguments, dict):
         raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
-    return from_factory(
+    subject = from_factory(
         arguments.model,
         arguments.weights,
         arguments.inputs,
@@ -161,6 +164,7 @@ def _subject(arguments: Namespace) -> "Subject":
         logits=arguments.logits,
         calibration=arguments.calibration,
     )
+    return with_task(subject, *task)
 
 
 def _check(arguments: Namespace) -> int:

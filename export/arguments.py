@@ -5,11 +5,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from pydantic import ValidationError
 
-from export.manifest import TensorSpec
+from export.manifest import Task, TensorSpec
 
 USAGE = 64  # sysexits.h: wrong command line
 BATCH_SIZES = (1, 64)
@@ -105,6 +105,15 @@ def _build(build: argparse.ArgumentParser) -> None:
     )
     other.add_argument("--output", action="append", default=[], help="a name for each output")
     other.add_argument("--logits", action="append", default=[], help="an output that is logits")
+    other.add_argument(
+        "--task", choices=get_args(Task), help="what the service does with it; default: its tensors"
+    )
+    other.add_argument("--labels", type=Path, help="a text file, one label a line, for the task")
+    other.add_argument(
+        "--preprocessing",
+        type=Path,
+        help="a JSON file: how a picture becomes an input, for image-classification",
+    )
     other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
 
 

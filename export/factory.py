@@ -1,6 +1,7 @@
 """Any module as a subject: a factory makes it, safetensors fill it, a file of samples asks it."""
 
 import copy
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,14 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from export.manifest import DTYPES, FactorySummary, SubjectError, TensorSpec
+from export.manifest import (
+    DTYPES,
+    FactorySummary,
+    ImagePreprocessing,
+    SubjectError,
+    Task,
+    TensorSpec,
+)
 from export.parity.metrics import Array
 from export.subject import EXAMPLES, Subject, read_samples
 
@@ -73,6 +81,32 @@ def from_factory(
         calibration=None if calibration is None else read_samples(calibration),
         factory=FactorySummary(factory=factory, arguments=arguments, parameters=parameters),
     )
+
+
+def with_task(
+    subject: Subject, task: Task | None, labels: Path | None, preprocessing: Path | None
+) -> Subject:
+    """A subject that says what the service shall do with it.
+
+    Args:
+        subject: From ``from_factory``.
+        task: As in the manifest; None: the service derives it from the tensors.
+        labels: A text file in UTF-8, one label a line; None: no labels.
+        preprocessing: A JSON file of ``ImagePreprocessing``'s fields; None: no pictures.
+
+    Raises:
+        SubjectError: A file cannot be used, or image-classification lacks one of them.
+    """
+    if task == "image-classification" and (labels is None or preprocessing is None):
+        raise SubjectError("--task image-classification needs --labels and --preprocessing")
+    try:
+        names = () if labels is None else tuple(labels.read_text(encoding="utf-8").splitlines())
+        recorded = None
+        if preprocessing is not None:
+            recorded = ImagePreprocessing.model_validate_json(preprocessing.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SubjectError(f"--labels or --preprocessing cannot be used: {error}") from error
+    return dataclasses.replace(subject, task=task, labels=names, preprocessing=recorded)
 
 
 class Positional(nn.Module):

@@ -16,6 +16,7 @@ SCHEMA_VERSION = 3
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
+Task = Literal["tensors", "image-classification", "digits"]
 # The numeric datatypes of the Open Inference Protocol; BYTES, its strings, are not supported.
 Datatype = Literal[
     "BOOL",
@@ -326,7 +327,7 @@ class Manifest(_Strict):
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=NAME_PATTERN)
     architecture: str
-    task: Literal["tensors", "image-classification", "digits"] | None = None
+    task: Task | None = None
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     labels: tuple[str, ...]

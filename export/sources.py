@@ -10,7 +10,7 @@ from torch import nn
 
 from export.bundle import Bundle
 from export.factory import from_factory
-from export.manifest import BundleError, TensorSpec, TrainingSummary
+from export.manifest import BundleError, Task, TensorSpec, TrainingSummary
 from export.parity.metrics import Arrays
 from export.servable import (
     INK_OUTPUTS,
@@ -126,6 +126,7 @@ def _subject(
         ),
         calibration=calibration,
         learned=_learned(training, dataset) if form.inputs == INPUTS else None,
+        task=form.task,
         training=training,
     )
 
@@ -147,6 +148,7 @@ class _Form:
         ask: Labelled images as inputs by name.
         samples_name: In front of the images' name, what they are asked as.
         has_targets: The images' digits are the right answers to every output of logits.
+        task: What the service does with such a network.
     """
 
     servable: Callable[[nn.Module], nn.Module]
@@ -156,6 +158,7 @@ class _Form:
     ask: Callable[[LabelledImages], Arrays]
     samples_name: str = ""
     has_targets: bool = False
+    task: Task = "tensors"
 
 
 def _images(images: LabelledImages) -> Arrays:
@@ -169,7 +172,9 @@ def _pairs(images: LabelledImages) -> Arrays:
 
 
 _FORMS = {
-    "digit": _Form(ServableModel, INPUTS, OUTPUTS, CLASSES, _images, has_targets=True),
+    "digit": _Form(
+        ServableModel, INPUTS, OUTPUTS, CLASSES, _images, has_targets=True, task="digits"
+    ),
     # A sum's label is its number; a digit's is one of the first ten.
     "pair": _Form(ServablePair, PAIR_INPUTS, PAIR_OUTPUTS, SUMS, _pairs, "pairs of "),
     "image": _Form(ServableAutoencoder, INPUTS, INK_OUTPUTS, 0, _images),

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from export.manifest import (
     FactorySummary,
+    ImagePreprocessing,
     SampleSet,
     SubjectError,
+    Task,
     TensorSpec,
     TrainingSummary,
 )
@@ -70,6 +72,8 @@ class Subject:
         samples: What the gate asks.
         calibration: What int8's scales are fitted to; None: no int8.
         learned: Images, for a guard; None: not known, or the inputs are others.
+        task: What the service does with it; None: the service derives it from the tensors.
+        preprocessing: How a picture becomes an input, for image classifiers.
     """
 
     name: str
@@ -81,6 +85,8 @@ class Subject:
     samples: Samples
     calibration: Samples | None
     learned: Learned | None = None
+    task: Task | None = None
+    preprocessing: ImagePreprocessing | None = None
     training: TrainingSummary | None = None
     factory: FactorySummary | None = None
 

@@ -10,7 +10,7 @@
     |-- NothingDrawnError        422  a readable image without a digit on it
     |-- NonFiniteOutputError     422  the answer holds NaN or infinity, which JSON cannot express
     |-- OverloadedError          429  the queue is full; Retry-After says when to try again
-    |-- NotReadyError            503  the model is still being loaded
+    |-- NotReadyError            503  the model is not verified, or answers golden samples wrongly
     `-- DeadlineError            504  the request waited too long and was not computed
 
 The message goes to the client. It says what came, what was expected and what to do.
@@ -149,7 +149,7 @@ class OverloadedError(ServiceError):
 
 
 class NotReadyError(ServiceError):
-    """The model is not ready yet, for example because it is still being loaded."""
+    """The model is not verified yet, or it answered its golden samples wrongly in this worker."""
 
     kind = ErrorKind.NOT_READY
 

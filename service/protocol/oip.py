@@ -42,6 +42,9 @@ _EXPECTED_KINDS = {
 _RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number", "null": "null"}
 _WRONG_TYPE = re.compile(r"Expected `(\w+)[^`]*`, got `(\w+)`")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
+# The model's name and version, its outputs' names and shapes, and the request's id.
+_HeaderKey = tuple[str, str, tuple[str, ...], tuple[tuple[int, ...], ...], str | None]
+_binary_headers: dict[_HeaderKey, bytes] = {}
 _WHERE = re.compile(r" - at `\$(.*)`$")
 
 
@@ -132,11 +135,11 @@ def encode_infer(
         NonFiniteOutputError: An output requested as JSON holds NaN or infinity.
     """
     if all(asked.outputs.values()):
-        arrays = [outputs[name] for name in asked.outputs]
-        header = _binary_header(
-            manifest, tuple(asked.outputs), tuple([array.shape for array in arrays]), asked.id
-        )
-        return b"".join([header, *[array.tobytes() for array in arrays]]), len(header)
+        names = tuple(asked.outputs)
+        shapes = tuple([outputs[name].shape for name in names])
+        key = (manifest.name, manifest.version, names, shapes, asked.id)
+        header = _binary_headers.get(key) or _binary_header(manifest, key)
+        return b"".join([header, *[outputs[name].tobytes() for name in names]]), len(header)
     tensors = []
     for name, is_binary in asked.outputs.items():
         tensor = _describe_output(manifest, name, outputs[name].shape, is_binary=is_binary)
@@ -274,22 +277,15 @@ def _answer_json(manifest: Manifest, tensors: list[dict[str, Any]], id_: str | N
     return encode_json(answer | {"outputs": tensors})
 
 
-_binary_headers: dict[tuple[object, ...], bytes] = {}
-
-
-def _binary_header(
-    manifest: Manifest, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], id_: str | None
-) -> bytes:
+def _binary_header(manifest: Manifest, key: _HeaderKey) -> bytes:
     """The JSON of an answer without JSON values, kept for the next one of the same shapes."""
-    key = (manifest.name, manifest.version, names, shapes, id_)
-    header = _binary_headers.get(key)
-    if header is None:
-        tensors = [
-            _describe_output(manifest, name, shape, is_binary=True)
-            for name, shape in zip(names, shapes, strict=True)
-        ]
-        header = _answer_json(manifest, tensors, id_)
-        if len(_binary_headers) >= MAX_CACHED_HEADERS:  # clients may send a new id every time
-            _binary_headers.clear()
-        _binary_headers[key] = header
+    _, _, names, shapes, id_ = key
+    tensors = [
+        _describe_output(manifest, name, shape, is_binary=True)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    header = _answer_json(manifest, tensors, id_)
+    if len(_binary_headers) >= MAX_CACHED_HEADERS:  # clients may send a new id every time
+        _binary_headers.clear()
+    _binary_headers[key] = header
     return header

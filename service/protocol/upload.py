@@ -21,7 +21,7 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
         UnsupportedMediaError: The content type is neither a form nor an image.
         InvalidInputError: The form is broken, or holds something else than one file ``image``.
     """
-    media_type, options = parse_options_header(content_type)
+    media_type = content_type.split(";")[0].strip().lower()
     if media_type in IMAGE_TYPES:
         return body
     if media_type != "multipart/form-data":
@@ -29,6 +29,7 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
             f"content type {media_type[:40] or '(none)'}; send a form with the file field "
             f"{IMAGE_FIELD} (multipart/form-data), or the file itself as image/png or image/jpeg"
         )
+    _, options = parse_options_header(content_type)
     try:
         names, file = _parse_form(body, options.get("boundary", ""))
     except (MultipartError, UnicodeError) as error:

@@ -40,6 +40,7 @@ def test_a_rebuild_replaces_the_bundle_and_leaves_nothing_beside_it(
     assert main([*command, "--version", "2.1", "--data-dir", str(data_dir)]) == 0
     manifest = Bundle.open(bundle).manifest
     assert (manifest.name, manifest.version, manifest.architecture) == ("digits", "2.1", "mlp")
+    assert manifest.task == "digits"
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 

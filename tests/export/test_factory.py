@@ -134,9 +134,30 @@ def test_without_calibration_int8_is_left_out_and_said_so(
     assert "NOT BUILT: no calibration samples were given" in capsys.readouterr().out
 
 
+def test_task_labels_and_preprocessing_reach_the_manifest(given: Path, tmp_path: Path) -> None:
+    """As the command line gives them; the service reads nothing else."""
+    preprocessing = {"crop": [8, 8], "channels": 1, "layout": "NCHW", "mean": [0], "std": [1]}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(preprocessing))
+    (tmp_path / "labels.txt").write_text("square\ncircle\nétoile\n")
+    further = ["--variants", "onnx", "--logits", "kind", "--task", "image-classification"]
+    further += ["--labels", str(tmp_path / "labels.txt")]
+    further += ["--preprocessing", str(tmp_path / "preprocessing.json")]
+    assert main(_command(given, tmp_path / "pair", *further)) == 0
+    manifest = Bundle.open(tmp_path / "pair").manifest
+    assert (manifest.task, manifest.labels) == (
+        "image-classification",
+        ("square", "circle", "étoile"),
+    )
+    assert manifest.preprocessing is not None
+    assert manifest.preprocessing.crop == (8, 8)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (["--task", "image-classification"], "needs --labels and --preprocessing"),
+        (["--labels", "nowhere.txt"], "cannot be used"),
+        (["--preprocessing", "pyproject.toml"], "cannot be used"),
         (["--model", "tests.nowhere:pair"], "importable from here"),
         (["--model", "tests.export.subjects:no_module"], "gave a str"),
         (["--arguments", '{"depth": 3}'], "unexpected keyword argument 'depth'"),
