@@ -247,16 +247,17 @@ class Batcher:
 
     def _is_accepting(self) -> bool:
         """Whether connections are still being accepted and the batch may wait for them."""
-        accepted, now_s = self._count_accepted(), time.perf_counter()
-        if accepted == self._accepted:
+        accepted = self._count_accepted()
+        if accepted == self._accepted or self._queued_samples >= self._max_batch_samples:
             self._accepting_since_s = 0.0
             return False
-        self._accepted = accepted
+        self._accepted, now_s = accepted, time.perf_counter()
         if self._accepting_since_s == 0.0:
             self._accepting_since_s = now_s
-        if self._queued_samples >= self._max_batch_samples:
-            return False
-        return now_s - self._accepting_since_s < ACCEPT_GRACE_S
+        if now_s - self._accepting_since_s < ACCEPT_GRACE_S:
+            return True
+        self._accepting_since_s = 0.0
+        return False
 
     def _next_batch(self) -> list[_Item]:
         """Take the oldest items of one shape that fit into a batch; drop those without a client."""

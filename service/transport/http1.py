@@ -119,6 +119,10 @@ class HttpConnection(asyncio.Protocol):
         self.cycles.clear()
         self.flow.resume_writing()
         self.transport.close()
+        # The parser and this object refer to each other: garbage that only the collector would
+        # find, and churning connections make much of it.
+        self._is_done_reading = True
+        del self._parser
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes: of remembered heads without parsing, of others by the parser."""
@@ -348,9 +352,10 @@ class HttpConnection(asyncio.Protocol):
         slots = self.slots
         while slots and slots[0].is_complete:
             slot = slots.popleft()
-            self.cycles.pop(slot, None)
+            if self.cycles:
+                self.cycles.pop(slot, None)
             if not slot.keep_alive:
-                self._close()
+                self._close(is_expected=slot.is_last)
                 return
             if not slots:
                 break
@@ -431,11 +436,14 @@ class HttpConnection(asyncio.Protocol):
 
     # Closing.
 
-    def _close(self) -> None:
+    def _close(self, *, is_expected: bool = False) -> None:
         """Close the connection, after the client was given the time to read the last response.
 
         If the client still sends, closing at once would reset the connection and may destroy the
         response on its way (RFC 9112, 9.6); so only the sending side is closed.
+
+        Args:
+            is_expected: The client said that it sends nothing more.
         """
         self._is_done_reading = True
         self.slots.clear()
@@ -443,7 +451,7 @@ class HttpConnection(asyncio.Protocol):
             self._closing_since_s = perf_counter()
         if self.transport.is_closing():
             return
-        if self.transport.can_write_eof():
+        if self.transport.can_write_eof() and not is_expected:
             self.transport.write_eof()
             self.flow.set_reading_paused(False)
         else:

@@ -45,6 +45,7 @@ class ResponseSlot:
         headers: Its headers, lower-case names.
         http_version: "1.1" or "1.0".
         keep_alive: Whether the connection is kept after the response.
+        is_last: The client said that it sends no request after this one.
         started_s: When the request's head had been read, by ``time.perf_counter``.
         request_id: As in the answer's header.
         is_complete: The whole response was written or buffered.
@@ -56,6 +57,7 @@ class ResponseSlot:
         "headers",
         "http_version",
         "is_complete",
+        "is_last",
         "keep_alive",
         "method",
         "request_id",
@@ -75,6 +77,7 @@ class ResponseSlot:
         self.connection = connection
         self.method, self.url, self.headers = method, url, headers
         self.http_version, self.keep_alive = http_version, keep_alive
+        self.is_last = not keep_alive
         self.started_s = perf_counter()
         self.request_id = b""
         self.is_complete = False
