@@ -8,7 +8,7 @@ features       POST /models/MODEL/features                      feature maps of 
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from export.parity.metrics import Arrays
 from service.adapters.digits import IMAGES, DigitsAdapter, decode_one_image, decode_predict
@@ -206,7 +206,8 @@ def _identity_lines(
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
 
-def answer_lines(job: Job, length: int, json_length: int | None) -> bytes:
+@lru_cache(maxsize=1024)
+def answer_lines(identity_lines: bytes, length: int, json_length: int | None) -> bytes:
     """Return the header lines of an answer of that many bytes, without its timing."""
     if json_length is None:
         kind = b"content-type: application/json\r\n"
@@ -215,4 +216,4 @@ def answer_lines(job: Job, length: int, json_length: int | None) -> bytes:
             BINARY_TYPE.encode(),
             json_length,
         )
-    return kind + b"content-length: %d\r\n" % length + job.identity_lines
+    return kind + b"content-length: %d\r\n" % length + identity_lines

@@ -125,7 +125,7 @@ class InflightRequest:
             return
         try:
             body, json_length = job.encode(outputs)
-            lines = answer_lines(job, len(body), json_length)
+            lines = answer_lines(job.identity_lines, len(body), json_length)
             if handler.has_answer_headers:
                 lines += TIMING_LINES % (
                     timing.batch_samples,

@@ -69,7 +69,6 @@ class HttpConnection(asyncio.Protocol):
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.transport: asyncio.Transport = None  # type: ignore[assignment] # set when connected
         self.flow: Flow = None  # type: ignore[assignment] # the same
-        self.client: tuple[str, int] | None = None
         self._server_connections: set[Any] = server_state.connections  # uvicorn calls shutdown
         self.slots: deque[ResponseSlot] = deque()
         self.cycles: dict[ResponseSlot, AsgiCycle] = {}  # of the slots that ASGI tasks answer
@@ -98,13 +97,17 @@ class HttpConnection(asyncio.Protocol):
         """Begin to wait for the first request, if there is room for the connection."""
         self.transport = transport  # type: ignore[assignment] # uvloop has no common base class
         self.flow = Flow(self.transport)
-        self.client = get_remote_addr(self.transport)
         self._server_connections.add(self)
         CONTEXT.add(self, self.loop, self.keep_alive_s)
         most = CONTEXT.settings.max_connections
         if len(CONTEXT.connections) > most:
             message = f"{most} connections are open already; try again later"
             self._refuse(ErrorKind.TOO_MANY_CONNECTIONS, message, {"retry-after": "1"})
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Address and port of the client."""
+        return get_remote_addr(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client; what it still waits for is not computed."""

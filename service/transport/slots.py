@@ -19,8 +19,11 @@ class SlotOwner(Protocol):
     """The connection of a slot."""
 
     transport: asyncio.Transport
-    client: tuple[str, int] | None
     slots: "deque[ResponseSlot]"
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Address and port of the client."""
 
     def default_lines(self) -> bytes:
         """Return the header lines of every response."""
