@@ -172,8 +172,8 @@ def _require_digits(model: ServedModel) -> DigitsAdapter:
     if not isinstance(model.adapter, DigitsAdapter):
         name = model.manifest.name
         raise InvalidInputError(
-            f"{name} does not read digits; ask it at /models/{name}/predict or "
-            f"/v2/models/{name}/infer"
+            f"{name} does not read digits; ask it at /v2/models/{name}/infer or "
+            f"/models/{name}/predict"
         )
     return model.adapter
 

@@ -126,7 +126,7 @@ def test_every_example_is_answered(document: Document, service_url: str) -> None
             answer = client.send(request)
             assert answer.status_code == 200, (name, request.url, answer.text)
             asked[f"{name} {request.url.path}"] = len(answer.content)
-    assert len(asked) == 2 * 2 * 3 + 2 * 2
+    assert len(asked) == 2 * 2 * 3 + 2 * 2 + 2
 
 
 def test_an_image_file_is_accepted_in_every_documented_media_type(
