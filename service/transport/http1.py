@@ -78,7 +78,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._in_head = self._has_progress = self._is_head_too_large = False
-        self._head_bytes = self._stuck_bytes = 0
+        self._head_bytes = self._stuck_bytes = 0  # the first is 0 between requests
         self._head: bytes | None = None  # the bytes of the head that is being parsed, if known
         self._slot: ResponseSlot | None = None  # of the request that is being received
         self._direct: DirectRequest | None = None
@@ -134,7 +134,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_done_reading:
             return
         start = 0
-        if self._receiving_since_s is None or not self._head_bytes:
+        if not self._head_bytes:
             start = self._receive_remembered(data)
             if start == len(data):
                 return
@@ -263,7 +263,7 @@ class HttpConnection(asyncio.Protocol):
             self._start_asgi(slot)
         elif self._direct.length > CONTEXT.settings.max_body_bytes:
             self._refuse_large(slot, self._direct.length)
-        elif head is not None and version == "1.1" and REQUEST_ID not in named:
+        elif head is not None and REQUEST_ID not in named and _is_plain(head, self._url, headers):
             CONTEXT.remember(head, RememberedHead(self._direct, headers, slot.keep_alive))
 
     def on_body(self, body: bytes) -> None:
@@ -490,3 +490,13 @@ class HttpConnection(asyncio.Protocol):
         """Close without an answer: the client does not send its request."""
         self._closing_since_s = perf_counter()
         self.transport.close()
+
+
+def _is_plain(head: bytes, url: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether these bytes are one request's head, with nothing before, between or behind its lines.
+
+    Otherwise the parser read other bytes as the head than those up to the first empty line.
+    """
+    has_request_line = head.startswith(b"POST %b HTTP/1.1\r\n" % url)
+    lines = len(headers) + 2
+    return has_request_line and head.count(b"\r\n") == lines and head.count(b"\n") == lines

@@ -60,6 +60,41 @@ def test_answers_come_in_the_order_of_the_requests_whichever_model_is_asked(url:
     assert mistakes == ["", "", ""]
 
 
+def test_bytes_are_taken_for_a_head_seen_before_only_if_they_are_one(url: str) -> None:
+    """Empty lines before a request, and lines that end without CR, teach no other meaning.
+
+    The service remembers heads; what it remembers must be all of a head and nothing else.
+    """
+    request = infer("cnn", 1, 5)
+    image = golden_images("cnn", 1, 5).tobytes()
+    bare = request.replace(b"\r\n", b"\n", request.count(b"\r\n"))
+    for prelude in (b"\r\n\r\n", b"\r\n"):
+        with Connection(url) as connection:
+            for _ in range(2):
+                connection.send(prelude + request)
+                assert find_mistake(connection.receive(), "cnn", 1, 5) == ""
+            connection.send(b"\r\n\r\n" + image)
+            assert [answer.status_code for answer in connection.receive_all()] == [400]
+    with Connection(url) as connection:
+        for _ in range(2):
+            connection.send(bare)
+        statuses = {answer.status_code for answer in connection.receive_all()}
+    assert statuses <= {200, 400}
+
+
+def test_a_remembered_head_is_answered_alike_however_its_bytes_are_cut(url: str) -> None:
+    """The same request six times, in one segment, and each cut at another place."""
+    request = infer("mlp", 2, 3)
+    with Connection(url) as connection:
+        connection.send(request * 2)
+        for cut in (1, 40, len(request) - 1569, len(request) - 1568, len(request) - 1):
+            connection.send(request[:cut])
+            time.sleep(0.02)
+            connection.send(request[cut:])
+        mistakes = [find_mistake(connection.receive(), "mlp", 2, 3) for _ in range(7)]
+    assert mistakes == [""] * 7
+
+
 @pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize("framing", ["content-length", "chunked"])
 def test_a_body_behind_an_upgrade_is_never_read_as_a_request(
