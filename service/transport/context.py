@@ -20,6 +20,7 @@ class RememberedHead(NamedTuple):
     """A plain request's head that need not be parsed again."""
 
     request: DirectRequest
+    url: bytes
     headers: list[tuple[bytes, bytes]]
     keep_alive: bool
 

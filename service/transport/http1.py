@@ -175,14 +175,13 @@ class HttpConnection(asyncio.Protocol):
             head = remembered.get(data[start:end])
             if head is None:
                 break
-            request, headers, keep_alive = head
-            stop = end + request.length
+            stop = end + head.request.length
             if stop > len(data):
                 break
-            slot = ResponseSlot(self, "POST", b"", headers, "1.1", keep_alive)
+            slot = ResponseSlot(self, "POST", head.url, head.headers, "1.1", head.keep_alive)
             self.slots.append(slot)
             self._receiving_since_s = None
-            self._handle(slot, request, data[end:stop])
+            self._handle(slot, head.request, data[end:stop])
             start = stop
             if self._is_done_reading:
                 return len(data)
@@ -264,7 +263,8 @@ class HttpConnection(asyncio.Protocol):
         elif self._direct.length > CONTEXT.settings.max_body_bytes:
             self._refuse_large(slot, self._direct.length)
         elif head is not None and REQUEST_ID not in named and _is_plain(head, self._url, headers):
-            CONTEXT.remember(head, RememberedHead(self._direct, headers, slot.keep_alive))
+            parsed = RememberedHead(self._direct, self._url, headers, slot.keep_alive)
+            CONTEXT.remember(head, parsed)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""

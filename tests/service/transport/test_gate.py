@@ -147,6 +147,24 @@ def test_requests_are_found_again_in_the_log(guarded_url: str, log_file: Path) -
     assert KEY not in log_file.read_text()
 
 
+def test_each_of_many_equal_requests_is_logged_with_its_path(
+    guarded_url: str, log_file: Path
+) -> None:
+    """Five requests of the same bytes on one connection leave five lines with five ids."""
+    with httpx.Client(base_url=guarded_url) as client:
+        answers = [
+            client.post(URL, content=bytes(784), headers=RAW | {"x-api-key": KEY}) for _ in range(5)
+        ]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 5
+    give_up_s = time.monotonic() + 10
+    missing = set(ids)
+    while missing and time.monotonic() < give_up_s:
+        text = log_file.read_text()
+        missing = {i for i in ids if not re.search(rf'"POST {URL}" 200 \d+\.\d\d\d ms {i}\b', text)}
+    assert missing == set()
+
+
 def test_an_id_is_given_to_who_brings_none(guarded_url: str) -> None:
     """Two answers have two ids; an id of thousands of bytes is replaced."""
     ids = {
