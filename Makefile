@@ -72,7 +72,7 @@ test-service: ## the service's tests where nothing but the service is installed
 	.venv-service/bin/python -m pytest -m "not slow" tests/service
 
 monitoring-test: $(VENV)/installed ## rules and dashboard, by promtool and a real Prometheus
-	$(BIN)/python -m pytest tests/service/test_monitoring.py tests/service/test_prometheus.py
+	$(BIN)/python -m pytest tests/service/monitoring
 
 compose-test: | $(VENV)/installed ## bring the compose file up, ask, kill, drain, scale (exit 3: no engine)
 	$(BIN)/python -m tests.containers $(ARGS)

@@ -241,7 +241,7 @@ def _facts(plan: Plan) -> Facts:
     where = (
         "service on core {}, client on core {}".format(*own) if own else "co-located on any core"
     )
-    settings = [name for name in sorted(os.environ) if name.startswith("DIGITS_")]
+    settings = [name for name in sorted(os.environ) if name.startswith(("INFERENCE_", "DIGITS_"))]
     return {
         "base": plan.base,
         "head": plan.head,

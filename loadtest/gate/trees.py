@@ -106,6 +106,7 @@ def serving(tree: Tree, bundles: Path, log_file: Path) -> Iterator[str]:
         TreeError: It did not become ready, or it ran other files than the tree's.
     """
     settings = {
+        # The earlier name: older commits know no other, and newer ones still accept it.
         "DIGITS_BUNDLES": str(bundles.resolve()),
         "PYTHONPATH": str(tree.path),
         "PYTHONSAFEPATH": "1",  # the folder that it is started in is another tree's

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 MS = 1000  # in a second
-OURS = "digits_"
+OURS = "inference_"
 REQUESTS, IMAGES = "inference_requests_total", "inference_samples_total"
 REFUSED, QUEUED = "inference_refused_requests_total", "inference_queued_samples"
 BATCH, QUEUE, COMPUTE = (

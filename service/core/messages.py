@@ -21,7 +21,7 @@ class Target(NamedTuple):
     """What a URL asks for.
 
     Attributes:
-        endpoint: A name of ``endpoints.DECODERS``, which is also the label of the metrics.
+        endpoint: A name of the table in ``endpoints``, which is also the label of the metrics.
         model: The model that the path names, if it names one.
         version: Its version, if the path names it.
         query: The query string.

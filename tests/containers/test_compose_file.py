@@ -144,7 +144,7 @@ def test_the_gpu_is_reserved_for_its_profile_alone() -> None:
 
 
 def test_settings_of_the_compose_file_are_the_services() -> None:
-    """Each DIGITS_ variable that a container gets is a setting."""
+    """Each INFERENCE_ variable that a container gets is a setting."""
     known = {f"INFERENCE_{name.upper()}" for name in Settings.model_fields}
     for name in ("service", "gpu", "replica"):
         assert set(SERVICES[name]["environment"]) <= known
