@@ -160,7 +160,7 @@ def test_a_server_without_metrics_is_watched_from_outside() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("# HELP other_total\nother_total 1\n", "none is called digits_*"),
+        ("# HELP other_total\nother_total 1\n", "none is called inference_*"),
         ("inference_samples_total{model=\n", r"could not convert"),
         ("inference_queued_samples NaN\n", "inference_queued_samples is nan"),
         ("inference_batch_samples_bucket 1\n", "'le'"),
@@ -238,8 +238,12 @@ def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_began_anew_is_counted_from_zero() -> None:
     """A count that is smaller than before is a new server's, and no rate is negative."""
-    before: Figures = read('inference_samples_total{model="cnn"} 1000\ndigits_queued_images 9\n')
-    after = read('inference_samples_total{model="cnn"} 30\ndigits_images_total{model="mlp"} 10\n')
+    before: Figures = read(
+        'inference_samples_total{model="cnn"} 1000\ninference_queued_samples 9\n'
+    )
+    after = read(
+        'inference_samples_total{model="cnn"} 30\ninference_samples_total{model="mlp"} 10\n'
+    )
     assert between(before, after, 2.0)["images_per_s"] == 20
     assert between(before, before, 2.0)["queued_images"] == 9
 
