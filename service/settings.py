@@ -7,7 +7,7 @@ are set, so that the service can warn about them.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -52,8 +52,10 @@ class Settings(BaseModel):
     )
     tf32: bool = Field(False, description="on CUDA, products with 10 bits of mantissa; faster")
     cuda_graphs: bool = Field(True, description="on CUDA, replay recorded kernels")
-    threads: int = Field(
-        1, ge=0, le=1024, description="threads within an operator on the CPU; 0: all cores"
+    threads: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = Field(
+        "auto",
+        description="threads within an operator on the CPU; 0: all cores; "
+        "auto: 2 where each worker has two cores, otherwise 1",
     )
     engine: Literal["auto", "loop", "thread"] = Field(
         "auto",

@@ -16,7 +16,7 @@ from export.manifest import BundleError, FeatureMaps, Manifest, TensorSpec
 from export.parity.tolerances import Device, Tolerance
 from export.session import DeviceUnavailableError, OnnxModel, choose_device
 from service.adapters.adapter import Adapter, choose_adapter
-from service.engine.engines import Engine, open_engine, required_tolerance
+from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
 from service.settings import Settings, read_settings
 
 
@@ -157,7 +157,7 @@ def _load_feature_maps(
     tf32 = settings.tf32 and device == "cuda"
     variant = "onnx-tf32" if tf32 else "onnx"
     path = bundle.path("features")
-    engine = OnnxModel(bundle.read(path), device, settings.threads, name=path, tf32=tf32)
+    engine = OnnxModel(bundle.read(path), device, choose_threads(settings), name=path, tf32=tf32)
     path = bundle.path("features-golden")
     verify_golden(
         f"{bundle.manifest.name} (feature maps)",

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from export.golden import Golden
 from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from export.session import OnnxModel
+from service.engine import engines
 from service.engine.engines import BucketedEngine, batch_buckets, open_engine, required_tolerance
 from service.models.loader import VerificationError, load_verified_models
 from service.settings import Settings
@@ -143,6 +145,23 @@ def test_batches_are_filled_up_to_a_few_sizes(fixed_buffers: bool) -> None:
         assert answer["logits"].shape == expected.shape
         bound = 2e-6 * np.abs(expected).max()
         assert np.abs(answer["logits"] - expected).max() <= bound
+
+
+def test_threads_are_two_where_each_worker_has_two_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the affinity and the control group's quota; what is set goes before."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(engines, "CPU_QUOTA", quota)
+    assert engines.count_cores() == 4
+    assert [engines.choose_threads(_settings(workers=n)) for n in (1, 2, 3, 4)] == [2, 2, 1, 1]
+    for text, cores, threads in (("150000 100000", 1, 1), ("300000 100000", 3, 2), ("max 1", 4, 2)):
+        quota.write_text(f"{text}\n")
+        assert engines.count_cores() == cores
+        assert engines.choose_threads(_settings()) == threads
+    assert engines.choose_threads(_settings(threads=0)) == 0
+    assert engines.choose_threads(_settings(threads=7, workers=9)) == 7
 
 
 def test_buckets_are_powers_of_two_and_the_largest_batch() -> None:
