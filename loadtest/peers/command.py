@@ -26,6 +26,9 @@ def add_peers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     peers.add_argument("--rounds", type=int, default=plan.rounds, help="interleaved")
     peers.add_argument("--seconds", type=int, default=plan.seconds, help="of a server in a round")
     peers.add_argument(
+        "--new-connections", action="store_true", help="wrk opens one for each request"
+    )
+    peers.add_argument(
         "--cores",
         choices=["shared", "split"],
         default="shared",
@@ -55,6 +58,7 @@ def peers_command(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         seconds=arguments.seconds,
         words=tuple(arguments.peers),
+        new_connections=arguments.new_connections,
         split=arguments.cores == "split",
         folder=arguments.folder,
         environments=arguments.environments,

@@ -37,11 +37,13 @@ def markdown(found: Comparison) -> str:
     where = "all servers and wrk share all cores"
     if client_cores:
         where = f"servers on core(s) {sorted(service_cores)}, wrk on {sorted(client_cores)}"
+    opened = "a new connection for each request" if plan.new_connections else "kept connections"
     head = [
         f"{machine()}; {datetime.now(UTC):%Y-%m-%d}; {where}.",
         f"One image a request, {plan.rounds} interleaved rounds of {plan.seconds} s each, wrk with",
-        f"one thread. Ratios are geometric means of the rounds, to {SERVICE} in the same round",
-        "(above 1: more requests a second than it), with 95% bootstrap intervals of the rounds.",
+        f"one thread and {opened}. Ratios are geometric means of the rounds, to {SERVICE} in the",
+        "same round (above 1: more requests a second than it), with 95% bootstrap intervals of the",
+        "rounds.",
     ]
     checked = [
         f"At {plan.checked_at} connections our own client and locust asked for all golden",
@@ -67,6 +69,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(),
         "cores": "split" if plan.split and cores()[1] else "shared",
+        "new_connections": plan.new_connections,
         "bundle": plan.bundle.name,
         "rounds": plan.rounds,
         "seconds": plan.seconds,

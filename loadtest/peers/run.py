@@ -10,7 +10,7 @@ answer, measure the same as wrk.
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -59,6 +59,7 @@ class Plan:
         rounds: Each asks every server once at every number of connections.
         seconds: A server's turn.
         words: Only peers whose names hold one of them; all without any.
+        new_connections: wrk opens a connection for each request.
         split: The client on the last core and the servers on the others, where there are two.
         folder: Of the peers' files.
         environments: The folder of their environments.
@@ -69,6 +70,7 @@ class Plan:
     rounds: int = 5
     seconds: int = 2
     words: tuple[str, ...] = ()
+    new_connections: bool = False
     split: bool = False
     folder: Path = PEERS
     environments: Path = ENVIRONMENTS
@@ -256,6 +258,8 @@ def _measure(found: Comparison, folder: Path, say: Callable[[str], None]) -> Non
 
 def _turn(server: Server, plan: Plan, count: int, folder: Path) -> None:
     request = server.requests[0]
+    if plan.new_connections:
+        request = replace(request, headers=request.headers | {"connection": "close"})
     with _on_cores(plan, of_servers=False):
         try:
             measured = by_wrk(folder, server.url, request, count, plan.seconds)
