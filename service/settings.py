@@ -129,13 +129,13 @@ class Settings(BaseModel):
 
 
 def old_name(field: str) -> str:
-    """The name of a field's environment variable before this release."""
+    """Return the name of a field's environment variable before this release."""
     return f"{OLD_PREFIX}{OLD_FIELDS.get(field, field).upper()}"
 
 
 def list_old_names(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The variables of earlier names that are set."""
-    return [old_name(field) for field in Settings.model_fields if old_name(field) in environment]
+    """Return the variables of earlier names that are set, and not empty."""
+    return [name for name in map(old_name, Settings.model_fields) if environment.get(name)]
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:

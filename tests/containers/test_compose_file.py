@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import Settings
+from service.settings import Settings, old_name
 from tests.containers.files import ROOT, compose_text, instructions, services
 
 SERVICES = services()
@@ -144,10 +144,14 @@ def test_the_gpu_is_reserved_for_its_profile_alone() -> None:
 
 
 def test_settings_of_the_compose_file_are_the_services() -> None:
-    """Each INFERENCE_ variable that a container gets is a setting."""
+    """Each variable that a container gets is a setting; under old names none has a value here."""
     known = {f"INFERENCE_{name.upper()}" for name in Settings.model_fields}
+    old = {old_name(name) for name in Settings.model_fields}
     for name in ("service", "gpu", "replica"):
-        assert set(SERVICES[name]["environment"]) <= known
+        environment = SERVICES[name]["environment"]
+        assert set(environment) <= known | old
+        assert {environment[variable] for variable in old & set(environment)} == {None}
+        assert "DIGITS_API_KEY" in environment  # else a key under its old name would be lost
 
 
 def test_each_dockerfile_of_the_repository_is_built() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import ROOT, Settings, SettingsError, read_settings
+from service.settings import ROOT, Settings, SettingsError, list_old_names, read_settings
 
 
 def test_the_environment_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +32,23 @@ def test_a_bad_value_is_named(variable: str, value: str, monkeypatch: pytest.Mon
     """The error holds the variable and what it held."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"{variable}='{value}'"):
+        read_settings()
+
+
+def test_the_names_before_this_release_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their values, and in errors; two names of one setting are refused, empty ones ignored."""
+    monkeypatch.setenv("DIGITS_MAX_BATCH_IMAGES", "16")
+    monkeypatch.setenv("DIGITS_DRAIN_S", "7")
+    monkeypatch.setenv("DIGITS_WORKERS", "")
+    settings = read_settings()
+    assert (settings.max_batch_samples, settings.drain_s, settings.workers) == (16, 7, 1)
+    assert list_old_names() == ["DIGITS_MAX_BATCH_IMAGES", "DIGITS_DRAIN_S"]
+    monkeypatch.setenv("INFERENCE_DRAIN_S", "7")
+    with pytest.raises(SettingsError, match="DIGITS_DRAIN_S is the old name of INFERENCE_DRAIN_S"):
+        read_settings()
+    monkeypatch.delenv("INFERENCE_DRAIN_S")
+    monkeypatch.setenv("DIGITS_DRAIN_S", "never")
+    with pytest.raises(SettingsError, match="DIGITS_DRAIN_S='never'"):
         read_settings()
 
 
