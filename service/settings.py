@@ -148,13 +148,14 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     variables: dict[str, str] = {}
     for field in Settings.model_fields:
         new, old = f"{PREFIX}{field.upper()}", old_name(field)
-        if new in environment and old in environment:
+        is_old = bool(environment.get(old))
+        if new in environment and is_old:
             raise SettingsError(
                 f"{old} is the old name of {new}, and both are set; set {new} alone"
             )
-        for name in (new, old):
-            if name in environment:
-                values[field], variables[field] = environment[name], name
+        if new in environment or is_old:
+            variables[field] = old if is_old else new
+            values[field] = environment[variables[field]]
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

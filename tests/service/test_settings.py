@@ -36,7 +36,7 @@ def test_a_bad_value_is_named(variable: str, value: str, monkeypatch: pytest.Mon
 
 
 def test_the_names_before_this_release_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their values, and in errors; two names of one setting are refused, empty ones ignored."""
+    """With their values, and in errors; both names of a setting are refused, empty ones ignored."""
     monkeypatch.setenv("DIGITS_MAX_BATCH_IMAGES", "16")
     monkeypatch.setenv("DIGITS_DRAIN_S", "7")
     monkeypatch.setenv("DIGITS_WORKERS", "")
