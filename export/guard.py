@@ -79,10 +79,17 @@ class Guard:
     precision_FF: Array
     strangeness_M: Array
 
-    def judge(self, images_NHW: Array) -> list[Verdict]:
-        """What is to be said of each image, uint8 [N, 28, 28]."""
+    def judge(self, images_NHW: Array, p_values_N: Array | None = None) -> list[Verdict]:
+        """Return the verdict on each image.
+
+        Args:
+            images_NHW: uint8 [N, 28, 28].
+            p_values_N: Their p-values, if they were computed already.
+        """
         verdicts = []
-        for image_HW, p_value in zip(images_NHW, self.p_values(images_NHW).tolist(), strict=True):
+        if p_values_N is None:
+            p_values_N = self.p_values(images_NHW)
+        for image_HW, p_value in zip(images_NHW, p_values_N.tolist(), strict=True):
             usual = p_value >= UNUSUAL_BELOW
             reason = None if usual else self._reason(image_HW)
             verdicts.append(Verdict(usual, round(p_value, P_VALUE_DIGITS), reason))

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from export.golden import Predict
 from export.guard import Guard
 from export.manifest import Manifest
 from export.parity.metrics import Arrays
@@ -48,6 +49,14 @@ class Adapter(Protocol):
             InvalidInputError: The file is not a PNG or JPEG, or is damaged.
             PayloadTooLargeError: The picture has more pixels than allowed.
             NothingDrawnError: There is no digit on the picture, for the task "digits".
+        """
+        ...
+
+    def extend(self, predict: Predict) -> Predict:
+        """Return a function that runs a batch like ``predict``, with outputs that ``encode`` reads.
+
+        Args:
+            predict: Runs one batch of the model.
         """
         ...
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from export.golden import Predict
 from export.manifest import Manifest, TensorSpec
 from export.parity.metrics import Arrays
 from service.protocol.errors import InvalidInputError, UnsupportedMediaError, quote_value
@@ -43,6 +44,10 @@ class TensorsAdapter:
             f"{name} takes tensors, not images; send them as JSON to /models/{name}/predict or "
             f"/v2/models/{name}/infer"
         )
+
+    def extend(self, predict: Predict) -> Predict:
+        """Return ``predict``: the model's own outputs are all that is encoded."""
+        return predict
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
         """The outputs as nested lists, in the manifest's order."""

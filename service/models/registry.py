@@ -173,7 +173,7 @@ def _serve(
     batch_s = warm_up(engine, manifest, settings.max_batch_samples)
     max_loop_samples = _choose_max_loop_samples(batch_s, engine.device, settings)
     batcher = Batcher(
-        engine,
+        verified.adapter.extend(engine),
         max_batch_samples=settings.max_batch_samples,
         max_queue_samples=settings.max_queue_samples,
         max_loop_samples=max_loop_samples,

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from export.guard import Verdict
-from service.adapters.digits import decode_predict, describe_predictions
+from export.bundle import Bundle
+from export.golden import Golden
+from export.guard import Guard, Verdict
+from service.adapters.digits import DigitsAdapter, decode_predict, describe_predictions
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError
 from service.settings import Limits
+from tests.tiny import SERVED_BUNDLES
 
 IMAGE = np.arange(784).reshape(28, 28) % 256
 
@@ -110,3 +113,31 @@ def test_a_prediction_names_the_likeliest_label() -> None:
     answer = describe_predictions(["no", "yes"], probabilities, verdicts)
     assert answer[1]["guard"] == {"usual": False, "p_value": 0.001, "reason": "blank"}
     assert answer[0]["guard"] == {"usual": True, "p_value": 0.5, "reason": None}
+
+
+def test_p_values_are_computed_once_a_batch_and_only_if_they_are_read() -> None:
+    """Slices of a batch, and joined parts, give what the detector gives image by image."""
+    bundle = Bundle.open(SERVED_BUNDLES / "cnn")
+    detector = Guard.load(bundle.path("guard"))
+    images = Golden.load(bundle.path("golden")).inputs["images"][:6]
+    counted: list[int] = []
+
+    class Counting(Guard):
+        def p_values(self, images_NHW: np.ndarray) -> np.ndarray:
+            counted.append(len(images_NHW))
+            return super().p_values(images_NHW)
+
+    adapter = DigitsAdapter(bundle.manifest, Counting(**vars(detector)))
+    predict = adapter.extend(lambda inputs: {"probabilities": np.full((6, 10), 0.1)})
+    outputs = predict({"images": images})
+    assert counted == []
+    expected = detector.judge(images)
+    for start, end in ((0, 2), (2, 6)):
+        part = {name: array[start:end] for name, array in outputs.items()}
+        inputs = {"images": images[start:end]}
+        found = adapter.encode_predictions(part, inputs, show=False)["predictions"]
+        assert isinstance(found, list)
+        assert [entry["guard"] for entry in found] == [v._asdict() for v in expected[start:end]]
+    assert counted == [6]
+    joined = np.concatenate([outputs["p_values"], outputs["p_values"][1:2]])
+    assert np.array_equal(joined, np.append(detector.p_values(images), joined[1]))
