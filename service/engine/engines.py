@@ -17,6 +17,8 @@ from export.session import OnnxModel
 from service.settings import Settings
 
 WARM_UP_RUNS = 3
+# Samples from which on a batch runs in two threads, and bytes of a model that is opened twice.
+SMALLEST_FOR_TWO, LARGEST_OPENED_TWICE = 8, 64 * 2**20
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max PERIOD" or "QUOTA PERIOD", in microseconds
 
 
@@ -48,7 +50,7 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
         load = _import_torchscript().TorchScriptModel
         return load(bundle.read(path), path, outputs, device, choose_threads(settings))
     if device == "cpu":
-        return OnnxModel(bundle.read(path), device, choose_threads(settings), name=path)
+        return _open_on_cpu(bundle.read(path), path, settings)
     if settings.variant == "onnx-int8":
         raise BundleError("onnx-int8 is for the CPU: CUDA's provider would run it in fp32")
     has_fixed_shapes = not any(spec.bounds for spec in bundle.manifest.inputs)
@@ -61,6 +63,19 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
         fixed_buffers=has_fixed_shapes,
     )
     return BucketedEngine(model, batch_buckets(settings.max_batch_samples))
+
+
+def _open_on_cpu(content: bytes, path: Path, settings: Settings) -> Engine:
+    """Open an ONNX file; a small one twice if it may use two threads.
+
+    Two threads shorten large batches. A batch of a few samples gains nothing, and waits for the
+    second thread where another process has its core.
+    """
+    threads = choose_threads(settings)
+    model = OnnxModel(content, "cpu", threads, name=path)
+    if settings.threads != "auto" or threads == 1 or len(content) > LARGEST_OPENED_TWICE:
+        return model
+    return TwoThreadEngine(OnnxModel(content, "cpu", 1, name=path), model)
 
 
 def choose_threads(settings: Settings) -> int:
@@ -128,6 +143,20 @@ def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[
             timed_s.append(time.perf_counter() - start_s)
         best_s[size] = min(timed_s)
     return best_s
+
+
+class TwoThreadEngine:
+    """Runs small batches in a session of one thread, larger ones in a session of two."""
+
+    def __init__(self, single: OnnxModel, double: OnnxModel) -> None:
+        """Take the same model, opened with one thread and with two."""
+        self.device, self.provider = single.device, single.provider
+        self._single, self._double = single, double
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Run one batch."""
+        count = len(next(iter(inputs.values())))
+        return (self._double if count >= SMALLEST_FOR_TWO else self._single)(inputs)
 
 
 class BucketedEngine:

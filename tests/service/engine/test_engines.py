@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from export.bundle import Bundle
-from export.golden import Golden
+from export.golden import Golden, check_golden
 from export.manifest import BundleError
 from export.parity.metrics import Arrays
 from export.session import OnnxModel
@@ -162,6 +162,30 @@ def test_threads_are_two_where_each_worker_has_two_cores(
         assert engines.choose_threads(_settings()) == threads
     assert engines.choose_threads(_settings(threads=0)) == 0
     assert engines.choose_threads(_settings(threads=7, workers=9)) == 7
+
+
+def test_both_sessions_of_two_threads_are_held_to_the_golden_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches of 1 and 7 run in the one, batches of 64 in the other, and all answers are right."""
+    monkeypatch.setattr(engines, "count_cores", lambda: 2)
+    engine = open_engine(BUNDLE, "cpu", _settings())
+    assert isinstance(engine, engines.TwoThreadEngine)
+    used = []
+    for name in ("_single", "_double"):
+        session = getattr(engine, name)
+
+        def remember(inputs: Arrays, name: str = name, session: OnnxModel = session) -> Arrays:
+            used.append((name, len(inputs["images"])))
+            return session(inputs)
+
+        monkeypatch.setattr(engine, name, remember)
+    tolerance = required_tolerance(BUNDLE.manifest, "cpu", _settings())
+    assert check_golden(GOLDEN, engine, BUNDLE.manifest.outputs, tolerance).passed
+    assert ("_single", 1) in used
+    assert ("_single", 7) in used
+    assert ("_double", len(GOLDEN)) in used
+    assert isinstance(open_engine(BUNDLE, "cpu", _settings(threads=2)), OnnxModel)
 
 
 def test_buckets_are_powers_of_two_and_the_largest_batch() -> None:
