@@ -1,5 +1,5 @@
-"""Service: bundles in, HTTP answers out, under ``bentoml serve service.app:DigitClassifier``.
+"""Answers HTTP requests from bundles: ``bentoml serve service.app:DigitClassifier``.
 
-Of the other stages it knows the torch-free rooms of ``export`` alone: the bundle, its golden
-samples, and the one way in which an ONNX file is opened.
+Of the other stages it imports only the torch-free modules of ``export``: the bundle, its golden
+samples, the out-of-distribution detector, and the function that opens an ONNX file.
 """
