@@ -28,11 +28,6 @@ LONGEST_PATH = 200
 class Flow(FlowControl):
     """Flow control whose reading side the connection decides, for all its requests together."""
 
-    @property
-    def is_reading_paused(self) -> bool:
-        """Whether reading is paused."""
-        return self.read_paused
-
     def set_reading_paused(self, should_pause: bool) -> None:
         """Pause or resume reading."""
         if should_pause:

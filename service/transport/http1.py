@@ -366,7 +366,7 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.write(kept)
         if self.cycles and slots and (cycle := self.cycles.get(slots[0])) is not None:
             cycle.start(self._config.loaded_app, self._state.tasks)
-        if self.flow.is_reading_paused:
+        if self.flow.read_paused:
             self.update_reading()
 
     def update_reading(self) -> None:

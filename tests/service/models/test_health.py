@@ -78,6 +78,44 @@ asyncio.run(main())
     assert figures[2][3] == figures[0][3]
 
 
+def test_a_fault_in_batches_of_either_size_is_found() -> None:
+    """Whether only single samples or only larger batches are answered wrongly, the check fails."""
+    program = f"""
+import asyncio, json
+from pathlib import Path
+from service.observability.metrics import Metrics
+from service.models.registry import ModelRegistry
+from service.models.loader import load_verified_models
+from service.models.health import HealthMonitor
+from service.settings import Settings
+settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu")
+metrics = Metrics()
+models = ModelRegistry(load_verified_models(settings), settings, metrics)
+health = HealthMonitor(models, metrics, 60)
+batcher = models.get("cnn").batcher
+honest = batcher._predict
+def spoil(is_single):
+    def predict(inputs):
+        outputs = honest(inputs)
+        if (len(inputs["images"]) == 1) == is_single:
+            outputs = outputs | {{"logits": outputs["logits"] * 1.01}}
+        return outputs
+    return predict
+async def main():
+    found = []
+    for predict in (spoil(True), spoil(False), honest):
+        batcher._predict = predict
+        found.append(list(await health.check()))
+    print(json.dumps(found))
+asyncio.run(main())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [["cnn"], ["cnn"], []]
+
+
 def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path) -> None:
     """On SIGTERM under load: readiness 503 while answers go on, then the end; all were right."""
     port = free_port()
