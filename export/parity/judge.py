@@ -5,60 +5,9 @@ Nothing is run here, so that figures in a file can be judged again under other t
 
 from collections.abc import Iterable, Iterator
 
-from export.manifest import FeatureMaps, ParityVerdict
-from export.parity.figures import ALONE, Fault, FeatureFigures, Layer, ParityFigures, Row
-from export.parity.metrics import Comparison, LabelFigures
-from export.parity.tolerances import COVERAGE, Tolerance
-
-STANDARD_DEVIATIONS = 3
-
-
-def complaints(found: Comparison, allowed: Tolerance) -> Iterator[str]:
-    """What of one output's figures is beyond the tolerance, in words; nothing if all is within.
-
-    "not <=" throughout: a comparison with NaN is false, and NaN must fail.
-    """
-    if found.non_finite:
-        yield f"{found.non_finite} values are NaN or infinite"
-    bound = allowed.scaled_error
-    if bound is not None and not found.scaled_error <= bound:
-        yield (
-            f"scaled error {found.scaled_error:.2e} > {bound:.0e} "
-            f"(off by {found.max_abs_error:.2e} at worst)"
-        )
-    if allowed.rms_ratio is not None and not found.rms_ratio <= allowed.rms_ratio:
-        yield f"RMS error {found.rms_ratio:.1f} x eager's > {allowed.rms_ratio:.0f} x"
-    if allowed.sqnr_db is not None and not found.sqnr_db >= allowed.sqnr_db:
-        yield f"SQNR {found.sqnr_db:.1f} dB < {allowed.sqnr_db:.0f} dB"
-    if found.labels is not None:
-        yield from _label_complaints(found, found.labels, allowed)
-
-
-def _label_complaints(found: Comparison, labels: LabelFigures, allowed: Tolerance) -> Iterator[str]:
-    if allowed.flip_share is not None:
-        if not labels.decided_flips <= allowed.flip_share * labels.samples:
-            yield (
-                f"{labels.decided_flips} of {labels.samples} labels differ where the reference "
-                f"does not waver > {allowed.flip_share:.1%}"
-            )
-    elif labels.flips and allowed.scaled_error is not None:
-        reach = 2 * allowed.scaled_error * found.largest_value
-        if not labels.largest_flip_margin <= reach:
-            yield (
-                f"{labels.flips} of {labels.samples} labels differ, one where the reference's best "
-                f"leads by {labels.largest_flip_margin:.2e} > {reach:.0e}"
-            )
-    if allowed.tie_share is not None and not labels.ties <= allowed.tie_share * labels.samples:
-        yield f"{labels.ties} samples have two best logits > {allowed.tie_share:.1%}"
-    if allowed.accuracy_drop is not None and labels.accuracy is not None:
-        drop = (labels.eager_accuracy or 0) - labels.accuracy
-        # So many flips to either side give this much by chance: a few samples prove no drop.
-        chance = STANDARD_DEVIATIONS * labels.flips**0.5 / labels.samples
-        if not drop <= allowed.accuracy_drop + chance:
-            yield (
-                f"accuracy falls by {drop:.2%} > {allowed.accuracy_drop:.2%} and {chance:.2%} that "
-                "may be chance"
-            )
+from export.bundle.manifest import FeatureMaps, ParityVerdict
+from export.bundle.tolerances import COVERAGE, Tolerance, violations
+from export.parity.schema import ALONE, Fault, FeatureFigures, Layer, ParityFigures, Row
 
 
 def neighbour_bound(tolerance: Tolerance, situation: str) -> float | None:
@@ -188,7 +137,7 @@ class Judgement:
 def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
     for output, found in row.outputs.items():
         worst = figures.describe(found.worst[0])
-        for complaint in complaints(found, allowed):
+        for complaint in violations(found, allowed):
             yield f", {output}: {complaint}, worst at {worst}"
     invariance, bound = row.batch_invariance, allowed.batch_invariance
     if invariance is not None and bound is not None and not invariance <= bound:
@@ -205,7 +154,7 @@ def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
 def _feature_failures(found: FeatureFigures, allowed: Tolerance) -> Iterator[str]:
     yield from (f"{found.path}: {problem}" for problem in found.problems)
     for batch_size, comparison in found.by_batch.items():
-        for complaint in complaints(comparison, allowed):
+        for complaint in violations(comparison, allowed):
             yield f"{found.path}, batch {batch_size}: {complaint}"
 
 

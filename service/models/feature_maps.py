@@ -12,8 +12,8 @@ from typing import cast
 
 import numpy as np
 
-from export.manifest import Manifest
-from export.parity.metrics import Array, Arrays
+from export.bundle.manifest import Manifest
+from export.bundle.metrics import Array, Arrays
 from service.engine.batcher import Batcher
 from service.models.loader import VerifiedFeatureMaps
 from service.protocol.answers import FeatureMap, Identity

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from export.manifest import Manifest, TensorSpec
+from export.bundle.manifest import Manifest, TensorSpec
 from service.adapters.adapter import Adapter
 from service.engine.batcher import Batcher
 from service.engine.engines import warm_up
