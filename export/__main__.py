@@ -126,7 +126,7 @@ def _build(arguments: Namespace) -> int:
         return _refuse(PARITY_FAILED, error)
     manifest = bundle.manifest
     print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
-    judgement = judge(figures, tolerances)
+    judgement = judge(figures, figures.tolerances)
     _say(figures, judgement, manifest.not_built)
     _report(arguments.report, figures, judgement, bundle)
     return PASSED
@@ -187,7 +187,7 @@ def _check(arguments: Namespace) -> int:
     figures, judgement = full_check(
         bundle, device, proof, tf32=arguments.tf32, cuda_graphs=arguments.cuda_graphs
     )
-    print(f"{arguments.bundle}: {'PASSED' if judgement.passed else 'FAILED'}")
+    print(f"{arguments.bundle}: {judgement.verdict}")
     _say(figures, judgement, bundle.manifest.not_built)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
         tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
@@ -228,7 +228,7 @@ def _judge(arguments: Namespace) -> int:
         ) from error
     table = changed(arguments.tolerance, arguments.because, figures.tolerances)
     judgement = judge(figures, table)
-    print(f"{arguments.parity}: {'PASSED' if judgement.passed else 'FAILED'}")
+    print(f"{arguments.parity}: {judgement.verdict}")
     _say(figures, judgement, {})
     verdicts = [json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts]
     outcome = {"passed": judgement.passed, "failures": judgement.failures, "verdicts": verdicts}
@@ -264,9 +264,9 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
             f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
             + ("; no label of these samples can change" if certificate > SURE else "")
         )
-    caught, planted = figures.faults_caught
+    killed, planted = judgement.killed
     if planted:
-        print(f"  self-test: {caught} of {planted} planted faults caught")
+        print(f"  mutation test: {killed} of {planted} mutants killed")
     _complain(judgement.failures)
 
 

@@ -17,7 +17,7 @@ from export.bundle.golden import Golden, run_batched
 from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet
 from export.bundle.metrics import Array, margins
 from export.bundle.store import Bundle, file_entry, staged, write_bundle
-from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for, with_rows
 from export.convert.onnx_export import model_bytes, set_metadata
 from export.convert.precision import to_fp16, to_int8
 from export.convert.pt2 import save_pt2
@@ -110,6 +110,7 @@ def build(
         shown = write_features(proof, staging, version, golden, unproven.not_built)
         models, part = Bundle(staging, unproven).variants, staging / FEATURES_NAME
         figures = proof.measure(models, "cpu", tolerances, features=part if shown else None)
+        tolerances = with_rows(tolerances, figures.tolerances)
         judgement = judge(figures, tolerances)
         if not judgement.passed:
             found = explain(figures.layers, tolerance_for("onnx", "cpu", tolerances))
@@ -120,6 +121,7 @@ def build(
             "files": (*entries, *shown, file_entry(parity, role="parity")),
             "parity": judgement.verdicts,
             "features": judgement.features,
+            "tolerances": tolerances,
         }
         return write_bundle(staging, target, unproven.model_copy(update=proven)), figures
 

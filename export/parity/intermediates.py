@@ -57,7 +57,7 @@ class Inside:
     def layers(self, model: onnx.ModelProto) -> Iterator[Layer]:
         """Each float value of an ONNX graph that the program knows too, in order."""
         producers = {output: node for node in model.graph.node for output in node.output}
-        for name, found in _onnx_values(model, self._inputs).items():
+        for name, found in onnx_values(model, self._inputs).items():
             eager, truth = self._eager.get(name), self._truth.get(name)
             if eager is None or truth is None or found.shape != eager.shape or not found.size:
                 continue
@@ -74,6 +74,7 @@ class Inside:
                 scaled_error=compared.scaled_error,
                 rms_ratio=compared.rms_ratio,
                 max_abs_error=compared.max_abs_error,
+                sqnr_db=compared.sqnr_db,
                 exact=name in self._exact and found.dtype == np.float32,
             )
 
@@ -153,7 +154,7 @@ def operator_of(node: Node) -> str:
     return parts[1] if len(parts) > 1 else parts[0]
 
 
-def _onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
+def onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
     """Every value of an ONNX graph, in the order of its nodes; nothing is fused or left out."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)

@@ -10,7 +10,15 @@ from tqdm import tqdm
 
 from export.bundle.golden import Predict, head_error, run_batched
 from export.bundle.manifest import TensorSpec
-from export.bundle.metrics import Array, Arrays, compare, scaled_difference
+from export.bundle.metrics import (
+    Array,
+    Arrays,
+    channel_rms,
+    channelled,
+    compare,
+    scaled_difference,
+    worst_ratio,
+)
 from export.parity.reference import Reference, extremes_of
 from export.parity.schema import ALONE, Row, WorstSample
 
@@ -18,6 +26,7 @@ from export.parity.schema import ALONE, Row, WorstSample
 # every sample, the others over the first NARROW, which leaves a remainder for most.
 BATCH_SIZES = (256, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
 NARROW = 1_000
+FLOAT32 = {"onnx", "torchscript", "torchscript-frozen", "pt2"}
 NEIGHBOURHOOD = 64
 PROBES = 4
 
@@ -84,6 +93,7 @@ def measure_row(
                 logits=spec.kind == "logits",
                 targets_N=reference.targets[:count],
                 corners=len(reference.corners),
+                floor=reference.floors.get(spec.name) if variant in FLOAT32 else None,
             )
             for spec in judged_outputs(reference)
         },
@@ -125,6 +135,30 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
             difference = _largest_difference(predict(batch), among, 1)
             worst[situation] = max(worst[situation], difference)
     return worst
+
+
+def measure_variation(reference: Reference) -> dict[str, float]:
+    """How much each output varies over the samples, in units of float32's floor.
+
+    It is the RMS distance from the mean, of the channel that varies most: what a file that gives
+    one answer to all samples would be off by. Outputs without a floor are left out.
+    """
+    variation = {}
+    for spec in judged_outputs(reference):
+        if spec.name in reference.floors:
+            values = channelled(reference.truth[spec.name])[len(reference.corners) :]
+            distance = np.abs(values - values.mean(axis=0))
+            floor = reference.floors[spec.name]
+            variation[spec.name] = worst_ratio(channel_rms(distance), floor.rms_C)
+    return variation
+
+
+def count_distinct(reference: Reference) -> int:
+    """How many of the samples differ from each other, edge cases left out."""
+    arrays = [array[len(reference.corners) :] for array in reference.inputs.values()]
+    return len(
+        {b"".join(part.tobytes() for part in sample) for sample in zip(*arrays, strict=True)}
+    )
 
 
 def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:

@@ -140,8 +140,7 @@ def check_reduced(model: onnx.ModelProto, source: onnx.ModelProto) -> WeightFigu
     found, steps = _tensors(model)
     comparison = _Comparison(found, steps)
     for name, array in _tensors(source)[0].items():
-        if array.size > 1:
-            comparison.add(name, array)
+        comparison.add(name, array)
     return comparison.figures()
 
 

@@ -5,14 +5,14 @@ Shape suffixes: N samples, H and W pixels.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from export.bundle.golden import Predict, run_batched
-from export.bundle.metrics import Array, Arrays
+from export.bundle.metrics import Array, Arrays, Floor
 from export.model.under_test import ModelUnderTest
 
 TRUTH_BATCH = 500
@@ -28,6 +28,8 @@ class Reference:
         corners: The corner cases' names.
         truth: The outputs in float64.
         targets: int64 [N], the right labels, -1 where there is none.
+        floors: What float32 leaves undecided of each output on the CPU (``noise``); none where that
+            was not measured.
     """
 
     subject: ModelUnderTest
@@ -35,6 +37,7 @@ class Reference:
     corners: tuple[str, ...]
     truth: Arrays
     targets: Array
+    floors: dict[str, Floor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """How many samples there are, corner cases among them."""

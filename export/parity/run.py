@@ -3,6 +3,7 @@
 Formats that a device cannot run are named with the reason, never left out in silence.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,8 +31,17 @@ from export.mnist.feature_maps import (
 from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
 from export.parity.intermediates import Inside
-from export.parity.measure import NARROW, measure_neighbours, measure_rows, worst_samples
-from export.parity.mutants import MutationTest, plant_faults
+from export.parity.limits import LocalCheck, derived, is_float32, with_local
+from export.parity.measure import (
+    NARROW,
+    count_distinct,
+    measure_neighbours,
+    measure_rows,
+    measure_variation,
+    worst_samples,
+)
+from export.parity.mutants import MutationTest, plant_faults, plant_reduced_faults
+from export.parity.noise import measure_floor
 from export.parity.provenance import (
     check_reduced,
     check_state,
@@ -53,7 +63,9 @@ from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
 INSIDE_SAMPLES = 64
+LOCAL_SAMPLES = 16  # each of them is computed five times in float64
 FEATURE_SAMPLES = 256
+REDUCED = ("onnx-fp16", "onnx-int8")
 
 
 @dataclass(frozen=True)
@@ -72,8 +84,9 @@ class ParityRun:
 
     @cached_property
     def reference(self) -> Reference:
-        """Samples and the checkpoint's answers."""
-        return make_reference(self.subject)
+        """Samples, the checkpoint's answers, and what float32 leaves undecided of them."""
+        reference = make_reference(self.subject)
+        return dataclasses.replace(reference, floors=measure_floor(reference, self.program))
 
     @cached_property
     def inside(self) -> Inside:
@@ -92,13 +105,37 @@ class ParityRun:
 
     def layers(self, path: Path) -> tuple[Layer, ...]:
         """Every value inside an ONNX file beside the checkpoint's."""
-        return tuple(self.inside.layers(onnx.load(path)))
+        model = onnx.load(path)
+        layers = tuple(self.inside.layers(model))
+        return with_local(layers, self.local(model).figures(model)) if is_float32(model) else layers
+
+    def local(self, model: onnx.ModelProto) -> LocalCheck:
+        """The operators of a float32 ONNX file, one by one."""
+        outputs = [spec.name for spec in self.subject.outputs]
+        inputs = self.reference.first(LOCAL_SAMPLES + len(self.reference.corners))
+        return LocalCheck(self.translation.program, outputs, inputs, model)
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
-        """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
-        checks = MutationTest(self.reference, self.program, self.inside, allowed)
+        """The mutants of the fp32 ONNX file, and what the gate makes of them."""
+        model = onnx.load(path)
+        checks = MutationTest(
+            self.reference, self.program, self.inside, allowed, local=self.local(model)
+        )
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
-        return tuple(checks.run(planted) for planted in plant_faults(onnx.load(path), folds, state))
+        return tuple(checks.run(planted) for planted in plant_faults(model, folds, state))
+
+    def reduced_faults(self, path: Path, source: Path, allowed: Tolerance) -> tuple[Fault, ...]:
+        """The mutants of an ONNX file of reduced precision.
+
+        Args:
+            path: The file.
+            source: The fp32 ONNX file.
+            allowed: The tolerance of the honest file.
+        """
+        checks = MutationTest(
+            self.reference, self.program, self.inside, allowed, source=onnx.load(source)
+        )
+        return tuple(checks.run(planted) for planted in plant_reduced_faults(onnx.load(path)))
 
     def measure(
         self,
@@ -131,10 +168,19 @@ class ParityRun:
         candidates, not_checked = open_candidates(
             variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
         )
-        rows = measure_rows(candidates, self.reference)
-        table = tuple(tolerance_for(variant, device, tolerances) for variant in candidates)
-        main = next(iter(candidates))
         on_cpu = device == "cpu"
+        # Another device rounds in other ways: the CPU's floor says nothing of it.
+        reference = self.reference if on_cpu else dataclasses.replace(self.reference, floors={})
+        rows = measure_rows(candidates, reference)
+        table = tuple(
+            derived(
+                tolerance_for(variant, device, tolerances),
+                [row for row in rows if row.variant == variant],
+                reference,
+            )
+            for variant in candidates
+        )
+        main = next(iter(candidates))
         return ParityFigures(
             name=self.subject.name,
             device=device,
@@ -150,6 +196,13 @@ class ParityRun:
             # tells nothing new of the file.
             layers=self.layers(source) if on_cpu else (),
             faults=self.faults(source, table[0]) if on_cpu else (),
+            reduced_faults={
+                row.variant: self.reduced_faults(variants[row.variant], source, row)
+                for row in table
+                if row.variant in REDUCED and on_cpu
+            },
+            variation=measure_variation(reference),
+            distinct=count_distinct(reference),
             worst=worst_samples([row for row in rows if row.variant == main], self.reference),
             features=None if features is None else self._features(features, source, device, tf32),
             not_checked=not_checked,
@@ -176,7 +229,7 @@ class ParityRun:
             problems = structure_problems(model, self.subject.inputs, self.subject.outputs)
             weights = (
                 check_reduced(model, onnx.load(source))
-                if variant in ("onnx-fp16", "onnx-int8")
+                if variant in REDUCED
                 else check_weights(model, self.program)
             )
         elif variant == "torchscript":

@@ -24,7 +24,7 @@ Timings = Mapping[str, Mapping[int, float]]
 
 TIMED_BATCHES = (1, 64)
 ON_CPU_ALONE = "faults are planted, and values inside the graph compared, on the CPU alone"
-NOT_JUDGED = "not caught, but then weights are not judged"
+NOT_JUDGED = "not killed, but then weights are not judged"
 NONE_EXACT = "no value was compared that must be bit-equal"
 FAULT_FIGURES = ("scaled_error", "rms_ratio", "label_flips", "weights", "exact")
 WORDS = {True: "PASSED", False: "FAILED"}
@@ -81,7 +81,10 @@ def _html(figures: ParityFigures, judgement: Judgement, timings: Timings | None)
         *_variants(figures, judgement, timings),
         *page.layers(figures, bound),
         *page.worst(figures),
-        *_faults(figures),
+        *_faults(figures, judgement),
+        page.box(
+            "Samples blind, provenance only: no sample shows a weight off by 1%", judgement.blind
+        ),
         *_neighbours(figures, tolerances),
         *page.coverage(figures),
         *_weights(figures, tolerances),
@@ -89,7 +92,7 @@ def _html(figures: ParityFigures, judgement: Judgement, timings: Timings | None)
         *_environment(figures, judgement),
     ]
     news = "good" if judgement.passed else "bad"
-    verdict = Cell(WORDS[judgement.passed], _summary(figures, judgement), news)
+    verdict = Cell(judgement.verdict, _summary(figures, judgement), news)
     return page.page(f"Parity of {figures.name}", verdict, parts)
 
 
@@ -100,7 +103,7 @@ def _markdown(figures: ParityFigures, judgement: Judgement) -> str:
     ]
     rows += [[v, f"not checked: {why}", *[""] * 7] for v, why in figures.not_checked.items()]
     lines = [
-        *(f"## Parity of {_in_markdown(figures.name)}: {WORDS[judgement.passed]}", ""),
+        *(f"## Parity of {_in_markdown(figures.name)}: {judgement.verdict}", ""),
         *(_in_markdown(_summary(figures, judgement)), ""),
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}",
         *(f"| {' | '.join(map(_in_markdown, row))} |" for row in rows),
@@ -140,14 +143,16 @@ def _cases(figures: ParityFigures, judgement: Judgement) -> Iterator[Case]:
     for variant, why in figures.not_checked.items():
         yield Case("parity.variants", variant, [], why)
     general = judgement.failures[sum(map(len, judgement.by_variant.values())) :]
-    for fault in figures.faults:
+    for fault in judgement.mutants:
         own = [f for f in general if f.startswith("self-test:") and fault.name in f]
         general = [f for f in general if f not in own]
         unseen = None if own or fault.caught_by else NOT_JUDGED
         yield Case("parity.self-test", fault.name, own, fault.not_applicable or unseen)
     coverage = [f for f in general if f.startswith("coverage:")]
     yield Case("parity.gate", "coverage", coverage)
-    exact = [f for f in general if f not in coverage]
+    evidence = [f for f in general if f.startswith("inconclusive:")]
+    yield Case("parity.gate", "evidence", evidence)
+    exact = [f for f in general if f not in coverage + evidence]
     compared = any(layer.exact for layer in figures.layers)
     yield Case("parity.gate", "exact values", exact, None if compared or exact else NONE_EXACT)
 
@@ -159,7 +164,7 @@ def _summary(figures: ParityFigures, judgement: Judgement) -> str:
         f"{passed} of {len(judgement.verdicts)} variants within their tolerances on "
         f"{figures.device}, over {max(row.samples for row in figures.rows):,} samples in batches "
         f"of {min(sizes)} to {max(sizes)}",
-        _caught(figures) if figures.faults else "",
+        _killed(judgement) if figures.faults else "",
         f"{len(_loosened(judgement))} with loosened tolerances" if _loosened(judgement) else "",
         f"{len(figures.not_checked)} not checked" if figures.not_checked else "",
     ]
@@ -215,20 +220,20 @@ def _cells(figures: ParityFigures, verdict: ParityVerdict) -> list[Cell]:
     ]
 
 
-def _faults(figures: ParityFigures) -> Iterator[str]:
-    note = f"{_caught(figures)}; infinite weights: a tensor is no longer the checkpoint's at all"
-    yield page.heading("Self-test", note if figures.faults else ON_CPU_ALONE)
+def _faults(figures: ParityFigures, judgement: Judgement) -> Iterator[str]:
+    note = f"{_killed(judgement)}; infinite weights: a tensor is no longer the checkpoint's at all"
+    yield page.heading("Mutation test", note if figures.faults else ON_CPU_ALONE)
     rows: list[Cells] = []
-    for fault in figures.faults:
+    for fault in judgement.mutants:
         if fault.not_applicable is not None:
             rows.append((fault.name, f"not applicable: {fault.not_applicable}"))
             continue
         found = (number(fault.figures.get(key, math.nan)) for key in FAULT_FIGURES)
         news = "good" if fault.caught_by else "bad"
-        caught = Cell(", ".join(fault.caught_by) or "NOT CAUGHT", "", news)
+        caught = Cell(", ".join(fault.caught_by) or "NOT KILLED", "", news)
         rows.append((Cell(fault.name, fault.planted), *found, caught))
     if rows:
-        named = ("fault", *(key.replace("_", " ") for key in FAULT_FIGURES), "caught by")
+        named = ("mutant", *(key.replace("_", " ") for key in FAULT_FIGURES), "killed by")
         yield page.table(named, rows)
 
 
@@ -285,8 +290,8 @@ def _time(timings: Timings | None, verdict: ParityVerdict, batch: int) -> Cell:
     return Cell(ratio or "not measured")
 
 
-def _caught(figures: ParityFigures) -> str:
-    return "{} of {} planted faults caught".format(*figures.faults_caught)
+def _killed(judgement: Judgement) -> str:
+    return "{} of {} mutants killed".format(*judgement.killed)
 
 
 def _loosened(judgement: Judgement) -> list[str]:

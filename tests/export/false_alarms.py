@@ -35,7 +35,7 @@ PRESET = "quick"
 LOG = "log.txt"
 COLUMNS = (
     "seed", "model", "verdict", "onnx scaled", "onnx RMS ratio", "fp16 scaled", "int8 SQNR",
-    "int8 flips", "faults caught",
+    "int8 flips", "mutants killed",
 )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _cells(run: Run) -> list[str]:
     int8 = measured(run.figures, "onnx-int8")
     quantized = run.figures.largest("onnx-int8")
     flips = max(c.labels.flips for c in quantized.outputs.values() if c.labels)
-    caught, planted = run.figures.faults_caught
+    caught, planted = judge(run.figures, run.figures.tolerances).killed
     return [
         str(run.seed),
         run.model,
