@@ -117,6 +117,9 @@ class LocalCheck:
     """A program's operators, each ready to be held against a file's value of its name.
 
     The limits are those of the honest file's own values; a spoilt copy is held to the same.
+
+    Attributes:
+        floors: What float32 leaves undecided of each operator.
     """
 
     def __init__(
@@ -136,16 +139,16 @@ class LocalCheck:
         exact = _Forced(program, self._names, honest, double=True)
         self._run(exact)
         self._bounds, self._effects = exact.bounds, exact.effects
-        self._floors: dict[str, Floor] = {}
+        self.floors: dict[str, Floor] = {}
         for disturbance in (None, PermutedSums(0), SequentialSums(0), SequentialSums(1)):
             rounded = _Forced(program, self._names, honest, double=False, disturbance=disturbance)
             self._run(rounded)
             for name, values in rounded.values.items():
                 floor = Floor.of(values, exact.values[name], 0)
-                earlier = self._floors.get(name)
-                self._floors[name] = floor if earlier is None else floor.or_worse(earlier)
-        for name in exact.others & self._floors.keys():
-            self._floors[name] = self._floors[name].or_worse(_least(exact.values[name]))
+                earlier = self.floors.get(name)
+                self.floors[name] = floor if earlier is None else floor.or_worse(earlier)
+        for name in exact.others & self.floors.keys():
+            self.floors[name] = self.floors[name].or_worse(_least(exact.values[name]))
 
     def figures(self, model: onnx.ModelProto) -> dict[str, LocalFigures]:
         """What each operator of a file, honest or spoilt, does, by the name of its value."""
@@ -155,7 +158,7 @@ class LocalCheck:
         by_name = {}
         for node, name in self._names.items():
             found = values.get(name)
-            if found is None or node not in exact.values or node not in self._floors:
+            if found is None or node not in exact.values or node not in self.floors:
                 continue
             true = exact.values[node]
             if found.shape == true.shape and true.ndim > 0 and true.size:
@@ -165,7 +168,7 @@ class LocalCheck:
     def _figures(self, node: str, found: Array, true: Array) -> LocalFigures:
         error = np.abs(channelled(found) - channelled(true))
         error = np.where(np.isfinite(error), error, np.inf)
-        floor, bound = self._floors[node], self._bounds.get(node)
+        floor, bound = self.floors[node], self._bounds.get(node)
         effect = self._effects.get(node)
         return LocalFigures(
             rms=worst_ratio(channel_rms(error), floor.rms_C),
