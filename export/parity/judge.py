@@ -8,7 +8,13 @@ from math import isnan
 
 from export.bundle.manifest import FeatureMaps, ParityVerdict
 from export.bundle.metrics import Comparison
-from export.bundle.tolerances import COVERAGE, Tolerance, tolerance_for, violations
+from export.bundle.tolerances import (
+    COVERAGE,
+    LARGEST_MULTIPLE,
+    Tolerance,
+    tolerance_for,
+    violations,
+)
 from export.parity.schema import (
     ALONE,
     SCHEMA_VERSION,
@@ -183,10 +189,13 @@ def _local_violation(found: LocalFigures, allowed: Tolerance) -> bool:
 
 
 def _local_excess(found: LocalFigures, allowed: Tolerance) -> float:
+    most = allowed.largest_multiple
+    # Who allows more than LARGEST_MULTIPLE allows as much more than the bound of a sum's rounding.
+    bound = None if most is None else max(1.0, most / LARGEST_MULTIPLE)
     return max(
         _over(found.rms, allowed.rms_multiple),
-        _over(found.largest, allowed.largest_multiple),
-        0.0 if allowed.largest_multiple is None else found.bound or 0.0,
+        _over(found.largest, most),
+        _over(found.bound, bound),
     )
 
 

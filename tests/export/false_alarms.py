@@ -124,6 +124,13 @@ def measured(figures: ParityFigures, variant: str) -> dict[str, float]:
         "rms_ratio": [output.rms_ratio for output in outputs],
         "batch_invariance": invariance + [d for name, d in near.items() if name == ALONE],
         "neighbours": [d for name, d in near.items() if name != ALONE],
+        "rms_multiple": [output.floor_rms for output in outputs if output.floor_rms is not None],
+        "largest_multiple": [
+            output.floor_largest for output in outputs if output.floor_largest is not None
+        ],
+        "sample_spread": [
+            o.sample_spread for o in outputs if variant in ("onnx-fp16", "onnx-int8")
+        ],
         "softmax_error": [row.softmax_error for row in rows],
         "weights": [weights.error] if weights else [],
         "sqnr_db": [-output.sqnr_db for output in outputs],

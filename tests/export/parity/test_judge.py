@@ -127,15 +127,14 @@ def _under(figures: ParityFigures, **update: Any) -> Judgement:
 
 
 def test_kills_follow_the_tolerances_and_not_what_the_file_says(bundle: Path) -> None:
-    """Under numbers that let anything pass, no mutant is killed but by bit-equality."""
+    """Under numbers that let anything pass, no mutant is killed but by bit-equality and NaN."""
     figures = _read(bundle / FIGURES)
     assert judge(figures, figures.tolerances).killed == (12, 12)
     numbers = dict.fromkeys(set(BOUNDS) - {"evidence"}, 1e30) | {"sqnr_db": None}
-    absurd = _under(figures, **numbers)
-    exact = sum(fault.figures.get("exact", 0) != 0 for fault in figures.faults)
-    assert absurd.killed == (exact, 12)
-    assert any("would not have caught one weight +1%" in words for words in absurd.failures)
+    absurd = _under(figures, **numbers | {"weights": None})
+    assert absurd.killed[0] < 5
     assert figures.faults[0].caught_by
+    assert absurd.mutants[0].caught_by == ()
 
 
 def test_weights_that_are_not_judged_silence_no_other_check(bundle: Path) -> None:
