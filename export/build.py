@@ -31,7 +31,7 @@ from export.mnist.feature_maps import (
 )
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
-from export.parity.judge import Judgement, explain, judge
+from export.parity.judge import INCONCLUSIVE, Judgement, explain, judge
 from export.parity.reference import eager_predict, float64_predict
 from export.parity.run import ParityRun
 from export.parity.schema import ParityFigures
@@ -56,7 +56,8 @@ class ParityError(RuntimeError):
     def __init__(self, figures: ParityFigures, judgement: Judgement, bisection: str) -> None:
         """Say every failure, and where in the graph the first wrong value is."""
         self.figures, self.judgement = figures, judgement
-        lines = ["parity failed, no bundle written:", *judgement.failures, bisection]
+        outcome = "inconclusive" if judgement.verdict == INCONCLUSIVE else "failed"
+        lines = [f"parity {outcome}, no bundle written:", *judgement.failures, bisection]
         passed = [v.variant for v in judgement.verdicts if v.passed]
         if "onnx" in passed and len(passed) < len(judgement.verdicts):
             lines.append(f"what passed can be built alone: --variants {','.join(passed)}")

@@ -49,8 +49,8 @@ from export.parity.noise import (
 from export.parity.reference import Reference, as_float64
 from export.parity.schema import Layer, LocalFigures, Row
 
-# What serves is another CPU, with other kernels: it may be off by twice what was measured here. Other
-# kernels of ONNX Runtime on one CPU gave at most 1.17 times (``tests.export.limits``, 8 networks).
+# What serves is another CPU, with other kernels: it may be off by twice what was measured here.
+# Other kernels of ONNX Runtime on one CPU gave at most 1.17 times (``tests.export.limits``).
 SERVING_SLACK = 2.0
 # Rounding a function's value is not all that its library may be off by: see ``noise.FUNCTIONS``.
 FUNCTION_ROUNDINGS = 4

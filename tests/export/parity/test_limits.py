@@ -9,11 +9,14 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from export.__main__ import main
 from export.bundle.golden import run_batched
 from export.bundle.manifest import TensorSpec
 from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
 from export.bundle.tolerances import Tolerance, tolerance_for
 from export.convert.precision import to_fp16, to_int8
 from export.model.under_test import ModelUnderTest, Samples
@@ -21,9 +24,10 @@ from export.parity.judge import blind_layers, first_wrong, kills
 from export.parity.limits import SERVING_SLACK, derived, with_local
 from export.parity.measure import measure_row, measure_variation
 from export.parity.mutants import MutationTest, Planted, plant_reduced_faults
+from export.parity.noise import SequentialSums
 from export.parity.run import ParityRun
 from export.parity.schema import Layer, LocalFigures, Row
-from tests.export.subjects import tiny_subject
+from tests.export.subjects import tiny_subject, zero_head
 
 ALLOWED = tolerance_for("onnx", "cpu")
 
@@ -219,6 +223,44 @@ def test_a_derived_row_is_accepted_up_to_its_cap(changes: dict[str, Any], refuse
     assert bool(row.beyond_table()) == refused
     if "scaled_error" in changes:
         assert row.model_copy(update={"reason": "mine"}).beyond_table()
+
+
+def test_a_head_of_zeros_builds_nothing_unless_somebody_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1 and the reason; with --because a bundle that records it."""
+    save_file(zero_head().state_dict(), tmp_path / "zero.safetensors")
+    x = np.random.default_rng(0).normal(size=(40, 4, 8)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", input=x)
+    command = ["build", "--model", "tests.export.subjects:zero_head", "--variants", "onnx"]
+    command += ["--checkpoint", str(tmp_path / "zero.safetensors")]
+    command += ["--inputs", str(tmp_path / "samples.npz"), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "parity inconclusive, no bundle written" in error
+    assert "hardly varies" in error
+    assert not (tmp_path / "out").exists()
+    command += ["--tolerance", "onnx.cpu.evidence=none", "--because", "it is a placeholder"]
+    assert main(command) == 0
+    row = Bundle.open(tmp_path / "out").manifest.tolerance("cpu")
+    assert row.loosened is not None
+    assert "it is a placeholder" in row.loosened
+
+
+def test_the_error_of_a_sequential_sum_is_as_modelled() -> None:
+    """Summing 784 products one by one in float32, with random signs and with agreeing ones."""
+    graph = torch.export.export(nn.Linear(784, 64), (torch.zeros(2, 784),)).graph
+    node = next(node for node in graph.nodes if "linear" in str(node.target))
+    generator = np.random.default_rng(0)
+    for low in (-1.0, 0.0):
+        x, w = (generator.uniform(low, 1, (64, 784)).astype(np.float32) for _ in range(2))
+        terms = x[:, None, :] * w[None]
+        found = np.cumsum(terms, axis=2, dtype=np.float32)[..., -1]
+        own = np.sqrt(np.mean(np.square(found - terms.sum(axis=2, dtype=np.float64))))
+        arguments = (torch.from_numpy(x).double(), torch.from_numpy(w).double(), None)
+        exact = arguments[0] @ arguments[1].T
+        modelled = SequentialSums(0)(node, arguments, {}) - exact
+        assert 0.5 < float(modelled.square().mean().sqrt()) / own < 2
 
 
 def test_outputs_that_do_not_vary_are_measured_as_such() -> None:
