@@ -30,7 +30,7 @@ from export.bundle.tolerances import (
 )
 from export.check import full_check, quick_check, rebuild
 from export.cli import USAGE, parse
-from export.parity.judge import Judgement, explain, first_wrong, judge
+from export.parity.judge import Judgement, bounds_values_inside, explain, first_wrong, judge
 from export.parity.schema import SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
@@ -213,6 +213,11 @@ def _bisect(arguments: Namespace) -> int:
     if path.suffix != ".onnx":
         raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
     tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
+    if not bounds_values_inside(tolerance):
+        raise _UsageError(
+            f"bisect cannot look into {arguments.variant}: its tolerance bounds the noise of "
+            "answers alone, so that no value inside would be wrong; take onnx or onnx-fp16"
+        )
     layers = _proof(bundle, arguments).layers(path)
     print(explain(layers, tolerance))
     return PASSED if first_wrong(layers, tolerance) is None else PARITY_FAILED

@@ -74,7 +74,6 @@ class Inside:
                 scaled_error=compared.scaled_error,
                 rms_ratio=compared.rms_ratio,
                 max_abs_error=compared.max_abs_error,
-                sqnr_db=compared.sqnr_db,
                 exact=name in self._exact and found.dtype == np.float32,
             )
 

@@ -77,6 +77,11 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     return Judgement(figures, table, failures, general, list(_inconclusive(figures, table)))
 
 
+def bounds_values_inside(allowed: Tolerance) -> bool:
+    """Whether a tolerance says of single values how far they may be off; int8's does not."""
+    return allowed.scaled_error is not None or allowed.rms_ratio is not None
+
+
 def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
     """Position of the first value beyond the tolerance; None if none is.
 
@@ -90,12 +95,10 @@ def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
             if _local_violation(layer.local, allowed):
                 return position
             continue
-        scaled, ratio, least = allowed.scaled_error, allowed.rms_ratio, allowed.sqnr_db
+        scaled, ratio = allowed.scaled_error, allowed.rms_ratio
         if scaled is not None and not layer.scaled_error <= scaled:
             return position
         if ratio is not None and not layer.rms_ratio <= ratio:
-            return position
-        if least is not None and layer.sqnr_db is not None and not layer.sqnr_db >= least:
             return position
     return None
 

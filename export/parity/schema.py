@@ -135,7 +135,6 @@ class Layer(Figures):
         code: That line.
         scaled_error: Against eager float32; ``rms_ratio`` against float64 over eager's own.
         exact: All operators up to here are exactly rounded: it must be bit-equal.
-        sqnr_db: Against float64, over these few samples.
         local: What the value's own operator does to the file's own inputs; None where it could not
             be computed alone.
     """
@@ -150,7 +149,6 @@ class Layer(Figures):
     rms_ratio: float
     max_abs_error: float
     exact: bool
-    sqnr_db: float | None = None
     local: LocalFigures | None = None
 
     @property
