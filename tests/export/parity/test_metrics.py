@@ -268,6 +268,16 @@ def _labels(**changes: float) -> LabelFigures:
     return LabelFigures.model_validate(figures | changes)
 
 
+@pytest.mark.parametrize(("flips", "passes"), [(3, True), (4, False)])
+def test_a_share_of_flips_is_judged_beyond_chance(flips: int, passes: bool) -> None:
+    """0.1% of 1,000 samples is one, of which three standard deviations of chance are three."""
+    found = compare(TRUTH, TRUTH, TRUTH)
+    row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 0.0009})
+    labels = _labels(flips=flips, decided_flips=flips)
+    complaints = list(violations(found.model_copy(update={"labels": labels}), row))
+    assert (complaints == []) == passes
+
+
 def test_more_flips_do_not_excuse_a_fall_of_accuracy() -> None:
     """Three standard deviations of the flips that an honest file may have, and no more."""
     found = compare(TRUTH, TRUTH, TRUTH)
