@@ -30,8 +30,8 @@ from export.bundle.tolerances import (
 )
 from export.check import full_check, quick_check, rebuild
 from export.cli import USAGE, parse
-from export.parity.judge import Judgement, explain, first_wrong, judge
-from export.parity.schema import SCHEMA_VERSION, ParityFigures
+from export.parity.judge import Judgement, explain, first_wrong, inside_words, judge
+from export.parity.schema import INSIDE_SHARE, SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
     from export.model.under_test import ModelUnderTest
@@ -213,9 +213,9 @@ def _bisect(arguments: Namespace) -> int:
     if path.suffix != ".onnx":
         raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
     tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
-    layers = _proof(bundle, arguments).layers(path)
-    print(explain(layers, tolerance))
-    return PASSED if first_wrong(layers, tolerance) is None else PARITY_FAILED
+    found = _proof(bundle, arguments).layers(path)
+    print(explain(found.layers, tolerance, len(found.unmatched)))
+    return PASSED if first_wrong(found.layers, tolerance) is None else PARITY_FAILED
 
 
 def _judge(arguments: Namespace) -> int:
@@ -264,6 +264,11 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
             f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
             + ("; no label of these samples can change" if certificate > SURE else "")
         )
+    compared, unmatched = len(figures.layers), len(figures.unmatched)
+    if figures.device == "cpu" and compared < INSIDE_SHARE * (compared + unmatched):
+        print(f"  inside: {inside_words(compared, unmatched)}")
+    for case, why in figures.edge_cases_left_out.items():
+        print(f"  edge case left out: {case}: {why}")
     caught, planted = figures.faults_caught
     if planted:
         print(f"  self-test: {caught} of {planted} planted faults caught")

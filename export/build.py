@@ -32,7 +32,7 @@ from export.mnist.feature_maps import (
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
 from export.parity.judge import Judgement, explain, judge
-from export.parity.reference import eager_predict, float64_predict
+from export.parity.reference import eager_predict
 from export.parity.run import ParityRun
 from export.parity.schema import ParityFigures
 from export.parity.structure import OPSET
@@ -102,7 +102,7 @@ def build(
         subject = dataclasses.replace(subject, name=name or subject.name, weights=weights)
         proof = ParityRun.of(subject)
         entries = write_models(proof, staging, version, variants)
-        golden, path = choose_golden(subject), staging / "golden.npz"
+        golden, path = choose_golden(proof), staging / "golden.npz"
         golden.save(path)
         guard_entries, guard = write_guard(subject, staging)
         entries += [entry, file_entry(path, role="golden"), *guard_entries]
@@ -192,17 +192,17 @@ def write_features(
     ]
 
 
-def choose_golden(subject: ModelUnderTest) -> Golden:
+def choose_golden(proof: ParityRun) -> Golden:
     """A few of the subject's samples that the reference reads rightly, in order.
 
     With known labels the first few of each; else the first ones. Only right ones: a wrong reading
     sits near a decision's edge, where a device's rounding could flip the label and cry wolf. For
     the same reason, without known labels, those of the smallest margins are left out.
     """
-    samples = subject.samples
+    subject, samples = proof.subject, proof.subject.samples
     targets = np.full(len(samples), -1) if samples.targets is None else samples.targets
     logits = [spec.name for spec in subject.outputs if spec.kind == "logits"]
-    eager, truth = eager_predict(subject), float64_predict(subject)
+    eager = eager_predict(subject)
     chosen = np.arange(min(GOLDEN_UNLABELLED, len(samples)))
     if logits:
         answers = run_batched(eager, samples.arrays, CHOICE_BATCH)
@@ -215,7 +215,8 @@ def choose_golden(subject: ModelUnderTest) -> Golden:
         )
         chosen.sort()
     asked = {name: array[chosen] for name, array in samples.arrays.items()}
-    return Golden(asked, eager(asked), truth(asked), targets[chosen].astype(np.int64))
+    truth = {name: array[chosen] for name, array in proof.reference.truth.items()}
+    return Golden(asked, eager(asked), truth, targets[chosen].astype(np.int64))
 
 
 def write_guard(

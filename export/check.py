@@ -4,6 +4,7 @@ The quick check asks the golden samples through the torch-free rooms alone. The 
 rebuilds the module from the bundle's own weights and runs the whole gate.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,13 +77,15 @@ def full_check(
     return figures, judge(figures, figures.tolerances)
 
 
-def rebuild(bundle: Bundle, dataset: "Dataset | None", samples: Path | None) -> "ParityRun":
+def rebuild(
+    bundle: Bundle, dataset: "Dataset | None", samples: Sequence[Path] | None
+) -> "ParityRun":
     """The checkpoint's module, from the weights in the bundle, ready to be compared with.
 
     Args:
         bundle: An opened bundle.
         dataset: The images, for a bundle of digits.
-        samples: The file of samples, for a bundle of any other module.
+        samples: The files of samples, for a bundle of any other module.
     """
     from export.mnist.checkpoint import from_bundle  # noqa: PLC0415
     from export.parity.run import ParityRun  # noqa: PLC0415 - torch only for the full check

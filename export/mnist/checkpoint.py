@@ -1,7 +1,7 @@
 """Where a subject comes from: a checkpoint of ``training``, or the bundle that was made of it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +46,15 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
     return _subject(network, folder / record.weights.path, _summary(record), dataset)
 
 
-def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -> ModelUnderTest:
+def from_bundle(
+    bundle: Bundle, dataset: Dataset | None, samples: Sequence[Path] | None
+) -> ModelUnderTest:
     """What a bundle was built from, rebuilt from the weights in it.
 
     Args:
         bundle: An opened bundle.
         dataset: The images, for a bundle of a checkpoint.
-        samples: The file of samples, for a bundle of a factory.
+        samples: The files of samples, for a bundle of a factory.
 
     Raises:
         BundleError: The weights or the samples are not those of the bundle, or it has no source.
@@ -85,7 +87,7 @@ def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -
     )
     if subject.samples.sha256 != manifest.proof.sha256:
         raise DataError(
-            f"{samples} is not the file that the bundle was proven with: sha256 "
+            f"{subject.samples.name} is not the file that the bundle was proven with: sha256 "
             f"{subject.samples.sha256[:12]}, expected {manifest.proof.sha256[:12]}"
         )
     return subject

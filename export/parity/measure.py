@@ -11,29 +11,37 @@ from tqdm import tqdm
 from export.bundle.golden import Predict, head_error, run_batched
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Array, Arrays, compare, scaled_difference
-from export.parity.reference import Reference, extremes_of
-from export.parity.schema import ALONE, Row, WorstSample
+from export.model.domains import LARGEST, edge_values, shuffle_values
+from export.parity.reference import Reference
+from export.parity.schema import ALONE, EDGE_CASES, Row, WorstSample
 
 # One, odd ones, powers of two and their neighbours (kernels switch there). The largest runs over
 # every sample, the others over the first NARROW, which leaves a remainder for most.
 BATCH_SIZES = (256, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
 NARROW = 1_000
+# Of further blocks: whether an answer depends on the batch size is asked of the first.
+FEW_BATCH_SIZES = (64, 7, 1)
 NEIGHBOURHOOD = 64
 PROBES = 4
 
 
-def measure_rows(candidates: dict[str, Predict], reference: Reference) -> list[Row]:
+def measure_rows(
+    candidates: dict[str, Predict],
+    reference: Reference,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> list[Row]:
     """Each candidate's answers at each batch size, compared with the reference's.
 
     Args:
         candidates: The variants, each as a function that runs it.
         reference: Samples and the checkpoint's answers.
+        batch_sizes: The largest first, which runs over every sample.
     """
     return list(
         tqdm(
-            _rows(candidates, reference),
-            desc="parity",
-            total=len(candidates) * len(BATCH_SIZES),
+            _rows(candidates, reference, batch_sizes),
+            desc=" ".join(filter(None, ("parity", reference.block))),
+            total=len(candidates) * len(batch_sizes),
             unit="row",
             leave=False,
             disable=None,
@@ -41,10 +49,12 @@ def measure_rows(candidates: dict[str, Predict], reference: Reference) -> list[R
     )
 
 
-def _rows(candidates: dict[str, Predict], reference: Reference) -> Iterator[Row]:
+def _rows(
+    candidates: dict[str, Predict], reference: Reference, batch_sizes: Sequence[int]
+) -> Iterator[Row]:
     widest: dict[str, Arrays] = {}
-    for batch_size in BATCH_SIZES:
-        wide = batch_size == BATCH_SIZES[0]
+    for batch_size in batch_sizes:
+        wide = batch_size == batch_sizes[0]
         count = len(reference) if wide else min(NARROW, len(reference))
         eager = reference.eager(count, batch_size)
         for variant, predict in candidates.items():
@@ -72,7 +82,9 @@ def measure_row(
         widest: The variant's answers in the largest batches, if they are to be compared.
     """
     count = len(next(iter(eager.values())))
+    edge = reference.block == EDGE_CASES
     return Row(
+        block=reference.block,
         variant=variant,
         batch_size=batch_size,
         samples=count,
@@ -81,9 +93,10 @@ def measure_row(
                 answers[spec.name],
                 eager[spec.name],
                 reference.truth[spec.name][:count],
-                logits=spec.kind == "logits",
+                # A made-up input has no label, and no scale was fitted to it.
+                logits=spec.kind == "logits" and not edge,
                 targets_N=reference.targets[:count],
-                corners=len(reference.corners),
+                corners=count if edge else 0,
             )
             for spec in judged_outputs(reference)
         },
@@ -108,12 +121,12 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
     """
     first = reference.first(NARROW)
     generator = np.random.default_rng(0)
-    situations: dict[str, Callable[[Array], Array]] = {
-        "beside the largest values": lambda a: np.repeat(extremes_of(a)[1:], len(a), axis=0),
-        "beside noise": lambda a: generator.permuted(a.reshape(len(a), -1), axis=1).reshape(
-            a.shape
+    situations: dict[str, Callable[[TensorSpec, Array], Array]] = {
+        "beside the largest values": lambda spec, a: np.repeat(
+            edge_values(spec, a)[LARGEST][None], len(a), axis=0
         ),
-        ALONE: lambda a: a[:0],
+        "beside noise": lambda spec, a: shuffle_values(spec, a, generator),
+        ALONE: lambda _, a: a[:0],
     }
     usual = {name: np.resize(a, (NEIGHBOURHOOD, *a.shape[1:])) for name, a in first.items()}
     worst = dict.fromkeys(situations, 0.0)
@@ -121,18 +134,26 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
         own = {name: array[-1 - probe :][:1] for name, array in first.items()}
         among = predict({n: np.concatenate([own[n], a[1:]]) for n, a in usual.items()})
         for situation, others in situations.items():
-            batch = {n: np.concatenate([own[n], others(a[1:])]) for n, a in usual.items()}
+            batch = {
+                spec.name: np.concatenate([own[spec.name], others(spec, usual[spec.name][1:])])
+                for spec in reference.subject.inputs
+            }
             difference = _largest_difference(predict(batch), among, 1)
             worst[situation] = max(worst[situation], difference)
     return worst
 
 
 def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:
-    """The samples with the largest errors at the worst batch size, as a person can look at them."""
+    """The samples with the largest errors at the worst batch size, as a person can look at them.
+
+    Args:
+        rows: A variant's, of every block.
+        reference: Of the proof's own samples; those of other blocks are not shown.
+    """
+    rows = [row for row in rows if not row.block]
     spec = judged_outputs(reference)[0]
     row = max(rows, key=lambda row: row.outputs[spec.name].scaled_error)
     label_N = reference.truth[spec.name].argmax(axis=1) if spec.kind == "logits" else None
-    names = [*reference.corners, *(f"sample {i}" for i in range(len(reference.subject.samples)))]
     shown = []
     for position in row.outputs[spec.name].worst:
         pictures = {
@@ -142,7 +163,7 @@ def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSampl
         }
         shown.append(
             WorstSample(
-                description=names[position],
+                description=f"sample {position}",
                 eager_label=None if label_N is None else int(label_N[position]),
                 images=pictures,
             )

@@ -15,7 +15,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from export.bundle.metrics import Array, Arrays
-from export.parity.intermediates import Program, operator_of
+from export.parity.intermediates import operator_of
+from export.parity.interpreter import Program
 from export.parity.schema import WeightFigures
 
 # Below float16's smallest normal number its rounding is absolute.

@@ -3,6 +3,7 @@
 Formats that a device cannot run are named with the reason, never left out in silence.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,8 +30,14 @@ from export.mnist.feature_maps import (
 )
 from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
-from export.parity.intermediates import Inside
-from export.parity.measure import NARROW, measure_neighbours, measure_rows, worst_samples
+from export.parity.intermediates import Compared, Inside
+from export.parity.measure import (
+    FEW_BATCH_SIZES,
+    NARROW,
+    measure_neighbours,
+    measure_rows,
+    worst_samples,
+)
 from export.parity.mutants import MutationTest, plant_faults
 from export.parity.provenance import (
     check_reduced,
@@ -39,12 +46,16 @@ from export.parity.provenance import (
     find_folds,
     state_arrays,
 )
-from export.parity.reference import Reference, make_reference, predict_with
+from export.parity.reference import (
+    Reference,
+    make_edge_reference,
+    make_reference,
+    predict_with,
+)
 from export.parity.schema import (
     Fault,
     FeatureFigures,
     FileFigures,
-    Layer,
     ParityFigures,
     WeightFigures,
 )
@@ -72,15 +83,29 @@ class ParityRun:
 
     @cached_property
     def reference(self) -> Reference:
-        """Samples and the checkpoint's answers."""
-        return make_reference(self.subject)
+        """The proof's samples and the checkpoint's answers."""
+        return make_reference(self.subject, self.program)
+
+    @cached_property
+    def edge_cases(self) -> tuple[Reference | None, dict[str, str]]:
+        """The references for edge cases, and those that are left out, each with the reason."""
+        return make_edge_reference(self.subject, self.program)
+
+    @cached_property
+    def further_blocks(self) -> tuple[Reference, ...]:
+        """The references for samples of other sizes, and for edge cases."""
+        sized = tuple(
+            make_reference(dataclasses.replace(self.subject, samples=samples), self.program)
+            for samples in self.subject.samples.others
+        )
+        edge, _ = self.edge_cases
+        return sized if edge is None else (*sized, edge)
 
     @cached_property
     def inside(self) -> Inside:
         """The checkpoint's values inside the graph."""
         outputs = [spec.name for spec in self.subject.outputs]
-        count = INSIDE_SAMPLES + len(self.reference.corners)
-        return Inside(self.translation.program, outputs, self.reference.first(count))
+        return Inside(self.translation.program, outputs, self.reference.first(INSIDE_SAMPLES))
 
     def first_layer(self, model: onnx.ModelProto) -> FirstLayer:
         """The first layer of an ONNX model of the subject.
@@ -90,9 +115,9 @@ class ParityRun:
         """
         return find_first_layer(model, self.translation.program, self.subject)
 
-    def layers(self, path: Path) -> tuple[Layer, ...]:
+    def layers(self, path: Path) -> Compared:
         """Every value inside an ONNX file beside the checkpoint's."""
-        return tuple(self.inside.layers(onnx.load(path)))
+        return self.inside.compare(onnx.load(path))
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
@@ -132,23 +157,29 @@ class ParityRun:
             variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
         )
         rows = measure_rows(candidates, self.reference)
+        for block in self.further_blocks:
+            rows += measure_rows(candidates, block, FEW_BATCH_SIZES)
+        edge_cases, left_out = self.edge_cases
         table = tuple(tolerance_for(variant, device, tolerances) for variant in candidates)
         main = next(iter(candidates))
+        # Inside the graph and at its faults one looks on the CPU: a second place to compute tells
+        # nothing new of the file.
         on_cpu = device == "cpu"
+        inside = self.layers(source) if on_cpu else Compared((), ())
         return ParityFigures(
             name=self.subject.name,
             device=device,
             proof=self.subject.samples.summary(),
-            corners=self.reference.corners,
+            edge_cases=() if edge_cases is None else edge_cases.corners,
+            edge_cases_left_out=left_out,
             outputs=self.subject.outputs,
             tolerances=table,
             rows=tuple(rows),
             files={v: self._file(v, variants[v], source) for v in candidates},
             neighbours={v: measure_neighbours(p, self.reference) for v, p in candidates.items()},
             coverage=measure_coverage(self.program, self.reference.inputs, NARROW),
-            # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file.
-            layers=self.layers(source) if on_cpu else (),
+            layers=inside.layers,
+            unmatched=inside.unmatched,
             faults=self.faults(source, table[0]) if on_cpu else (),
             worst=worst_samples([row for row in rows if row.variant == main], self.reference),
             features=None if features is None else self._features(features, source, device, tf32),
@@ -159,7 +190,7 @@ class ParityRun:
 
     def _features(self, path: Path, source: Path, device: Device, tf32: bool) -> FeatureFigures:
         model = onnx.load(source)
-        inputs = self.reference.first(FEATURE_SAMPLES + len(self.reference.corners))
+        inputs = self.reference.first(FEATURE_SAMPLES)
         try:
             first = self.first_layer(model)
         except NoFirstLayerError as error:

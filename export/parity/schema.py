@@ -3,11 +3,16 @@
 Figures alone: whether they are good enough is for ``judge`` to say.
 """
 
+from pydantic import Field
+
 from export.bundle.manifest import SampleSet, TensorSpec
 from export.bundle.metrics import Comparison, Figures
 from export.bundle.tolerances import Device, Tolerance
 
 SCHEMA_VERSION = 2
+# Where more of the values have no counterpart, it is said that the inside is hardly compared.
+INSIDE_SHARE = 0.5
+EDGE_CASES = "edge cases"  # a block of samples with a scale of its own
 ALONE = "alone"  # a batch of one: another batch size, not only other neighbours
 
 
@@ -19,6 +24,8 @@ class Row(Figures):
         batch_invariance: Largest scaled difference to the same samples' answers in batches of the
             largest size; None at that size.
         softmax_error: See ``golden.head_error``.
+        block: Which samples: "" for those of the proof, ``EDGE_CASES``, or the sizes of variable
+            axes. Each block has a scale of its own.
     """
 
     variant: str
@@ -27,6 +34,7 @@ class Row(Figures):
     outputs: dict[str, Comparison]
     batch_invariance: float | None
     softmax_error: float
+    block: str = ""
 
 
 class WeightFigures(Figures):
@@ -99,9 +107,15 @@ class Coverage(Figures):
 
     @property
     def share(self) -> float:
+        """Active ones of all units, 0..1: the others are proven by their weights alone."""
+        # A network without activation functions has nothing that could be dead.
+        return self.active / self.units if self.units else 1.0
+
+    @property
+    def share_of_all_samples(self) -> float:
         """Active ones of those that all samples activate, 0..1; 0 if nothing is ever active."""
         if self.units == 0:
-            return 1.0  # a network without activation functions has nothing that could be dead
+            return 1.0
         return self.active / self.active_in_all if self.active_in_all else 0.0
 
 
@@ -164,13 +178,22 @@ class WorstSample(Figures):
 
 
 class ParityFigures(Figures):
-    """Everything the gate measured on one device."""
+    """Everything the gate measured on one device.
+
+    Attributes:
+        corners: In older files, the names of edge cases that stand before the samples.
+        edge_cases: The names of the edge cases, which have rows of their own.
+        edge_cases_left_out: Those that prove nothing, each with the reason.
+        unmatched: Float values inside the ONNX file that were not compared, by name.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
     device: Device
     proof: SampleSet
-    corners: tuple[str, ...]
+    corners: tuple[str, ...] = ()
+    edge_cases: tuple[str, ...] = ()
+    edge_cases_left_out: dict[str, str] = Field(default_factory=dict)
     outputs: tuple[TensorSpec, ...]
     tolerances: tuple[Tolerance, ...]
     rows: tuple[Row, ...]
@@ -178,6 +201,7 @@ class ParityFigures(Figures):
     neighbours: dict[str, dict[str, float]]
     coverage: Coverage
     layers: tuple[Layer, ...]
+    unmatched: tuple[str, ...] = ()
     faults: tuple[Fault, ...]
     worst: tuple[WorstSample, ...]
     features: FeatureFigures | None = None
@@ -195,11 +219,14 @@ class ParityFigures(Figures):
         caught = [bool(f.caught_by) for f in self.faults if f.not_applicable is None]
         return sum(caught), len(caught)
 
-    def describe(self, position: int) -> str:
-        """A sample by its position, as a person would look it up."""
+    def describe(self, position: int, block: str = "") -> str:
+        """A sample by its position in a block, as a person would look it up."""
+        if block == EDGE_CASES:
+            return f"edge case {self.edge_cases[position]!r}"
         if position < len(self.corners):
             return f"corner case {self.corners[position]!r}"
-        return f"sample {position - len(self.corners)}"
+        sample = f"sample {position - len(self.corners)}"
+        return f"{sample} of {block}" if block else sample
 
     def largest(self, variant: str) -> Row:
         """A variant's row over most samples."""
