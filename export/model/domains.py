@@ -85,10 +85,10 @@ def domain_of(spec: TensorSpec, array: Array) -> Domain | None:
     """
     if spec.domain is not None:
         return spec.domain
-    if array.dtype == np.uint8:
-        return PIXEL
     if is_prefix_mask(array) and not array.all():
         return Domain(kind="mask")
+    if array.dtype == np.uint8:
+        return PIXEL
     picture = array.ndim == PICTURE_NDIM and {array.shape[1], array.shape[3]} & PICTURE_CHANNELS
     if array.dtype.kind in "iu" or (picture and array.dtype.kind == "f"):
         return Domain(kind="range", low=float(array.min()), high=float(array.max()))
@@ -99,9 +99,11 @@ def is_prefix_mask(array: Array) -> bool:
     """True if each sample is at least one 1, then zeros."""
     if array.ndim < 2:  # noqa: PLR2004 - samples and positions
         return False
-    values = array.astype(np.float64)
-    falling = bool((np.diff(values, axis=-1) <= 0).all())
-    return falling and bool((values[..., 0] == 1).all()) and bool(np.isin(values, (0, 1)).all())
+    return bool(
+        (array[..., 0] == 1).all()
+        and (array[..., 1:] <= array[..., :-1]).all()
+        and np.isin(array, (0, 1)).all()
+    )
 
 
 def require_domain(spec: TensorSpec, array: Array) -> None:

@@ -63,6 +63,11 @@ def with_sizes(inputs: Sequence[TensorSpec], given: Sequence[Samples]) -> Sample
     """
     axes = variable_axes(inputs)
     first, *further = given
+    if further and not axes:
+        raise SubjectError(
+            f"{first.name} are several files, and no axis is variable; expected one file, or axes "
+            "that are: --input NAME=DATATYPE[-1,NAME=LOW..HIGH]"
+        )
     blocks = {_words(block_sizes(inputs, s.arrays)): s for s in reversed(given)}
     others = [replace(s, sizes=_words(block_sizes(inputs, s.arrays))) for s in further]
     for sizes in sizes_to_prove(axes):

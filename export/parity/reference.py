@@ -167,8 +167,8 @@ def _names(subject: ModelUnderTest) -> list[str]:
 
 def _finite(outputs: Arrays) -> Array:
     """As bool [N]: every value of a sample's outputs is finite."""
-    parts = [np.isfinite(a.astype(np.float64)).reshape(len(a), -1) for a in outputs.values()]
-    return np.asarray(np.concatenate(parts, axis=1).all(axis=1))
+    parts = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in outputs.values()]
+    return np.asarray(np.all(parts, axis=0))
 
 
 def corner_images(height: int, width: int) -> Arrays:

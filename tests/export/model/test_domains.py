@@ -84,8 +84,11 @@ def test_a_mask_never_hides_everything() -> None:
     assert cases[SMALLEST].tolist() == [1, 0, 0, 0]
     assert cases[LARGEST].tolist() == [1, 1, 1, 1]
     assert cases[SHUFFLED].tolist() in MASK.tolist()
-    floats = MASK.astype(np.float32)
-    assert edge_values(_spec(floats), floats)[SMALLEST].tolist() == [1, 0, 0, 0]
+    for dtype in (np.float32, np.uint8):
+        other = MASK.astype(dtype)
+        assert edge_values(_spec(other), other)[SMALLEST].tolist() == [1, 0, 0, 0]
+    ones = np.ones_like(MASK)  # no evidence that a 0 is allowed
+    assert domain_of(_spec(ones), ones) == Domain(kind="range", low=1, high=1)
 
 
 def test_numbers_of_no_known_domain_are_whole_observed_samples() -> None:

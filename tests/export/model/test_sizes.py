@@ -54,6 +54,8 @@ def test_samples_too_small_to_crop_are_refused() -> None:
     unequal = _samples(8).arrays | {"mask": np.ones((5, 7), int)}
     with pytest.raises(SubjectError, match="the same size wherever the axis is named"):
         block_sizes([IDS, MASK], unequal)
+    with pytest.raises(SubjectError, match="several files, and no axis is variable"):
+        with_sizes([parse_input("ids=INT64[-1,8]")], [_samples(8), _samples(8)])
     other = parse_input("mask=INT64[-1,t=2..9]")
     with pytest.raises(SubjectError, match="one range for one name"):
         with_sizes([IDS, other], [_samples(8)])

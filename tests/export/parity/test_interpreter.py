@@ -53,6 +53,16 @@ class _Blocks(nn.Module):
         return torch.relu_(product + scale)
 
 
+class _Branches(nn.Module):
+    """One of two blocks, chosen by the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.cond(
+            x.sum() > 0, lambda x: (x / 3).float(), lambda x: (x / 7).float(), (x,)
+        )
+        return found
+
+
 @torch.library.custom_op("tests_export::narrow", mutates_args=())
 def narrow(x: Tensor) -> Tensor:
     """An operator that rounds its result to float32, whatever it is given."""
@@ -117,6 +127,14 @@ def test_blocks_hide_no_operator() -> None:
     wide = x.double()
     expected = torch.relu(wide @ wide.T + wide / 3).numpy()
     assert np.abs(_fp64(_Blocks(), x) - expected).max() < 1e-14
+
+
+@pytest.mark.parametrize(("sign", "divisor"), [(1, 3), (-1, 7)])
+def test_a_branch_is_taken_in_float64(sign: int, divisor: int) -> None:
+    """Both blocks of a condition are interpreted, by the values that are asked."""
+    x = sign * torch.ones(2, 3)
+    expected = np.full((2, 3), np.float64(sign) / divisor)
+    assert np.abs(_fp64(_Branches(), x) - expected).max() < 1e-15
 
 
 def test_an_operator_that_stays_narrow_is_refused_by_name() -> None:
