@@ -135,11 +135,11 @@ def _exact(nodes: dict[str, Node]) -> set[str]:
 
 
 def operator_of(node: Node) -> str:
-    """aten.max_pool2d.default -> max_pool2d; "" for anything but a function."""
+    """aten.max_pool2d.default -> max_pool2d, aten.relu_.default -> relu; "" if no function."""
     if node.op != "call_function":
         return ""
     parts = str(node.target).split(".")
-    return parts[1] if len(parts) > 1 else parts[0]
+    return (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
 
 
 def _onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:

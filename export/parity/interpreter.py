@@ -81,7 +81,8 @@ class _Recorder(Interpreter):
         if self._double and n.op in ("get_attr", "placeholder"):
             result = _widened(result)
         if n.name in self._wanted and isinstance(result, torch.Tensor):
-            self.values[self._wanted[n.name]] = result.detach().resolve_conj().numpy()
+            # A copy: a later operator may change the values in place.
+            self.values[self._wanted[n.name]] = result.detach().resolve_conj().numpy().copy()
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

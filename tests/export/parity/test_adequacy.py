@@ -86,6 +86,20 @@ def test_dead_units_behind_a_dense_layer_over_tokens_are_seen() -> None:
     assert (found.active, found.units) == (4, 6)
 
 
+class _InPlace(nn.Module):
+    """A ReLU in place, whose values are changed in place afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(x * 1).mul_(0)
+
+
+def test_activations_in_place_are_counted_with_their_own_values() -> None:
+    """Relu_ is one too, and what overwrites its values later does not make its units dead."""
+    samples = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    found = measure_coverage(_export(_InPlace()), {"x": samples}, 8)
+    assert (found.active, found.units) == (4, 4)
+
+
 def test_the_share_is_of_all_units() -> None:
     """154 of 176 are 88%, though the other samples activate no more than these."""
     found = Coverage(samples=9, units=176, active_in_all=154, active=154, by_layer={})
