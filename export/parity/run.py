@@ -57,6 +57,7 @@ from export.parity.schema import (
     FeatureFigures,
     FileFigures,
     ParityFigures,
+    Row,
     WeightFigures,
 )
 from export.parity.structure import structure_problems
@@ -156,9 +157,7 @@ class ParityRun:
         candidates, not_checked = open_candidates(
             variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
         )
-        rows = measure_rows(candidates, self.reference)
-        for block in self.further_blocks:
-            rows += measure_rows(candidates, block, FEW_BATCH_SIZES)
+        rows = self._rows(candidates)
         edge_cases, left_out = self.edge_cases
         table = tuple(tolerance_for(variant, device, tolerances) for variant in candidates)
         main = next(iter(candidates))
@@ -187,6 +186,13 @@ class ParityRun:
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
         )
+
+    def _rows(self, candidates: dict[str, Predict]) -> list[Row]:
+        """Every block at its batch sizes."""
+        rows = measure_rows(candidates, self.reference)
+        for block in self.further_blocks:
+            rows += measure_rows(candidates, block, FEW_BATCH_SIZES)
+        return rows
 
     def _features(self, path: Path, source: Path, device: Device, tf32: bool) -> FeatureFigures:
         model = onnx.load(source)
