@@ -28,7 +28,7 @@ from export.bundle.tolerances import (
     changed,
     tolerance_for,
 )
-from export.check import full_check, quick_check, rebuild
+from export.check import Origin, full_check, quick_check, rebuild
 from export.cli import USAGE, parse
 from export.parity.judge import Judgement, explain, first_wrong, judge
 from export.parity.schema import SCHEMA_VERSION, ParityFigures
@@ -148,23 +148,28 @@ def _subject(arguments: Namespace) -> "ModelUnderTest":
             return from_checkpoint(arguments.checkpoint, load_dataset(arguments.data_dir))
     if arguments.weights is None or arguments.inputs is None:
         raise _UsageError("--model needs --checkpoint FILE.safetensors and --inputs FILE.npz")
-    try:
-        factory_arguments = json.loads(arguments.arguments)
-    except json.JSONDecodeError as error:
-        raise _UsageError(f"--arguments {arguments.arguments!r} is no JSON: {error}") from error
-    if not isinstance(factory_arguments, dict):
-        raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
     subject = from_factory(
         arguments.model,
         arguments.weights,
         arguments.inputs,
-        arguments=factory_arguments,
+        arguments=_factory_arguments(arguments.arguments),
         declared=arguments.input,
         output_names=arguments.output,
         logits=arguments.logits,
         calibration=arguments.calibration,
     )
     return with_task(subject, *task)
+
+
+def _factory_arguments(text: str) -> dict[str, Any]:
+    """The JSON object of --arguments."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _UsageError(f"--arguments {text!r} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
+    return found
 
 
 def _check(arguments: Namespace) -> int:
@@ -185,7 +190,12 @@ def _check(arguments: Namespace) -> int:
         return PASSED if golden.passed else PARITY_FAILED
     proof = _proof(bundle, arguments)
     figures, judgement = full_check(
-        bundle, device, proof, tf32=arguments.tf32, cuda_graphs=arguments.cuda_graphs
+        bundle,
+        device,
+        proof,
+        trusted=arguments.trust,
+        tf32=arguments.tf32,
+        cuda_graphs=arguments.cuda_graphs,
     )
     print(f"{arguments.bundle}: {'PASSED' if judgement.passed else 'FAILED'}")
     _say(figures, judgement, bundle.manifest.not_built)
@@ -199,12 +209,15 @@ def _check(arguments: Namespace) -> int:
 
 
 def _proof(bundle: Bundle, arguments: Namespace) -> "ParityRun":
-    from training.data import load_dataset  # noqa: PLC0415 - torch only where it is needed
-
-    digits = bundle.manifest.training is not None
+    origin = Origin(
+        data_dir=arguments.data_dir,
+        samples=arguments.inputs,
+        model=arguments.model,
+        arguments=_factory_arguments(arguments.arguments),
+        trusted=arguments.trust,
+    )
     with _refusals_of_training():
-        dataset = load_dataset(arguments.data_dir) if digits else None
-        return rebuild(bundle, dataset, arguments.inputs)
+        return rebuild(bundle, origin)
 
 
 def _bisect(arguments: Namespace) -> int:
@@ -240,14 +253,19 @@ def _benchmark(arguments: Namespace) -> int:
     from export.perf.benchmark import measure, table  # noqa: PLC0415 - torch may be absent
 
     bundle = Bundle.open(arguments.bundle)
+    safe = [variant for variant in bundle.variants if variant.startswith("onnx")]
     timings = measure(
         bundle,
         choose_device(arguments.device),
+        list(bundle.variants) if arguments.trust else safe,
         batch_sizes=arguments.batch_sizes,
         threads=arguments.threads,
         rounds=arguments.rounds,
     )
     print(table(timings))
+    if not arguments.trust and len(safe) < len(bundle.variants):
+        left = ", ".join(variant for variant in bundle.variants if variant not in safe)
+        print(f"not timed: {left}: such files can run code when they are opened (--trust)")
     _write_json(arguments.json, timings.model_dump(mode="json"))
     return PASSED
 
@@ -278,7 +296,9 @@ def _report(
     from export.perf.benchmark import measure, per_sample  # noqa: PLC0415 - torch may be absent
     from export.report.report import write_report  # noqa: PLC0415 - plots only where asked for
 
-    timings = None if bundle is None else per_sample(measure(bundle, figures.device))
+    timings = None
+    if bundle is not None:  # what was measured just now was safe to open
+        timings = per_sample(measure(bundle, figures.device, figures.variants))
     print(f"  report: {write_report(folder, figures, judgement, timings)}")
 
 

@@ -70,6 +70,11 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         command.add_argument(
             "--inputs", type=Path, help="an .npz of samples, one array an input (with --model)"
         )
+    for command in (check, bisect):
+        other = command.add_argument_group("a bundle of any other module")
+        _add_module(other)
+        _add_trust(command)
+    _add_trust(benchmark)
     for command in (build, check):
         command.add_argument(
             "--report", type=Path, help="a folder for parity.html, .md, .json and JUnit's .xml"
@@ -92,9 +97,8 @@ def _build(build: argparse.ArgumentParser) -> None:
         help="what to build, e.g. onnx,onnx-int8; default: all",
     )
     other = build.add_argument_group("any other module")
-    other.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
+    _add_module(other)
     other.add_argument("--checkpoint", dest="weights", type=Path, help="its .safetensors file")
-    other.add_argument("--arguments", default="{}", help="JSON object for the factory")
     other.add_argument(
         "--input",
         type=tensor_spec,
@@ -115,6 +119,19 @@ def _build(build: argparse.ArgumentParser) -> None:
         help="a JSON file: how a picture becomes an input, for image-classification",
     )
     other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
+
+
+def _add_module(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
+    group.add_argument("--arguments", default="{}", help="JSON object for the factory")
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="open the bundle's TorchScript and .pt2 files, which can run code that they hold",
+    )
 
 
 def tensor_spec(text: str) -> TensorSpec:

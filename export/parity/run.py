@@ -65,9 +65,11 @@ class ParityRun:
     translation: OnnxExport
 
     @classmethod
-    def of(cls, subject: ModelUnderTest) -> "ParityRun":
-        """Export and translate a subject."""
-        program = export_program(subject)
+    def of(
+        cls, subject: ModelUnderTest, program: torch.export.ExportedProgram | None = None
+    ) -> "ParityRun":
+        """Export a subject, unless its program is given, and translate it."""
+        program = program or export_program(subject)
         return cls(subject, program, translate(subject, program))
 
     @cached_property

@@ -5,7 +5,7 @@ On a CPU ratios alone mean something: machines differ, and share their cores.
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +59,18 @@ class Timings(BaseModel):
 def measure(
     bundle: Bundle,
     device: Device,
+    variants: Collection[str],
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: Sequence[int] = (1,),
     rounds: int = ROUNDS,
 ) -> Timings:
-    """Time every variant of a bundle that the device can run.
+    """Time variants of a bundle, as far as the device can run them.
 
     Args:
         bundle: An opened bundle; its golden samples are what is computed.
         device: Where.
+        variants: Which; all but the ONNX files can run code when they are opened.
         batch_sizes: Samples a call.
         threads: Threads within an operator, on the CPU.
         rounds: How often each variant has its turn; each turn lasts 2 ms at least.
@@ -80,7 +82,7 @@ def measure(
         torch.set_num_threads(count)
         try:
             candidates, _ = open_candidates(
-                bundle.variants,
+                {v: path for v, path in bundle.variants.items() if v in {"onnx", *variants}},
                 [spec.name for spec in bundle.manifest.outputs],
                 device,
                 threads=count,
