@@ -34,8 +34,10 @@ from export.parity.judge import Judgement, explain, first_wrong, judge
 from export.parity.schema import SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
+    from export.build import Wish
     from export.model.under_test import ModelUnderTest
     from export.parity.run import ParityRun
+    from export.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +97,47 @@ def _refusals_of_training() -> Iterator[None]:
 
 
 def _build(arguments: Namespace) -> int:
-    from export.build import VARIANTS, ParityError, build  # noqa: PLC0415 - torch may be absent
+    from export.build import ParityError, build, look  # noqa: PLC0415 - torch may be absent
     from export.convert.onnx_export import ExportError  # noqa: PLC0415
 
-    variants = arguments.variants or list(VARIANTS)
-    if "onnx-int8-dynamic" in variants:
+    if (arguments.out is None) != arguments.quick:
+        raise _UsageError("give --out DIR for a bundle, or --quick for verdicts without one")
+    wish = _wish(arguments)
+    subject = _subject(arguments)
+    try:
+        with _progress() as progress:
+            if arguments.quick:
+                figures, not_built = look(subject, wish, progress)
+            else:
+                bundle, figures = build(subject, arguments.out, wish, progress)
+    except ParityError as error:
+        _report(arguments.report, error.figures, error.judgement)
+        return _refuse(PARITY_FAILED, error)
+    except ExportError as error:
+        return _refuse(PARITY_FAILED, error)
+    judgement = judge(figures, wish.tolerances)
+    if arguments.quick:
+        return _say_first_look(arguments, figures, judgement, not_built)
+    manifest = bundle.manifest
+    print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
+    _say(figures, judgement, manifest.not_built)
+    left_out = [v for v, failures in judgement.by_variant.items() if failures]
+    if left_out:
+        print(
+            f"  {', '.join(left_out)}: left out of the bundle, for the reasons above; the others "
+            "are proven (--require makes it an error)"
+        )
+    _report(arguments.report, figures, judgement, bundle)
+    return PASSED
+
+
+def _wish(arguments: Namespace) -> "Wish":
+    from export.build import VARIANTS, Wish  # noqa: PLC0415 - torch may be absent
+
+    variants = [*(arguments.variants or VARIANTS)]
+    if "onnx-int8-dynamic" in [*variants, *arguments.require]:
         raise _UsageError(f"onnx-int8-dynamic is refused: {DYNAMIC_INT8_REFUSED}")
-    if unknown := set(variants) - set(VARIANTS):
+    if unknown := {*variants, *arguments.require} - set(VARIANTS):
         raise _UsageError(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
     for text in filter(None, (arguments.name, arguments.version)):
         if not re.fullmatch(NAME_PATTERN, text):
@@ -109,27 +145,38 @@ def _build(arguments: Namespace) -> int:
                 f"{text!r} cannot stand in URLs and file names: letters, digits, '.', '_' and '-' "
                 "alone, 63 at most"
             )
-    tolerances = changed(arguments.tolerance, arguments.because)
+    return Wish(
+        name=arguments.name,
+        version=arguments.version,
+        variants=[*variants, *arguments.require],
+        required=arguments.require,
+        tolerances=changed(arguments.tolerance, arguments.because),
+    )
+
+
+def _say_first_look(
+    arguments: Namespace, figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
+) -> int:
+    passed = not judgement.by_variant["onnx"] and not judgement.general
+    missing = not_built | {v: failed[0] for v, failed in judgement.by_variant.items() if failed}
+    print(
+        f"first look at {figures.proof.samples} samples: {'passed' if passed else 'FAILED'}; "
+        "nothing is proven yet, and no bundle was written"
+    )
+    _say(figures, judgement, not_built)
+    _report(arguments.report, figures, judgement)
+    return PASSED if passed and not missing.keys() & {*arguments.require} else PARITY_FAILED
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    from export.progress import Progress  # noqa: PLC0415 - tqdm is not needed to check quickly
+
+    progress = Progress(shown=True)
     try:
-        bundle, figures = build(
-            _subject(arguments),
-            arguments.out,
-            name=arguments.name,
-            version=arguments.version,
-            variants=variants,
-            tolerances=tolerances,
-        )
-    except ParityError as error:
-        _report(arguments.report, error.figures, error.judgement)
-        return _refuse(PARITY_FAILED, error)
-    except ExportError as error:
-        return _refuse(PARITY_FAILED, error)
-    manifest = bundle.manifest
-    print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
-    judgement = judge(figures, tolerances)
-    _say(figures, judgement, manifest.not_built)
-    _report(arguments.report, figures, judgement, bundle)
-    return PASSED
+        yield progress
+    finally:
+        progress.close()
 
 
 def _subject(arguments: Namespace) -> "ModelUnderTest":
@@ -189,14 +236,13 @@ def _check(arguments: Namespace) -> int:
         _write_json(arguments.json, outcome)
         return PASSED if golden.passed else PARITY_FAILED
     proof = _proof(bundle, arguments)
-    figures, judgement = full_check(
-        bundle,
-        device,
-        proof,
-        trusted=arguments.trust,
-        tf32=arguments.tf32,
-        cuda_graphs=arguments.cuda_graphs,
-    )
+    from export.parity.candidates import Setting  # noqa: PLC0415 - not for the quick check
+
+    setting = Setting(device, arguments.tf32, arguments.cuda_graphs, strict=True)
+    with _progress() as progress:
+        figures, judgement = full_check(
+            bundle, proof, setting, trusted=arguments.trust, progress=progress
+        )
     print(f"{arguments.bundle}: {'PASSED' if judgement.passed else 'FAILED'}")
     _say(figures, judgement, bundle.manifest.not_built)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":

@@ -9,7 +9,7 @@ import json
 import shlex
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ from export.parity.schema import ParityFigures
 
 if TYPE_CHECKING:
     from export.model.under_test import ModelUnderTest
+    from export.parity.candidates import Setting, Workers
     from export.parity.run import ParityRun
+    from export.progress import Progress
 
 UNSAFE = (
     "whoever opens such a file may run code that it holds, and it is not, byte for byte, what the "
@@ -76,22 +78,20 @@ class Origin:
 
 def full_check(
     bundle: Bundle,
-    device: Device,
     proof: "ParityRun",
+    setting: "Setting",
     *,
     trusted: bool = False,
-    tf32: bool = False,
-    cuda_graphs: bool = False,
+    progress: "Progress | None" = None,
 ) -> tuple[ParityFigures, Judgement]:
     """Run the gate on a bundle: every variant that the device can run, against its own weights.
 
     Args:
         bundle: An opened bundle.
-        device: Where the exported files run.
         proof: From ``rebuild``.
+        setting: Where and how the files run.
         trusted: Open files that can run code, whatever is in them.
-        tf32: See ``ParityRun.measure``.
-        cuda_graphs: See there.
+        progress: Is told each step.
 
     Raises:
         BundleError: The bundle allows itself more than the table, or a file is no model.
@@ -99,41 +99,48 @@ def full_check(
     """
     manifest = bundle.manifest
     tolerances = tuple(manifest.tolerance(t.device, t.variant) for t in manifest.tolerances)
-    unsafe = {} if trusted else unsafe_variants(bundle, proof)
-    figures = proof.measure(
-        {variant: path for variant, path in bundle.variants.items() if variant not in unsafe},
-        device,
-        tolerances,
-        features=bundle.path("features") if manifest.features else None,
-        tf32=tf32,
-        cuda_graphs=cuda_graphs,
-    )
+    from export.parity.candidates import Workers  # noqa: PLC0415 - multiprocessing, for this alone
+
+    with Workers() as workers:
+        unsafe = {} if trusted else unsafe_variants(bundle, proof, workers)
+        figures = proof.measure(
+            {variant: path for variant, path in bundle.variants.items() if variant not in unsafe},
+            setting,
+            tolerances,
+            workers=workers,
+            features=bundle.path("features") if manifest.features else None,
+            progress=progress,
+        )
     figures = figures.model_copy(update={"not_checked": figures.not_checked | unsafe})
     return figures, judge(figures, figures.tolerances)
 
 
-def unsafe_variants(bundle: Bundle, proof: "ParityRun") -> dict[str, str]:
+def unsafe_variants(bundle: Bundle, proof: "ParityRun", workers: "Workers") -> dict[str, str]:
     """The variants whose files could run code when they are opened, each with the reason.
 
     A program (.pt2) and TorchScript can. They are safe if they are, byte for byte, what the
     module gives here and now.
     """
     from export.convert.pt2 import save_pt2  # noqa: PLC0415 - torch only for the full check
-    from export.convert.torchscript import exported_torchscript  # noqa: PLC0415
+    from export.convert.torchscript import (  # noqa: PLC0415
+        TracingError,
+        exported_torchscript,
+    )
 
     asked = {v: path for v, path in bundle.variants.items() if not v.startswith("onnx")}
     with tempfile.TemporaryDirectory() as folder:
         script, frozen = Path(folder) / "model.ts", Path(folder) / "model.frozen.ts"
         scripted = {"torchscript", "torchscript-frozen"} & set(asked)
-        tracing = exported_torchscript(proof.subject, script, frozen) if scripted else nullcontext()
-        with tracing:
+        tracing = exported_torchscript(proof.subject, script, frozen, workers.torch)
+        with suppress(TracingError), tracing if scripted else nullcontext():
             if "pt2" in asked:
                 save_pt2(proof.program, Path(folder) / "model.pt2")
-        return {
-            variant: UNSAFE
-            for variant, path in asked.items()
-            if bundle.read(path) != (Path(folder) / path.name).read_bytes()
-        }
+        made = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {
+        variant: UNSAFE
+        for variant, path in asked.items()
+        if bundle.read(path) != made.get(path.name)
+    }
 
 
 def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":

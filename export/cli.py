@@ -88,13 +88,26 @@ def _build(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "checkpoint", type=Path, nargs="?", help="a folder that training wrote; else see --model"
     )
-    build.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    build.add_argument("--out", type=Path, help="the bundle's folder")
+    build.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look in seconds: few samples and batch sizes, verdicts alone, no bundle",
+    )
     build.add_argument("--name", help="the model's name in the service; default: architecture")
     build.add_argument("--version", help="default: the start of the weights' SHA-256")
     build.add_argument(
         "--variants",
         type=lambda text: text.split(","),
         help="what to build, e.g. onnx,onnx-int8; default: all",
+    )
+    build.add_argument(
+        "--require",
+        type=lambda text: text.split(","),
+        action="extend",
+        default=[],
+        metavar="VARIANT,...",
+        help="write no bundle without these (repeatable); onnx is always required",
     )
     other = build.add_argument_group("any other module")
     _add_module(other)

@@ -42,7 +42,8 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
         DataError: The data set is not the one that the checkpoint was trained on.
     """
     record, network = open_checkpoint(folder)
-    return _subject(network, folder / record.weights.path, _summary(record), dataset)
+    weights = folder / record.weights.path
+    return _subject(network, weights, record.weights.sha256, _summary(record), dataset)
 
 
 def from_bundle(bundle: Bundle, dataset: Dataset) -> ModelUnderTest:
@@ -62,11 +63,11 @@ def from_bundle(bundle: Bundle, dataset: Dataset) -> ModelUnderTest:
     module = build_model(config.model, config.architecture)
     digest = next(f.sha256 for f in bundle.manifest.files if f.role == "weights")
     load_weights(module, weights, digest)
-    return _subject(module, weights, training, dataset)
+    return _subject(module, weights, digest, training, dataset)
 
 
 def _subject(
-    network: nn.Module, weights: Path, training: TrainingSummary, dataset: Dataset
+    network: nn.Module, weights: Path, digest: str, training: TrainingSummary, dataset: Dataset
 ) -> ModelUnderTest:
     if dataset.sha256 != training.data_sha256:
         raise DataError(
@@ -95,6 +96,7 @@ def _subject(
         outputs=form.outputs,
         labels=tuple(str(label) for label in range(form.labels)),
         weights=weights,
+        weights_sha256=digest,
         samples=Samples(
             form.ask(dataset.test), f"{what}{dataset.test_name}", dataset.sha256, targets
         ),

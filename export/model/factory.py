@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def from_factory(
     """
     arguments = dict(arguments or {})
     inner = _make(factory, arguments)
-    _load(inner, weights)
+    digest = _load(inner, weights)
     asked = read_samples(samples)
     inputs = tuple(_spec(name, array) for name, array in asked.arrays.items())
     for spec in declared:
@@ -80,6 +81,7 @@ def from_factory(
         samples=asked,
         calibration=None if calibration is None else read_samples(calibration),
         factory=FactorySummary(factory=factory, arguments=arguments, parameters=parameters),
+        weights_sha256=digest,
     )
 
 
@@ -143,8 +145,8 @@ def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
     return module.float().cpu().eval()
 
 
-def _load(module: nn.Module, path: Path) -> None:
-    """Fill a module from a safetensors file; a pickle is never opened."""
+def _load(module: nn.Module, path: Path) -> str:
+    """Fill a module from a safetensors file, whose SHA-256 is returned; never open a pickle."""
     if not path.is_file():
         raise SubjectError(f"the weights {path} are not there")
     content = path.read_bytes()
@@ -165,6 +167,7 @@ def _load(module: nn.Module, path: Path) -> None:
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
             # Loading is done; what it left behind cannot be sent to another process.
             part._load_state_dict_pre_hooks.clear()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _spec(name: str, array: Array) -> TensorSpec:

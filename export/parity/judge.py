@@ -24,9 +24,10 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     """
     table = {row.variant: row for row in tolerances if row.device == figures.device}
     failures: dict[str, list[str]] = {variant: [] for variant in figures.variants}
+    failures |= {variant: [f"{variant}: {why}"] for variant, why in figures.broken.items()}
     for row in figures.rows:
         failures[row.variant] += [
-            f"{row.variant}, batch {row.batch_size}{complaint}"
+            f"{row.variant}, batch {row.batch_size}{_in_threads(row)}{complaint}"
             for complaint in _row_complaints(row, table[row.variant], figures)
         ]
     for variant, checks in figures.files.items():
@@ -93,6 +94,8 @@ class Judgement:
 
     Attributes:
         failures: All failures, variant by variant, then those of the gate itself.
+        by_variant: Those of each variant.
+        general: Those of the gate itself.
         verdicts: One for each variant: its worst figures.
         features: The same for the file of the first layer, if there is one.
     """
@@ -106,7 +109,7 @@ class Judgement:
     ) -> None:
         """Sum up."""
         self.failures = [*(f for part in by_variant.values() for f in part), *general]
-        self.by_variant = by_variant
+        self.by_variant, self.general = by_variant, general
         self.verdicts = tuple(
             _verdict(
                 [row for row in figures.rows if row.variant == variant],
@@ -114,6 +117,7 @@ class Judgement:
                 passed=not failed,
             )
             for variant, failed in by_variant.items()
+            if variant not in figures.broken
         )
         self.features = None
         if figures.features is not None:
@@ -132,6 +136,10 @@ class Judgement:
                 yield f"  LOOSENED {verdict.tolerance.loosened}"
         if self.features is not None:
             yield self.features.summary()
+
+
+def _in_threads(row: Row) -> str:
+    return "" if row.threads == 1 else f" in {row.threads} threads"
 
 
 def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
@@ -214,6 +222,7 @@ def _verdict(rows: list[Row], tolerance: Tolerance, *, passed: bool) -> ParityVe
         accuracy=accuracies[0] if accuracies else None,
         certificate=min((figures.certificate for _, figures in labels), default=None),
         samples=widest.samples,
-        batch_sizes=tuple(sorted(row.batch_size for row in rows)),
+        batch_sizes=tuple(sorted({row.batch_size for row in rows})),
+        threads=tuple(sorted({row.threads for row in rows})),
         tolerance=tolerance,
     )

@@ -3,54 +3,120 @@
 It measures and does not judge (``judge`` does), so that figures can be judged again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from export.bundle.golden import Predict, head_error, run_batched
+from export.bundle.golden import Predict, head_error
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Array, Arrays, compare, scaled_difference
-from export.parity.reference import Reference, extremes_of
+from export.parity.candidates import Candidate, run_filled
+from export.parity.reference import Reference, eager_predict, extremes_of
 from export.parity.schema import ALONE, Row, WorstSample
+from export.progress import Progress
 
-# One, odd ones, powers of two and their neighbours (kernels switch there). The largest runs over
-# every sample, the others over the first NARROW, which leaves a remainder for most.
-BATCH_SIZES = (256, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
 NARROW = 1_000
 NEIGHBOURHOOD = 64
 PROBES = 4
 
 
-def measure_rows(candidates: dict[str, Predict], reference: Reference) -> list[Row]:
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many threads meanwhile: its sums depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_lanes(
+    candidates: Mapping[str, Candidate],
+    ask: Callable[[Candidate], Any],
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> tuple[dict[str, Any], dict[str, Exception], Any]:
+    """Ask candidates something, those of one process one after the other, the processes at once.
+
+    Args:
+        candidates: By variant.
+        ask: What each is asked.
+        meanwhile: What this process does at the same time.
+
+    Returns:
+        The answers and the errors by variant, and what ``meanwhile`` returned.
+    """
+    with ThreadPoolExecutor(1) as onnx_lane, ThreadPoolExecutor(1) as torch_lane:
+        asked = {
+            variant: (torch_lane if candidate.file.needs_torch else onnx_lane).submit(
+                ask, candidate
+            )
+            for variant, candidate in candidates.items()
+        }
+        own = meanwhile()
+    answers: dict[str, Any] = {}
+    errors: dict[str, Exception] = {}
+    for variant, future in asked.items():
+        try:
+            answers[variant] = future.result()
+        except Exception as error:  # noqa: BLE001 - is the variant's verdict
+            errors[variant] = error
+    return answers, errors, own
+
+
+def measure_rows(
+    candidates: Mapping[str, Candidate],
+    reference: Reference,
+    runs: Sequence[tuple[int, int]],
+    progress: Progress,
+) -> tuple[list[Row], dict[str, str]]:
     """Each candidate's answers at each batch size, compared with the reference's.
 
     Args:
-        candidates: The variants, each as a function that runs it.
+        candidates: The variants.
         reference: Samples and the checkpoint's answers.
+        runs: Batch sizes and threads; the first runs over every sample.
+        progress: Is told each.
+
+    Returns:
+        The rows, and of those candidates that cannot be run, what happened; these have no rows.
     """
-    return list(
-        tqdm(
-            _rows(candidates, reference),
-            desc="parity",
-            total=len(candidates) * len(BATCH_SIZES),
-            unit="row",
-            leave=False,
-            disable=None,
-        )
-    )
-
-
-def _rows(candidates: dict[str, Predict], reference: Reference) -> Iterator[Row]:
+    rows: list[Row] = []
+    broken: dict[str, str] = {}
     widest: dict[str, Arrays] = {}
-    for batch_size in BATCH_SIZES:
-        wide = batch_size == BATCH_SIZES[0]
-        count = len(reference) if wide else min(NARROW, len(reference))
-        eager = reference.eager(count, batch_size)
-        for variant, predict in candidates.items():
-            answers = run_batched(predict, reference.first(count), batch_size)
-            yield measure_row(variant, batch_size, answers, eager, reference, widest.get(variant))
-            widest.setdefault(variant, answers)
+    for batch_size, threads in runs:
+        progress.step(f"batches of {batch_size}" + (f", {threads} threads" if threads > 1 else ""))
+        everything = (batch_size, threads) == runs[0]
+        count = len(reference) if everything else min(max(NARROW, batch_size), len(reference))
+        run = (count, batch_size, threads)
+        answers, errors, eager = in_lanes(
+            {v: candidate for v, candidate in candidates.items() if v not in broken},
+            functools.partial(_answers, run=run),
+            functools.partial(eager_answers, reference, *run),
+        )
+        for variant, error in errors.items():
+            broken[variant] = f"dies running batches of {batch_size}: {error}"
+        for variant, found in answers.items():
+            row = measure_row(variant, batch_size, found, eager, reference, widest.get(variant))
+            rows.append(row.model_copy(update={"threads": threads}))
+            widest.setdefault(variant, found)
+    return [row for row in rows if row.variant not in broken], broken
+
+
+def _answers(candidate: Candidate, run: tuple[int, int, int]) -> Arrays:
+    return candidate.answers(*run)
+
+
+def eager_answers(reference: Reference, count: int, batch_size: int, threads: int) -> Arrays:
+    """The checkpoint's own answers in float32: the yardstick depends on all three numbers."""
+    with torch_threads(threads):
+        predict = eager_predict(reference.subject)
+        return run_filled(predict, reference.first(count), batch_size)
 
 
 def measure_row(

@@ -16,8 +16,9 @@ from export.bundle.golden import run_batched
 from export.bundle.metrics import Array, Arrays
 from export.bundle.session import OnnxModel
 from export.bundle.tolerances import Tolerance, violations
+from export.parity.candidates import BATCH_SIZES
 from export.parity.intermediates import Inside, Program
-from export.parity.measure import BATCH_SIZES, NARROW, measure_row
+from export.parity.measure import NARROW, measure_row
 from export.parity.provenance import PRODUCTS, Fold, check_weights, epsilon_of
 from export.parity.reference import Reference
 from export.parity.schema import Fault

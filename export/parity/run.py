@@ -1,24 +1,22 @@
-"""The whole gate, from a subject and the files that were made of it to all figures.
+"""The whole gate, from a subject and the files that were made of it to all figures."""
 
-Formats that a device cannot run are named with the reason, never left out in silence.
-"""
-
-import functools
-import warnings
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime
 import torch
 
-from export.bundle.golden import Predict
 from export.bundle.manifest import BundleError
-from export.bundle.session import OnnxModel
-from export.bundle.tolerances import TOLERANCES, Device, Tolerance, tolerance_for
+from export.bundle.metrics import Arrays
+from export.bundle.session import DeviceUnavailableError
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
 from export.convert.onnx_export import OnnxExport, translate
 from export.convert.pt2 import export_program
 from export.mnist.feature_maps import (
@@ -29,8 +27,22 @@ from export.mnist.feature_maps import (
 )
 from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
+from export.parity.candidates import (
+    Candidate,
+    Setting,
+    Workers,
+    choose_files,
+    store_samples,
+)
 from export.parity.intermediates import Inside
-from export.parity.measure import NARROW, measure_neighbours, measure_rows, worst_samples
+from export.parity.measure import (
+    NARROW,
+    in_lanes,
+    measure_neighbours,
+    measure_rows,
+    torch_threads,
+    worst_samples,
+)
 from export.parity.mutants import MutationTest, plant_faults
 from export.parity.provenance import (
     check_reduced,
@@ -39,21 +51,26 @@ from export.parity.provenance import (
     find_folds,
     state_arrays,
 )
-from export.parity.reference import Reference, make_reference, predict_with
+from export.parity.reference import Reference, make_reference
 from export.parity.schema import (
+    Coverage,
     Fault,
     FeatureFigures,
     FileFigures,
     Layer,
     ParityFigures,
+    Row,
     WeightFigures,
 )
 from export.parity.structure import structure_problems
+from export.progress import Progress
+from export.worker import DiedError
 from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
 INSIDE_SAMPLES = 64
 FEATURE_SAMPLES = 256
+AT_ONCE = 2  # mutants: each is a copy of the model
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,12 @@ class ParityRun:
     @cached_property
     def reference(self) -> Reference:
         """Samples and the checkpoint's answers."""
-        return make_reference(self.subject)
+        return self._timed_reference[0]
+
+    @cached_property
+    def _timed_reference(self) -> tuple[Reference, float]:
+        started = time.perf_counter()
+        return make_reference(self.subject), time.perf_counter() - started
 
     @cached_property
     def inside(self) -> Inside:
@@ -100,79 +122,132 @@ class ParityRun:
         """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
         checks = MutationTest(self.reference, self.program, self.inside, allowed)
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
-        return tuple(checks.run(planted) for planted in plant_faults(onnx.load(path), folds, state))
+        planted, found = plant_faults(onnx.load(path), folds, state), list[Fault]()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while some := list(itertools.islice(planted, AT_ONCE)):
+                found += pool.map(checks.run, some)
+        return tuple(found)
 
     def measure(
         self,
         variants: dict[str, Path],
-        device: Device,
+        setting: Setting,
         tolerances: tuple[Tolerance, ...] = TOLERANCES,
         *,
+        workers: Workers,
         features: Path | None = None,
-        tf32: bool = False,
-        cuda_graphs: bool = False,
+        progress: Progress | None = None,
     ) -> ParityFigures:
         """Run the gate on files.
 
         Args:
             variants: The files by variant.
-            device: Where they run (the reference is always the CPU).
+            setting: Where and how they run.
             tolerances: The table, or a changed one; the self-test asks it.
+            workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
-            tf32: On CUDA, run the fp32 file with TF32 on, as the variant onnx-tf32, and it alone.
-            cuda_graphs: On CUDA, replay recorded graphs.
+            progress: Is told each step.
 
         Raises:
-            BundleError: A file is no model that can be run.
+            BundleError: The fp32 file is no model that can be run, or any, if the setting says so.
             DeviceUnavailableError: The device is not there.
         """
-        source = variants["onnx"]
-        if tf32:
+        source, progress = variants["onnx"], progress or Progress()
+        if setting.tf32:
             variants = {"onnx-tf32": source}
-        outputs = [spec.name for spec in self.subject.outputs]
-        candidates, not_checked = open_candidates(
-            variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
-        )
-        rows = measure_rows(candidates, self.reference)
-        table = tuple(tolerance_for(variant, device, tolerances) for variant in candidates)
-        main = next(iter(candidates))
-        on_cpu = device == "cpu"
-        return ParityFigures(
-            name=self.subject.name,
-            device=device,
-            proof=self.subject.samples.summary(),
-            corners=self.reference.corners,
-            outputs=self.subject.outputs,
-            tolerances=table,
-            rows=tuple(rows),
-            files={v: self._file(v, variants[v], source) for v in candidates},
-            neighbours={v: measure_neighbours(p, self.reference) for v, p in candidates.items()},
-            coverage=measure_coverage(self.program, self.reference.inputs, NARROW),
-            # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file.
-            layers=self.layers(source) if on_cpu else (),
-            faults=self.faults(source, table[0]) if on_cpu else (),
-            worst=worst_samples([row for row in rows if row.variant == main], self.reference),
-            features=None if features is None else self._features(features, source, device, tf32),
-            not_checked=not_checked,
-            versions=versions(["torch", "onnx", "numpy"])
-            | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
-        )
+        outputs = tuple(spec.name for spec in self.subject.outputs)
+        files, not_checked = choose_files(variants, outputs, setting)
+        on_cpu, main = setting.device == "cpu", files[0].variant
+        table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
+        progress.expect(len(setting.runs) + 3)
+        progress.step("reference")
+        with torch_threads(1), tempfile.TemporaryDirectory() as folder:
+            store_samples(self.reference.inputs, Path(folder))
+            asked = {
+                file.variant: Candidate(file, workers, Path(folder), self.patience_s)
+                for file in files
+            }
+            answered = self._ask(asked, setting, progress)
+            shown = None
+            if features is not None:
+                part = dataclasses.replace(files[0], path=features)
+                opened = Candidate(part, workers, Path(folder), self.patience_s)
+                shown = self._features(opened, source)
+            progress.step("values inside, mutants")
+            return ParityFigures(
+                name=self.subject.name,
+                device=setting.device,
+                proof=self.subject.samples.summary(),
+                corners=self.reference.corners,
+                outputs=self.subject.outputs,
+                tolerances=table,
+                files={
+                    v: self._file(v, variants[v], source, state)
+                    for v, state in answered.states.items()
+                },
+                # Inside the graph and at its faults one looks on the CPU: a second place to
+                # compute tells nothing new of the file.
+                layers=self.layers(source) if on_cpu else (),
+                faults=self.faults(source, table[0]) if on_cpu else (),
+                rows=answered.rows,
+                neighbours=answered.neighbours,
+                coverage=answered.coverage,
+                broken=answered.broken,
+                worst=worst_samples(
+                    [r for r in answered.rows if r.variant == main], self.reference
+                ),
+                features=shown,
+                not_checked=not_checked,
+                versions=versions(["torch", "onnx", "numpy"])
+                | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
+            )
 
-    def _features(self, path: Path, source: Path, device: Device, tf32: bool) -> FeatureFigures:
-        model = onnx.load(source)
+    def _ask(
+        self, candidates: dict[str, Candidate], setting: Setting, progress: Progress
+    ) -> "_Answered":
+        """Open the files and ask them everything that takes a run.
+
+        Raises:
+            BundleError: The first of them cannot be opened or run.
+        """
+        main = next(iter(candidates))
+        states, broken = _open_all(candidates, strict=setting.strict)
+        opened = {v: candidate for v, candidate in candidates.items() if v in states}
+        if main in opened:
+            rows, died = measure_rows(opened, self.reference, setting.runs, progress)
+            broken |= died
+        if main in broken:
+            raise BundleError(f"{main}: {broken[main]}")
+        progress.step("neighbours, coverage")
+        alive = {v: candidate for v, candidate in opened.items() if v not in broken}
+        neighbours, errors, coverage = in_lanes(
+            alive,
+            lambda candidate: measure_neighbours(candidate, self.reference),
+            lambda: measure_coverage(self.program, self.reference.inputs, NARROW),
+        )
+        broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
+        if main in broken:
+            raise BundleError(f"{main}: {broken[main]}")
+        kept = tuple(row for row in rows if row.variant not in broken)
+        return _Answered(kept, states, neighbours, coverage, broken)
+
+    @cached_property
+    def patience_s(self) -> float:
+        """Who takes longer over the samples hangs: a minute, and 50 times the float64 reference."""
+        return 60 + 50 * self._timed_reference[1]
+
+    def _features(self, opened: Candidate, source: Path) -> FeatureFigures:
+        model, path = onnx.load(source), opened.file.path
         inputs = self.reference.first(FEATURE_SAMPLES + len(self.reference.corners))
         try:
             first = self.first_layer(model)
         except NoFirstLayerError as error:
             raise BundleError(f"{path} is of no layer of {source.name}: {error}") from error
-        opened = OnnxModel(path, device, tf32=tf32)
         return measure_first_layer(first, path, model, opened, inputs)
 
-    def _file(self, variant: str, path: Path, source: Path) -> FileFigures:
+    def _file(self, variant: str, path: Path, source: Path, state: Arrays | None) -> FileFigures:
         problems: list[str] = []
         weights: WeightFigures | None = None
-        module = self.subject.module
         if variant.startswith("onnx"):
             model = onnx.load(path)
             problems = structure_problems(model, self.subject.inputs, self.subject.outputs)
@@ -181,11 +256,8 @@ class ParityRun:
                 if variant in ("onnx-fp16", "onnx-int8")
                 else check_weights(model, self.program)
             )
-        elif variant == "torchscript":
-            weights = check_state(state_arrays(_load_script(path, "cpu")), module)
-        elif variant == "pt2":
-            state = torch.export.load(path).state_dict
-            weights = check_state({n: t.detach().numpy() for n, t in state.items()}, module)
+        elif state is not None:
+            weights = check_state(state, self.subject.module)
         return FileFigures(
             path=path.name,
             size_bytes=path.stat().st_size,
@@ -194,63 +266,33 @@ class ParityRun:
         )
 
 
-def open_candidates(
-    variants: dict[str, Path],
-    outputs: Sequence[str],
-    device: Device,
-    *,
-    threads: int = 1,
-    tf32: bool = False,
-    cuda_graphs: bool = False,
-) -> tuple[dict[str, Predict], dict[str, str]]:
-    """The files as functions that run on the device, and those that cannot, each with a reason.
+@dataclass(frozen=True)
+class _Answered:
+    """What came of running the files; ``broken`` have no rows.
 
-    Args:
-        variants: The files by variant.
-        outputs: The outputs' names, in order.
-        device: Where they run.
-        threads: Threads within an operator of ONNX Runtime, on the CPU.
-        tf32: See ``OnnxModel``.
-        cuda_graphs: See there.
+    Attributes:
+        states: By variant, the tensors of those files that keep them under the module's names.
     """
-    candidates: dict[str, Predict] = {}
-    not_checked: dict[str, str] = {}
-    if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = tf32
-    for variant, path in variants.items():
-        if variant.startswith("onnx"):
-            if device == "cuda" and variant == "onnx-int8":
-                not_checked[variant] = "int8 is for the CPU: CUDA's provider would run it in fp32"
-                continue
-            candidates[variant] = OnnxModel(
-                path, device, threads, tf32=tf32, cuda_graphs=cuda_graphs
-            )
-        elif variant == "pt2" and device == "cuda":
-            not_checked[variant] = "the program was exported for the CPU and cannot run on cuda"
-        elif variant == "pt2":
-            program = _opened(path, _load_program)
-            candidates[variant] = predict_with(program, outputs)
-        elif variant == "torchscript-frozen" and device == "cuda":
-            not_checked[variant] = "its weights are constants on the CPU and cannot run on cuda"
-        else:
-            script = _opened(path, functools.partial(_load_script, device=device))
-            candidates[variant] = predict_with(script, outputs, device)
-    return candidates, not_checked
+
+    rows: tuple[Row, ...]
+    states: dict[str, Arrays | None]
+    neighbours: dict[str, dict[str, float]]
+    coverage: Coverage
+    broken: dict[str, str]
 
 
-def _load_script(path: Path, device: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript's deprecation
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(path, map_location=device)
-
-
-def _load_program(path: Path) -> Any:
-    return torch.export.load(path).module()
-
-
-def _opened(path: Path, load: Callable[[Path], Any]) -> Any:
-    try:
-        return load(path)
-    except Exception as error:  # PyTorch's loaders raise whatever they stumble on
-        raise BundleError(f"{path} is no model that can be run: {error}") from error
+def _open_all(
+    candidates: dict[str, Candidate], *, strict: bool
+) -> tuple[dict[str, Arrays | None], dict[str, str]]:
+    """The tensors of each file that opens, and what happened to the others."""
+    states, errors, _ = in_lanes(candidates, Candidate.open)
+    broken = {}
+    for variant, error in errors.items():
+        if strict and not isinstance(error, DiedError):
+            raise error
+        if isinstance(error, DeviceUnavailableError):
+            raise error
+        broken[variant] = (
+            f"dies opening it: {error}" if isinstance(error, DiedError) else str(error)
+        )
+    return states, broken

@@ -3,6 +3,8 @@
 Figures alone: whether they are good enough is for ``judge`` to say.
 """
 
+from pydantic import Field
+
 from export.bundle.manifest import SampleSet, TensorSpec
 from export.bundle.metrics import Comparison, Figures
 from export.bundle.tolerances import Device, Tolerance
@@ -19,6 +21,7 @@ class Row(Figures):
         batch_invariance: Largest scaled difference to the same samples' answers in batches of the
             largest size; None at that size.
         softmax_error: See ``golden.head_error``.
+        threads: Threads within an operator.
     """
 
     variant: str
@@ -27,6 +30,7 @@ class Row(Figures):
     outputs: dict[str, Comparison]
     batch_invariance: float | None
     softmax_error: float
+    threads: int = 1
 
 
 class WeightFigures(Figures):
@@ -164,7 +168,12 @@ class WorstSample(Figures):
 
 
 class ParityFigures(Figures):
-    """Everything the gate measured on one device."""
+    """Everything the gate measured on one device.
+
+    Attributes:
+        broken: Variants that could not be opened or run to the end, and what happened; they have
+            no rows.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -182,6 +191,7 @@ class ParityFigures(Figures):
     worst: tuple[WorstSample, ...]
     features: FeatureFigures | None = None
     not_checked: dict[str, str]
+    broken: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
 
     @property

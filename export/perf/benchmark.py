@@ -16,7 +16,7 @@ from export.bundle.golden import Golden, Predict
 from export.bundle.metrics import Arrays
 from export.bundle.store import Bundle
 from export.bundle.tolerances import Device
-from export.parity.run import open_candidates
+from export.parity.candidates import Setting, choose_files
 from training.provenance import versions
 
 ROUNDS = 20
@@ -81,12 +81,13 @@ def measure(
         before = torch.get_num_threads()
         torch.set_num_threads(count)
         try:
-            candidates, _ = open_candidates(
+            files, _ = choose_files(
                 {v: path for v, path in bundle.variants.items() if v in {"onnx", *variants}},
-                [spec.name for spec in bundle.manifest.outputs],
-                device,
-                threads=count,
+                tuple(spec.name for spec in bundle.manifest.outputs),
+                Setting(device),
+                count,
             )
+            candidates = {file.variant: file.open() for file in files}
             for batch_size in batch_sizes:
                 batch = {
                     name: np.resize(array, (batch_size, *array.shape[1:]))
