@@ -11,18 +11,47 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from export.bundle.golden import Predict, head_error
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Array, Arrays, compare, scaled_difference
+from export.model.under_test import ModelUnderTest
 from export.parity.candidates import Candidate, run_filled
 from export.parity.reference import Reference, eager_predict, extremes_of
 from export.parity.schema import ALONE, Row, WorstSample
 from export.progress import Progress
 
-NARROW = 1_000
+# Networks of more work a sample get fewer at the further batch sizes, and no batches of 1,024:
+# the first run over all samples judges their answers, the others look at the batch's size alone.
+NARROW, NARROW_LEAST = 1_000, 64
+NARROW_FLOP, LARGEST_FLOP = 2e10, 5e10
+ALWAYS_RUN = 256
 NEIGHBOURHOOD = 64
 PROBES = 4
+
+
+def operations_per_sample(subject: ModelUnderTest) -> float:
+    """Floating-point operations in products, as PyTorch counts them: the same on each machine."""
+    example = subject.example
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        subject.module(*example)
+    return max(counter.get_total_flops(), 1) / len(example[0])
+
+
+def narrow_samples(operations: float) -> int:
+    """How many samples the further batch sizes run over."""
+    return int(min(NARROW, max(NARROW_LEAST, NARROW_FLOP / operations)))
+
+
+def affordable(runs: Sequence[tuple[int, int]], operations: float) -> list[tuple[int, int]]:
+    """The runs without those whose one batch is too much work; up to 256 samples none is."""
+    return [
+        (size, threads)
+        for size, threads in runs
+        if size <= ALWAYS_RUN or size * operations <= LARGEST_FLOP
+    ]
 
 
 @contextmanager
@@ -73,6 +102,7 @@ def measure_rows(
     candidates: Mapping[str, Candidate],
     reference: Reference,
     runs: Sequence[tuple[int, int]],
+    narrow: int,
     progress: Progress,
 ) -> tuple[list[Row], dict[str, str]]:
     """Each candidate's answers at each batch size, compared with the reference's.
@@ -81,6 +111,7 @@ def measure_rows(
         candidates: The variants.
         reference: Samples and the checkpoint's answers.
         runs: Batch sizes and threads; the first runs over every sample.
+        narrow: How many samples the others run over, unless one batch takes more.
         progress: Is told each.
 
     Returns:
@@ -92,7 +123,7 @@ def measure_rows(
     for batch_size, threads in runs:
         progress.step(f"batches of {batch_size}" + (f", {threads} threads" if threads > 1 else ""))
         everything = (batch_size, threads) == runs[0]
-        count = len(reference) if everything else min(max(NARROW, batch_size), len(reference))
+        count = len(reference) if everything else min(max(narrow, batch_size), len(reference))
         run = (count, batch_size, threads)
         answers, errors, eager = in_lanes(
             {v: candidate for v, candidate in candidates.items() if v not in broken},

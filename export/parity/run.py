@@ -36,10 +36,12 @@ from export.parity.candidates import (
 )
 from export.parity.intermediates import Inside
 from export.parity.measure import (
-    NARROW,
+    affordable,
     in_lanes,
     measure_neighbours,
     measure_rows,
+    narrow_samples,
+    operations_per_sample,
     torch_threads,
     worst_samples,
 )
@@ -120,7 +122,14 @@ class ParityRun:
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
-        checks = MutationTest(self.reference, self.program, self.inside, allowed)
+        reference = self.reference
+        few = dataclasses.replace(
+            reference,
+            inputs=reference.first(self.narrow),
+            truth={name: array[: self.narrow] for name, array in reference.truth.items()},
+            targets=reference.targets[: self.narrow],
+        )
+        checks = MutationTest(few, self.program, self.inside, allowed)
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
         planted, found = plant_faults(onnx.load(path), folds, state), list[Fault]()
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -214,7 +223,8 @@ class ParityRun:
         states, broken = _open_all(candidates, strict=setting.strict)
         opened = {v: candidate for v, candidate in candidates.items() if v in states}
         if main in opened:
-            rows, died = measure_rows(opened, self.reference, setting.runs, progress)
+            runs = affordable(setting.runs, operations_per_sample(self.subject))
+            rows, died = measure_rows(opened, self.reference, runs, self.narrow, progress)
             broken |= died
         if main in broken:
             raise BundleError(f"{main}: {broken[main]}")
@@ -223,13 +233,18 @@ class ParityRun:
         neighbours, errors, coverage = in_lanes(
             alive,
             lambda candidate: measure_neighbours(candidate, self.reference),
-            lambda: measure_coverage(self.program, self.reference.inputs, NARROW),
+            lambda: measure_coverage(self.program, self.reference.inputs, self.narrow),
         )
         broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
         if main in broken:
             raise BundleError(f"{main}: {broken[main]}")
         kept = tuple(row for row in rows if row.variant not in broken)
         return _Answered(kept, states, neighbours, coverage, broken)
+
+    @cached_property
+    def narrow(self) -> int:
+        """How many samples every batch size runs over."""
+        return narrow_samples(operations_per_sample(self.subject))
 
     @cached_property
     def patience_s(self) -> float:
