@@ -164,6 +164,7 @@ def _say_first_look(
         "nothing is proven yet, and no bundle was written"
     )
     _say(figures, judgement, not_built)
+    _complain(judgement.failures)
     _report(arguments.report, figures, judgement)
     return PASSED if passed and not missing.keys() & {*arguments.require} else PARITY_FAILED
 
@@ -245,6 +246,7 @@ def _check(arguments: Namespace) -> int:
         )
     print(f"{arguments.bundle}: {'PASSED' if judgement.passed else 'FAILED'}")
     _say(figures, judgement, bundle.manifest.not_built)
+    _complain(judgement.failures)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
         tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
         print(explain(figures.layers, tolerance), file=sys.stderr)
@@ -289,6 +291,7 @@ def _judge(arguments: Namespace) -> int:
     judgement = judge(figures, table)
     print(f"{arguments.parity}: {'PASSED' if judgement.passed else 'FAILED'}")
     _say(figures, judgement, {})
+    _complain(judgement.failures)
     verdicts = [json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts]
     outcome = {"passed": judgement.passed, "failures": judgement.failures, "verdicts": verdicts}
     _write_json(arguments.json, outcome)
@@ -331,7 +334,6 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
     caught, planted = figures.faults_caught
     if planted:
         print(f"  self-test: {caught} of {planted} planted faults caught")
-    _complain(judgement.failures)
 
 
 def _report(
