@@ -297,7 +297,7 @@ def write_models(
                 with _guarded("pt2", failed):
                     save_pt2(proof.program, folder / "model.pt2")
             progress.step("reference")
-            len(proof.reference)  # is computed while the workers convert
+            proof.compute_reference()  # while the workers convert
             for variant, model in converted.items():
                 progress.step(variant)
                 with _guarded(variant, failed):

@@ -29,6 +29,7 @@ from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
 from export.parity.candidates import (
     Candidate,
+    ModelFile,
     Setting,
     Workers,
     choose_files,
@@ -90,6 +91,10 @@ class ParityRun:
         """Export a subject, unless its program is given, and translate it."""
         program = program or export_program(subject)
         return cls(subject, program, translate(subject, program))
+
+    def compute_reference(self) -> None:
+        """Compute the reference now, not when it is first asked for."""
+        _ = self._timed_reference
 
     @cached_property
     def reference(self) -> Reference:
@@ -166,50 +171,49 @@ class ParityRun:
             variants = {"onnx-tf32": source}
         outputs = tuple(spec.name for spec in self.subject.outputs)
         files, not_checked = choose_files(variants, outputs, setting)
-        on_cpu, main = setting.device == "cpu", files[0].variant
         table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
         progress.expect(len(setting.runs) + 3)
         progress.step("reference")
         with torch_threads(1), tempfile.TemporaryDirectory() as folder:
             store_samples(self.reference.inputs, Path(folder))
-            asked = {
-                file.variant: Candidate(file, workers, Path(folder), self.patience_s)
-                for file in files
-            }
-            answered = self._ask(asked, setting, progress)
+
+            def candidate(file: ModelFile) -> Candidate:
+                return Candidate(file, workers, Path(folder), self.patience_s)
+
+            answered = self._ask({f.variant: candidate(f) for f in files}, setting, progress)
             shown = None
             if features is not None:
-                part = dataclasses.replace(files[0], path=features)
-                opened = Candidate(part, workers, Path(folder), self.patience_s)
-                shown = self._features(opened, source)
+                part = candidate(dataclasses.replace(files[0], path=features))
+                shown = self._features(part, source)
             progress.step("values inside, mutants")
-            return ParityFigures(
-                name=self.subject.name,
-                device=setting.device,
-                proof=self.subject.samples.summary(),
-                corners=self.reference.corners,
-                outputs=self.subject.outputs,
-                tolerances=table,
-                files={
-                    v: self._file(v, variants[v], source, state)
-                    for v, state in answered.states.items()
-                },
-                # Inside the graph and at its faults one looks on the CPU: a second place to
-                # compute tells nothing new of the file.
-                layers=self.layers(source) if on_cpu else (),
-                faults=self.faults(source, table[0]) if on_cpu else (),
-                rows=answered.rows,
-                neighbours=answered.neighbours,
-                coverage=answered.coverage,
-                broken=answered.broken,
-                worst=worst_samples(
-                    [r for r in answered.rows if r.variant == main], self.reference
-                ),
-                features=shown,
-                not_checked=not_checked,
-                versions=versions(["torch", "onnx", "numpy"])
-                | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
-            )
+            # Inside the graph and at its faults one looks on the CPU: a second place to compute
+            # tells nothing new of the file.
+            on_cpu = setting.device == "cpu"
+            layers = self.layers(source) if on_cpu else ()
+            faults = self.faults(source, table[0]) if on_cpu else ()
+        main = [row for row in answered.rows if row.variant == files[0].variant]
+        return ParityFigures(
+            name=self.subject.name,
+            device=setting.device,
+            proof=self.subject.samples.summary(),
+            corners=self.reference.corners,
+            outputs=self.subject.outputs,
+            tolerances=table,
+            rows=answered.rows,
+            files={
+                v: self._file(v, variants[v], source, state) for v, state in answered.states.items()
+            },
+            neighbours=answered.neighbours,
+            coverage=answered.coverage,
+            layers=layers,
+            faults=faults,
+            worst=worst_samples(main, self.reference),
+            features=shown,
+            not_checked=not_checked,
+            broken=answered.broken,
+            versions=versions(["torch", "onnx", "numpy"])
+            | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
+        )
 
     def _ask(
         self, candidates: dict[str, Candidate], setting: Setting, progress: Progress

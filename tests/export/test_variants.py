@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from export import build as build_module
 from export.__main__ import main
-from export.bundle.store import Bundle, staged
+from export.bundle.store import Bundle, file_entry, staged
 from export.convert.precision import convert_bytes
 from tests.export import foreign
 from tests.export.foreign import samples_of
@@ -49,6 +49,23 @@ def test_a_file_that_crashes_its_runtime_is_left_out(
     assert "onnx-fp16: left out of the bundle" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["transformer"]
     assert main(["judge", str(bundle.path("parity"))]) == 0
+    _smuggle_fp16(bundle)
+    assert main(["check", str(bundle.folder), *command[1:3], *command[7:9]]) == 1
+    printed = capsys.readouterr()
+    assert "onnx-fp16: dies opening it: SIGSEGV" in printed.err
+    assert "onnx               cpu: passed" in printed.out
+
+
+def _smuggle_fp16(bundle: Bundle) -> None:
+    """Put the file that was left out into the bundle, as older code would have done."""
+    content = convert_bytes(bundle.model_path("onnx").read_bytes(), None)
+    (bundle.folder / "model.fp16.onnx").write_bytes(content)
+    entry = file_entry(
+        bundle.folder / "model.fp16.onnx", role="model", format="onnx", precision="fp16"
+    )
+    files = (*bundle.manifest.files, entry)
+    manifest = bundle.manifest.model_copy(update={"files": files})
+    (bundle.folder / "manifest.json").write_text(manifest.model_dump_json())
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, on its way to export a GRU
