@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -167,8 +168,7 @@ class ParityRun:
             DeviceUnavailableError: The device is not there.
         """
         source, progress = variants["onnx"], progress or Progress()
-        if setting.tf32:
-            variants = {"onnx-tf32": source}
+        variants = {"onnx-tf32": source} if setting.tf32 else {"onnx": source, **variants}
         outputs = tuple(spec.name for spec in self.subject.outputs)
         files, not_checked = choose_files(variants, outputs, setting)
         table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
@@ -189,30 +189,38 @@ class ParityRun:
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
             on_cpu = setting.device == "cpu"
-            layers = self.layers(source) if on_cpu else ()
-            faults = self.faults(source, table[0]) if on_cpu else ()
-        main = [row for row in answered.rows if row.variant == files[0].variant]
+            return self._figures(
+                variants,
+                answered,
+                device=setting.device,
+                tolerances=table,
+                layers=self.layers(source) if on_cpu else (),
+                faults=self.faults(source, table[0]) if on_cpu else (),
+                features=shown,
+                not_checked=not_checked,
+            )
+
+    def _figures(
+        self, variants: dict[str, Path], answered: "_Answered", **found: Any
+    ) -> ParityFigures:
+        """Everything together; ``found`` are fields of ``ParityFigures``."""
+        main, source = next(iter(variants)), next(iter(variants.values()))
         return ParityFigures(
             name=self.subject.name,
-            device=setting.device,
             proof=self.subject.samples.summary(),
             corners=self.reference.corners,
             outputs=self.subject.outputs,
-            tolerances=table,
             rows=answered.rows,
             files={
                 v: self._file(v, variants[v], source, state) for v, state in answered.states.items()
             },
             neighbours=answered.neighbours,
             coverage=answered.coverage,
-            layers=layers,
-            faults=faults,
-            worst=worst_samples(main, self.reference),
-            features=shown,
-            not_checked=not_checked,
+            worst=worst_samples([r for r in answered.rows if r.variant == main], self.reference),
             broken=answered.broken,
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
+            **found,
         )
 
     def _ask(
