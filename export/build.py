@@ -204,8 +204,8 @@ def _make(
     golden.save(path)
     guard_entries, guard = write_guard(subject, folder)
     entries += [entry, file_entry(path, role="golden"), *guard_entries]
-    manifest = _manifest(subject, entries, version, wish, guard, not_built)
-    return _Made(proof, manifest, write_features(proof, folder, version, golden, not_built))
+    shown = write_features(proof, folder, version, golden, not_built)
+    return _Made(proof, _manifest(subject, entries, version, wish, guard, not_built), shown)
 
 
 def _left_out(
