@@ -12,10 +12,10 @@ from typing import cast
 
 import numpy as np
 
-from export.manifest import Manifest
+from export.manifest import FeatureMaps
 from export.parity.metrics import Array, Arrays
+from export.session import OnnxModel
 from service.engine.batcher import Batcher
-from service.models.loader import VerifiedFeatureMaps
 from service.protocol.answers import FeatureMap, Identity
 from service.protocol.json_values import encode_json
 
@@ -34,24 +34,18 @@ class FeatureMapServer:
     """
 
     def __init__(
-        self, features: VerifiedFeatureMaps, manifest: Manifest, deadline_s: float
+        self, engine: OnnxModel, maps: FeatureMaps, identity: Identity, deadline_s: float
     ) -> None:
         """Make the queue; its thread starts with the first request.
 
         Args:
-            features: The verified first layer.
-            manifest: The manifest of the same bundle.
+            engine: The verified first layer.
+            maps: The manifest's description of it.
+            identity: The first fields of each answer.
             deadline_s: Seconds after which a request fails that has no answer.
         """
-        self._features = features
-        self.variant, self.provider = features.variant, features.engine.provider
-        self._identity: Identity = {
-            "model": manifest.name,
-            "version": manifest.version,
-            "variant": features.variant,
-            "device": features.engine.device,
-            "provider": features.engine.provider,
-        }
+        self._engine, self._maps, self._identity = engine, maps, identity
+        self.variant, self.provider = identity["variant"], identity["provider"]
         self.batcher = Batcher(
             self._answer,
             max_batch_samples=1,
@@ -61,8 +55,8 @@ class FeatureMapServer:
         )
 
     def _answer(self, inputs: Arrays) -> Arrays:
-        values = self._features.engine(inputs)[self._features.maps.output.name][0]
-        content = encode_feature_maps(self._identity, self._features.maps.layer, values)
+        values = self._engine(inputs)[self._maps.output.name][0]
+        content = encode_feature_maps(self._identity, self._maps.layer, values)
         return {JSON_BYTES: np.array([content], dtype=object)}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from export.golden import judge_answers
 from service.models.registry import ModelRegistry, ServedModel
-from service.observability.metrics import GoldenCheck, Metrics
+from service.observability.metrics import Metrics
 from service.protocol.errors import NotReadyError, ServiceError
 
 logger = logging.getLogger("bentoml.service")
@@ -85,7 +85,7 @@ class HealthMonitor:
 
     async def _check_model(self, model: ServedModel) -> list[str] | None:
         """Return what was wrong with a model's answers, or None if it could not be asked."""
-        golden, tolerance = model.verified.samples, model.verified.tolerance
+        golden, tolerance = model.samples, model.tolerance
         if tolerance.scaled_error is not None:  # other tolerances judge all samples together
             golden = golden.first(SAMPLES)
         name = model.manifest.name
@@ -100,7 +100,7 @@ class HealthMonitor:
             self._metrics.record_skipped_check(name)
             return None
         except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
-            self._metrics.record_golden_check(name, GoldenCheck(False, 0, None))
+            self._metrics.record_golden_check(name, passed=False)
             return [repr(error)]
         judged = [
             judge_answers(golden, answers, model.manifest.outputs, tolerance)
@@ -108,8 +108,9 @@ class HealthMonitor:
         ]
         failures = [failure for found in judged for failure in found.failures]
         worst = max(found.scaled_error for found in judged)
-        check = GoldenCheck(not failures, worst, tolerance.scaled_error)
-        self._metrics.record_golden_check(name, check)
+        self._metrics.record_golden_check(
+            name, passed=not failures, error=worst, bound=tolerance.scaled_error
+        )
         return list(dict.fromkeys(failures))
 
     async def _run(self) -> None:
