@@ -21,7 +21,7 @@ import numpy as np
 
 from export.golden import Predict
 from export.parity.metrics import Arrays
-from service.observability.records import BatchRecord, BatchTiming
+from service.observability.records import BatchTiming
 from service.protocol.errors import DeadlineError, OverloadedError
 
 # Weight of the newest batch in the running estimate of seconds per sample.
@@ -78,7 +78,7 @@ class Batcher:
         max_loop_samples: int | None = None,
         deadline_s: float = float("inf"),
         wait_s: float = 0.0,
-        on_batch: Callable[[BatchRecord], None] = lambda record: None,
+        on_batch: Callable[[BatchTiming], None] = lambda timing: None,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
         """Make a batcher.
@@ -339,7 +339,7 @@ class Batcher:
                 timing = BatchTiming(samples, start_s - item.arrived_s, compute_s)
                 item.sink.succeed(part, timing)
             start = end
-        self._on_batch(BatchRecord(samples, compute_s, start_s - batch[0].arrived_s))
+        self._on_batch(BatchTiming(samples, start_s - batch[0].arrived_s, compute_s))
 
 
 @dataclass(slots=True)

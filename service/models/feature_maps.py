@@ -8,7 +8,6 @@ Shape suffixes: C channels, D depth, H height, W width, U units.
 
 import math
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 
@@ -36,14 +35,7 @@ class FeatureMapServer:
     def __init__(
         self, engine: OnnxModel, maps: FeatureMaps, identity: Identity, deadline_s: float
     ) -> None:
-        """Make the queue; its thread starts with the first request.
-
-        Args:
-            engine: The verified first layer.
-            maps: The manifest's description of it.
-            identity: The first fields of each answer.
-            deadline_s: Seconds after which a request fails that has no answer.
-        """
+        """Make the queue of a verified first layer; its thread starts with the first request."""
         self._engine, self._maps, self._identity = engine, maps, identity
         self.variant, self.provider = identity["variant"], identity["provider"]
         self.batcher = Batcher(
@@ -56,34 +48,21 @@ class FeatureMapServer:
 
     def _answer(self, inputs: Arrays) -> Arrays:
         values = self._engine(inputs)[self._maps.output.name][0]
-        content = encode_feature_maps(self._identity, self._maps.layer, values)
-        return {JSON_BYTES: np.array([content], dtype=object)}
-
-
-def encode_feature_maps(identity: Identity, layer: str, values: Array) -> bytes:
-    """Return the answer's JSON.
-
-    Args:
-        identity: Its first fields.
-        layer: The layer in words.
-        values: Of one image: float [C, ...] or [U].
-    """
-    head = encode_json(identity | {"layer": layer})
-    # Map by map: a single call would hold the interpreter, and so the event loop, until its end.
-    maps = b",".join(
-        encode_json(
-            FeatureMap(
-                name=name,
-                height=map_HW.shape[0],
-                width=map_HW.shape[1],
-                values=cast(
-                    "list[list[float]]", np.round(map_HW.astype(np.float64), DECIMALS).tolist()
-                ),
+        head = encode_json(self._identity | {"layer": self._maps.layer})
+        # Map by map: a single call would hold the interpreter, and the event loop, until its end.
+        maps = b",".join(
+            encode_json(
+                FeatureMap(
+                    name=name,
+                    height=map_HW.shape[0],
+                    width=map_HW.shape[1],
+                    values=np.round(map_HW.astype(np.float64), DECIMALS).tolist(),
+                )
             )
+            for name, map_HW in name_maps(values)
         )
-        for name, map_HW in name_maps(values)
-    )
-    return head[:-1] + b',"maps":[' + maps + b"]}"
+        content = head[:-1] + b',"maps":[' + maps + b"]}"
+        return {JSON_BYTES: np.array([content], dtype=object)}
 
 
 def name_maps(values: Array) -> Iterator[tuple[str, Array]]:

@@ -37,14 +37,7 @@ class HealthMonitor:
         interval_s: float,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin ready: the models were verified.
-
-        Args:
-            models: The models to check.
-            metrics: Records each check.
-            interval_s: Seconds between checks.
-            on_failure: Called after a check in which a model answered wrongly.
-        """
+        """Begin ready; ``on_failure`` is called after a check in which a model answered wrongly."""
         self._models, self._metrics = models, metrics
         self._interval_s, self._on_failure = interval_s, on_failure
         metrics.set_golden_interval(interval_s)

@@ -101,14 +101,7 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
 def verify_golden(
     what: str, engine: Engine, golden: Golden, outputs: Sequence[TensorSpec], tolerance: Tolerance
 ) -> GoldenResult:
-    """Check an engine's answers to golden samples against the reference's.
-
-    Args:
-        what: The engine's name in errors.
-        engine: The engine, on the device that will serve.
-        golden: The samples.
-        outputs: The engine's outputs.
-        tolerance: What its answers may differ by.
+    """Check an engine's answers to golden samples; ``what`` is its name in errors.
 
     Raises:
         VerificationError: The engine cannot answer, or answers wrongly.

@@ -62,14 +62,7 @@ class ModelRegistry:
         metrics: Metrics,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Warm every model up and make its batcher.
-
-        Args:
-            verified: The models.
-            settings: Sizes, times and the place where batches run.
-            metrics: Records each model and each batch.
-            count_accepted: Connections accepted so far; see ``Batcher``.
-        """
+        """Warm every model up and make its batcher; ``Batcher`` explains ``count_accepted``."""
         self._models = {
             model.manifest.name: _serve(model, settings, metrics, count_accepted)
             for model in verified
@@ -165,10 +158,7 @@ def _serve(
 def _choose_max_loop_samples(batch_s: dict[int, float], device: str, settings: Settings) -> int:
     """Return the largest batch that runs in the event loop; 0 if all run in the thread.
 
-    Args:
-        batch_s: Seconds of a batch by its size, measured.
-        device: The engine's.
-        settings: Where batches run, if it is set.
+    ``batch_s`` are the measured seconds of a batch by its size.
     """
     if settings.engine == "loop":
         return settings.max_batch_samples

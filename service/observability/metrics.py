@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import Counter, Gauge
 
 from service.observability.buffered_histogram import BufferedHistogram
-from service.observability.records import BatchRecord
+from service.observability.records import BatchTiming
 from service.protocol.answers import Identity
 from service.protocol.errors import ErrorKind
 
@@ -146,14 +146,7 @@ class Metrics:
         read_queued: Callable[[], int],
         limit: int,
     ) -> None:
-        """Begin the series of a model that is served.
-
-        Args:
-            identity: The labels of inference_model_info.
-            endpoints: The model's endpoints.
-            read_queued: Returns how many samples wait for the model.
-            limit: How many may wait.
-        """
+        """Begin a model's series; ``read_queued`` returns how many of its samples wait."""
         model = identity["model"]
         self._info.labels(**identity).set(1)
         self._golden_failures.labels(model)
@@ -213,12 +206,12 @@ class Metrics:
         if self._flush_timer is None:
             self._flush_soon()
 
-    def record_batch(self, model: str, batch: BatchRecord) -> None:
+    def record_batch(self, model: str, batch: BatchTiming) -> None:
         """Record a batch; called in the event loop."""
         samples, compute, queue = self._batches[model]
-        samples.observe(batch.samples)
+        samples.observe(batch.batch_samples)
         compute.observe(batch.compute_s)
-        queue.observe(batch.longest_queue_s)
+        queue.observe(batch.queue_s)
         if self._flush_timer is None:
             self._flush_soon()
 
