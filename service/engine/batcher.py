@@ -151,14 +151,9 @@ class Batcher:
         self._start()
 
     async def submit(self, inputs: Arrays, *, is_exempt: bool = False) -> _Result:
-        """Answer one request of any size; if the caller is cancelled, it is not computed.
+        """Queue a request like ``enqueue`` and return its outputs, and how they were computed.
 
-        Args:
-            inputs: By name, checked, N samples each.
-            is_exempt: Admit it even if the queue is full.
-
-        Returns:
-            Outputs by name in the request's order, and how they were computed.
+        If the caller is cancelled, they are not computed.
 
         Raises:
             OverloadedError: The queue has no room for so many samples.

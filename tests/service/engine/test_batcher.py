@@ -242,3 +242,20 @@ def test_a_bad_item_does_not_harm_its_neighbours(in_loop: bool) -> None:
         batcher.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_request_of_which_a_part_fails_fails_once(in_loop: bool) -> None:
+    """The engine breaks on the second of three parts: one error, and the third is not computed."""
+    engine = _Engine()
+
+    async def scenario() -> None:
+        batcher = _batcher(engine, batch=4, in_loop=in_loop)
+        with pytest.raises(EngineError, match="the engine broke"):
+            await batcher.submit(_images(0, 1, 2, 3, 4, 255, 6, 7, 8, 9))
+        assert _values(await batcher.submit(_images(7))) == [7]
+        assert batcher.queued_samples == 0
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert engine.batches == [4, 4, 1]
