@@ -44,7 +44,7 @@ $(BUNDLES)/%/manifest.json: $(CHECKPOINTS)/%/checkpoint.json | $(VENV)/installed
 	$(BIN)/python -m export build $(<D) --out $(@D) --report artifacts/parity/$*
 
 gpu: bundles ## on a machine with a GPU: every check and timing there, into artifacts/gpu.json
-	$(BIN)/python -m export.on_gpu $(MODELS:%=$(BUNDLES)/%)
+	$(BIN)/python -m export.perf.on_gpu $(MODELS:%=$(BUNDLES)/%)
 
 .PRECIOUS: $(CHECKPOINTS)/%/checkpoint.json $(BUNDLES)/%/manifest.json
 

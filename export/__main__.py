@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from export.arguments import USAGE, parse
-from export.bundle import Bundle
-from export.check import full_check, quick_check, rebuild
-from export.manifest import NAME_PATTERN, BundleError, SubjectError
-from export.parity.figures import SCHEMA_VERSION, ParityFigures
-from export.parity.judge import Judgement, explain, first_wrong, judge
-from export.parity.metrics import SURE
-from export.parity.tolerances import (
+from export.bundle.manifest import NAME_PATTERN, BundleError, SubjectError
+from export.bundle.metrics import SURE
+from export.bundle.session import DeviceUnavailableError, choose_device
+from export.bundle.store import Bundle
+from export.bundle.tolerances import (
     DYNAMIC_INT8_REFUSED,
     ToleranceError,
     changed,
     tolerance_for,
 )
-from export.session import DeviceUnavailableError, choose_device
+from export.check import full_check, quick_check, rebuild
+from export.cli import USAGE, parse
+from export.parity.judge import Judgement, explain, first_wrong, judge
+from export.parity.schema import SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
-    from export.proof import Proof
-    from export.subject import Subject
+    from export.model.under_test import ModelUnderTest
+    from export.parity.run import ParityRun
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _refusals_of_training() -> Iterator[None]:
 
 def _build(arguments: Namespace) -> int:
     from export.build import VARIANTS, ParityError, build  # noqa: PLC0415 - torch may be absent
-    from export.to_onnx import ExportError  # noqa: PLC0415
+    from export.convert.onnx_export import ExportError  # noqa: PLC0415
 
     variants = arguments.variants or list(VARIANTS)
     if "onnx-int8-dynamic" in variants:
@@ -132,10 +132,10 @@ def _build(arguments: Namespace) -> int:
     return PASSED
 
 
-def _subject(arguments: Namespace) -> "Subject":
+def _subject(arguments: Namespace) -> "ModelUnderTest":
     """What the command line asks to export."""
-    from export.factory import from_factory, with_task  # noqa: PLC0415 - torch may be absent
-    from export.sources import from_checkpoint  # noqa: PLC0415
+    from export.mnist.checkpoint import from_checkpoint  # noqa: PLC0415
+    from export.model.factory import from_factory, with_task  # noqa: PLC0415 - torch may be absent
     from training.data import load_dataset  # noqa: PLC0415
 
     if (arguments.checkpoint is None) == (arguments.model is None):
@@ -198,7 +198,7 @@ def _check(arguments: Namespace) -> int:
     return PASSED if judgement.passed else PARITY_FAILED
 
 
-def _proof(bundle: Bundle, arguments: Namespace) -> "Proof":
+def _proof(bundle: Bundle, arguments: Namespace) -> "ParityRun":
     from training.data import load_dataset  # noqa: PLC0415 - torch only where it is needed
 
     digits = bundle.manifest.training is not None
@@ -237,7 +237,7 @@ def _judge(arguments: Namespace) -> int:
 
 
 def _benchmark(arguments: Namespace) -> int:
-    from export.benchmark import measure, table  # noqa: PLC0415 - torch may be absent
+    from export.perf.benchmark import measure, table  # noqa: PLC0415 - torch may be absent
 
     bundle = Bundle.open(arguments.bundle)
     timings = measure(
@@ -275,8 +275,8 @@ def _report(
 ) -> None:
     if folder is None:
         return
-    from export.benchmark import measure, per_sample  # noqa: PLC0415 - torch may be absent
-    from export.parity.report import write_report  # noqa: PLC0415 - plots only where asked for
+    from export.perf.benchmark import measure, per_sample  # noqa: PLC0415 - torch may be absent
+    from export.report.report import write_report  # noqa: PLC0415 - plots only where asked for
 
     timings = None if bundle is None else per_sample(measure(bundle, figures.device))
     print(f"  report: {write_report(folder, figures, judgement, timings)}")

@@ -13,23 +13,29 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from export.bundle import Bundle, file_entry, staged, write_bundle
-from export.first_layer import FEATURES_NAME, GOLDEN_NAME, NoFirstLayerError, cut, golden_features
-from export.golden import Golden, run_batched
-from export.guard import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
-from export.manifest import FileEntry, GuardSummary, Manifest, SampleSet
-from export.parity.figures import ParityFigures
+from export.bundle.golden import Golden, run_batched
+from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet
+from export.bundle.metrics import Array, margins
+from export.bundle.store import Bundle, file_entry, staged, write_bundle
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.convert.onnx_export import model_bytes, set_metadata
+from export.convert.precision import to_fp16, to_int8
+from export.convert.pt2 import save_pt2
+from export.convert.torchscript import exported_torchscript
+from export.mnist.feature_maps import (
+    FEATURES_NAME,
+    GOLDEN_NAME,
+    NoFirstLayerError,
+    cut,
+    golden_features,
+)
+from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
+from export.model.under_test import Learned, ModelUnderTest
 from export.parity.judge import Judgement, explain, judge
-from export.parity.metrics import Array, margins
 from export.parity.reference import eager_predict, float64_predict
+from export.parity.run import ParityRun
+from export.parity.schema import ParityFigures
 from export.parity.structure import OPSET
-from export.parity.tolerances import TOLERANCES, Tolerance, tolerance_for
-from export.proof import Proof
-from export.quantize import to_fp16, to_int8
-from export.subject import Learned, Subject
-from export.to_onnx import model_bytes, set_metadata
-from export.to_pt2 import save_pt2
-from export.to_torchscript import exported_torchscript
 from training.provenance import commit, versions
 
 GOLDEN_PER_LABEL = 6
@@ -58,7 +64,7 @@ class ParityError(RuntimeError):
 
 
 def build(
-    subject: Subject,
+    subject: ModelUnderTest,
     target: Path,
     *,
     name: str | None = None,
@@ -71,7 +77,7 @@ def build(
     The same subject, code and versions give the same bytes in every file.
 
     Args:
-        subject: From ``export.sources`` or ``export.factory``.
+        subject: From ``export.mnist.checkpoint`` or ``export.model.factory``.
         target: Where the bundle shall be; a bundle there is replaced, anything else is refused.
         name: What the service calls the model; the subject's name if None.
         version: Its version; the first 12 digits of the weights' SHA-256 if None, so that an
@@ -94,7 +100,7 @@ def build(
         entry = file_entry(weights, role="weights")
         version = version or entry.sha256[:VERSION_LENGTH]
         subject = dataclasses.replace(subject, name=name or subject.name, weights=weights)
-        proof = Proof.of(subject)
+        proof = ParityRun.of(subject)
         entries = write_models(proof, staging, version, variants)
         golden, path = choose_golden(subject), staging / "golden.npz"
         golden.save(path)
@@ -119,12 +125,12 @@ def build(
 
 
 def write_models(
-    proof: Proof, folder: Path, version: str, variants: Collection[str]
+    proof: ParityRun, folder: Path, version: str, variants: Collection[str]
 ) -> list[FileEntry]:
     """Write the model's files.
 
     Args:
-        proof: Subject and program.
+        proof: ModelUnderTest and program.
         folder: Where to.
         version: Stands in the ONNX files' metadata.
         variants: Which to write.
@@ -158,12 +164,12 @@ def write_models(
 
 
 def write_features(
-    proof: Proof, folder: Path, version: str, golden: Golden, not_built: dict[str, str]
+    proof: ParityRun, folder: Path, version: str, golden: Golden, not_built: dict[str, str]
 ) -> list[FileEntry]:
     """Write the file of the first layer and its golden samples, if the network has a first layer.
 
     Args:
-        proof: Subject and program.
+        proof: ModelUnderTest and program.
         folder: Where to.
         version: Stands in the file's metadata.
         golden: Of these a few are asked again.
@@ -186,7 +192,7 @@ def write_features(
     ]
 
 
-def choose_golden(subject: Subject) -> Golden:
+def choose_golden(subject: ModelUnderTest) -> Golden:
     """A few of the subject's samples that the reference reads rightly, in order.
 
     With known labels the first few of each; else the first ones. Only right ones: a wrong reading
@@ -212,7 +218,9 @@ def choose_golden(subject: Subject) -> Golden:
     return Golden(asked, eager(asked), truth(asked), targets[chosen].astype(np.int64))
 
 
-def write_guard(subject: Subject, folder: Path) -> tuple[list[FileEntry], GuardSummary | None]:
+def write_guard(
+    subject: ModelUnderTest, folder: Path
+) -> tuple[list[FileEntry], GuardSummary | None]:
     """Write what tells usual images from others, where enough is known to tell them.
 
     Args:
@@ -247,7 +255,7 @@ def _sample_set(name: str, images: Array) -> SampleSet:
 
 
 def _manifest(
-    subject: Subject,
+    subject: ModelUnderTest,
     entries: list[FileEntry],
     version: str,
     variants: Collection[str],

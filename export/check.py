@@ -7,15 +7,15 @@ rebuilds the module from the bundle's own weights and runs the whole gate.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.bundle import Bundle
-from export.golden import Golden, GoldenResult, check_golden
-from export.parity.figures import ParityFigures
+from export.bundle.golden import Golden, GoldenResult, check_golden
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
+from export.bundle.tolerances import Device
 from export.parity.judge import Judgement, judge
-from export.parity.tolerances import Device
-from export.session import OnnxModel
+from export.parity.schema import ParityFigures
 
 if TYPE_CHECKING:
-    from export.proof import Proof
+    from export.parity.run import ParityRun
     from training.data import Dataset
 
 
@@ -45,7 +45,7 @@ def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> Golden
 def full_check(
     bundle: Bundle,
     device: Device,
-    proof: "Proof",
+    proof: "ParityRun",
     *,
     tf32: bool = False,
     cuda_graphs: bool = False,
@@ -56,7 +56,7 @@ def full_check(
         bundle: An opened bundle.
         device: Where the exported files run.
         proof: From ``rebuild``.
-        tf32: See ``Proof.measure``.
+        tf32: See ``ParityRun.measure``.
         cuda_graphs: See there.
 
     Raises:
@@ -76,7 +76,7 @@ def full_check(
     return figures, judge(figures, figures.tolerances)
 
 
-def rebuild(bundle: Bundle, dataset: "Dataset | None", samples: Path | None) -> "Proof":
+def rebuild(bundle: Bundle, dataset: "Dataset | None", samples: Path | None) -> "ParityRun":
     """The checkpoint's module, from the weights in the bundle, ready to be compared with.
 
     Args:
@@ -84,7 +84,7 @@ def rebuild(bundle: Bundle, dataset: "Dataset | None", samples: Path | None) -> 
         dataset: The images, for a bundle of digits.
         samples: The file of samples, for a bundle of any other module.
     """
-    from export.proof import Proof  # noqa: PLC0415 - torch only for the full check
-    from export.sources import from_bundle  # noqa: PLC0415
+    from export.mnist.checkpoint import from_bundle  # noqa: PLC0415
+    from export.parity.run import ParityRun  # noqa: PLC0415 - torch only for the full check
 
-    return Proof.of(from_bundle(bundle, dataset, samples))
+    return ParityRun.of(from_bundle(bundle, dataset, samples))

@@ -23,7 +23,7 @@ SOFTMAX_ROUNDING = 1e-6
 # A float16 has 11 significant bits; a softmax in it rounds twice.
 HALF_ROUNDING = 2 * 2.0**-11
 # Where the truth's two best logits are nearer than this share of its largest one, it wavers itself.
-WAVERING = 0.01
+NEAR_TIE = 0.01
 # No answer has many right spellings: beyond this, each is parsed.
 REMEMBERED_ANSWERS = 8
 
@@ -197,6 +197,6 @@ def _bounds(tolerances: list[dict[str, Any]], largest: float) -> dict[tuple[str,
                     None if error is None else error * largest / 2 + rounding,
                     # Ten roundings, each of at most half a unit of its own value.
                     rounding if half else 10 * SOFTMAX_ROUNDING,
-                    WAVERING if error is None or half else 0.0,
+                    NEAR_TIE if error is None or half else 0.0,
                 )
     return bounds

@@ -21,8 +21,8 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
     ("module", "forbidden"),
     [
         ("service.app", ["torch", "torchvision", "training", "onnx", "safetensors", "loadtest"]),
-        ("export.bundle", ["torch", "training", "onnx", "onnxruntime"]),
-        ("export.golden", ["torch", "training", "onnx", "onnxruntime"]),
+        ("export.bundle.store", ["torch", "training", "onnx", "onnxruntime"]),
+        ("export.bundle.golden", ["torch", "training", "onnx", "onnxruntime"]),
         ("loadtest.__main__", ["torch", "training", "export", "service", "onnxruntime"]),
         ("training.__main__", ["export", "service", "loadtest", "onnx", "onnxruntime"]),
     ],

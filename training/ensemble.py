@@ -22,7 +22,7 @@ from training.arguments import Commands
 from training.checkpoint import CheckpointError, write_atomically
 from training.compare.figures import wilson
 from training.compare.group_result import Interval
-from training.compare.groups import Subject, read_groups
+from training.compare.groups import ModelUnderTest, read_groups
 from training.data import Dataset, LabelledImages, load_dataset, split_validation
 from training.evaluate import predict_logits
 
@@ -95,7 +95,7 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str) -> Joint:
     )
 
 
-def read_members(folders: Sequence[Path], dataset: Dataset) -> list[Subject]:
+def read_members(folders: Sequence[Path], dataset: Dataset) -> list[ModelUnderTest]:
     """Checkpoints that may answer together, or teach, in the order given.
 
     Raises:
@@ -108,7 +108,7 @@ def read_members(folders: Sequence[Path], dataset: Dataset) -> list[Subject]:
 
 def read_teachers(
     folders: Sequence[Path], dataset: Dataset, validation_images: int
-) -> list[Subject]:
+) -> list[ModelUnderTest]:
     """Checkpoints that may teach a run on these images.
 
     Args:
@@ -132,7 +132,7 @@ def read_teachers(
     return teachers
 
 
-def measure(members: Sequence[Subject], dataset: Dataset) -> EnsembleRecord:
+def measure(members: Sequence[ModelUnderTest], dataset: Dataset) -> EnsembleRecord:
     """Ask each network all validation and test images, and join their answers.
 
     Args:

@@ -5,15 +5,15 @@ Nothing is run here, so that figures in a file can be judged again under other t
 
 from collections.abc import Iterable, Iterator
 
-from export.manifest import FeatureMaps, ParityVerdict
-from export.parity.figures import ALONE, Fault, FeatureFigures, Layer, ParityFigures, Row
-from export.parity.metrics import Comparison, LabelFigures
-from export.parity.tolerances import COVERAGE, Tolerance
+from export.bundle.manifest import FeatureMaps, ParityVerdict
+from export.bundle.metrics import Comparison, LabelFigures
+from export.bundle.tolerances import COVERAGE, Tolerance
+from export.parity.schema import ALONE, Fault, FeatureFigures, Layer, ParityFigures, Row
 
 STANDARD_DEVIATIONS = 3
 
 
-def complaints(found: Comparison, allowed: Tolerance) -> Iterator[str]:
+def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
     """What of one output's figures is beyond the tolerance, in words; nothing if all is within.
 
     "not <=" throughout: a comparison with NaN is false, and NaN must fail.
@@ -188,7 +188,7 @@ class Judgement:
 def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
     for output, found in row.outputs.items():
         worst = figures.describe(found.worst[0])
-        for complaint in complaints(found, allowed):
+        for complaint in violations(found, allowed):
             yield f", {output}: {complaint}, worst at {worst}"
     invariance, bound = row.batch_invariance, allowed.batch_invariance
     if invariance is not None and bound is not None and not invariance <= bound:
@@ -205,7 +205,7 @@ def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
 def _feature_failures(found: FeatureFigures, allowed: Tolerance) -> Iterator[str]:
     yield from (f"{found.path}: {problem}" for problem in found.problems)
     for batch_size, comparison in found.by_batch.items():
-        for complaint in complaints(comparison, allowed):
+        for complaint in violations(comparison, allowed):
             yield f"{found.path}, batch {batch_size}: {complaint}"
 
 

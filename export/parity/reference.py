@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.golden import Predict, run_batched
-from export.parity.metrics import Array, Arrays
-from export.subject import Subject
+from export.bundle.golden import Predict, run_batched
+from export.bundle.metrics import Array, Arrays
+from export.model.under_test import ModelUnderTest
 
 TRUTH_BATCH = 500
 IMAGES_NDIM = 3  # batch, height, width
@@ -30,7 +30,7 @@ class Reference:
         targets: int64 [N], the right labels, -1 where there is none.
     """
 
-    subject: Subject
+    subject: ModelUnderTest
     inputs: Arrays
     corners: tuple[str, ...]
     truth: Arrays
@@ -49,7 +49,7 @@ class Reference:
         return run_batched(eager_predict(self.subject), self.first(count), batch_size)
 
 
-def make_reference(subject: Subject) -> Reference:
+def make_reference(subject: ModelUnderTest) -> Reference:
     """Compute the truth for a subject's samples and a few corner cases put in front of them."""
     names, corners = corner_cases(subject)
     inputs = {
@@ -84,12 +84,12 @@ def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = 
     return predict
 
 
-def eager_predict(subject: Subject) -> Predict:
+def eager_predict(subject: ModelUnderTest) -> Predict:
     """The subject's own module, float32."""
     return predict_with(subject.module, [spec.name for spec in subject.outputs])
 
 
-def float64_predict(subject: Subject) -> Predict:
+def float64_predict(subject: ModelUnderTest) -> Predict:
     """The subject's module in float64; float inputs become float64 too."""
     predict = predict_with(
         copy.deepcopy(subject.module).double(), [spec.name for spec in subject.outputs]
@@ -102,7 +102,7 @@ def as_float64(array: Array) -> Array:
     return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
 
 
-def corner_cases(subject: Subject) -> tuple[tuple[str, ...], Arrays]:
+def corner_cases(subject: ModelUnderTest) -> tuple[tuple[str, ...], Arrays]:
     """Names and inputs of corner cases: pictures if the input is one, else the extremes seen."""
     first, *others = subject.inputs
     if not others and first.datatype == "UINT8" and len(first.shape) == IMAGES_NDIM:

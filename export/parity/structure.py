@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import onnx
 from onnx import TensorProto
 
-from export.manifest import TensorSpec
-from export.parity.tolerances import DYNAMIC_INT8_REFUSED
+from export.bundle.manifest import TensorSpec
+from export.bundle.tolerances import DYNAMIC_INT8_REFUSED
 
 OPSET = 20
 

@@ -52,7 +52,7 @@ def to_junit(results: Sequence[Result], missed: Sequence[list[str]]) -> str:
     """
     suite = ET.Element("testsuite", name="loadtest", timestamp=_local(results[0]))
     counts = {"failure": 0, "error": 0}
-    for result, name, complaints in zip(results, labels(results), missed, strict=True):
+    for result, name, violations in zip(results, labels(results), missed, strict=True):
         case = ET.SubElement(
             suite,
             "testcase",
@@ -60,10 +60,10 @@ def to_junit(results: Sequence[Result], missed: Sequence[list[str]]) -> str:
             name=_clean(name.removesuffix(", INVALID")),
             time=f"{result.duration_s:.3f}",
         )
-        if kind := _kind(result, complaints):
+        if kind := _kind(result, violations):
             counts[kind] += 1
-            said = _clean("\n".join([*complaints, *result.verdict.reasons]))
-            reasons = result.verdict.reasons if kind == "error" else complaints
+            said = _clean("\n".join([*violations, *result.verdict.reasons]))
+            reasons = result.verdict.reasons if kind == "error" else violations
             message = "; ".join(reasons) or wrong(result)
             if kind == "error":
                 message = f"INVALID: {message}"
@@ -100,12 +100,12 @@ def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) ->
     return stem.with_name(f"{stem.name}.html")
 
 
-def _kind(result: Result, complaints: Sequence[str]) -> str | None:
+def _kind(result: Result, violations: Sequence[str]) -> str | None:
     if result.wrong_answers:
         return "failure"
     if not result.verdict.valid:
         return "error"
-    return "failure" if complaints else None
+    return "failure" if violations else None
 
 
 def _cells(result: Result) -> list[str]:

@@ -2,10 +2,10 @@
 
 from typing import Protocol
 
-from export.golden import Predict
-from export.guard import Guard
-from export.manifest import Manifest
-from export.parity.metrics import Arrays
+from export.bundle.golden import Predict
+from export.bundle.manifest import Manifest
+from export.bundle.metrics import Arrays
+from export.mnist.ood_detector import OodDetector
 from service.adapters.digits import DigitsAdapter, has_digits_form
 from service.adapters.image_classification import ImageClassificationAdapter
 from service.adapters.tensors import TensorsAdapter
@@ -76,7 +76,7 @@ class Adapter(Protocol):
         ...
 
 
-def choose_adapter(manifest: Manifest, detector: Guard | None) -> Adapter:
+def choose_adapter(manifest: Manifest, detector: OodDetector | None) -> Adapter:
     """The adapter for a model's task.
 
     Args:

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from export.golden import Predict
-from export.guard import Guard, Verdict
-from export.manifest import BundleError, Manifest, TensorSpec
-from export.parity.metrics import Array, Arrays
+from export.bundle.golden import Predict
+from export.bundle.manifest import BundleError, Manifest, TensorSpec
+from export.bundle.metrics import Array, Arrays
+from export.mnist.ood_detector import OodDetector, Verdict
 from service.adapters.mnist_form import convert_to_mnist_form
 from service.adapters.pictures import PIXEL_MAX, convert_to_grey, decode_picture, turn_upright
 from service.adapters.tensors import TensorsAdapter
@@ -71,7 +71,7 @@ class BatchPValues:
     Protocol in the same batch read none. It is sliced and converted like an array, float64 [N].
     """
 
-    def __init__(self, detector: Guard, images_NHW: Array) -> None:
+    def __init__(self, detector: OodDetector, images_NHW: Array) -> None:
         """Take the detector and the batch's images, uint8 [N, 28, 28]."""
         self._detector, self._images_NHW = detector, images_NHW
         self._values_N: Array | None = None
@@ -101,7 +101,7 @@ class DigitsAdapter(TensorsAdapter):
     task = "digits"
     endpoints: tuple[str, ...] = ("predict", "predict_image")
 
-    def __init__(self, manifest: Manifest, detector: Guard | None) -> None:
+    def __init__(self, manifest: Manifest, detector: OodDetector | None) -> None:
         """Check that the manifest's tensors fit the task.
 
         Args:

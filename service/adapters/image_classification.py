@@ -7,8 +7,8 @@ arithmetic of torchvision's ``Resize``, ``CenterCrop`` and ``Normalize`` on Pill
 import numpy as np
 from PIL import Image
 
-from export.manifest import BundleError, ImagePreprocessing, Manifest, TensorSpec
-from export.parity.metrics import Array, Arrays
+from export.bundle.manifest import BundleError, ImagePreprocessing, Manifest, TensorSpec
+from export.bundle.metrics import Array, Arrays
 from service.adapters.pictures import convert_to_grey, convert_to_rgb, decode_picture
 from service.adapters.tensors import TensorsAdapter
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError

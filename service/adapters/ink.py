@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.parity.metrics import Array
+from export.bundle.metrics import Array
 
 # A connected part is a speck if it has less than this share of the largest part's ink.
 SPECK = 0.05

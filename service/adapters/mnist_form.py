@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from export.parity.metrics import Array
+from export.bundle.metrics import Array
 from service.adapters.ink import select_drawing
 from service.adapters.pictures import PIXEL_MAX
 from service.protocol.errors import NothingDrawnError

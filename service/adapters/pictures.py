@@ -9,7 +9,7 @@ import struct
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from export.parity.metrics import Array
+from export.bundle.metrics import Array
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError, ServiceError
 
 # Pillow's own limit is off: the service's limit is checked before anything is decoded.

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from export.golden import Predict
-from export.manifest import Manifest, TensorSpec
-from export.parity.metrics import Arrays
+from export.bundle.golden import Predict
+from export.bundle.manifest import Manifest, TensorSpec
+from export.bundle.metrics import Arrays
 from service.protocol.errors import InvalidInputError, UnsupportedMediaError, quote_value
 from service.protocol.json_values import json_kind, parse_json
 from service.protocol.oip import to_json_numbers

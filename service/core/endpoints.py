@@ -10,7 +10,7 @@ features       POST /models/MODEL/features                      feature maps of 
 from collections.abc import Callable
 from functools import lru_cache, partial
 
-from export.parity.metrics import Arrays
+from export.bundle.metrics import Arrays
 from service.adapters.digits import IMAGES, DigitsAdapter, decode_one_image, decode_predict
 from service.adapters.pictures import is_small_png
 from service.core.messages import Job, Request, Target

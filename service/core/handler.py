@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from time import perf_counter
 
-from export.parity.metrics import Arrays
+from export.bundle.metrics import Arrays
 from service.core.endpoints import Endpoints, answer_lines
 from service.core.messages import Job, Request, Response, describe_failure
 from service.models.health import HealthMonitor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
 
-from export.parity.metrics import Arrays
+from export.bundle.metrics import Arrays
 from service.engine.batcher import Batcher, EngineError
 from service.observability.records import BatchTiming
 from service.protocol.errors import ErrorKind, ServiceError

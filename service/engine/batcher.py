@@ -19,8 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from export.golden import Predict
-from export.parity.metrics import Arrays
+from export.bundle.golden import Predict
+from export.bundle.metrics import Arrays
 from service.observability.records import BatchTiming
 from service.protocol.errors import DeadlineError, OverloadedError
 

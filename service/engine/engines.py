@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from export.bundle import Bundle
-from export.golden import run_batched
-from export.manifest import BundleError, Manifest
-from export.parity.metrics import Arrays
-from export.parity.tolerances import Device, Tolerance
-from export.session import OnnxModel
+from export.bundle.golden import run_batched
+from export.bundle.manifest import BundleError, Manifest
+from export.bundle.metrics import Arrays
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
+from export.bundle.tolerances import Device, Tolerance
 from service.settings import Settings
 
 WARM_UP_RUNS = 3

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from export.manifest import BundleError
-from export.parity.metrics import Arrays
-from export.parity.tolerances import Device
+from export.bundle.manifest import BundleError
+from export.bundle.metrics import Arrays
+from export.bundle.tolerances import Device
 
 PROVIDERS: dict[Device, str] = {"cpu": "TorchScript-CPU", "cuda": "TorchScript-CUDA"}
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.manifest import FeatureMaps
-from export.parity.metrics import Array, Arrays
-from export.session import OnnxModel
+from export.bundle.manifest import FeatureMaps
+from export.bundle.metrics import Array, Arrays
+from export.bundle.session import OnnxModel
 from service.engine.batcher import Batcher
 from service.protocol.answers import FeatureMap, Identity
 from service.protocol.json_values import encode_json

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from export.golden import judge_answers
+from export.bundle.golden import judge_answers
 from service.models.registry import ModelRegistry, ServedModel
 from service.observability.metrics import Metrics
 from service.protocol.errors import NotReadyError, ServiceError

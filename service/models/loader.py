@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from export.bundle import Bundle, find_bundles
-from export.golden import Golden, GoldenResult, check_golden
-from export.guard import Guard
-from export.manifest import BundleError, Manifest, TensorSpec
-from export.parity.tolerances import Device, Tolerance
-from export.session import DeviceUnavailableError, OnnxModel, choose_device
+from export.bundle.golden import Golden, GoldenResult, check_golden
+from export.bundle.manifest import BundleError, Manifest, TensorSpec
+from export.bundle.session import DeviceUnavailableError, OnnxModel, choose_device
+from export.bundle.store import Bundle, find_bundles
+from export.bundle.tolerances import Device, Tolerance
+from export.mnist.ood_detector import OodDetector
 from service.adapters.adapter import Adapter, choose_adapter
 from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
 from service.models.feature_maps import FeatureMapServer
@@ -131,7 +131,7 @@ def _load(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
     detector = None
     if manifest.guard is not None:
         path = bundle.path("guard")
-        detector = Guard.load(path, bundle.read(path))
+        detector = OodDetector.load(path, bundle.read(path))
     adapter = choose_adapter(manifest, detector)
     engine = open_engine(bundle, device, settings)
     path = bundle.path("golden")

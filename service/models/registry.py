@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from export.manifest import TensorSpec
+from export.bundle.manifest import TensorSpec
 from service.engine.batcher import Batcher
 from service.engine.engines import warm_up
 from service.models.loader import VerifiedModel

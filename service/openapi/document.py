@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from export.manifest import Manifest
+from export.bundle.manifest import Manifest
 from service.openapi.examples import (
     BYTES,
     JSON,

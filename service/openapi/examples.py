@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.manifest import Manifest, TensorSpec
+from export.bundle.manifest import Manifest, TensorSpec
 
 JSON, BYTES = "application/json", "application/octet-stream"
 # Models with larger samples get no examples: the document would consist of zeros.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from export.manifest import Manifest
+from export.bundle.manifest import Manifest
 from service.protocol import answers
 
 Schema = dict[str, Any]

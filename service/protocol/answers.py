@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypeAliasType, TypedDict
 
-from export.golden import GoldenResult
-from export.manifest import Datatype, FeatureMaps, GuardSummary, ParityVerdict
-from export.parity.tolerances import Device
+from export.bundle.golden import GoldenResult
+from export.bundle.manifest import Datatype, FeatureMaps, GuardSummary, ParityVerdict
+from export.bundle.tolerances import Device
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from export.manifest import Manifest
-from export.parity.metrics import Array, Arrays
+from export.bundle.manifest import Manifest
+from export.bundle.metrics import Array, Arrays
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, quote_value
 from service.protocol.json_values import encode_json, parse_json
 from service.protocol.tensors import InputTensor, read_inputs, read_raw_input

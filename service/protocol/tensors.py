@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from export.manifest import DTYPES, Datatype, Manifest, TensorSpec
-from export.parity.metrics import Array, Arrays
+from export.bundle.manifest import DTYPES, Datatype, Manifest, TensorSpec
+from export.bundle.metrics import Array, Arrays
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError, quote_value
 from service.protocol.json_values import json_value
 

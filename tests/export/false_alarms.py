@@ -20,12 +20,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from export.build import ParityError, build
-from export.bundle import Bundle
-from export.manifest import BundleError
-from export.parity.figures import ALONE, SCHEMA_VERSION, ParityFigures
+from export.bundle.manifest import BundleError
+from export.bundle.store import Bundle
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.mnist.checkpoint import from_checkpoint
 from export.parity.judge import judge
-from export.parity.tolerances import TOLERANCES, Tolerance, tolerance_for
-from export.sources import from_checkpoint
+from export.parity.schema import ALONE, SCHEMA_VERSION, ParityFigures
 from training.__main__ import main as training
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.config import PRESETS, TrainConfig

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.bundle import Bundle
-from export.guard import Guard
-from export.parity.metrics import Array
-from export.session import OnnxModel
+from export.bundle.metrics import Array
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
+from export.mnist.ood_detector import OodDetector
 from service.adapters.digits import convert_picture
 from tests.service.drawn import KINDS, made, pictures, read_idx, read_test_set, some
 from training.compare.figures import wilson
@@ -58,7 +58,7 @@ def share(found: int, of: int) -> str:
     return f"{found / of:.2%} ({interval.low:.2%} to {interval.high:.2%})"
 
 
-def row(guard: Guard, name: str, images_NHW: Array) -> list[str]:
+def row(guard: OodDetector, name: str, images_NHW: Array) -> list[str]:
     """What the guard says of images: how many, how many it tells, and why mostly."""
     verdicts = guard.judge(images_NHW)
     reasons = Counter(verdict.reason for verdict in verdicts if not verdict.usual)
@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the drawings")
     arguments = parser.parse_args(argv)
     bundle = Bundle.open(arguments.bundle)
-    guard, model = Guard.load(bundle.path("guard")), OnnxModel(bundle.model_path("onnx"), "cpu")
+    guard, model = (
+        OodDetector.load(bundle.path("guard")),
+        OnnxModel(bundle.model_path("onnx"), "cpu"),
+    )
     digits = read_test_set(arguments.data_dir)[0]
     (to_draw,) = some(arguments.images, arguments.seed, digits)
     packed = arguments.fashion / "t10k-images-idx3-ubyte.gz"
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cost(guard: Guard, model: OnnxModel, images_NHW: Array) -> float:
+def _cost(guard: OodDetector, model: OnnxModel, images_NHW: Array) -> float:
     """What a verdict takes beside the model's own answer, by medians of rounds in turn."""
     timed_s: list[list[float]] = []
     for _ in range(ROUNDS):

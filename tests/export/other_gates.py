@@ -38,14 +38,14 @@ from onnxscript import ir
 from torch.onnx.testing import assert_onnx_program
 from torch.onnx.verification import verify_onnx_program
 
-from export.bundle import Bundle
+from export.bundle.metrics import Array
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
 from export.check import rebuild
-from export.parity.faults import Planted, SelfTest, plant_faults
-from export.parity.metrics import Array
+from export.parity.mutants import MutationTest, Planted, plant_faults
+from export.parity.provenance import find_folds, state_arrays
 from export.parity.reference import eager_predict
-from export.parity.weights import find_folds, state_arrays
-from export.proof import Proof
-from export.session import OnnxModel
+from export.parity.run import ParityRun
 from training.data import load_dataset
 
 try:
@@ -86,7 +86,7 @@ class Outcome:
     caught_by: tuple[str, ...]
 
 
-def compare_gates(bundle: Bundle, proof: Proof, seeds: Sequence[int]) -> list[Outcome]:
+def compare_gates(bundle: Bundle, proof: ParityRun, seeds: Sequence[int]) -> list[Outcome]:
     """Every fault under every gate, the honest file first.
 
     Args:
@@ -96,7 +96,7 @@ def compare_gates(bundle: Bundle, proof: Proof, seeds: Sequence[int]) -> list[Ou
     """
     model = onnx.load(bundle.model_path("onnx"))
     allowed = bundle.manifest.tolerance("cpu", "onnx")
-    checks = SelfTest(proof.reference, proof.program, proof.inside, allowed)
+    checks = MutationTest(proof.reference, proof.program, proof.inside, allowed)
     folds, state = find_folds(proof.program), state_arrays(proof.subject.module)
     draws = [random_images(proof, seed) for seed in seeds]
     return [
@@ -105,13 +105,15 @@ def compare_gates(bundle: Bundle, proof: Proof, seeds: Sequence[int]) -> list[Ou
     ]
 
 
-def random_images(proof: Proof, seed: int) -> Array:
+def random_images(proof: ParityRun, seed: int) -> Array:
     """Two images of uniformly random pixels, uint8 [N, H, W]."""
     (spec,) = proof.subject.inputs
     return np.random.default_rng(seed).integers(0, 256, (IMAGES, *spec.shape[1:]), np.uint8)
 
 
-def _outcome(planted: Planted, proof: Proof, checks: SelfTest, draws: list[Array]) -> Outcome:
+def _outcome(
+    planted: Planted, proof: ParityRun, checks: MutationTest, draws: list[Array]
+) -> Outcome:
     found = checks.run(planted)
     caught = {}
     if planted.model is not None:
@@ -121,7 +123,7 @@ def _outcome(planted: Planted, proof: Proof, checks: SelfTest, draws: list[Array
     return Outcome(planted.name, found.planted, found.not_applicable, caught, found.caught_by)
 
 
-def _allclose(model: onnx.ModelProto, proof: Proof) -> Passes:
+def _allclose(model: onnx.ModelProto, proof: ParityRun) -> Passes:
     exported, eager = OnnxModel(model.SerializeToString(), "cpu"), eager_predict(proof.subject)
     (name,) = (spec.name for spec in proof.subject.inputs)
 
@@ -132,7 +134,7 @@ def _allclose(model: onnx.ModelProto, proof: Proof) -> Passes:
     return passes
 
 
-def _torch_program(model: onnx.ModelProto, proof: Proof) -> torch.onnx.ONNXProgram:
+def _torch_program(model: onnx.ModelProto, proof: ParityRun) -> torch.onnx.ONNXProgram:
     program = torch.onnx.ONNXProgram(ir.serde.deserialize_model(model), proof.program)
     # Left to itself it asks for CUDA wherever ONNX Runtime was built with it, GPU or none.
     program.initialize_inference_session(
@@ -141,7 +143,7 @@ def _torch_program(model: onnx.ModelProto, proof: Proof) -> torch.onnx.ONNXProgr
     return program
 
 
-def _assert_onnx_program(model: onnx.ModelProto, proof: Proof) -> Passes:
+def _assert_onnx_program(model: onnx.ModelProto, proof: ParityRun) -> Passes:
     program = _torch_program(model, proof)
 
     def passes(images_NHW: Array) -> bool:
@@ -155,7 +157,7 @@ def _assert_onnx_program(model: onnx.ModelProto, proof: Proof) -> Passes:
     return passes
 
 
-def _verify_true(model: onnx.ModelProto, proof: Proof) -> Passes:
+def _verify_true(model: onnx.ModelProto, proof: ParityRun) -> Passes:
     program = _torch_program(model, proof)
 
     def passes(images_NHW: Array) -> bool:
@@ -169,7 +171,7 @@ def _verify_true(model: onnx.ModelProto, proof: Proof) -> Passes:
     return passes
 
 
-def _polygraphy(model: onnx.ModelProto, proof: Proof) -> Passes:
+def _polygraphy(model: onnx.ModelProto, proof: ParityRun) -> Passes:
     runner = OnnxrtRunner(SessionFromOnnx(model.SerializeToString()), name="onnxrt")
     eager = eager_predict(proof.subject)
     (name,) = (spec.name for spec in proof.subject.inputs)
@@ -185,7 +187,7 @@ def _polygraphy(model: onnx.ModelProto, proof: Proof) -> Passes:
     return passes
 
 
-GATES: dict[str, Callable[[onnx.ModelProto, Proof], Passes]] = {
+GATES: dict[str, Callable[[onnx.ModelProto, ParityRun], Passes]] = {
     "numpy.allclose": _allclose,
     "torch.onnx.testing.assert_onnx_program": _assert_onnx_program,
     "torch.onnx.export(verify=True)": _verify_true,

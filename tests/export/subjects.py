@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.servable import INPUTS, OUTPUTS, ServableModel
-from export.subject import Samples, Subject
+from export.mnist.servable import INPUTS, OUTPUTS, ServableModel
+from export.model.under_test import ModelUnderTest, Samples
 from training.models import build_model
 
 NUMBERS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def no_module() -> str:
     return "not a module"
 
 
-def tiny_subject(model: str, samples: int = 64) -> Subject:
+def tiny_subject(model: str, samples: int = 64) -> ModelUnderTest:
     """An untrained network of the family and made-up images; its weights' file is nowhere."""
     torch.manual_seed(0)
     numbers = NUMBERS[model]
@@ -82,7 +82,7 @@ def tiny_subject(model: str, samples: int = 64) -> Subject:
             norm.running_mean = torch.randn(norm.num_features) * 0.1
             norm.running_var = torch.rand(norm.num_features) + 0.5
     images = np.random.default_rng(0).integers(0, 256, (samples, 28, 28)).astype(np.uint8)
-    return Subject(
+    return ModelUnderTest(
         name=model,
         module=ServableModel(module),
         inputs=INPUTS,

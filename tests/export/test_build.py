@@ -11,10 +11,10 @@ import pytest
 
 from export import build as build_module
 from export.__main__ import main
-from export.bundle import Bundle
-from export.manifest import BundleError
-from export.proof import Proof
-from export.session import OnnxModel
+from export.bundle.manifest import BundleError
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
+from export.parity.run import ParityRun
 from tests.export.faults import change_one_weight
 
 
@@ -88,7 +88,7 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
     """An exporter that changes one weight by 1%: status 1, where it is, and no folder."""
     honest = build_module.write_models
 
-    def faulty(proof: Proof, folder: Path, version: str, variants: Collection[str]) -> object:
+    def faulty(proof: ParityRun, folder: Path, version: str, variants: Collection[str]) -> object:
         entries = honest(proof, folder, version, variants)
         (folder / "manifest.json").write_text('{"files": []}')
         change_one_weight(folder, 1.01)

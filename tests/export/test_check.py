@@ -11,7 +11,7 @@ import pytest
 
 from export import __main__ as command_line
 from export.__main__ import main
-from export.session import cuda_device_count
+from export.bundle.session import cuda_device_count
 from tests.export.faults import change_one_weight
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.__main__ import main
-from export.bundle import Bundle
-from export.golden import Predict
-from export.proof import open_candidates
+from export.bundle.golden import Predict
+from export.bundle.store import Bundle
+from export.parity.run import open_candidates
 from training.data import load_dataset, standardise, to_pixels
 from training.models import ARCHITECTURES, build_model, model_names, resolved
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import Bundle
+from export.bundle.store import Bundle
 from export.check import rebuild
 from tests.export.other_gates import GATES, HONEST, Outcome, compare_gates, markdown
 from training.data import load_dataset

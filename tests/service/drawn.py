@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from export.bundle import Bundle
-from export.parity.metrics import Array
-from export.session import OnnxModel
+from export.bundle.metrics import Array
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
 from service.adapters.digits import convert_picture
 from service.protocol.errors import NothingDrawnError
 

@@ -13,9 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.bundle import Bundle, file_entry, staged, write_bundle
-from export.golden import Golden
-from export.manifest import (
+from export.bundle.golden import Golden
+from export.bundle.manifest import (
     DTYPES,
     Datatype,
     ImagePreprocessing,
@@ -24,9 +23,10 @@ from export.manifest import (
     SampleSet,
     TensorSpec,
 )
-from export.parity.metrics import Array, Arrays
-from export.parity.tolerances import TOLERANCES, tolerance_for
-from export.session import OnnxModel
+from export.bundle.metrics import Array, Arrays
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle, file_entry, staged, write_bundle
+from export.bundle.tolerances import TOLERANCES, tolerance_for
 
 OPSET, IR_VERSION = 18, 9
 VERSION, SHA256 = "1", "0" * 64

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import running_service
 from service.observability.metrics import FLUSH_INTERVAL_S
 from tests.tiny import SERVED_BUNDLES

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from tests.tiny import SERVED_BUNDLES
 
 SAMPLES = SERVED_BUNDLES / "cnn" / "golden.npz"

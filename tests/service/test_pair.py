@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import running_service
 
 COUNT = 70  # more than a batch

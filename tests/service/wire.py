@@ -15,8 +15,8 @@ from typing import Self
 import httpx
 import numpy as np
 
-from export.golden import Golden
-from export.parity.metrics import Array
+from export.bundle.golden import Golden
+from export.bundle.metrics import Array
 from loadtest.server import free_port, running_service
 from tests.service.answers import read_logits
 from tests.tiny import SERVED_BUNDLES

@@ -17,7 +17,7 @@ SHOWN_HASH = 12  # characters that are enough to tell two data sets apart
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """A checkpoint: its folder as given, its record and its module (CPU, evaluation mode)."""
 
     folder: Path
@@ -30,7 +30,7 @@ class SubjectGroup:
     """Checkpoints of one config but for the seed, by ascending seed."""
 
     name: str
-    subjects: list[Subject]
+    subjects: list[ModelUnderTest]
 
     @property
     def config(self) -> TrainConfig:
@@ -50,11 +50,11 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[SubjectGroup]
         CheckpointError: A checkpoint is broken, is no digit model, was trained on other images,
             holds out another number of them, or has the config and seed of another one given.
     """
-    subjects = [Subject(folder, *read_checkpoint(folder)) for folder in folders]
+    subjects = [ModelUnderTest(folder, *read_checkpoint(folder)) for folder in folders]
     if not subjects:
         raise CheckpointError("no checkpoint to compare; give two folders or more")
     first = subjects[0]
-    by_config: dict[str, list[Subject]] = {}
+    by_config: dict[str, list[ModelUnderTest]] = {}
     for subject in subjects:
         _check(subject, first, dataset)
         same = by_config.setdefault(without_seed(subject.record.config), [])
@@ -73,7 +73,7 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[SubjectGroup]
     return [SubjectGroup(*pair) for pair in zip(names, sorted_by_seed, strict=True)]
 
 
-def _check(subject: Subject, first: Subject, dataset: Dataset) -> None:
+def _check(subject: ModelUnderTest, first: ModelUnderTest, dataset: Dataset) -> None:
     record, folder = subject.record, subject.folder
     if record.data.sha256 != dataset.sha256:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from training.compare.cost import measure_costs
 from training.compare.figures import difference_interval, spread, wilson
 from training.compare.group_result import Cost, Group, Network
 from training.compare.groups import (
-    Subject,
+    ModelUnderTest,
     SubjectGroup,
     conditions,
     read_groups,
@@ -198,7 +198,7 @@ def _group(
 
 
 def _network(
-    subject: Subject, answers: _Answers, validation: LabelledImages, test: LabelledImages
+    subject: ModelUnderTest, answers: _Answers, validation: LabelledImages, test: LabelledImages
 ) -> Network:
     read_as = answers.test.argmax(1)
     right = int((read_as == test.labels).sum())

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle
-from export.golden import Golden
-from export.guard import Guard
-from export.manifest import BundleError, Manifest, TensorSpec
+from export.bundle.golden import Golden
+from export.bundle.manifest import BundleError, Manifest, TensorSpec
+from export.bundle.store import Bundle
+from export.mnist.ood_detector import OodDetector
 from service.adapters.adapter import choose_adapter
 from service.adapters.digits import DigitsAdapter
 from service.protocol.errors import (
@@ -180,7 +180,7 @@ def test_answers_that_json_cannot_express_are_refused(value: float) -> None:
 def test_digits_answer_with_outputs_predictions_and_verdicts() -> None:
     """/predict gets predictions alone, and the image on request; the model's endpoint gets all."""
     golden = Golden.load(CNN.path("golden")).first(2)
-    adapter = choose_adapter(CNN.manifest, Guard.load(CNN.path("guard")))
+    adapter = choose_adapter(CNN.manifest, OodDetector.load(CNN.path("guard")))
     assert isinstance(adapter, DigitsAdapter)
     answer = adapter.encode(golden.eager, golden.inputs)
     assert list(answer) == ["outputs", "predictions"]

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
-from export.golden import Golden
-from export.guard import Guard, Verdict
+from export.bundle.golden import Golden
+from export.bundle.store import Bundle
+from export.mnist.ood_detector import OodDetector, Verdict
 from service.adapters.digits import DigitsAdapter, decode_predict, describe_predictions
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError
 from service.settings import Limits
@@ -118,11 +118,11 @@ def test_a_prediction_names_the_likeliest_label() -> None:
 def test_p_values_are_computed_once_a_batch_and_only_if_they_are_read() -> None:
     """Slices of a batch, and joined parts, give what the detector gives image by image."""
     bundle = Bundle.open(SERVED_BUNDLES / "cnn")
-    detector = Guard.load(bundle.path("guard"))
+    detector = OodDetector.load(bundle.path("guard"))
     images = Golden.load(bundle.path("golden")).inputs["images"][:6]
     counted: list[int] = []
 
-    class Counting(Guard):
+    class Counting(OodDetector):
         def p_values(self, images_NHW: np.ndarray) -> np.ndarray:
             counted.append(len(images_NHW))
             return super().p_values(images_NHW)

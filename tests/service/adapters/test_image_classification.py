@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle
-from export.manifest import (
+from export.bundle.manifest import (
     DTYPES,
     BundleError,
     Datatype,
@@ -16,6 +15,7 @@ from export.manifest import (
     Manifest,
     TensorSpec,
 )
+from export.bundle.store import Bundle
 from service.adapters.adapter import Adapter, choose_adapter
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, PayloadTooLargeError
 from tests.tiny import SERVED_BUNDLES

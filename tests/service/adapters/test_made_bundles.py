@@ -11,11 +11,11 @@ from PIL import Image
 
 pytest.importorskip("onnx")
 
-from export.bundle import Bundle
-from export.golden import Golden, check_golden
-from export.manifest import BundleError
-from export.parity.metrics import Arrays
-from export.session import OnnxModel
+from export.bundle.golden import Golden, check_golden
+from export.bundle.manifest import BundleError
+from export.bundle.metrics import Arrays
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
 from service.adapters.adapter import choose_adapter
 from service.protocol.errors import NonFiniteOutputError
 from service.protocol.oip import decode_infer, encode_infer

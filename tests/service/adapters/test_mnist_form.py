@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from service.adapters.digits import convert_picture
 from tests.service.drawn import KINDS, fitted, made, pictures
 from tests.tiny import SERVED_BUNDLES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from service.adapters.digits import convert_picture, decode_digit
 from service.protocol.errors import InvalidInputError, NothingDrawnError, PayloadTooLargeError
 from tests.tiny import SERVED_BUNDLES

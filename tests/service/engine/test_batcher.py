@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from export.parity.metrics import Arrays
+from export.bundle.metrics import Arrays
 from service.engine.batcher import Batcher, EngineError
 from service.observability.records import BatchTiming
 from service.protocol.errors import DeadlineError, OverloadedError

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
-from export.golden import Golden, check_golden
-from export.manifest import BundleError
-from export.parity.metrics import Arrays
-from export.session import OnnxModel
+from export.bundle.golden import Golden, check_golden
+from export.bundle.manifest import BundleError
+from export.bundle.metrics import Arrays
+from export.bundle.session import OnnxModel
+from export.bundle.store import Bundle
 from service.engine import engines
 from service.engine.engines import BucketedEngine, batch_buckets, open_engine, required_tolerance
 from service.models.loader import VerificationError, load_verified_models

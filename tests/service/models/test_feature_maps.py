@@ -9,9 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from export.golden import Golden
-from export.manifest import BundleError
-from export.parity.metrics import Arrays
+from export.bundle.golden import Golden
+from export.bundle.manifest import BundleError
+from export.bundle.metrics import Arrays
 from service.adapters.digits import decode_one_image
 from service.models.feature_maps import JSON_BYTES, MAX_QUEUED, name_maps
 from service.models.loader import VerificationError, VerifiedModel, load_verified_models

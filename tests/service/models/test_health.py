@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import REPOSITORY, SERVICE, free_port
 from tests.service.answers import RAW, read_logits
 from tests.tiny import SERVED_BUNDLES

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import Bundle
-from export.manifest import BundleError
+from export.bundle.manifest import BundleError
+from export.bundle.store import Bundle
 from service.engine.engines import open_engine
 from service.models.loader import load_verified_models
 from service.settings import ROOT, Settings

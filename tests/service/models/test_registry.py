@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from export.manifest import BundleError
-from export.session import DeviceUnavailableError, cuda_device_count
+from export.bundle.manifest import BundleError
+from export.bundle.session import DeviceUnavailableError, cuda_device_count
 from service.adapters.digits import DigitsAdapter
 from service.models.loader import VerificationError, load_verified_models
 from service.models.registry import ModelRegistry

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import REPOSITORY, SERVICE, free_port, running_service
 from tests.service.answers import RAW, read_logits
 from tests.service.models.faults import FAULTS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import running_service
 from tests.service.processes import worker_processes
 from tests.tiny import SERVED_BUNDLES

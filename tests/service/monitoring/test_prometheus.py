@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import free_port, running_service, stop
 from service.observability.metrics import FLUSH_INTERVAL_S
 from tests.service.monitoring.promql import (

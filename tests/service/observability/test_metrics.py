@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import running_service
 from service.core.messages import describe_failure
 from service.engine.batcher import EngineError

@@ -8,8 +8,8 @@ import pytest
 import schemathesis.openapi
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from export.bundle import Bundle
-from export.manifest import Manifest, TensorSpec
+from export.bundle.manifest import Manifest, TensorSpec
+from export.bundle.store import Bundle
 from service.openapi import openapi_document
 from service.openapi.document import OPEN_PATHS
 from service.openapi.examples import MOST_VALUES

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
-from export.golden import Golden
-from export.manifest import TensorSpec
+from export.bundle.golden import Golden
+from export.bundle.manifest import TensorSpec
+from export.bundle.store import Bundle
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError
 from service.protocol.oip import decode_infer, encode_infer, model_metadata
 from service.settings import Limits

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from export.bundle import Bundle
-from export.manifest import DTYPES, Datatype, Manifest, TensorSpec
+from export.bundle.manifest import DTYPES, Datatype, Manifest, TensorSpec
+from export.bundle.store import Bundle
 from service.protocol.errors import InvalidInputError
 from service.protocol.oip import decode_infer
 from service.protocol.tensors import sample_bytes

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import REPOSITORY
 from tests.service.answers import read_logits
 from tests.service.transport.bad import images, paths, predict, tensors, wire

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.bundle import Bundle
-from export.golden import Golden
+from export.bundle.golden import Golden
+from export.bundle.store import Bundle
 from loadtest.server import running_service
 from tests.tiny import SERVED_BUNDLES
 

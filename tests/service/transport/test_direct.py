@@ -16,7 +16,7 @@ import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import running_service
 from service.transport.context import CONTEXT
 from service.transport.http1 import HttpConnection, register

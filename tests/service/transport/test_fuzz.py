@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from export.golden import Golden
+from export.bundle.golden import Golden
 from loadtest.server import running_service
 from tests.service.answers import RAW, read_logits
 from tests.service.processes import worker_processes

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
-from export.golden import Golden
-from export.parity.metrics import Arrays
+from export.bundle.golden import Golden
+from export.bundle.metrics import Arrays
 from loadtest.client.connections import Load, Target
 from loadtest.client.forms import Forms, judge
 from loadtest.client.loops import closed_loop, open_loop

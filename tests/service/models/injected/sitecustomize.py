@@ -47,7 +47,7 @@ def _record_sessions(module: ModuleType) -> None:
 
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
-    "export.session": _spoil_answers,
+    "export.bundle.session": _spoil_answers,
     "onnxruntime": _record_sessions,
 }
 

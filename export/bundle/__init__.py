@@ -1,0 +1,1 @@
+"""The bundle: the contract between export and service. Imports no torch."""

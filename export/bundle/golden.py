@@ -1,0 +1,210 @@
+"""Golden samples: a few real samples whose answers travel with the bundle. Knows no torch.
+
+Whoever runs a model from a bundle, the service at its start or a check on a strange machine, asks
+it these samples first, on the device that is going to be used.
+
+Shape suffix: G golden samples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from export.bundle.manifest import BundleError, TensorSpec
+from export.bundle.metrics import Array, Arrays, compare, softmax_error
+from export.bundle.tolerances import Tolerance
+from export.parity.judge import violations
+
+# A service runs batches of any size: the samples are asked in one batch, one by one, and in
+# uneven parts.
+BATCH_SIZES = (1, 7, 64)
+
+Predict = Callable[[Arrays], Arrays]
+"""Inputs by name, the first axis of each counting the same samples, to outputs by name."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The samples and the reference's answers, by the tensors' names.
+
+    Attributes:
+        inputs: What is asked, e.g. images uint8 [G, 28, 28].
+        eager: The outputs of the checkpoint's module, float32 on the CPU.
+        truth: The same in float64.
+        targets: int64 [G], the right labels, -1 where none is known.
+    """
+
+    inputs: Arrays
+    eager: Arrays
+    truth: Arrays
+    targets: Array
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return len(self.targets)
+
+    def first(self, count: int) -> "Golden":
+        """The first few samples."""
+        inputs, eager, truth = (
+            {name: array[:count] for name, array in part.items()}
+            for part in (self.inputs, self.eager, self.truth)
+        )
+        return Golden(inputs, eager, truth, self.targets[:count])
+
+    def labels(self, logits: str = "logits") -> Array:
+        """int64 [G], what the reference reads the samples as."""
+        return np.asarray(self.eager[logits].argmax(axis=1))
+
+    def save(self, path: Path) -> None:
+        """Write an .npz whose bytes depend on the samples alone; names like "eager/logits"."""
+        groups = {"inputs": self.inputs, "eager": self.eager, "truth": self.truth}
+        arrays = {
+            f"{g}/{name}": array for g, part in groups.items() for name, array in part.items()
+        }
+        np.savez(path, allow_pickle=False, targets=self.targets, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, content: bytes | None = None) -> "Golden":
+        """Read what ``save`` wrote; nothing in it is unpickled.
+
+        Args:
+            path: The file.
+            content: Its content, if it was read already.
+
+        Raises:
+            BundleError: Not such a file, or its arrays do not fit each other.
+        """
+        groups: dict[str, Arrays] = {"inputs": {}, "eager": {}, "truth": {}}
+        try:
+            # Opened here: NumPy would leave a file that is no archive open.
+            opened = path.open("rb") if content is None else BytesIO(content)
+            with opened as file, np.load(file, allow_pickle=False) as arrays:
+                targets = arrays["targets"]
+                for key in arrays.files:
+                    if key != "targets":
+                        group, name = key.split("/")
+                        groups[group][name] = arrays[key]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise BundleError(f"{path} does not hold golden samples: {error}") from error
+        counts = {len(a) if a.ndim else 0 for part in groups.values() for a in part.values()}
+        fit = counts == {len(targets)} and all(groups.values())
+        if not fit or len(targets) == 0 or groups["eager"].keys() != groups["truth"].keys():
+            raise BundleError(f"{path} does not hold golden samples: its arrays do not fit")
+        return cls(**groups, targets=targets)
+
+
+class GoldenResult(BaseModel):
+    """What came of the golden samples; ``failures`` says in words what was wrong, if anything.
+
+    ``scaled_error_bound`` is None where the variant is judged by other figures.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    samples: int
+    batch_sizes: tuple[int, ...]
+    scaled_error: float
+    scaled_error_bound: float | None
+    wrong_labels: int
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing failed."""
+        return not self.failures
+
+
+def check_golden(
+    golden: Golden, predict: Predict, outputs: Sequence[TensorSpec], tolerance: Tolerance
+) -> GoldenResult:
+    """Ask a running model the golden samples at several batch sizes.
+
+    Args:
+        golden: The bundle's samples.
+        predict: The model, on the device that is going to be used.
+        outputs: The manifest's, in their order.
+        tolerance: What the bundle allows the variant that is asked on that device.
+    """
+    worst, wrong, failures = 0.0, 0, list[str]()
+    for batch_size in BATCH_SIZES:
+        answers = run_batched(predict, golden.inputs, batch_size)
+        found = judge_answers(golden, answers, outputs, tolerance)
+        worst, wrong = max(worst, found.scaled_error), max(wrong, found.wrong_labels)
+        failures += [f"batch {batch_size}, {failure}" for failure in found.failures]
+    return GoldenResult(
+        samples=len(golden),
+        batch_sizes=BATCH_SIZES,
+        scaled_error=worst,
+        scaled_error_bound=tolerance.scaled_error,
+        wrong_labels=wrong,
+        failures=tuple(failures),
+    )
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """The worst of one set of answers; ``failures`` say in words what was wrong, if anything."""
+
+    scaled_error: float
+    wrong_labels: int
+    failures: list[str]
+
+
+def judge_answers(
+    golden: Golden, answers: Arrays, outputs: Sequence[TensorSpec], tolerance: Tolerance
+) -> JudgedAnswers:
+    """Hold a model's answers to the golden samples against the reference's.
+
+    Args:
+        golden: What was asked, and the reference's answers.
+        answers: The model's, by output.
+        outputs: The manifest's, in their order.
+        tolerance: What the variant may differ by on its device.
+    """
+    worst, wrong, failures = 0.0, 0, list[str]()
+    for spec in outputs:
+        answer, eager = answers.get(spec.name), golden.eager.get(spec.name)
+        if answer is None or eager is None or answer.shape != eager.shape:
+            shapes = [None if array is None else array.shape for array in (answer, eager)]
+            failures.append(f"{spec.name}: has shape {shapes[0]}, expected {shapes[1]}")
+        elif spec.kind != "probabilities":
+            logits = spec.kind == "logits"
+            found = compare(answer, eager, golden.truth[spec.name], logits=logits)
+            worst = max(worst, found.scaled_error)
+            wrong = max(wrong, found.labels.flips if found.labels else 0)
+            failures += [f"{spec.name}: {complaint}" for complaint in violations(found, tolerance)]
+    error = head_error(answers, outputs)
+    if not error <= tolerance.softmax_error:
+        failures.append(
+            f"probabilities differ from the softmax of the logits by {error:.2e} > "
+            f"{tolerance.softmax_error:.0e}"
+        )
+    return JudgedAnswers(worst, wrong, failures)
+
+
+def head_error(answers: Arrays, outputs: Sequence[TensorSpec]) -> float:
+    """How far the probabilities are from the softmax of the logits before them; 0 without any."""
+    worst, logits = 0.0, None
+    for spec in outputs:
+        if spec.kind == "logits":
+            logits = spec.name
+        elif spec.kind == "probabilities" and {spec.name, logits} <= answers.keys():
+            if answers[spec.name].shape != answers[str(logits)].shape:
+                return float("inf")
+            worst = max(worst, softmax_error(answers[spec.name], answers[str(logits)]))
+    return worst
+
+
+def run_batched(predict: Predict, inputs: Arrays, batch_size: int) -> Arrays:
+    """The outputs for samples that are given to the model so many at a time."""
+    count = len(next(iter(inputs.values())))
+    parts = [
+        predict({name: array[start : start + batch_size] for name, array in inputs.items()})
+        for start in range(0, count, batch_size)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,212 @@
+"""The contract between the stages: a folder whose manifest says, and hashes, all that is in it.
+
+    manifest.json       what this is; written last, so that a manifest means a complete bundle
+    model.onnx          what the service runs; model.fp16.onnx and model.int8.onnx beside it
+    model.ts            the same function as TorchScript (deprecated by PyTorch), as traced
+    model.frozen.ts     the same, frozen
+    model.pt2           the same as torch.export's program
+    weights.safetensors the checkpoint's own weights, so that parity can be proven again anywhere
+    golden.npz          a few real samples with the reference's answers (see ``golden``)
+    guard.npz           what the images were like that it learned from (see ``guard``), if it did
+    parity.json         every figure of the parity gate, with tolerances
+    model.features.onnx  the part of model.onnx up to the first activation, for networks of one
+                        image that have one; golden.features.npz beside it
+
+This module knows no torch; the manifest's words are in ``export.bundle.manifest``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from export.bundle.manifest import SCHEMA_VERSION, BundleError, FileEntry, Manifest
+
+MANIFEST_NAME = "manifest.json"
+TRACES = ("model.onnx", "golden.npz", "parity.json")
+Role = Literal["weights", "golden", "parity", "guard", "features", "features-golden"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose schema and hashes were verified by ``open``."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bundle":
+        """Open a bundle after checking its manifest and the SHA-256 of every file.
+
+        Raises:
+            BundleError: No manifest, a manifest of another schema, a file that is missing or
+                altered, or one that the manifest does not name.
+        """
+        manifest = _read_manifest(folder)
+        for entry in manifest.files:
+            path = folder / entry.path
+            if not path.is_file():
+                raise BundleError(f"{path} is missing; build the bundle again")
+            _verified_content(path, entry)
+        strangers = {p.name for p in folder.iterdir()} - {f.path for f in manifest.files}
+        if strangers != {MANIFEST_NAME}:
+            listed = ", ".join(sorted(strangers - {MANIFEST_NAME}))
+            raise BundleError(f"{folder} holds files that its manifest does not name: {listed}")
+        return cls(folder, manifest)
+
+    @property
+    def variants(self) -> dict[str, Path]:
+        """The model's files by variant: onnx, onnx-fp16, torchscript, ..."""
+        return {e.variant: self.folder / e.path for e in self.manifest.files if e.variant}
+
+    def model_path(self, variant: str) -> Path:
+        """The model's file of a variant.
+
+        Raises:
+            BundleError: The bundle has no such file; says why, if it knows.
+        """
+        if variant not in self.variants:
+            why = self.manifest.not_built.get(variant, f"there are: {', '.join(self.variants)}")
+            raise BundleError(f"{self.folder} holds no {variant} model: {why}")
+        return self.variants[variant]
+
+    def path(self, role: Role) -> Path:
+        """The file of a role that occurs once.
+
+        Raises:
+            BundleError: The bundle has no such file.
+        """
+        for entry in self.manifest.files:
+            if entry.role == role:
+                return self.folder / entry.path
+        raise BundleError(f"{self.folder} holds no {role} file")
+
+    def read(self, path: Path) -> bytes:
+        """Read a file of the bundle and verify its SHA-256 again.
+
+        Whoever runs a model should run these bytes: the file may have been replaced since ``open``.
+
+        Args:
+            path: As ``model_path`` or ``path`` gives it.
+
+        Raises:
+            BundleError: The file is missing, altered, or not in the manifest.
+        """
+        for entry in self.manifest.files:
+            if self.folder / entry.path == path:
+                return _verified_content(path, entry)
+        raise BundleError(f"{path} is not named by the manifest of {self.folder}")
+
+
+def find_bundles(folder: Path) -> list[Path]:
+    """The folders directly below this one that hold a manifest, by name.
+
+    Hidden ones are staged or just being replaced: an interrupted build may have left some.
+
+    Raises:
+        BundleError: One of them was a bundle and has lost its manifest.
+    """
+    found = []
+    for path in sorted(folder.glob("[!.]*/")):
+        if (path / MANIFEST_NAME).is_file():
+            found.append(path)
+        elif any((path / name).exists() for name in TRACES):
+            raise BundleError(
+                f"{path} holds a bundle's files, but no {MANIFEST_NAME}; build it again, or take "
+                "the folder away"
+            )
+    return found
+
+
+def _verified_content(path: Path, entry: FileEntry) -> bytes:
+    """Read a file; raise BundleError unless its SHA-256 is the manifest's."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry.sha256:
+        raise BundleError(
+            f"{path} was altered: sha256 {found}, the manifest says {entry.sha256}; "
+            "build the bundle again"
+        )
+    return content
+
+
+def file_entry(path: Path, **fields: Any) -> FileEntry:
+    """The manifest's entry for an existing file."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return FileEntry(path=path.name, sha256=digest, size_bytes=len(content), **fields)
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target``; it goes away unless ``write_bundle`` moved it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
+    """Seal a staged folder with its manifest and move it to ``target``, replacing a bundle there.
+
+    Args:
+        staging: A folder from ``staged`` that holds every file that the manifest names.
+        target: Where the bundle shall be. What lies there must be a bundle or nothing.
+        manifest: What the bundle says of itself.
+
+    Raises:
+        BundleError: ``target`` is something else than a bundle; it is left as it is.
+    """
+    if target.exists() and not (target / MANIFEST_NAME).is_file():
+        raise BundleError(f"{target} exists and is no bundle: it is not overwritten")
+    (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+    staging.chmod(0o755)  # mkdtemp's 0700 would hide it from the service's user
+    for path in staging.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(old / target.name)
+        try:
+            staging.rename(target)
+        except BaseException:
+            (old / target.name).rename(target)
+            raise
+        finally:
+            shutil.rmtree(old)
+    else:
+        staging.rename(target)
+    return Bundle.open(target)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is no bundle: {MANIFEST_NAME} is missing; "
+            "make one with: python -m export build CHECKPOINT --out DIR"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version not in (None, SCHEMA_VERSION):
+            raise BundleError(
+                f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; "
+                "build the bundle again"
+            )
+        return Manifest.model_validate(content)
+    except (OSError, ValidationError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not a manifest: {error}") from error

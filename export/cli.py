@@ -1,0 +1,135 @@
+"""The command line of the export stage: which commands there are and what they take."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from pydantic import ValidationError
+
+from export.bundle.manifest import Task, TensorSpec
+
+USAGE = 64  # sysexits.h: wrong command line
+BATCH_SIZES = (1, 64)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse exits with 2 on a wrong command line, which here means a broken bundle."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong and end with 64."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
+    """Parse a command line; ``command`` is the command's name."""
+    parser = Parser(
+        prog="python -m export",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    build = commands.add_parser("build", help="export a model, prove it, write a bundle")
+    _build(build)
+    check = commands.add_parser("check", help="prove a bundle again, here")
+    check.add_argument("bundle", type=Path)
+    check.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    check.add_argument(
+        "--quick", action="store_true", help="hashes and golden samples: no torch, no data set"
+    )
+    check.add_argument("--variant", default="onnx", help="which file --quick asks")
+    check.add_argument("--tf32", action="store_true", help="on CUDA: the fp32 file with TF32 on")
+    check.add_argument("--cuda-graphs", action="store_true", help="on CUDA: replay recorded graphs")
+    bisect = commands.add_parser("bisect", help="name the first value inside that is wrong")
+    bisect.add_argument("bundle", type=Path)
+    bisect.add_argument("--variant", default="onnx", help="an ONNX file of the bundle")
+    judge = commands.add_parser("judge", help="judge a parity.json again; nothing is run")
+    judge.add_argument("parity", type=Path)
+    benchmark = commands.add_parser("benchmark", help="time the variants beside each other")
+    benchmark.add_argument("bundle", type=Path)
+    benchmark.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    benchmark.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
+    benchmark.add_argument("--threads", type=int, nargs="+", default=[1])
+    benchmark.add_argument("--rounds", type=int, default=50, help="interleaved; medians are shown")
+    for command in (build, judge):
+        command.add_argument(
+            "--tolerance",
+            action="append",
+            default=[],
+            metavar="VARIANT.DEVICE.FIELD=NUMBER",
+            help="change a number of the table (repeatable), e.g. onnx.cpu.scaled_error=1e-5",
+        )
+        command.add_argument("--because", help="why a number may be looser; it is recorded")
+    for command in (build, check, bisect):
+        command.add_argument(
+            "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
+        )
+        command.add_argument(
+            "--inputs", type=Path, help="an .npz of samples, one array an input (with --model)"
+        )
+    for command in (build, check):
+        command.add_argument(
+            "--report", type=Path, help="a folder for parity.html, .md, .json and JUnit's .xml"
+        )
+    for command in (check, judge, benchmark):
+        command.add_argument("--json", type=Path, help="write every figure to this file")
+    return parser.parse_args(argv)
+
+
+def _build(build: argparse.ArgumentParser) -> None:
+    build.add_argument(
+        "checkpoint", type=Path, nargs="?", help="a folder that training wrote; else see --model"
+    )
+    build.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    build.add_argument("--name", help="the model's name in the service; default: architecture")
+    build.add_argument("--version", help="default: the start of the weights' SHA-256")
+    build.add_argument(
+        "--variants",
+        type=lambda text: text.split(","),
+        help="what to build, e.g. onnx,onnx-int8; default: all",
+    )
+    other = build.add_argument_group("any other module")
+    other.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
+    other.add_argument("--checkpoint", dest="weights", type=Path, help="its .safetensors file")
+    other.add_argument("--arguments", default="{}", help="JSON object for the factory")
+    other.add_argument(
+        "--input",
+        type=tensor_spec,
+        action="append",
+        default=[],
+        metavar="NAME=DATATYPE[-1,...]",
+        help="what an array of --inputs must be (repeatable), e.g. images=UINT8[-1,28,28]",
+    )
+    other.add_argument("--output", action="append", default=[], help="a name for each output")
+    other.add_argument("--logits", action="append", default=[], help="an output that is logits")
+    other.add_argument(
+        "--task", choices=get_args(Task), help="what the service does with it; default: its tensors"
+    )
+    other.add_argument("--labels", type=Path, help="a text file, one label a line, for the task")
+    other.add_argument(
+        "--preprocessing",
+        type=Path,
+        help="a JSON file: how a picture becomes an input, for image-classification",
+    )
+    other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
+
+
+def tensor_spec(text: str) -> TensorSpec:
+    """A tensor as Open Inference Protocol words, e.g. "images=UINT8[-1,28,28]".
+
+    Raises:
+        argparse.ArgumentTypeError: It is not written so.
+    """
+    found = re.fullmatch(r"(\w+)=(\w+)\[([-\d,\s]*)\]", text)
+    try:
+        if not found:
+            raise ValueError("not of that form")
+        shape = tuple(int(size) for size in found[3].split(","))
+        return TensorSpec.model_validate({"name": found[1], "datatype": found[2], "shape": shape})
+    except (ValueError, ValidationError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected NAME=DATATYPE[-1,...], e.g. images=UINT8[-1,28,28] ({error})"
+        ) from error

@@ -1,0 +1,1 @@
+"""Converters: from a module to pt2, ONNX, TorchScript, and to reduced precision."""

@@ -1,0 +1,1 @@
+"""What is special to this project's MNIST networks: their task, detector and feature maps."""

@@ -1,0 +1,198 @@
+"""Where a subject comes from: a checkpoint of ``training``, or the bundle that was made of it."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from export.bundle.manifest import BundleError, Task, TensorSpec, TrainingSummary
+from export.bundle.metrics import Arrays
+from export.bundle.store import Bundle
+from export.mnist.servable import (
+    INK_OUTPUTS,
+    INPUTS,
+    OUTPUTS,
+    PAIR_INPUTS,
+    PAIR_OUTPUTS,
+    ServableAutoencoder,
+    ServableModel,
+    ServablePair,
+)
+from export.model.factory import from_factory
+from export.model.under_test import Learned, ModelUnderTest, Samples
+from training.checkpoint import AnyRecord, load_weights, open_checkpoint
+from training.config import TrainConfig
+from training.data import CLASSES, DataError, Dataset, LabelledImages, split_validation
+from training.evaluate import Evaluation
+from training.images import ImageEvaluation
+from training.models import ARCHITECTURES, build_model
+from training.pairs import SUMS, fixed_pairs
+
+# More images change the ranges that int8's scales are fitted to hardly.
+CALIBRATION_SAMPLES = 512
+
+
+def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
+    """A checkpoint that ``training`` wrote, with the images that it was trained on.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be opened.
+        DataError: The data set is not the one that the checkpoint was trained on.
+    """
+    record, network = open_checkpoint(folder)
+    return _subject(network, folder / record.weights.path, _summary(record), dataset)
+
+
+def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -> ModelUnderTest:
+    """What a bundle was built from, rebuilt from the weights in it.
+
+    Args:
+        bundle: An opened bundle.
+        dataset: The images, for a bundle of a checkpoint.
+        samples: The file of samples, for a bundle of a factory.
+
+    Raises:
+        BundleError: The weights or the samples are not those of the bundle, or it has no source.
+        DataError: The images are not those of the bundle.
+    """
+    manifest = bundle.manifest
+    weights = bundle.path("weights")
+    if manifest.training is not None:
+        if dataset is None:
+            raise DataError("a bundle of a checkpoint is proven on MNIST: give --data-dir")
+        config = TrainConfig.model_validate(manifest.training.config)
+        module = build_model(config.model, config.architecture)
+        load_weights(module, weights, next(f.sha256 for f in manifest.files if f.role == "weights"))
+        return _subject(module, weights, manifest.training, dataset)
+    if manifest.factory is None:
+        raise BundleError(f"{bundle.folder} does not say what it was built from")
+    if samples is None:
+        raise DataError(
+            f"a bundle of {manifest.factory.factory} is proven on {manifest.proof.name}: give that "
+            "file with --inputs"
+        )
+    subject = from_factory(
+        manifest.factory.factory,
+        weights,
+        samples,
+        arguments=manifest.factory.arguments,
+        declared=manifest.inputs,
+        output_names=[spec.name for spec in manifest.outputs],
+        logits=[spec.name for spec in manifest.outputs if spec.kind == "logits"],
+    )
+    if subject.samples.sha256 != manifest.proof.sha256:
+        raise DataError(
+            f"{samples} is not the file that the bundle was proven with: sha256 "
+            f"{subject.samples.sha256[:12]}, expected {manifest.proof.sha256[:12]}"
+        )
+    return subject
+
+
+def _subject(
+    network: nn.Module, weights: Path, training: TrainingSummary, dataset: Dataset
+) -> ModelUnderTest:
+    if dataset.sha256 != training.data_sha256:
+        raise DataError(
+            f"the checkpoint was trained on {training.data_name} ({training.data_sha256[:12]}), "
+            f"these images are {dataset.name} ({dataset.sha256[:12]}): its test images would not "
+            "be those of the proof; give the same data with --data-dir"
+        )
+    name = str(training.config["model"])
+    form = _FORMS[ARCHITECTURES[name].task]
+    fitted_to = form.ask(
+        LabelledImages(
+            dataset.train.images[:CALIBRATION_SAMPLES], dataset.train.labels[:CALIBRATION_SAMPLES]
+        )
+    )
+    what = form.samples_name
+    calibration = Samples(
+        fitted_to,
+        f"{what}the first training images of {dataset.name}",
+        hashlib.sha256(b"".join(array.tobytes() for array in fitted_to.values())).hexdigest(),
+    )
+    targets = dataset.test.labels.numpy().astype(np.int64) if form.has_targets else None
+    return ModelUnderTest(
+        name=name,
+        module=form.servable(network),
+        inputs=form.inputs,
+        outputs=form.outputs,
+        labels=tuple(str(label) for label in range(form.labels)),
+        weights=weights,
+        samples=Samples(
+            form.ask(dataset.test), f"{what}{dataset.test_name}", dataset.sha256, targets
+        ),
+        calibration=calibration,
+        learned=_learned(training, dataset) if form.inputs == INPUTS else None,
+        task=form.task,
+        training=training,
+    )
+
+
+def _learned(training: TrainingSummary, dataset: Dataset) -> Learned:
+    """The images that it was trained on, and those that were held out, as training split them."""
+    config = TrainConfig.model_validate(training.config)
+    kept, held_out = split_validation(dataset.train, config.validation_images)
+    return Learned(kept.images.numpy(), held_out.images.numpy(), dataset.name)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a task's networks look like from outside.
+
+    Attributes:
+        servable: Wraps the network.
+        labels: How many a label's number may be; 0: the answers are no labels.
+        ask: Labelled images as inputs by name.
+        samples_name: In front of the images' name, what they are asked as.
+        has_targets: The images' digits are the right answers to every output of logits.
+        task: What the service does with such a network.
+    """
+
+    servable: Callable[[nn.Module], nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: int
+    ask: Callable[[LabelledImages], Arrays]
+    samples_name: str = ""
+    has_targets: bool = False
+    task: Task = "tensors"
+
+
+def _images(images: LabelledImages) -> Arrays:
+    return {INPUTS[0].name: images.images.numpy()}
+
+
+def _pairs(images: LabelledImages) -> Arrays:
+    pairs = fixed_pairs(images)
+    parts = (pairs.first, pairs.second)
+    return {spec.name: part.images.numpy() for spec, part in zip(PAIR_INPUTS, parts, strict=True)}
+
+
+_FORMS = {
+    "digit": _Form(
+        ServableModel, INPUTS, OUTPUTS, CLASSES, _images, has_targets=True, task="digits"
+    ),
+    # A sum's label is its number; a digit's is one of the first ten.
+    "pair": _Form(ServablePair, PAIR_INPUTS, PAIR_OUTPUTS, SUMS, _pairs, "pairs of "),
+    "image": _Form(ServableAutoencoder, INPUTS, INK_OUTPUTS, 0, _images),
+}
+
+
+def _summary(record: AnyRecord) -> TrainingSummary:
+    test = record.test
+    return TrainingSummary(
+        config=record.config.model_dump(mode="json"),
+        parameters=record.weights.parameters,
+        data_name=record.data.name,
+        data_sha256=record.data.sha256,
+        test_images=test.images_name,
+        test_accuracy=None if isinstance(test, ImageEvaluation) else test.accuracy,
+        expected_calibration_error=(
+            test.expected_calibration_error if isinstance(test, Evaluation) else None
+        ),
+        device=record.device,
+        commit=record.commit,
+    )

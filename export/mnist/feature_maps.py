@@ -1,0 +1,200 @@
+"""The first layer by itself: the part of an ONNX file up to the first activation.
+
+What it shows a person is what the network sees first: a picture for each channel of a convolution,
+a number for each unit of a dense layer. The file is cut from the proven one: node for node, tensor
+for tensor the same, which ``cut_problems`` asks again of any such file. And as such a file could be
+run otherwise, its values are held against the checkpoint's own at that place.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+from onnx.utils import Extractor
+from torch.fx import Node
+
+from export.bundle.golden import BATCH_SIZES, Golden, Predict, run_batched
+from export.bundle.manifest import TensorSpec
+from export.bundle.metrics import Arrays, compare
+from export.mnist.servable import INPUTS
+from export.model.under_test import ModelUnderTest
+from export.parity.intermediates import Program, module_of, named_nodes, node_values
+from export.parity.provenance import PRODUCTS
+from export.parity.schema import FeatureFigures
+from export.parity.structure import structure_problems
+
+FEATURES_NAME, GOLDEN_NAME = "model.features.onnx", "golden.features.npz"
+# Each holds a float32 and a float64 of every value: a convolution's are tens of thousands.
+GOLDEN_SAMPLES = 4
+# ONNX's names.
+ACTIVATIONS = {
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish", "Clip"),
+    *("Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign"),
+}
+UNITS_NDIM = 2  # samples, units
+
+
+class NoFirstLayerError(ValueError):
+    """The network has no first layer to show; says why."""
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """A value inside a network.
+
+    Attributes:
+        layer: Which it is, in words.
+        output: The value as an output: FP32 [-1, channels, ...] or [-1, units].
+        node: The node of the checkpoint's program that gives it.
+        outputs: The names of the network's own outputs, by which the program's nodes are found.
+    """
+
+    layer: str
+    output: TensorSpec
+    node: Node
+    program: Program
+
+    def values(self, inputs: Arrays, *, double: bool) -> Arrays:
+        """What the checkpoint has there, in float64 or in float32."""
+        return node_values(self.program, {self.output.name: self.node}, inputs, double=double)
+
+
+def find_first_layer(model: ModelProto, program: Program, subject: ModelUnderTest) -> FirstLayer:
+    """The first activation behind a convolution or a dense layer, in the graph's order.
+
+    Args:
+        model: The fp32 ONNX model.
+        program: The exporter's, whose nodes bear the names of the model's values.
+        subject: What both were made of.
+
+    Raises:
+        NoFirstLayerError: It takes something else than one image, or has no such value.
+    """
+    if subject.inputs != INPUTS:
+        raise NoFirstLayerError(f"they are of networks that take {INPUTS[0]} and no more")
+    activation, product = _first_activation(model)
+    name = activation.output[0]
+    nodes = named_nodes(program, [spec.name for spec in subject.outputs])
+    shape = _shape(model, name)
+    if name not in nodes or len(shape) < UNITS_NDIM or min(shape[1:]) < 1:
+        raise NoFirstLayerError(f"the first activation, {name} {shape}, is no layer of PyTorch's")
+    if product.op_type == "MatMul" and len(shape) > UNITS_NDIM:
+        raise NoFirstLayerError(f"the axes of {name} {shape} are not channel, height and width")
+    where = module_of(nodes[name])
+    if subject.training is not None:
+        where = where.partition(".")[2]  # within the network: what is served is wrapped around it
+    kind = activation.op_type.replace("Relu", "ReLU")
+    words = f"{kind} after {_words(model, product, shape)}"
+    return FirstLayer(
+        layer=f"{where} ({words})" if where else words,
+        output=TensorSpec(name=name, datatype="FP32", shape=shape),
+        node=nodes[name],
+        program=program,
+    )
+
+
+def cut(model: ModelProto, output: TensorSpec) -> ModelProto:
+    """The part of a model that computes one of its values, with this as its only output."""
+    inputs = [value.name for value in model.graph.input]
+    part: ModelProto = Extractor(model).extract_model(inputs, [output.name])
+    onnx.checker.check_model(part, full_check=True)
+    return part
+
+
+def cut_problems(part: ModelProto, model: ModelProto, output: TensorSpec) -> list[str]:
+    """What of a file is not as if it were cut from the model just now; nothing is run.
+
+    Args:
+        part: The file's content.
+        model: The fp32 ONNX model beside it, which is proven by itself.
+        output: What the part must give.
+    """
+    expected = cut(model, output).graph
+    problems = structure_problems(part, INPUTS, [output])
+    for kind, found, wanted in (
+        ("node", part.graph.node, expected.node),
+        ("tensor", part.graph.initializer, expected.initializer),
+    ):
+        ours, theirs = _by_name(found), _by_name(wanted)
+        problems += [
+            f"{kind} {name} is not as in the ONNX file that it was cut from"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+    return problems
+
+
+def golden_features(first: FirstLayer, golden: Golden) -> Golden:
+    """A few golden samples with the checkpoint's values in the first layer."""
+    asked = golden.first(GOLDEN_SAMPLES)
+    eager, truth = (first.values(asked.inputs, double=double) for double in (False, True))
+    return Golden(asked.inputs, eager, truth, asked.targets)
+
+
+def measure_first_layer(
+    first: FirstLayer, path: Path, model: ModelProto, predict: Predict, inputs: Arrays
+) -> FeatureFigures:
+    """Run the file and compare it with the checkpoint at that place, and with its model's file.
+
+    Args:
+        first: The place.
+        path: The file.
+        model: The fp32 ONNX model beside it.
+        predict: The file on the device that is asked.
+        inputs: Samples.
+    """
+    eager, truth = (
+        first.values(inputs, double=double)[first.output.name] for double in (False, True)
+    )
+    problems = cut_problems(onnx.load(path), model, first.output)
+    by_batch = {}
+    for batch_size in BATCH_SIZES:
+        found = run_batched(predict, inputs, batch_size).get(first.output.name)
+        if found is None or found.shape != eager.shape:
+            problems.append(f"gives {None if found is None else found.shape}, not {eager.shape}")
+        else:
+            by_batch[batch_size] = compare(found, eager, truth)
+    return FeatureFigures(
+        layer=first.layer,
+        output=first.output,
+        path=path.name,
+        problems=tuple(problems),
+        by_batch=by_batch,
+    )
+
+
+def _first_activation(model: ModelProto) -> tuple[NodeProto, NodeProto]:
+    """The node, and the last convolution or dense layer on the way to it."""
+    behind: dict[str, NodeProto] = {}
+    for node in model.graph.node:
+        products = [behind[name] for name in node.input if name in behind]
+        if node.op_type in ACTIVATIONS and products:
+            return node, products[0]
+        if node.op_type in PRODUCTS or products:
+            product = node if node.op_type in PRODUCTS else products[0]
+            behind.update(dict.fromkeys(node.output, product))
+    raise NoFirstLayerError("there is no activation behind a convolution or a dense layer")
+
+
+def _words(model: ModelProto, product: NodeProto, shape: Sequence[int]) -> str:
+    """E.g. Conv 5x5, 16 channels; or dense layer, 512 units."""
+    if len(shape) == UNITS_NDIM:
+        return f"dense layer, {shape[1]} units"
+    kernel = next((list(a.ints) for a in product.attribute if a.name == "kernel_shape"), None)
+    if kernel is None:  # ONNX lets it be read from the weight
+        weight = next(t for t in model.graph.initializer if t.name == product.input[1])
+        kernel = list(weight.dims)[2:]
+    return f"{product.op_type} {'x'.join(map(str, kernel))}, {shape[1]} channels"
+
+
+def _shape(model: ModelProto, name: str) -> tuple[int, ...]:
+    """A value's shape, -1 for the batch axis; 0 where an axis is free or not known."""
+    values = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
+    axes = values[name].type.tensor_type.shape.dim if name in values else ()
+    return tuple(-1 if i == 0 else axis.dim_value for i, axis in enumerate(axes))
+
+
+def _by_name(parts: Iterable[NodeProto | TensorProto]) -> dict[str, bytes]:
+    return {part.name: part.SerializeToString(deterministic=True) for part in parts}

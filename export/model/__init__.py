@@ -1,0 +1,1 @@
+"""The model under test: any module with its samples."""

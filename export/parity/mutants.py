@@ -1,0 +1,278 @@
+"""Faults as an exporter, a converter or a bad disk could make them, planted in an ONNX model.
+
+On each build they are planted one by one, and each must be caught: a gate that would have let one
+pass proves nothing.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.bundle.golden import run_batched
+from export.bundle.metrics import Array, Arrays
+from export.bundle.session import OnnxModel
+from export.bundle.tolerances import Tolerance
+from export.parity.intermediates import Inside, Program
+from export.parity.judge import violations
+from export.parity.measure import BATCH_SIZES, NARROW, measure_row
+from export.parity.provenance import PRODUCTS, Fold, check_weights, epsilon_of
+from export.parity.reference import Reference
+from export.parity.schema import Fault
+
+WRONG_EPSILONS = (1e-3, 1e-5)  # one of them is wrong: both are common
+LEAST_EFFECT = 1e-5
+# What stands before a network's first layer; the graph's order is that of computation.
+ELEMENTWISE = {"Unsqueeze", "Squeeze", "Cast", "Reshape", "Transpose", "Sub", "Div", "Mul", "Add"}
+
+
+class NotApplicableError(Exception):
+    """This model cannot have the fault; says why."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault, and the model that has it (None: it cannot have it)."""
+
+    name: str
+    what: str
+    model: onnx.ModelProto | None
+
+
+class _Graph:
+    """An ONNX model that is being spoilt."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.tensors = {t.name: t for t in self.model.graph.initializer}
+        self.products = [
+            node
+            for node in self.model.graph.node
+            if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[1] in self.tensors
+        ]
+        if not self.products:
+            raise NotApplicableError("the model has no product with stored weights")
+
+    def get(self, name: str) -> Array:
+        return numpy_helper.to_array(self.tensors[name]).copy()
+
+    def put(self, name: str, values: Array) -> None:
+        self.tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+
+    def parts(self, node: onnx.NodeProto) -> list[str]:
+        """Weight and, if there is one, bias: their first axes are the channels (MatMul: last)."""
+        return [name for name in node.input[1:3] if name in self.tensors]
+
+    def rows(self, node: onnx.NodeProto, change: Callable[[Array], Array]) -> None:
+        """Change weight and bias of a layer, seen with the output channels first."""
+        for name in self.parts(node):
+            values = self.get(name)
+            last = node.op_type == "MatMul" and values.ndim > 1
+            seen = np.moveaxis(values, -1, 0) if last else values
+            changed = change(seen)
+            self.put(name, np.moveaxis(changed, 0, -1) if last else changed)
+
+    def normalisation(self, op_type: str) -> tuple[onnx.NodeProto, str, float]:
+        """The first node of a kind by one number that stands before all products."""
+        for node in self.model.graph.node:
+            if node.op_type not in ELEMENTWISE:
+                break
+            name = node.input[1] if len(node.input) > 1 else ""
+            if node.op_type == op_type and name in self.tensors and self.get(name).size == 1:
+                return node, name, float(self.get(name).item())
+        raise NotApplicableError(f"the inputs are not normalised by a {op_type} with one number")
+
+
+def plant_faults(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> Iterator[Planted]:
+    """The known faults, each in a copy of an honest model.
+
+    Args:
+        model: The honest ONNX model, float32.
+        folds: The BatchNorms that were folded into it.
+        state: The checkpoint's tensors by name.
+    """
+    kinds = dict.fromkeys(node.op_type for node in model.graph.node if node.op_type in PRODUCTS)
+    plants: dict[str, Callable[[_Graph], str]] = {
+        f"one weight +1% ({kind})": functools.partial(_one_weight, kind=kind, factor=1.01)
+        for kind in kinds
+    }
+    plants |= {
+        "one sign flipped": lambda graph: _one_weight(graph, graph.products[0].op_type, -1),
+        "one NaN weight": lambda graph: _one_weight(graph, graph.products[-1].op_type, np.nan),
+        "a wrong BatchNorm epsilon": lambda graph: _epsilon(graph, folds, state),
+        "mean rounded (.13 for .1307)": _mean,
+        "x * (1/255) for x / 255": _reciprocal,
+        "two channels swapped": _swapped,
+        "a weight transposed": _transposed,
+        "a bias dropped": _dropped_bias,
+        "weights rounded to fp16": _rounded,
+        "outputs shifted by one": _shifted,
+        "a dead channel": _dead,
+    }
+    for name, plant in plants.items():
+        try:
+            graph = _Graph(model)
+            what = plant(graph)
+            if graph.model == model:
+                raise NotApplicableError("it changes no number of this model")
+        except NotApplicableError as error:
+            yield Planted(name, str(error), None)
+        else:
+            yield Planted(name, what, graph.model)
+
+
+class MutationTest:
+    """The gate's checks on the ONNX file, ready to be run on spoilt copies of it."""
+
+    def __init__(
+        self, reference: Reference, program: Program, inside: Inside, allowed: Tolerance
+    ) -> None:
+        """Compute what all copies share.
+
+        Args:
+            reference: Samples and the checkpoint's answers.
+            program: torch.export's program of the checkpoint.
+            inside: Its values inside.
+            allowed: The tolerance of the honest file.
+        """
+        self._reference, self._program = reference, program
+        self._inside, self._allowed = inside, allowed
+        self._count = min(NARROW, len(reference))
+        self._eager = reference.eager(self._count, BATCH_SIZES[0])
+
+    def run(self, planted: Planted) -> Fault:
+        """What the checks make of a fault."""
+        if planted.model is None:
+            return Fault(
+                name=planted.name,
+                planted="",
+                figures={},
+                caught_by=(),
+                not_applicable=planted.what,
+            )
+        predict = OnnxModel(planted.model.SerializeToString(), "cpu")
+        answers = run_batched(predict, self._reference.first(self._count), BATCH_SIZES[0])
+        row = measure_row("onnx", BATCH_SIZES[0], answers, self._eager, self._reference, None)
+        weights = check_weights(planted.model, self._program)
+        exact = [x.max_abs_error for x in self._inside.layers(planted.model) if x.exact]
+        found = list(row.outputs.values())
+        figures = {
+            "scaled_error": max(c.scaled_error for c in found),
+            "rms_ratio": max(c.rms_ratio for c in found),
+            "label_flips": float(max((c.labels.flips for c in found if c.labels), default=0)),
+            "weights": float("inf") if weights.problems else weights.error,
+            "exact": max(exact, default=0.0),
+        }
+        bound = self._allowed.weights
+        caught = {
+            "samples": any(any(violations(c, self._allowed)) for c in found)
+            or not row.softmax_error <= self._allowed.softmax_error,
+            "weights": bound is not None and not figures["weights"] <= bound,
+            "exact values": figures["exact"] != 0,
+        }
+        return Fault(
+            name=planted.name,
+            planted=planted.what,
+            figures=figures,
+            caught_by=tuple(check for check, beyond in caught.items() if beyond),
+        )
+
+
+def _one_weight(graph: _Graph, kind: str, factor: float) -> str:
+    node = next(node for node in graph.products if node.op_type == kind)
+    values = graph.get(node.input[1])
+    # A weight of middling size: neither the most telling nor one that is nearly 0.
+    position = int(np.argsort(np.abs(values), axis=None)[values.size * 3 // 4])
+    values.flat[position] *= factor
+    graph.put(node.input[1], values)
+    return f"{node.input[1]}.flat[{position}] x {factor:g}"
+
+
+def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
+    nodes = [n for n in graph.model.graph.node if n.op_type == "BatchNormalization"]
+    found = {n.name: (graph.get(n.input[4]), epsilon_of(n)) for n in nodes}
+    found |= {fold.weight: (state[fold.norm[3]], fold.epsilon) for fold in folds}
+    if not found:
+        raise NotApplicableError("the model has no BatchNorm")
+    # The most sensitive one; where all variances are large an epsilon means nothing.
+    name = min(found, key=lambda key: float(found[key][0].min()))
+    variance, own = found[name]
+    wrong = next(epsilon for epsilon in WRONG_EPSILONS if not np.isclose(epsilon, own))
+    if abs(wrong - own) / float(variance.min()) < LEAST_EFFECT:
+        raise NotApplicableError("the variances are so large that epsilon changes nothing")
+    for node in nodes:
+        if node.name == name:
+            kept = [a for a in node.attribute if a.name != "epsilon"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("epsilon", wrong)])
+            return f"epsilon of {node.name} is {wrong:g} for {own:g}"
+    fold = next(fold for fold in folds if fold.weight == name)
+    node = next(n for n in graph.products if n.input[1] == name)
+    for part, values in zip(node.input[1:3], fold.folded(state, wrong), strict=True):
+        graph.put(part, values.astype(np.float32))
+    return f"{fold.weight} folded with epsilon {wrong:g} for {own:g}"
+
+
+def _mean(graph: _Graph) -> str:
+    node, name, mean = graph.normalisation("Sub")
+    graph.put(name, np.asarray(round(mean, 2), np.float32).reshape(graph.get(name).shape))
+    return f"{node.name} takes {round(mean, 2):g} for {mean:.4g}"
+
+
+def _reciprocal(graph: _Graph) -> str:
+    node, name, divisor = graph.normalisation("Div")
+    if np.frexp(divisor)[0] == 0.5:  # noqa: PLR2004 - a power of two
+        raise NotApplicableError(f"1/{divisor:g} is exact")
+    graph.put(name, (1 / graph.get(name)).astype(np.float32))
+    node.op_type = "Mul"
+    return f"{node.name} multiplies by 1/{divisor:g}"
+
+
+def _swapped(graph: _Graph) -> str:
+    node = graph.products[0]
+    graph.rows(node, lambda values: np.concatenate([values[:2][::-1], values[2:]]))
+    return f"channels 0 and 1 of {node.input[1]}"
+
+
+def _transposed(graph: _Graph) -> str:
+    node = graph.products[-1]
+    values = graph.get(node.input[1])
+    graph.put(node.input[1], values.T.reshape(values.shape))
+    return f"{node.input[1]} in the other memory order"
+
+
+def _dropped_bias(graph: _Graph) -> str:
+    for node in graph.products:
+        for name in graph.parts(node)[1:]:
+            if np.any(graph.get(name)):
+                graph.put(name, np.zeros_like(graph.get(name)))
+                return f"{name} is 0"
+    raise NotApplicableError("no layer has a bias")
+
+
+def _rounded(graph: _Graph) -> str:
+    for node in graph.products:
+        for name in graph.parts(node):
+            graph.put(name, graph.get(name).astype(np.float16).astype(np.float32))
+    return "every weight and bias through float16"
+
+
+def _shifted(graph: _Graph) -> str:
+    node = graph.products[-1]
+    graph.rows(node, lambda values: np.roll(values, 1, axis=0))
+    return f"rows of {node.input[1]} by one"
+
+
+def _dead(graph: _Graph) -> str:
+    node = graph.products[0]
+
+    def silence(values: Array) -> Array:
+        values[0] = 0
+        return values
+
+    graph.rows(node, silence)
+    return f"channel 0 of {node.input[1]} is 0"

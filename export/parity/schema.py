@@ -1,0 +1,206 @@
+"""All that the gate measures, as ``parity.json`` holds it. Knows no torch.
+
+Figures alone: whether they are good enough is for ``judge`` to say.
+"""
+
+from export.bundle.manifest import SampleSet, TensorSpec
+from export.bundle.metrics import Comparison, Figures
+from export.bundle.tolerances import Device, Tolerance
+
+SCHEMA_VERSION = 2
+ALONE = "alone"  # a batch of one: another batch size, not only other neighbours
+
+
+class Row(Figures):
+    """One variant at one batch size.
+
+    Attributes:
+        outputs: Each output compared with the reference's, probabilities left out.
+        batch_invariance: Largest scaled difference to the same samples' answers in batches of the
+            largest size; None at that size.
+        softmax_error: See ``golden.head_error``.
+    """
+
+    variant: str
+    batch_size: int
+    samples: int
+    outputs: dict[str, Comparison]
+    batch_invariance: float | None
+    softmax_error: float
+
+
+class WeightFigures(Figures):
+    """Where a file's weights come from, asked of the file itself.
+
+    Attributes:
+        equal: Tensors that are bit-equal to the checkpoint's.
+        folded: Tensors into which a BatchNorm was folded.
+        converted: Tensors that were rounded to another type.
+        constants: How many float numbers of the file are of no tensor of the checkpoint: numbers of
+            the code, and what the exporter computed in advance. Only samples prove them.
+        error: Largest difference to what the checkpoint says, in the unit of the precision: of
+            float tensors over the value itself (of biases, differences of large numbers, over the
+            largest), of int8 in steps of the quantization.
+        worst: Where that is, with both values.
+        problems: Tensors that are missing or of another shape, in words.
+    """
+
+    equal: int
+    folded: int
+    converted: int
+    constants: int
+    error: float
+    worst: str
+    problems: tuple[str, ...]
+
+
+class FileFigures(Figures):
+    """A model's file, read and not run; ``problems`` are what is not as it was asked for."""
+
+    path: str
+    size_bytes: int
+    problems: tuple[str, ...]
+    weights: WeightFigures | None = None
+
+
+class FeatureFigures(Figures):
+    """The file of the first layer beside the checkpoint's values at that place.
+
+    Attributes:
+        layer: Which it is, in words.
+        output: The file's only output.
+        problems: What is not as in the ONNX file that it was cut from, in words.
+        by_batch: What was found, by batch size.
+    """
+
+    layer: str
+    output: TensorSpec
+    path: str
+    problems: tuple[str, ...]
+    by_batch: dict[int, Comparison]
+
+
+class Coverage(Figures):
+    """Units (neurons and channels behind activation functions) that the samples activate.
+
+    Attributes:
+        samples: How many samples every batch size runs over.
+        units: All units there are.
+        active_in_all: Those whose value is not the same for all samples of the set.
+        active: Those of them that are not the same for the samples of every batch size either.
+        by_layer: active and all units of each activation.
+    """
+
+    samples: int
+    units: int
+    active_in_all: int
+    active: int
+    by_layer: dict[str, tuple[int, int]]
+
+    @property
+    def share(self) -> float:
+        """Active ones of those that all samples activate, 0..1; 0 if nothing is ever active."""
+        if self.units == 0:
+            return 1.0  # a network without activation functions has nothing that could be dead
+        return self.active / self.active_in_all if self.active_in_all else 0.0
+
+
+class Layer(Figures):
+    """One value inside the graph, in the order of computation.
+
+    Attributes:
+        value: Its name in the ONNX graph; ``node`` is the node that gives it, ``op`` its kind.
+        module: Path of the module that it belongs to, e.g. "classifier.features.0".
+        source: File and line of the code, relative to the repository or to site-packages.
+        code: That line.
+        scaled_error: Against eager float32; ``rms_ratio`` against float64 over eager's own.
+        exact: All operators up to here are exactly rounded: it must be bit-equal.
+    """
+
+    value: str
+    node: str
+    op: str
+    module: str
+    source: str
+    code: str
+    scaled_error: float
+    rms_ratio: float
+    max_abs_error: float
+    exact: bool
+
+    @property
+    def where(self) -> str:
+        """Module and source line, as far as known."""
+        return f"{self.module or 'the outermost module'}, {self.source or 'no source line'}"
+
+
+class Fault(Figures):
+    """A fault planted in the ONNX file and what the checks made of it.
+
+    Attributes:
+        name: e.g. "one weight +1% (Conv)".
+        planted: What was changed, in words.
+        figures: What was measured: scaled_error, rms_ratio, label_flips, weights, exact.
+        caught_by: The figures that are beyond their tolerance.
+        not_applicable: Why this model cannot have the fault; else None.
+    """
+
+    name: str
+    planted: str
+    figures: dict[str, float]
+    caught_by: tuple[str, ...]
+    not_applicable: str | None = None
+
+
+class WorstSample(Figures):
+    """One of the samples with the largest errors of the ONNX file.
+
+    ``images`` are its image-like inputs, uint8 [H, W] as lists.
+    """
+
+    description: str
+    eager_label: int | None
+    images: dict[str, list[list[int]]]
+
+
+class ParityFigures(Figures):
+    """Everything the gate measured on one device."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    device: Device
+    proof: SampleSet
+    corners: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+    tolerances: tuple[Tolerance, ...]
+    rows: tuple[Row, ...]
+    files: dict[str, FileFigures]
+    neighbours: dict[str, dict[str, float]]
+    coverage: Coverage
+    layers: tuple[Layer, ...]
+    faults: tuple[Fault, ...]
+    worst: tuple[WorstSample, ...]
+    features: FeatureFigures | None = None
+    not_checked: dict[str, str]
+    versions: dict[str, str]
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that were measured, in order."""
+        return list(dict.fromkeys(row.variant for row in self.rows))
+
+    @property
+    def faults_caught(self) -> tuple[int, int]:
+        """How many of the planted faults were caught, and how many were planted."""
+        caught = [bool(f.caught_by) for f in self.faults if f.not_applicable is None]
+        return sum(caught), len(caught)
+
+    def describe(self, position: int) -> str:
+        """A sample by its position, as a person would look it up."""
+        if position < len(self.corners):
+            return f"corner case {self.corners[position]!r}"
+        return f"sample {position - len(self.corners)}"
+
+    def largest(self, variant: str) -> Row:
+        """A variant's row over most samples."""
+        return max((r for r in self.rows if r.variant == variant), key=lambda row: row.samples)

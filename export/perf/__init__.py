@@ -1,0 +1,1 @@
+"""Benchmarks of a bundle's variants."""

@@ -1,0 +1,148 @@
+"""An image's p-value means what it says, and what is no digit on paper is told, with a reason."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bundle.manifest import BundleError
+from export.bundle.metrics import Array
+from export.mnist.ood_detector import PIXEL_MAX, UNUSUAL_BELOW, OodDetector, fit
+from tests.service.drawn import read_idx
+
+HELD_OUT = 300
+
+
+@pytest.fixture(scope="module")
+def images(data_dir: Path) -> Array:
+    """1,500 real MNIST images."""
+    return read_idx(data_dir / "train-images-idx3-ubyte")
+
+
+@pytest.fixture(scope="module")
+def others(data_dir: Path) -> Array:
+    """300 more."""
+    return read_idx(data_dir / "t10k-images-idx3-ubyte")
+
+
+@pytest.fixture(scope="module")
+def guard(images: Array) -> OodDetector:
+    """Fitted to 1,200 of them, 300 held out."""
+    return fit(images[HELD_OUT:], images[:HELD_OUT])
+
+
+def test_a_p_value_counts_the_held_out_images_that_are_as_strange(
+    guard: OodDetector, images: Array
+) -> None:
+    """The held-out images' own are all the ranks there are; by hand for the strangest."""
+    p_values = guard.p_values(images[:HELD_OUT])
+    ranks = (1 + np.arange(1, HELD_OUT + 1)) / (1 + HELD_OUT)
+    assert np.allclose(np.sort(p_values), ranks)
+    strangest = guard.strangeness(images[:HELD_OUT]).argmax()
+    assert p_values[strangest] == 2 / (1 + HELD_OUT)
+
+
+@pytest.mark.parametrize("share", [UNUSUAL_BELOW, 0.05, 0.2, 0.5])
+def test_of_images_of_the_same_kind_no_more_have_a_small_p_value(
+    share: float, guard: OodDetector, others: Array
+) -> None:
+    """Of 300 images that nobody fitted anything to about this share lies below it (3 sigma)."""
+    found = int((guard.p_values(others) < share).sum())
+    spread = 3 * np.sqrt(share * (1 - share) * len(others) * (1 + len(others) / HELD_OUT))
+    assert abs(found - share * len(others)) <= spread + 1
+
+
+def test_an_image_is_as_strange_in_any_batch(guard: OodDetector, others: Array) -> None:
+    """To the last bit: alone, among 300, and in uneven parts."""
+    together = guard.strangeness(others)
+    for size in (1, 3, 7, 64):
+        parts = [guard.strangeness(others[i : i + size]) for i in range(0, len(others), size)]
+        assert np.array_equal(np.concatenate(parts), together)
+
+
+def test_products_with_components_are_exact(guard: OodDetector, others: Array) -> None:
+    """No sum of theirs leaves float32's whole numbers, so that no order of sums shows."""
+    assert PIXEL_MAX * np.abs(guard.basis_PC).sum(axis=0).max() < 2**24
+    centred = others.reshape(-1, 784) - guard.mean_P
+    exact = centred.astype(np.int64) @ guard.basis_PC.astype(np.int64)
+    assert np.array_equal((centred @ guard.basis_PC).astype(np.int64), exact)
+
+
+def _shuffled(images: Array) -> Array:
+    generator = np.random.default_rng(0)
+    return np.stack([generator.permutation(i.ravel()).reshape(28, 28) for i in images])
+
+
+def _noise(images: Array) -> Array:
+    return np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+
+
+STRANGE: dict[str, tuple[Callable[[Array], Array], str]] = {
+    "black": (np.zeros_like, "blank"),
+    "white": (lambda images: np.full_like(images, 255), "blank"),
+    "inverted": (lambda images: 255 - images, "inverted: light ground"),
+    "divided by 255": (lambda images: np.rint(images / 255).astype(np.uint8), "unnormalised"),
+    "faint": (lambda images: images // 8, "faint"),
+    "noise": (_noise, "noise"),
+    "shuffled": (_shuffled, "noise"),
+    "lower half, stretched": (lambda images: images[:, 14:].repeat(2, axis=1), "unlike the digits"),
+}
+
+
+@pytest.mark.parametrize("name", list(STRANGE))
+def test_what_is_no_digit_on_paper_is_told_with_its_reason(
+    name: str, guard: OodDetector, others: Array
+) -> None:
+    """Nine in ten of each kind, and all that are told have a p-value under the bound."""
+    change, words = STRANGE[name]
+    verdicts = guard.judge(change(others[:100]))
+    told = [verdict for verdict in verdicts if not verdict.usual]
+    assert all((v.p_value < UNUSUAL_BELOW) == (not v.usual) == (v.reason is not None) for v in told)
+    assert len(told) >= 90 or name.startswith("lower")
+    assert len(told) >= 30
+    named = sum(words in (verdict.reason or "") for verdict in told)
+    assert named >= 0.9 * len(told), {verdict.reason for verdict in told}
+
+
+def test_the_file_holds_all_of_it_and_its_bytes_depend_on_the_images_alone(
+    guard: OodDetector, images: Array, others: Array, tmp_path: Path
+) -> None:
+    """What is read back judges alike; fitted again, the same bytes; to other images, others."""
+    guard.save(tmp_path / "a.npz")
+    fit(images[HELD_OUT:], images[:HELD_OUT]).save(tmp_path / "b.npz")
+    fit(images[HELD_OUT + 1 :], images[:HELD_OUT]).save(tmp_path / "c.npz")
+    a, b, c = ((tmp_path / f"{name}.npz").read_bytes() for name in "abc")
+    assert a == b != c
+    assert OodDetector.load(tmp_path / "a.npz").judge(others) == guard.judge(others)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean_P": np.zeros(783, np.float32)},
+        {"weight_C": np.ones(3)},
+        {"centre_F": np.zeros(3)},
+        {"strangeness_M": np.ones(98)},
+        {"strangeness_M": np.arange(200.0)[::-1]},
+        {"strangeness_M": np.full(200, np.nan)},
+    ],
+)
+def test_a_file_whose_arrays_do_not_fit_is_refused(
+    change: dict[str, Array], guard: OodDetector, tmp_path: Path
+) -> None:
+    """Named with the file, before anything is judged by it."""
+    dataclasses.replace(guard, **change).save(tmp_path / "guard.npz")
+    with pytest.raises(BundleError, match=r"guard\.npz does not hold a guard"):
+        OodDetector.load(tmp_path / "guard.npz")
+
+
+def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+    """Text and other arrays are no guard."""
+    (tmp_path / "guard.npz").write_text("text")
+    with pytest.raises(BundleError, match="does not hold a guard"):
+        OodDetector.load(tmp_path / "guard.npz")
+    np.savez(tmp_path / "guard.npz", mean=np.zeros(784))
+    with pytest.raises(BundleError, match="does not hold a guard"):
+        OodDetector.load(tmp_path / "guard.npz")

@@ -1,0 +1,128 @@
+"""The gate sees what it asks, asks enough, and knows when an answer depends on its neighbours."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import Tensor, nn
+
+from export.bundle.golden import Predict, run_batched
+from export.bundle.metrics import Arrays
+from export.bundle.session import OnnxModel
+from export.convert.onnx_export import model_bytes
+from export.model.under_test import Samples
+from export.parity.adequacy import measure_coverage
+from export.parity.measure import measure_neighbours, measure_row
+from export.parity.reference import Reference, eager_predict, make_reference
+from export.parity.run import ParityRun
+from export.parity.schema import ALONE, Row
+from export.parity.structure import structure_problems
+from tests.export.subjects import tiny_subject
+
+
+class _Sum(nn.Module):
+    """The sum of three numbers, as the one output."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.sum(dim=1, keepdim=True),)
+
+
+@pytest.fixture(scope="module")
+def proof() -> ParityRun:
+    """A tiny CNN, exported once; not to be changed."""
+    return ParityRun.of(tiny_subject("cnn"))
+
+
+@pytest.fixture(scope="module")
+def dynamic_int8(proof: ParityRun, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    """The same in dynamic int8, as others would serve it."""
+    folder = tmp_path_factory.mktemp("dynamic")
+    model = onnx.ModelProto.FromString(model_bytes(proof.translation.model))
+    del model.graph.value_info[:]  # the quantizer's own shapes contradict them
+    onnx.save(model, folder / "fp32.onnx")
+    quantize_dynamic(folder / "fp32.onnx", folder / "int8.onnx", weight_type=QuantType.QUInt8)
+    return onnx.load(folder / "int8.onnx")
+
+
+def _row(predict: Predict, reference: Reference) -> Row:
+    eager = reference.eager(len(reference), 256)
+    answers = run_batched(predict, reference.inputs, 256)
+    return measure_row("onnx", 256, answers, eager, reference, None)
+
+
+def test_an_honest_model_does_not_look_at_its_neighbours(proof: ParityRun) -> None:
+    """Beside white images and beside noise an answer is the same, bit for bit."""
+    honest = OnnxModel(model_bytes(proof.translation.model), "cpu")
+    found = measure_neighbours(honest, proof.reference)
+    assert set(found) == {"beside the largest values", "beside noise", ALONE}
+    assert set(found.values()) == {0.0}
+
+
+def test_dynamic_int8_looks_at_its_neighbours_and_is_named(
+    proof: ParityRun, dynamic_int8: onnx.ModelProto
+) -> None:
+    """Its answers change with the batch, and its operators are refused before anything runs."""
+    found = measure_neighbours(OnnxModel(model_bytes(dynamic_int8), "cpu"), proof.reference)
+    assert max(found.values()) > 1e-3
+    problems = structure_problems(dynamic_int8, proof.subject.inputs, proof.subject.outputs)
+    assert any("depends on the other samples in its batch" in problem for problem in problems)
+
+
+def test_a_model_that_mixes_its_batch_is_caught(proof: ParityRun) -> None:
+    """Answers that take a little of the batch's mean differ beside other neighbours."""
+    honest = eager_predict(proof.subject)
+
+    def mixing(inputs: Arrays) -> Arrays:
+        answers = honest(inputs)
+        mixed = answers["logits"] + 1e-3 * answers["logits"].mean(axis=0)
+        return answers | {"logits": mixed.astype(np.float32)}
+
+    assert measure_neighbours(mixing, proof.reference)["beside the largest values"] > 1e-6
+
+
+def test_probabilities_of_other_logits_are_seen(proof: ParityRun) -> None:
+    """Probabilities that are no softmax of the logits show in the row, though logits are right."""
+    honest = eager_predict(proof.subject)
+
+    def wrong(inputs: Arrays) -> Arrays:
+        answers = honest(inputs)
+        return answers | {"probabilities": np.roll(answers["probabilities"], 1, axis=1)}
+
+    assert _row(honest, proof.reference).softmax_error < 1e-6
+    row = _row(wrong, proof.reference)
+    assert row.softmax_error > 1e-3
+    assert row.outputs["logits"].max_abs_error == 0
+
+
+def test_samples_that_leave_units_dead_are_not_enough(proof: ParityRun) -> None:
+    """Of black images only, few units change; all samples together activate more."""
+    images = proof.subject.samples.arrays["images"].copy()
+    images[:32] = 0
+    found = measure_coverage(proof.program, {"images": images}, 32)
+    assert (found.samples, found.active) == (32, 0)
+    assert found.active_in_all > 0
+    assert found.share == 0
+    everything = measure_coverage(proof.program, {"images": images}, len(images))
+    assert everything.active == everything.active_in_all == found.active_in_all
+    assert everything.units == 2 + 4 + 16
+    assert everything.share == 1
+
+
+def test_corner_cases_of_any_inputs_are_extremes_that_were_seen(proof: ParityRun) -> None:
+    """For numbers, the smallest and the largest of each input; nothing outside is made up."""
+    subject = tiny_subject("cnn")
+    values = np.linspace(-2, 3, 12, dtype=np.float32).reshape(4, 3)
+    numbers = dataclasses.replace(
+        subject,
+        inputs=(subject.inputs[0].model_copy(update={"name": "x", "datatype": "FP32"}),),
+        samples=Samples({"x": values}, "numbers", "0" * 64),
+        module=_Sum(),
+        outputs=(subject.outputs[0].model_copy(update={"kind": "values"}),),
+    )
+    reference = make_reference(numbers)
+    assert reference.corners == ("all smallest", "all largest")
+    assert reference.inputs["x"][:2].tolist() == [[-2] * 3, [3] * 3]
+    assert reference.targets.tolist() == [-1] * 6
+    assert reference.truth["logits"].dtype == np.float64

@@ -1,0 +1,114 @@
+"""The self-test plants what it says, each fault is caught, and the first wrong value is named."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.bundle.tolerances import tolerance_for
+from export.parity.judge import explain, first_wrong
+from export.parity.mutants import MutationTest, Planted, plant_faults
+from export.parity.provenance import find_folds, state_arrays
+from export.parity.run import ParityRun
+from export.parity.schema import Fault
+from tests.export.subjects import tiny_subject
+
+ALLOWED = tolerance_for("onnx", "cpu")
+MODELS = ["cnn", "bn-cnn", "mlp"]
+NAMES = {
+    *("one sign flipped", "one NaN weight", "a wrong BatchNorm epsilon"),
+    *("mean rounded (.13 for .1307)", "x * (1/255) for x / 255", "two channels swapped"),
+    *("a weight transposed", "a bias dropped", "weights rounded to fp16"),
+    *("outputs shifted by one", "a dead channel"),
+}
+
+
+@pytest.fixture(scope="module")
+def proofs() -> dict[str, ParityRun]:
+    """Tiny networks, exported once; not to be changed."""
+    return {model: ParityRun.of(tiny_subject(model)) for model in MODELS}
+
+
+def _planted(proof: ParityRun) -> list[Planted]:
+    folds, state = find_folds(proof.program), state_arrays(proof.subject.module)
+    return list(plant_faults(proof.translation.model, folds, state))
+
+
+def _checks(proof: ParityRun) -> MutationTest:
+    return MutationTest(proof.reference, proof.program, proof.inside, ALLOWED)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_fault_is_planted_and_caught(model: str, proofs: dict[str, ParityRun]) -> None:
+    """All kinds are there, those that cannot be say why, and none of the others passes."""
+    checks = _checks(proofs[model])
+    found = [checks.run(planted) for planted in _planted(proofs[model])]
+    kinds = {"one weight +1% (Gemm)"} | ({"one weight +1% (Conv)"} if "cnn" in model else set())
+    assert {fault.name for fault in found} == NAMES | kinds
+    missing = {fault.name: fault.not_applicable for fault in found if fault.not_applicable}
+    without_norm = {"a wrong BatchNorm epsilon": "the model has no BatchNorm"}
+    assert missing == (without_norm if model == "cnn" else {})
+    assert [f.name for f in found if not f.caught_by and not f.not_applicable] == []
+
+
+def test_an_honest_file_is_caught_by_nothing(proofs: dict[str, ParityRun]) -> None:
+    """The same checks find nothing wrong with the file that no fault was planted in."""
+    for proof in proofs.values():
+        found = _checks(proof).run(Planted("none", "nothing", proof.translation.model))
+        assert found.caught_by == ()
+        assert found.figures["exact"] == 0
+
+
+def test_what_no_answer_shows_is_caught_by_exact_values(proofs: dict[str, ParityRun]) -> None:
+    """X * (1/255) changes no answer beyond rounding; exactly rounded operators reveal it."""
+    planted = next(p for p in _planted(proofs["cnn"]) if p.name.startswith("x * (1/255)"))
+    found: Fault = _checks(proofs["cnn"]).run(planted)
+    assert found.caught_by == ("exact values",)
+    assert 0 < found.figures["exact"] < 1e-6
+    assert found.figures["rms_ratio"] < 8
+
+
+def test_a_spoilt_layer_is_the_first_wrong_value(proofs: dict[str, ParityRun]) -> None:
+    """A weight of the second convolution leads to it: node, module, line, error on both sides."""
+    proof = proofs["bn-cnn"]
+    model = onnx.ModelProto.FromString(proof.translation.model.SerializeToString())
+    weight = next(t for t in model.graph.initializer if t.name == "classifier.features.4.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[np.abs(values).argmax()] *= 1.5
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    layers = tuple(proof.inside.layers(model))
+    position = first_wrong(layers, ALLOWED)
+    assert position is not None
+    words = explain(layers, ALLOWED)
+    assert layers[position].op == "Conv"
+    assert layers[position].module == "classifier.features.5"  # the BatchNorm folded into it
+    assert "training/models/cnn.py:" in words
+    assert "self.features(x_NCHW)" in words
+    assert layers[position - 1].scaled_error <= 2e-6 < layers[position].scaled_error
+    assert f"the value before it ({layers[position - 1].value})" in words
+
+
+def test_an_honest_file_has_no_wrong_value(proofs: dict[str, ParityRun]) -> None:
+    """Every value inside is within the tolerance; those of the scaling are bit-equal and exact."""
+    for proof in proofs.values():
+        layers = tuple(proof.inside.layers(proof.translation.model))
+        assert first_wrong(layers, ALLOWED) is None
+        exact = {layer.value for layer in layers if layer.exact}
+        assert {"div", "sub", "div_1"} <= exact
+        assert not {"logits", "probabilities"} & exact
+        assert [layer.value for layer in layers][-2:] == ["logits", "probabilities"]
+
+
+def test_an_uncaught_fault_fails_the_gate(proofs: dict[str, ParityRun]) -> None:
+    """With bounds that let anything pass, only what asks no bound still catches."""
+    blind = dataclasses.replace(proofs["mlp"].subject)
+    checks = MutationTest(
+        ParityRun(blind, proofs["mlp"].program, proofs["mlp"].translation).reference,
+        proofs["mlp"].program,
+        proofs["mlp"].inside,
+        ALLOWED.model_copy(update={"scaled_error": 1e9, "rms_ratio": 1e9, "weights": 1e9}),
+    )
+    planted = next(p for p in _planted(proofs["mlp"]) if p.name == "a dead channel")
+    assert checks.run(planted).caught_by == ()
