@@ -19,7 +19,7 @@ from service.models.loader import load_verified_models
 from service.models.registry import ModelRegistry
 from service.observability import logs
 from service.observability.metrics import Metrics
-from service.observability.tracing import Tracing, make_provider
+from service.observability.tracing import make_tracing
 from service.settings import ROOT, SettingsError, list_old_names, read_settings
 from service.transport.asgi_app import HttpApi
 from service.transport.context import CONTEXT
@@ -32,7 +32,7 @@ from service.web.pages import PAGE_PATHS, page_routes
 
 try:
     SETTINGS = read_settings()
-    PROVIDER = make_provider(SETTINGS)
+    TRACING = make_tracing(SETTINGS)
     logs.configure(SETTINGS)
 except SettingsError as error:
     raise SystemExit(f"error: {error}") from None
@@ -91,7 +91,6 @@ class DigitClassifier:
         self._shutdown = GracefulShutdown(
             self._health, CONTEXT, LISTENER, metrics, SETTINGS.drain_s
         )
-        self._tracing = None if PROVIDER is None else Tracing(PROVIDER)
         self._handler = Handler(
             Endpoints(self._models, SETTINGS),
             self._health,
@@ -100,7 +99,7 @@ class DigitClassifier:
         )
         HTTP.serve(self._models, self._handler)
         CONTEXT.serve(
-            RequestGate(SETTINGS, PAGE_PATHS, self._tracing),
+            RequestGate(SETTINGS, PAGE_PATHS, TRACING),
             self._handler,
             DirectRouter(self._models) if SETTINGS.fast_path else None,
             metrics,
@@ -127,5 +126,5 @@ class DigitClassifier:
         """Let running batches end, and send the traces that are left."""
         self._handler.close()
         self._models.close()
-        if self._tracing is not None:
-            self._tracing.close()
+        if TRACING is not None:
+            TRACING.close()

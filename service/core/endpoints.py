@@ -200,8 +200,8 @@ def _identity_lines(
     headers = {
         "x-model": model.manifest.name,
         "x-model-version": model.manifest.version,
-        "x-model-variant": variant or model.verified.variant,
-        "x-provider": provider or model.verified.engine.provider,
+        "x-model-variant": variant or model.variant,
+        "x-provider": provider or model.engine.provider,
     }
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 
