@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import bentoml
 
-from service.core.endpoints import Endpoints
 from service.core.handler import Handler
 from service.models.health import HealthMonitor
 from service.models.loader import load_verified_models
@@ -26,7 +25,6 @@ from service.transport.context import CONTEXT
 from service.transport.direct_router import DirectRouter
 from service.transport.gate import RequestGate
 from service.transport.http1 import register
-from service.transport.listener import LISTENER
 from service.transport.shutdown import GracefulShutdown
 from service.web.pages import PAGE_PATHS, page_routes
 
@@ -88,22 +86,13 @@ class DigitClassifier:
         self._health = HealthMonitor(
             self._models, metrics, SETTINGS.golden_check_s, lambda: self._shutdown.leave()
         )
-        self._shutdown = GracefulShutdown(
-            self._health, CONTEXT, LISTENER, metrics, SETTINGS.drain_s
-        )
+        self._shutdown = GracefulShutdown(self._health, metrics, SETTINGS.drain_s)
         self._tracing = None if PROVIDER is None else Tracing(PROVIDER)
-        self._handler = Handler(
-            Endpoints(self._models, SETTINGS),
-            self._health,
-            metrics,
-            has_answer_headers=SETTINGS.answer_headers,
-        )
-        HTTP.serve(self._models, self._handler)
+        self._handler = Handler(self._models, SETTINGS, self._health, metrics)
         CONTEXT.serve(
             RequestGate(SETTINGS, PAGE_PATHS, self._tracing),
             self._handler,
-            DirectRouter(self._models) if SETTINGS.fast_path else None,
-            metrics,
+            DirectRouter(self._models.all() if SETTINGS.fast_path else []),
             SETTINGS,
         )
         # What is alive now stays alive: the collector need not look at it again and again, nor

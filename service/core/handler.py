@@ -10,9 +10,11 @@ from export.parity.metrics import Arrays
 from service.core.endpoints import Endpoints, answer_lines
 from service.core.messages import Job, Request, Response, describe_failure
 from service.models.health import HealthMonitor
+from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.observability.records import BatchTiming
 from service.protocol.errors import ErrorKind
+from service.settings import Settings
 
 # Each may hold a decoded image of the largest size, or the values of the largest JSON body.
 DECODER_THREADS = 2
@@ -26,23 +28,12 @@ class Handler:
     """Decodes requests, queues them for their model's next batch, and responds exactly once."""
 
     def __init__(
-        self,
-        endpoints: Endpoints,
-        health: HealthMonitor,
-        metrics: Metrics,
-        *,
-        has_answer_headers: bool,
+        self, models: ModelRegistry, settings: Settings, health: HealthMonitor, metrics: Metrics
     ) -> None:
-        """Make a handler.
-
-        Args:
-            endpoints: Decodes requests.
-            health: Refuses models that answer golden samples wrongly.
-            metrics: Records every answer and every refusal.
-            has_answer_headers: Whether answers name batch size and timing in their headers.
-        """
-        self.endpoints, self.health, self.metrics = endpoints, health, metrics
-        self.has_answer_headers = has_answer_headers
+        """Begin to answer with these models, unless ``health`` finds that one answers wrongly."""
+        self.models, self.health, self.metrics = models, health, metrics
+        self.endpoints = Endpoints(models, settings)
+        self.has_answer_headers = settings.answer_headers
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
 
     def handle(self, request: Request, respond: Respond) -> None:

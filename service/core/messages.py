@@ -103,17 +103,12 @@ class Response(NamedTuple):
         return [(name, value) for name, value in pairs]
 
 
-def encode_error(message: str) -> bytes:
-    """Return the JSON of a refusal, the Open Inference Protocol's {"error": "text"}.
+def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the response of a refused request, the Open Inference Protocol's {"error": "text"}.
 
     Lone surrogates, which a client's JSON may hold and UTF-8 cannot express, are escaped.
     """
-    return encode_json({"error": message.encode("utf-8", "backslashreplace").decode()})
-
-
-def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> Response:
-    """Return the response of a refused request."""
-    body = encode_error(message)
+    body = encode_json({"error": message.encode("utf-8", "backslashreplace").decode()})
     lines = [f"{name.lower()}: {value}\r\n" for name, value in (headers or {}).items()]
     lines.append(f"content-length: {len(body)}\r\n")
     return Response(

@@ -21,7 +21,7 @@ from service.observability.records import Exchange
 from service.protocol.errors import UnauthorizedError
 from service.settings import Settings
 from service.transport.gate import RequestGate
-from service.web import PAGE_PATHS
+from service.web.pages import PAGE_PATHS
 from tests.tiny import SERVED_BUNDLES
 
 URL = "/v2/models/cnn/infer"
