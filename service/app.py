@@ -20,7 +20,7 @@ from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing, make_provider
 from service.settings import ROOT, SettingsError, list_old_names, read_settings
-from service.transport.asgi_app import HttpApi
+from service.transport.asgi_app import make_app
 from service.transport.context import CONTEXT
 from service.transport.direct_router import DirectRouter
 from service.transport.gate import RequestGate
@@ -43,7 +43,6 @@ def _bentoml_openapi() -> dict[str, Any]:
     return dict(service.openapi_spec.asdict())
 
 
-HTTP = HttpApi(SETTINGS, _bentoml_openapi, page_routes())
 register()
 
 
@@ -56,7 +55,7 @@ register()
     http={"host": "127.0.0.1"},  # all interfaces only by --host or BENTOML_HOST
     metrics={"enabled": False},  # see service.observability.metrics
 )
-@bentoml.asgi_app(HTTP.app)
+@bentoml.asgi_app(make_app(_bentoml_openapi, page_routes()))
 class DigitClassifier:
     """Serves every verified bundle of the configured folder."""
 

@@ -37,11 +37,9 @@ class Handler:
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
 
     def handle(self, request: Request, respond: Respond) -> None:
-        """Handle a request; called in the event loop, returns at once.
+        """Handle a request in the event loop; returns at once.
 
-        Args:
-            request: The request.
-            respond: Called exactly once, in the event loop; perhaps before this returns.
+        ``respond`` is called exactly once, in the event loop, perhaps before this returns.
         """
         inflight = InflightRequest(self, request, respond)
         if self.endpoints.is_quick(request):
@@ -84,15 +82,13 @@ class InflightRequest:
         self._is_done = False
 
     def receive_job(self, future: "asyncio.Future[Job]") -> None:
-        """Take the result of decoding in a thread."""
-        if future.cancelled():
-            self.fail(asyncio.CancelledError("the service stops"))
-            return
-        error = future.exception()
-        if error is None:
-            self.enqueue(future.result())
+        """Take the result of decoding in a thread, which is cancelled when the service stops."""
+        try:
+            job = future.result()
+        except BaseException as error:  # noqa: BLE001 - the client must be answered
+            self.fail(error)
         else:
-            self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self.enqueue(job)
 
     def enqueue(self, job: Job) -> None:
         """Queue the decoded request for its model's next batch."""

@@ -99,8 +99,8 @@ class Response(NamedTuple):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the header lines as pairs of lower-case name and value."""
-        pairs = [line.split(b": ", 1) for line in self.lines.split(b"\r\n") if line]
-        return [(name, value) for name, value in pairs]
+        pairs = [line.partition(b": ") for line in self.lines.splitlines()]
+        return [(name, value) for name, _, value in pairs]
 
 
 def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> Response:
@@ -120,12 +120,7 @@ def describe_failure(error: Exception, where: str, request_id: bytes) -> Respons
     """Return the response for an exception.
 
     Errors of the request are described to the client. Faults of the service are logged with their
-    traceback; the client gets the request's id.
-
-    Args:
-        error: The exception.
-        where: The endpoint, for the log.
-        request_id: As in the answer's header.
+    traceback and ``where`` they happened; the client gets the request's id.
     """
     if isinstance(error, ServiceError):
         return refuse(error.kind, str(error), error.headers)

@@ -8,13 +8,11 @@ to refuse.
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 import anyio.to_thread
 from pydantic import TypeAdapter
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -36,99 +34,79 @@ from service.protocol.errors import (
     quote_value,
 )
 from service.protocol.oip import HEADER_LENGTH, model_metadata, server_metadata
-from service.settings import Settings
 from service.transport.context import CONTEXT
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-MODEL_PATHS = ("/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}")
 
 
-class HttpApi:
-    """The endpoints; they answer once the models are verified.
+def make_app(
+    base_openapi: Callable[[], dict[str, Any]], further_routes: list[BaseRoute]
+) -> Starlette:
+    """Return the app; it answers once the models are verified.
 
-    Attributes:
-        app: The ASGI app to mount.
+    Args:
+        base_openapi: Returns BentoML's own OpenAPI document.
+        further_routes: The pages' routes.
     """
-
-    def __init__(
-        self,
-        settings: Settings,
-        base_openapi: Callable[[], dict[str, Any]],
-        further_routes: list[BaseRoute],
-    ) -> None:
-        """Make the routes.
-
-        Args:
-            settings: Limits.
-            base_openapi: Returns BentoML's own OpenAPI document.
-            further_routes: The pages' routes.
-        """
-        self._settings, self._base_openapi = settings, base_openapi
-        endpoints: list[tuple[str, str, Endpoint]] = [
-            ("POST", "/predict", partial(self._infer, "predict")),
-            ("POST", "/predict/image", partial(self._infer, "predict_image")),
-            ("POST", "/models/{model:str}/predict", partial(self._infer, "predict")),
-            ("POST", "/models/{model:str}/features", partial(self._infer, "features")),
-            ("GET", "/models", _list_models),
-            ("GET", "/docs.json", self._describe_api),
-            ("GET", "/metrics", _expose_metrics),
-            ("GET", "/healthz/deep", _check_golden),
-            ("GET", "/v2", _describe_server),
-            ("GET", "/v2/health/{probe:str}", _report_health),
+    endpoints: list[tuple[str, str, Endpoint]] = [
+        ("POST", "/predict", partial(_infer, "predict")),
+        ("POST", "/predict/image", partial(_infer, "predict_image")),
+        ("POST", "/models/{model:str}/predict", partial(_infer, "predict")),
+        ("POST", "/models/{model:str}/features", partial(_infer, "features")),
+        ("GET", "/models", _list_models),
+        ("GET", "/docs.json", partial(_describe_api, base_openapi)),
+        ("GET", "/metrics", _expose_metrics),
+        ("GET", "/healthz/deep", _check_golden),
+        ("GET", "/v2", _describe_server),
+        ("GET", "/v2/health/live", _report_live),
+        ("GET", "/v2/health/ready", _report_ready),
+    ]
+    for path in ("/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"):
+        endpoints += [
+            ("GET", path, _describe_model),
+            ("GET", f"{path}/ready", _report_ready),
+            ("POST", f"{path}/infer", partial(_infer, "infer")),
         ]
-        for path in MODEL_PATHS:
-            endpoints += [
-                ("GET", path, _describe_model),
-                ("GET", f"{path}/ready", _report_model_ready),
-                ("POST", f"{path}/infer", partial(self._infer, "infer")),
-            ]
-        self.app = Starlette(
-            routes=[
-                *(Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints),
-                *further_routes,
-            ],
-            # Starlette's own argument for handlers would raise an unexpected exception again. What
-            # leaves a mounted app is answered by nobody, and the client hangs.
-            middleware=[Middleware(ExceptionMiddleware, handlers={Exception: _answer_failure})],
-        )
+    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints]
+    # What leaves a mounted app is answered by nobody, and the client hangs; Starlette's argument
+    # for handlers would raise an unexpected exception again.
+    handlers = Middleware(ExceptionMiddleware, handlers={Exception: _answer_failure})
+    return Starlette(routes=[*routes, *further_routes], middleware=[handlers])
 
-    async def _describe_api(self, _: Request) -> Response:
-        models = CONTEXT.handler.models.all()
-        return JSONResponse(openapi_document(self._base_openapi(), models, self._settings))
 
-    async def _infer(self, endpoint: str, request: Request) -> Response:
-        """Have the core answer, as long as the client is there."""
-        params, exchange = request.path_params, _exchange(request)
-        target = Target(endpoint, params.get("model"), params.get("version"), request.url.query)
-        CONTEXT.handler.endpoints.check_target(target)
-        body = await _read_body(request, self._settings.max_body_bytes)
-        done: asyncio.Future[messages.Response] = asyncio.get_running_loop().create_future()
-        asked = messages.Request(
-            target,
-            body,
-            request.headers.get("content-type", ""),
-            _json_length(request),
-            exchange.request_id,
-            exchange.started_s,
-            lambda: not done.done(),
-        )
+async def _infer(endpoint: str, request: Request) -> Response:
+    """Have the core answer, as long as the client is there."""
+    params, exchange = request.path_params, _exchange(request)
+    target = Target(endpoint, params.get("model"), params.get("version"), request.url.query)
+    CONTEXT.handler.endpoints.check_target(target)
+    body = await _read_body(request, CONTEXT.settings.max_body_bytes)
+    done: asyncio.Future[messages.Response] = asyncio.get_running_loop().create_future()
+    asked = messages.Request(
+        target,
+        body,
+        request.headers.get("content-type", ""),
+        _json_length(request),
+        exchange.request_id,
+        exchange.started_s,
+        lambda: not done.done(),
+    )
 
-        def respond(response: messages.Response) -> None:
-            if not done.done():
-                done.set_result(response)
+    def respond(response: messages.Response) -> None:
+        if not done.done():
+            done.set_result(response)
 
-        gone = asyncio.ensure_future(_wait_until_gone(request))
-        try:
-            CONTEXT.handler.handle(asked, respond)
-            await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not done.done():
-                raise ClientDisconnect
-        finally:
-            gone.cancel()
-            done.cancel()
-        response = done.result()
-        exchange.model, exchange.timing = response.model, response.timing
-        return _convert(response)
+    gone = asyncio.ensure_future(_wait_until_gone(request))
+    try:
+        CONTEXT.handler.handle(asked, respond)
+        await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+    finally:
+        gone.cancel()
+        done.cancel()
+    response = done.result()
+    exchange.model, exchange.timing = response.model, response.timing
+    return _convert(response)
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
@@ -136,6 +114,11 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
         CONTEXT.handler.record_client_gone()
         return Response(status_code=ErrorKind.CLIENT_GONE.status)
     return _convert(CONTEXT.refuse(error, request.url.path, _exchange(request).request_id))
+
+
+async def _describe_api(base_openapi: Callable[[], dict[str, Any]], _: Request) -> Response:
+    models = CONTEXT.handler.models.all()
+    return JSONResponse(openapi_document(base_openapi(), models, CONTEXT.settings))
 
 
 async def _list_models(_: Request) -> Response:
@@ -166,32 +149,27 @@ async def _describe_server(_: Request) -> Response:
     return JSONResponse(server_metadata())
 
 
-async def _report_health(request: Request) -> Response:
-    probe = request.path_params["probe"]
-    if probe not in ("live", "ready"):
-        raise HTTPException(HTTPStatus.NOT_FOUND)
-    return _report_ready() if probe == "ready" else JSONResponse({"live": True})
-
-
 async def _describe_model(request: Request) -> Response:
     return JSONResponse(model_metadata(_named_model(request).manifest))
 
 
-async def _report_model_ready(request: Request) -> Response:
-    return _report_ready(_named_model(request).manifest.name)
+async def _report_live(_: Request) -> Response:
+    return JSONResponse({"live": True})
+
+
+async def _report_ready(request: Request) -> Response:
+    """Whether the worker is ready, and so the model, if the path names one."""
+    named = {"name": _named_model(request).manifest.name} if request.path_params else {}
+    health = CONTEXT.handler.health
+    if health.is_ready:
+        return JSONResponse(named | {"ready": True})
+    why = "leaving" if health.is_draining else "a model fails its golden samples"
+    return _unavailable(f"not ready: {why}")
 
 
 def _named_model(request: Request) -> ServedModel:
     params = request.path_params
     return CONTEXT.handler.models.get(params["model"], params.get("version"))
-
-
-def _report_ready(model: str | None = None) -> Response:
-    health = CONTEXT.handler.health
-    if health.is_ready:
-        return JSONResponse(({"name": model} if model else {}) | {"ready": True})
-    why = "leaving" if health.is_draining else "a model fails its golden samples"
-    return _unavailable(f"not ready: {why}")
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

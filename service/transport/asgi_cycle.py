@@ -36,7 +36,6 @@ class AsgiSlot(ResponseSlot, RequestResponseCycle):
         """Prepare the task."""
         connection, config = self.connection, self.connection.config
         parsed = httptools.parse_url(self.url)
-        self._is_started = False
         self._exchange = self.make_exchange()
         raw_path = config.root_path.encode("ascii") + parsed.path
         self._exchange.path = raw_path.decode("latin-1")
@@ -81,10 +80,9 @@ class AsgiSlot(ResponseSlot, RequestResponseCycle):
         return len(self.body) > HIGH_WATER_LIMIT and not self.response_complete
 
     def take_turn(self) -> None:
-        """Write what was kept, and run the task unless it runs already."""
+        """Write what was kept, or run the task if the request was not refused."""
         super().take_turn()
-        if not self._is_started and not self.is_complete:
-            self._is_started = True
+        if not self.is_complete:
             tasks, app = self.connection.state.tasks, self.connection.config.loaded_app
             task = asyncio.get_running_loop().create_task(self.run_asgi(app))
             task.add_done_callback(tasks.discard)

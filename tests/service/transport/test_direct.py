@@ -160,7 +160,7 @@ def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uvicorn chooses protocol and event loop by the names "auto", and BentoML leaves them so."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unregistered")
     register()
-    config = uvicorn.Config(app="service.transport.asgi_app:HttpApi", http="auto")
+    config = uvicorn.Config(app="service.transport.asgi_app:make_app", http="auto")
     config.load()
     assert config.http_protocol_class is HttpConnection
     assert config.get_loop_factory() is uvloop.new_event_loop
@@ -181,7 +181,7 @@ def test_requests_before_the_models_are_verified_are_refused() -> None:
 
     async def ask() -> bytes:
         loop = asyncio.get_running_loop()
-        config = uvicorn.Config(app="service.transport.asgi_app:HttpApi", lifespan="off")
+        config = uvicorn.Config(app="service.transport.asgi_app:make_app", lifespan="off")
         server = await loop.create_server(
             lambda: HttpConnection(config, ServerState(), {}), "127.0.0.1", 0
         )
