@@ -1,9 +1,8 @@
-"""HTTP/1.1 connections on httptools: requests in, responses out in the order of the requests.
+"""HTTP/1.1 connections on httptools: reads requests, refuses bad ones, ends slow connections.
 
-Each connection keeps a queue of response slots, one for each request, and writes a response only
-when all before it are written, whatever computes them (RFC 9112, 9.3.2). Plain inference requests
-go straight to the core handler; others run as an ASGI task (``asgi_cycle``). uvicorn chooses its
-protocol by the registry entry "auto"; ``register`` puts this one there.
+Plain inference requests go straight to the core handler, others to an ASGI task (``asgi_cycle``);
+``slots`` writes their responses in order. uvicorn chooses its protocol by the registry entry
+"auto"; ``register`` puts this one there.
 
 Clients send the same head again and again. The bytes of a head that was parsed and found plain are
 remembered, and a later request that begins with the same bytes is not parsed again.
@@ -167,11 +166,7 @@ class HttpConnection(OrderedConnection):
     # Receiving.
 
     def _receive_remembered(self, data: bytes) -> int:
-        """Handle the whole requests at the start whose heads are remembered.
-
-        Returns:
-            How many bytes they took.
-        """
+        """Handle the whole requests at the start whose heads are remembered; return their bytes."""
         start, remembered = 0, CONTEXT.remembered
         while (end := data.find(b"\r\n\r\n", start)) >= 0:
             end += 4

@@ -30,50 +30,46 @@ class GracefulShutdown:
         """Accept connections for ``drain_s`` seconds from SIGTERM on."""
         self._health, self._metrics, self._drain_s = health, metrics, drain_s
         self._server: uvicorn.Server | None = None
-        self._is_leaving = False
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Take SIGTERM over from uvicorn's server, which has set its handler and runs this loop."""
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
             self._server = server
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._begin)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._begin, server)
 
     def leave(self) -> None:
         """End this worker alone: it answers wrongly. BentoML's parent process starts another."""
-        if self._is_leaving or self._health.is_draining:
+        if CONTEXT.is_draining:
             return
-        self._is_leaving = True
+        CONTEXT.is_draining = True
         logger.error("this worker ends: a model answers its golden samples wrongly")
         self._metrics.record_worker_exit("golden_check")
-        CONTEXT.is_draining = True
         self._stop()
 
-    def _begin(self) -> None:
+    def _begin(self, server: uvicorn.Server) -> None:
         if self._health.is_draining:
             return
         self._health.is_draining = CONTEXT.is_draining = True
         logger.info("SIGTERM: not ready any more, stopping in %g s", self._drain_s)
-        asyncio.get_running_loop().call_later(self._drain_s, self._refuse_connections)
+        self._task = asyncio.get_running_loop().create_task(self._drain(server))
 
-    def _refuse_connections(self) -> None:
-        if self._server is not None:
-            for server in self._server.servers:
-                drop_handshakes(server)
-        self._finish_accepting(MOST_GRACES, -1)
-
-    def _finish_accepting(self, graces: int, accepted_before: int) -> None:
+    async def _drain(self, server: uvicorn.Server) -> None:
         """Stop once no connection was accepted for a while."""
-        accepted = CONTEXT.accepted
-        if graces == 0 or accepted == accepted_before:
-            self._stop()
-        else:
-            loop = asyncio.get_running_loop()
-            loop.call_later(HANDSHAKE_GRACE_S, self._finish_accepting, graces - 1, accepted)
+        await asyncio.sleep(self._drain_s)
+        for listening in server.servers:
+            drop_handshakes(listening)
+        for _ in range(MOST_GRACES):
+            accepted = CONTEXT.accepted
+            await asyncio.sleep(HANDSHAKE_GRACE_S)
+            if CONTEXT.accepted == accepted:
+                break
+        self._stop()
 
     def _stop(self) -> None:
         """Accept no more connections in this process, and let uvicorn answer and end."""
         if self._server is not None:
-            for server in self._server.servers:
-                server.close()
+            for listening in self._server.servers:
+                listening.close()
             self._server.handle_exit(signal.SIGTERM, None)
