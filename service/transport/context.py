@@ -15,11 +15,8 @@ class ServerContext:
     """What all connections of a worker share.
 
     Attributes:
-        gate: Checks and records requests.
-        router: Finds the requests that bypass ASGI.
         settings: The settings; their defaults before the models are verified.
         accepted: Connections accepted so far.
-        is_ready: The models are verified.
         is_draining: Each response closes its connection.
         is_sweeping: The times of the connections are being checked.
         remembered: Heads that need not be parsed again, by their bytes.

@@ -13,16 +13,12 @@ JSON_LENGTH = b"inference-header-content-length"
 
 
 class DirectHead(NamedTuple):
-    """The head of a POST that bypasses ASGI.
+    """The head of a POST that bypasses ASGI: as it was sent, and what ``Request`` takes of it.
 
     Attributes:
-        url: Path and query as they were sent.
         headers: Lower-case names and values.
         keep_alive: Whether the client may send another request after this one.
-        target: What the URL asks for.
-        length: Bytes of its body.
-        content_type: The header of that name; "" without one.
-        json_length: The header Inference-Header-Content-Length, if it has one.
+        length: Bytes of the body.
     """
 
     url: bytes

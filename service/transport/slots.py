@@ -111,9 +111,7 @@ class ResponseSlot:
     """The place of one response among the responses of its connection.
 
     Attributes:
-        connection: The connection.
-        method: The request's method.
-        url: Its path and query as they were sent.
+        url: The request's path and query as they were sent.
         headers: Its headers, lower-case names.
         http_version: "1.1" or "1.0".
         keep_alive: Whether the connection is kept after the response.
