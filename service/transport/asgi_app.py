@@ -183,7 +183,11 @@ class HttpApi:
         return Response(content, media_type="application/json")
 
     async def _describe_api(self, _: Request) -> Response:
-        models = self.models.all()
+        # The adapter's task, because manifests of older bundles give none.
+        models = [
+            model.manifest.model_copy(update={"task": model.adapter.task})
+            for model in self.models.all()
+        ]
         return JSONResponse(openapi_document(self._base_openapi(), models, self._settings))
 
     async def _expose_metrics(self, _: Request) -> Response:
