@@ -117,7 +117,11 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
 
 
 async def _describe_api(base_openapi: Callable[[], dict[str, Any]], _: Request) -> Response:
-    models = CONTEXT.handler.models.all()
+    # The adapter's task, because manifests of older bundles give none.
+    models = [
+        model.manifest.model_copy(update={"task": model.adapter.task})
+        for model in CONTEXT.handler.models.all()
+    ]
     return JSONResponse(openapi_document(base_openapi(), models, CONTEXT.settings))
 
 
