@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 from export.parity.metrics import Array
 from service.adapters.ink import select_drawing
@@ -144,50 +145,29 @@ def _is_light(flat: Array) -> bool:
 
 def _without_strokes(pixels: Array, width: int) -> Array:
     """A morphological opening: removes what is lighter and narrower than ``width`` pixels."""
-    return _widest(_widest(pixels, width, np.minimum), width, np.maximum)
-
-
-def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
-    """The minimum or maximum over a square of ``width`` pixels, in log2(width) steps an axis."""
-    for axis in (0, 1):
-        before = width // 2
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (before, width - 1 - before)
-        reach, wide = 1, np.pad(pixels, padding, mode="edge")
-        while reach < width:
-            step = min(reach, width - reach)
-            wide = (
-                pick(wide[:-step], wide[step:])
-                if axis == 0
-                else pick(wide[:, :-step], wide[:, step:])
-            )
-            reach += step
-        pixels = wide
-    return pixels
+    narrowed = ndimage.minimum_filter(pixels, width, mode="nearest")
+    return np.asarray(ndimage.maximum_filter(narrowed, width, mode="nearest"))
 
 
 def _cut_out(grey: Image.Image, ground: Ground, drawn: Array) -> Array:
     """The drawing alone, cut out of the picture: ink, at most FINE pixels on its longer side."""
     height, width = drawn.shape
-    top, bottom, left, right = _extent(drawn)
-    top, left = max(0, top - MARGIN), max(0, left - MARGIN)
-    bottom, right = min(height, bottom + MARGIN), min(width, right + MARGIN)
+    rows, columns = ndimage.find_objects(drawn, max_label=1)[0]
+    top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
+    bottom, right = min(height, rows.stop + MARGIN), min(width, columns.stop + MARGIN)
+    in_small = (left, top, right, bottom)
     across, down = grey.width / width, grey.height / height
     here = (left * across, top * down, right * across, bottom * down)
-    longer = max(here[2] - here[0], here[3] - here[1])
-    scale = min(1, FINE / longer)
-    size = (
-        max(1, round(scale * (here[2] - here[0]))),
-        max(1, round(scale * (here[3] - here[1]))),
-    )
+    sides = (here[2] - here[0], here[3] - here[1])
+    scale = min(1, FINE / max(sides))
+    size = (max(1, round(scale * sides[0])), max(1, round(scale * sides[1])))
     cut = np.asarray(grey.resize(size, Image.Resampling.BOX, here), np.float32)
-    in_small = (left, top, right, bottom)
     level = _enlarged(ground.level, size, in_small)
     raised = (PIXEL_MAX - cut if ground.light else cut) - level
     paper, ink, noise = _two_kinds(raised)
     least = paper + max(PAPER * (ink - paper), NOISE * noise)
     full = max(paper + FULL * (ink - paper), least + 1)
-    near = _widest(drawn.astype(np.float32), 3, np.maximum)
+    near = ndimage.maximum_filter(drawn, 3)
     mask = _enlarged(near, size, in_small)
     return np.asarray(np.clip((raised - least) / (full - least), 0, 1) * mask)
 
@@ -208,12 +188,6 @@ def _enlarged(small: Array, size: tuple[int, int], box: tuple[int, int, int, int
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
 
 
-def _extent(mask: Array) -> tuple[int, int, int, int]:
-    """The bounding box of a mask: top, bottom, left, right; bottom and right are exclusive."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-
 def _scaled(ink: Array) -> Array:
     """The ink's bounding box with its longer side at BOX pixels; thin strokes are widened."""
     sure = ink > HALF
@@ -222,8 +196,8 @@ def _scaled(ink: Array) -> Array:
             "nothing is drawn on the image that stands out from its noise; send a digit in dark "
             "ink on light paper, or in light ink on dark"
         )
-    top, bottom, left, right = _extent(sure)
-    image = Image.fromarray((PIXEL_MAX * ink[top:bottom, left:right]).astype(np.uint8))
+    (box,) = ndimage.find_objects(sure, max_label=1)
+    image = Image.fromarray((PIXEL_MAX * ink[box]).astype(np.uint8))
     twice = _sized(image, 2 * BOX)
     if _stroke(np.asarray(twice, np.float32)) < 2 * THIN:
         twice = twice.filter(ImageFilter.MaxFilter(3))
@@ -253,11 +227,9 @@ def _placed(digit: Array) -> Array:
     """Stretch a digit of at most BOX pixels to full ink; place its centre of mass centrally."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     stretched = np.minimum(digit * (PIXEL_MAX / digit.max()), PIXEL_MAX)
-    places = []
-    for axis, size in enumerate(digit.shape):
-        mass = stretched.sum(axis=1 - axis)
-        offset = round(CENTRE - float(mass @ np.arange(size)) / float(mass.sum()))
-        places.append(min(max(offset, 0), SIDE - size))
-    top, left = places
-    image[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(stretched)
+    height, width = digit.shape
+    y, x = ndimage.center_of_mass(stretched)
+    top = min(max(round(CENTRE - y), 0), SIDE - height)
+    left = min(max(round(CENTRE - x), 0), SIDE - width)
+    image[top : top + height, left : left + width] = np.rint(stretched)
     return image
