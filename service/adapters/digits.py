@@ -96,7 +96,7 @@ class _SlicedPValues:
 
 
 class DigitsAdapter(TensorsAdapter):
-    """Adds pictures of digits and labels to the task "tensors"; see ``adapter.Adapter``."""
+    """Adds pictures of digits and labels to the task "tensors"."""
 
     task = "digits"
     endpoints: tuple[str, ...] = ("predict", "predict_image")

@@ -22,7 +22,7 @@ _FILTERS = {
 
 
 class ImageClassificationAdapter(TensorsAdapter):
-    """Adds pictures and labels to the task "tensors"; see ``adapter.Adapter``."""
+    """Adds pictures and labels to the task "tensors"."""
 
     task = "image-classification"
     endpoints: tuple[str, ...] = ("predict", "predict_image")

@@ -16,7 +16,12 @@ EXPECTED = '{"inputs": {"NAME": list of numbers, nested as the input\'s shape or
 
 
 class TensorsAdapter:
-    """Converts JSON lists to inputs and outputs to JSON lists; see ``adapter.Adapter``."""
+    """Converts JSON to a model's inputs, and its outputs to JSON; the base of every adapter.
+
+    Attributes:
+        task: As in the manifest.
+        endpoints: The endpoints that the task has besides "infer", as labels of the metrics.
+    """
 
     task = "tensors"
     endpoints: tuple[str, ...] = ("predict",)
@@ -26,7 +31,14 @@ class TensorsAdapter:
         self._manifest = manifest
 
     def decode_json(self, body: bytes, limits: Limits) -> Arrays:
-        """Decode {"inputs": {"NAME": list}}, or {"inputs": list} for the only input."""
+        """Decode {"inputs": {"NAME": list, ...}}, or {"inputs": list} for the only input.
+
+        A list is nested as the input's shape, the batch axis included, or flat.
+
+        Raises:
+            InvalidInputError: The body is not JSON of this form, or does not fit the model.
+            PayloadTooLargeError: There are more samples than allowed.
+        """
         fields = parse_json(body, EXPECTED, limits.json_depth)
         if not isinstance(fields, dict):
             raise InvalidInputError(f"the body is {json_kind(fields)}; expected {EXPECTED}")
@@ -38,7 +50,18 @@ class TensorsAdapter:
         return read_inputs(given, memoryview(b""), self._manifest, limits.samples)
 
     def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
-        """Refuse: nothing is known of how an image becomes this model's inputs."""
+        """Decode an uploaded PNG or JPEG file as one sample.
+
+        Args:
+            content: The file's bytes.
+            max_pixels: The largest width x height.
+
+        Raises:
+            UnsupportedMediaError: The task has no images.
+            InvalidInputError: The file is not a PNG or JPEG, or is damaged.
+            PayloadTooLargeError: The picture has more pixels than allowed.
+            NothingDrawnError: There is no digit on the picture, for the task "digits".
+        """
         name = self._manifest.name
         raise UnsupportedMediaError(
             f"{name} takes tensors, not images; send them as JSON to /models/{name}/predict or "
@@ -46,11 +69,22 @@ class TensorsAdapter:
         )
 
     def extend(self, predict: Predict) -> Predict:
-        """Return ``predict``: the model's own outputs are all that is encoded."""
+        """Return a function that runs a batch like ``predict``, with outputs that ``encode`` reads.
+
+        This one adds none to the model's own.
+        """
         return predict
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
-        """The outputs as nested lists, in the manifest's order."""
+        """The fields of an answer to ``decode_json`` or ``decode_image``, ready for JSON.
+
+        Returns:
+            "outputs", nested lists by name in the manifest's order, and "predictions" for tasks
+            with labels.
+
+        Raises:
+            NonFiniteOutputError: An output holds NaN or infinity.
+        """
         names = [spec.name for spec in self._manifest.outputs]
         return {"outputs": {name: to_json_numbers(name, outputs[name]) for name in names}}
 

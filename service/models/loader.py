@@ -15,7 +15,8 @@ from export.guard import Guard
 from export.manifest import BundleError, FeatureMaps, Manifest, TensorSpec
 from export.parity.tolerances import Device, Tolerance
 from export.session import DeviceUnavailableError, OnnxModel, choose_device
-from service.adapters.adapter import Adapter, choose_adapter
+from service.adapters.adapter import choose_adapter
+from service.adapters.tensors import TensorsAdapter
 from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
 from service.settings import Settings, read_settings
 
@@ -58,7 +59,7 @@ class VerifiedModel:
     tolerance: Tolerance
     samples: Golden
     golden: GoldenResult
-    adapter: Adapter
+    adapter: TensorsAdapter
     feature_maps: VerifiedFeatureMaps | None = None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from export.manifest import Manifest, TensorSpec
-from service.adapters.adapter import Adapter
+from service.adapters.tensors import TensorsAdapter
 from service.engine.batcher import Batcher
 from service.engine.engines import warm_up
 from service.models.feature_maps import FeatureMapServer
@@ -43,7 +43,7 @@ class ServedModel:
         return self.verified.manifest
 
     @property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> TensorsAdapter:
         """The adapter of the model's task."""
         return self.verified.adapter
 

@@ -18,7 +18,6 @@ The message goes to the client. It says what came, what was expected and what to
 
 import math
 from enum import Enum
-from http import HTTPStatus
 
 MAX_QUOTED_CHARACTERS = 80
 
@@ -67,7 +66,7 @@ class ServiceError(Exception):
     """A request is refused; the message goes to the client.
 
     Attributes:
-        kind: The subclass's; it gives the HTTP status.
+        kind: The subclass's; it has the HTTP status.
         headers: Further headers of the answer.
     """
 
@@ -76,11 +75,6 @@ class ServiceError(Exception):
 
     def __init_subclass__(cls, kind: ErrorKind, headers: dict[str, str] | None = None) -> None:
         cls.kind, cls.headers = kind, headers or {}
-
-    @property
-    def status(self) -> HTTPStatus:
-        """The HTTP status of the answer."""
-        return HTTPStatus(self.kind.status)
 
 
 class InvalidInputError(ServiceError, kind=ErrorKind.INVALID_INPUT):
