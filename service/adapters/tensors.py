@@ -3,16 +3,22 @@
 import math
 from typing import Any
 
+import msgspec
+
 from export.golden import Predict
 from export.manifest import Manifest, TensorSpec
 from export.parity.metrics import Arrays
 from service.protocol.errors import InvalidInputError, UnsupportedMediaError, quote_value
-from service.protocol.json_values import json_kind, parse_json
+from service.protocol.json_values import convert_json, json_kind, parse_json
 from service.protocol.oip import to_json_numbers
 from service.protocol.tensors import InputTensor, read_inputs
 from service.settings import Limits
 
 EXPECTED = '{"inputs": {"NAME": list of numbers, nested as the input\'s shape or flat}}'
+
+
+class _Request(msgspec.Struct, forbid_unknown_fields=True):
+    inputs: dict[str, Any] | list[Any]
 
 
 class TensorsAdapter:
@@ -39,14 +45,16 @@ class TensorsAdapter:
             InvalidInputError: The body is not JSON of this form, or does not fit the model.
             PayloadTooLargeError: There are more samples than allowed.
         """
-        fields = parse_json(body, EXPECTED, limits.json_depth)
-        if not isinstance(fields, dict):
-            raise InvalidInputError(f"the body is {json_kind(fields)}; expected {EXPECTED}")
-        if unknown := sorted(fields.keys() - {"inputs"}):
-            raise InvalidInputError(f"unknown field {quote_value(unknown[0])}; known: inputs")
-        if "inputs" not in fields:
-            raise InvalidInputError(f"the field inputs is missing; expected {EXPECTED}")
-        given = [self._describe(*item) for item in self._named(fields["inputs"]).items()]
+        value = parse_json(body, EXPECTED, limits.json_depth)
+        inputs = convert_json(value, _Request, EXPECTED).inputs
+        if isinstance(inputs, list):
+            if len(self._manifest.inputs) > 1:
+                raise InvalidInputError(
+                    "inputs is a list; expected an object with a list for each of "
+                    f"{', '.join(map(str, self._manifest.inputs))}"
+                )
+            inputs = {self._manifest.inputs[0].name: inputs}
+        given = [self._describe(name, values) for name, values in inputs.items()]
         return read_inputs(given, memoryview(b""), self._manifest, limits.samples)
 
     def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
@@ -87,17 +95,6 @@ class TensorsAdapter:
         """
         names = [spec.name for spec in self._manifest.outputs]
         return {"outputs": {name: to_json_numbers(name, outputs[name]) for name in names}}
-
-    def _named(self, given: object) -> dict[str, object]:
-        """The inputs by name."""
-        if isinstance(given, list) and len(self._manifest.inputs) == 1:
-            return {self._manifest.inputs[0].name: given}
-        if not isinstance(given, dict):
-            takes = ", ".join(map(str, self._manifest.inputs))
-            raise InvalidInputError(
-                f"inputs is {json_kind(given)}; expected an object with a list for each of {takes}"
-            )
-        return given
 
     def _describe(self, name: str, values: object) -> InputTensor:
         """An input as the Open Inference Protocol would describe it."""

@@ -7,7 +7,6 @@ the only input's values and nothing else; its answer has binary outputs.
 """
 
 import math
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from export.manifest import Manifest
 from export.parity.metrics import Array, Arrays
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, quote_value
-from service.protocol.json_values import encode_json, parse_json
+from service.protocol.json_values import convert_json, encode_json, parse_json
 from service.protocol.tensors import InputTensor, read_inputs, read_raw_input
 from service.settings import Limits
 
@@ -31,21 +30,9 @@ HEADER_LENGTH = "inference-header-content-length"
 BINARY_TYPE = "application/octet-stream"
 MAX_CACHED_BYTES, MAX_CACHED_HEADERS = 4096, 1024
 MAX_ID_CHARACTERS = 1024
-# msgspec's names of types as error messages name JSON's, expected and received.
-_EXPECTED_KINDS = {
-    "object": "an object",
-    "array": "a list",
-    "str": "a string",
-    "int": "an integer",
-    "bool": "true or false",
-}
-_RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number", "null": "null"}
-_WRONG_TYPE = re.compile(r"Expected `(\w+)[^`]*`, got `(\w+)`")
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
 # The model's name and version, its outputs' names and shapes, and the request's id.
 _HeaderKey = tuple[str, str, tuple[str, ...], tuple[tuple[int, ...], ...], str | None]
 _binary_headers: dict[_HeaderKey, bytes] = {}
-_WHERE = re.compile(r" - at `\$(.*)`$")
 
 
 class _OutputParameters(msgspec.Struct, frozen=True):
@@ -209,11 +196,7 @@ def _parse_length(given: str, body_length: int) -> int:
 
 
 def _decode_header(header: bytes, max_depth: int) -> _Request:
-    value = parse_json(header, EXPECTED, max_depth)
-    try:
-        asked = msgspec.convert(value, _Request)
-    except msgspec.ValidationError as error:
-        raise InvalidInputError(f"{_words(str(error))}; expected {EXPECTED}") from error
+    asked = convert_json(parse_json(header, EXPECTED, max_depth), _Request, EXPECTED)
     if asked.outputs is not None and not asked.outputs:
         raise InvalidInputError(
             f"outputs is a list; expected a list that is not empty; expected {EXPECTED}"
@@ -223,18 +206,6 @@ def _decode_header(header: bytes, max_depth: int) -> _Request:
 
 # Clients repeat the same few headers in front of their binary values.
 _decode_cached = lru_cache(maxsize=256)(_decode_header)
-
-
-def _words(problem: str) -> str:
-    """Reword an error of msgspec, e.g. "inputs.0.shape is a number; expected a list"."""
-    found = _WHERE.search(problem)
-    path = found[1].replace("[", ".").replace("]", "").lstrip(".") if found else ""
-    if missing := _MISSING.match(problem):
-        return f"{path}.{missing[1]} is missing".lstrip(".")
-    if wrong := _WRONG_TYPE.match(problem):
-        expected, received = _EXPECTED_KINDS[wrong[1]], _RECEIVED_KINDS[wrong[2]]
-        return f"{path or 'the body'} is {received}; expected {expected}"
-    return f"{path or 'the body'}: {problem}"
 
 
 def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:

@@ -136,16 +136,12 @@ def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
     return {spec.name: array.reshape(count, *spec.shape[1:])}
 
 
-def check_count(count: int, max_samples: int) -> None:
-    """Check the number of samples in a request.
-
-    Raises:
-        PayloadTooLargeError: There are more samples than allowed.
-    """
+def check_count(count: int, max_samples: int, noun: str = "samples") -> None:
+    """Raise ``PayloadTooLargeError`` if a request holds more samples than allowed."""
     if count > max_samples:
         many = f"{count:,}" if count < TOO_LARGE_TO_SHOW else "far too many"
         raise PayloadTooLargeError(
-            f"{many} samples in one request, at most {max_samples:,} are taken; send several"
+            f"{many} {noun} in one request, at most {max_samples:,} are taken; send several"
         )
 
 
