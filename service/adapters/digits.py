@@ -22,7 +22,7 @@ from export.guard import Guard, Verdict
 from export.manifest import BundleError, Manifest, TensorSpec
 from export.parity.metrics import Array, Arrays
 from service.adapters.mnist_form import convert_to_mnist_form
-from service.adapters.pictures import PIXEL_MAX, convert_to_grey, decode_picture, turn_upright
+from service.adapters.pictures import PIXEL_MAX, convert_to_grey, decode_picture
 from service.adapters.tensors import TensorsAdapter
 from service.protocol.errors import InvalidInputError
 from service.protocol.json_values import convert_json, json_kind, json_value, parse_json
@@ -98,14 +98,10 @@ class DigitsAdapter(TensorsAdapter):
     endpoints: tuple[str, ...] = ("predict", "predict_image")
 
     def __init__(self, manifest: Manifest, detector: Guard | None) -> None:
-        """Check that the manifest's tensors fit the task.
-
-        Args:
-            manifest: The model's.
-            detector: Finds images that are unlike the training images, if the bundle has it.
+        """Take the manifest, and what finds images that are unlike the training images, if any.
 
         Raises:
-            BundleError: The tensors do not fit.
+            BundleError: The tensors do not fit the task.
         """
         if not has_digits_form(manifest):
             raise BundleError(
@@ -146,80 +142,53 @@ class DigitsAdapter(TensorsAdapter):
     def encode_predictions(
         self, outputs: Arrays, inputs: Arrays, *, show: bool
     ) -> dict[str, object]:
-        """The fields of an answer of ``/predict``, ready for JSON.
-
-        Args:
-            outputs: The model's.
-            inputs: What the model was given.
-            show: Add the first image as the model read it.
+        """The fields of an answer of ``/predict``; ``show`` adds the first image as it was read.
 
         Raises:
             NonFiniteOutputError: A probability is NaN or infinite.
         """
-        images_NHW = inputs[IMAGES]
+        images_NHW, probabilities_NK = inputs[IMAGES], outputs[PROBABILITIES]
         verdicts = None
         if self._detector is not None:
             p_values = outputs.get(P_VALUES)
             known_N = None if p_values is None else np.asarray(p_values)
             verdicts = self._detector.judge(images_NHW, known_N)
-        found: dict[str, object] = {
-            "predictions": describe_predictions(
-                self._manifest.labels, outputs[PROBABILITIES], verdicts
-            )
-        }
-        return found | {"image": images_NHW[0].tolist()} if show else found
+        found = describe_predictions(self._manifest.labels, probabilities_NK, verdicts)
+        return {"predictions": found} | ({"image": images_NHW[0].tolist()} if show else {})
 
 
 def has_digits_form(manifest: Manifest) -> bool:
     """Do the tensors have the form of the task "digits"?"""
     labels = len(manifest.labels)
-    return manifest.inputs == (IMAGES_SPEC,) and any(
+    has_probabilities = any(
         spec.name == PROBABILITIES and spec.shape == (-1, labels) and spec.dtype.kind == "f"
         for spec in manifest.outputs
-        if labels
     )
+    return manifest.inputs == (IMAGES_SPEC,) and labels > 0 and has_probabilities
 
 
 def decode_digit(content: bytes, max_pixels: int) -> Array:
-    """Decode an uploaded picture of a digit.
-
-    Args:
-        content: The bytes of a PNG or JPEG file.
-        max_pixels: The largest width x height.
-
-    Returns:
-        uint8 [28, 28], 0 = ground, 255 = ink.
+    """Decode an uploaded PNG or JPEG file: uint8 [28, 28], 0 = ground, 255 = ink.
 
     Raises:
         InvalidInputError: The file is not a PNG or JPEG, or is damaged.
         NothingDrawnError: There is no digit on the picture.
-        PayloadTooLargeError: The picture has more pixels than allowed.
+        PayloadTooLargeError: Width x height is more than ``max_pixels``.
     """
-    return _convert_upright(decode_picture(content, max_pixels, draft_side=JPEG_SIDE))
+    return convert_picture(decode_picture(content, max_pixels, draft_side=JPEG_SIDE))
 
 
 def convert_picture(image: Image.Image) -> Array:
-    """Convert a decoded picture of any mode and size to the form of MNIST's images.
-
-    Returns:
-        uint8 [28, 28], 0 = ground, 255 = ink.
+    """Convert an upright picture of any mode and size: uint8 [28, 28], 0 = ground, 255 = ink.
 
     Raises:
         NothingDrawnError: There is no digit on the picture.
     """
-    return _convert_upright(turn_upright(image.copy()))
-
-
-def _convert_upright(image: Image.Image) -> Array:
     return convert_to_mnist_form(convert_to_grey(image))
 
 
 def decode_predict(body: bytes, limits: Limits) -> PredictRequest:
     """Decode the body of ``POST /predict``.
-
-    Args:
-        body: The bytes that the client sent.
-        limits: The limits of one request.
 
     Raises:
         InvalidInputError: The body is not JSON of this form.
@@ -234,10 +203,6 @@ def decode_predict(body: bytes, limits: Limits) -> PredictRequest:
 
 def decode_one_image(body: bytes, limits: Limits) -> Array:
     """Decode the body of ``POST /models/NAME/features``: uint8 [1, 28, 28].
-
-    Args:
-        body: The bytes that the client sent.
-        limits: The limits of one request.
 
     Raises:
         InvalidInputError: The body is not JSON of this form, or holds several images.
@@ -255,16 +220,13 @@ def decode_one_image(body: bytes, limits: Limits) -> Array:
 def describe_predictions(
     labels: Sequence[str], probabilities_NK: Array, verdicts: Sequence[Verdict] | None
 ) -> list[dict[str, object]]:
-    """The prediction for each image, in order.
+    """For each image, the likeliest label, all probabilities and the verdict as "guard".
 
     Args:
         labels: The classes' names.
         probabilities_NK: The model's.
         verdicts: Whether each image is like the training images; None if the bundle has no
             detector.
-
-    Returns:
-        The likeliest label, all probabilities, and the verdict as "guard".
 
     Raises:
         NonFiniteOutputError: A probability is NaN or infinite.

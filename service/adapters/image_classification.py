@@ -45,16 +45,15 @@ class ImageClassificationAdapter(TensorsAdapter):
 
     def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
         """Decode, resize, crop and normalize a picture: the input of one sample."""
-        picture = decode_picture(content, max_pixels)
-        convert = convert_to_grey if self._preprocessing.channels == 1 else convert_to_rgb
-        cropped = _crop(_resize(convert(picture), self._preprocessing, max_pixels), self._crop_size)
-        pixels = np.asarray(cropped)
-        pixels_HWC = pixels.reshape(*pixels.shape[:2], -1)
-        values_HWC = _normalize(pixels_HWC, self._preprocessing, self._input)
-        if self._preprocessing.layout == "NCHW":
+        how = self._preprocessing
+        convert = convert_to_grey if how.channels == 1 else convert_to_rgb
+        picture = convert(decode_picture(content, max_pixels))
+        pixels = np.asarray(_crop(_resize(picture, how, max_pixels), how.crop))
+        values_HWC = _normalize(pixels.reshape(*how.crop, how.channels), how, self._input)
+        if how.layout == "NCHW":
             sample = values_HWC.transpose(2, 0, 1)
         else:
-            sample = values_HWC.reshape(self._preprocessing.sample_shape)
+            sample = values_HWC.reshape(how.sample_shape)
         return {self._input.name: np.ascontiguousarray(sample)[None]}
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
@@ -67,10 +66,6 @@ class ImageClassificationAdapter(TensorsAdapter):
             for index, row in zip(best, probabilities_NK.tolist(), strict=True)
         ]
         return found | {"predictions": predictions}
-
-    @property
-    def _crop_size(self) -> tuple[int, int]:
-        return self._preprocessing.crop
 
 
 def find_scores(manifest: Manifest) -> TensorSpec:

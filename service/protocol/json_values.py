@@ -89,7 +89,7 @@ def convert_json(value: object, type_: type[Body], expected: str) -> Body:
     elif wrong := _WRONG_KIND.match(problem):
         wanted = " or ".join(_EXPECTED_KINDS[kind] for kind in wrong[1].split(" | "))
         problem = f"{path or 'the body'} is {_RECEIVED_KINDS[wrong[2]]}; expected {wanted}"
-    raise InvalidInputError(f"{problem}; expected {expected}")
+    raise InvalidInputError(f"{problem}; send {expected}")
 
 
 def encode_json(value: object) -> bytes:

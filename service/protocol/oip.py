@@ -199,7 +199,7 @@ def _decode_header(header: bytes, max_depth: int) -> _Request:
     asked = convert_json(parse_json(header, EXPECTED, max_depth), _Request, EXPECTED)
     if asked.outputs is not None and not asked.outputs:
         raise InvalidInputError(
-            f"outputs is a list; expected a list that is not empty; expected {EXPECTED}"
+            "outputs is an empty list; expected one output or more; leave the field out to get all"
         )
     return asked
 
