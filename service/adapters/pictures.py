@@ -78,8 +78,9 @@ def is_small_png(content: bytes) -> bool:
     if not content.startswith(_PNG_SIGNATURE) or len(content) < _PNG_SIZE_OFFSET + _PNG_SIZE.size:
         return False
     width, height = _PNG_SIZE.unpack_from(content, _PNG_SIZE_OFFSET)
-    has_metadata = any(chunk in content for chunk in _COMPRESSED_CHUNKS)
-    return width * height <= MAX_SMALL_PIXELS and not has_metadata
+    if width * height > MAX_SMALL_PIXELS:
+        return False
+    return not any(chunk in content for chunk in _COMPRESSED_CHUNKS)
 
 
 def convert_to_grey(image: Image.Image) -> Image.Image:

@@ -5,20 +5,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from export.manifest import Manifest, TensorSpec
+from export.manifest import Manifest
 from service.adapters.tensors import TensorsAdapter
 from service.engine.batcher import Batcher
 from service.engine.engines import warm_up
 from service.models.feature_maps import FeatureMapServer
 from service.models.loader import VerifiedModel
 from service.observability.metrics import GoldenCheck, Metrics, ModelInfo
-from service.protocol.answers import Identity, ModelCard, TensorMetadata
+from service.protocol.answers import Identity, ModelCard
 from service.protocol.errors import (
     InvalidInputError,
     NoFeatureMapsError,
     UnknownModelError,
     quote_value,
 )
+from service.protocol.oip import describe_tensor
 from service.settings import Settings
 
 # A batch that runs in the event loop delays every other client by its time. Shorter ones are not
@@ -87,11 +88,6 @@ class ServedModel:
             "features": manifest.features,
             "default": is_default,
         }
-
-
-def describe_tensor(spec: TensorSpec) -> TensorMetadata:
-    """Return a tensor's name, datatype and shape as the Open Inference Protocol has them."""
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 class ModelRegistry:

@@ -7,14 +7,17 @@ the only input's values and nothing else; its answer has binary outputs.
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from export.manifest import Manifest
+from export.manifest import DTYPES, Manifest, TensorSpec
 from export.parity.metrics import Array, Arrays
+from service.protocol.answers import ModelMetadata, ServerMetadata, TensorMetadata
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, quote_value
 from service.protocol.json_values import convert_json, encode_json, parse_json
 from service.protocol.tensors import InputTensor, read_inputs, read_raw_input
@@ -28,11 +31,10 @@ EXPECTED = (
 )
 HEADER_LENGTH = "inference-header-content-length"
 BINARY_TYPE = "application/octet-stream"
-MAX_CACHED_BYTES, MAX_CACHED_HEADERS = 4096, 1024
+MAX_CACHED_BYTES = 4096
 MAX_ID_CHARACTERS = 1024
-# The model's name and version, its outputs' names and shapes, and the request's id.
-_HeaderKey = tuple[str, str, tuple[str, ...], tuple[tuple[int, ...], ...], str | None]
-_binary_headers: dict[_HeaderKey, bytes] = {}
+DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
+_Form = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # an output's name, dtype and shape
 
 
 class _OutputParameters(msgspec.Struct, frozen=True):
@@ -121,20 +123,18 @@ def encode_infer(
     Raises:
         NonFiniteOutputError: An output requested as JSON holds NaN or infinity.
     """
-    if all(asked.outputs.values()):
-        names = tuple(asked.outputs)
-        shapes = tuple([outputs[name].shape for name in names])
-        key = (manifest.name, manifest.version, names, shapes, asked.id)
-        header = _binary_headers.get(key) or _binary_header(manifest, key)
-        return b"".join([header, *[outputs[name].tobytes() for name in names]]), len(header)
-    tensors = []
+    forms, blobs, values = [], [], {}
     for name, is_binary in asked.outputs.items():
-        tensor = _describe_output(manifest, name, outputs[name].shape, is_binary=is_binary)
-        if not is_binary:
-            tensor["data"] = to_json_numbers(name, outputs[name].ravel())
-        tensors.append(tensor)
-    header = _answer_json(manifest, tensors, asked.id)
-    blobs = [outputs[name].tobytes() for name, is_binary in asked.outputs.items() if is_binary]
+        array = outputs[name]
+        forms.append((name, array.dtype, array.shape))
+        if is_binary:
+            blobs.append(array.tobytes())
+        else:
+            values[name] = to_json_numbers(name, array.ravel())
+    if values:
+        header = _encode_header(manifest.name, manifest.version, asked.id, tuple(forms), values)
+    else:
+        header = _encode_cached(manifest.name, manifest.version, asked.id, tuple(forms))
     return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
 
 
@@ -160,24 +160,25 @@ def infer_paths(manifest: Manifest) -> list[str]:
     return [f"{model}/infer", f"{model}/versions/{manifest.version}/infer"]
 
 
-def server_metadata() -> dict[str, object]:
+def server_metadata() -> ServerMetadata:
     """The answer to ``GET /v2``; the version is the protocol's, since the code's is private."""
     return {"name": "proven-digits", "version": "2", "extensions": EXTENSIONS}
 
 
-def model_metadata(manifest: Manifest) -> dict[str, object]:
+def model_metadata(manifest: Manifest) -> ModelMetadata:
     """The answer to ``GET /v2/models/MODEL``."""
-    inputs, outputs = (
-        [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in specs]
-        for specs in (manifest.inputs, manifest.outputs)
-    )
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": [describe_tensor(spec) for spec in manifest.inputs],
+        "outputs": [describe_tensor(spec) for spec in manifest.outputs],
     }
+
+
+def describe_tensor(spec: TensorSpec) -> TensorMetadata:
+    """A tensor's name, datatype and shape."""
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 def _parse_length(given: str, body_length: int) -> int:
@@ -231,32 +232,27 @@ def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
     return found
 
 
-def _describe_output(
-    manifest: Manifest, name: str, shape: tuple[int, ...], *, is_binary: bool
-) -> dict[str, Any]:
-    spec = next(spec for spec in manifest.outputs if spec.name == name)
-    tensor: dict[str, Any] = {"name": name, "datatype": spec.datatype, "shape": shape}
-    if is_binary:
-        tensor["parameters"] = {"binary_data_size": math.prod(shape) * spec.dtype.itemsize}
-    return tensor
-
-
-def _answer_json(manifest: Manifest, tensors: list[dict[str, Any]], id_: str | None) -> bytes:
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
+def _encode_header(
+    model: str,
+    version: str,
+    id_: str | None,
+    forms: tuple[_Form, ...],
+    values: Mapping[str, list[Any]] = MappingProxyType({}),
+) -> bytes:
+    """The JSON of an answer; outputs without values follow it as bytes."""
+    tensors = []
+    for name, dtype, shape in forms:
+        tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype], "shape": shape}
+        if name in values:
+            tensor["data"] = values[name]
+        else:
+            tensor["parameters"] = {"binary_data_size": math.prod(shape) * dtype.itemsize}
+        tensors.append(tensor)
+    answer: dict[str, Any] = {"model_name": model, "model_version": version}
     if id_ is not None:
         answer["id"] = id_
     return encode_json(answer | {"outputs": tensors})
 
 
-def _binary_header(manifest: Manifest, key: _HeaderKey) -> bytes:
-    """The JSON of an answer without JSON values, kept for the next one of the same shapes."""
-    _, _, names, shapes, id_ = key
-    tensors = [
-        _describe_output(manifest, name, shape, is_binary=True)
-        for name, shape in zip(names, shapes, strict=True)
-    ]
-    header = _answer_json(manifest, tensors, id_)
-    if len(_binary_headers) >= MAX_CACHED_HEADERS:  # clients may send a new id every time
-        _binary_headers.clear()
-    _binary_headers[key] = header
-    return header
+# Clients may send a new id every time.
+_encode_cached = lru_cache(maxsize=1024)(_encode_header)

@@ -52,16 +52,13 @@ def _count_bytes(shape: tuple[int, ...], datatype: Datatype) -> int:
 def read_inputs(
     given: Sequence[InputTensor], blobs: memoryview, manifest: Manifest, max_samples: int
 ) -> Arrays:
-    """Check and convert a request's inputs.
+    """Check and convert a request's inputs to arrays by name, in the manifest's order.
 
     Args:
         given: The inputs, in the order of their blobs.
         blobs: The raw bytes behind the JSON.
         manifest: The model's.
         max_samples: The largest number of samples in a request.
-
-    Returns:
-        The arrays by name, in the manifest's order.
 
     Raises:
         InvalidInputError: The names, datatypes, shapes or values do not fit the model.
@@ -80,14 +77,15 @@ def read_inputs(
         _check_form(tensor, spec)
         check_count(tensor.shape[0], max_samples)
         size = tensor.parameters.get("binary_data_size")
-        if size is not None and tensor.data is not None:
+        if (size is None) == (tensor.data is None):
+            has = "neither data nor" if size is None else "both data and"
             raise InvalidInputError(
-                f"{tensor.name} has both data and the parameter binary_data_size; send one of them"
+                f"{tensor.name} has {has} the parameter binary_data_size; send one of the two"
             )
-        if size is None:
-            arrays[tensor.name] = _read_json(tensor, spec)
-        else:
+        if tensor.data is None:
             arrays[tensor.name], blobs = _read_blob(tensor, spec, size, blobs)
+        else:
+            arrays[tensor.name] = _read_json(tensor.data, tensor, spec)
     if missing := specs.keys() - arrays.keys():
         raise InvalidInputError(
             f"input {sorted(missing)[0]!r} is missing; {manifest.name} takes "
@@ -102,12 +100,7 @@ def read_inputs(
 
 
 def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
-    """The only input of a request whose body is its values and nothing else.
-
-    Args:
-        body: Little-endian values in row-major order.
-        manifest: The model's.
-        max_samples: The largest number of samples in a request.
+    """The only input of a request whose body is its little-endian values in row-major order.
 
     Raises:
         InvalidInputError: The model has several inputs or one with variable axes, the body's
@@ -170,12 +163,8 @@ def _has_shape(shape: list[int], spec: TensorSpec) -> bool:
     return all(low <= size <= high for size, (low, high) in pairs)
 
 
-def _read_json(tensor: InputTensor, spec: TensorSpec) -> Array:
-    if tensor.data is None:
-        raise InvalidInputError(
-            f"{tensor.name} has neither data nor the parameter binary_data_size"
-        )
-    flat = _flatten(tensor.data, tensor.shape, tensor.name)
+def _read_json(data: list[Any], tensor: InputTensor, spec: TensorSpec) -> Array:
+    flat = _flatten(data, tensor.shape, tensor.name)
     count = math.prod(tensor.shape)
     if len(flat) != count:
         raise InvalidInputError(

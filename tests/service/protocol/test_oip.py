@@ -114,7 +114,7 @@ def test_json_answers_hold_every_digit_and_the_id() -> None:
 def test_a_model_says_its_tensors() -> None:
     """Name, version, platform and tensors, in the protocol's words and no others."""
     said = model_metadata(MANIFEST)
-    assert said["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": (-1, 28, 28)}]
+    assert said["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}]
     assert set(said) == {"name", "versions", "platform", "inputs", "outputs"}
 
 
