@@ -30,8 +30,9 @@ from service.protocol.oip import to_json_numbers
 from service.protocol.tensors import check_count
 from service.settings import Limits
 
-EXPECTED = "a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)"
-EXAMPLE = f'JSON: {{"images": {EXPECTED}}}'
+EXPECTED = (
+    'JSON: {"images": a 28x28 list of integers 0 to 255, or a list of such (0 = ground, 255 = ink)}'
+)
 SIDE = 28
 IMAGES, PROBABILITIES = "images", "probabilities"
 P_VALUES = "p_values"  # of the out-of-distribution detector; no output of the model
@@ -197,7 +198,7 @@ def decode_predict(body: bytes, limits: Limits) -> PredictRequest:
     quick = _decode_quickly(body, limits)
     if quick is not None:
         return quick
-    asked = convert_json(parse_json(body, EXAMPLE, limits.json_depth), _PredictBody, EXAMPLE)
+    asked = convert_json(parse_json(body, EXPECTED, limits.json_depth), _PredictBody, EXPECTED)
     return PredictRequest(_to_images(asked.images, limits.samples), asked.model)
 
 
@@ -208,7 +209,7 @@ def decode_one_image(body: bytes, limits: Limits) -> Array:
         InvalidInputError: The body is not JSON of this form, or holds several images.
         PayloadTooLargeError: There are more images than any request may hold.
     """
-    asked = convert_json(parse_json(body, EXAMPLE, limits.json_depth), _FeaturesBody, EXAMPLE)
+    asked = convert_json(parse_json(body, EXPECTED, limits.json_depth), _FeaturesBody, EXPECTED)
     images_NHW = _to_images(asked.images, limits.samples)
     if len(images_NHW) > 1:
         raise InvalidInputError(
@@ -265,27 +266,25 @@ def _decode_quickly(body: bytes, limits: Limits) -> PredictRequest | None:
 def _to_images(images: list[Any], max_images: int) -> Array:
     """Nested lists as uint8 [N, 28, 28]; every value is checked before it is converted."""
     if not images:
-        raise InvalidInputError(f"images is an empty list; expected {EXPECTED}")
+        raise InvalidInputError(f"images is an empty list; send {EXPECTED}")
     first = images[0]
     is_single = not (isinstance(first, list) and first and isinstance(first[0], list))
     check_count(1 if is_single else len(images), max_images, "images")
-    try:
-        msgspec.convert(images, _CheckedImage if is_single else list[_CheckedImage])
-    except msgspec.ValidationError as error:
-        raise InvalidInputError(_describe_misfit(str(error), images)) from error
+    type_: Any = _CheckedImage if is_single else list[_CheckedImage]
+    convert_json(images, type_, EXPECTED, lambda problem, _: _describe_misfit(problem, images))
     return np.array(images, np.uint8).reshape(-1, SIDE, SIDE)
 
 
 def _describe_misfit(problem: str, images: list[Any]) -> str:
-    """Word an error of msgspec, e.g. "images[3][4] is 0.5, a fraction; expected a 28x28 list"."""
+    """Reword an error of msgspec, e.g. "images[3][4] is 0.5, a fraction"."""
     where, value = "images", cast("object", images)
     for index in re.findall(r"\[(\d+)\]", problem):
         where += f"[{index}]"
         value = cast("list[object]", value)[int(index)]
     if isinstance(value, list):
-        return f"{where} is a list of {len(value)}; expected {EXPECTED}"
+        return f"{where} is a list of {len(value)}"
     if problem.startswith("Expected `array`"):
-        return f"{where} is {json_kind(value)}; expected {EXPECTED}"
+        return f"{where} is {json_kind(value)}"
     scaled = type(value) is float and 0 <= value <= 1
     hint = " (pixels in 0..1 were scaled already: send the raw ones)" if scaled else ""
-    return f"{where} is {json_value(value)}{hint}; expected {EXPECTED}"
+    return f"{where} is {json_value(value)}{hint}"

@@ -8,6 +8,7 @@ Whatever is refused is decoded again by the standard library, which words the er
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -32,7 +33,7 @@ _EXPECTED_KINDS = {
     "null": "null",
 }
 _RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number"}
-Body = TypeVar("Body", bound=msgspec.Struct)
+T = TypeVar("T")
 # ASCII: a bracket and its brace differ by this bit, "{" and "}" lie on both sides of "|".
 _BRACE_BIT, _BETWEEN_BRACES = 0x20, ord("|")
 
@@ -64,32 +65,49 @@ def parse_json(body: bytes, expected: str, max_depth: int) -> object:
     return _parse_slowly(body, expected)
 
 
-def convert_json(value: object, type_: type[Body], expected: str) -> Body:
-    """Check the fields of a decoded document.
+def convert_json(
+    value: object,
+    type_: type[T],
+    expected: str,
+    describe: Callable[[str, type[T]], str] | None = None,
+) -> T:
+    """Check the types of a decoded document, or of a part of it.
 
     Args:
         value: What ``parse_json`` returned.
-        type_: The fields and their types.
+        type_: What msgspec converts it to.
         expected: What the endpoint expects, for the error message.
+        describe: Rewords msgspec's error; by default for a ``msgspec.Struct`` as ``type_``.
 
     Raises:
-        InvalidInputError: Names the first field that is missing, unknown or of another type.
+        InvalidInputError: Names the first value that is missing, unknown or of another type.
     """
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
-        problem = str(error)
+        words = (describe or _describe_misfit)(str(error), type_)
+        raise InvalidInputError(f"{words}; send {expected}") from error
+    except UnicodeEncodeError as error:  # msgspec cannot look at such a key or string
+        known = ", ".join(getattr(type_, "__struct_fields__", ["lists and numbers"]))
+        raise InvalidInputError(
+            f"the body holds {error.object[error.start]!a}, half of a surrogate pair, which is no "
+            f"character; known: {known}; send {expected}"
+        ) from error
+
+
+def _describe_misfit(problem: str, type_: Any) -> str:
+    """Reword an error of msgspec, e.g. "inputs.0.shape is a number; expected a list"."""
     found = _WHERE.search(problem)
     path = found[1].replace("[", ".").replace("]", "").lstrip(".") if found else ""
     if missing := _MISSING.match(problem):
-        problem = f"the field {f'{path}.{missing[1]}'.lstrip('.')} is missing"
-    elif unknown := _UNKNOWN.match(problem):
+        return f"the field {f'{path}.{missing[1]}'.lstrip('.')} is missing"
+    if unknown := _UNKNOWN.match(problem):
         known = ", ".join(type_.__struct_fields__)
-        problem = f"unknown field {quote_value(unknown[1])}; known: {known}"
-    elif wrong := _WRONG_KIND.match(problem):
+        return f"unknown field {quote_value(unknown[1])}; known: {known}"
+    if wrong := _WRONG_KIND.match(problem):
         wanted = " or ".join(_EXPECTED_KINDS[kind] for kind in wrong[1].split(" | "))
-        problem = f"{path or 'the body'} is {_RECEIVED_KINDS[wrong[2]]}; expected {wanted}"
-    raise InvalidInputError(f"{problem}; send {expected}")
+        return f"{path or 'the body'} is {_RECEIVED_KINDS[wrong[2]]}; expected {wanted}"
+    return problem
 
 
 def encode_json(value: object) -> bytes:

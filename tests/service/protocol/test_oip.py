@@ -148,6 +148,8 @@ def test_a_model_says_its_tensors() -> None:
         (_body(_tensor(data=[[0] * 784] * 2)), "nested otherwise than its shape"),
         (_body(_tensor(data=[[[0] * 28] * 27] * 2)), "nested otherwise than its shape"),
         (b'{"inputs": [NaN]}', "NaN, which is not JSON"),
+        (b'{"inputs": "\\ud800"}', "holds '\\ud800', half of a surrogate pair"),
+        (b'{"inputs": [], "\\udfff": 1}', "holds '\\udfff', half of a surrogate pair"),
         (_body(outputs=[{"name": "labels"}]), "output 'labels' is not known"),
         (_body(id=7), "id is a number; expected a string"),
         (b"[" * 100_000, "100,000 deep; at most 32"),
