@@ -14,7 +14,6 @@ itself. Arrays are [height, width]; "ink" is float32, 0 = paper, 1 = ink.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -39,34 +38,17 @@ SURE, NOISE = 5, 2.5  # the same two limits of paper, in standard deviations of 
 MARGIN = 2  # pixels of the small copy around the ink
 THIN = 1.8  # pixels of 28x28; MNIST's strokes are two to four pixels wide
 NORMAL_MAD = 1.4826  # standard deviation / median absolute deviation, normal distribution
-
-
 # None of MNIST's 70,000 images has more than 5 lighter pixels on its rim of 108.
 DARK, MAX_LIGHT_ON_RIM = 31, 10
 _RIM = np.ones((SIDE, SIDE), np.bool_)
 _RIM[1:-1, 1:-1] = False
 
 
-class Ground(NamedTuple):
-    """The paper, as found in the small copy.
-
-    Attributes:
-        light: Whether the paper is lighter than the ink.
-        level: float32 [h, w], the paper's brightness; in the negative if the paper is light.
-    """
-
-    light: bool
-    level: Array
-
-
 def convert_to_mnist_form(grey: Image.Image) -> Array:
-    """Convert a grey picture to the form of MNIST's images.
+    """Convert a picture to the form of MNIST's images: uint8 [28, 28], 0 = ground, 255 = ink.
 
     Args:
         grey: Mode L, any size; ink on lighter or darker paper.
-
-    Returns:
-        uint8 [28, 28], 0 = ground, 255 = ink.
 
     Raises:
         NothingDrawnError: There is no ink.
@@ -74,14 +56,11 @@ def convert_to_mnist_form(grey: Image.Image) -> Array:
     if grey.size == (SIDE, SIDE):
         pixels = np.array(grey)
         for form in (pixels, PIXEL_MAX - pixels):
-            if _has_dark_rim(form):
+            if np.count_nonzero(form[_RIM] > DARK) <= MAX_LIGHT_ON_RIM:
                 return _require_contrast(form)
-    return _draw_again(grey)
-
-
-def _has_dark_rim(pixels: Array) -> bool:
-    rim = pixels[_RIM]
-    return int(np.count_nonzero(rim > DARK)) <= MAX_LIGHT_ON_RIM
+    small = _sized(grey, COARSE) if max(grey.size) > COARSE else grey
+    light, paper, drawn = _find_ink(small)
+    return _placed(_scaled(_cut_out(grey, light, paper, drawn)))
 
 
 def _require_contrast(pixels: Array) -> Array:
@@ -95,15 +74,13 @@ def _require_contrast(pixels: Array) -> Array:
     return pixels
 
 
-def _draw_again(grey: Image.Image) -> Array:
-    """Find the ink, cut it out, scale it and place it as MNIST's digits are."""
-    small = _sized(grey, COARSE) if max(grey.size) > COARSE else grey
-    ground, drawn = _find_ink(small)
-    return _placed(_scaled(_cut_out(grey, ground, drawn)))
+def _find_ink(small: Image.Image) -> tuple[bool, Array, Array]:
+    """Find paper and ink in the small copy.
 
-
-def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
-    """The paper, and the mask of the drawing in the small copy, bool [h, w]."""
+    Returns:
+        Whether the paper is lighter than the ink; its brightness, float32 [h, w], in the negative
+        if it is light; and the mask of the drawing, bool [h, w].
+    """
     # Smoothed, so that a camera's noise is not taken for ink.
     pixels = np.asarray(small.filter(ImageFilter.BoxBlur(1)), np.float32)
     plane = _plane(pixels)
@@ -124,7 +101,7 @@ def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
             "send a digit in dark ink on light paper, or in light ink on dark"
         )
     drawn = select_drawing(ink > max(DEEP * depth, SURE * noise), ink)
-    return Ground(light, level + plane + usual), drawn
+    return light, level + plane + usual, drawn
 
 
 def _plane(pixels: Array) -> Array:
@@ -149,7 +126,7 @@ def _without_strokes(pixels: Array, width: int) -> Array:
     return np.asarray(ndimage.maximum_filter(narrowed, width, mode="nearest"))
 
 
-def _cut_out(grey: Image.Image, ground: Ground, drawn: Array) -> Array:
+def _cut_out(grey: Image.Image, light: bool, level: Array, drawn: Array) -> Array:
     """The drawing alone, cut out of the picture: ink, at most FINE pixels on its longer side."""
     height, width = drawn.shape
     rows, columns = ndimage.find_objects(drawn, max_label=1)[0]
@@ -162,13 +139,11 @@ def _cut_out(grey: Image.Image, ground: Ground, drawn: Array) -> Array:
     scale = min(1, FINE / max(sides))
     size = (max(1, round(scale * sides[0])), max(1, round(scale * sides[1])))
     cut = np.asarray(grey.resize(size, Image.Resampling.BOX, here), np.float32)
-    level = _enlarged(ground.level, size, in_small)
-    raised = (PIXEL_MAX - cut if ground.light else cut) - level
+    raised = (PIXEL_MAX - cut if light else cut) - _enlarged(level, size, in_small)
     paper, ink, noise = _two_kinds(raised)
     least = paper + max(PAPER * (ink - paper), NOISE * noise)
     full = max(paper + FULL * (ink - paper), least + 1)
-    near = ndimage.maximum_filter(drawn, 3)
-    mask = _enlarged(near, size, in_small)
+    mask = _enlarged(ndimage.maximum_filter(drawn, 3), size, in_small)
     return np.asarray(np.clip((raised - least) / (full - least), 0, 1) * mask)
 
 

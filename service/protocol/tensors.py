@@ -19,7 +19,7 @@ from service.protocol.json_values import json_value
 
 # The byte order on the wire, whatever the machine's own.
 LITTLE_ENDIAN = {datatype: dtype.newbyteorder("<") for datatype, dtype in DTYPES.items()}
-MAX_SHOWN_SIZES, TOO_LARGE_TO_SHOW = 8, 10**24
+TOO_LARGE_TO_SHOW = 10**24
 # For each kind of NumPy dtype: what JSON expresses its values with, and as which Python types.
 _JSON_VALUES: dict[str, tuple[str, tuple[type, ...]]] = {
     "b": ("true or false", (bool,)),
@@ -149,7 +149,7 @@ def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
     if not _has_shape(tensor.shape, spec):
         sizes = [str(low) if low == high else f"{low}..{high}" for low, high in spec.sample_bounds]
         raise InvalidInputError(
-            f"{tensor.name} has the shape {_shape_words(tensor.shape)}, expected "
+            f"{tensor.name} has the shape {quote_value(tensor.shape)}, expected "
             f"[{', '.join(['N', *sizes])}] with N at least 1"
         )
 
@@ -217,7 +217,7 @@ def _read_blob(
     if type(size) is not int or size != needed or size > len(blobs):
         raise InvalidInputError(
             f"{tensor.name} announces {quote_value(size)} bytes and {len(blobs)} are there; its "
-            f"shape {_shape_words(tensor.shape)} needs {needed}, as a number"
+            f"shape {quote_value(tensor.shape)} needs {needed}, as a number"
         )
     return _from_bytes(blobs[:needed], spec).reshape(tensor.shape), blobs[needed:]
 
@@ -235,13 +235,3 @@ def _check_finite(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidInputError(f"{name} holds NaN or infinite values")
     return array
-
-
-def _shape_words(shape: Sequence[int]) -> str:
-    """A shape for an error message, cut to a readable length."""
-    sizes = [
-        str(size) if abs(size) < TOO_LARGE_TO_SHOW else "far too many"
-        for size in shape[:MAX_SHOWN_SIZES]
-    ]
-    more = f", ... {len(shape):,} in all" if len(shape) > MAX_SHOWN_SIZES else ""
-    return f"[{', '.join(sizes)}{more}]"
