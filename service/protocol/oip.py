@@ -82,11 +82,7 @@ def decode_infer(
 ) -> InferRequest:
     """Decode the body of ``POST /v2/models/MODEL/infer``.
 
-    Args:
-        body: The bytes that the client sent.
-        json_length: The header ``Inference-Header-Content-Length``, None if there is none.
-        manifest: The model's.
-        limits: The limits of one request.
+    ``json_length`` is the header ``Inference-Header-Content-Length``, None if there is none.
 
     Raises:
         InvalidInputError: Something in the body breaks the protocol or does not fit the model.
@@ -110,12 +106,7 @@ def decode_infer(
 def encode_infer(
     outputs: Arrays, asked: InferRequest, manifest: Manifest
 ) -> tuple[bytes, int | None]:
-    """Encode the body of an answer.
-
-    Args:
-        outputs: All outputs of the model, by name.
-        asked: The request, which says what outputs in which form.
-        manifest: The model's.
+    """Encode those of the model's outputs that the request asks for.
 
     Returns:
         The body, and the length of the JSON at its start; None if all of it is JSON.
