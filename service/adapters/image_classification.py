@@ -14,11 +14,6 @@ from service.adapters.tensors import TensorsAdapter
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError
 
 DATATYPES = ("UINT8", "FP16", "FP32")
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
 
 
 class ImageClassificationAdapter(TensorsAdapter):
@@ -141,7 +136,7 @@ def _resize(
     size = (preprocessing.resize, length) if is_upright else (length, preprocessing.resize)
     if size == picture.size:
         return picture
-    return picture.resize(size, _FILTERS[preprocessing.interpolation])
+    return picture.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
 
 
 def _crop(picture: Image.Image, crop: tuple[int, int]) -> Image.Image:
