@@ -1,7 +1,8 @@
 """Separates the drawing in a small picture from specks of dirt and from the paper's edges."""
 
+from typing import NamedTuple
+
 import numpy as np
-from scipy import ndimage
 
 from export.parity.metrics import Array
 
@@ -10,7 +11,14 @@ SPECK = 0.05
 # A connected part is an edge or a frame, not a drawing, if it touches a side of the picture and
 # extends along this share of it, and if other parts have at least this share of its ink.
 ALONG, ELSE = 0.75, 0.1
-WITH_DIAGONALS = np.ones((3, 3))
+
+
+class Run(NamedTuple):
+    """Adjacent pixels of ink in one row: columns start to stop, exclusive."""
+
+    row: int
+    start: int
+    stop: int
 
 
 def select_drawing(mask_HW: Array, ink_HW: Array) -> Array:
@@ -23,25 +31,71 @@ def select_drawing(mask_HW: Array, ink_HW: Array) -> Array:
     Returns:
         bool [H, W], the connected parts that belong to the drawing.
     """
-    part_HW, parts = ndimage.label(mask_HW, WITH_DIAGONALS)
-    if parts == 1:
+    runs = _runs(mask_HW)
+    parts = _joined(runs)
+    if len(parts) == 1:
         return mask_HW
-    masses = ndimage.sum_labels(ink_HW, part_HW, np.arange(1, parts + 1))
-    boxes = ndimage.find_objects(part_HW)
-    is_edge = np.array([_is_edge(rows, columns, mask_HW) for rows, columns in boxes])
-    heaviest_inside = masses[~is_edge].max(initial=0)
-    if heaviest_inside >= ELSE * masses.max():
-        kept = (masses >= SPECK * heaviest_inside) & ~is_edge
-    else:
-        kept = masses >= SPECK * masses.max()
-    return np.asarray(np.append(False, kept)[part_HW])  # part 0 is what lies between the parts
+    sums = np.cumsum(ink_HW, axis=1)
+    masses = [sum(_mass(sums, run) for run in part) for part in parts]
+    inside = [m for m, part in zip(masses, parts, strict=True) if not _is_edge(part, mask_HW)]
+    only_inside = inside and max(inside) >= ELSE * max(masses)
+    least = SPECK * max(inside if only_inside else masses)
+    kept = np.zeros_like(mask_HW)
+    for part, mass in zip(parts, masses, strict=True):
+        if mass >= least and not (only_inside and _is_edge(part, mask_HW)):
+            for run in part:
+                kept[run.row, run.start : run.stop] = True
+    return kept
 
 
-def _is_edge(rows: slice, columns: slice, mask_HW: Array) -> bool:
+def _runs(mask_HW: Array) -> list[Run]:
+    """The runs of a mask, row by row."""
+    height, width = mask_HW.shape
+    padded = np.zeros((height, width + 2), np.int8)
+    padded[:, 1:-1] = mask_HW
+    steps = np.diff(padded, axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    _, stops = np.nonzero(steps == -1)
+    return [Run(*run) for run in zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)]
+
+
+def _joined(runs: list[Run]) -> list[list[Run]]:
+    """The connected parts as lists of runs (8-connectivity, by union-find)."""
+    parent = list(range(len(runs)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    above = 0
+    for index, run in enumerate(runs):
+        while runs[above].row < run.row - 1 or (
+            runs[above].row == run.row - 1 and runs[above].stop < run.start
+        ):
+            above += 1
+        other = above
+        while runs[other].row == run.row - 1 and runs[other].start <= run.stop:
+            parent[root(other)] = root(index)
+            other += 1
+    parts: dict[int, list[Run]] = {}
+    for index, run in enumerate(runs):
+        parts.setdefault(root(index), []).append(run)
+    return list(parts.values())
+
+
+def _mass(sums_HW: Array, run: Run) -> float:
+    """The ink of a run, from the sums of ink along rows."""
+    before = sums_HW[run.row, run.start - 1] if run.start else 0
+    return float(sums_HW[run.row, run.stop - 1] - before)
+
+
+def _is_edge(part: list[Run], mask_HW: Array) -> bool:
     """Does a part touch a side of the picture and extend along most of it?"""
     height, width = mask_HW.shape
-    upright: bool = rows.stop - rows.start >= ALONG * height
-    lying: bool = columns.stop - columns.start >= ALONG * width
-    return (upright and (columns.start == 0 or columns.stop == width)) or (
-        lying and (rows.start == 0 or rows.stop == height)
-    )
+    top, bottom = part[0].row, part[-1].row
+    left, right = min(run.start for run in part), max(run.stop for run in part)
+    upright = bottom + 1 - top >= ALONG * height and (left == 0 or right == width)
+    lying = right - left >= ALONG * width and (top == 0 or bottom + 1 == height)
+    return upright or lying

@@ -17,7 +17,6 @@ import math
 
 import numpy as np
 from PIL import Image, ImageFilter
-from scipy import ndimage
 
 from export.parity.metrics import Array
 from service.adapters.ink import select_drawing
@@ -122,14 +121,26 @@ def _is_light(flat: Array) -> bool:
 
 def _without_strokes(pixels: Array, width: int) -> Array:
     """A morphological opening: removes what is lighter and narrower than ``width`` pixels."""
-    narrowed = ndimage.minimum_filter(pixels, width, mode="nearest")
-    return np.asarray(ndimage.maximum_filter(narrowed, width, mode="nearest"))
+    return _widest(_widest(pixels, width, np.minimum), width, np.maximum)
+
+
+def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
+    """The minimum or maximum over a square of ``width`` pixels, in log2(width) steps an axis."""
+    wide = np.pad(pixels, (width // 2, width - 1 - width // 2), mode="edge")
+    for _ in range(2):
+        reach = 1
+        while reach < width:
+            step = min(reach, width - reach)
+            wide = pick(wide[:-step], wide[step:])
+            reach += step
+        wide = wide.T
+    return wide
 
 
 def _cut_out(grey: Image.Image, light: bool, level: Array, drawn: Array) -> Array:
     """The drawing alone, cut out of the picture: ink, at most FINE pixels on its longer side."""
     height, width = drawn.shape
-    rows, columns = ndimage.find_objects(drawn, max_label=1)[0]
+    rows, columns = _bounding_box(drawn)
     top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
     bottom, right = min(height, rows.stop + MARGIN), min(width, columns.stop + MARGIN)
     in_small = (left, top, right, bottom)
@@ -143,7 +154,7 @@ def _cut_out(grey: Image.Image, light: bool, level: Array, drawn: Array) -> Arra
     paper, ink, noise = _two_kinds(raised)
     least = paper + max(PAPER * (ink - paper), NOISE * noise)
     full = max(paper + FULL * (ink - paper), least + 1)
-    mask = _enlarged(ndimage.maximum_filter(drawn, 3), size, in_small)
+    mask = _enlarged(_widest(drawn, 3, np.maximum), size, in_small)
     return np.asarray(np.clip((raised - least) / (full - least), 0, 1) * mask)
 
 
@@ -163,6 +174,11 @@ def _enlarged(small: Array, size: tuple[int, int], box: tuple[int, int, int, int
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
 
 
+def _bounding_box(mask: Array) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def _scaled(ink: Array) -> Array:
     """The ink's bounding box with its longer side at BOX pixels; thin strokes are widened."""
     sure = ink > HALF
@@ -171,8 +187,7 @@ def _scaled(ink: Array) -> Array:
             "nothing is drawn on the image that stands out from its noise; send a digit in dark "
             "ink on light paper, or in light ink on dark"
         )
-    (box,) = ndimage.find_objects(sure, max_label=1)
-    image = Image.fromarray((PIXEL_MAX * ink[box]).astype(np.uint8))
+    image = Image.fromarray((PIXEL_MAX * ink[_bounding_box(sure)]).astype(np.uint8))
     twice = _sized(image, 2 * BOX)
     if _stroke(np.asarray(twice, np.float32)) < 2 * THIN:
         twice = twice.filter(ImageFilter.MaxFilter(3))
@@ -202,9 +217,11 @@ def _placed(digit: Array) -> Array:
     """Stretch a digit of at most BOX pixels to full ink; place its centre of mass centrally."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     stretched = np.minimum(digit * (PIXEL_MAX / digit.max()), PIXEL_MAX)
-    height, width = digit.shape
-    y, x = ndimage.center_of_mass(stretched)
-    top = min(max(round(CENTRE - y), 0), SIDE - height)
-    left = min(max(round(CENTRE - x), 0), SIDE - width)
-    image[top : top + height, left : left + width] = np.rint(stretched)
+    places = []
+    for axis, size in enumerate(digit.shape):
+        mass = stretched.sum(axis=1 - axis)
+        offset = round(CENTRE - float(mass @ np.arange(size)) / float(mass.sum()))
+        places.append(min(max(offset, 0), SIDE - size))
+    top, left = places
+    image[top : top + digit.shape[0], left : left + digit.shape[1]] = np.rint(stretched)
     return image
