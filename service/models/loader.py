@@ -15,7 +15,8 @@ from export.bundle.session import DeviceUnavailableError, OnnxModel, choose_devi
 from export.bundle.store import Bundle, find_bundles
 from export.bundle.tolerances import Device, Tolerance
 from export.mnist.ood_detector import OodDetector
-from service.adapters.adapter import Adapter, choose_adapter
+from service.adapters.adapter import choose_adapter
+from service.adapters.tensors import TensorsAdapter
 from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
 from service.models.feature_maps import FeatureMapServer
 from service.protocol.answers import Identity
@@ -46,7 +47,7 @@ class VerifiedModel:
     tolerance: Tolerance
     samples: Golden
     golden: GoldenResult
-    adapter: Adapter
+    adapter: TensorsAdapter
     feature_maps: FeatureMapServer | None
 
     @property

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from export.bundle.manifest import TensorSpec
 from service.engine.batcher import Batcher
 from service.engine.engines import warm_up
 from service.models.loader import VerifiedModel
 from service.observability.metrics import Metrics
-from service.protocol.answers import ModelCard, TensorMetadata
+from service.protocol.answers import ModelCard
 from service.protocol.errors import InvalidInputError, UnknownModelError, quote_value
+from service.protocol.oip import describe_tensor
 from service.settings import Settings
 
 # A batch that runs in the event loop delays every other client by its time. Shorter ones are not
@@ -45,11 +45,6 @@ class ServedModel(VerifiedModel):
             "features": manifest.features,
             "default": is_default,
         }
-
-
-def describe_tensor(spec: TensorSpec) -> TensorMetadata:
-    """Return a tensor's name, datatype and shape as the Open Inference Protocol has them."""
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 class ModelRegistry:

@@ -44,19 +44,15 @@ LONGEST_SWEEP_INTERVAL_S = 1.0
 HTTP_VERSIONS = ("1.1", "1.0")
 
 
-class NotHttpError(ServiceError):
+class NotHttpError(ServiceError, kind=ErrorKind.NOT_HTTP):
     """What came is no HTTP."""
-
-    kind = ErrorKind.NOT_HTTP
 
     def __init__(self) -> None:
         super().__init__("Invalid HTTP request received.")
 
 
-class HeadTooLargeError(ServiceError):
+class HeadTooLargeError(ServiceError, kind=ErrorKind.HEAD_TOO_LARGE):
     """The head of a request, or the trailer of its body, has too many bytes or no end."""
-
-    kind = ErrorKind.HEAD_TOO_LARGE
 
     def __init__(self) -> None:
         super().__init__(
@@ -64,10 +60,10 @@ class HeadTooLargeError(ServiceError):
         )
 
 
-class TooManyConnectionsError(NotReadyError):
+class TooManyConnectionsError(
+    ServiceError, kind=ErrorKind.TOO_MANY_CONNECTIONS, headers={"Retry-After": "1"}
+):
     """The worker has no room for another connection; clients may try again in a second."""
-
-    kind = ErrorKind.TOO_MANY_CONNECTIONS
 
 
 def register() -> None:

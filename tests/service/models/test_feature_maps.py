@@ -114,7 +114,7 @@ def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> Non
         assert proven.feature_maps is None
         with pytest.raises(NoFeatureMapsError, match=f"cnn has no feature maps: .*{words}") as told:
             proven.require_feature_maps()
-        assert told.value.status == 404
+        assert told.value.kind.status == 404
 
 
 def test_a_first_layer_that_answers_otherwise_stops_the_start(served_bundle: Path) -> None:
