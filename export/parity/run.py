@@ -32,14 +32,10 @@ from export.parity.adequacy import measure_coverage
 from export.parity.intermediates import Inside
 from export.parity.measure import NARROW, measure_neighbours, measure_rows, worst_samples
 from export.parity.mutants import MutationTest, plant_faults
-from export.parity.provenance import (
-    check_reduced,
-    check_state,
-    check_weights,
-    find_folds,
-    state_arrays,
-)
+from export.parity.provenance import check_frozen, check_state, check_weights, state_arrays
+from export.parity.reduced import check_reduced
 from export.parity.reference import Reference, make_reference, predict_with
+from export.parity.repack import find_folds
 from export.parity.schema import (
     Fault,
     FeatureFigures,
@@ -96,7 +92,7 @@ class ParityRun:
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
-        checks = MutationTest(self.reference, self.program, self.inside, allowed)
+        checks = MutationTest(self.reference, self.translation.program, self.inside, allowed)
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
         return tuple(checks.run(planted) for planted in plant_faults(onnx.load(path), folds, state))
 
@@ -177,10 +173,12 @@ class ParityRun:
             weights = (
                 check_reduced(model, onnx.load(source))
                 if variant in ("onnx-fp16", "onnx-int8")
-                else check_weights(model, self.program)
+                else check_weights(model, self.translation.program)
             )
         elif variant == "torchscript":
             weights = check_state(state_arrays(_load_script(path, "cpu")), module)
+        elif variant == "torchscript-frozen":
+            weights = check_frozen(_load_script(path, "cpu"), self.translation.program)
         elif variant == "pt2":
             state = torch.export.load(path).state_dict
             weights = check_state({n: t.detach().numpy() for n, t in state.items()}, module)

@@ -49,6 +49,11 @@ class WeightFigures(Figures):
     folded: int
     converted: int
     constants: int
+    consumed: int = 0
+    untraced: int = 0
+    settings: int = 0
+    settings_untraced: int = 0
+    calibrated: int = 0
     error: float
     worst: str
     problems: tuple[str, ...]
