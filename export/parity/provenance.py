@@ -44,6 +44,7 @@ from export.parity.repack import Expected, Fold, find_folds
 from export.parity.schema import WeightFigures
 
 MANY_TENSORS = 16  # in one region: their sums and joins are not tried
+HALF = 0.5  # of a tensor's numbers: with more of them alike, it is that tensor with a fault in it
 # Operators that an ONNX node may swallow without a trace in its own arguments.
 BESIDE = {*BATCH_NORMS, "sym_size", "clone", "alias", "detach", "dropout", "contiguous"}
 # Arguments whose tensor is left out of a file where it changes nothing.
@@ -467,11 +468,18 @@ class _Place:
     def _trace_by_value(self, used: _Use) -> None:
         """The file's tensor against all that the checkpoint has in this region."""
         transposed = is_transposed(used.use.node, used.use.slot, self._region.operators)
+        alike, most = "", HALF
         for candidate in self._forms(used.array):
             seen, error = _compare(used.array, candidate, transposed=transposed)
-            if seen is not None and error <= FOLD_ERROR:
+            if seen is None:
+                continue
+            if error <= FOLD_ERROR:
                 used.match, used.seen, used.problem = candidate, seen, ""
                 return
+            share = _share_alike(seen, candidate) if candidate.sources else 0.0
+            if share > most:
+                alike, most = _differs(used, candidate, seen), share
+        used.problem = alike
 
     def _forms(self, array: Array) -> Iterator[Expected]:
         """Every form that a tensor of the region may take, the plain ones first."""
@@ -502,7 +510,8 @@ class _Place:
 
     def _substitute(self, used: _Use, free: list[str]) -> str:
         """A problem if it is known what should be here: a tensor that is nowhere else, a number."""
-        for name in free:
+        # Freezing computes in advance by rules of its own: a tensor may be gone with no fault.
+        for name in free if self._region.nodes else ():
             values = self._checkpoint.tensors[name]
             seen = repack.seen_as(used.array, values.shape, transposed=None)
             if seen is None and used.array.ndim > 1:
@@ -535,6 +544,15 @@ def _compare(
         return seen, largest_error(seen, expected.values, expected.unit)
     with np.errstate(over="ignore"):
         return seen, 0.0 if same_bits(seen, expected.values.astype(seen.dtype)) else np.inf
+
+
+def _share_alike(seen: Array, expected: Expected) -> float:
+    """The share of numbers that are as expected: a fault spoils a few, a rule changes most."""
+    if not seen.size:
+        return 0.0
+    unit = FOLD_ERROR * (0 if expected.unit is None else expected.unit)
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(np.abs(seen.astype(np.float64) - expected.values) <= unit))
 
 
 def _differs(used: _Use, expected: Expected, seen: Array) -> str:

@@ -179,6 +179,7 @@ class ParityRun:
             weights = check_state(state_arrays(_load_script(path, "cpu")), module)
         elif variant == "torchscript-frozen":
             weights = check_frozen(_load_script(path, "cpu"), self.translation.program)
+            problems = list(weights.problems)  # bundles of old have no bound for this format
         elif variant == "pt2":
             state = torch.export.load(path).state_dict
             weights = check_state({n: t.detach().numpy() for n, t in state.items()}, module)

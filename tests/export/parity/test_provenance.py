@@ -233,12 +233,28 @@ def test_the_constants_of_a_frozen_file_are_the_modules(proofs: dict[str, Parity
         honest = check_frozen(_frozen(module, proofs[model]), program)
         assert (honest.problems, honest.folded) == ((), folded)
         assert honest.error <= FOLD_ERROR
+        name = next(n for n, p in module.named_parameters() if p.ndim > 1)
         with torch.no_grad():
-            module.get_parameter(next(n for n, p in module.named_parameters() if p.ndim > 1))[
-                0
-            ] *= 1.01
+            module.get_parameter(name).view(-1)[0] *= 1.01
         spoilt = check_frozen(_frozen(module, proofs[model]), program)
         assert spoilt.problems or not spoilt.error <= FOLD_ERROR
+
+
+def test_what_no_rule_covers_is_counted_and_said(proofs: dict[str, ParityRun]) -> None:
+    """A sum with one more constant is a problem; one behind an unknown operator is counted."""
+    export = exported("rnn")
+    model = copied(export.model)
+    giver = next(n for n in model.graph.node if n.op_type == "Gemm")
+    numbers = np.arange(1, 4, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(numbers, "numbers"))
+    last = giver.output[0]
+    giver.output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "numbers"], [last], "more"))
+    found = check_weights(model, export.program)
+    assert found.problems or (found.untraced == 3 and "only: 3 numbers" in found.summary())
+    honest = check_weights(export.model, export.program)
+    assert "100.00% of" in honest.summary()
+    assert f"{honest.settings_untraced} attributes" in honest.summary()
 
 
 def _frozen(module: nn.Module, proof: ParityRun) -> torch.jit.ScriptModule:
