@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from export.bundle.metrics import Array, Arrays
@@ -80,10 +80,16 @@ def check_frozen(script: Any, program: Program) -> WeightFigures:
     return _Tracing(constants, _checkpoint(program)).run([region])
 
 
-def check_state(found: Mapping[str, Array], module: nn.Module) -> WeightFigures:
-    """Compare a TorchScript module's or a program's tensors with a module's, by name."""
+def program_arrays(program: Program) -> Arrays:
+    """All tensors that a program holds by name, those among them that are not in its state."""
+    kept = {**program.state_dict, **program.constants}
+    return {n: t.detach().numpy() for n, t in kept.items() if isinstance(t, Tensor)}
+
+
+def check_state(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> WeightFigures:
+    """Compare a TorchScript module's or a program's tensors with the checkpoint's, by name."""
     outcome = Outcome()
-    for name, expected in state_arrays(module).items():
+    for name, expected in wanted.items():
         if name not in found:
             outcome.problems.append(f"{name} is not in the file")
         elif found[name].shape != expected.shape:

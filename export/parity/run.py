@@ -32,7 +32,13 @@ from export.parity.adequacy import measure_coverage
 from export.parity.intermediates import Inside
 from export.parity.measure import NARROW, measure_neighbours, measure_rows, worst_samples
 from export.parity.mutants import MutationTest, plant_faults
-from export.parity.provenance import check_frozen, check_state, check_weights, state_arrays
+from export.parity.provenance import (
+    check_frozen,
+    check_state,
+    check_weights,
+    program_arrays,
+    state_arrays,
+)
 from export.parity.reduced import check_reduced
 from export.parity.reference import Reference, make_reference, predict_with
 from export.parity.repack import find_folds
@@ -176,13 +182,13 @@ class ParityRun:
                 else check_weights(model, self.translation.program)
             )
         elif variant == "torchscript":
-            weights = check_state(state_arrays(_load_script(path, "cpu")), module)
+            weights = check_state(state_arrays(_load_script(path, "cpu")), state_arrays(module))
         elif variant == "torchscript-frozen":
             weights = check_frozen(_load_script(path, "cpu"), self.translation.program)
             problems = list(weights.problems)  # bundles of old have no bound for this format
         elif variant == "pt2":
-            state = torch.export.load(path).state_dict
-            weights = check_state({n: t.detach().numpy() for n, t in state.items()}, module)
+            found = program_arrays(torch.export.load(path))
+            weights = check_state(found, program_arrays(self.program))
         return FileFigures(
             path=path.name,
             size_bytes=path.stat().st_size,

@@ -11,8 +11,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.bundle.tolerances import FOLD_ERROR
-from export.parity.provenance import check_frozen, check_weights
-from export.parity.repack import find_folds
+from export.parity.provenance import (
+    check_frozen,
+    check_state,
+    check_weights,
+    program_arrays,
+)
+from export.parity.repack import Expected, combined, cut, find_folds
 from export.parity.run import ParityRun
 from export.parity.schema import WeightFigures
 from tests.export.parity.networks import copied, export_network, exported
@@ -255,6 +260,61 @@ def test_what_no_rule_covers_is_counted_and_said(proofs: dict[str, ParityRun]) -
     honest = check_weights(export.model, export.program)
     assert "100.00% of" in honest.summary()
     assert f"{honest.settings_untraced} attributes" in honest.summary()
+
+
+class Chosen(nn.Module):
+    """Columns chosen by an integer buffer, weighed by numbers that are in no state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: Tensor
+        self.factors: Tensor
+        self.register_buffer("columns", torch.tensor([2, 0, 3]))
+        self.register_buffer("factors", torch.rand(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [N, 4] to float [N, 3]."""
+        return x[:, self.columns] * self.factors
+
+
+def test_an_integer_buffer_is_compared() -> None:
+    """Another column is another number of the checkpoint, though no weight changed."""
+    export = export_network(Chosen().eval(), torch.randn(4, 4))
+    assert check_weights(export.model, export.program).problems == ()
+    model = copied(export.model)
+    tensor = next(
+        t for t in model.graph.initializer if numpy_helper.to_array(t).ravel().tolist() == [2, 0, 3]
+    )
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = 1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    (problem,) = check_weights(model, export.program).problems
+    assert "columns" in problem
+    assert "is 1, expected 2" in problem
+
+
+def test_a_program_is_held_to_buffers_outside_its_state() -> None:
+    """A .pt2 file keeps what is in no state_dict among its constants."""
+    program = torch.export.export(Chosen().eval(), (torch.randn(4, 4),))
+    arrays = program_arrays(program)
+    assert check_state(arrays, arrays).problems == ()
+    spoilt = {n: a * 2 if a.dtype == np.float32 else a for n, a in arrays.items()}
+    (problem,) = check_state(spoilt, arrays).problems
+    assert "factors" in problem
+
+
+def test_a_tensor_may_be_cut_joined_and_summed() -> None:
+    """The forms in which an exporter may split in_proj, and join or add two biases."""
+    weight = Expected("w", np.arange(12, dtype=np.float32).reshape(6, 2), None, frozenset(["w"]))
+    pieces = {piece.name: piece.values.tolist() for piece in cut(weight, 4)}
+    assert list(pieces) == ["w[0:2]", "w[2:4]", "w[4:6]"]
+    assert pieces["w[2:4]"] == [[4, 5], [6, 7]]
+    first = Expected("a", np.array([0.1, 2], np.float32), None, frozenset(["a"]))
+    second = Expected("b", np.array([0.3, 4], np.float32), None, frozenset(["b"]))
+    joined, added = combined([first, second])
+    assert joined.values.tolist() == [*first.values, *second.values]
+    assert joined.sources == added.sources == {"a", "b"}
+    assert added.values.tolist() == (first.values.astype(float) + second.values).tolist()
 
 
 def _frozen(module: nn.Module, proof: ParityRun) -> torch.jit.ScriptModule:
