@@ -74,17 +74,24 @@ class ModelFile:
 
         return in_threads
 
-    def state(self) -> Arrays | None:
-        """Its tensors by name, where the file keeps them under the module's names.
+    def tensors(self) -> Arrays | None:
+        """The tensors of a file of PyTorch's, by name; a frozen file's constants have lost theirs.
 
         Raises:
             BundleError: It is no model that can be opened.
         """
-        if self.variant not in ("torchscript", "pt2"):
+        if self.variant.startswith("onnx"):
             return None
+        from export.parity.provenance import (  # noqa: PLC0415 - not needed for ONNX files
+            frozen_constants,
+            program_arrays,
+            state_arrays,
+        )
+
         model = _load(self.variant, self.path, self.device, self.tf32)
-        tensors = model.state_dict if self.variant == "pt2" else model.state_dict()
-        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        if self.variant == "pt2":
+            return program_arrays(model)
+        return frozen_constants(model) if self.variant.endswith("frozen") else state_arrays(model)
 
 
 # One, odd ones, powers of two and their neighbours (kernels switch there). The first runs over
@@ -261,7 +268,7 @@ def _read_stored(folder: Path) -> Arrays:
 
 def _open(file: ModelFile) -> Arrays | None:
     _opened(file)
-    return file.state()
+    return file.tensors()
 
 
 def _run(file: ModelFile, inputs: Arrays) -> Arrays:

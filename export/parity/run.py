@@ -49,13 +49,15 @@ from export.parity.measure import (
 )
 from export.parity.mutants import MutationTest, plant_faults
 from export.parity.provenance import (
-    check_reduced,
+    check_frozen,
     check_state,
     check_weights,
-    find_folds,
+    program_arrays,
     state_arrays,
 )
+from export.parity.reduced import check_reduced
 from export.parity.reference import Reference, make_reference
+from export.parity.repack import find_folds
 from export.parity.schema import (
     Coverage,
     Fault,
@@ -135,7 +137,7 @@ class ParityRun:
             truth={name: array[: self.narrow] for name, array in reference.truth.items()},
             targets=reference.targets[: self.narrow],
         )
-        checks = MutationTest(few, self.program, self.inside, allowed)
+        checks = MutationTest(few, self.translation.program, self.inside, allowed)
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
         planted, found = plant_faults(onnx.load(path), folds, state), list[Fault]()
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -272,7 +274,7 @@ class ParityRun:
             raise BundleError(f"{path} is of no layer of {source.name}: {error}") from error
         return measure_first_layer(first, path, model, opened, inputs)
 
-    def _file(self, variant: str, path: Path, source: Path, state: Arrays | None) -> FileFigures:
+    def _file(self, variant: str, path: Path, source: Path, tensors: Arrays | None) -> FileFigures:
         problems: list[str] = []
         weights: WeightFigures | None = None
         if variant.startswith("onnx"):
@@ -281,10 +283,15 @@ class ParityRun:
             weights = (
                 check_reduced(model, onnx.load(source))
                 if variant in ("onnx-fp16", "onnx-int8")
-                else check_weights(model, self.program)
+                else check_weights(model, self.translation.program)
             )
-        elif state is not None:
-            weights = check_state(state, self.subject.module)
+        elif variant == "torchscript" and tensors is not None:
+            weights = check_state(tensors, state_arrays(self.subject.module))
+        elif variant == "torchscript-frozen" and tensors is not None:
+            weights = check_frozen(tensors, self.translation.program)
+            problems = list(weights.problems)  # older bundles have no bound for this format
+        elif variant == "pt2" and tensors is not None:
+            weights = check_state(tensors, program_arrays(self.program))
         return FileFigures(
             path=path.name,
             size_bytes=path.stat().st_size,

@@ -43,8 +43,9 @@ from export.bundle.session import OnnxModel
 from export.bundle.store import Bundle
 from export.check import Origin, rebuild
 from export.parity.mutants import MutationTest, Planted, plant_faults
-from export.parity.provenance import find_folds, state_arrays
+from export.parity.provenance import state_arrays
 from export.parity.reference import eager_predict
+from export.parity.repack import find_folds
 from export.parity.run import ParityRun
 
 try:
@@ -95,7 +96,7 @@ def compare_gates(bundle: Bundle, proof: ParityRun, seeds: Sequence[int]) -> lis
     """
     model = onnx.load(bundle.model_path("onnx"))
     allowed = bundle.manifest.tolerance("cpu", "onnx")
-    checks = MutationTest(proof.reference, proof.program, proof.inside, allowed)
+    checks = MutationTest(proof.reference, proof.translation.program, proof.inside, allowed)
     folds, state = find_folds(proof.program), state_arrays(proof.subject.module)
     draws = [random_images(proof, seed) for seed in seeds]
     return [
