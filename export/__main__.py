@@ -30,8 +30,8 @@ from export.bundle.tolerances import (
 )
 from export.check import Origin, full_check, quick_check, rebuild
 from export.cli import USAGE, parse
-from export.parity.judge import Judgement, explain, first_wrong, judge
-from export.parity.schema import SCHEMA_VERSION, ParityFigures
+from export.parity.judge import Judgement, explain, first_wrong, inside_words, judge
+from export.parity.schema import INSIDE_SHARE, SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
     from export.build import Wish
@@ -249,7 +249,7 @@ def _check(arguments: Namespace) -> int:
     _complain(judgement.failures)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
         tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
-        print(explain(figures.layers, tolerance), file=sys.stderr)
+        print(explain(figures.layers, tolerance, len(figures.unmatched)), file=sys.stderr)
     outcome |= {"passed": judgement.passed, "quick": False} | json.loads(figures.model_dump_json())
     _write_json(arguments.json, outcome)
     _report(arguments.report, figures, judgement, bundle)
@@ -274,9 +274,9 @@ def _bisect(arguments: Namespace) -> int:
     if path.suffix != ".onnx":
         raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
     tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
-    layers = _proof(bundle, arguments).layers(path)
-    print(explain(layers, tolerance))
-    return PASSED if first_wrong(layers, tolerance) is None else PARITY_FAILED
+    found = _proof(bundle, arguments).layers(path)
+    print(explain(found.layers, tolerance, len(found.unmatched)))
+    return PASSED if first_wrong(found.layers, tolerance) is None else PARITY_FAILED
 
 
 def _judge(arguments: Namespace) -> int:
@@ -325,6 +325,9 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
     for title, reasons in (("NOT CHECKED", figures.not_checked), ("NOT BUILT", not_built)):
         for variant, why in reasons.items():
             print(f"  {variant:18} {title}: {why}")
+    compared, unmatched = len(figures.layers), len(figures.unmatched)
+    if figures.device == "cpu" and compared < INSIDE_SHARE * (compared + unmatched):
+        print(f"  inside: {inside_words(compared, unmatched)}")
     certificate = judgement.verdicts[0].certificate
     if certificate is not None:
         print(

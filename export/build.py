@@ -225,7 +225,7 @@ def _left_out(
             reason += f" (and {len(failures) - 1} further failures)"
         if variant.startswith("onnx") and variant not in figures.broken:
             allowed = next(t for t in figures.tolerances if t.variant == variant)
-            layers = proof.layers(Bundle(folder, manifest).model_path(variant))
+            layers = proof.layers(Bundle(folder, manifest).model_path(variant)).layers
             if first_wrong(layers, allowed) is not None:
                 reason += f"; {explain(layers, allowed)}"
         reasons[variant] = reason
@@ -243,7 +243,11 @@ def _refuse(
     missing = made.manifest.not_built | left_out
     lacking = [f"{v} is required: {missing[v]}" for v in wish.required if v in missing]
     if judgement.by_variant["onnx"] or judgement.general or lacking:
-        found = explain(figures.layers, tolerance_for("onnx", "cpu", wish.tolerances))
+        found = explain(
+            figures.layers,
+            tolerance_for("onnx", "cpu", wish.tolerances),
+            len(figures.unmatched),
+        )
         raise ParityError(figures, judgement, found, lacking)
 
 

@@ -20,7 +20,8 @@ from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Arrays, compare
 from export.mnist.servable import INPUTS
 from export.model.under_test import ModelUnderTest
-from export.parity.intermediates import Program, module_of, named_nodes, node_values
+from export.parity.intermediates import module_of, named_nodes
+from export.parity.interpreter import Program, node_values
 from export.parity.operators import PRODUCTS
 from export.parity.schema import FeatureFigures
 from export.parity.structure import structure_problems

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 
 from export.bundle.manifest import FeatureMaps, ParityVerdict
 from export.bundle.tolerances import COVERAGE, Tolerance, violations
-from export.parity.schema import ALONE, Fault, FeatureFigures, Layer, ParityFigures, Row
+from export.parity.schema import (
+    ALONE,
+    INSIDE_SHARE,
+    Fault,
+    FeatureFigures,
+    Layer,
+    ParityFigures,
+    Row,
+)
 
 
 def neighbour_bound(tolerance: Tolerance, situation: str) -> float | None:
@@ -68,11 +76,25 @@ def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
     return None
 
 
-def explain(layers: tuple[Layer, ...], allowed: Tolerance) -> str:
+def inside_words(compared: int, unmatched: int) -> str:
+    """How much of the inside of the ONNX file was compared, and what that means."""
+    values = compared + unmatched
+    if compared == 0:
+        return "no value inside has the name of a value of the checkpoint: nothing was compared"
+    words = f"{compared} of {values} float values inside were compared with the checkpoint's"
+    if compared < INSIDE_SHARE * values:
+        words += ": hardly any; the others are parts of operators that the checkpoint has as one"
+    return words
+
+
+def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -> str:
     """The first wrong value in words: node, module, line, and the error before and after it."""
     position = first_wrong(layers, allowed)
+    if not layers:
+        return inside_words(0, unmatched)
     if position is None:
-        return f"no value inside is beyond {allowed.variant}'s tolerance"
+        compared = inside_words(len(layers), unmatched)
+        return f"no value inside is beyond {allowed.variant}'s tolerance; {compared}"
     wrong = layers[position]
     before = layers[position - 1] if position else None
     earlier = (
@@ -188,11 +210,12 @@ def _feature_maps(found: FeatureFigures, allowed: Tolerance) -> FeatureMaps:
 
 def _general_failures(figures: ParityFigures, faults: Iterable[Fault]) -> Iterator[str]:
     coverage = figures.coverage
-    if not coverage.share >= COVERAGE:
+    if not coverage.share_of_all_samples >= COVERAGE:
         yield (
             f"coverage: the {coverage.samples} samples of every batch size activate "
             f"{coverage.active} of the {coverage.active_in_all} units that all samples activate "
-            f"({coverage.share:.0%} < {COVERAGE:.0%}): faults in the others would not be seen"
+            f"({coverage.share_of_all_samples:.0%} < {COVERAGE:.0%}): faults in the others would "
+            "not be seen"
         )
     for layer in figures.layers:
         if layer.exact and layer.max_abs_error != 0:

@@ -17,7 +17,8 @@ from export.bundle.metrics import Array, Arrays
 from export.bundle.session import OnnxModel
 from export.bundle.tolerances import Tolerance, violations
 from export.parity.candidates import BATCH_SIZES
-from export.parity.intermediates import Inside, Program
+from export.parity.intermediates import Inside
+from export.parity.interpreter import Program
 from export.parity.measure import NARROW, measure_row
 from export.parity.operators import PRODUCTS, attribute_of
 from export.parity.provenance import check_weights

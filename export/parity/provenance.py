@@ -20,7 +20,8 @@ from torch.fx import Node
 from export.bundle.metrics import Array, Arrays
 from export.bundle.tolerances import FOLD_ERROR
 from export.parity import repack
-from export.parity.intermediates import Program, operator_of
+from export.parity.intermediates import operator_of
+from export.parity.interpreter import Program
 from export.parity.operators import (
     BATCH_NORMS,
     PRODUCTS,

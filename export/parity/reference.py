@@ -3,7 +3,6 @@
 Shape suffixes: N samples, H and W pixels.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from export.bundle.golden import Predict, run_batched
 from export.bundle.metrics import Array, Arrays
 from export.model.under_test import ModelUnderTest
+from export.parity.interpreter import Program, fp64_predict
 
 TRUTH_BATCH = 500
 IMAGES_NDIM = 3  # batch, height, width
@@ -49,7 +49,7 @@ class Reference:
         return run_batched(eager_predict(self.subject), self.first(count), batch_size)
 
 
-def make_reference(subject: ModelUnderTest) -> Reference:
+def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
     """Compute the truth for a subject's samples and a few corner cases put in front of them."""
     names, corners = corner_cases(subject)
     inputs = {
@@ -62,7 +62,7 @@ def make_reference(subject: ModelUnderTest) -> Reference:
         subject,
         inputs,
         names,
-        run_batched(float64_predict(subject), inputs, TRUTH_BATCH),
+        run_batched(fp64_predict(program, [s.name for s in subject.outputs]), inputs, TRUTH_BATCH),
         np.concatenate([unknown[: len(names)], unknown if targets is None else targets]),
     )
 
@@ -87,19 +87,6 @@ def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = 
 def eager_predict(subject: ModelUnderTest) -> Predict:
     """The subject's own module, float32."""
     return predict_with(subject.module, [spec.name for spec in subject.outputs])
-
-
-def float64_predict(subject: ModelUnderTest) -> Predict:
-    """The subject's module in float64; float inputs become float64 too."""
-    predict = predict_with(
-        copy.deepcopy(subject.module).double(), [spec.name for spec in subject.outputs]
-    )
-    return lambda inputs: predict({name: as_float64(array) for name, array in inputs.items()})
-
-
-def as_float64(array: Array) -> Array:
-    """Floats widened; anything else as it is."""
-    return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def corner_cases(subject: ModelUnderTest) -> tuple[tuple[str, ...], Arrays]:

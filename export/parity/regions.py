@@ -17,7 +17,8 @@ from onnx import numpy_helper
 from torch.fx import Node
 
 from export.bundle.metrics import Array, Arrays
-from export.parity.intermediates import Program, named_nodes, operator_of
+from export.parity.intermediates import named_nodes, operator_of
+from export.parity.interpreter import Program
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 from torch.fx import Node
 
 from export.bundle.metrics import Array
-from export.parity.intermediates import Program, operator_of
+from export.parity.intermediates import operator_of
+from export.parity.interpreter import Program
 from export.parity.operators import BATCH_NORMS, CONVOLUTIONS, arguments_of
 from export.parity.regions import tensor_names
 

@@ -36,7 +36,7 @@ from export.parity.candidates import (
     choose_files,
     store_samples,
 )
-from export.parity.intermediates import Inside
+from export.parity.intermediates import Compared, Inside
 from export.parity.measure import (
     affordable,
     in_lanes,
@@ -63,7 +63,6 @@ from export.parity.schema import (
     Fault,
     FeatureFigures,
     FileFigures,
-    Layer,
     ParityFigures,
     Row,
     WeightFigures,
@@ -107,7 +106,7 @@ class ParityRun:
     @cached_property
     def _timed_reference(self) -> tuple[Reference, float]:
         started = time.perf_counter()
-        return make_reference(self.subject), time.perf_counter() - started
+        return make_reference(self.subject, self.program), time.perf_counter() - started
 
     @cached_property
     def inside(self) -> Inside:
@@ -124,9 +123,9 @@ class ParityRun:
         """
         return find_first_layer(model, self.translation.program, self.subject)
 
-    def layers(self, path: Path) -> tuple[Layer, ...]:
+    def layers(self, path: Path) -> Compared:
         """Every value inside an ONNX file beside the checkpoint's."""
-        return tuple(self.inside.layers(onnx.load(path)))
+        return self.inside.compare(onnx.load(path))
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
@@ -191,12 +190,14 @@ class ParityRun:
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
             on_cpu = setting.device == "cpu"
+            inside = self.layers(source) if on_cpu else Compared((), ())
             return self._figures(
                 variants,
                 answered,
                 device=setting.device,
                 tolerances=table,
-                layers=self.layers(source) if on_cpu else (),
+                layers=inside.layers,
+                unmatched=inside.unmatched,
                 faults=self.faults(source, table[0]) if on_cpu else (),
                 features=shown,
                 not_checked=not_checked,

@@ -10,6 +10,8 @@ from export.bundle.metrics import Comparison, Figures
 from export.bundle.tolerances import Device, Tolerance
 
 SCHEMA_VERSION = 2
+# Where more of the values have no counterpart, it is said that the inside is hardly compared.
+INSIDE_SHARE = 0.5
 ALONE = "alone"  # a batch of one: another batch size, not only other neighbours
 
 
@@ -130,9 +132,15 @@ class Coverage(Figures):
 
     @property
     def share(self) -> float:
+        """Active ones of all units, 0..1: the others are proven by their weights alone."""
+        # A network without activation functions has nothing that could be dead.
+        return self.active / self.units if self.units else 1.0
+
+    @property
+    def share_of_all_samples(self) -> float:
         """Active ones of those that all samples activate, 0..1; 0 if nothing is ever active."""
         if self.units == 0:
-            return 1.0  # a network without activation functions has nothing that could be dead
+            return 1.0
         return self.active / self.active_in_all if self.active_in_all else 0.0
 
 
@@ -200,6 +208,7 @@ class ParityFigures(Figures):
     Attributes:
         broken: Variants that could not be opened or run to the end, and what happened; they have
             no rows.
+        unmatched: Float values inside the ONNX file that were not compared, by name.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -214,6 +223,7 @@ class ParityFigures(Figures):
     neighbours: dict[str, dict[str, float]]
     coverage: Coverage
     layers: tuple[Layer, ...]
+    unmatched: tuple[str, ...] = ()
     faults: tuple[Fault, ...]
     worst: tuple[WorstSample, ...]
     features: FeatureFigures | None = None

@@ -267,8 +267,8 @@ def coverage(figures: ParityFigures) -> Iterator[str]:
     yield heading(
         "Unit coverage",
         f"{found.share:.0%}: the {found.samples:,} samples of every batch size activate "
-        f"{found.active:,} of the {found.active_in_all:,} units that all samples activate "
-        f"({found.units:,} there are)",
+        f"{found.active:,} of {found.units:,} units, all samples {found.active_in_all:,}; the "
+        "others are proven by their weights alone",
     )
     if rows:
         yield table(("activation", "active", "units"), rows)

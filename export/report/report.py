@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from export.bundle.manifest import ParityVerdict
 from export.bundle.metrics import SURE
 from export.bundle.tolerances import Tolerance
-from export.parity.judge import Judgement, neighbour_bound
+from export.parity.judge import Judgement, inside_words, neighbour_bound
 from export.parity.schema import ParityFigures
 from export.report import page
 from export.report.page import Cell, Cells, bounded, error_text, number
@@ -278,6 +278,7 @@ def _environment(figures: ParityFigures, judgement: Judgement) -> Iterator[str]:
     facts = {
         "samples": f"{proof.name}: {proof.samples:,}, SHA-256 {proof.sha256[:12]}",
         "corner cases": ", ".join(figures.corners) or "none",
+        "values inside": inside_words(len(figures.layers), len(figures.unmatched)),
         "run on": ", ".join([figures.device, *(" ".join(v) for v in figures.versions.items())]),
         **{f"tolerance of {v.variant}": v.tolerance.reason for v in judgement.verdicts},
     }

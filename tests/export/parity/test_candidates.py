@@ -8,6 +8,7 @@ import pytest
 from export.build import choose_golden
 from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Arrays
+from export.convert.pt2 import export_program
 from export.parity.candidates import RUNS, run_filled
 from export.parity.measure import affordable, narrow_samples, operations_per_sample
 from export.parity.reference import Reference, make_reference
@@ -62,7 +63,8 @@ def test_operations_are_counted_without_a_clock() -> None:
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """A tiny MLP's; not to be changed."""
-    return make_reference(tiny_subject("mlp"))
+    subject = tiny_subject("mlp")
+    return make_reference(subject, export_program(subject))
 
 
 def test_golden_samples_are_there_even_if_no_label_is_right(reference: Reference) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from export.bundle.tolerances import FOLD_ERROR
 from export.parity.provenance import (
     check_frozen,
-    frozen_constants,
     check_state,
     check_weights,
+    frozen_constants,
     program_arrays,
 )
 from export.parity.repack import Expected, combined, cut, find_folds
