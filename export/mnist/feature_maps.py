@@ -31,8 +31,21 @@ FEATURES_NAME, GOLDEN_NAME = "model.features.onnx", "golden.features.npz"
 GOLDEN_SAMPLES = 4
 # ONNX's names.
 ACTIVATIONS = {
-    *("Relu", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish", "Clip"),
-    *("Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign"),
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Celu",
+    "Selu",
+    "Gelu",
+    "Mish",
+    "HardSwish",
+    "Clip",
+    "Sigmoid",
+    "HardSigmoid",
+    "Tanh",
+    "Softplus",
+    "Softsign",
 }
 UNITS_NDIM = 2  # samples, units
 

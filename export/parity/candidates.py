@@ -80,7 +80,7 @@ class ModelFile:
         Raises:
             BundleError: It is no model that can be opened.
         """
-        if self.variant.startswith("onnx"):
+        if not self.needs_torch:
             return None
         from export.parity.provenance import (  # noqa: PLC0415 - not needed for ONNX files
             frozen_constants,

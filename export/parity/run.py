@@ -238,7 +238,7 @@ class ParityRun:
         states, broken = _open_all(candidates, strict=setting.strict)
         opened = {v: candidate for v, candidate in candidates.items() if v in states}
         if main in opened:
-            runs = affordable(setting.runs, operations_per_sample(self.subject))
+            runs = affordable(setting.runs, self.operations)
             rows, died = measure_rows(opened, self.reference, runs, self.narrow, progress)
             broken |= died
         if main in broken:
@@ -257,9 +257,14 @@ class ParityRun:
         return _Answered(kept, states, neighbours, coverage, broken)
 
     @cached_property
+    def operations(self) -> float:
+        """Floating-point operations of one sample."""
+        return operations_per_sample(self.subject)
+
+    @cached_property
     def narrow(self) -> int:
         """How many samples every batch size runs over."""
-        return narrow_samples(operations_per_sample(self.subject))
+        return narrow_samples(self.operations)
 
     @cached_property
     def patience_s(self) -> float:
@@ -306,7 +311,7 @@ class _Answered:
     """What came of running the files; ``broken`` have no rows.
 
     Attributes:
-        states: By variant, the tensors of those files that keep them under the module's names.
+        states: By variant, the tensors of PyTorch's files; None for ONNX files.
     """
 
     rows: tuple[Row, ...]
