@@ -64,15 +64,12 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         )
         command.add_argument("--because", help="why a number may be looser; it is recorded")
     for command in (build, check, bisect):
-        command.add_argument(
-            "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
-        )
-        command.add_argument(
-            "--inputs",
-            type=Path,
-            nargs="+",
-            help="an .npz of samples, one array an input (with --model); several: of several sizes",
-        )
+        _add_samples(command)
+    for command in (check, bisect):
+        other = command.add_argument_group("a bundle of any other module")
+        _add_module(other)
+        _add_trust(command)
+    _add_trust(benchmark)
     for command in (build, check):
         command.add_argument(
             "--report", type=Path, help="a folder for parity.html, .md, .json and JUnit's .xml"
@@ -86,7 +83,12 @@ def _build(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "checkpoint", type=Path, nargs="?", help="a folder that training wrote; else see --model"
     )
-    build.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    build.add_argument("--out", type=Path, help="the bundle's folder")
+    build.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look in seconds: few samples and batch sizes, verdicts alone, no bundle",
+    )
     build.add_argument("--name", help="the model's name in the service; default: architecture")
     build.add_argument("--version", help="default: the start of the weights' SHA-256")
     build.add_argument(
@@ -94,10 +96,17 @@ def _build(build: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         help="what to build, e.g. onnx,onnx-int8; default: all",
     )
+    build.add_argument(
+        "--require",
+        type=lambda text: text.split(","),
+        action="extend",
+        default=[],
+        metavar="VARIANT,...",
+        help="write no bundle without these (repeatable); onnx is always required",
+    )
     other = build.add_argument_group("any other module")
-    other.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
+    _add_module(other)
     other.add_argument("--checkpoint", dest="weights", type=Path, help="its .safetensors file")
-    other.add_argument("--arguments", default="{}", help="JSON object for the factory")
     other.add_argument(
         "--input",
         type=tensor_spec,
@@ -120,6 +129,31 @@ def _build(build: argparse.ArgumentParser) -> None:
         help="a JSON file: how a picture becomes an input, for image-classification",
     )
     other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
+
+
+def _add_samples(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
+    )
+    command.add_argument(
+        "--inputs",
+        type=Path,
+        nargs="+",
+        help="an .npz of samples, one array an input (with --model); several: of several sizes",
+    )
+
+
+def _add_module(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
+    group.add_argument("--arguments", default="{}", help="JSON object for the factory")
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="open the bundle's TorchScript and .pt2 files, which can run code that they hold",
+    )
 
 
 def tensor_spec(text: str) -> TensorSpec:

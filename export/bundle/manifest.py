@@ -228,7 +228,8 @@ class FileEntry(_Strict):
 class ParityVerdict(_Strict):
     """What the gate said of one variant: the worst figures over all outputs and batch sizes.
 
-    ``samples`` is how many the largest batch size ran over; the others run over the first 1,000.
+    ``samples`` is how many the batches of 256 ran over; the others run over the first 1,000. Fewer
+    samples than a batch takes are repeated to fill it.
     ``certificate`` is the smallest distance between the reference's two best logits over the
     largest error: above 2, no label of these samples can change. None without logits.
     """
@@ -245,6 +246,7 @@ class ParityVerdict(_Strict):
     certificate: float | None
     samples: int
     batch_sizes: tuple[int, ...]
+    threads: tuple[int, ...] = (1,)
     tolerance: Tolerance
 
     @property

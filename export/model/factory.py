@@ -1,6 +1,7 @@
 """Any module as a subject: a factory makes it, safetensors fill it, a file of samples asks it."""
 
 import dataclasses
+import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def from_factory(
     """
     arguments = dict(arguments or {})
     inner = _make(factory, arguments)
-    _load(inner, weights)
+    digest = _load(inner, weights)
     given = read_samples(samples)
     inputs = _inputs(given[0], declared)
     for further in given[1:]:
@@ -93,6 +94,7 @@ def from_factory(
         samples=asked,
         calibration=None if calibration is None else read_samples([calibration])[0],
         factory=FactorySummary(factory=factory, arguments=arguments, parameters=parameters),
+        weights_sha256=digest,
     )
 
 
@@ -139,8 +141,8 @@ def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
     return module.float().cpu().eval()
 
 
-def _load(module: nn.Module, path: Path) -> None:
-    """Fill a module from a safetensors file; a pickle is never opened."""
+def _load(module: nn.Module, path: Path) -> str:
+    """Fill a module from a safetensors file, whose SHA-256 is returned; never open a pickle."""
     if not path.is_file():
         raise SubjectError(f"the weights {path} are not there")
     content = path.read_bytes()
@@ -161,6 +163,7 @@ def _load(module: nn.Module, path: Path) -> None:
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
             # Loading is done; what it left behind cannot be sent to another process.
             part._load_state_dict_pre_hooks.clear()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _spec(name: str, array: Array) -> TensorSpec:
@@ -185,8 +188,8 @@ def _answer_blocks(
             fewer = module(*_tensors(blocks[0], EXAMPLES - 1))
     except Exception as error:  # whatever somebody else's module raises
         raise SubjectError(
-            f"{factory} cannot answer its samples: {error}; the arrays are handed to forward by "
-            f"the names of its parameters, else in order: {', '.join(blocks[0])}"
+            f"{factory} cannot answer its samples in float32: {error}; the arrays are handed to "
+            f"forward by the names of its parameters, else in order: {', '.join(blocks[0])}"
         ) from error
     for name, many, few in zip(named, answers[0], fewer, strict=True):
         if many.shape[:1] != (EXAMPLES,) or few.shape != (EXAMPLES - 1, *many.shape[1:]):

@@ -51,6 +51,13 @@ class Samples:
         """How many samples there are."""
         return len(next(iter(self.arrays.values())))
 
+    def first(self, count: int) -> "Samples":
+        """The first of them, and of those of other sizes."""
+        arrays = {name: array[:count] for name, array in self.arrays.items()}
+        targets = None if self.targets is None else self.targets[:count]
+        others = tuple(samples.first(count) for samples in self.others)
+        return replace(self, arrays=arrays, targets=targets, others=others)
+
     def summary(self) -> SampleSet:
         """For the manifest."""
         return SampleSet(name=self.name, samples=len(self), sha256=self.sha256)
@@ -77,7 +84,8 @@ class ModelUnderTest:
     Attributes:
         module: float32, on the CPU, in evaluation mode; takes the inputs in their order, returns
             the outputs in theirs.
-        weights: The safetensors file that its weights came from.
+        weights: The safetensors file that its weights came from, and ``weights_sha256`` that of
+            its content when they were read; None: not known.
         samples: What the gate asks.
         calibration: What int8's scales are fitted to; None: no int8.
         learned: Images, for a guard; None: not known, or the inputs are others.
@@ -98,6 +106,7 @@ class ModelUnderTest:
     preprocessing: ImagePreprocessing | None = None
     training: TrainingSummary | None = None
     factory: FactorySummary | None = None
+    weights_sha256: str | None = None
 
     @property
     def architecture(self) -> str:

@@ -13,16 +13,39 @@ from export.parity.interpreter import Program, node_values
 from export.parity.schema import Coverage
 
 ACTIVATIONS = {
-    *("relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "selu", "mish", "softplus"),
-    *("hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "relu6", "clamp"),
+    "relu",
+    "leaky_relu",
+    "prelu",
+    "gelu",
+    "silu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "tanh",
+    "relu6",
+    "clamp",
 }
 COVERAGE_BATCH = 500
 PICTURE_NDIM = 4
 # Where a layer puts its units: of [N, T, C] a dense layer's are last, a convolution's are not.
 UNITS_LAST = {"linear", "matmul", "mm", "addmm", "bmm", "layer_norm", "rms_norm", "gru", "lstm"}
 UNITS_SECOND = {
-    *("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"),
-    *("conv_transpose3d", "batch_norm", "group_norm", "instance_norm"),
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
 }
 
 

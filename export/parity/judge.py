@@ -33,9 +33,10 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     """
     table = {row.variant: row for row in tolerances if row.device == figures.device}
     failures: dict[str, list[str]] = {variant: [] for variant in figures.variants}
+    failures |= {variant: [f"{variant}: {why}"] for variant, why in figures.broken.items()}
     for row in figures.rows:
         failures[row.variant] += [
-            f"{row.variant}, batch {row.batch_size}{row.block and f', {row.block}'}{complaint}"
+            f"{row.variant}, batch {row.batch_size}{_place(row)}{complaint}"
             for complaint in _row_complaints(row, table[row.variant], figures)
         ]
     for variant, checks in figures.files.items():
@@ -116,6 +117,8 @@ class Judgement:
 
     Attributes:
         failures: All failures, variant by variant, then those of the gate itself.
+        by_variant: Those of each variant.
+        general: Those of the gate itself.
         verdicts: One for each variant: its worst figures.
         features: The same for the file of the first layer, if there is one.
     """
@@ -129,7 +132,7 @@ class Judgement:
     ) -> None:
         """Sum up."""
         self.failures = [*(f for part in by_variant.values() for f in part), *general]
-        self.by_variant = by_variant
+        self.by_variant, self.general = by_variant, general
         self.verdicts = tuple(
             _verdict(
                 [row for row in figures.rows if row.variant == variant],
@@ -137,6 +140,7 @@ class Judgement:
                 passed=not failed,
             )
             for variant, failed in by_variant.items()
+            if variant not in figures.broken
         )
         self.features = None
         if figures.features is not None:
@@ -155,6 +159,11 @@ class Judgement:
                 yield f"  LOOSENED {verdict.tolerance.loosened}"
         if self.features is not None:
             yield self.features.summary()
+
+
+def _place(row: Row) -> str:
+    threads = "" if row.threads == 1 else f" in {row.threads} threads"
+    return threads + (f", {row.block}" if row.block else "")
 
 
 def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
@@ -242,5 +251,6 @@ def _verdict(rows: list[Row], tolerance: Tolerance, *, passed: bool) -> ParityVe
         certificate=min((figures.certificate for _, figures in labels), default=None),
         samples=widest.samples,
         batch_sizes=tuple(sorted({row.batch_size for row in rows})),
+        threads=tuple(sorted({row.threads for row in rows})),
         tolerance=tolerance,
     )

@@ -3,64 +3,157 @@
 It measures and does not judge (``judge`` does), so that figures can be judged again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from export.bundle.golden import Predict, head_error, run_batched
+from export.bundle.golden import Predict, head_error
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Array, Arrays, compare, scaled_difference
 from export.model.domains import LARGEST, edge_values, shuffle_values
-from export.parity.reference import Reference
+from export.model.under_test import ModelUnderTest
+from export.parity.candidates import Candidate, run_filled
+from export.parity.reference import Reference, eager_predict
 from export.parity.schema import ALONE, EDGE_CASES, Row, WorstSample
+from export.progress import Progress
 
-# One, odd ones, powers of two and their neighbours (kernels switch there). The largest runs over
-# every sample, the others over the first NARROW, which leaves a remainder for most.
-BATCH_SIZES = (256, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
-NARROW = 1_000
-# Of further blocks: whether an answer depends on the batch size is asked of the first.
-FEW_BATCH_SIZES = (64, 7, 1)
+# Networks of more work a sample get fewer at the further batch sizes, and no batches of 1,024:
+# the first run over all samples judges their answers, the others look at the batch's size alone.
+NARROW, NARROW_LEAST = 1_000, 64
+NARROW_FLOP, LARGEST_FLOP = 2e10, 5e10
+ALWAYS_RUN = 256
 NEIGHBOURHOOD = 64
 PROBES = 4
 
 
+def operations_per_sample(subject: ModelUnderTest) -> float:
+    """Floating-point operations in products, as PyTorch counts them: the same on each machine."""
+    example = subject.example
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        subject.module(*example)
+    return max(counter.get_total_flops(), 1) / len(example[0])
+
+
+def narrow_samples(operations: float) -> int:
+    """How many samples the further batch sizes run over."""
+    return int(min(NARROW, max(NARROW_LEAST, NARROW_FLOP / operations)))
+
+
+def affordable(runs: Sequence[tuple[int, int]], operations: float) -> list[tuple[int, int]]:
+    """The runs without those whose one batch is too much work; up to 256 samples none is."""
+    return [
+        (size, threads)
+        for size, threads in runs
+        if size <= ALWAYS_RUN or size * operations <= LARGEST_FLOP
+    ]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many threads meanwhile: its sums depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_lanes(
+    candidates: Mapping[str, Candidate],
+    ask: Callable[[Candidate], Any],
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> tuple[dict[str, Any], dict[str, Exception], Any]:
+    """Ask candidates something, those of one process one after the other, the processes at once.
+
+    Args:
+        candidates: By variant.
+        ask: What each is asked.
+        meanwhile: What this process does at the same time.
+
+    Returns:
+        The answers and the errors by variant, and what ``meanwhile`` returned.
+    """
+    with ThreadPoolExecutor(1) as onnx_lane, ThreadPoolExecutor(1) as torch_lane:
+        asked = {
+            variant: (torch_lane if candidate.file.needs_torch else onnx_lane).submit(
+                ask, candidate
+            )
+            for variant, candidate in candidates.items()
+        }
+        own = meanwhile()
+    answers: dict[str, Any] = {}
+    errors: dict[str, Exception] = {}
+    for variant, future in asked.items():
+        try:
+            answers[variant] = future.result()
+        except Exception as error:  # noqa: BLE001 - is the variant's verdict
+            errors[variant] = error
+    return answers, errors, own
+
+
 def measure_rows(
-    candidates: dict[str, Predict],
+    candidates: Mapping[str, Candidate],
     reference: Reference,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-) -> list[Row]:
+    runs: Sequence[tuple[int, int]],
+    narrow: int,
+    progress: Progress,
+) -> tuple[list[Row], dict[str, str]]:
     """Each candidate's answers at each batch size, compared with the reference's.
 
     Args:
-        candidates: The variants, each as a function that runs it.
+        candidates: The variants.
         reference: Samples and the checkpoint's answers.
-        batch_sizes: The largest first, which runs over every sample.
+        runs: Batch sizes and threads; the first runs over every sample.
+        narrow: How many samples the others run over, unless one batch takes more.
+        progress: Is told each.
+
+    Returns:
+        The rows, and of those candidates that cannot be run, what happened; these have no rows.
     """
-    return list(
-        tqdm(
-            _rows(candidates, reference, batch_sizes),
-            desc=" ".join(filter(None, ("parity", reference.block))),
-            total=len(candidates) * len(batch_sizes),
-            unit="row",
-            leave=False,
-            disable=None,
-        )
-    )
-
-
-def _rows(
-    candidates: dict[str, Predict], reference: Reference, batch_sizes: Sequence[int]
-) -> Iterator[Row]:
+    rows: list[Row] = []
+    broken: dict[str, str] = {}
     widest: dict[str, Arrays] = {}
-    for batch_size in batch_sizes:
-        wide = batch_size == batch_sizes[0]
-        count = len(reference) if wide else min(NARROW, len(reference))
-        eager = reference.eager(count, batch_size)
-        for variant, predict in candidates.items():
-            answers = run_batched(predict, reference.first(count), batch_size)
-            yield measure_row(variant, batch_size, answers, eager, reference, widest.get(variant))
-            widest.setdefault(variant, answers)
+    for batch_size, threads in runs:
+        words = [
+            reference.block,
+            f"batches of {batch_size}",
+            f"{threads} threads" if threads > 1 else "",
+        ]
+        progress.step(", ".join(filter(None, words)))
+        everything = (batch_size, threads) == runs[0]
+        count = len(reference) if everything else min(max(narrow, batch_size), len(reference))
+        run = (count, batch_size, threads)
+        answers, errors, eager = in_lanes(
+            {v: candidate for v, candidate in candidates.items() if v not in broken},
+            functools.partial(_answers, run=run),
+            functools.partial(eager_answers, reference, *run),
+        )
+        for variant, error in errors.items():
+            broken[variant] = f"dies running batches of {batch_size}: {error}"
+        for variant, found in answers.items():
+            row = measure_row(variant, batch_size, found, eager, reference, widest.get(variant))
+            rows.append(row.model_copy(update={"threads": threads}))
+            widest.setdefault(variant, found)
+    return [row for row in rows if row.variant not in broken], broken
+
+
+def _answers(candidate: Candidate, run: tuple[int, int, int]) -> Arrays:
+    return candidate.answers(*run)
+
+
+def eager_answers(reference: Reference, count: int, batch_size: int, threads: int) -> Arrays:
+    """The checkpoint's own answers in float32: the yardstick depends on all three numbers."""
+    with torch_threads(threads):
+        predict = eager_predict(reference.subject)
+        return run_filled(predict, reference.first(count), batch_size)
 
 
 def measure_row(

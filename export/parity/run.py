@@ -1,12 +1,10 @@
-"""The whole gate, from a subject and the files that were made of it to all figures.
-
-Formats that a device cannot run are named with the reason, never left out in silence.
-"""
+"""The whole gate, from a subject and the files that were made of it to all figures."""
 
 import dataclasses
-import functools
-import warnings
-from collections.abc import Callable, Sequence
+import itertools
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +14,10 @@ import onnx
 import onnxruntime
 import torch
 
-from export.bundle.golden import Predict
 from export.bundle.manifest import BundleError
-from export.bundle.session import OnnxModel
-from export.bundle.tolerances import TOLERANCES, Device, Tolerance, tolerance_for
+from export.bundle.metrics import Arrays
+from export.bundle.session import DeviceUnavailableError
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
 from export.convert.onnx_export import OnnxExport, translate
 from export.convert.pt2 import export_program
 from export.mnist.feature_maps import (
@@ -30,29 +28,40 @@ from export.mnist.feature_maps import (
 )
 from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
+from export.parity.candidates import (
+    FEW_RUNS,
+    Candidate,
+    ModelFile,
+    Setting,
+    Workers,
+    choose_files,
+    store_samples,
+)
 from export.parity.intermediates import Compared, Inside
 from export.parity.measure import (
-    FEW_BATCH_SIZES,
-    NARROW,
+    affordable,
+    in_lanes,
     measure_neighbours,
     measure_rows,
+    narrow_samples,
+    operations_per_sample,
+    torch_threads,
     worst_samples,
 )
 from export.parity.mutants import MutationTest, plant_faults
 from export.parity.provenance import (
-    check_reduced,
+    check_frozen,
     check_state,
     check_weights,
-    find_folds,
+    program_arrays,
     state_arrays,
 )
-from export.parity.reference import (
-    Reference,
-    make_edge_reference,
-    make_reference,
-    predict_with,
-)
+from export.parity.reduced import check_reduced
+from export.parity.reference import Reference, make_edge_reference, make_reference
+from export.parity.repack import find_folds
 from export.parity.schema import (
+    EDGE_CASES,
+    Coverage,
     Fault,
     FeatureFigures,
     FileFigures,
@@ -61,11 +70,14 @@ from export.parity.schema import (
     WeightFigures,
 )
 from export.parity.structure import structure_problems
+from export.progress import Progress
+from export.worker import DiedError
 from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
 INSIDE_SAMPLES = 64
 FEATURE_SAMPLES = 256
+AT_ONCE = 2  # mutants: each is a copy of the model
 
 
 @dataclass(frozen=True)
@@ -77,30 +89,45 @@ class ParityRun:
     translation: OnnxExport
 
     @classmethod
-    def of(cls, subject: ModelUnderTest) -> "ParityRun":
-        """Export and translate a subject."""
-        program = export_program(subject)
+    def of(
+        cls, subject: ModelUnderTest, program: torch.export.ExportedProgram | None = None
+    ) -> "ParityRun":
+        """Export a subject, unless its program is given, and translate it."""
+        program = program or export_program(subject)
         return cls(subject, program, translate(subject, program))
 
-    @cached_property
+    def compute_reference(self) -> None:
+        """Compute the reference now, not when it is first asked for."""
+        _ = self._timed_blocks
+
+    @property
     def reference(self) -> Reference:
         """The proof's samples and the checkpoint's answers."""
-        return make_reference(self.subject, self.program)
+        return self._timed_blocks[0][0]
 
-    @cached_property
+    @property
     def edge_cases(self) -> tuple[Reference | None, dict[str, str]]:
         """The references for edge cases, and those that are left out, each with the reason."""
-        return make_edge_reference(self.subject, self.program)
+        blocks, left_out, _ = self._timed_blocks
+        return blocks[-1] if blocks[-1].block == EDGE_CASES else None, left_out
+
+    @property
+    def blocks(self) -> tuple[Reference, ...]:
+        """The references for the proof's samples, for those of other sizes and for edge cases."""
+        return self._timed_blocks[0]
 
     @cached_property
-    def further_blocks(self) -> tuple[Reference, ...]:
-        """The references for samples of other sizes, and for edge cases."""
-        sized = tuple(
+    def _timed_blocks(self) -> tuple[tuple[Reference, ...], dict[str, str], float]:
+        """The blocks, the edge cases that are left out, and the seconds that this took."""
+        started = time.perf_counter()
+        blocks = [
             make_reference(dataclasses.replace(self.subject, samples=samples), self.program)
-            for samples in self.subject.samples.others
-        )
-        edge, _ = self.edge_cases
-        return sized if edge is None else (*sized, edge)
+            for samples in (self.subject.samples, *self.subject.samples.others)
+        ]
+        edge_cases, left_out = make_edge_reference(self.subject, self.program)
+        if edge_cases is not None:
+            blocks.append(edge_cases)
+        return tuple(blocks), left_out, time.perf_counter() - started
 
     @cached_property
     def inside(self) -> Inside:
@@ -122,105 +149,194 @@ class ParityRun:
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
-        checks = MutationTest(self.reference, self.program, self.inside, allowed)
+        reference = self.reference
+        few = dataclasses.replace(
+            reference,
+            inputs=reference.first(self.narrow),
+            truth={name: array[: self.narrow] for name, array in reference.truth.items()},
+            targets=reference.targets[: self.narrow],
+        )
+        checks = MutationTest(few, self.translation.program, self.inside, allowed)
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
-        return tuple(checks.run(planted) for planted in plant_faults(onnx.load(path), folds, state))
+        planted, found = plant_faults(onnx.load(path), folds, state), list[Fault]()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while some := list(itertools.islice(planted, AT_ONCE)):
+                found += pool.map(checks.run, some)
+        return tuple(found)
 
     def measure(
         self,
         variants: dict[str, Path],
-        device: Device,
+        setting: Setting,
         tolerances: tuple[Tolerance, ...] = TOLERANCES,
         *,
+        workers: Workers,
         features: Path | None = None,
-        tf32: bool = False,
-        cuda_graphs: bool = False,
+        progress: Progress | None = None,
     ) -> ParityFigures:
         """Run the gate on files.
 
         Args:
             variants: The files by variant.
-            device: Where they run (the reference is always the CPU).
+            setting: Where and how they run.
             tolerances: The table, or a changed one; the self-test asks it.
+            workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
-            tf32: On CUDA, run the fp32 file with TF32 on, as the variant onnx-tf32, and it alone.
-            cuda_graphs: On CUDA, replay recorded graphs.
+            progress: Is told each step.
 
         Raises:
-            BundleError: A file is no model that can be run.
+            BundleError: The fp32 file is no model that can be run, or any, if the setting says so.
             DeviceUnavailableError: The device is not there.
         """
-        source = variants["onnx"]
-        if tf32:
-            variants = {"onnx-tf32": source}
-        outputs = [spec.name for spec in self.subject.outputs]
-        candidates, not_checked = open_candidates(
-            variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
-        )
-        rows = self._rows(candidates)
+        source, progress = variants["onnx"], progress or Progress()
+        variants = {"onnx-tf32": source} if setting.tf32 else {"onnx": source, **variants}
+        outputs = tuple(spec.name for spec in self.subject.outputs)
+        files, not_checked = choose_files(variants, outputs, setting)
+        table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
+        progress.expect(len(setting.runs) + len(FEW_RUNS) * (len(self.blocks) - 1) + 3)
+        progress.step("reference")
+        with torch_threads(1), tempfile.TemporaryDirectory() as folder:
+            candidates = self._candidates(files, workers, Path(folder))
+            answered = self._ask(candidates, setting, progress)
+            shown = None
+            if features is not None:
+                part = dataclasses.replace(files[0], path=features)
+                shown = self._features(candidates[0][files[0].variant].with_file(part), source)
+            progress.step("values inside, mutants")
+            # Inside the graph and at its faults one looks on the CPU: a second place to compute
+            # tells nothing new of the file.
+            on_cpu = setting.device == "cpu"
+            inside = self.layers(source) if on_cpu else Compared((), ())
+            return self._figures(
+                variants,
+                answered,
+                device=setting.device,
+                tolerances=table,
+                layers=inside.layers,
+                unmatched=inside.unmatched,
+                faults=self.faults(source, table[0]) if on_cpu else (),
+                features=shown,
+                not_checked=not_checked,
+            )
+
+    def _candidates(
+        self, files: list[ModelFile], workers: Workers, folder: Path
+    ) -> list[dict[str, Candidate]]:
+        """Store each block's samples below a folder; the files by variant, to run each block."""
+        blocks = []
+        for position, block in enumerate(self.blocks):
+            stored = folder / str(position)
+            store_samples(block.inputs, stored)
+            blocks.append(
+                {f.variant: Candidate(f, workers, stored, self.patience_s) for f in files}
+            )
+        return blocks
+
+    def _figures(
+        self, variants: dict[str, Path], answered: "_Answered", **found: Any
+    ) -> ParityFigures:
+        """Everything together; ``found`` are fields of ``ParityFigures``."""
+        main, source = next(iter(variants)), next(iter(variants.values()))
         edge_cases, left_out = self.edge_cases
-        table = tuple(tolerance_for(variant, device, tolerances) for variant in candidates)
-        main = next(iter(candidates))
-        # Inside the graph and at its faults one looks on the CPU: a second place to compute tells
-        # nothing new of the file.
-        on_cpu = device == "cpu"
-        inside = self.layers(source) if on_cpu else Compared((), ())
         return ParityFigures(
             name=self.subject.name,
-            device=device,
             proof=self.subject.samples.summary(),
             edge_cases=() if edge_cases is None else edge_cases.corners,
             edge_cases_left_out=left_out,
             outputs=self.subject.outputs,
-            tolerances=table,
-            rows=tuple(rows),
-            files={v: self._file(v, variants[v], source) for v in candidates},
-            neighbours={v: measure_neighbours(p, self.reference) for v, p in candidates.items()},
-            coverage=measure_coverage(self.program, self.reference.inputs, NARROW),
-            layers=inside.layers,
-            unmatched=inside.unmatched,
-            faults=self.faults(source, table[0]) if on_cpu else (),
-            worst=worst_samples([row for row in rows if row.variant == main], self.reference),
-            features=None if features is None else self._features(features, source, device, tf32),
-            not_checked=not_checked,
+            rows=answered.rows,
+            files={
+                v: self._file(v, variants[v], source, state) for v, state in answered.states.items()
+            },
+            neighbours=answered.neighbours,
+            coverage=answered.coverage,
+            worst=worst_samples([r for r in answered.rows if r.variant == main], self.reference),
+            broken=answered.broken,
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
+            **found,
         )
 
-    def _rows(self, candidates: dict[str, Predict]) -> list[Row]:
-        """Every block at its batch sizes."""
-        rows = measure_rows(candidates, self.reference)
-        for block in self.further_blocks:
-            rows += measure_rows(candidates, block, FEW_BATCH_SIZES)
-        return rows
+    def _ask(
+        self, candidates: list[dict[str, Candidate]], setting: Setting, progress: Progress
+    ) -> "_Answered":
+        """Open the files and ask them everything that takes a run.
 
-    def _features(self, path: Path, source: Path, device: Device, tf32: bool) -> FeatureFigures:
-        model = onnx.load(source)
+        Args:
+            candidates: By variant, for each block.
+            setting: Where and how they run.
+            progress: Is told each step.
+
+        Raises:
+            BundleError: The first of them cannot be opened or run.
+        """
+        main, rows = next(iter(candidates[0])), list[Row]()
+        states, broken = _open_all(candidates[0], strict=setting.strict)
+        for block, all_of_it in zip(self.blocks, candidates, strict=True):
+            if main in broken:
+                raise BundleError(f"{main}: {broken[main]}")
+            alive = {v: candidate for v, candidate in all_of_it.items() if v not in broken}
+            runs = FEW_RUNS if block.block else affordable(setting.runs, self.operations)
+            found, died = measure_rows(alive, block, runs, self.narrow, progress)
+            rows += found
+            broken |= died
+        if main in broken:
+            raise BundleError(f"{main}: {broken[main]}")
+        progress.step("neighbours, coverage")
+        alive = {v: candidate for v, candidate in candidates[0].items() if v not in broken}
+        neighbours, errors, coverage = in_lanes(
+            alive,
+            lambda candidate: measure_neighbours(candidate, self.reference),
+            lambda: measure_coverage(self.program, self.reference.inputs, self.narrow),
+        )
+        broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
+        if main in broken:
+            raise BundleError(f"{main}: {broken[main]}")
+        kept = tuple(row for row in rows if row.variant not in broken)
+        return _Answered(kept, states, neighbours, coverage, broken)
+
+    @cached_property
+    def operations(self) -> float:
+        """Floating-point operations of one sample."""
+        return operations_per_sample(self.subject)
+
+    @cached_property
+    def narrow(self) -> int:
+        """How many samples every batch size runs over."""
+        return narrow_samples(self.operations)
+
+    @cached_property
+    def patience_s(self) -> float:
+        """Who takes longer over the samples hangs: a minute, and 50 times the float64 reference."""
+        return 60 + 50 * self._timed_blocks[2]
+
+    def _features(self, opened: Candidate, source: Path) -> FeatureFigures:
+        model, path = onnx.load(source), opened.file.path
         inputs = self.reference.first(FEATURE_SAMPLES)
         try:
             first = self.first_layer(model)
         except NoFirstLayerError as error:
             raise BundleError(f"{path} is of no layer of {source.name}: {error}") from error
-        opened = OnnxModel(path, device, tf32=tf32)
         return measure_first_layer(first, path, model, opened, inputs)
 
-    def _file(self, variant: str, path: Path, source: Path) -> FileFigures:
+    def _file(self, variant: str, path: Path, source: Path, tensors: Arrays | None) -> FileFigures:
         problems: list[str] = []
         weights: WeightFigures | None = None
-        module = self.subject.module
         if variant.startswith("onnx"):
             model = onnx.load(path)
             problems = structure_problems(model, self.subject.inputs, self.subject.outputs)
             weights = (
                 check_reduced(model, onnx.load(source))
                 if variant in ("onnx-fp16", "onnx-int8")
-                else check_weights(model, self.program)
+                else check_weights(model, self.translation.program)
             )
-        elif variant == "torchscript":
-            weights = check_state(state_arrays(_load_script(path, "cpu")), module)
-        elif variant == "pt2":
-            state = torch.export.load(path).state_dict
-            weights = check_state({n: t.detach().numpy() for n, t in state.items()}, module)
+        elif variant == "torchscript" and tensors is not None:
+            weights = check_state(tensors, state_arrays(self.subject.module))
+        elif variant == "torchscript-frozen" and tensors is not None:
+            weights = check_frozen(tensors, self.translation.program)
+            problems = list(weights.problems)  # older bundles have no bound for this format
+        elif variant == "pt2" and tensors is not None:
+            weights = check_state(tensors, program_arrays(self.program))
         return FileFigures(
             path=path.name,
             size_bytes=path.stat().st_size,
@@ -229,63 +345,33 @@ class ParityRun:
         )
 
 
-def open_candidates(
-    variants: dict[str, Path],
-    outputs: Sequence[str],
-    device: Device,
-    *,
-    threads: int = 1,
-    tf32: bool = False,
-    cuda_graphs: bool = False,
-) -> tuple[dict[str, Predict], dict[str, str]]:
-    """The files as functions that run on the device, and those that cannot, each with a reason.
+@dataclass(frozen=True)
+class _Answered:
+    """What came of running the files; ``broken`` have no rows.
 
-    Args:
-        variants: The files by variant.
-        outputs: The outputs' names, in order.
-        device: Where they run.
-        threads: Threads within an operator of ONNX Runtime, on the CPU.
-        tf32: See ``OnnxModel``.
-        cuda_graphs: See there.
+    Attributes:
+        states: By variant, the tensors of PyTorch's files; None for ONNX files.
     """
-    candidates: dict[str, Predict] = {}
-    not_checked: dict[str, str] = {}
-    if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = tf32
-    for variant, path in variants.items():
-        if variant.startswith("onnx"):
-            if device == "cuda" and variant == "onnx-int8":
-                not_checked[variant] = "int8 is for the CPU: CUDA's provider would run it in fp32"
-                continue
-            candidates[variant] = OnnxModel(
-                path, device, threads, tf32=tf32, cuda_graphs=cuda_graphs
-            )
-        elif variant == "pt2" and device == "cuda":
-            not_checked[variant] = "the program was exported for the CPU and cannot run on cuda"
-        elif variant == "pt2":
-            program = _opened(path, _load_program)
-            candidates[variant] = predict_with(program, outputs)
-        elif variant == "torchscript-frozen" and device == "cuda":
-            not_checked[variant] = "its weights are constants on the CPU and cannot run on cuda"
-        else:
-            script = _opened(path, functools.partial(_load_script, device=device))
-            candidates[variant] = predict_with(script, outputs, device)
-    return candidates, not_checked
+
+    rows: tuple[Row, ...]
+    states: dict[str, Arrays | None]
+    neighbours: dict[str, dict[str, float]]
+    coverage: Coverage
+    broken: dict[str, str]
 
 
-def _load_script(path: Path, device: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript's deprecation
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(path, map_location=device)
-
-
-def _load_program(path: Path) -> Any:
-    return torch.export.load(path).module()
-
-
-def _opened(path: Path, load: Callable[[Path], Any]) -> Any:
-    try:
-        return load(path)
-    except Exception as error:  # PyTorch's loaders raise whatever they stumble on
-        raise BundleError(f"{path} is no model that can be run: {error}") from error
+def _open_all(
+    candidates: dict[str, Candidate], *, strict: bool
+) -> tuple[dict[str, Arrays | None], dict[str, str]]:
+    """The tensors of each file that opens, and what happened to the others."""
+    states, errors, _ = in_lanes(candidates, Candidate.open)
+    broken = {}
+    for variant, error in errors.items():
+        if strict and not isinstance(error, DiedError):
+            raise error
+        if isinstance(error, DeviceUnavailableError):
+            raise error
+        broken[variant] = (
+            f"dies opening it: {error}" if isinstance(error, DiedError) else str(error)
+        )
+    return states, broken

@@ -24,6 +24,7 @@ class Row(Figures):
         batch_invariance: Largest scaled difference to the same samples' answers in batches of the
             largest size; None at that size.
         softmax_error: See ``golden.head_error``.
+        threads: Threads within an operator.
         block: Which samples: "" for those of the proof, ``EDGE_CASES``, or the sizes of variable
             axes. Each block has a scale of its own.
     """
@@ -34,32 +35,60 @@ class Row(Figures):
     outputs: dict[str, Comparison]
     batch_invariance: float | None
     softmax_error: float
+    threads: int = 1
     block: str = ""
 
 
 class WeightFigures(Figures):
-    """Where a file's weights come from, asked of the file itself.
+    """Where a file's numbers come from, asked of the file itself.
 
     Attributes:
-        equal: Tensors that are bit-equal to the checkpoint's.
-        folded: Tensors into which a BatchNorm was folded.
+        equal: Tensors that hold the checkpoint's numbers bit by bit, moved or stacked perhaps.
+        folded: Tensors that were computed from the checkpoint's: a fold, a sum, a constant part.
         converted: Tensors that were rounded to another type.
-        constants: How many float numbers of the file are of no tensor of the checkpoint: numbers of
-            the code, and what the exporter computed in advance. Only samples prove them.
+        constants: How many float numbers are the code's own, and known from it.
+        consumed: How many float numbers the file's nodes take.
+        untraced: How many of those are traced to nothing: only samples prove them.
+        settings: Attributes and integer inputs of nodes that the program's arguments confirm.
+        settings_untraced: Those that no rule covers: only samples prove them.
+        calibrated: Steps of activations, which calibration chose: only samples prove them.
         error: Largest difference to what the checkpoint says, in the unit of the precision: of
             float tensors over the value itself (of biases, differences of large numbers, over the
-            largest), of int8 in steps of the quantization.
+            size of their terms), of int8 in steps of the quantization.
         worst: Where that is, with both values.
-        problems: Tensors that are missing or of another shape, in words.
+        problems: What is not the checkpoint's, in words.
     """
 
     equal: int
     folded: int
     converted: int
     constants: int
+    consumed: int = 0
+    untraced: int = 0
+    settings: int = 0
+    settings_untraced: int = 0
+    calibrated: int = 0
     error: float
     worst: str
     problems: tuple[str, ...]
+
+    @property
+    def traced_share(self) -> float | None:
+        """Of the float numbers that nodes take; None in files of old, which did not count them."""
+        return 1 - self.untraced / self.consumed if self.consumed else None
+
+    def summary(self) -> str:
+        """How far the file is proven without samples, in a line."""
+        if self.traced_share is None:
+            return "not counted"
+        counts = {
+            "numbers": self.untraced,
+            "attributes and integer inputs": self.settings_untraced,
+            "steps of activations": self.calibrated,
+        }
+        rest = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        traced = f"{self.traced_share:.2%} of {self.consumed:,} numbers traced"
+        return f"{traced}; proven on samples only: {rest}" if rest else traced
 
 
 class FileFigures(Figures):
@@ -181,6 +210,8 @@ class ParityFigures(Figures):
     """Everything the gate measured on one device.
 
     Attributes:
+        broken: Variants that could not be opened or run to the end, and what happened; they have
+            no rows.
         corners: In older files, the names of edge cases that stand before the samples.
         edge_cases: The names of the edge cases, which have rows of their own.
         edge_cases_left_out: Those that prove nothing, each with the reason.
@@ -206,6 +237,7 @@ class ParityFigures(Figures):
     worst: tuple[WorstSample, ...]
     features: FeatureFigures | None = None
     not_checked: dict[str, str]
+    broken: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
 
     @property

@@ -257,9 +257,19 @@ def _weights(figures: ParityFigures, tolerances: dict[str, Tolerance]) -> Iterat
         if tolerance.precision == "int8":
             error = error._replace(text=f"{number(found.error)} steps")
         counts = (found.equal, found.folded, found.converted, found.constants)
-        rows.append((name, *map(str, counts), error, "; ".join(found.problems) or found.worst))
+        worst = "; ".join(found.problems) or found.worst
+        rows.append((name, *map(str, counts), found.summary(), error, worst))
     yield page.heading("Provenance of the weights", "each file's tensors beside the checkpoint's")
-    columns = ("file", "equal", "folded", "converted", "other numbers", "error", "largest at")
+    columns = (
+        "file",
+        "equal",
+        "folded",
+        "converted",
+        "of the code",
+        "traced",
+        "error",
+        "largest at",
+    )
     yield page.table(columns, rows)
 
 

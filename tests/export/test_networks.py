@@ -11,10 +11,11 @@ from export.bundle.session import OnnxModel
 from export.bundle.tolerances import tolerance_for, violations
 from export.convert.onnx_export import model_bytes
 from export.model.domains import LARGEST, SHUFFLED, SMALLEST
-from export.parity.measure import FEW_BATCH_SIZES, measure_neighbours, measure_rows
+from export.parity.measure import measure_neighbours
 from export.parity.run import ParityRun
 from export.parity.schema import ALONE, EDGE_CASES
 from tests.export.networks import NETWORKS, network_under_test
+from tests.export.rows import few_rows
 
 # The only inputs are numbers, and nobody has said which are allowed.
 WITHOUT_EDGE_CASES = {"lstm_classifier", "audio_classifier"}
@@ -43,11 +44,11 @@ def test_every_answer_is_the_reference_s(proof: ParityRun) -> None:
     """At every size and on edge cases, within the tolerances; neighbours change nothing."""
     model = OnnxModel(model_bytes(proof.translation.model), "cpu")
     complaints = []
-    for block in (proof.reference, *proof.further_blocks):
+    for block in proof.blocks:
         allowed = ONNX
         if block.block == EDGE_CASES:
             allowed = ONNX.model_copy(update={"rms_ratio": None})
-        for row in measure_rows({"onnx": model}, block, FEW_BATCH_SIZES):
+        for row in few_rows(model, block):
             for name, found in row.outputs.items():
                 where = f"{block.block}, batch {row.batch_size}, {name}: "
                 complaints += [where + complaint for complaint in violations(found, allowed)]
@@ -87,7 +88,7 @@ def test_edge_cases_are_what_the_inputs_may_be(proof: ParityRun) -> None:
 def test_a_variable_axis_is_proven_at_its_ends_and_between(tmp_path: Path) -> None:
     """Height and width, together and apart; outputs vary with them and bear their names."""
     proof = ParityRun.of(network_under_test("segmenter", tmp_path, samples=4))
-    blocks = {block.block for block in proof.further_blocks}
+    blocks = {block.block for block in proof.blocks[1:]}
     assert blocks == {
         *("height=6, width=5", "height=11, width=8", "height=6, width=12", "height=16, width=5"),
         EDGE_CASES,

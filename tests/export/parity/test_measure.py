@@ -109,7 +109,7 @@ def test_samples_that_leave_units_dead_are_not_enough(proof: ParityRun) -> None:
     found = measure_coverage(proof.program, {"images": images}, 32)
     assert (found.samples, found.active) == (32, 0)
     assert found.active_in_all > 0
-    assert found.share == 0
+    assert found.share == found.share_of_all_samples == 0
     everything = measure_coverage(proof.program, {"images": images}, len(images))
     assert everything.active == everything.active_in_all == found.active_in_all
     assert everything.units == 2 + 4 + 16

@@ -14,12 +14,13 @@ from export.convert.pt2 import export_program
 from export.model.domains import LARGEST, SHUFFLED, SMALLEST
 from export.model.signature import Positional
 from export.model.under_test import ModelUnderTest, Samples
+from export.parity.candidates import QUICK_RUNS, Setting, Workers
 from export.parity.interpreter import Program
 from export.parity.judge import judge
-from export.parity.measure import FEW_BATCH_SIZES, measure_rows
 from export.parity.reference import make_edge_reference, make_reference
 from export.parity.run import ParityRun
 from export.parity.schema import EDGE_CASES
+from tests.export.rows import few_rows
 from tests.export.subjects import tiny_subject
 
 X = np.random.default_rng(0).uniform(1, 2, (40, 3)).astype(np.float32)
@@ -124,10 +125,10 @@ def test_an_edge_case_s_scale_does_not_hide_errors_of_real_samples() -> None:
     def wrong(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": inputs["x"] ** 3 + np.float32(1e-4)}
 
-    (row, *_) = measure_rows({"onnx": wrong}, reference, FEW_BATCH_SIZES)
+    (row, *_) = few_rows(wrong, reference)
     assert (row.block, row.outputs["y"].samples) == ("", 40)
     assert row.outputs["y"].scaled_error > 1e-5
-    (row, *_) = measure_rows({"onnx": wrong}, edge, FEW_BATCH_SIZES)
+    (row, *_) = few_rows(wrong, edge)
     assert (row.block, row.outputs["y"].samples) == (EDGE_CASES, 3)
     assert row.outputs["y"].scaled_error < 1e-6
 
@@ -137,7 +138,8 @@ def test_a_wrong_edge_case_fails_and_is_named(tmp_path: Path) -> None:
     proof = ParityRun.of(tiny_subject("mlp", 8))
     path = tmp_path / "model.onnx"
     path.write_bytes(model_bytes(proof.translation.model))
-    figures = proof.measure({"onnx": path}, "cpu")
+    with Workers() as workers:
+        figures = proof.measure({"onnx": path}, Setting(runs=QUICK_RUNS), workers=workers)
     assert figures.edge_cases[:2] == ("empty", "full")
     honest = judge(figures, figures.tolerances)
     edge, _ = proof.edge_cases
@@ -149,7 +151,7 @@ def test_a_wrong_edge_case_fails_and_is_named(tmp_path: Path) -> None:
         answers = model(inputs)
         return answers | {"logits": answers["logits"] + full[:, None].astype(np.float32) / 10}
 
-    rows = measure_rows({"onnx": wrong}, edge, FEW_BATCH_SIZES)
+    rows = few_rows(wrong, edge)
     changed = figures.model_copy(update={"rows": (*figures.rows, *rows)})
     new = set(judge(changed, figures.tolerances).failures) - set(honest.failures)
     assert new
