@@ -28,14 +28,23 @@ from export.bundle.tolerances import (
     changed,
     tolerance_for,
 )
-from export.check import full_check, quick_check, rebuild
+from export.check import Origin, full_check, quick_check, rebuild
 from export.cli import USAGE, parse
-from export.parity.judge import Judgement, bounds_values_inside, explain, first_wrong, judge
-from export.parity.schema import SCHEMA_VERSION, ParityFigures
+from export.parity.judge import (
+    Judgement,
+    bounds_values_inside,
+    explain,
+    first_wrong,
+    inside_words,
+    judge,
+)
+from export.parity.schema import INSIDE_SHARE, SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
+    from export.build import Wish
     from export.model.under_test import ModelUnderTest
     from export.parity.run import ParityRun
+    from export.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +104,47 @@ def _refusals_of_training() -> Iterator[None]:
 
 
 def _build(arguments: Namespace) -> int:
-    from export.build import VARIANTS, ParityError, build  # noqa: PLC0415 - torch may be absent
+    from export.build import ParityError, build, look  # noqa: PLC0415 - torch may be absent
     from export.convert.onnx_export import ExportError  # noqa: PLC0415
 
-    variants = arguments.variants or list(VARIANTS)
-    if "onnx-int8-dynamic" in variants:
+    if (arguments.out is None) != arguments.quick:
+        raise _UsageError("give --out DIR for a bundle, or --quick for verdicts without one")
+    wish = _wish(arguments)
+    subject = _subject(arguments)
+    try:
+        with _progress() as progress:
+            if arguments.quick:
+                figures, not_built = look(subject, wish, progress)
+            else:
+                bundle, figures = build(subject, arguments.out, wish, progress)
+    except ParityError as error:
+        _report(arguments.report, error.figures, error.judgement)
+        return _refuse(PARITY_FAILED, error)
+    except ExportError as error:
+        return _refuse(PARITY_FAILED, error)
+    judgement = judge(figures, figures.tolerances)
+    if arguments.quick:
+        return _say_first_look(arguments, figures, judgement, not_built)
+    manifest = bundle.manifest
+    print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
+    _say(figures, judgement, manifest.not_built)
+    left_out = [v for v, failures in judgement.by_variant.items() if failures]
+    if left_out:
+        print(
+            f"  {', '.join(left_out)}: left out of the bundle, for the reasons above; the others "
+            "are proven (--require makes it an error)"
+        )
+    _report(arguments.report, figures, judgement, bundle)
+    return PASSED
+
+
+def _wish(arguments: Namespace) -> "Wish":
+    from export.build import VARIANTS, Wish  # noqa: PLC0415 - torch may be absent
+
+    variants = [*(arguments.variants or VARIANTS)]
+    if "onnx-int8-dynamic" in [*variants, *arguments.require]:
         raise _UsageError(f"onnx-int8-dynamic is refused: {DYNAMIC_INT8_REFUSED}")
-    if unknown := set(variants) - set(VARIANTS):
+    if unknown := {*variants, *arguments.require} - set(VARIANTS):
         raise _UsageError(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
     for text in filter(None, (arguments.name, arguments.version)):
         if not re.fullmatch(NAME_PATTERN, text):
@@ -109,27 +152,39 @@ def _build(arguments: Namespace) -> int:
                 f"{text!r} cannot stand in URLs and file names: letters, digits, '.', '_' and '-' "
                 "alone, 63 at most"
             )
-    tolerances = changed(arguments.tolerance, arguments.because)
+    return Wish(
+        name=arguments.name,
+        version=arguments.version,
+        variants=[*variants, *arguments.require],
+        required=arguments.require,
+        tolerances=changed(arguments.tolerance, arguments.because),
+    )
+
+
+def _say_first_look(
+    arguments: Namespace, figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
+) -> int:
+    passed = not judgement.by_variant["onnx"] and not judgement.general
+    missing = not_built | {v: failed[0] for v, failed in judgement.by_variant.items() if failed}
+    print(
+        f"first look at {figures.proof.samples} samples: {'passed' if passed else 'FAILED'}; "
+        "nothing is proven yet, and no bundle was written"
+    )
+    _say(figures, judgement, not_built)
+    _complain(judgement.failures)
+    _report(arguments.report, figures, judgement)
+    return PASSED if passed and not missing.keys() & {*arguments.require} else PARITY_FAILED
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    from export.progress import Progress  # noqa: PLC0415 - tqdm is not needed to check quickly
+
+    progress = Progress(shown=True)
     try:
-        bundle, figures = build(
-            _subject(arguments),
-            arguments.out,
-            name=arguments.name,
-            version=arguments.version,
-            variants=variants,
-            tolerances=tolerances,
-        )
-    except ParityError as error:
-        _report(arguments.report, error.figures, error.judgement)
-        return _refuse(PARITY_FAILED, error)
-    except ExportError as error:
-        return _refuse(PARITY_FAILED, error)
-    manifest = bundle.manifest
-    print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
-    judgement = judge(figures, figures.tolerances)
-    _say(figures, judgement, manifest.not_built)
-    _report(arguments.report, figures, judgement, bundle)
-    return PASSED
+        yield progress
+    finally:
+        progress.close()
 
 
 def _subject(arguments: Namespace) -> "ModelUnderTest":
@@ -148,23 +203,28 @@ def _subject(arguments: Namespace) -> "ModelUnderTest":
             return from_checkpoint(arguments.checkpoint, load_dataset(arguments.data_dir))
     if arguments.weights is None or arguments.inputs is None:
         raise _UsageError("--model needs --checkpoint FILE.safetensors and --inputs FILE.npz")
-    try:
-        factory_arguments = json.loads(arguments.arguments)
-    except json.JSONDecodeError as error:
-        raise _UsageError(f"--arguments {arguments.arguments!r} is no JSON: {error}") from error
-    if not isinstance(factory_arguments, dict):
-        raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
     subject = from_factory(
         arguments.model,
         arguments.weights,
         arguments.inputs,
-        arguments=factory_arguments,
+        arguments=_factory_arguments(arguments.arguments),
         declared=arguments.input,
         output_names=arguments.output,
         logits=arguments.logits,
         calibration=arguments.calibration,
     )
     return with_task(subject, *task)
+
+
+def _factory_arguments(text: str) -> dict[str, Any]:
+    """The JSON object of --arguments."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _UsageError(f"--arguments {text!r} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
+    return found
 
 
 def _check(arguments: Namespace) -> int:
@@ -184,14 +244,19 @@ def _check(arguments: Namespace) -> int:
         _write_json(arguments.json, outcome)
         return PASSED if golden.passed else PARITY_FAILED
     proof = _proof(bundle, arguments)
-    figures, judgement = full_check(
-        bundle, device, proof, tf32=arguments.tf32, cuda_graphs=arguments.cuda_graphs
-    )
+    from export.parity.candidates import Setting  # noqa: PLC0415 - not for the quick check
+
+    setting = Setting(device, arguments.tf32, arguments.cuda_graphs, strict=True)
+    with _progress() as progress:
+        figures, judgement = full_check(
+            bundle, proof, setting, trusted=arguments.trust, progress=progress
+        )
     print(f"{arguments.bundle}: {judgement.verdict}")
     _say(figures, judgement, bundle.manifest.not_built)
+    _complain(judgement.failures)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
         tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
-        print(explain(figures.layers, tolerance), file=sys.stderr)
+        print(explain(figures.layers, tolerance, len(figures.unmatched)), file=sys.stderr)
     outcome |= {"passed": judgement.passed, "quick": False} | json.loads(figures.model_dump_json())
     _write_json(arguments.json, outcome)
     _report(arguments.report, figures, judgement, bundle)
@@ -199,12 +264,15 @@ def _check(arguments: Namespace) -> int:
 
 
 def _proof(bundle: Bundle, arguments: Namespace) -> "ParityRun":
-    from training.data import load_dataset  # noqa: PLC0415 - torch only where it is needed
-
-    digits = bundle.manifest.training is not None
+    origin = Origin(
+        data_dir=arguments.data_dir,
+        samples=arguments.inputs,
+        model=arguments.model,
+        arguments=_factory_arguments(arguments.arguments),
+        trusted=arguments.trust,
+    )
     with _refusals_of_training():
-        dataset = load_dataset(arguments.data_dir) if digits else None
-        return rebuild(bundle, dataset, arguments.inputs)
+        return rebuild(bundle, origin)
 
 
 def _bisect(arguments: Namespace) -> int:
@@ -218,9 +286,9 @@ def _bisect(arguments: Namespace) -> int:
             f"bisect cannot look into {arguments.variant}: its tolerance bounds the noise of "
             "answers alone, so that no value inside would be wrong; take onnx or onnx-fp16"
         )
-    layers = _proof(bundle, arguments).layers(path)
-    print(explain(layers, tolerance))
-    return PASSED if first_wrong(layers, tolerance) is None else PARITY_FAILED
+    found = _proof(bundle, arguments).layers(path)
+    print(explain(found.layers, tolerance, len(found.unmatched)))
+    return PASSED if first_wrong(found.layers, tolerance) is None else PARITY_FAILED
 
 
 def _judge(arguments: Namespace) -> int:
@@ -235,6 +303,7 @@ def _judge(arguments: Namespace) -> int:
     judgement = judge(figures, table)
     print(f"{arguments.parity}: {judgement.verdict}")
     _say(figures, judgement, {})
+    _complain(judgement.failures)
     verdicts = [json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts]
     outcome = {"passed": judgement.passed, "failures": judgement.failures, "verdicts": verdicts}
     _write_json(arguments.json, outcome)
@@ -245,14 +314,19 @@ def _benchmark(arguments: Namespace) -> int:
     from export.perf.benchmark import measure, table  # noqa: PLC0415 - torch may be absent
 
     bundle = Bundle.open(arguments.bundle)
+    safe = [variant for variant in bundle.variants if variant.startswith("onnx")]
     timings = measure(
         bundle,
         choose_device(arguments.device),
+        list(bundle.variants) if arguments.trust else safe,
         batch_sizes=arguments.batch_sizes,
         threads=arguments.threads,
         rounds=arguments.rounds,
     )
     print(table(timings))
+    if not arguments.trust and len(safe) < len(bundle.variants):
+        left = ", ".join(variant for variant in bundle.variants if variant not in safe)
+        print(f"not timed: {left}: such files can run code when they are opened (--trust)")
     _write_json(arguments.json, timings.model_dump(mode="json"))
     return PASSED
 
@@ -263,16 +337,20 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
     for title, reasons in (("NOT CHECKED", figures.not_checked), ("NOT BUILT", not_built)):
         for variant, why in reasons.items():
             print(f"  {variant:18} {title}: {why}")
+    compared, unmatched = len(figures.layers), len(figures.unmatched)
+    if figures.device == "cpu" and compared < INSIDE_SHARE * (compared + unmatched):
+        print(f"  inside: {inside_words(compared, unmatched)}")
     certificate = judgement.verdicts[0].certificate
     if certificate is not None:
         print(
             f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
             + ("; no label of these samples can change" if certificate > SURE else "")
         )
+    for case, why in figures.edge_cases_left_out.items():
+        print(f"  edge case left out: {case}: {why}")
     killed, planted = judgement.killed
     if planted:
         print(f"  mutation test: {killed} of {planted} mutants killed")
-    _complain(judgement.failures)
 
 
 def _report(
@@ -283,7 +361,9 @@ def _report(
     from export.perf.benchmark import measure, per_sample  # noqa: PLC0415 - torch may be absent
     from export.report.report import write_report  # noqa: PLC0415 - plots only where asked for
 
-    timings = None if bundle is None else per_sample(measure(bundle, figures.device))
+    timings = None
+    if bundle is not None:  # what was measured just now was safe to open
+        timings = per_sample(measure(bundle, figures.device, figures.variants))
     print(f"  report: {write_report(folder, figures, judgement, timings)}")
 
 

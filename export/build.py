@@ -1,27 +1,32 @@
 """A subject becomes a bundle, or nothing.
 
-In this order: files, golden samples, gate, manifest; a failure at any of them leaves no bundle.
+In this order: files, golden samples, gate, manifest; a failure of the fp32 ONNX file at any of them
+leaves no bundle, one of another variant leaves that variant out.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 
-from export.bundle.golden import Golden, run_batched
-from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet
+from export.bundle.golden import Golden
+from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet, SubjectError
 from export.bundle.metrics import Array, margins
 from export.bundle.store import Bundle, file_entry, staged, write_bundle
 from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for, with_rows
 from export.convert.onnx_export import model_bytes, set_metadata
-from export.convert.precision import to_fp16, to_int8
+from export.convert.precision import convert_bytes
 from export.convert.pt2 import save_pt2
-from export.convert.torchscript import exported_torchscript
+from export.convert.torchscript import TracingError, exported_torchscript
 from export.mnist.feature_maps import (
     FEATURES_NAME,
     GOLDEN_NAME,
@@ -31,17 +36,21 @@ from export.mnist.feature_maps import (
 )
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
-from export.parity.judge import INCONCLUSIVE, Judgement, explain, judge
-from export.parity.reference import eager_predict, float64_predict
+from export.parity.candidates import QUICK_RUNS, Setting, Workers
+from export.parity.judge import INCONCLUSIVE, Judgement, explain, first_wrong, judge
+from export.parity.measure import torch_threads
+from export.parity.reference import Reference, eager_predict
 from export.parity.run import ParityRun
 from export.parity.schema import ParityFigures
 from export.parity.structure import OPSET
+from export.progress import Progress
+from export.worker import CONVERSION_S
 from training.provenance import commit, versions
 
 GOLDEN_PER_LABEL = 6
 GOLDEN_UNLABELLED = 60
 VERSION_LENGTH = 12
-CHOICE_BATCH = 500
+QUICK_SAMPLES = 200
 VARIANTS = ("onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen", "pt2")
 NO_CALIBRATION = "no calibration samples were given (--calibration)"
 
@@ -53,83 +62,223 @@ class ParityError(RuntimeError):
         figures: All that was measured.
     """
 
-    def __init__(self, figures: ParityFigures, judgement: Judgement, bisection: str) -> None:
+    def __init__(
+        self, figures: ParityFigures, judgement: Judgement, bisection: str, lacking: list[str]
+    ) -> None:
         """Say every failure, and where in the graph the first wrong value is."""
         self.figures, self.judgement = figures, judgement
-        outcome = "inconclusive" if judgement.verdict == INCONCLUSIVE else "failed"
-        lines = [f"parity {outcome}, no bundle written:", *judgement.failures, bisection]
-        passed = [v.variant for v in judgement.verdicts if v.passed]
-        if "onnx" in passed and len(passed) < len(judgement.verdicts):
-            lines.append(f"what passed can be built alone: --variants {','.join(passed)}")
+        inconclusive = judgement.verdict == INCONCLUSIVE and not lacking
+        outcome = "inconclusive" if inconclusive else "failed"
+        lines = [f"parity {outcome}, no bundle written:", *judgement.failures]
+        lines += [*lacking, bisection]
         super().__init__("\n  ".join(lines))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a build is asked for.
+
+    Attributes:
+        name: What the service calls the model; the subject's name if None.
+        version: Its version; the first 12 digits of the weights' SHA-256 if None, so that an
+            answer can be traced to the weights that gave it.
+        variants: Those of ``VARIANTS`` to build; onnx always is.
+        required: Those without which no bundle shall be written; onnx always is.
+        tolerances: The table, or a changed one (``tolerances.changed``).
+    """
+
+    name: str | None = None
+    version: str | None = None
+    variants: Collection[str] = VARIANTS
+    required: Collection[str] = ()
+    tolerances: tuple[Tolerance, ...] = TOLERANCES
 
 
 def build(
     subject: ModelUnderTest,
     target: Path,
-    *,
-    name: str | None = None,
-    version: str | None = None,
-    variants: Collection[str] = VARIANTS,
-    tolerances: tuple[Tolerance, ...] = TOLERANCES,
+    wish: Wish | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Bundle, ParityFigures]:
     """Export a subject in every format, prove each, and write the bundle.
 
-    The same subject, code and versions give the same bytes in every file.
+    The same subject, code and versions give the same bytes in every file. A variant that cannot be
+    made, or that fails the gate, is left out of the bundle and named with its reason in
+    ``not_built``; the fp32 ONNX file and those required are not.
 
     Args:
         subject: From ``export.mnist.checkpoint`` or ``export.model.factory``.
         target: Where the bundle shall be; a bundle there is replaced, anything else is refused.
-        name: What the service calls the model; the subject's name if None.
-        version: Its version; the first 12 digits of the weights' SHA-256 if None, so that an
-            answer can be traced to the weights that gave it.
-        variants: Those of ``VARIANTS`` to build; onnx always is.
-        tolerances: The table, or a changed one (``tolerances.changed``).
+        wish: What is asked for.
+        progress: Is told each step.
 
     Returns:
-        The bundle and what the gate measured.
+        The bundle and what the gate measured of all variants, those left out among them.
 
     Raises:
         SubjectError: The module cannot be exported.
         ExportError: The exporter gave something else than what was asked for.
-        ParityError: A variant failed the gate.
+        ParityError: The fp32 ONNX file, a required variant or the gate itself failed.
         BundleError: ``target`` is in the way.
     """
-    with staged(target) as staging:
-        weights = staging / "weights.safetensors"
-        shutil.copyfile(subject.weights, weights)
-        entry = file_entry(weights, role="weights")
-        version = version or entry.sha256[:VERSION_LENGTH]
-        subject = dataclasses.replace(subject, name=name or subject.name, weights=weights)
-        proof = ParityRun.of(subject)
-        entries = write_models(proof, staging, version, variants)
-        golden, path = choose_golden(subject), staging / "golden.npz"
-        golden.save(path)
-        guard_entries, guard = write_guard(subject, staging)
-        entries += [entry, file_entry(path, role="golden"), *guard_entries]
-        unproven = _manifest(subject, entries, version, variants, tolerances, guard)
-        shown = write_features(proof, staging, version, golden, unproven.not_built)
-        models, part = Bundle(staging, unproven).variants, staging / FEATURES_NAME
-        figures = proof.measure(models, "cpu", tolerances, features=part if shown else None)
-        tolerances = with_rows(tolerances, figures.tolerances)
-        judgement = judge(figures, tolerances)
-        if not judgement.passed:
-            found = explain(figures.layers, tolerance_for("onnx", "cpu", tolerances))
-            raise ParityError(figures, judgement, found)
+    wish, progress = wish or Wish(), progress or Progress()
+    with staged(target) as staging, Workers() as workers, torch_threads(1):
+        made = _make(subject, staging, wish, workers, progress)
+        figures = made.proof.measure(
+            Bundle(staging, made.manifest).variants,
+            Setting(),
+            wish.tolerances,
+            workers=workers,
+            features=staging / FEATURES_NAME if made.shown else None,
+            progress=progress,
+        )
+        judgement = judge(figures, figures.tolerances)
+        left_out = _left_out(made.proof, staging, made.manifest, figures, judgement)
+        _refuse(made, figures, judgement, wish, left_out)
+        kept = _without(figures, left_out)
+        files = [entry for entry in made.manifest.files if entry.variant not in left_out]
+        for entry in set(made.manifest.files) - set(files):
+            (staging / entry.path).unlink()
         parity = staging / "parity.json"
-        parity.write_text(figures.model_dump_json(indent=1) + "\n")
+        parity.write_text(kept.model_dump_json(indent=1) + "\n")
         proven = {
-            "files": (*entries, *shown, file_entry(parity, role="parity")),
-            "parity": judgement.verdicts,
+            "files": (*files, *made.shown, file_entry(parity, role="parity")),
+            "parity": tuple(verdict for verdict in judgement.verdicts if verdict.passed),
             "features": judgement.features,
-            "tolerances": tolerances,
+            "not_built": made.manifest.not_built | left_out,
+            "tolerances": with_rows(wish.tolerances, kept.tolerances),
+            "calibration": made.manifest.calibration if "onnx-int8" not in left_out else None,
         }
-        return write_bundle(staging, target, unproven.model_copy(update=proven)), figures
+        return write_bundle(staging, target, made.manifest.model_copy(update=proven)), figures
+
+
+def look(
+    subject: ModelUnderTest, wish: Wish | None = None, progress: Progress | None = None
+) -> tuple[ParityFigures, dict[str, str]]:
+    """A first look: the same with fewer samples and batch sizes, and no bundle.
+
+    Returns:
+        What was measured, and what was not made, each with the reason.
+    """
+    wish, progress = wish or Wish(), progress or Progress()
+    subject = dataclasses.replace(subject, samples=subject.samples.first(QUICK_SAMPLES))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Workers() as workers,
+        torch_threads(1),
+    ):
+        made = _make(subject, Path(folder), wish, workers, progress)
+        figures = made.proof.measure(
+            Bundle(Path(folder), made.manifest).variants,
+            Setting(runs=QUICK_RUNS),
+            wish.tolerances,
+            workers=workers,
+            progress=progress,
+        )
+        return figures, made.manifest.not_built
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Everything of a bundle before anything of it is proven."""
+
+    proof: ParityRun
+    manifest: Manifest
+    shown: list[FileEntry]
+
+
+def _make(
+    subject: ModelUnderTest, folder: Path, wish: Wish, workers: Workers, progress: Progress
+) -> _Made:
+    weights = folder / "weights.safetensors"
+    shutil.copyfile(subject.weights, weights)
+    entry = file_entry(weights, role="weights")
+    if subject.weights_sha256 not in (None, entry.sha256):
+        raise SubjectError(
+            f"{subject.weights} was changed while it was exported: sha256 {entry.sha256}, the "
+            f"module was filled from {subject.weights_sha256}; build again"
+        )
+    version = wish.version or entry.sha256[:VERSION_LENGTH]
+    subject = dataclasses.replace(subject, name=wish.name or subject.name, weights=weights)
+    progress.expect(6)
+    progress.step("export")
+    proof = ParityRun.of(subject)
+    entries, not_built = write_models(proof, folder, version, wish.variants, workers, progress)
+    golden, path = choose_golden(proof.reference), folder / "golden.npz"
+    golden.save(path)
+    guard_entries, guard = write_guard(subject, folder)
+    entries += [entry, file_entry(path, role="golden"), *guard_entries]
+    shown = write_features(proof, folder, version, golden, not_built)
+    return _Made(proof, _manifest(subject, entries, version, wish, guard, not_built), shown)
+
+
+def _left_out(
+    proof: ParityRun,
+    folder: Path,
+    manifest: Manifest,
+    figures: ParityFigures,
+    judgement: Judgement,
+) -> dict[str, str]:
+    """The variants other than onnx that failed, each with what failed and where it begins."""
+    reasons = {}
+    for variant, failures in judgement.by_variant.items():
+        if not failures or variant == "onnx":
+            continue
+        reason = f"failed its proof: {failures[0]}"
+        if len(failures) > 1:
+            reason += f" (and {len(failures) - 1} further failures)"
+        if variant.startswith("onnx") and variant not in figures.broken:
+            allowed = next(t for t in figures.tolerances if t.variant == variant)
+            layers = proof.layers(Bundle(folder, manifest).model_path(variant)).layers
+            if first_wrong(layers, allowed) is not None:
+                reason += f"; {explain(layers, allowed)}"
+        reasons[variant] = reason
+    return reasons
+
+
+def _refuse(
+    made: _Made,
+    figures: ParityFigures,
+    judgement: Judgement,
+    wish: Wish,
+    left_out: dict[str, str],
+) -> None:
+    """Raise ParityError if onnx, a required variant or the gate itself failed."""
+    missing = made.manifest.not_built | left_out
+    lacking = [f"{v} is required: {missing[v]}" for v in wish.required if v in missing]
+    if judgement.by_variant["onnx"] or judgement.general or lacking:
+        found = explain(
+            figures.layers,
+            tolerance_for("onnx", "cpu", figures.tolerances),
+            len(figures.unmatched),
+        )
+        raise ParityError(figures, judgement, found, lacking)
+
+
+def _without(figures: ParityFigures, left_out: Collection[str]) -> ParityFigures:
+    """The figures of the other variants."""
+    return figures.model_copy(
+        update={
+            "rows": tuple(row for row in figures.rows if row.variant not in left_out),
+            "tolerances": tuple(t for t in figures.tolerances if t.variant not in left_out),
+            "files": {v: found for v, found in figures.files.items() if v not in left_out},
+            "neighbours": {v: n for v, n in figures.neighbours.items() if v not in left_out},
+            "broken": {v: why for v, why in figures.broken.items() if v not in left_out},
+            "reduced_faults": {
+                v: f for v, f in figures.reduced_faults.items() if v not in left_out
+            },
+        }
+    )
 
 
 def write_models(
-    proof: ParityRun, folder: Path, version: str, variants: Collection[str]
-) -> list[FileEntry]:
+    proof: ParityRun,
+    folder: Path,
+    version: str,
+    variants: Collection[str],
+    workers: Workers,
+    progress: Progress,
+) -> tuple[list[FileEntry], dict[str, str]]:
     """Write the model's files.
 
     Args:
@@ -137,33 +286,80 @@ def write_models(
         folder: Where to.
         version: Stands in the ONNX files' metadata.
         variants: Which to write.
+        workers: Where conversions run.
+        progress: Is told each step.
+
+    Returns:
+        The files, and the variants that could not be made, each with the reason.
     """
-    subject = proof.subject
+    subject, failed = proof.subject, dict[str, str]()
+    wanted = ["onnx", *(v for v in ("onnx-fp16", "onnx-int8") if v in variants)]
+    if "onnx-int8" in wanted and subject.calibration is None:
+        wanted.remove("onnx-int8")
+        failed["onnx-int8"] = NO_CALIBRATION
+    paths: dict[str, Path] = {}
     script, frozen = folder / "model.ts", folder / "model.frozen.ts"
     scripted = {"torchscript", "torchscript-frozen"} & set(variants)
-    with exported_torchscript(subject, script, frozen) if scripted else contextlib.nullcontext():
-        honest = proof.translation.model
-        models = {"onnx": ("fp32", honest)}
-        if "onnx-fp16" in variants:
-            models["onnx-fp16"] = ("fp16", to_fp16(honest))
-        if "onnx-int8" in variants and subject.calibration is not None:
-            models["onnx-int8"] = ("int8", to_int8(honest, subject.calibration.arrays))
-        entries = []
-        for variant, (precision, model) in models.items():
-            path = folder / f"{variant.replace('onnx', 'model').replace('-', '.')}.onnx"
-            set_metadata(model, subject, version, variant)
-            path.write_bytes(model_bytes(model))
-            fields = {"format": "onnx", "precision": precision, "opset": OPSET}
-            entries.append(file_entry(path, role="model", **fields))
-        if "pt2" in variants:
-            save_pt2(proof.program, folder / "model.pt2")
+    tracing = exported_torchscript(subject, script, frozen, workers.torch)
+    try:
+        with tracing if scripted else contextlib.nullcontext(), ThreadPoolExecutor(1) as lane:
+            converted = {v: lane.submit(_converted, proof, v, workers) for v in wanted}
+            if "pt2" in variants:
+                with _guarded("pt2", failed):
+                    save_pt2(proof.program, folder / "model.pt2")
+            progress.step("reference")
+            proof.compute_reference()  # while the workers convert
+            for variant, model in converted.items():
+                progress.step(variant)
+                with _guarded(variant, failed):
+                    set_metadata(model.result(), subject, version, variant)
+                    name = variant.replace("onnx", "model").replace("-", ".")
+                    paths[variant] = folder / f"{name}.onnx"
+                    paths[variant].write_bytes(model_bytes(model.result()))
+            progress.step("torchscript")
+    except TracingError as error:
+        failed |= dict.fromkeys(sorted(scripted), f"cannot be made: {error}")
     written = {"torchscript": script, "torchscript-frozen": frozen, "pt2": folder / "model.pt2"}
     for variant, path in written.items():
-        if variant in variants:
-            entries.append(file_entry(path, role="model", format=variant, precision="fp32"))
+        if variant in variants and variant not in failed:
+            paths[variant] = path
         else:  # tracing gives both
             path.unlink(missing_ok=True)
-    return entries
+    return [_model_entry(variant, path) for variant, path in paths.items()], failed
+
+
+def _converted(proof: ParityRun, variant: str, workers: Workers) -> onnx.ModelProto:
+    """The ONNX model in a variant's precision; converters are native code too."""
+    honest = proof.translation.model
+    if variant == "onnx":
+        copied = onnx.ModelProto()
+        copied.CopyFrom(honest)
+        return copied
+    calibration = proof.subject.calibration
+    arrays = calibration.arrays if calibration and variant == "onnx-int8" else None
+    content: bytes = workers.onnx.call(
+        convert_bytes, model_bytes(honest), arrays, timeout_s=CONVERSION_S
+    )
+    model: onnx.ModelProto = onnx.ModelProto.FromString(content)
+    return model
+
+
+@contextlib.contextmanager
+def _guarded(variant: str, failed: dict[str, str]) -> Iterator[None]:
+    """Let a variant that cannot be made be left out, with the reason; onnx is not left out."""
+    try:
+        yield
+    except Exception as error:
+        if variant == "onnx":
+            raise
+        failed[variant] = f"cannot be made: {error}"
+
+
+def _model_entry(variant: str, path: Path) -> FileEntry:
+    if not variant.startswith("onnx"):
+        return file_entry(path, role="model", format=variant, precision="fp32")
+    precision = variant.partition("-")[2] or "fp32"
+    return file_entry(path, role="model", format="onnx", precision=precision, opset=OPSET)
 
 
 def write_features(
@@ -195,30 +391,34 @@ def write_features(
     ]
 
 
-def choose_golden(subject: ModelUnderTest) -> Golden:
+def choose_golden(reference: Reference) -> Golden:
     """A few of the subject's samples that the reference reads rightly, in order.
 
     With known labels the first few of each; else the first ones. Only right ones: a wrong reading
     sits near a decision's edge, where a device's rounding could flip the label and cry wolf. For
-    the same reason, without known labels, those of the smallest margins are left out.
+    the same reason those of the smallest margins are left out. If none is read rightly, the margin
+    alone decides.
     """
-    samples = subject.samples
-    targets = np.full(len(samples), -1) if samples.targets is None else samples.targets
+    subject, truth, targets = reference.subject, reference.truth, reference.targets
+    chosen = np.arange(min(GOLDEN_UNLABELLED, len(reference)))
     logits = [spec.name for spec in subject.outputs if spec.kind == "logits"]
-    eager, truth = eager_predict(subject), float64_predict(subject)
-    chosen = np.arange(min(GOLDEN_UNLABELLED, len(samples)))
     if logits:
-        answers = run_batched(eager, samples.arrays, CHOICE_BATCH)
-        labels = answers[logits[0]].argmax(axis=1)
-        right = labels == targets if samples.targets is not None else np.ones(len(samples), bool)
-        margin = np.min([margins(answers[name]) for name in logits], axis=0)
-        right &= margin >= np.median(margin) / 10
+        labels = truth[logits[0]].argmax(axis=1)
+        margin = np.min([margins(truth[name]) for name in logits], axis=0)
+        clear = margin >= np.median(margin) / 10
+        right = clear & ((labels == targets) | (targets < 0))
+        usable = right if right.any() else clear
         chosen = np.concatenate(
-            [np.flatnonzero(right & (labels == x))[:GOLDEN_PER_LABEL] for x in np.unique(labels)]
+            [np.flatnonzero(usable & (labels == x))[:GOLDEN_PER_LABEL] for x in np.unique(labels)]
         )
         chosen.sort()
-    asked = {name: array[chosen] for name, array in samples.arrays.items()}
-    return Golden(asked, eager(asked), truth(asked), targets[chosen].astype(np.int64))
+    asked = {name: array[chosen] for name, array in subject.samples.arrays.items()}
+    return Golden(
+        asked,
+        eager_predict(subject)(asked),
+        {name: array[chosen] for name, array in truth.items()},
+        targets[chosen].astype(np.int64),
+    )
 
 
 def write_guard(
@@ -261,17 +461,17 @@ def _manifest(
     subject: ModelUnderTest,
     entries: list[FileEntry],
     version: str,
-    variants: Collection[str],
-    tolerances: tuple[Tolerance, ...],
+    wish: Wish,
     guard: GuardSummary | None,
+    not_built: dict[str, str],
 ) -> Manifest:
     """What the bundle says of itself before anything is proven."""
     built = {entry.variant for entry in entries}
-    reasons = {v: "was not asked for (--variants)" for v in VARIANTS if v not in built}
-    if "onnx-int8" in reasons and "onnx-int8" in variants:
-        reasons["onnx-int8"] = NO_CALIBRATION
+    for variant in VARIANTS:
+        if variant not in built:
+            not_built.setdefault(variant, "was not asked for (--variants)")
     if guard is None:
-        reasons["guard"] = _no_guard(subject.learned)
+        not_built["guard"] = _no_guard(subject.learned)
     calibration = subject.calibration.summary() if subject.calibration else None
     return Manifest(
         name=subject.name,
@@ -287,8 +487,8 @@ def _manifest(
         proof=subject.samples.summary(),
         calibration=calibration if "onnx-int8" in built else None,
         guard=guard,
-        not_built=reasons,
-        tolerances=tolerances,
+        not_built=not_built,
+        tolerances=wish.tolerances,
         training=subject.training,
         factory=subject.factory,
         commit=commit(),

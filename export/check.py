@@ -1,13 +1,21 @@
 """Is a bundle still what its manifest says, and does it compute that here, on this device?
 
 The quick check asks the golden samples through the torch-free rooms alone. The full check
-rebuilds the module from the bundle's own weights and runs the whole gate.
+rebuilds the module from the bundle's own weights and runs the whole gate. Neither calls what the
+bundle names: which module it is, the caller says (``Origin``).
 """
 
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.bundle.golden import Golden, GoldenResult, check_golden
+from export.bundle.manifest import BundleError, FactorySummary, SubjectError
 from export.bundle.session import OnnxModel
 from export.bundle.store import Bundle
 from export.bundle.tolerances import Device
@@ -15,8 +23,15 @@ from export.parity.judge import Judgement, judge
 from export.parity.schema import ParityFigures
 
 if TYPE_CHECKING:
+    from export.model.under_test import ModelUnderTest
+    from export.parity.candidates import Setting, Workers
     from export.parity.run import ParityRun
-    from training.data import Dataset
+    from export.progress import Progress
+
+UNSAFE = (
+    "whoever opens such a file may run code that it holds, and it is not, byte for byte, what the "
+    "module gives here; give --trust if you trust who made the bundle"
+)
 
 
 def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> GoldenResult:
@@ -42,22 +57,41 @@ def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> Golden
     return result.model_copy(update={"failures": (*result.failures, *failures)})
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the caller says of a bundle; the manifest itself never names what is called.
+
+    Attributes:
+        data_dir: The four IDX files, for a bundle of a checkpoint.
+        samples: The files of samples, for a bundle of any other module.
+        model: "package.module:function", whose module the bundle was built from.
+        arguments: For that function.
+        trusted: Its author is trusted: files that can run code may be opened.
+    """
+
+    data_dir: Path | None = None
+    samples: Sequence[Path] | None = None
+    model: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    trusted: bool = False
+
+
 def full_check(
     bundle: Bundle,
-    device: Device,
     proof: "ParityRun",
+    setting: "Setting",
     *,
-    tf32: bool = False,
-    cuda_graphs: bool = False,
+    trusted: bool = False,
+    progress: "Progress | None" = None,
 ) -> tuple[ParityFigures, Judgement]:
     """Run the gate on a bundle: every variant that the device can run, against its own weights.
 
     Args:
         bundle: An opened bundle.
-        device: Where the exported files run.
         proof: From ``rebuild``.
-        tf32: See ``ParityRun.measure``.
-        cuda_graphs: See there.
+        setting: Where and how the files run.
+        trusted: Open files that can run code, whatever is in them.
+        progress: Is told each step.
 
     Raises:
         BundleError: The bundle allows itself more than the table, or a file is no model.
@@ -65,26 +99,110 @@ def full_check(
     """
     manifest = bundle.manifest
     tolerances = tuple(manifest.tolerance(t.device, t.variant) for t in manifest.tolerances)
-    figures = proof.measure(
-        bundle.variants,
-        device,
-        tolerances,
-        features=bundle.path("features") if manifest.features else None,
-        tf32=tf32,
-        cuda_graphs=cuda_graphs,
-    )
+    from export.parity.candidates import Workers  # noqa: PLC0415 - multiprocessing, for this alone
+
+    with Workers() as workers:
+        unsafe = {} if trusted else unsafe_variants(bundle, proof, workers)
+        figures = proof.measure(
+            {variant: path for variant, path in bundle.variants.items() if variant not in unsafe},
+            setting,
+            tolerances,
+            workers=workers,
+            features=bundle.path("features") if manifest.features else None,
+            progress=progress,
+        )
+    figures = figures.model_copy(update={"not_checked": figures.not_checked | unsafe})
     return figures, judge(figures, figures.tolerances)
 
 
-def rebuild(bundle: Bundle, dataset: "Dataset | None", samples: Path | None) -> "ParityRun":
-    """The checkpoint's module, from the weights in the bundle, ready to be compared with.
+def unsafe_variants(bundle: Bundle, proof: "ParityRun", workers: "Workers") -> dict[str, str]:
+    """The variants whose files could run code when they are opened, each with the reason.
 
-    Args:
-        bundle: An opened bundle.
-        dataset: The images, for a bundle of digits.
-        samples: The file of samples, for a bundle of any other module.
+    A program (.pt2) and TorchScript can. They are safe if they are, byte for byte, what the
+    module gives here and now.
+    """
+    from export.convert.pt2 import save_pt2  # noqa: PLC0415 - torch only for the full check
+    from export.convert.torchscript import (  # noqa: PLC0415
+        TracingError,
+        exported_torchscript,
+    )
+
+    asked = {v: path for v, path in bundle.variants.items() if not v.startswith("onnx")}
+    with tempfile.TemporaryDirectory() as folder:
+        script, frozen = Path(folder) / "model.ts", Path(folder) / "model.frozen.ts"
+        scripted = {"torchscript", "torchscript-frozen"} & set(asked)
+        tracing = exported_torchscript(proof.subject, script, frozen, workers.torch)
+        with suppress(TracingError), tracing if scripted else nullcontext():
+            if "pt2" in asked:
+                save_pt2(proof.program, Path(folder) / "model.pt2")
+        made = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {
+        variant: UNSAFE
+        for variant, path in asked.items()
+        if bundle.read(path) != made.get(path.name)
+    }
+
+
+def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
+    """The module that a bundle was built from, with the weights in it, ready to be compared with.
+
+    Raises:
+        BundleError: The weights are not those of the bundle, or it has no source.
+        DataError: The images or the samples are not there, or not those of the bundle.
+        SubjectError: The caller names no module, or one that does not fit.
     """
     from export.mnist.checkpoint import from_bundle  # noqa: PLC0415
+    from export.model.saved_program import from_program  # noqa: PLC0415
     from export.parity.run import ParityRun  # noqa: PLC0415 - torch only for the full check
+    from training.data import DataError, load_dataset  # noqa: PLC0415
 
-    return ParityRun.of(from_bundle(bundle, dataset, samples))
+    manifest = bundle.manifest
+    if manifest.training is not None:
+        return ParityRun.of(from_bundle(bundle, load_dataset(origin.data_dir)))
+    if manifest.factory is None:
+        raise BundleError(f"{bundle.folder} does not say what it was built from")
+    if origin.model is None and not origin.trusted:
+        raise SubjectError(_module_missing(manifest.factory))
+    if origin.samples is None:
+        raise DataError(
+            f"a bundle of {manifest.factory.factory} is proven on {manifest.proof.name}: give that "
+            "with --inputs"
+        )
+    if origin.model is None:
+        proof = ParityRun.of(*from_program(bundle, origin.samples))
+    else:
+        proof = ParityRun.of(_from_factory(bundle, origin.model, origin.samples, origin.arguments))
+    found, expected = proof.subject.samples.sha256, manifest.proof.sha256
+    if found != expected:
+        raise DataError(
+            f"{proof.subject.samples.name} is not the file that the bundle was proven with: sha256 "
+            f"{found[:12]}, expected {expected[:12]}"
+        )
+    return proof
+
+
+def _from_factory(
+    bundle: Bundle, model: str, samples: Sequence[Path], arguments: Mapping[str, Any]
+) -> "ModelUnderTest":
+    from export.model.factory import from_factory  # noqa: PLC0415 - torch for the full check
+
+    manifest = bundle.manifest
+    return from_factory(
+        model,
+        bundle.path("weights"),
+        samples,
+        arguments=arguments,
+        declared=manifest.inputs,
+        output_names=[spec.name for spec in manifest.outputs],
+        logits=[spec.name for spec in manifest.outputs if spec.kind == "logits"],
+    )
+
+
+def _module_missing(factory: FactorySummary) -> str:
+    arguments = json.dumps(factory.arguments)
+    return (
+        "a bundle does not decide which code is called. This one says that it was built with\n"
+        f"  --model {factory.factory} --arguments {shlex.quote(arguments)}\n"
+        "Give that if you trust the module of this name here; or --trust, if you trust whoever "
+        "made the bundle: then its model.pt2 is the module"
+    )

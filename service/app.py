@@ -12,27 +12,25 @@ from typing import Any, cast
 
 import bentoml
 
-from service.core.endpoints import Endpoints
 from service.core.handler import Handler
 from service.models.health import HealthMonitor
 from service.models.loader import load_verified_models
 from service.models.registry import ModelRegistry
 from service.observability import logs
 from service.observability.metrics import Metrics
-from service.observability.tracing import Tracing, make_provider
+from service.observability.tracing import make_tracing
 from service.settings import ROOT, SettingsError, list_old_names, read_settings
-from service.transport.asgi_app import HttpApi
+from service.transport.asgi_app import make_app
 from service.transport.context import CONTEXT
 from service.transport.direct_router import DirectRouter
 from service.transport.gate import RequestGate
 from service.transport.http1 import register
-from service.transport.listener import LISTENER
 from service.transport.shutdown import GracefulShutdown
 from service.web.pages import PAGE_PATHS, page_routes
 
 try:
     SETTINGS = read_settings()
-    PROVIDER = make_provider(SETTINGS)
+    TRACING = make_tracing(SETTINGS)
     logs.configure(SETTINGS)
 except SettingsError as error:
     raise SystemExit(f"error: {error}") from None
@@ -45,7 +43,6 @@ def _bentoml_openapi() -> dict[str, Any]:
     return dict(service.openapi_spec.asdict())
 
 
-HTTP = HttpApi(SETTINGS, _bentoml_openapi, page_routes())
 register()
 
 
@@ -58,7 +55,7 @@ register()
     http={"host": "127.0.0.1"},  # all interfaces only by --host or BENTOML_HOST
     metrics={"enabled": False},  # see service.observability.metrics
 )
-@bentoml.asgi_app(HTTP.app)
+@bentoml.asgi_app(make_app(_bentoml_openapi, page_routes()))
 class DigitClassifier:
     """Serves every verified bundle of the configured folder."""
 
@@ -88,22 +85,12 @@ class DigitClassifier:
         self._health = HealthMonitor(
             self._models, metrics, SETTINGS.golden_check_s, lambda: self._shutdown.leave()
         )
-        self._shutdown = GracefulShutdown(
-            self._health, CONTEXT, LISTENER, metrics, SETTINGS.drain_s
-        )
-        self._tracing = None if PROVIDER is None else Tracing(PROVIDER)
-        self._handler = Handler(
-            Endpoints(self._models, SETTINGS),
-            self._health,
-            metrics,
-            has_answer_headers=SETTINGS.answer_headers,
-        )
-        HTTP.serve(self._models, self._handler)
+        self._shutdown = GracefulShutdown(self._health, metrics, SETTINGS.drain_s)
+        self._handler = Handler(self._models, SETTINGS, self._health, metrics)
         CONTEXT.serve(
-            RequestGate(SETTINGS, PAGE_PATHS, self._tracing),
+            RequestGate(SETTINGS, PAGE_PATHS, TRACING),
             self._handler,
-            DirectRouter(self._models) if SETTINGS.fast_path else None,
-            metrics,
+            DirectRouter(self._models.all() if SETTINGS.fast_path else []),
             SETTINGS,
         )
         # What is alive now stays alive: the collector need not look at it again and again, nor
@@ -127,5 +114,5 @@ class DigitClassifier:
         """Let running batches end, and send the traces that are left."""
         self._handler.close()
         self._models.close()
-        if self._tracing is not None:
-            self._tracing.close()
+        if TRACING is not None:
+            TRACING.close()

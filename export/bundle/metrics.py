@@ -82,8 +82,8 @@ class LabelFigures(Figures):
 class Comparison(Figures):
     """One output of a candidate against the reference's.
 
-    Edge cases are judged apart: they count for ``scaled_error`` and ``floor_largest``, each by the
-    scale of its own answer, and for nothing else.
+    Edge cases count for ``scaled_error`` and ``floor_largest`` alone. If all samples are edge
+    cases, their largest answer is their scale.
 
     Attributes:
         samples: How many were compared.
@@ -98,6 +98,7 @@ class Comparison(Figures):
             infinite without an error, NaN with one that is not finite.
         worst: Positions of the samples with the largest errors, the largest first.
         labels: For logits alone.
+        unequal: Of integer and boolean outputs alone: how many values differ from eager's.
         sample_spread: The worst sample's RMS error over the median sample's, channels by their
             scales.
         floor_rms: The worst channel's RMS error against float64 over float32's own (``Floor``);
@@ -114,6 +115,7 @@ class Comparison(Figures):
     sqnr_db: float
     worst: tuple[int, ...]
     labels: LabelFigures | None = None
+    unequal: int | None = None
     sample_spread: float = 1.0
     floor_rms: float | None = None
     floor_largest: float | None = None
@@ -143,6 +145,17 @@ class Floor:
             np.maximum(channel_rms(error[edges:]), ROUNDING_RMS * channel_rms(size[edges:])),
             channel_largest(np.maximum(error, rounded)[edges:]),
             _by_sample(np.maximum(error, rounded)[:edges]),
+        )
+
+    def of_edge_cases(self, samples: "Floor") -> "Floor":
+        """The floor of a block of edge cases, each at least the largest of the samples.
+
+        A floor of one edge case is a single draw, which may be small by chance.
+        """
+        return Floor(
+            self.rms_C,
+            self.largest_C,
+            np.maximum(self.largest_E, samples.largest_C.max()),
         )
 
     def or_worse(self, other: "Floor") -> "Floor":
@@ -189,11 +202,14 @@ def compare(
     error = np.where(finite, np.abs(found - true), np.inf)
     real = slice(corners, None)
     scale_C = channel_scale(yardstick[real], yardstick[real] - true[real])
+    # A block of edge cases has a scale of its own; beside samples each edge case has its own.
+    largest = np.abs(yardstick).max() if corners == len(found) else scale_C.max()
     targets = None if targets_N is None else targets_N[real]
     rounding = ROUNDING_RMS * _rms(true[real])
     multiples: dict[str, float] = {}
     if floor is not None:
-        multiples = _multiples(error, floor.or_worse(Floor.of(eager, truth, corners)), corners)
+        own = Floor.of(eager, truth, corners)
+        multiples = _multiples(error, floor.or_worse(own), corners)
     return Comparison(
         samples=len(found),
         non_finite=int((~finite).sum()),
@@ -202,10 +218,11 @@ def compare(
             worst_ratio(channel_largest(difference[real]), scale_C),
             worst_ratio(
                 _by_sample(difference[:corners]),
-                np.maximum(_by_sample(np.abs(yardstick[:corners])), scale_C.max()),
+                np.maximum(_by_sample(np.abs(yardstick[:corners])), largest),
             ),
         ),
         largest_value=float(np.abs(yardstick).max()),
+        unequal=int((candidate != eager).sum()) if eager.dtype.kind in "biu" else None,
         rms_ratio=_ratio(
             _rms(error[real]), max(_rms(yardstick[real] - true[real]), rounding), none=1.0
         ),
@@ -227,6 +244,8 @@ def channel_axes(values: Array) -> tuple[int, ...]:
 def by_channel(values: Array, reduce: Callable[..., Array]) -> Array:
     """A figure for each channel of each of the ``channel_axes``, in one row, from [N, C, ...]."""
     parts = []
+    if not len(values):  # every sample is an edge case
+        return np.zeros(sum(values.shape[axis] for axis in channel_axes(values)))
     for axis in channel_axes(values):
         others = tuple(other for other in range(values.ndim) if other != axis)
         parts.append(reduce(values, axis=others))
@@ -316,9 +335,7 @@ def _labels(found: Array, eager: Array, truth: Array, targets_N: Array | None) -
 
 
 def _multiples(error: Array, floor: Floor, edges: int) -> dict[str, float]:
-    # An edge case may be as far off as its own floor, or as the real samples' is: a floor of one
-    # sample is a single draw, which may be small by chance.
-    allowed_E = np.maximum(floor.largest_E, floor.largest_C.max())
+    allowed_E = floor.of_edge_cases(floor).largest_E
     return {
         "floor_rms": worst_ratio(channel_rms(error[edges:]), floor.rms_C),
         "floor_largest": max(
@@ -329,6 +346,8 @@ def _multiples(error: Array, floor: Floor, edges: int) -> dict[str, float]:
 
 
 def _spread(error: Array, scale_C: Array) -> float:
+    if not len(error):
+        return 1.0
     size = scale_C[: error.shape[1]].reshape(1, -1, *[1] * (error.ndim - 2))
     scaled = error / np.where(size > 0, size, 1)
     axes = tuple(range(1, scaled.ndim))
@@ -350,7 +369,7 @@ def _by_sample(values: Array) -> Array:
 
 
 def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
 
 
 def worst_ratio(parts: Array, wholes: Array) -> float:

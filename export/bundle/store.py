@@ -15,9 +15,12 @@
 This module knows no torch; the manifest's words are in ``export.bundle.manifest``.
 """
 
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -150,13 +153,64 @@ def file_entry(path: Path, **fields: Any) -> FileEntry:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target``; it goes away unless ``write_bundle`` moved it."""
+    """A temporary folder beside ``target``; it goes away unless ``write_bundle`` moved it.
+
+    Folders that killed builds of the same target left are taken away first.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    _sweep(target)
+    staging = _hidden_folder(target, "new")
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _hidden_folder(target: Path, purpose: str) -> Path:
+    """A new folder beside ``target`` whose name bears this machine, process and its start."""
+    prefix = f".{target.name}.{purpose}-{_machine()}-{os.getpid()}-{_start_of(os.getpid())}."
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+
+
+def _sweep(target: Path) -> None:
+    """Take away what builds of ``target`` on this machine left whose processes are gone.
+
+    A bundle that such a build was just replacing is put back if its place is empty.
+    """
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(new|old)-{_machine()}-(\d+)-(\d+)\.")
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        found = pattern.match(folder.name)
+        if found is None or _start_of(int(found[2])) == int(found[3]):
+            continue
+        replaced = folder / target.name
+        if found[1] == "old" and replaced.is_dir() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _machine() -> str:
+    """This machine or container in eight digits; others may share the folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _start_of(pid: int) -> int:
+    """When a process began, in the system's ticks: numbers of processes are used again.
+
+    0 if it is gone; 1 if it is there and the system has no /proc to ask.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return 0
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return 0
+        except OSError:
+            pass
+        return 1
+    return int(status.rpartition(")")[2].split()[19])
 
 
 def write_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
@@ -178,7 +232,7 @@ def write_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        old = _hidden_folder(target, "old")
         target.rename(old / target.name)
         try:
             staging.rename(target)

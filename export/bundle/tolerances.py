@@ -333,6 +333,10 @@ def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
     """
     if found.non_finite:
         yield f"{found.non_finite} values are NaN or infinite"
+    if found.unequal is not None:  # numbers of things have no rounding
+        if found.unequal:
+            yield f"{found.unequal} integer or boolean values differ"
+        return
     bound = allowed.scaled_error
     if bound is not None and not found.scaled_error <= bound:
         yield (
@@ -341,6 +345,14 @@ def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
         )
     if allowed.rms_ratio is not None and not found.rms_ratio <= allowed.rms_ratio:
         yield f"RMS error {found.rms_ratio:.1f} x eager's > {allowed.rms_ratio:.0f} x"
+    yield from _multiple_violations(found, allowed)
+    if allowed.sqnr_db is not None and not found.sqnr_db >= allowed.sqnr_db:
+        yield f"SQNR {found.sqnr_db:.1f} dB < {allowed.sqnr_db:.0f} dB"
+    if found.labels is not None:
+        yield from _label_complaints(found, found.labels, allowed)
+
+
+def _multiple_violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
     multiples = (
         ("RMS", found.floor_rms, allowed.rms_multiple),
         ("largest", found.floor_largest, allowed.largest_multiple),
@@ -354,10 +366,6 @@ def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
             f"the worst sample is off by {found.sample_spread:.0f} x the median sample's error > "
             f"{spread:g} x"
         )
-    if allowed.sqnr_db is not None and not found.sqnr_db >= allowed.sqnr_db:
-        yield f"SQNR {found.sqnr_db:.1f} dB < {allowed.sqnr_db:.0f} dB"
-    if found.labels is not None:
-        yield from _label_complaints(found, found.labels, allowed)
 
 
 def _label_complaints(found: Comparison, labels: LabelFigures, allowed: Tolerance) -> Iterator[str]:

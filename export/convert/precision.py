@@ -31,6 +31,13 @@ FEW_CHANNELS = 4
 BARRIER = "int8_barrier"
 
 
+def convert_bytes(content: bytes, calibration: Arrays | None) -> bytes:
+    """A float32 ONNX model's content in int8 with calibration samples, else in float16."""
+    model = onnx.ModelProto.FromString(content)
+    converted = to_fp16(model) if calibration is None else to_int8(model, calibration)
+    return bytes(converted.SerializeToString(deterministic=True))
+
+
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in float16, inputs and outputs as they were.
 

@@ -5,10 +5,9 @@ Kept for those who load it today (libtorch in C++, older services); a new consum
 """
 
 import copy
-import multiprocessing
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +16,17 @@ from torch import Tensor, nn
 
 from export.bundle.manifest import SubjectError
 from export.model.under_test import ModelUnderTest
+from export.worker import CONVERSION_S, Worker
+
+
+class TracingError(SubjectError):
+    """The module cannot be traced; says why."""
 
 
 @contextmanager
-def exported_torchscript(subject: ModelUnderTest, traced: Path, frozen: Path) -> Iterator[None]:
+def exported_torchscript(
+    subject: ModelUnderTest, traced: Path, frozen: Path, worker: Worker
+) -> Iterator[None]:
     """Trace and freeze in a fresh process while the block runs; after it, the files are there.
 
     The names of the classes in the file count the traces that a process has made, and nothing
@@ -31,19 +37,21 @@ def exported_torchscript(subject: ModelUnderTest, traced: Path, frozen: Path) ->
         traced: Where to; its stem becomes a part of the content, so keep it fixed.
         frozen: The same for the frozen one: parameters have become constants, BatchNorm is folded
             into the convolution before it.
+        worker: The process, which has traced nothing yet.
+
+    Raises:
+        TracingError: The module cannot be traced.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as fresh_process:
+    with ThreadPoolExecutor(max_workers=1) as lane:
         # A copy of its own: it is sent by a thread, while the block may export the original.
-        module = copy.deepcopy(subject.module)
-        saved = fresh_process.submit(_trace_and_save, module, subject.example, traced, frozen)
+        arguments = (copy.deepcopy(subject.module), subject.example, traced, frozen)
+        saved = lane.submit(worker.call, _trace_and_save, *arguments, timeout_s=CONVERSION_S)
         yield
         try:
             saved.result()
         except Exception as error:  # of pickling, of tracing: of somebody else's module
-            raise SubjectError(
-                f"{subject.name} cannot be traced to TorchScript in a fresh process ({error}); "
-                "leave it out: --variants onnx,onnx-fp16,onnx-int8,pt2"
+            raise TracingError(
+                f"{subject.name} cannot be traced to TorchScript in a fresh process ({error})"
             ) from error
 
 

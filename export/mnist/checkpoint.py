@@ -21,7 +21,6 @@ from export.mnist.servable import (
     ServableModel,
     ServablePair,
 )
-from export.model.factory import from_factory
 from export.model.under_test import Learned, ModelUnderTest, Samples
 from training.checkpoint import AnyRecord, load_weights, open_checkpoint
 from training.config import TrainConfig
@@ -43,56 +42,32 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
         DataError: The data set is not the one that the checkpoint was trained on.
     """
     record, network = open_checkpoint(folder)
-    return _subject(network, folder / record.weights.path, _summary(record), dataset)
+    weights = folder / record.weights.path
+    return _subject(network, weights, record.weights.sha256, _summary(record), dataset)
 
 
-def from_bundle(bundle: Bundle, dataset: Dataset | None, samples: Path | None) -> ModelUnderTest:
-    """What a bundle was built from, rebuilt from the weights in it.
+def from_bundle(bundle: Bundle, dataset: Dataset) -> ModelUnderTest:
+    """What a bundle of a checkpoint was built from, rebuilt from the weights in it.
 
-    Args:
-        bundle: An opened bundle.
-        dataset: The images, for a bundle of a checkpoint.
-        samples: The file of samples, for a bundle of a factory.
+    The architecture that the manifest names is looked up among those of ``training``, so that
+    nothing else can be called by its name.
 
     Raises:
-        BundleError: The weights or the samples are not those of the bundle, or it has no source.
+        BundleError: It is no bundle of a checkpoint.
         DataError: The images are not those of the bundle.
     """
-    manifest = bundle.manifest
-    weights = bundle.path("weights")
-    if manifest.training is not None:
-        if dataset is None:
-            raise DataError("a bundle of a checkpoint is proven on MNIST: give --data-dir")
-        config = TrainConfig.model_validate(manifest.training.config)
-        module = build_model(config.model, config.architecture)
-        load_weights(module, weights, next(f.sha256 for f in manifest.files if f.role == "weights"))
-        return _subject(module, weights, manifest.training, dataset)
-    if manifest.factory is None:
-        raise BundleError(f"{bundle.folder} does not say what it was built from")
-    if samples is None:
-        raise DataError(
-            f"a bundle of {manifest.factory.factory} is proven on {manifest.proof.name}: give that "
-            "file with --inputs"
-        )
-    subject = from_factory(
-        manifest.factory.factory,
-        weights,
-        samples,
-        arguments=manifest.factory.arguments,
-        declared=manifest.inputs,
-        output_names=[spec.name for spec in manifest.outputs],
-        logits=[spec.name for spec in manifest.outputs if spec.kind == "logits"],
-    )
-    if subject.samples.sha256 != manifest.proof.sha256:
-        raise DataError(
-            f"{samples} is not the file that the bundle was proven with: sha256 "
-            f"{subject.samples.sha256[:12]}, expected {manifest.proof.sha256[:12]}"
-        )
-    return subject
+    training, weights = bundle.manifest.training, bundle.path("weights")
+    if training is None:
+        raise BundleError(f"{bundle.folder} is no bundle of a checkpoint")
+    config = TrainConfig.model_validate(training.config)
+    module = build_model(config.model, config.architecture)
+    digest = next(f.sha256 for f in bundle.manifest.files if f.role == "weights")
+    load_weights(module, weights, digest)
+    return _subject(module, weights, digest, training, dataset)
 
 
 def _subject(
-    network: nn.Module, weights: Path, training: TrainingSummary, dataset: Dataset
+    network: nn.Module, weights: Path, digest: str, training: TrainingSummary, dataset: Dataset
 ) -> ModelUnderTest:
     if dataset.sha256 != training.data_sha256:
         raise DataError(
@@ -121,6 +96,7 @@ def _subject(
         outputs=form.outputs,
         labels=tuple(str(label) for label in range(form.labels)),
         weights=weights,
+        weights_sha256=digest,
         samples=Samples(
             form.ask(dataset.test), f"{what}{dataset.test_name}", dataset.sha256, targets
         ),

@@ -20,8 +20,9 @@ from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Arrays, compare
 from export.mnist.servable import INPUTS
 from export.model.under_test import ModelUnderTest
-from export.parity.intermediates import Program, module_of, named_nodes, node_values
-from export.parity.provenance import PRODUCTS
+from export.parity.intermediates import module_of, named_nodes
+from export.parity.interpreter import Program, node_values
+from export.parity.operators import PRODUCTS
 from export.parity.schema import FeatureFigures
 from export.parity.structure import structure_problems
 
@@ -30,8 +31,21 @@ FEATURES_NAME, GOLDEN_NAME = "model.features.onnx", "golden.features.npz"
 GOLDEN_SAMPLES = 4
 # ONNX's names.
 ACTIVATIONS = {
-    *("Relu", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish", "Clip"),
-    *("Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign"),
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Celu",
+    "Selu",
+    "Gelu",
+    "Mish",
+    "HardSwish",
+    "Clip",
+    "Sigmoid",
+    "HardSigmoid",
+    "Tanh",
+    "Softplus",
+    "Softsign",
 }
 UNITS_NDIM = 2  # samples, units
 

@@ -4,17 +4,49 @@ A fault in a unit that no sample activates shows in no answer.
 """
 
 import numpy as np
+from torch import Tensor
+from torch.fx import Node
 
 from export.bundle.metrics import Array, Arrays
-from export.parity.intermediates import Program, node_values, operator_of
+from export.parity.intermediates import operator_of
+from export.parity.interpreter import Program, node_values
 from export.parity.schema import Coverage
 
 ACTIVATIONS = {
-    *("relu", "leaky_relu", "prelu", "gelu", "silu", "elu", "celu", "selu", "mish", "softplus"),
-    *("hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "relu6", "clamp"),
+    "relu",
+    "leaky_relu",
+    "prelu",
+    "gelu",
+    "silu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "tanh",
+    "relu6",
+    "clamp",
 }
 COVERAGE_BATCH = 500
-UNITS_AXIS = 1
+PICTURE_NDIM = 4
+# Where a layer puts its units: of [N, T, C] a dense layer's are last, a convolution's are not.
+UNITS_LAST = {"linear", "matmul", "mm", "addmm", "bmm", "layer_norm", "rms_norm", "gru", "lstm"}
+UNITS_SECOND = {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+}
 
 
 def measure_coverage(program: Program, inputs: Arrays, narrow: int) -> Coverage:
@@ -38,7 +70,8 @@ def measure_coverage(program: Program, inputs: Arrays, narrow: int) -> Coverage:
         for name, values in node_values(program, wanted, part, double=False).items():
             if values.ndim == 1:  # no axis of units
                 continue
-            others = tuple(axis for axis in range(values.ndim) if axis != UNITS_AXIS)
+            units = units_axis(wanted[name], values.ndim)
+            others = tuple(axis for axis in range(values.ndim) if axis != units)
             lows.setdefault(name, []).append(values.min(axis=others))
             highs.setdefault(name, []).append(values.max(axis=others))
     in_narrow = sum(end <= narrow for end in [*starts[1:], count])
@@ -53,3 +86,38 @@ def measure_coverage(program: Program, inputs: Arrays, narrow: int) -> Coverage:
         active=sum(int((units & everywhere[n]).sum()) for n, units in narrowly.items()),
         by_layer={n: (int(units.sum()), units.size) for n, units in narrowly.items()},
     )
+
+
+def units_axis(activation: Node, ndim: int) -> int:
+    """The axis of a value's units: that of the layer which it comes from.
+
+    Args:
+        activation: The node of the value.
+        ndim: How many axes it has.
+    """
+    axis = _axis_behind(activation, ndim)
+    if axis is None:  # an axis between two others is a position in a text more often than a unit
+        axis = 1 if ndim == PICTURE_NDIM else ndim - 1
+    return axis
+
+
+def _axis_behind(node: Node, ndim: int) -> int | None:
+    """The axis of units in a node's value, by the nearest layer before it; None: not known."""
+    operator = operator_of(node)
+    if operator in UNITS_LAST:
+        return ndim - 1
+    if operator in UNITS_SECOND:
+        return 1
+    same = [n for n in node.all_input_nodes if _ndim_of(n) == ndim]
+    axis = next((a for n in same if (a := _axis_behind(n, ndim)) is not None), None)
+    if axis is None or operator not in ("transpose", "permute"):
+        return axis
+    if operator == "permute":
+        return [int(a) % ndim for a in node.args[1]].index(axis)  # type: ignore[arg-type, union-attr]
+    first, second = (int(a) % ndim for a in node.args[1:3])  # type: ignore[arg-type]
+    return {first: second, second: first}.get(axis, axis)
+
+
+def _ndim_of(node: Node) -> int | None:
+    value = node.meta.get("val")
+    return value.ndim if isinstance(value, Tensor) else None

@@ -7,23 +7,18 @@ value that is wrong.
 """
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import torch
-from torch.fx import Interpreter, Node
-from torch.fx.node import map_aggregate
+from torch.fx import Node
 
-from export.bundle.metrics import Arrays, compare
-from export.parity.reference import as_float64
+from export.bundle.metrics import Array, Arrays, compare
+from export.parity.interpreter import Program, node_values
 from export.parity.schema import Layer
 from training.provenance import REPOSITORY
-
-Program = torch.export.ExportedProgram
 
 # IEEE 754 leaves no freedom to these; products and sums over many terms have an order, and
 # functions like exp an implementation.
@@ -31,7 +26,8 @@ EXACT = {
     *("add", "sub", "mul", "div", "neg", "abs", "relu", "maximum", "minimum", "clamp", "hardtanh"),
     *("view", "reshape", "flatten", "unsqueeze", "squeeze", "permute", "transpose", "expand", "t"),
     *("cat", "slice", "select", "clone", "alias", "max_pool2d", "_to_copy", "to", "scalar_tensor"),
-    *("constant_pad_nd", "pad", "_assert_tensor_metadata", "full", "sym_size"),
+    *("convert_element_type", "full", "sym_size"),
+    *("constant_pad_nd", "pad", "_assert_tensor_metadata"),
 }
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<code>.*)')
 
@@ -54,70 +50,63 @@ class Inside:
         self._truth = node_values(program, self._nodes, inputs, double=True)
         self._exact = _exact(self._nodes)
 
-    def layers(self, model: onnx.ModelProto) -> Iterator[Layer]:
+    def layers(self, model: onnx.ModelProto) -> tuple[Layer, ...]:
         """Each float value of an ONNX graph that the program knows too, in order."""
+        return self.compare(model).layers
+
+    def compare(self, model: onnx.ModelProto) -> "Compared":
+        """Hold each float value of an ONNX graph against the program's of that name, in order."""
         producers = {output: node for node in model.graph.node for output in node.output}
+        layers, unmatched = [], []
         for name, found in onnx_values(model, self._inputs).items():
-            eager, truth = self._eager.get(name), self._truth.get(name)
-            if eager is None or truth is None or found.shape != eager.shape or not found.size:
+            if found.dtype.kind != "f" or not found.size:
                 continue
-            compared = compare(found, eager, truth)
+            eager, truth = self._eager.get(name), self._truth.get(name)
+            if eager is None or truth is None or found.shape != eager.shape:
+                unmatched.append(name)
+                continue
+            compared = compare(*without_shared_infinities(found, eager, truth))
             node, producer = self._nodes[name], producers[name]
             source, code = _source(node)
-            yield Layer(
-                value=name,
-                node=producer.name,
-                op=producer.op_type,
-                module=module_of(node),
-                source=source,
-                code=code,
-                scaled_error=compared.scaled_error,
-                rms_ratio=compared.rms_ratio,
-                max_abs_error=compared.max_abs_error,
-                exact=name in self._exact and found.dtype == np.float32,
+            layers.append(
+                Layer(
+                    value=name,
+                    node=producer.name,
+                    op=producer.op_type,
+                    module=module_of(node),
+                    source=source,
+                    code=code,
+                    scaled_error=compared.scaled_error,
+                    rms_ratio=compared.rms_ratio,
+                    max_abs_error=compared.max_abs_error,
+                    exact=name in self._exact and found.dtype == np.float32,
+                )
             )
+        return Compared(tuple(layers), tuple(unmatched))
 
 
-class _Recorder(Interpreter):
-    """Runs a program and keeps the values of the nodes asked for."""
-
-    def __init__(self, program: Program, wanted: dict[str, str], *, double: bool) -> None:
-        super().__init__(program.module())
-        self._wanted, self._double = wanted, double
-        self.values: Arrays = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if self._double and n.op in ("get_attr", "placeholder") and _is_float(result):
-            result = result.double()
-        if n.name in self._wanted and isinstance(result, torch.Tensor):
-            self.values[self._wanted[n.name]] = result.detach().numpy()
-        return result
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if self._double:  # a conversion to float32 in the program is one to float64 here
-            args = map_aggregate(args, _widened)
-            kwargs = map_aggregate(kwargs, _widened)
-        return super().call_function(target, args, kwargs)
+def without_shared_infinities(first: Array, *others: Array) -> tuple[Array, ...]:
+    """Arrays with 0 where all are the same infinity, as an attention mask's values are."""
+    shared = np.isinf(first)
+    for values in others:
+        shared &= values == first
+    if not shared.any():
+        return (first, *others)
+    return tuple(np.where(shared, 0, values).astype(values.dtype) for values in (first, *others))
 
 
-def _widened(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
+@dataclass(frozen=True)
+class Compared:
+    """What came of comparing an ONNX file's inside with the program's.
 
+    Attributes:
+        layers: The values that both know, in the order of computation.
+        unmatched: Names of the file's other float values: parts of operators that the program has
+            as one, which only the values behind them prove.
+    """
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def node_values(
-    program: Program, wanted: dict[str, Node], inputs: Arrays, *, double: bool
-) -> Arrays:
-    """Values of some nodes, under the names they are wanted by."""
-    recorder = _Recorder(program, {n.name: name for name, n in wanted.items()}, double=double)
-    arrays = [as_float64(a) if double else a for a in inputs.values()]
-    with torch.no_grad():
-        recorder.run(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-    return recorder.values
+    layers: tuple[Layer, ...]
+    unmatched: tuple[str, ...]
 
 
 def named_nodes(program: Program, outputs: list[str]) -> dict[str, Node]:
@@ -146,11 +135,11 @@ def _exact(nodes: dict[str, Node]) -> set[str]:
 
 
 def operator_of(node: Node) -> str:
-    """aten.max_pool2d.default -> max_pool2d; "" for anything but a function."""
+    """aten.max_pool2d.default -> max_pool2d, aten.relu_.default -> relu; "" if no function."""
     if node.op != "call_function":
         return ""
     parts = str(node.target).split(".")
-    return parts[1] if len(parts) > 1 else parts[0]
+    return (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
 
 
 def onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:

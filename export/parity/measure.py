@@ -3,12 +3,17 @@
 It measures and does not judge (``judge`` does), so that figures can be judged again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from export.bundle.golden import Predict, head_error, run_batched
+from export.bundle.golden import Predict, head_error
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import (
     Array,
@@ -19,47 +24,145 @@ from export.bundle.metrics import (
     scaled_difference,
     worst_ratio,
 )
-from export.parity.reference import Reference, extremes_of
-from export.parity.schema import ALONE, Row, WorstSample
+from export.model.domains import LARGEST, edge_values, shuffle_values
+from export.model.under_test import ModelUnderTest
+from export.parity.candidates import Candidate, run_filled
+from export.parity.reference import Reference, eager_predict
+from export.parity.schema import ALONE, EDGE_CASES, Row, WorstSample
+from export.progress import Progress
 
-# One, odd ones, powers of two and their neighbours (kernels switch there). The largest runs over
-# every sample, the others over the first NARROW, which leaves a remainder for most.
-BATCH_SIZES = (256, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
-NARROW = 1_000
+# Networks of more work a sample get fewer at the further batch sizes, and no batches of 1,024:
+# the first run over all samples judges their answers, the others look at the batch's size alone.
+NARROW, NARROW_LEAST = 1_000, 64
+NARROW_FLOP, LARGEST_FLOP = 2e10, 5e10
+ALWAYS_RUN = 256
 FLOAT32 = {"onnx", "torchscript", "torchscript-frozen", "pt2"}
 NEIGHBOURHOOD = 64
 PROBES = 4
 
 
-def measure_rows(candidates: dict[str, Predict], reference: Reference) -> list[Row]:
+def operations_per_sample(subject: ModelUnderTest) -> float:
+    """Floating-point operations in products, as PyTorch counts them: the same on each machine."""
+    example = subject.example
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        subject.module(*example)
+    return max(counter.get_total_flops(), 1) / len(example[0])
+
+
+def narrow_samples(operations: float) -> int:
+    """How many samples the further batch sizes run over."""
+    return int(min(NARROW, max(NARROW_LEAST, NARROW_FLOP / operations)))
+
+
+def affordable(runs: Sequence[tuple[int, int]], operations: float) -> list[tuple[int, int]]:
+    """The runs without those whose one batch is too much work; up to 256 samples none is."""
+    return [
+        (size, threads)
+        for size, threads in runs
+        if size <= ALWAYS_RUN or size * operations <= LARGEST_FLOP
+    ]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many threads meanwhile: its sums depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_lanes(
+    candidates: Mapping[str, Candidate],
+    ask: Callable[[Candidate], Any],
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> tuple[dict[str, Any], dict[str, Exception], Any]:
+    """Ask candidates something, those of one process one after the other, the processes at once.
+
+    Args:
+        candidates: By variant.
+        ask: What each is asked.
+        meanwhile: What this process does at the same time.
+
+    Returns:
+        The answers and the errors by variant, and what ``meanwhile`` returned.
+    """
+    with ThreadPoolExecutor(1) as onnx_lane, ThreadPoolExecutor(1) as torch_lane:
+        asked = {
+            variant: (torch_lane if candidate.file.needs_torch else onnx_lane).submit(
+                ask, candidate
+            )
+            for variant, candidate in candidates.items()
+        }
+        own = meanwhile()
+    answers: dict[str, Any] = {}
+    errors: dict[str, Exception] = {}
+    for variant, future in asked.items():
+        try:
+            answers[variant] = future.result()
+        except Exception as error:  # noqa: BLE001 - is the variant's verdict
+            errors[variant] = error
+    return answers, errors, own
+
+
+def measure_rows(
+    candidates: Mapping[str, Candidate],
+    reference: Reference,
+    runs: Sequence[tuple[int, int]],
+    narrow: int,
+    progress: Progress,
+) -> tuple[list[Row], dict[str, str]]:
     """Each candidate's answers at each batch size, compared with the reference's.
 
     Args:
-        candidates: The variants, each as a function that runs it.
+        candidates: The variants.
         reference: Samples and the checkpoint's answers.
+        runs: Batch sizes and threads; the first runs over every sample.
+        narrow: How many samples the others run over, unless one batch takes more.
+        progress: Is told each.
+
+    Returns:
+        The rows, and of those candidates that cannot be run, what happened; these have no rows.
     """
-    return list(
-        tqdm(
-            _rows(candidates, reference),
-            desc="parity",
-            total=len(candidates) * len(BATCH_SIZES),
-            unit="row",
-            leave=False,
-            disable=None,
-        )
-    )
-
-
-def _rows(candidates: dict[str, Predict], reference: Reference) -> Iterator[Row]:
+    rows: list[Row] = []
+    broken: dict[str, str] = {}
     widest: dict[str, Arrays] = {}
-    for batch_size in BATCH_SIZES:
-        wide = batch_size == BATCH_SIZES[0]
-        count = len(reference) if wide else min(NARROW, len(reference))
-        eager = reference.eager(count, batch_size)
-        for variant, predict in candidates.items():
-            answers = run_batched(predict, reference.first(count), batch_size)
-            yield measure_row(variant, batch_size, answers, eager, reference, widest.get(variant))
-            widest.setdefault(variant, answers)
+    for batch_size, threads in runs:
+        words = [
+            reference.block,
+            f"batches of {batch_size}",
+            f"{threads} threads" if threads > 1 else "",
+        ]
+        progress.step(", ".join(filter(None, words)))
+        everything = (batch_size, threads) == runs[0]
+        count = len(reference) if everything else min(max(narrow, batch_size), len(reference))
+        run = (count, batch_size, threads)
+        answers, errors, eager = in_lanes(
+            {v: candidate for v, candidate in candidates.items() if v not in broken},
+            functools.partial(_answers, run=run),
+            functools.partial(eager_answers, reference, *run),
+        )
+        for variant, error in errors.items():
+            broken[variant] = f"dies running batches of {batch_size}: {error}"
+        for variant, found in answers.items():
+            row = measure_row(variant, batch_size, found, eager, reference, widest.get(variant))
+            rows.append(row.model_copy(update={"threads": threads}))
+            widest.setdefault(variant, found)
+    return [row for row in rows if row.variant not in broken], broken
+
+
+def _answers(candidate: Candidate, run: tuple[int, int, int]) -> Arrays:
+    return candidate.answers(*run)
+
+
+def eager_answers(reference: Reference, count: int, batch_size: int, threads: int) -> Arrays:
+    """The checkpoint's own answers in float32: the yardstick depends on all three numbers."""
+    with torch_threads(threads):
+        predict = eager_predict(reference.subject)
+        return run_filled(predict, reference.first(count), batch_size)
 
 
 def measure_row(
@@ -81,7 +184,9 @@ def measure_row(
         widest: The variant's answers in the largest batches, if they are to be compared.
     """
     count = len(next(iter(eager.values())))
+    edge = reference.block == EDGE_CASES
     return Row(
+        block=reference.block,
         variant=variant,
         batch_size=batch_size,
         samples=count,
@@ -90,9 +195,10 @@ def measure_row(
                 answers[spec.name],
                 eager[spec.name],
                 reference.truth[spec.name][:count],
-                logits=spec.kind == "logits",
+                # A made-up input has no label, and no scale was fitted to it.
+                logits=spec.kind == "logits" and not edge,
                 targets_N=reference.targets[:count],
-                corners=len(reference.corners),
+                corners=count if edge else 0,
                 floor=reference.floors.get(spec.name) if variant in FLOAT32 else None,
             )
             for spec in judged_outputs(reference)
@@ -118,12 +224,12 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
     """
     first = reference.first(NARROW)
     generator = np.random.default_rng(0)
-    situations: dict[str, Callable[[Array], Array]] = {
-        "beside the largest values": lambda a: np.repeat(extremes_of(a)[1:], len(a), axis=0),
-        "beside noise": lambda a: generator.permuted(a.reshape(len(a), -1), axis=1).reshape(
-            a.shape
+    situations: dict[str, Callable[[TensorSpec, Array], Array]] = {
+        "beside the largest values": lambda spec, a: np.repeat(
+            edge_values(spec, a)[LARGEST][None], len(a), axis=0
         ),
-        ALONE: lambda a: a[:0],
+        "beside noise": lambda spec, a: shuffle_values(spec, a, generator),
+        ALONE: lambda _, a: a[:0],
     }
     usual = {name: np.resize(a, (NEIGHBOURHOOD, *a.shape[1:])) for name, a in first.items()}
     worst = dict.fromkeys(situations, 0.0)
@@ -131,7 +237,10 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
         own = {name: array[-1 - probe :][:1] for name, array in first.items()}
         among = predict({n: np.concatenate([own[n], a[1:]]) for n, a in usual.items()})
         for situation, others in situations.items():
-            batch = {n: np.concatenate([own[n], others(a[1:])]) for n, a in usual.items()}
+            batch = {
+                spec.name: np.concatenate([own[spec.name], others(spec, usual[spec.name][1:])])
+                for spec in reference.subject.inputs
+            }
             difference = _largest_difference(predict(batch), among, 1)
             worst[situation] = max(worst[situation], difference)
     return worst
@@ -141,12 +250,13 @@ def measure_variation(reference: Reference) -> dict[str, float]:
     """How much each output varies over the samples, in units of float32's floor.
 
     It is the RMS distance from the mean, of the channel that varies most: what a file that gives
-    one answer to all samples would be off by. Outputs without a floor are left out.
+    one answer to all samples would be off by. Outputs without a floor are left out, and so are
+    integers and booleans, which must be equal.
     """
     variation = {}
     for spec in judged_outputs(reference):
-        if spec.name in reference.floors:
-            values = channelled(reference.truth[spec.name])[len(reference.corners) :]
+        if spec.name in reference.floors and spec.datatype.startswith("FP"):
+            values = channelled(reference.truth[spec.name])
             distance = np.abs(values - values.mean(axis=0))
             floor = reference.floors[spec.name]
             variation[spec.name] = worst_ratio(channel_rms(distance), floor.rms_C)
@@ -154,19 +264,22 @@ def measure_variation(reference: Reference) -> dict[str, float]:
 
 
 def count_distinct(reference: Reference) -> int:
-    """How many of the samples differ from each other, edge cases left out."""
-    arrays = [array[len(reference.corners) :] for array in reference.inputs.values()]
-    return len(
-        {b"".join(part.tobytes() for part in sample) for sample in zip(*arrays, strict=True)}
-    )
+    """How many of the samples differ from each other."""
+    samples = zip(*reference.inputs.values(), strict=True)
+    return len({b"".join(part.tobytes() for part in sample) for sample in samples})
 
 
 def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:
-    """The samples with the largest errors at the worst batch size, as a person can look at them."""
+    """The samples with the largest errors at the worst batch size, as a person can look at them.
+
+    Args:
+        rows: A variant's, of every block.
+        reference: Of the proof's own samples; those of other blocks are not shown.
+    """
+    rows = [row for row in rows if not row.block]
     spec = judged_outputs(reference)[0]
     row = max(rows, key=lambda row: row.outputs[spec.name].scaled_error)
     label_N = reference.truth[spec.name].argmax(axis=1) if spec.kind == "logits" else None
-    names = [*reference.corners, *(f"sample {i}" for i in range(len(reference.subject.samples)))]
     shown = []
     for position in row.outputs[spec.name].worst:
         pictures = {
@@ -176,7 +289,7 @@ def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSampl
         }
         shown.append(
             WorstSample(
-                description=names[position],
+                description=f"sample {position}",
                 eager_label=None if label_N is None else int(label_N[position]),
                 images=pictures,
             )

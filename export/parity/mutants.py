@@ -16,12 +16,17 @@ from export.bundle.golden import run_batched
 from export.bundle.metrics import Array, Arrays
 from export.bundle.session import OnnxModel
 from export.bundle.tolerances import Tolerance
-from export.parity.intermediates import Inside, Program
+from export.parity.candidates import BATCH_SIZES
+from export.parity.intermediates import Inside
+from export.parity.interpreter import Program
 from export.parity.judge import kills
 from export.parity.limits import LocalCheck
-from export.parity.measure import BATCH_SIZES, NARROW, measure_row
-from export.parity.provenance import PRODUCTS, Fold, check_reduced, check_weights, epsilon_of
+from export.parity.measure import NARROW, measure_row
+from export.parity.operators import PRODUCTS, attribute_of
+from export.parity.provenance import check_weights
+from export.parity.reduced import check_reduced
 from export.parity.reference import Reference
+from export.parity.repack import Fold
 from export.parity.schema import Fault, LocalFigures
 
 WRONG_EPSILONS = (1e-3, 1e-5)  # one of them is wrong: both are common
@@ -185,7 +190,7 @@ class MutationTest:
 
         Args:
             reference: Samples and the checkpoint's answers.
-            program: torch.export's program of the checkpoint.
+            program: ``OnnxExport.program`` of the checkpoint.
             inside: Its values inside.
             allowed: The tolerance of the honest file.
             local: The operators of the honest file, one by one, if it is in float32.
@@ -263,7 +268,7 @@ def _one_weight(graph: _Graph, kind: str, factor: float) -> str:
 
 def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
     nodes = [n for n in graph.model.graph.node if n.op_type == "BatchNormalization"]
-    found = {n.name: (graph.get(n.input[4]), epsilon_of(n)) for n in nodes}
+    found = {n.name: (graph.get(n.input[4]), attribute_of(n, "epsilon")) for n in nodes}
     found |= {fold.weight: (state[fold.norm[3]], fold.epsilon) for fold in folds}
     if not found:
         raise NotApplicableError("the model has no BatchNorm")

@@ -25,7 +25,9 @@ from torch.fx.node import map_aggregate
 
 from export.bundle.golden import Predict, run_batched
 from export.bundle.metrics import UNIT_ROUNDOFF, Arrays, Floor
-from export.parity.intermediates import Program, operator_of
+from export.parity.intermediates import operator_of
+from export.parity.interpreter import Program
+from export.parity.measure import judged_outputs, torch_threads
 from export.parity.reference import Reference, eager_predict, predict_with
 
 FLOOR_SAMPLES = 256
@@ -50,21 +52,22 @@ FUNCTIONS = {
 FUNCTION_ULPS = 4
 
 
-def measure_floor(reference: Reference, program: Program) -> dict[str, Floor]:
-    """The floor of each output, over the edge cases and the first samples.
+def measure_floor(reference: Reference, program: Program, samples: int) -> dict[str, Floor]:
+    """The floor of each output that is compared.
 
     Args:
-        reference: Samples and float64's answers.
+        reference: Samples and float64's answers, or edge cases.
         program: The same module, exported.
+        samples: Over at most so many.
     """
     edges = len(reference.corners)
-    count = min(FLOOR_SAMPLES + edges, len(reference))
+    count = min(FLOOR_SAMPLES, samples, len(reference))
     inputs = reference.first(count)
     floors: dict[str, Floor] = {}
     for answers in _arrangements(reference, program, inputs):
-        for name, values in answers.items():
-            found = Floor.of(values, reference.truth[name][:count], edges)
-            floors[name] = found.or_worse(floors[name]) if name in floors else found
+        for spec in judged_outputs(reference):
+            found = Floor.of(answers[spec.name], reference.truth[spec.name][:count], edges)
+            floors[spec.name] = found.or_worse(floors.get(spec.name, found))
     return floors
 
 
@@ -77,7 +80,7 @@ def _arrangements(reference: Reference, program: Program, inputs: Arrays) -> Ite
         yield run_batched(eager, inputs, batch)
     backwards = eager({name: array[::-1] for name, array in inputs.items()})
     yield {name: array[::-1] for name, array in backwards.items()}
-    with _threads(2):
+    with torch_threads(2):
         yield eager(inputs)
     with _without_onednn():
         yield eager(inputs)
@@ -216,13 +219,3 @@ def _without_onednn() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="TF32 acceleration")  # of Intel's GPUs
         with torch.backends.mkldnn.flags(enabled=False):
             yield
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,12 +1,11 @@
-"""The whole gate, from a subject and the files that were made of it to all figures.
-
-Formats that a device cannot run are named with the reason, never left out in silence.
-"""
+"""The whole gate, from a subject and the files that were made of it to all figures."""
 
 import dataclasses
-import functools
-import warnings
-from collections.abc import Callable, Sequence
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,9 @@ import onnx
 import onnxruntime
 import torch
 
-from export.bundle.golden import Predict
 from export.bundle.manifest import BundleError
-from export.bundle.session import OnnxModel
+from export.bundle.metrics import Arrays, Floor
+from export.bundle.session import DeviceUnavailableError
 from export.bundle.tolerances import TOLERANCES, Device, Tolerance, tolerance_for
 from export.convert.onnx_export import OnnxExport, translate
 from export.convert.pt2 import export_program
@@ -30,41 +29,61 @@ from export.mnist.feature_maps import (
 )
 from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
-from export.parity.intermediates import Inside
+from export.parity.candidates import (
+    FEW_RUNS,
+    Candidate,
+    ModelFile,
+    Setting,
+    Workers,
+    choose_files,
+    store_samples,
+)
+from export.parity.intermediates import Compared, Inside
 from export.parity.limits import LocalCheck, derived, is_float32, with_local
 from export.parity.measure import (
-    NARROW,
+    affordable,
     count_distinct,
+    in_lanes,
     measure_neighbours,
     measure_rows,
     measure_variation,
+    narrow_samples,
+    operations_per_sample,
+    torch_threads,
     worst_samples,
 )
-from export.parity.mutants import MutationTest, plant_faults, plant_reduced_faults
+from export.parity.mutants import MutationTest, Planted, plant_faults, plant_reduced_faults
 from export.parity.noise import measure_floor
 from export.parity.provenance import (
-    check_reduced,
+    check_frozen,
     check_state,
     check_weights,
-    find_folds,
+    program_arrays,
     state_arrays,
 )
-from export.parity.reference import Reference, make_reference, predict_with
+from export.parity.reduced import check_reduced
+from export.parity.reference import Reference, make_edge_reference, make_reference
+from export.parity.repack import find_folds
 from export.parity.schema import (
+    EDGE_CASES,
+    Coverage,
     Fault,
     FeatureFigures,
     FileFigures,
-    Layer,
     ParityFigures,
+    Row,
     WeightFigures,
 )
 from export.parity.structure import structure_problems
+from export.progress import Progress
+from export.worker import DiedError
 from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
 INSIDE_SAMPLES = 64
 LOCAL_SAMPLES = 16  # each of them is computed five times in float64
 FEATURE_SAMPLES = 256
+AT_ONCE = 2  # mutants: each is a copy of the model
 REDUCED = ("onnx-fp16", "onnx-int8")
 
 
@@ -77,23 +96,62 @@ class ParityRun:
     translation: OnnxExport
 
     @classmethod
-    def of(cls, subject: ModelUnderTest) -> "ParityRun":
-        """Export and translate a subject."""
-        program = export_program(subject)
+    def of(
+        cls, subject: ModelUnderTest, program: torch.export.ExportedProgram | None = None
+    ) -> "ParityRun":
+        """Export a subject, unless its program is given, and translate it."""
+        program = program or export_program(subject)
         return cls(subject, program, translate(subject, program))
 
-    @cached_property
+    def compute_reference(self) -> None:
+        """Compute the reference now, not when it is first asked for."""
+        _ = self._timed_blocks
+
+    @property
     def reference(self) -> Reference:
-        """Samples, the checkpoint's answers, and what float32 leaves undecided of them."""
-        reference = make_reference(self.subject)
-        return dataclasses.replace(reference, floors=measure_floor(reference, self.program))
+        """The proof's samples and the checkpoint's answers."""
+        return self._timed_blocks[0][0]
+
+    @property
+    def edge_cases(self) -> tuple[Reference | None, dict[str, str]]:
+        """The references for edge cases, and those that are left out, each with the reason."""
+        blocks, left_out, _ = self._timed_blocks
+        return blocks[-1] if blocks[-1].block == EDGE_CASES else None, left_out
+
+    @property
+    def blocks(self) -> tuple[Reference, ...]:
+        """The references for the proof's samples, for those of other sizes and for edge cases."""
+        return self._timed_blocks[0]
+
+    @cached_property
+    def _timed_blocks(self) -> tuple[tuple[Reference, ...], dict[str, str], float]:
+        """The blocks, the edge cases that are left out, and the seconds that this took."""
+        started = time.perf_counter()
+        blocks = [
+            make_reference(dataclasses.replace(self.subject, samples=samples), self.program)
+            for samples in (self.subject.samples, *self.subject.samples.others)
+        ]
+        edge_cases, left_out = make_edge_reference(self.subject, self.program)
+        if edge_cases is not None:
+            blocks.append(edge_cases)
+        took_s = time.perf_counter() - started
+        return tuple(self._with_floors(blocks)), left_out, took_s
+
+    def _with_floors(self, blocks: list[Reference]) -> Iterator[Reference]:
+        """The blocks with what float32 leaves undecided of each."""
+        usual: dict[str, Floor] = {}
+        for block in blocks:
+            floors = measure_floor(block, self.program, self.narrow)
+            usual = usual or floors
+            if block.block == EDGE_CASES:
+                floors = {n: floor.of_edge_cases(usual[n]) for n, floor in floors.items()}
+            yield dataclasses.replace(block, floors=floors)
 
     @cached_property
     def inside(self) -> Inside:
         """The checkpoint's values inside the graph."""
         outputs = [spec.name for spec in self.subject.outputs]
-        count = INSIDE_SAMPLES + len(self.reference.corners)
-        return Inside(self.translation.program, outputs, self.reference.first(count))
+        return Inside(self.translation.program, outputs, self.reference.first(INSIDE_SAMPLES))
 
     def first_layer(self, model: onnx.ModelProto) -> FirstLayer:
         """The first layer of an ONNX model of the subject.
@@ -103,26 +161,29 @@ class ParityRun:
         """
         return find_first_layer(model, self.translation.program, self.subject)
 
-    def layers(self, path: Path) -> tuple[Layer, ...]:
+    def layers(self, path: Path) -> Compared:
         """Every value inside an ONNX file beside the checkpoint's."""
         model = onnx.load(path)
-        layers = tuple(self.inside.layers(model))
-        return with_local(layers, self.local(model).figures(model)) if is_float32(model) else layers
+        found = self.inside.compare(model)
+        if not is_float32(model):
+            return found
+        local = self.local(model).figures(model)
+        return dataclasses.replace(found, layers=with_local(found.layers, local))
 
     def local(self, model: onnx.ModelProto) -> LocalCheck:
         """The operators of a float32 ONNX file, one by one."""
         outputs = [spec.name for spec in self.subject.outputs]
-        inputs = self.reference.first(LOCAL_SAMPLES + len(self.reference.corners))
+        inputs = self.reference.first(LOCAL_SAMPLES)
         return LocalCheck(self.translation.program, outputs, inputs, model)
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The mutants of the fp32 ONNX file, and what the gate makes of them."""
         model = onnx.load(path)
         checks = MutationTest(
-            self.reference, self.program, self.inside, allowed, local=self.local(model)
+            self._few, self.translation.program, self.inside, allowed, local=self.local(model)
         )
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
-        return tuple(checks.run(planted) for planted in plant_faults(model, folds, state))
+        return _killed(checks, plant_faults(model, folds, state))
 
     def reduced_faults(self, path: Path, source: Path, allowed: Tolerance) -> tuple[Fault, ...]:
         """The mutants of an ONNX file of reduced precision.
@@ -133,110 +194,217 @@ class ParityRun:
             allowed: The tolerance of the honest file.
         """
         checks = MutationTest(
-            self.reference, self.program, self.inside, allowed, source=onnx.load(source)
+            self._few,
+            self.translation.program,
+            self.inside,
+            allowed,
+            source=onnx.load(source),
         )
-        return tuple(checks.run(planted) for planted in plant_reduced_faults(onnx.load(path)))
+        return _killed(checks, plant_reduced_faults(onnx.load(path)))
+
+    @cached_property
+    def _few(self) -> Reference:
+        """The samples of every batch size."""
+        reference = self.reference
+        return dataclasses.replace(
+            reference,
+            inputs=reference.first(self.narrow),
+            truth={name: array[: self.narrow] for name, array in reference.truth.items()},
+            targets=reference.targets[: self.narrow],
+        )
 
     def measure(
         self,
         variants: dict[str, Path],
-        device: Device,
+        setting: Setting,
         tolerances: tuple[Tolerance, ...] = TOLERANCES,
         *,
+        workers: Workers,
         features: Path | None = None,
-        tf32: bool = False,
-        cuda_graphs: bool = False,
+        progress: Progress | None = None,
     ) -> ParityFigures:
         """Run the gate on files.
 
         Args:
             variants: The files by variant.
-            device: Where they run (the reference is always the CPU).
+            setting: Where and how they run.
             tolerances: The table, or a changed one; the self-test asks it.
+            workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
-            tf32: On CUDA, run the fp32 file with TF32 on, as the variant onnx-tf32, and it alone.
-            cuda_graphs: On CUDA, replay recorded graphs.
+            progress: Is told each step.
 
         Raises:
-            BundleError: A file is no model that can be run.
+            BundleError: The fp32 file is no model that can be run, or any, if the setting says so.
             DeviceUnavailableError: The device is not there.
         """
-        source = variants["onnx"]
-        if tf32:
-            variants = {"onnx-tf32": source}
-        outputs = [spec.name for spec in self.subject.outputs]
-        candidates, not_checked = open_candidates(
-            variants, outputs, device, tf32=tf32, cuda_graphs=cuda_graphs
-        )
-        on_cpu = device == "cpu"
-        # Another device rounds in other ways: the CPU's floor says nothing of it.
-        reference = self.reference if on_cpu else dataclasses.replace(self.reference, floors={})
-        rows = measure_rows(candidates, reference)
-        table = tuple(
-            derived(
-                tolerance_for(variant, device, tolerances),
-                [row for row in rows if row.variant == variant],
-                reference,
-            )
-            for variant in candidates
-        )
-        main = next(iter(candidates))
-        return ParityFigures(
-            name=self.subject.name,
-            device=device,
-            proof=self.subject.samples.summary(),
-            corners=self.reference.corners,
-            outputs=self.subject.outputs,
-            tolerances=table,
-            rows=tuple(rows),
-            files={v: self._file(v, variants[v], source) for v in candidates},
-            neighbours={v: measure_neighbours(p, self.reference) for v, p in candidates.items()},
-            coverage=measure_coverage(self.program, self.reference.inputs, NARROW),
+        source, progress = variants["onnx"], progress or Progress()
+        variants = {"onnx-tf32": source} if setting.tf32 else {"onnx": source, **variants}
+        outputs = tuple(spec.name for spec in self.subject.outputs)
+        files, not_checked = choose_files(variants, outputs, setting)
+        table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
+        progress.expect(len(setting.runs) + len(FEW_RUNS) * (len(self.blocks) - 1) + 3)
+        progress.step("reference")
+        with torch_threads(1), tempfile.TemporaryDirectory() as folder:
+            candidates = self._candidates(files, workers, Path(folder))
+            answered = self._ask(candidates, setting, progress)
+            shown = None
+            if features is not None:
+                part = dataclasses.replace(files[0], path=features)
+                shown = self._features(candidates[0][files[0].variant].with_file(part), source)
+            progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
-            layers=self.layers(source) if on_cpu else (),
-            faults=self.faults(source, table[0]) if on_cpu else (),
-            reduced_faults={
-                row.variant: self.reduced_faults(variants[row.variant], source, row)
-                for row in table
-                if row.variant in REDUCED and on_cpu
+            on_cpu = setting.device == "cpu"
+            inside = self.layers(source) if on_cpu else Compared((), ())
+            table = tuple(self._derived(row, answered.rows) for row in table)
+            return self._figures(
+                variants,
+                answered,
+                device=setting.device,
+                tolerances=table,
+                layers=inside.layers,
+                unmatched=inside.unmatched,
+                faults=self.faults(source, table[0]) if on_cpu else (),
+                reduced_faults={
+                    row.variant: self.reduced_faults(variants[row.variant], source, row)
+                    for row in table
+                    if on_cpu and row.variant in REDUCED and row.variant not in answered.broken
+                },
+                features=shown,
+                not_checked=not_checked,
+            )
+
+    def _candidates(
+        self, files: list[ModelFile], workers: Workers, folder: Path
+    ) -> list[dict[str, Candidate]]:
+        """Store each block's samples below a folder; the files by variant, to run each block."""
+        blocks = []
+        for position, block in enumerate(self.blocks):
+            stored = folder / str(position)
+            store_samples(block.inputs, stored)
+            blocks.append(
+                {f.variant: Candidate(f, workers, stored, self.patience_s) for f in files}
+            )
+        return blocks
+
+    def _figures(
+        self, variants: dict[str, Path], answered: "_Answered", **found: Any
+    ) -> ParityFigures:
+        """Everything together; ``found`` are fields of ``ParityFigures``."""
+        main, source = next(iter(variants)), next(iter(variants.values()))
+        edge_cases, left_out = self.edge_cases
+        return ParityFigures(
+            name=self.subject.name,
+            proof=self.subject.samples.summary(),
+            edge_cases=() if edge_cases is None else edge_cases.corners,
+            edge_cases_left_out=left_out,
+            outputs=self.subject.outputs,
+            rows=answered.rows,
+            files={
+                v: self._file(v, variants[v], source, state) for v, state in answered.states.items()
             },
-            variation=measure_variation(reference),
-            distinct=count_distinct(reference),
-            worst=worst_samples([row for row in rows if row.variant == main], self.reference),
-            features=None if features is None else self._features(features, source, device, tf32),
-            not_checked=not_checked,
+            neighbours=answered.neighbours,
+            coverage=answered.coverage,
+            variation=measure_variation(self.reference),
+            distinct=count_distinct(self.reference),
+            worst=worst_samples([r for r in answered.rows if r.variant == main], self.reference),
+            broken=answered.broken,
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
+            **found,
         )
 
-    def _features(self, path: Path, source: Path, device: Device, tf32: bool) -> FeatureFigures:
-        model = onnx.load(source)
-        inputs = self.reference.first(FEATURE_SAMPLES + len(self.reference.corners))
+    def _ask(
+        self, candidates: list[dict[str, Candidate]], setting: Setting, progress: Progress
+    ) -> "_Answered":
+        """Open the files and ask them everything that takes a run.
+
+        Args:
+            candidates: By variant, for each block.
+            setting: Where and how they run.
+            progress: Is told each step.
+
+        Raises:
+            BundleError: The first of them cannot be opened or run.
+        """
+        main, rows = next(iter(candidates[0])), list[Row]()
+        states, broken = _open_all(candidates[0], strict=setting.strict)
+        for block, all_of_it in zip(self._blocks_on(setting.device), candidates, strict=True):
+            if main in broken:
+                raise BundleError(f"{main}: {broken[main]}")
+            alive = {v: candidate for v, candidate in all_of_it.items() if v not in broken}
+            runs = FEW_RUNS if block.block else affordable(setting.runs, self.operations)
+            found, died = measure_rows(alive, block, runs, self.narrow, progress)
+            rows += found
+            broken |= died
+        if main in broken:
+            raise BundleError(f"{main}: {broken[main]}")
+        progress.step("neighbours, coverage")
+        alive = {v: candidate for v, candidate in candidates[0].items() if v not in broken}
+        neighbours, errors, coverage = in_lanes(
+            alive,
+            lambda candidate: measure_neighbours(candidate, self.reference),
+            lambda: measure_coverage(self.program, self.reference.inputs, self.narrow),
+        )
+        broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
+        if main in broken:
+            raise BundleError(f"{main}: {broken[main]}")
+        kept = tuple(row for row in rows if row.variant not in broken)
+        return _Answered(kept, states, neighbours, coverage, broken)
+
+    def _blocks_on(self, device: Device) -> tuple[Reference, ...]:
+        """The blocks; a device that rounds in other ways is not held to the CPU's floors."""
+        if device == "cpu":
+            return self.blocks
+        return tuple(dataclasses.replace(block, floors={}) for block in self.blocks)
+
+    def _derived(self, row: Tolerance, rows: Sequence[Row]) -> Tolerance:
+        """A tolerance, widened as far as the network's own rounding asks for."""
+        found = [part for part in rows if part.variant == row.variant]
+        return derived(row, found, self._blocks_on(row.device))
+
+    @cached_property
+    def operations(self) -> float:
+        """Floating-point operations of one sample."""
+        return operations_per_sample(self.subject)
+
+    @cached_property
+    def narrow(self) -> int:
+        """How many samples every batch size runs over."""
+        return narrow_samples(self.operations)
+
+    @cached_property
+    def patience_s(self) -> float:
+        """Who takes longer over the samples hangs: a minute, and 50 times the float64 reference."""
+        return 60 + 50 * self._timed_blocks[2]
+
+    def _features(self, opened: Candidate, source: Path) -> FeatureFigures:
+        model, path = onnx.load(source), opened.file.path
+        inputs = self.reference.first(FEATURE_SAMPLES)
         try:
             first = self.first_layer(model)
         except NoFirstLayerError as error:
             raise BundleError(f"{path} is of no layer of {source.name}: {error}") from error
-        opened = OnnxModel(path, device, tf32=tf32)
         return measure_first_layer(first, path, model, opened, inputs)
 
-    def _file(self, variant: str, path: Path, source: Path) -> FileFigures:
+    def _file(self, variant: str, path: Path, source: Path, tensors: Arrays | None) -> FileFigures:
         problems: list[str] = []
         weights: WeightFigures | None = None
-        module = self.subject.module
         if variant.startswith("onnx"):
             model = onnx.load(path)
             problems = structure_problems(model, self.subject.inputs, self.subject.outputs)
             weights = (
                 check_reduced(model, onnx.load(source))
                 if variant in REDUCED
-                else check_weights(model, self.program)
+                else check_weights(model, self.translation.program)
             )
-        elif variant == "torchscript":
-            weights = check_state(state_arrays(_load_script(path, "cpu")), module)
-        elif variant == "pt2":
-            state = torch.export.load(path).state_dict
-            weights = check_state({n: t.detach().numpy() for n, t in state.items()}, module)
+        elif variant == "torchscript" and tensors is not None:
+            weights = check_state(tensors, state_arrays(self.subject.module))
+        elif variant == "torchscript-frozen" and tensors is not None:
+            weights = check_frozen(tensors, self.translation.program)
+            problems = list(weights.problems)  # older bundles have no bound for this format
+        elif variant == "pt2" and tensors is not None:
+            weights = check_state(tensors, program_arrays(self.program))
         return FileFigures(
             path=path.name,
             size_bytes=path.stat().st_size,
@@ -245,63 +413,42 @@ class ParityRun:
         )
 
 
-def open_candidates(
-    variants: dict[str, Path],
-    outputs: Sequence[str],
-    device: Device,
-    *,
-    threads: int = 1,
-    tf32: bool = False,
-    cuda_graphs: bool = False,
-) -> tuple[dict[str, Predict], dict[str, str]]:
-    """The files as functions that run on the device, and those that cannot, each with a reason.
+def _killed(checks: MutationTest, planted: Iterator[Planted]) -> tuple[Fault, ...]:
+    """What the checks make of mutants, a few at once."""
+    found = list[Fault]()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while some := list(itertools.islice(planted, AT_ONCE)):
+            found += pool.map(checks.run, some)
+    return tuple(found)
 
-    Args:
-        variants: The files by variant.
-        outputs: The outputs' names, in order.
-        device: Where they run.
-        threads: Threads within an operator of ONNX Runtime, on the CPU.
-        tf32: See ``OnnxModel``.
-        cuda_graphs: See there.
+
+@dataclass(frozen=True)
+class _Answered:
+    """What came of running the files; ``broken`` have no rows.
+
+    Attributes:
+        states: By variant, the tensors of PyTorch's files; None for ONNX files.
     """
-    candidates: dict[str, Predict] = {}
-    not_checked: dict[str, str] = {}
-    if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = tf32
-    for variant, path in variants.items():
-        if variant.startswith("onnx"):
-            if device == "cuda" and variant == "onnx-int8":
-                not_checked[variant] = "int8 is for the CPU: CUDA's provider would run it in fp32"
-                continue
-            candidates[variant] = OnnxModel(
-                path, device, threads, tf32=tf32, cuda_graphs=cuda_graphs
-            )
-        elif variant == "pt2" and device == "cuda":
-            not_checked[variant] = "the program was exported for the CPU and cannot run on cuda"
-        elif variant == "pt2":
-            program = _opened(path, _load_program)
-            candidates[variant] = predict_with(program, outputs)
-        elif variant == "torchscript-frozen" and device == "cuda":
-            not_checked[variant] = "its weights are constants on the CPU and cannot run on cuda"
-        else:
-            script = _opened(path, functools.partial(_load_script, device=device))
-            candidates[variant] = predict_with(script, outputs, device)
-    return candidates, not_checked
+
+    rows: tuple[Row, ...]
+    states: dict[str, Arrays | None]
+    neighbours: dict[str, dict[str, float]]
+    coverage: Coverage
+    broken: dict[str, str]
 
 
-def _load_script(path: Path, device: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript's deprecation
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(path, map_location=device)
-
-
-def _load_program(path: Path) -> Any:
-    return torch.export.load(path).module()
-
-
-def _opened(path: Path, load: Callable[[Path], Any]) -> Any:
-    try:
-        return load(path)
-    except Exception as error:  # PyTorch's loaders raise whatever they stumble on
-        raise BundleError(f"{path} is no model that can be run: {error}") from error
+def _open_all(
+    candidates: dict[str, Candidate], *, strict: bool
+) -> tuple[dict[str, Arrays | None], dict[str, str]]:
+    """The tensors of each file that opens, and what happened to the others."""
+    states, errors, _ = in_lanes(candidates, Candidate.open)
+    broken = {}
+    for variant, error in errors.items():
+        if strict and not isinstance(error, DiedError):
+            raise error
+        if isinstance(error, DeviceUnavailableError):
+            raise error
+        broken[variant] = (
+            f"dies opening it: {error}" if isinstance(error, DiedError) else str(error)
+        )
+    return states, broken

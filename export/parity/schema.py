@@ -10,6 +10,9 @@ from export.bundle.metrics import Comparison, Figures
 from export.bundle.tolerances import Device, Tolerance
 
 SCHEMA_VERSION = 3
+# Where more of the values have no counterpart, it is said that the inside is hardly compared.
+INSIDE_SHARE = 0.5
+EDGE_CASES = "edge cases"  # a block of samples with a scale of its own
 ALONE = "alone"  # a batch of one: another batch size, not only other neighbours
 
 
@@ -21,6 +24,9 @@ class Row(Figures):
         batch_invariance: Largest scaled difference to the same samples' answers in batches of the
             largest size; None at that size.
         softmax_error: See ``golden.head_error``.
+        threads: Threads within an operator.
+        block: Which samples: "" for those of the proof, ``EDGE_CASES``, or the sizes of variable
+            axes. Each block has a scale of its own.
     """
 
     variant: str
@@ -29,31 +35,60 @@ class Row(Figures):
     outputs: dict[str, Comparison]
     batch_invariance: float | None
     softmax_error: float
+    threads: int = 1
+    block: str = ""
 
 
 class WeightFigures(Figures):
-    """Where a file's weights come from, asked of the file itself.
+    """Where a file's numbers come from, asked of the file itself.
 
     Attributes:
-        equal: Tensors that are bit-equal to the checkpoint's.
-        folded: Tensors into which a BatchNorm was folded.
+        equal: Tensors that hold the checkpoint's numbers bit by bit, moved or stacked perhaps.
+        folded: Tensors that were computed from the checkpoint's: a fold, a sum, a constant part.
         converted: Tensors that were rounded to another type.
-        constants: How many float numbers of the file are of no tensor of the checkpoint: numbers of
-            the code, and what the exporter computed in advance. Only samples prove them.
+        constants: How many float numbers are the code's own, and known from it.
+        consumed: How many float numbers the file's nodes take.
+        untraced: How many of those are traced to nothing: only samples prove them.
+        settings: Attributes and integer inputs of nodes that the program's arguments confirm.
+        settings_untraced: Those that no rule covers: only samples prove them.
+        calibrated: Steps of activations, which calibration chose: only samples prove them.
         error: Largest difference to what the checkpoint says, in the unit of the precision: of
             float tensors over the value itself (of biases, differences of large numbers, over the
-            largest), of int8 in steps of the quantization.
+            size of their terms), of int8 in steps of the quantization.
         worst: Where that is, with both values.
-        problems: Tensors that are missing or of another shape, in words.
+        problems: What is not the checkpoint's, in words.
     """
 
     equal: int
     folded: int
     converted: int
     constants: int
+    consumed: int = 0
+    untraced: int = 0
+    settings: int = 0
+    settings_untraced: int = 0
+    calibrated: int = 0
     error: float
     worst: str
     problems: tuple[str, ...]
+
+    @property
+    def traced_share(self) -> float | None:
+        """Of the float numbers that nodes take; None in files of old, which did not count them."""
+        return 1 - self.untraced / self.consumed if self.consumed else None
+
+    def summary(self) -> str:
+        """How far the file is proven without samples, in a line."""
+        if self.traced_share is None:
+            return "not counted"
+        counts = {
+            "numbers": self.untraced,
+            "attributes and integer inputs": self.settings_untraced,
+            "steps of activations": self.calibrated,
+        }
+        rest = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        traced = f"{self.traced_share:.2%} of {self.consumed:,} numbers traced"
+        return f"{traced}; proven on samples only: {rest}" if rest else traced
 
 
 class FileFigures(Figures):
@@ -101,9 +136,15 @@ class Coverage(Figures):
 
     @property
     def share(self) -> float:
+        """Active ones of all units, 0..1: the others are proven by their weights alone."""
+        # A network without activation functions has nothing that could be dead.
+        return self.active / self.units if self.units else 1.0
+
+    @property
+    def share_of_all_samples(self) -> float:
         """Active ones of those that all samples activate, 0..1; 0 if nothing is ever active."""
         if self.units == 0:
-            return 1.0  # a network without activation functions has nothing that could be dead
+            return 1.0
         return self.active / self.active_in_all if self.active_in_all else 0.0
 
 
@@ -196,6 +237,12 @@ class ParityFigures(Figures):
     """Everything the gate measured on one device.
 
     Attributes:
+        broken: Variants that could not be opened or run to the end, and what happened; they have
+            no rows.
+        corners: In older files, the names of edge cases that stand before the samples.
+        edge_cases: The names of the edge cases, which have rows of their own.
+        edge_cases_left_out: Those that prove nothing, each with the reason.
+        unmatched: Float values inside the ONNX file that were not compared, by name.
         faults: The mutants of the fp32 ONNX file; ``reduced_faults`` those of the other ONNX files,
             by variant.
         variation: How much each output varies over the samples, in units of float32's floor: the
@@ -207,7 +254,9 @@ class ParityFigures(Figures):
     name: str
     device: Device
     proof: SampleSet
-    corners: tuple[str, ...]
+    corners: tuple[str, ...] = ()
+    edge_cases: tuple[str, ...] = ()
+    edge_cases_left_out: dict[str, str] = Field(default_factory=dict)
     outputs: tuple[TensorSpec, ...]
     tolerances: tuple[Tolerance, ...]
     rows: tuple[Row, ...]
@@ -215,6 +264,7 @@ class ParityFigures(Figures):
     neighbours: dict[str, dict[str, float]]
     coverage: Coverage
     layers: tuple[Layer, ...]
+    unmatched: tuple[str, ...] = ()
     faults: tuple[Fault, ...]
     reduced_faults: dict[str, tuple[Fault, ...]] = Field(default_factory=dict)
     variation: dict[str, float] = Field(default_factory=dict)
@@ -222,6 +272,7 @@ class ParityFigures(Figures):
     worst: tuple[WorstSample, ...]
     features: FeatureFigures | None = None
     not_checked: dict[str, str]
+    broken: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
 
     @property
@@ -229,11 +280,14 @@ class ParityFigures(Figures):
         """The variants that were measured, in order."""
         return list(dict.fromkeys(row.variant for row in self.rows))
 
-    def describe(self, position: int) -> str:
-        """A sample by its position, as a person would look it up."""
+    def describe(self, position: int, block: str = "") -> str:
+        """A sample by its position in a block, as a person would look it up."""
+        if block == EDGE_CASES:
+            return f"edge case {self.edge_cases[position]!r}"
         if position < len(self.corners):
             return f"corner case {self.corners[position]!r}"
-        return f"sample {position - len(self.corners)}"
+        sample = f"sample {position - len(self.corners)}"
+        return f"{sample} of {block}" if block else sample
 
     def largest(self, variant: str) -> Row:
         """A variant's row over most samples."""

@@ -5,7 +5,7 @@ On a CPU ratios alone mean something: machines differ, and share their cores.
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from export.bundle.golden import Golden, Predict
 from export.bundle.metrics import Arrays
 from export.bundle.store import Bundle
 from export.bundle.tolerances import Device
-from export.parity.run import open_candidates
+from export.parity.candidates import Setting, choose_files
 from training.provenance import versions
 
 ROUNDS = 20
@@ -59,16 +59,18 @@ class Timings(BaseModel):
 def measure(
     bundle: Bundle,
     device: Device,
+    variants: Collection[str],
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: Sequence[int] = (1,),
     rounds: int = ROUNDS,
 ) -> Timings:
-    """Time every variant of a bundle that the device can run.
+    """Time variants of a bundle, as far as the device can run them.
 
     Args:
         bundle: An opened bundle; its golden samples are what is computed.
         device: Where.
+        variants: Which; all but the ONNX files can run code when they are opened.
         batch_sizes: Samples a call.
         threads: Threads within an operator, on the CPU.
         rounds: How often each variant has its turn; each turn lasts 2 ms at least.
@@ -79,12 +81,13 @@ def measure(
         before = torch.get_num_threads()
         torch.set_num_threads(count)
         try:
-            candidates, _ = open_candidates(
-                bundle.variants,
-                [spec.name for spec in bundle.manifest.outputs],
-                device,
-                threads=count,
+            files, _ = choose_files(
+                {v: path for v, path in bundle.variants.items() if v in {"onnx", *variants}},
+                tuple(spec.name for spec in bundle.manifest.outputs),
+                Setting(device),
+                count,
             )
+            candidates = {file.variant: file.open() for file in files}
             for batch_size in batch_sizes:
                 batch = {
                     name: np.resize(array, (batch_size, *array.shape[1:]))

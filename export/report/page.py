@@ -224,13 +224,13 @@ def batch_sizes(figures: ParityFigures) -> Iterator[str]:
     )
     rows: list[Cells] = [
         (
-            *(row.variant, str(row.batch_size), f"{row.samples:,}", output),
+            *(row.variant, str(row.batch_size), Cell(f"{row.samples:,}", row.block), output),
             *(error_text(found.scaled_error), number(found.rms_ratio), number(found.sqnr_db)),
             *(str(found.labels.flips) if found.labels else "-", str(found.non_finite)),
             "-" if row.batch_invariance is None else error_text(row.batch_invariance),
             number(row.softmax_error),
         )
-        for row in sorted(figures.rows, key=lambda row: (row.variant, row.batch_size))
+        for row in sorted(figures.rows, key=lambda row: (row.variant, row.block, row.batch_size))
         for output, found in row.outputs.items()
     ]
     content = table(columns, rows)
@@ -267,8 +267,8 @@ def coverage(figures: ParityFigures) -> Iterator[str]:
     yield heading(
         "Unit coverage",
         f"{found.share:.0%}: the {found.samples:,} samples of every batch size activate "
-        f"{found.active:,} of the {found.active_in_all:,} units that all samples activate "
-        f"({found.units:,} there are)",
+        f"{found.active:,} of {found.units:,} units, all samples {found.active_in_all:,}; the "
+        "others are proven by their weights alone",
     )
     if rows:
         yield table(("activation", "active", "units"), rows)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from export.bundle.manifest import ParityVerdict
 from export.bundle.metrics import SURE
 from export.bundle.tolerances import Tolerance
-from export.parity.judge import Judgement, neighbour_bound
+from export.parity.judge import Judgement, inside_words, neighbour_bound
 from export.parity.schema import ParityFigures
 from export.report import page
 from export.report.page import Cell, Cells, bounded, error_text, number
@@ -262,9 +262,19 @@ def _weights(figures: ParityFigures, tolerances: dict[str, Tolerance]) -> Iterat
         if tolerance.precision == "int8":
             error = error._replace(text=f"{number(found.error)} steps")
         counts = (found.equal, found.folded, found.converted, found.constants)
-        rows.append((name, *map(str, counts), error, "; ".join(found.problems) or found.worst))
+        worst = "; ".join(found.problems) or found.worst
+        rows.append((name, *map(str, counts), found.summary(), error, worst))
     yield page.heading("Provenance of the weights", "each file's tensors beside the checkpoint's")
-    columns = ("file", "equal", "folded", "converted", "other numbers", "error", "largest at")
+    columns = (
+        "file",
+        "equal",
+        "folded",
+        "converted",
+        "of the code",
+        "traced",
+        "error",
+        "largest at",
+    )
     yield page.table(columns, rows)
 
 
@@ -272,7 +282,9 @@ def _environment(figures: ParityFigures, judgement: Judgement) -> Iterator[str]:
     proof = figures.proof
     facts = {
         "samples": f"{proof.name}: {proof.samples:,}, SHA-256 {proof.sha256[:12]}",
-        "corner cases": ", ".join(figures.corners) or "none",
+        "edge cases": ", ".join((*figures.edge_cases, *figures.corners)) or "none",
+        **{f"edge case left out: {k}": why for k, why in figures.edge_cases_left_out.items()},
+        "values inside": inside_words(len(figures.layers), len(figures.unmatched)),
         "run on": ", ".join([figures.device, *(" ".join(v) for v in figures.versions.items())]),
         **{f"tolerance of {v.variant}": v.tolerance.reason for v in judgement.verdicts},
     }

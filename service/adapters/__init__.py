@@ -1,1 +1,1 @@
-"""What models take and answer beyond bare tensors, one module a task; see ``adapter``."""
+"""What models take and answer beyond bare tensors, one module a task; see ``tensors``."""

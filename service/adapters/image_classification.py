@@ -14,15 +14,10 @@ from service.adapters.tensors import TensorsAdapter
 from service.protocol.errors import InvalidInputError, PayloadTooLargeError
 
 DATATYPES = ("UINT8", "FP16", "FP32")
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
 
 
 class ImageClassificationAdapter(TensorsAdapter):
-    """Adds pictures and labels to the task "tensors"; see ``adapter.Adapter``."""
+    """Adds pictures and labels to the task "tensors"."""
 
     task = "image-classification"
     endpoints: tuple[str, ...] = ("predict", "predict_image")
@@ -45,16 +40,15 @@ class ImageClassificationAdapter(TensorsAdapter):
 
     def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
         """Decode, resize, crop and normalize a picture: the input of one sample."""
-        picture = decode_picture(content, max_pixels)
-        convert = convert_to_grey if self._preprocessing.channels == 1 else convert_to_rgb
-        cropped = _crop(_resize(convert(picture), self._preprocessing, max_pixels), self._crop_size)
-        pixels = np.asarray(cropped)
-        pixels_HWC = pixels.reshape(*pixels.shape[:2], -1)
-        values_HWC = _normalize(pixels_HWC, self._preprocessing, self._input)
-        if self._preprocessing.layout == "NCHW":
+        how = self._preprocessing
+        convert = convert_to_grey if how.channels == 1 else convert_to_rgb
+        picture = convert(decode_picture(content, max_pixels))
+        pixels = np.asarray(_crop(_resize(picture, how, max_pixels), how.crop))
+        values_HWC = _normalize(pixels.reshape(*how.crop, how.channels), how, self._input)
+        if how.layout == "NCHW":
             sample = values_HWC.transpose(2, 0, 1)
         else:
-            sample = values_HWC.reshape(self._preprocessing.sample_shape)
+            sample = values_HWC.reshape(how.sample_shape)
         return {self._input.name: np.ascontiguousarray(sample)[None]}
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
@@ -67,10 +61,6 @@ class ImageClassificationAdapter(TensorsAdapter):
             for index, row in zip(best, probabilities_NK.tolist(), strict=True)
         ]
         return found | {"predictions": predictions}
-
-    @property
-    def _crop_size(self) -> tuple[int, int]:
-        return self._preprocessing.crop
 
 
 def find_scores(manifest: Manifest) -> TensorSpec:
@@ -146,7 +136,7 @@ def _resize(
     size = (preprocessing.resize, length) if is_upright else (length, preprocessing.resize)
     if size == picture.size:
         return picture
-    return picture.resize(size, _FILTERS[preprocessing.interpolation])
+    return picture.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
 
 
 def _crop(picture: Image.Image, crop: tuple[int, int]) -> Image.Image:

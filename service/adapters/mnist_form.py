@@ -14,7 +14,6 @@ itself. Arrays are [height, width]; "ink" is float32, 0 = paper, 1 = ink.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -38,34 +37,17 @@ SURE, NOISE = 5, 2.5  # the same two limits of paper, in standard deviations of 
 MARGIN = 2  # pixels of the small copy around the ink
 THIN = 1.8  # pixels of 28x28; MNIST's strokes are two to four pixels wide
 NORMAL_MAD = 1.4826  # standard deviation / median absolute deviation, normal distribution
-
-
 # None of MNIST's 70,000 images has more than 5 lighter pixels on its rim of 108.
 DARK, MAX_LIGHT_ON_RIM = 31, 10
 _RIM = np.ones((SIDE, SIDE), np.bool_)
 _RIM[1:-1, 1:-1] = False
 
 
-class Ground(NamedTuple):
-    """The paper, as found in the small copy.
-
-    Attributes:
-        light: Whether the paper is lighter than the ink.
-        level: float32 [h, w], the paper's brightness; in the negative if the paper is light.
-    """
-
-    light: bool
-    level: Array
-
-
 def convert_to_mnist_form(grey: Image.Image) -> Array:
-    """Convert a grey picture to the form of MNIST's images.
+    """Convert a picture to the form of MNIST's images: uint8 [28, 28], 0 = ground, 255 = ink.
 
     Args:
         grey: Mode L, any size; ink on lighter or darker paper.
-
-    Returns:
-        uint8 [28, 28], 0 = ground, 255 = ink.
 
     Raises:
         NothingDrawnError: There is no ink.
@@ -73,14 +55,11 @@ def convert_to_mnist_form(grey: Image.Image) -> Array:
     if grey.size == (SIDE, SIDE):
         pixels = np.array(grey)
         for form in (pixels, PIXEL_MAX - pixels):
-            if _has_dark_rim(form):
+            if np.count_nonzero(form[_RIM] > DARK) <= MAX_LIGHT_ON_RIM:
                 return _require_contrast(form)
-    return _draw_again(grey)
-
-
-def _has_dark_rim(pixels: Array) -> bool:
-    rim = pixels[_RIM]
-    return int(np.count_nonzero(rim > DARK)) <= MAX_LIGHT_ON_RIM
+    small = _sized(grey, COARSE) if max(grey.size) > COARSE else grey
+    light, paper, drawn = _find_ink(small)
+    return _placed(_scaled(_cut_out(grey, light, paper, drawn)))
 
 
 def _require_contrast(pixels: Array) -> Array:
@@ -94,15 +73,13 @@ def _require_contrast(pixels: Array) -> Array:
     return pixels
 
 
-def _draw_again(grey: Image.Image) -> Array:
-    """Find the ink, cut it out, scale it and place it as MNIST's digits are."""
-    small = _sized(grey, COARSE) if max(grey.size) > COARSE else grey
-    ground, drawn = _find_ink(small)
-    return _placed(_scaled(_cut_out(grey, ground, drawn)))
+def _find_ink(small: Image.Image) -> tuple[bool, Array, Array]:
+    """Find paper and ink in the small copy.
 
-
-def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
-    """The paper, and the mask of the drawing in the small copy, bool [h, w]."""
+    Returns:
+        Whether the paper is lighter than the ink; its brightness, float32 [h, w], in the negative
+        if it is light; and the mask of the drawing, bool [h, w].
+    """
     # Smoothed, so that a camera's noise is not taken for ink.
     pixels = np.asarray(small.filter(ImageFilter.BoxBlur(1)), np.float32)
     plane = _plane(pixels)
@@ -123,7 +100,7 @@ def _find_ink(small: Image.Image) -> tuple[Ground, Array]:
             "send a digit in dark ink on light paper, or in light ink on dark"
         )
     drawn = select_drawing(ink > max(DEEP * depth, SURE * noise), ink)
-    return Ground(light, level + plane + usual), drawn
+    return light, level + plane + usual, drawn
 
 
 def _plane(pixels: Array) -> Array:
@@ -149,46 +126,35 @@ def _without_strokes(pixels: Array, width: int) -> Array:
 
 def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
     """The minimum or maximum over a square of ``width`` pixels, in log2(width) steps an axis."""
-    for axis in (0, 1):
-        before = width // 2
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (before, width - 1 - before)
-        reach, wide = 1, np.pad(pixels, padding, mode="edge")
+    wide = np.pad(pixels, (width // 2, width - 1 - width // 2), mode="edge")
+    for _ in range(2):
+        reach = 1
         while reach < width:
             step = min(reach, width - reach)
-            wide = (
-                pick(wide[:-step], wide[step:])
-                if axis == 0
-                else pick(wide[:, :-step], wide[:, step:])
-            )
+            wide = pick(wide[:-step], wide[step:])
             reach += step
-        pixels = wide
-    return pixels
+        wide = wide.T
+    return wide
 
 
-def _cut_out(grey: Image.Image, ground: Ground, drawn: Array) -> Array:
+def _cut_out(grey: Image.Image, light: bool, level: Array, drawn: Array) -> Array:
     """The drawing alone, cut out of the picture: ink, at most FINE pixels on its longer side."""
     height, width = drawn.shape
-    top, bottom, left, right = _extent(drawn)
-    top, left = max(0, top - MARGIN), max(0, left - MARGIN)
-    bottom, right = min(height, bottom + MARGIN), min(width, right + MARGIN)
+    rows, columns = _bounding_box(drawn)
+    top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
+    bottom, right = min(height, rows.stop + MARGIN), min(width, columns.stop + MARGIN)
+    in_small = (left, top, right, bottom)
     across, down = grey.width / width, grey.height / height
     here = (left * across, top * down, right * across, bottom * down)
-    longer = max(here[2] - here[0], here[3] - here[1])
-    scale = min(1, FINE / longer)
-    size = (
-        max(1, round(scale * (here[2] - here[0]))),
-        max(1, round(scale * (here[3] - here[1]))),
-    )
+    sides = (here[2] - here[0], here[3] - here[1])
+    scale = min(1, FINE / max(sides))
+    size = (max(1, round(scale * sides[0])), max(1, round(scale * sides[1])))
     cut = np.asarray(grey.resize(size, Image.Resampling.BOX, here), np.float32)
-    in_small = (left, top, right, bottom)
-    level = _enlarged(ground.level, size, in_small)
-    raised = (PIXEL_MAX - cut if ground.light else cut) - level
+    raised = (PIXEL_MAX - cut if light else cut) - _enlarged(level, size, in_small)
     paper, ink, noise = _two_kinds(raised)
     least = paper + max(PAPER * (ink - paper), NOISE * noise)
     full = max(paper + FULL * (ink - paper), least + 1)
-    near = _widest(drawn.astype(np.float32), 3, np.maximum)
-    mask = _enlarged(near, size, in_small)
+    mask = _enlarged(_widest(drawn, 3, np.maximum), size, in_small)
     return np.asarray(np.clip((raised - least) / (full - least), 0, 1) * mask)
 
 
@@ -208,10 +174,9 @@ def _enlarged(small: Array, size: tuple[int, int], box: tuple[int, int, int, int
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
 
 
-def _extent(mask: Array) -> tuple[int, int, int, int]:
-    """The bounding box of a mask: top, bottom, left, right; bottom and right are exclusive."""
+def _bounding_box(mask: Array) -> tuple[slice, slice]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _scaled(ink: Array) -> Array:
@@ -222,8 +187,7 @@ def _scaled(ink: Array) -> Array:
             "nothing is drawn on the image that stands out from its noise; send a digit in dark "
             "ink on light paper, or in light ink on dark"
         )
-    top, bottom, left, right = _extent(sure)
-    image = Image.fromarray((PIXEL_MAX * ink[top:bottom, left:right]).astype(np.uint8))
+    image = Image.fromarray((PIXEL_MAX * ink[_bounding_box(sure)]).astype(np.uint8))
     twice = _sized(image, 2 * BOX)
     if _stroke(np.asarray(twice, np.float32)) < 2 * THIN:
         twice = twice.filter(ImageFilter.MaxFilter(3))

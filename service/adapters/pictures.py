@@ -1,10 +1,12 @@
 """Decodes uploaded PNG and JPEG files under limits, and converts pictures to grey or RGB.
 
-A picture is turned upright as its EXIF data say; of an animated PNG the first frame is used.
+A picture is turned upright as its EXIF data say, unless they are unreadable; of an animated PNG the
+first frame is used.
 """
 
 import io
 import struct
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,16 +30,13 @@ _COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 def decode_picture(
     content: bytes, max_pixels: int, *, draft_side: int | None = None
 ) -> Image.Image:
-    """Decode an uploaded file.
+    """Decode an uploaded PNG or JPEG file to an upright picture in any of Pillow's modes.
 
     Args:
-        content: The bytes of a PNG or JPEG file.
+        content: The file's bytes.
         max_pixels: The largest width x height; checked before anything is decoded.
         draft_side: Decode a JPEG at an eighth, a quarter or half of its size, if both sides stay
             at least this long; None: at its full size.
-
-    Returns:
-        The upright picture, in any of Pillow's modes.
 
     Raises:
         InvalidInputError: The file is not a PNG or JPEG, or is damaged.
@@ -58,7 +57,9 @@ def decode_picture(
         if draft_side is not None:
             image.draft(None, (draft_side, draft_side))
         image.load()  # before EXIF is parsed, which would hide damage
-        return turn_upright(image)
+        with suppress(Exception):  # from unreadable EXIF data Pillow raises whatever it runs into
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
     except ServiceError:
         raise
     except UnidentifiedImageError as error:
@@ -74,23 +75,12 @@ def decode_picture(
 
 def is_small_png(content: bytes) -> bool:
     """Is this a PNG of at most 128 x 128 pixels by its header, without compressed metadata?"""
-    if not content.startswith(_PNG_SIGNATURE):
-        return False
-    if len(content) < _PNG_SIZE_OFFSET + _PNG_SIZE.size:
+    if not content.startswith(_PNG_SIGNATURE) or len(content) < _PNG_SIZE_OFFSET + _PNG_SIZE.size:
         return False
     width, height = _PNG_SIZE.unpack_from(content, _PNG_SIZE_OFFSET)
     if width * height > MAX_SMALL_PIXELS:
         return False
     return not any(chunk in content for chunk in _COMPRESSED_CHUNKS)
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Turn or mirror a decoded picture in place as EXIF says; unreadable EXIF data are ignored."""
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises whatever it runs into
-        return image
-    return image
 
 
 def convert_to_grey(image: Image.Image) -> Image.Image:

@@ -3,11 +3,13 @@
 import math
 from typing import Any
 
+import msgspec
+
 from export.bundle.golden import Predict
 from export.bundle.manifest import Manifest, TensorSpec
 from export.bundle.metrics import Arrays
 from service.protocol.errors import InvalidInputError, UnsupportedMediaError, quote_value
-from service.protocol.json_values import json_kind, parse_json
+from service.protocol.json_values import convert_json, json_kind, parse_json
 from service.protocol.oip import to_json_numbers
 from service.protocol.tensors import InputTensor, read_inputs
 from service.settings import Limits
@@ -15,8 +17,17 @@ from service.settings import Limits
 EXPECTED = '{"inputs": {"NAME": list of numbers, nested as the input\'s shape or flat}}'
 
 
+class _Request(msgspec.Struct, forbid_unknown_fields=True):
+    inputs: dict[str, Any] | list[Any]
+
+
 class TensorsAdapter:
-    """Converts JSON lists to inputs and outputs to JSON lists; see ``adapter.Adapter``."""
+    """Converts JSON to a model's inputs, and its outputs to JSON; the base of every adapter.
+
+    Attributes:
+        task: As in the manifest.
+        endpoints: The endpoints that the task has besides "infer", as labels of the metrics.
+    """
 
     task = "tensors"
     endpoints: tuple[str, ...] = ("predict",)
@@ -26,19 +37,39 @@ class TensorsAdapter:
         self._manifest = manifest
 
     def decode_json(self, body: bytes, limits: Limits) -> Arrays:
-        """Decode {"inputs": {"NAME": list}}, or {"inputs": list} for the only input."""
-        fields = parse_json(body, EXPECTED, limits.json_depth)
-        if not isinstance(fields, dict):
-            raise InvalidInputError(f"the body is {json_kind(fields)}; expected {EXPECTED}")
-        if unknown := sorted(fields.keys() - {"inputs"}):
-            raise InvalidInputError(f"unknown field {quote_value(unknown[0])}; known: inputs")
-        if "inputs" not in fields:
-            raise InvalidInputError(f"the field inputs is missing; expected {EXPECTED}")
-        given = [self._describe(*item) for item in self._named(fields["inputs"]).items()]
+        """Decode {"inputs": {"NAME": list, ...}}, or {"inputs": list} for the only input.
+
+        A list is nested as the input's shape, the batch axis included, or flat.
+
+        Raises:
+            InvalidInputError: The body is not JSON of this form, or does not fit the model.
+            PayloadTooLargeError: There are more samples than allowed.
+        """
+        value = parse_json(body, EXPECTED, limits.json_depth)
+        inputs = convert_json(value, _Request, EXPECTED).inputs
+        if isinstance(inputs, list):
+            if len(self._manifest.inputs) > 1:
+                raise InvalidInputError(
+                    "inputs is a list; expected an object with a list for each of "
+                    f"{', '.join(map(str, self._manifest.inputs))}"
+                )
+            inputs = {self._manifest.inputs[0].name: inputs}
+        given = [self._describe(name, values) for name, values in inputs.items()]
         return read_inputs(given, memoryview(b""), self._manifest, limits.samples)
 
     def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
-        """Refuse: nothing is known of how an image becomes this model's inputs."""
+        """Decode an uploaded PNG or JPEG file as one sample.
+
+        Args:
+            content: The file's bytes.
+            max_pixels: The largest width x height.
+
+        Raises:
+            UnsupportedMediaError: The task has no images.
+            InvalidInputError: The file is not a PNG or JPEG, or is damaged.
+            PayloadTooLargeError: The picture has more pixels than allowed.
+            NothingDrawnError: There is no digit on the picture, for the task "digits".
+        """
         name = self._manifest.name
         raise UnsupportedMediaError(
             f"{name} takes tensors, not images; send them as JSON to /models/{name}/predict or "
@@ -46,24 +77,24 @@ class TensorsAdapter:
         )
 
     def extend(self, predict: Predict) -> Predict:
-        """Return ``predict``: the model's own outputs are all that is encoded."""
+        """Return a function that runs a batch like ``predict``, with outputs that ``encode`` reads.
+
+        This one adds none to the model's own.
+        """
         return predict
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
-        """The outputs as nested lists, in the manifest's order."""
+        """The fields of an answer to ``decode_json`` or ``decode_image``, ready for JSON.
+
+        Returns:
+            "outputs", nested lists by name in the manifest's order, and "predictions" for tasks
+            with labels.
+
+        Raises:
+            NonFiniteOutputError: An output holds NaN or infinity.
+        """
         names = [spec.name for spec in self._manifest.outputs]
         return {"outputs": {name: to_json_numbers(name, outputs[name]) for name in names}}
-
-    def _named(self, given: object) -> dict[str, object]:
-        """The inputs by name."""
-        if isinstance(given, list) and len(self._manifest.inputs) == 1:
-            return {self._manifest.inputs[0].name: given}
-        if not isinstance(given, dict):
-            takes = ", ".join(map(str, self._manifest.inputs))
-            raise InvalidInputError(
-                f"inputs is {json_kind(given)}; expected an object with a list for each of {takes}"
-            )
-        return given
 
     def _describe(self, name: str, values: object) -> InputTensor:
         """An input as the Open Inference Protocol would describe it."""

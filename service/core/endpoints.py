@@ -8,17 +8,18 @@ features       POST /models/MODEL/features                      feature maps of 
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from export.bundle.metrics import Arrays
 from service.adapters.digits import IMAGES, DigitsAdapter, decode_one_image, decode_predict
 from service.adapters.pictures import is_small_png
+from service.adapters.tensors import TensorsAdapter
 from service.core.messages import Job, Request, Target
 from service.models.feature_maps import JSON_BYTES
 from service.models.registry import ModelRegistry, ServedModel
 from service.protocol.errors import InvalidInputError, ServiceError
 from service.protocol.json_values import encode_json
-from service.protocol.oip import BINARY_TYPE, InferRequest, decode_infer, encode_infer
+from service.protocol.oip import BINARY_TYPE, decode_infer, encode_infer
 from service.protocol.query import MODEL, SHOW, decode_query
 from service.protocol.upload import IMAGE_TYPES, uploaded_file
 from service.settings import Settings
@@ -28,6 +29,7 @@ LARGEST_INLINE_JSON = 65_536
 # A length of JSON with so few digits is below 100 kB.
 MOST_QUICK_DIGITS = 5
 UPLOAD_TYPES = {*IMAGE_TYPES, "multipart/form-data"}
+Encode = Callable[[Arrays], tuple[bytes, int | None]]
 
 
 class Endpoints:
@@ -84,8 +86,9 @@ class Endpoints:
         target = request.target
         model = self._models.get(target.model, target.version)
         asked = decode_infer(request.body, request.json_length, model.manifest, self._limits)
-        encode = partial(_encode_infer, asked, model)
-        return self._make_job(model, asked.inputs, asked.samples, encode)
+        return self._make_job(
+            model, asked.inputs, lambda outputs: encode_infer(outputs, asked, model.manifest)
+        )
 
     def _decode_predict(self, request: Request) -> Job:
         if request.target.model is not None:
@@ -93,79 +96,58 @@ class Endpoints:
         asked = decode_predict(request.body, self._limits)
         query = decode_query(request.target.query, (MODEL,))
         model = self._models.choose(query.model, asked.model)
-        adapter = _require_digits(model)
-        inputs = {IMAGES: asked.images}
-        encode = partial(_encode_predictions, adapter, model, inputs, False)
-        return self._make_job(model, inputs, len(asked.images), encode)
-
-    def _decode_named(self, request: Request) -> Job:
-        model = self._models.get(request.target.model)
-        decode_query(request.target.query, ())
-        if _is_upload(request):
-            content = uploaded_file(request.body, request.content_type)
-            inputs = model.adapter.decode_image(content, self._settings.max_image_pixels)
-        else:
-            inputs = model.adapter.decode_json(request.body, self._limits)
-        samples = len(next(iter(inputs.values())))
-        return self._make_job(model, inputs, samples, partial(_encode_named, model, inputs))
+        return self._make_predictions_job(model, {IMAGES: asked.images})
 
     def _decode_predict_image(self, request: Request) -> Job:
         # An unknown model is refused before any pixel is decoded.
         query = decode_query(request.target.query, (MODEL, SHOW))
         model = self._models.get(query.model)
-        adapter = _require_digits(model)
+        inputs = self._decode_upload(request, _require_digits(model))
+        return self._make_predictions_job(model, inputs, show=query.show)
+
+    def _decode_named(self, request: Request) -> Job:
+        model = self._models.get(request.target.model)
+        adapter = model.adapter
+        decode_query(request.target.query, ())
+        if _is_upload(request):
+            inputs = self._decode_upload(request, adapter)
+        else:
+            inputs = adapter.decode_json(request.body, self._limits)
+        return self._make_json_job(model, inputs, lambda outputs: adapter.encode(outputs, inputs))
+
+    def _decode_upload(self, request: Request, adapter: TensorsAdapter) -> Arrays:
         content = uploaded_file(request.body, request.content_type)
-        inputs = adapter.decode_image(content, self._settings.max_image_pixels)
-        encode = partial(_encode_predictions, adapter, model, inputs, query.show)
-        return self._make_job(model, inputs, 1, encode)
+        return adapter.decode_image(content, self._settings.max_image_pixels)
 
     def _decode_features(self, request: Request) -> Job:
         model = self._models.get(request.target.model)
         maps = model.require_feature_maps()
         inputs = {IMAGES: decode_one_image(request.body, self._limits)}
-        lines = self._identity_lines[model.manifest.name]
+        name = model.manifest.name
+        lines = self._identity_lines[name]
         if lines:  # always the fp32 file, whichever variant answers inference requests
             lines = _identity_lines(model, maps.variant, maps.provider)
-        return Job(
-            model=model.manifest.name,
-            batcher=maps.batcher,
-            inputs=inputs,
-            samples=1,
-            encode=_encode_feature_maps,
-            identity_lines=lines,
+        return Job(name, maps.batcher, inputs, 1, lambda maps: (maps[JSON_BYTES][0], None), lines)
+
+    def _make_predictions_job(
+        self, model: ServedModel, inputs: Arrays, *, show: bool = False
+    ) -> Job:
+        adapter = _require_digits(model)
+        return self._make_json_job(
+            model, inputs, lambda outputs: adapter.encode_predictions(outputs, inputs, show=show)
         )
 
-    def _make_job(
-        self,
-        model: ServedModel,
-        inputs: Arrays,
-        samples: int,
-        encode: Callable[[Arrays], tuple[bytes, int | None]],
+    def _make_json_job(
+        self, model: ServedModel, inputs: Arrays, describe: Callable[[Arrays], dict[str, object]]
     ) -> Job:
-        name = model.manifest.name
+        def encode(outputs: Arrays) -> tuple[bytes, None]:
+            return encode_json({**model.identity, **describe(outputs)}), None
+
+        return self._make_job(model, inputs, encode)
+
+    def _make_job(self, model: ServedModel, inputs: Arrays, encode: Encode) -> Job:
+        name, samples = model.manifest.name, len(next(iter(inputs.values())))
         return Job(name, model.batcher, inputs, samples, encode, self._identity_lines[name])
-
-
-def _encode_infer(
-    asked: InferRequest, model: ServedModel, outputs: Arrays
-) -> tuple[bytes, int | None]:
-    return encode_infer(outputs, asked, model.manifest)
-
-
-def _encode_predictions(
-    adapter: DigitsAdapter, model: ServedModel, inputs: Arrays, show: bool, outputs: Arrays
-) -> tuple[bytes, None]:
-    found = adapter.encode_predictions(outputs, inputs, show=show)
-    return encode_json({**model.identity, **found}), None
-
-
-def _encode_named(model: ServedModel, inputs: Arrays, outputs: Arrays) -> tuple[bytes, None]:
-    return encode_json({**model.identity, **model.adapter.encode(outputs, inputs)}), None
-
-
-def _encode_feature_maps(outputs: Arrays) -> tuple[bytes, None]:
-    content: bytes = outputs[JSON_BYTES][0]
-    return content, None
 
 
 def _require_digits(model: ServedModel) -> DigitsAdapter:
@@ -200,8 +182,8 @@ def _identity_lines(
     headers = {
         "x-model": model.manifest.name,
         "x-model-version": model.manifest.version,
-        "x-model-variant": variant or model.verified.variant,
-        "x-provider": provider or model.verified.engine.provider,
+        "x-model-variant": variant or model.variant,
+        "x-provider": provider or model.engine.provider,
     }
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
 

@@ -10,9 +10,11 @@ from export.bundle.metrics import Arrays
 from service.core.endpoints import Endpoints, answer_lines
 from service.core.messages import Job, Request, Response, describe_failure
 from service.models.health import HealthMonitor
+from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.observability.records import BatchTiming
 from service.protocol.errors import ErrorKind
+from service.settings import Settings
 
 # Each may hold a decoded image of the largest size, or the values of the largest JSON body.
 DECODER_THREADS = 2
@@ -26,31 +28,18 @@ class Handler:
     """Decodes requests, queues them for their model's next batch, and responds exactly once."""
 
     def __init__(
-        self,
-        endpoints: Endpoints,
-        health: HealthMonitor,
-        metrics: Metrics,
-        *,
-        has_answer_headers: bool,
+        self, models: ModelRegistry, settings: Settings, health: HealthMonitor, metrics: Metrics
     ) -> None:
-        """Make a handler.
-
-        Args:
-            endpoints: Decodes requests.
-            health: Refuses models that answer golden samples wrongly.
-            metrics: Records every answer and every refusal.
-            has_answer_headers: Whether answers name batch size and timing in their headers.
-        """
-        self.endpoints, self.health, self.metrics = endpoints, health, metrics
-        self.has_answer_headers = has_answer_headers
+        """Begin to answer with these models, unless ``health`` finds that one answers wrongly."""
+        self.models, self.health, self.metrics = models, health, metrics
+        self.endpoints = Endpoints(models, settings)
+        self.has_answer_headers = settings.answer_headers
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
 
     def handle(self, request: Request, respond: Respond) -> None:
-        """Handle a request; called in the event loop, returns at once.
+        """Handle a request in the event loop; returns at once.
 
-        Args:
-            request: The request.
-            respond: Called exactly once, in the event loop; perhaps before this returns.
+        ``respond`` is called exactly once, in the event loop, perhaps before this returns.
         """
         inflight = InflightRequest(self, request, respond)
         if self.endpoints.is_quick(request):
@@ -93,15 +82,13 @@ class InflightRequest:
         self._is_done = False
 
     def receive_job(self, future: "asyncio.Future[Job]") -> None:
-        """Take the result of decoding in a thread."""
-        if future.cancelled():
-            self.fail(asyncio.CancelledError("the service stops"))
-            return
-        error = future.exception()
-        if error is None:
-            self.enqueue(future.result())
+        """Take the result of decoding in a thread, which is cancelled when the service stops."""
+        try:
+            job = future.result()
+        except BaseException as error:  # noqa: BLE001 - the client must be answered
+            self.fail(error)
         else:
-            self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self.enqueue(job)
 
     def enqueue(self, job: Job) -> None:
         """Queue the decoded request for its model's next batch."""

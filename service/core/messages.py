@@ -99,21 +99,16 @@ class Response(NamedTuple):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the header lines as pairs of lower-case name and value."""
-        pairs = [line.split(b": ", 1) for line in self.lines.split(b"\r\n") if line]
-        return [(name, value) for name, value in pairs]
-
-
-def encode_error(message: str) -> bytes:
-    """Return the JSON of a refusal, the Open Inference Protocol's {"error": "text"}.
-
-    Lone surrogates, which a client's JSON may hold and UTF-8 cannot express, are escaped.
-    """
-    return encode_json({"error": message.encode("utf-8", "backslashreplace").decode()})
+        pairs = [line.partition(b": ") for line in self.lines.splitlines()]
+        return [(name, value) for name, _, value in pairs]
 
 
 def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> Response:
-    """Return the response of a refused request."""
-    body = encode_error(message)
+    """Return the response of a refused request, the Open Inference Protocol's {"error": "text"}.
+
+    Lone surrogates, which a client's JSON may hold and UTF-8 cannot express, are escaped.
+    """
+    body = encode_json({"error": message.encode("utf-8", "backslashreplace").decode()})
     lines = [f"{name.lower()}: {value}\r\n" for name, value in (headers or {}).items()]
     lines.append(f"content-length: {len(body)}\r\n")
     return Response(
@@ -125,12 +120,7 @@ def describe_failure(error: Exception, where: str, request_id: bytes) -> Respons
     """Return the response for an exception.
 
     Errors of the request are described to the client. Faults of the service are logged with their
-    traceback; the client gets the request's id.
-
-    Args:
-        error: The exception.
-        where: The endpoint, for the log.
-        request_id: As in the answer's header.
+    traceback and ``where`` they happened; the client gets the request's id.
     """
     if isinstance(error, ServiceError):
         return refuse(error.kind, str(error), error.headers)

@@ -21,7 +21,7 @@ import numpy as np
 
 from export.bundle.golden import Predict
 from export.bundle.metrics import Arrays
-from service.observability.records import BatchRecord, BatchTiming
+from service.observability.records import BatchTiming
 from service.protocol.errors import DeadlineError, OverloadedError
 
 # Weight of the newest batch in the running estimate of seconds per sample.
@@ -29,14 +29,17 @@ NEWEST_WEIGHT = 0.1
 # While connections are still being accepted, a batch that is not full waits this long at most.
 ACCEPT_GRACE_S = 0.002
 
-SampleShapes = tuple[tuple[int, ...], ...]
+_SampleShapes = tuple[tuple[int, ...], ...]
+_Result = tuple[Arrays, BatchTiming]
+# Outputs or the engine's exception, when the engine began, and the seconds that it took.
+_Computed = tuple[Arrays | Exception, float, float]
 
 
 class ResultSink(Protocol):
-    """The receiver of one request's result; called in the event loop, exactly once."""
+    """The receiver of one request's result: ``succeed`` or ``fail``, once, in the event loop."""
 
     def is_waiting(self) -> bool:
-        """Return False if nobody needs the result any more; then nothing is computed for it."""
+        """Return False after the result, or if nobody needs it; then nothing is computed for it."""
 
     def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
         """Receive the outputs of this request's samples; must not raise."""
@@ -75,7 +78,7 @@ class Batcher:
         max_loop_samples: int | None = None,
         deadline_s: float = float("inf"),
         wait_s: float = 0.0,
-        on_batch: Callable[[BatchRecord], None] = lambda record: None,
+        on_batch: Callable[[BatchTiming], None] = lambda timing: None,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
         """Make a batcher.
@@ -99,24 +102,20 @@ class Batcher:
         self._max_loop_samples = max_batch_samples if max_loop_samples is None else max_loop_samples
         self._deadline_s, self._wait_s = deadline_s, wait_s
         self._on_batch, self._count_accepted = on_batch, count_accepted
-        self._queues: dict[SampleShapes, deque[_Item]] = {}
+        self._queues: dict[_SampleShapes, deque[_Item]] = {}
         self._queued_samples = 0
         self._retries: deque[_Item] = deque()
         self._is_running = False
         self._recent_samples = self._recent_s = 0.0
         self._wait_timer: asyncio.TimerHandle | None = None
         self._accepted, self._accepting_since_s = 0, 0.0
-        self._thread: _EngineThread | None = None
+        self._thread: Thread | None = None
+        self._thread_work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     @property
     def queued_samples(self) -> int:
         """Samples that wait; those of the running batch are not counted."""
         return self._queued_samples
-
-    @property
-    def max_batch_samples(self) -> int:
-        """Samples in one batch at most."""
-        return self._max_batch_samples
 
     def enqueue(
         self, inputs: Arrays, samples: int, sink: ResultSink, *, is_exempt: bool = False
@@ -142,25 +141,19 @@ class Batcher:
         if samples <= size:
             queue.append(_Item(inputs, samples, sink, now_s))
         else:
-            parts = _PartialResults(sink, -(-samples // size))
-            for number, start in enumerate(range(0, samples, size)):
+            results: dict[int, _Result] = {}
+            starts = range(0, samples, size)
+            for start in starts:
                 part = {name: array[start : start + size] for name, array in inputs.items()}
-                part_sink = _PartSink(parts, number)
+                part_sink = _PartSink(sink, start, len(starts), results)
                 queue.append(_Item(part, min(size, samples - start), part_sink, now_s))
         self._queued_samples += samples
         self._start()
 
-    async def submit(
-        self, inputs: Arrays, *, is_exempt: bool = False
-    ) -> tuple[Arrays, BatchTiming]:
-        """Answer one request of any size; if the caller is cancelled, it is not computed.
+    async def submit(self, inputs: Arrays, *, is_exempt: bool = False) -> _Result:
+        """Queue a request like ``enqueue`` and return its outputs, and how they were computed.
 
-        Args:
-            inputs: By name, checked, N samples each.
-            is_exempt: Admit it even if the queue is full.
-
-        Returns:
-            Outputs by name in the request's order, and how they were computed.
+        If the caller is cancelled, they are not computed.
 
         Raises:
             OverloadedError: The queue has no room for so many samples.
@@ -169,14 +162,15 @@ class Batcher:
         """
         samples = len(next(iter(inputs.values())))
         future = asyncio.get_running_loop().create_future()
-        self.enqueue(inputs, samples, FutureSink(future), is_exempt=is_exempt)
-        result: tuple[Arrays, BatchTiming] = await future
+        self.enqueue(inputs, samples, _FutureSink(future), is_exempt=is_exempt)
+        result: _Result = await future
         return result
 
     def close(self) -> None:
         """End the thread after the batch that runs."""
         if self._thread is not None:
-            self._thread.close()
+            self._thread_work.put(None)
+            self._thread.join()
 
     def _overloaded(self, samples: int) -> OverloadedError:
         s_per_sample = self._recent_s / self._recent_samples if self._recent_samples else 0
@@ -210,40 +204,54 @@ class Batcher:
         if self._is_accepting():
             asyncio.get_running_loop().call_soon(self._run_next)
             return
-        batch = self._next_batch()
+        batch, samples = self._next_batch()
         if not batch:
             self._is_running = False
-            return
-        samples = sum([item.samples for item in batch])
-        if samples > self._max_loop_samples:
+        elif samples > self._max_loop_samples:
             self._run_in_thread(batch, samples)
-            return
-        start_s = time.perf_counter()
-        try:
-            outputs = self._predict(_concat(batch))
-        except Exception as error:  # noqa: BLE001 - the clients must be answered, whatever it was
-            self._finish_failed(batch, error)
         else:
-            self._finish(batch, samples, outputs, start_s, time.perf_counter() - start_s)
+            self._finish(batch, samples, self._compute(batch))
+
+    def _compute(self, batch: list[_Item]) -> _Computed:
+        start_s, inputs = time.perf_counter(), batch[0].inputs
+        outputs: Arrays | Exception
+        try:
+            if len(batch) > 1:
+                inputs = {
+                    name: np.concatenate([item.inputs[name] for item in batch]) for name in inputs
+                }
+            outputs = self._predict(inputs)
+        except Exception as error:  # noqa: BLE001 - the clients must be answered, whatever it was
+            outputs = error
+        return outputs, start_s, time.perf_counter() - start_s
 
     def _run_in_thread(self, batch: list[_Item], samples: int) -> None:
+        """Run a batch in the thread, and fail its requests if it takes longer than the deadline.
+
+        A plain queue and ``call_soon_threadsafe``: an executor's futures cost more than a small
+        batch.
+        """
         loop = asyncio.get_running_loop()
         if self._thread is None:
-            self._thread = _EngineThread(self._predict)
-        expiry = None
-        if self._deadline_s != float("inf"):
-            left_s = self._deadline_s - time.perf_counter() + min(i.arrived_s for i in batch)
-            expiry = loop.call_later(max(0, left_s), self._expire, batch)
+            self._thread = Thread(target=self._run_thread, name="engine", daemon=True)
+            self._thread.start()
+        left_s = batch[0].arrived_s + self._deadline_s - time.perf_counter()
+        expiry = loop.call_later(left_s, self._expire, batch)
 
-        def receive(outputs: Arrays | None, error: Exception | None, times: list[float]) -> None:
-            if expiry is not None:
-                expiry.cancel()
-            if outputs is None:
-                self._finish_failed(batch, error or RuntimeError("the engine gave no outputs"))
-            else:
-                self._finish(batch, samples, outputs, times[0], times[1] - times[0])
+        def receive(computed: _Computed) -> None:
+            expiry.cancel()
+            self._finish(batch, samples, computed)
 
-        self._thread.run(batch, loop, receive)
+        def work() -> None:
+            computed = self._compute(batch)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(receive, computed)
+
+        self._thread_work.put(work)
+
+    def _run_thread(self) -> None:
+        while (work := self._thread_work.get()) is not None:
+            work()
 
     def _is_accepting(self) -> bool:
         """Whether connections are still being accepted and the batch may wait for them."""
@@ -259,10 +267,15 @@ class Batcher:
         self._accepting_since_s = 0.0
         return False
 
-    def _next_batch(self) -> list[_Item]:
-        """Take the oldest items of one shape that fit into a batch; drop those without a client."""
+    def _next_batch(self) -> tuple[list[_Item], int]:
+        """Take the oldest items of one shape that fit into a batch; drop those without a client.
+
+        Returns:
+            The items, the oldest first, and their number of samples.
+        """
         if self._retries:
-            return [self._retries.popleft()]
+            item = self._retries.popleft()
+            return [item], item.samples
         batch: list[_Item] = []
         samples, expired_before_s = 0, time.perf_counter() - self._deadline_s
         while self._queues and not batch:
@@ -272,23 +285,19 @@ class Batcher:
             queue = self._queues[shapes]
             while queue:
                 item = queue[0]
-                if not item.sink.is_waiting():
-                    self._drop_first(queue)
-                elif item.arrived_s < expired_before_s:
-                    self._drop_first(queue)
-                    item.sink.fail(self._deadline_error("; it was not computed"))
-                elif not batch or samples + item.samples <= self._max_batch_samples:
-                    self._drop_first(queue)
+                is_dropped = not item.sink.is_waiting() or item.arrived_s < expired_before_s
+                if batch and not is_dropped and samples + item.samples > self._max_batch_samples:
+                    break
+                queue.popleft()
+                self._queued_samples -= item.samples
+                if not is_dropped:
                     batch.append(item)
                     samples += item.samples
-                else:
-                    break
+                elif item.sink.is_waiting():
+                    item.sink.fail(self._deadline_error("; it was not computed"))
             if not queue:
                 del self._queues[shapes]
-        return batch
-
-    def _drop_first(self, queue: deque[_Item]) -> None:
-        self._queued_samples -= queue.popleft().samples
+        return batch, samples
 
     def _deadline_error(self, more: str = "") -> DeadlineError:
         return DeadlineError(f"no answer within {self._deadline_s:g} s{more}")
@@ -299,148 +308,76 @@ class Batcher:
             if item.sink.is_waiting():
                 item.sink.fail(self._deadline_error())
 
-    def _finish_failed(self, batch: list[_Item], error: Exception) -> None:
+    def _fail(self, batch: list[_Item], error: Exception) -> None:
         """Retry each request alone: one sample of a batch may have broken all."""
         if len(batch) > 1:
             self._retries.extend(batch)
         elif batch[0].sink.is_waiting():
             batch[0].sink.fail(EngineError(error))
-        self._schedule()
 
-    def _finish(
-        self, batch: list[_Item], samples: int, outputs: Arrays, start_s: float, compute_s: float
-    ) -> None:
+    def _finish(self, batch: list[_Item], samples: int, computed: _Computed) -> None:
         """Scatter the outputs to the requests, record the batch, and schedule the next one."""
         self._schedule()
+        outputs, start_s, compute_s = computed
+        if isinstance(outputs, Exception):
+            self._fail(batch, outputs)
+            return
         self._recent_samples += samples - NEWEST_WEIGHT * self._recent_samples
         self._recent_s += compute_s - NEWEST_WEIGHT * self._recent_s
-        if len(batch) == 1:
-            (item,) = batch
+        start = 0
+        for item in batch:
+            end = start + item.samples
             if item.sink.is_waiting():
-                timing = BatchTiming(samples, start_s - item.arrived_s, compute_s)
-                item.sink.succeed(outputs, timing)
-        else:
-            start = 0
-            for item in batch:
-                end = start + item.samples
-                if item.sink.is_waiting():
+                part = outputs
+                if len(batch) > 1:
                     part = {name: array[start:end] for name, array in outputs.items()}
-                    timing = BatchTiming(samples, start_s - item.arrived_s, compute_s)
-                    item.sink.succeed(part, timing)
-                start = end
-        longest_s = start_s - min([item.arrived_s for item in batch])
-        self._on_batch(BatchRecord(samples, compute_s, longest_s))
+                timing = BatchTiming(samples, start_s - item.arrived_s, compute_s)
+                item.sink.succeed(part, timing)
+            start = end
+        self._on_batch(BatchTiming(samples, start_s - batch[0].arrived_s, compute_s))
 
 
-def _concat(batch: list[_Item]) -> Arrays:
-    if len(batch) == 1:
-        return batch[0].inputs
-    names = batch[0].inputs
-    return {name: np.concatenate([item.inputs[name] for item in batch]) for name in names}
+@dataclass(slots=True)
+class _FutureSink:
+    """Sets a future, which ``submit`` awaits."""
 
-
-class FutureSink:
-    """Sets a future; a coroutine awaits it."""
-
-    def __init__(self, future: "asyncio.Future[tuple[Arrays, BatchTiming]]") -> None:
-        self._future = future
+    future: "asyncio.Future[_Result]"
 
     def is_waiting(self) -> bool:
-        """Return False once the future has a result or was cancelled."""
-        return not self._future.done()
+        return not self.future.done()
 
     def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
-        """Set the result."""
-        self._future.set_result((outputs, timing))
+        self.future.set_result((outputs, timing))
 
     def fail(self, error: Exception) -> None:
-        """Set the exception."""
-        self._future.set_exception(error)
+        self.future.set_exception(error)
 
 
-class _PartialResults:
-    """Joins the results of a request that takes several batches, in their order."""
-
-    def __init__(self, sink: ResultSink, parts: int) -> None:
-        self._sink = sink
-        self._results: list[tuple[Arrays, BatchTiming] | None] = [None] * parts
-        self._missing = parts
-        self._is_done = False
-
-    def is_waiting(self) -> bool:
-        return not self._is_done and self._sink.is_waiting()
-
-    def set_part(self, number: int, result: tuple[Arrays, BatchTiming]) -> None:
-        self._results[number] = result
-        self._missing -= 1
-        if self._missing == 0:
-            self._is_done = True
-            results = [part for part in self._results if part is not None]
-            names = results[0][0]
-            outputs = {n: np.concatenate([part[n] for part, _ in results]) for n in names}
-            timings = [timing for _, timing in results]
-            timing = BatchTiming(
-                max(timing.batch_samples for timing in timings),
-                max(timing.queue_s for timing in timings),
-                sum(timing.compute_s for timing in timings),
-            )
-            self._sink.succeed(outputs, timing)
-
-    def fail(self, error: Exception) -> None:
-        self._is_done = True
-        self._sink.fail(error)
-
-
+@dataclass(slots=True)
 class _PartSink:
-    """The sink of one part of a large request."""
+    """Receives one part of a request that takes several batches; the last one joins them."""
 
-    def __init__(self, results: _PartialResults, number: int) -> None:
-        self._results, self._number = results, number
+    whole: ResultSink
+    start: int
+    parts: int
+    results: dict[int, _Result]  # by start; shared by all parts
 
     def is_waiting(self) -> bool:
-        return self._results.is_waiting()
+        return self.whole.is_waiting()
 
     def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
-        self._results.set_part(self._number, (outputs, timing))
+        self.results[self.start] = outputs, timing
+        if len(self.results) < self.parts:
+            return
+        arrays, timings = zip(*[self.results[start] for start in sorted(self.results)], strict=True)
+        joined = BatchTiming(
+            max(timing.batch_samples for timing in timings),
+            max(timing.queue_s for timing in timings),
+            sum(timing.compute_s for timing in timings),
+        )
+        self.whole.succeed(
+            {name: np.concatenate([part[name] for part in arrays]) for name in outputs}, joined
+        )
 
     def fail(self, error: Exception) -> None:
-        self._results.fail(error)
-
-
-_Receive = Callable[[Arrays | None, Exception | None, list[float]], None]
-
-
-class _EngineThread:
-    """A thread that runs batches one after the other.
-
-    A plain queue and ``call_soon_threadsafe``: an executor's futures cost more than a small batch.
-    """
-
-    def __init__(self, predict: Predict) -> None:
-        self._predict = predict
-        self._work: SimpleQueue[tuple[list[_Item], asyncio.AbstractEventLoop, _Receive] | None] = (
-            SimpleQueue()
-        )
-        self._thread = Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-
-    def run(self, batch: list[_Item], loop: asyncio.AbstractEventLoop, receive: _Receive) -> None:
-        self._work.put((batch, loop, receive))
-
-    def close(self) -> None:
-        self._work.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            batch, loop, receive = work
-            start_s = time.perf_counter()
-            outputs: Arrays | None = None
-            failure: Exception | None = None
-            try:
-                outputs = self._predict(_concat(batch))
-            except Exception as error:  # noqa: BLE001 - the clients must be answered
-                failure = error
-            times = [start_s, time.perf_counter()]
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(receive, outputs, failure, times)
+        self.whole.fail(error)

@@ -1,14 +1,14 @@
 """Opens a bundle's model file with the runtime of its variant, on the configured device."""
 
-import importlib
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 
+from export.bundle.golden import run_batched
 from export.bundle.manifest import BundleError, Manifest
 from export.bundle.metrics import Arrays
 from export.bundle.session import OnnxModel
@@ -46,9 +46,7 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
     """
     path = bundle.model_path(settings.variant)
     if settings.variant.startswith("torchscript"):
-        outputs = [spec.name for spec in bundle.manifest.outputs]
-        load = _import_torchscript().TorchScriptModel
-        return load(bundle.read(path), path, outputs, device, choose_threads(settings))
+        return _open_torchscript(bundle, path, device, choose_threads(settings))
     if device == "cpu":
         return _open_on_cpu(bundle.read(path), path, settings)
     if settings.variant == "onnx-int8":
@@ -63,6 +61,18 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
         fixed_buffers=has_fixed_shapes,
     )
     return BucketedEngine(model, batch_buckets(settings.max_batch_samples))
+
+
+def _open_torchscript(bundle: Bundle, path: Path, device: Device, threads: int) -> Engine:
+    try:
+        from service.engine.torchscript import TorchScriptModel  # noqa: PLC0415 - imports torch
+    except ImportError as error:
+        raise BundleError(
+            f"INFERENCE_VARIANT asks for TorchScript, which needs PyTorch, and it cannot be "
+            f"imported ({error}): pip install torch, or serve the variant onnx"
+        ) from error
+    outputs = [spec.name for spec in bundle.manifest.outputs]
+    return TorchScriptModel(bundle.read(path), path, outputs, device, threads)
 
 
 def _open_on_cpu(content: bytes, path: Path, settings: Settings) -> Engine:
@@ -167,12 +177,7 @@ class BucketedEngine:
     """
 
     def __init__(self, engine: Engine, sizes: Sequence[int]) -> None:
-        """Wrap an engine.
-
-        Args:
-            engine: The engine that runs.
-            sizes: The batch sizes that it runs, ascending.
-        """
+        """Wrap an engine; ``sizes`` are the batch sizes that it runs, ascending."""
         self.device, self.provider = engine.device, engine.provider
         self._engine, self._sizes = engine, sizes
 
@@ -180,11 +185,7 @@ class BucketedEngine:
         """Run one batch; one of more samples than the largest size runs in several."""
         count, largest = len(next(iter(inputs.values()))), self._sizes[-1]
         if count > largest:
-            parts = [
-                self({name: array[start : start + largest] for name, array in inputs.items()})
-                for start in range(0, count, largest)
-            ]
-            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            return run_batched(self, inputs, largest)
         size = next(size for size in self._sizes if size >= count)
         if size == count:
             return self._engine(inputs)
@@ -193,20 +194,3 @@ class BucketedEngine:
             padded[name] = np.zeros((size, *array.shape[1:]), array.dtype)
             padded[name][:count] = array
         return {name: array[:count] for name, array in self._engine(padded).items()}
-
-
-class _TorchScript(Protocol):
-    def TorchScriptModel(  # noqa: N802 - a class
-        self, content: bytes, path: object, outputs: Sequence[str], device: Device, threads: int
-    ) -> Engine: ...
-
-
-def _import_torchscript() -> _TorchScript:
-    try:
-        # By name: nothing else of the service may import torch.
-        return cast("_TorchScript", importlib.import_module("service.engine.torchscript"))
-    except ImportError as error:
-        raise BundleError(
-            f"INFERENCE_VARIANT asks for TorchScript, which needs PyTorch, and it cannot be "
-            f"imported ({error}): pip install torch, or serve the variant onnx"
-        ) from error

@@ -25,15 +25,14 @@ class TorchScriptModel:
     def __init__(
         self, content: bytes, path: Path, outputs: Sequence[str], device: Device, threads: int
     ) -> None:
-        """Load the module.
+        """Load the module, traced or frozen, from the file's content.
 
         Args:
-            content: The file's content, traced or frozen.
+            content: The file's bytes.
             path: The file, for error messages.
             outputs: Names of the returned tensors, in order.
-            device: The device to run on.
-            threads: Threads within an operator on the CPU, for the whole process; 0 lets PyTorch
-                choose.
+            device: The device.
+            threads: Threads within an operator on the CPU, of the whole process; 0: PyTorch's own.
 
         Raises:
             BundleError: PyTorch cannot load it there.

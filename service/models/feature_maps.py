@@ -8,14 +8,13 @@ Shape suffixes: C channels, D depth, H height, W width, U units.
 
 import math
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 
-from export.bundle.manifest import Manifest
+from export.bundle.manifest import FeatureMaps
 from export.bundle.metrics import Array, Arrays
+from export.bundle.session import OnnxModel
 from service.engine.batcher import Batcher
-from service.models.loader import VerifiedFeatureMaps
 from service.protocol.answers import FeatureMap, Identity
 from service.protocol.json_values import encode_json
 
@@ -34,24 +33,11 @@ class FeatureMapServer:
     """
 
     def __init__(
-        self, features: VerifiedFeatureMaps, manifest: Manifest, deadline_s: float
+        self, engine: OnnxModel, maps: FeatureMaps, identity: Identity, deadline_s: float
     ) -> None:
-        """Make the queue; its thread starts with the first request.
-
-        Args:
-            features: The verified first layer.
-            manifest: The manifest of the same bundle.
-            deadline_s: Seconds after which a request fails that has no answer.
-        """
-        self._features = features
-        self.variant, self.provider = features.variant, features.engine.provider
-        self._identity: Identity = {
-            "model": manifest.name,
-            "version": manifest.version,
-            "variant": features.variant,
-            "device": features.engine.device,
-            "provider": features.engine.provider,
-        }
+        """Make the queue of a verified first layer; its thread starts with the first request."""
+        self._engine, self._maps, self._identity = engine, maps, identity
+        self.variant, self.provider = identity["variant"], identity["provider"]
         self.batcher = Batcher(
             self._answer,
             max_batch_samples=1,
@@ -61,35 +47,22 @@ class FeatureMapServer:
         )
 
     def _answer(self, inputs: Arrays) -> Arrays:
-        values = self._features.engine(inputs)[self._features.maps.output.name][0]
-        content = encode_feature_maps(self._identity, self._features.maps.layer, values)
-        return {JSON_BYTES: np.array([content], dtype=object)}
-
-
-def encode_feature_maps(identity: Identity, layer: str, values: Array) -> bytes:
-    """Return the answer's JSON.
-
-    Args:
-        identity: Its first fields.
-        layer: The layer in words.
-        values: Of one image: float [C, ...] or [U].
-    """
-    head = encode_json(identity | {"layer": layer})
-    # Map by map: a single call would hold the interpreter, and so the event loop, until its end.
-    maps = b",".join(
-        encode_json(
-            FeatureMap(
-                name=name,
-                height=map_HW.shape[0],
-                width=map_HW.shape[1],
-                values=cast(
-                    "list[list[float]]", np.round(map_HW.astype(np.float64), DECIMALS).tolist()
-                ),
+        values = self._engine(inputs)[self._maps.output.name][0]
+        head = encode_json(self._identity | {"layer": self._maps.layer})
+        # Map by map: a single call would hold the interpreter, and the event loop, until its end.
+        maps = b",".join(
+            encode_json(
+                FeatureMap(
+                    name=name,
+                    height=map_HW.shape[0],
+                    width=map_HW.shape[1],
+                    values=np.round(map_HW.astype(np.float64), DECIMALS).tolist(),
+                )
             )
+            for name, map_HW in name_maps(values)
         )
-        for name, map_HW in name_maps(values)
-    )
-    return head[:-1] + b',"maps":[' + maps + b"]}"
+        content = head[:-1] + b',"maps":[' + maps + b"]}"
+        return {JSON_BYTES: np.array([content], dtype=object)}
 
 
 def name_maps(values: Array) -> Iterator[tuple[str, Array]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from export.bundle.golden import judge_answers
 from service.models.registry import ModelRegistry, ServedModel
-from service.observability.metrics import GoldenCheck, Metrics
+from service.observability.metrics import Metrics
 from service.protocol.errors import NotReadyError, ServiceError
 
 logger = logging.getLogger("bentoml.service")
@@ -37,14 +37,7 @@ class HealthMonitor:
         interval_s: float,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin ready: the models were verified.
-
-        Args:
-            models: The models to check.
-            metrics: Records each check.
-            interval_s: Seconds between checks.
-            on_failure: Called after a check in which a model answered wrongly.
-        """
+        """Begin ready; ``on_failure`` is called after a check in which a model answered wrongly."""
         self._models, self._metrics = models, metrics
         self._interval_s, self._on_failure = interval_s, on_failure
         metrics.set_golden_interval(interval_s)
@@ -85,7 +78,7 @@ class HealthMonitor:
 
     async def _check_model(self, model: ServedModel) -> list[str] | None:
         """Return what was wrong with a model's answers, or None if it could not be asked."""
-        golden, tolerance = model.verified.samples, model.verified.tolerance
+        golden, tolerance = model.samples, model.tolerance
         if tolerance.scaled_error is not None:  # other tolerances judge all samples together
             golden = golden.first(SAMPLES)
         name = model.manifest.name
@@ -100,7 +93,7 @@ class HealthMonitor:
             self._metrics.record_skipped_check(name)
             return None
         except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
-            self._metrics.record_golden_check(name, GoldenCheck(False, 0, None))
+            self._metrics.record_golden_check(name, passed=False)
             return [repr(error)]
         judged = [
             judge_answers(golden, answers, model.manifest.outputs, tolerance)
@@ -108,8 +101,9 @@ class HealthMonitor:
         ]
         failures = [failure for found in judged for failure in found.failures]
         worst = max(found.scaled_error for found in judged)
-        check = GoldenCheck(not failures, worst, tolerance.scaled_error)
-        self._metrics.record_golden_check(name, check)
+        self._metrics.record_golden_check(
+            name, passed=not failures, error=worst, bound=tolerance.scaled_error
+        )
         return list(dict.fromkeys(failures))
 
     async def _run(self) -> None:

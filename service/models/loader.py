@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from export.bundle.golden import Golden, GoldenResult, check_golden
-from export.bundle.manifest import BundleError, FeatureMaps, Manifest, TensorSpec
+from export.bundle.manifest import BundleError, Manifest, TensorSpec
 from export.bundle.session import DeviceUnavailableError, OnnxModel, choose_device
 from export.bundle.store import Bundle, find_bundles
 from export.bundle.tolerances import Device, Tolerance
 from export.mnist.ood_detector import OodDetector
-from service.adapters.adapter import Adapter, choose_adapter
+from service.adapters.adapter import choose_adapter
+from service.adapters.tensors import TensorsAdapter
 from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
+from service.models.feature_maps import FeatureMapServer
+from service.protocol.answers import Identity
+from service.protocol.errors import NoFeatureMapsError
 from service.settings import Settings, read_settings
 
 
@@ -25,41 +29,43 @@ class VerificationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class VerifiedFeatureMaps:
-    """A model's first layer, opened and verified by its own golden samples.
-
-    Attributes:
-        maps: The manifest's description of it.
-        engine: Always the fp32 file, whichever variant answers inference requests.
-        variant: "onnx", or "onnx-tf32" if products are rounded to TF32.
-    """
-
-    maps: FeatureMaps
-    engine: OnnxModel
-    variant: str
-
-
-@dataclass(frozen=True)
 class VerifiedModel:
     """An opened bundle whose model answered its golden samples rightly on its device.
 
     Attributes:
-        variant: Which model file of the bundle it is; "onnx-tf32" if products are rounded to TF32.
+        identity: The fields of every JSON answer that say which model computed it, and where.
         tolerance: What its answers may differ from the reference's by.
         samples: The golden samples.
         golden: The result of the check at the start.
         adapter: Decodes and encodes requests of the model's task.
-        feature_maps: The first layer by itself, if the bundle has it.
+        feature_maps: Serves the first layer by itself, if the bundle has it.
     """
 
     manifest: Manifest
-    variant: str
+    identity: Identity
     engine: Engine
     tolerance: Tolerance
     samples: Golden
     golden: GoldenResult
-    adapter: Adapter
-    feature_maps: VerifiedFeatureMaps | None = None
+    adapter: TensorsAdapter
+    feature_maps: FeatureMapServer | None
+
+    @property
+    def variant(self) -> str:
+        """Which model file of the bundle it is; "onnx-tf32" if products are rounded to TF32."""
+        return self.identity["variant"]
+
+    def require_feature_maps(self) -> FeatureMapServer:
+        """Return the server of the first layer.
+
+        Raises:
+            NoFeatureMapsError: The bundle does not hold it; gives the recorded reason.
+        """
+        if self.feature_maps is None:
+            unknown = "its bundle holds none; build it again"
+            why = self.manifest.not_built.get("features", unknown)
+            raise NoFeatureMapsError(f"{self.manifest.name} has no feature maps: {why}")
+        return self.feature_maps
 
 
 def load_verified_models(settings: Settings) -> list[VerifiedModel]:
@@ -96,14 +102,7 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
 def verify_golden(
     what: str, engine: Engine, golden: Golden, outputs: Sequence[TensorSpec], tolerance: Tolerance
 ) -> GoldenResult:
-    """Check an engine's answers to golden samples against the reference's.
-
-    Args:
-        what: The engine's name in errors.
-        engine: The engine, on the device that will serve.
-        golden: The samples.
-        outputs: The engine's outputs.
-        tolerance: What its answers may differ by.
+    """Check an engine's answers to golden samples; ``what`` is its name in errors.
 
     Raises:
         VerificationError: The engine cannot answer, or answers wrongly.
@@ -142,13 +141,27 @@ def _load(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
     result = verify_golden(what, engine, golden, manifest.outputs, tolerance)
     # TF32 is no file of its own but another arithmetic: answers name it.
     served = tolerance.variant if variant.startswith("onnx") else variant
+    identity = _identify(manifest, served, engine)
     feature_maps = _load_feature_maps(bundle, device, settings)
-    return VerifiedModel(manifest, served, engine, tolerance, golden, result, adapter, feature_maps)
+    return VerifiedModel(
+        manifest, identity, engine, tolerance, golden, result, adapter, feature_maps
+    )
+
+
+def _identify(manifest: Manifest, variant: str, engine: Engine) -> Identity:
+    return {
+        "model": manifest.name,
+        "version": manifest.version,
+        "variant": variant,
+        "device": engine.device,
+        "provider": engine.provider,
+    }
 
 
 def _load_feature_maps(
     bundle: Bundle, device: Device, settings: Settings
-) -> VerifiedFeatureMaps | None:
+) -> FeatureMapServer | None:
+    """Open and verify the first layer: always the fp32 file, whichever variant serves inference."""
     maps = bundle.manifest.features
     if maps is None:
         return None
@@ -166,7 +179,8 @@ def _load_feature_maps(
         [maps.output],
         bundle.manifest.tolerance(device, variant),
     )
-    return VerifiedFeatureMaps(maps, engine, variant)
+    identity = _identify(bundle.manifest, variant, engine)
+    return FeatureMapServer(engine, maps, identity, settings.timeout_s)
 
 
 def main() -> int:

@@ -5,20 +5,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from export.bundle.manifest import Manifest, TensorSpec
-from service.adapters.adapter import Adapter
 from service.engine.batcher import Batcher
 from service.engine.engines import warm_up
-from service.models.feature_maps import FeatureMapServer
 from service.models.loader import VerifiedModel
-from service.observability.metrics import GoldenCheck, Metrics, ModelInfo
-from service.protocol.answers import Identity, ModelCard, TensorMetadata
-from service.protocol.errors import (
-    InvalidInputError,
-    NoFeatureMapsError,
-    UnknownModelError,
-    quote_value,
-)
+from service.observability.metrics import Metrics
+from service.protocol.answers import ModelCard
+from service.protocol.errors import InvalidInputError, UnknownModelError, quote_value
+from service.protocol.oip import describe_tensor
 from service.settings import Settings
 
 # A batch that runs in the event loop delays every other client by its time. Shorter ones are not
@@ -30,45 +23,10 @@ logger = logging.getLogger("bentoml.service")  # BentoML shows only its own logg
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A verified model with its batcher, and another one for its feature maps."""
+class ServedModel(VerifiedModel):
+    """A verified model with its batcher."""
 
-    verified: VerifiedModel
     batcher: Batcher
-    feature_maps: FeatureMapServer | None = None
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self.verified.manifest
-
-    @property
-    def adapter(self) -> Adapter:
-        """The adapter of the model's task."""
-        return self.verified.adapter
-
-    def require_feature_maps(self) -> FeatureMapServer:
-        """Return the server of the first layer.
-
-        Raises:
-            NoFeatureMapsError: The bundle does not hold it; gives the recorded reason.
-        """
-        if self.feature_maps is None:
-            unknown = "its bundle holds none; build it again"
-            why = self.manifest.not_built.get("features", unknown)
-            raise NoFeatureMapsError(f"{self.manifest.name} has no feature maps: {why}")
-        return self.feature_maps
-
-    @functools.cached_property
-    def identity(self) -> Identity:
-        """The fields of every JSON answer that say which model computed it, and where."""
-        return {
-            "model": self.manifest.name,
-            "version": self.manifest.version,
-            "variant": self.verified.variant,
-            "device": self.verified.engine.device,
-            "provider": self.verified.engine.provider,
-        }
 
     def describe(self, *, is_default: bool) -> ModelCard:
         """Return the model's entry of GET /models."""
@@ -82,16 +40,11 @@ class ServedModel:
             "test_accuracy": training.test_accuracy if training else None,
             "test_images": training.test_images if training else None,
             "parity": list(manifest.parity),
-            "golden": self.verified.golden,
+            "golden": self.golden,
             "guard": manifest.guard,
             "features": manifest.features,
             "default": is_default,
         }
-
-
-def describe_tensor(spec: TensorSpec) -> TensorMetadata:
-    """Return a tensor's name, datatype and shape as the Open Inference Protocol has them."""
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 class ModelRegistry:
@@ -104,14 +57,7 @@ class ModelRegistry:
         metrics: Metrics,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Warm every model up and make its batcher.
-
-        Args:
-            verified: The models.
-            settings: Sizes, times and the place where batches run.
-            metrics: Records each model and each batch.
-            count_accepted: Connections accepted so far; see ``Batcher``.
-        """
+        """Warm every model up and make its batcher; ``Batcher`` explains ``count_accepted``."""
         self._models = {
             model.manifest.name: _serve(model, settings, metrics, count_accepted)
             for model in verified
@@ -182,39 +128,32 @@ def _serve(
         on_batch=functools.partial(metrics.record_batch, manifest.name),
         count_accepted=count_accepted,
     )
-    info = ModelInfo(
-        manifest.name, manifest.version, verified.variant, engine.device, engine.provider
-    )
     has_maps = verified.feature_maps is not None
     metrics.add_model(
-        info,
-        GoldenCheck(True, golden.scaled_error, verified.tolerance.scaled_error),
+        verified.identity,
         ["infer", *verified.adapter.endpoints, *(["features"] if has_maps else [])],
         read_queued=lambda: batcher.queued_samples,
         limit=settings.max_queue_samples,
     )
+    metrics.record_golden_check(
+        manifest.name, passed=True, error=golden.scaled_error, bound=golden.scaled_error_bound
+    )
     logger.info(
         "serving %s version %s (%s) on %s (%s): %d golden samples right, batches of %d "
         "take %.1f ms; batches of up to %d samples run in the event loop, others in a thread",
-        *info,
+        *verified.identity.values(),
         golden.samples,
         settings.max_batch_samples,
         1000 * batch_s[settings.max_batch_samples],
         max_loop_samples,
     )
-    feature_maps = None
-    if verified.feature_maps is not None:
-        feature_maps = FeatureMapServer(verified.feature_maps, manifest, settings.timeout_s)
-    return ServedModel(verified, batcher, feature_maps)
+    return ServedModel(**vars(verified), batcher=batcher)
 
 
 def _choose_max_loop_samples(batch_s: dict[int, float], device: str, settings: Settings) -> int:
     """Return the largest batch that runs in the event loop; 0 if all run in the thread.
 
-    Args:
-        batch_s: Seconds of a batch by its size, measured.
-        device: The engine's.
-        settings: Where batches run, if it is set.
+    ``batch_s`` are the measured seconds of a batch by its size.
     """
     if settings.engine == "loop":
         return settings.max_batch_samples

@@ -70,14 +70,7 @@ class AccessLog:
         self._share, self._due = share, 0.0
 
     def log(self, exchange: Exchange, status: int, seconds: float, span: SpanContext) -> None:
-        """Log a request if it is in the share.
-
-        Args:
-            exchange: The request.
-            status: HTTP status of the answer.
-            seconds: From the end of its head to its answer.
-            span: The request's span, if it is traced.
-        """
+        """Log a request, which took so many seconds, if it is in the share."""
         self._due += self._share
         if self._due < 1:
             return

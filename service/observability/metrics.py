@@ -10,12 +10,12 @@ import asyncio
 import time
 from collections import Counter as Count
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge
 
-from service.observability.histogram_buffer import BulkHistogram, HistogramBuffer
-from service.observability.records import BatchRecord
+from service.observability.buffered_histogram import BufferedHistogram
+from service.observability.records import BatchTiming
+from service.protocol.answers import Identity
 from service.protocol.errors import ErrorKind
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
@@ -23,36 +23,6 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 REQUEST_SECONDS = (*SECONDS[:-1], 2.5, 5, 10)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FLUSH_INTERVAL_S = 0.5
-
-
-class ModelInfo(NamedTuple):
-    """Labels of the metric inference_model_info."""
-
-    model: str
-    version: str
-    variant: str
-    device: str
-    provider: str
-
-
-class GoldenCheck(NamedTuple):
-    """The result of a check of golden samples.
-
-    Attributes:
-        passed: All answers were right.
-        error: The largest scaled error.
-        allowed: Its bound; None or 0 where there is nothing to compare it with.
-    """
-
-    passed: bool
-    error: float
-    allowed: float | None
-
-
-class _BatchBuffers(NamedTuple):
-    samples: HistogramBuffer
-    compute: HistogramBuffer
-    queue: HistogramBuffer
 
 
 class Metrics:
@@ -67,9 +37,9 @@ class Metrics:
             "inference_worker_exits", "Workers that ended themselves, by reason.", ["reason"]
         )
         self._worker_exits.labels("golden_check")
-        self._answers: dict[tuple[str, str], HistogramBuffer] = {}
+        self._answers: dict[tuple[str, str], BufferedHistogram] = {}
         self._answered_samples = Count[tuple[str, str]]()
-        self._batches: dict[str, _BatchBuffers] = {}
+        self._batches: dict[str, list[BufferedHistogram]] = {}
         self._refusals = Count[ErrorKind]()
         self._read_queued: dict[str, Callable[[], int]] = {}
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -80,7 +50,7 @@ class Metrics:
         self._requests = Counter(
             "inference_requests", "Requests answered, by model and endpoint.", ["model", "endpoint"]
         )
-        self._duration = BulkHistogram(
+        self._duration = BufferedHistogram(
             "inference_request_duration_seconds",
             "From a request's receipt to its answer, for requests that were answered.",
             ["model", "endpoint"],
@@ -94,16 +64,16 @@ class Metrics:
             "Requests refused or failed, by kind of error and its HTTP status.",
             ["kind", "status"],
         )
-        self._batch_samples = BulkHistogram(
+        self._batch_samples = BufferedHistogram(
             "inference_batch_samples", "Samples in a batch.", ["model"], buckets=SAMPLES
         )
-        self._compute = BulkHistogram(
+        self._compute = BufferedHistogram(
             "inference_compute_seconds",
             "Time of a batch in the engine.",
             ["model"],
             buckets=SECONDS,
         )
-        self._queue = BulkHistogram(
+        self._queue = BufferedHistogram(
             "inference_queue_seconds",
             "Longest time that a request of the batch waited for it.",
             ["model"],
@@ -127,7 +97,7 @@ class Metrics:
         self._info = Gauge(
             "inference_model_info",
             "1 for each model served: version, variant, device and the runtime's provider.",
-            ModelInfo._fields,
+            ["model", "version", "variant", "device", "provider"],
             multiprocess_mode="livemax",
         )
 
@@ -171,52 +141,47 @@ class Metrics:
 
     def add_model(
         self,
-        info: ModelInfo,
-        golden: GoldenCheck,
+        identity: Identity,
         endpoints: Sequence[str],
         read_queued: Callable[[], int],
         limit: int,
     ) -> None:
-        """Begin the series of a model that is served.
-
-        Args:
-            info: Its labels.
-            golden: The result of the check at the start.
-            endpoints: Its endpoints.
-            read_queued: Returns how many samples wait for it.
-            limit: How many may wait.
-        """
-        model = info.model
-        self._info.labels(*info).set(1)
+        """Begin a model's series; ``read_queued`` returns how many of its samples wait."""
+        model = identity["model"]
+        self._info.labels(**identity).set(1)
         self._golden_failures.labels(model)
         self._golden_skipped.labels(model)
-        self.record_golden_check(model, golden)
         self._queue_limit.labels(model).set(limit)
         self._queued.labels(model).set(0)
         self._read_queued[model] = read_queued
-        self._batches[model] = _BatchBuffers(
-            HistogramBuffer(self._batch_samples.labels(model), SAMPLES),
-            HistogramBuffer(self._compute.labels(model), SECONDS),
-            HistogramBuffer(self._queue.labels(model), SECONDS),
-        )
+        histograms = (self._batch_samples, self._compute, self._queue)
+        self._batches[model] = [histogram.labels(model) for histogram in histograms]
         for endpoint in endpoints:  # from the start: a rate needs the zero before the first one
             self._requests.labels(model, endpoint)
             self._samples.labels(model, endpoint)
-            series = self._duration.labels(model, endpoint)
-            self._answers[model, endpoint] = HistogramBuffer(series, REQUEST_SECONDS)
+            self._answers[model, endpoint] = self._duration.labels(model, endpoint)
 
     def set_golden_interval(self, interval_s: float) -> None:
         """Set the time between checks of golden samples, in seconds."""
         self._golden_interval.set(interval_s)
 
-    def record_golden_check(self, model: str, check: GoldenCheck) -> None:
-        """Record a check of a model's golden samples."""
+    def record_golden_check(
+        self, model: str, *, passed: bool, error: float = 0, bound: float | None = None
+    ) -> None:
+        """Record a check of a model's golden samples.
+
+        Args:
+            model: The model.
+            passed: Whether all answers were right.
+            error: The largest scaled error.
+            bound: The error that is allowed; None or 0 if other figures are judged.
+        """
         self._golden_checks.labels(model).inc()
-        self._golden.labels(model).set(int(check.passed))
+        self._golden.labels(model).set(int(passed))
         self._golden_time.labels(model).set(time.time())
-        if check.allowed:
-            self._golden_error.labels(model).set(check.error / check.allowed)
-        if not check.passed:
+        if bound:
+            self._golden_error.labels(model).set(error / bound)
+        if not passed:
             self._golden_failures.labels(model).inc()
 
     def record_skipped_check(self, model: str) -> None:
@@ -241,12 +206,12 @@ class Metrics:
         if self._flush_timer is None:
             self._flush_soon()
 
-    def record_batch(self, model: str, batch: BatchRecord) -> None:
+    def record_batch(self, model: str, batch: BatchTiming) -> None:
         """Record a batch; called in the event loop."""
-        buffers = self._batches[model]
-        buffers.samples.observe(batch.samples)
-        buffers.compute.observe(batch.compute_s)
-        buffers.queue.observe(batch.longest_queue_s)
+        samples, compute, queue = self._batches[model]
+        samples.observe(batch.batch_samples)
+        compute.observe(batch.compute_s)
+        queue.observe(batch.queue_s)
         if self._flush_timer is None:
             self._flush_soon()
 
@@ -255,14 +220,14 @@ class Metrics:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        for (model, endpoint), buffer in self._answers.items():
-            if requests := buffer.flush():
-                self._requests.labels(model, endpoint).inc(requests)
-                self._samples.labels(model, endpoint).inc(self._answered_samples[model, endpoint])
+        for key, duration in self._answers.items():
+            if requests := duration.flush():
+                self._requests.labels(*key).inc(requests)
+                self._samples.labels(*key).inc(self._answered_samples[key])
         self._answered_samples.clear()
-        for buffers in self._batches.values():
-            for buffer in buffers:
-                buffer.flush()
+        for histograms in self._batches.values():
+            for histogram in histograms:
+                histogram.flush()
         for kind, count in self._refusals.items():
             self._refused.labels(kind.label, str(kind.status)).inc(count)
         self._refusals.clear()

@@ -5,25 +5,17 @@ from typing import NamedTuple
 
 
 class BatchTiming(NamedTuple):
-    """How a request was computed.
+    """How a request, or a batch, was computed.
 
     Attributes:
-        batch_samples: Samples in its batch (the largest one, if it took several).
-        queue_s: Seconds that it waited for the engine.
-        compute_s: Seconds that the engine took for all its batches.
+        batch_samples: Samples in the batch (the largest one, if a request took several).
+        queue_s: Seconds that the request, or the oldest one of the batch, waited for the engine.
+        compute_s: Seconds that the engine took (for all batches of the request).
     """
 
     batch_samples: int
     queue_s: float
     compute_s: float
-
-
-class BatchRecord(NamedTuple):
-    """One batch that ran; times in seconds."""
-
-    samples: int
-    compute_s: float
-    longest_queue_s: float
 
 
 @dataclass(slots=True)

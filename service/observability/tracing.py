@@ -26,8 +26,8 @@ LONGEST_FLUSH_MS = 2000
 TRACED_SERVICE = "digit_classifier"
 
 
-def make_provider(settings: Settings) -> TracerProvider | None:
-    """Make the provider with its sampler and exporter, or None if no traces are configured.
+def make_tracing(settings: Settings) -> "Tracing | None":
+    """Return what makes and sends the spans, or None if no traces are configured.
 
     Raises:
         SettingsError: Traces are configured, and the package that sends them is not installed.
@@ -51,7 +51,7 @@ def make_provider(settings: Settings) -> TracerProvider | None:
     provider.add_span_processor(
         BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.trace_endpoint))
     )
-    return provider
+    return Tracing(provider)
 
 
 class Tracing:
@@ -73,16 +73,13 @@ class Tracing:
         status: int,
         seconds: float,
     ) -> SpanContext:
-        """Record a request that was just answered.
+        """Record a request that was just answered, and return the ids of its span.
 
         Args:
             exchange: The request.
             headers: Its headers, which may name a parent span.
             status: HTTP status of the answer.
             seconds: From the end of its head to its answer.
-
-        Returns:
-            The ids of its span.
         """
         carrier = {
             name.decode(): value.decode("latin-1")

@@ -6,7 +6,7 @@ checked by the other modules of this package. Answers that hold pydantic models,
 ``ModelCard.parity``, are serialized with ``pydantic.TypeAdapter(TYPE).dump_json``.
 """
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypeAliasType, TypedDict
@@ -15,6 +15,8 @@ from export.bundle.golden import GoldenResult
 from export.bundle.manifest import Datatype, FeatureMaps, GuardSummary, ParityVerdict
 from export.bundle.tolerances import Device
 
+T = TypeVar("T")
+NonEmpty = Annotated[list[T], Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Axis = Annotated[int, Field(ge=-1)]
@@ -25,11 +27,10 @@ Image = TypeAliasType(
     "Image",
     Annotated[list[PixelRow], Field(min_length=28, max_length=28, description=_PIXELS)],
 )
-Images = TypeAliasType("Images", Annotated[list[Image], Field(min_length=1)])
+Images = TypeAliasType("Images", NonEmpty[Image])
 TensorValues = TypeAliasType(
     "TensorValues", Annotated[list[Any], Field(description="one level of lists for each axis")]
 )
-Layer = Annotated[str, Field(examples=["features.1 (ReLU after Conv 5x5, 16 channels)"])]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -78,13 +79,13 @@ class TensorMetadata(Closed):
 class ModelCard(Identity):
     """A served model with the evidence that its answers equal the checkpoint's."""
 
-    inputs: Annotated[list[TensorMetadata], Field(min_length=1)]
-    outputs: Annotated[list[TensorMetadata], Field(min_length=1)]
+    inputs: NonEmpty[TensorMetadata]
+    outputs: NonEmpty[TensorMetadata]
     labels: Annotated[list[str], Field(description="names of the classes; empty without classes")]
     parameters: Annotated[int, Field(ge=0, description="number of trainable parameters")]
     test_accuracy: Share | None
     test_images: Annotated[str | None, Field(description="the test set that was used, in words")]
-    parity: Annotated[list[ParityVerdict], Field(min_length=1)]
+    parity: NonEmpty[ParityVerdict]
     golden: GoldenResult
     guard: Annotated[GuardSummary | None, Field(description="the out-of-distribution check")]
     features: Annotated[FeatureMaps | None, Field(description="parity of the feature maps")]
@@ -94,7 +95,7 @@ class ModelCard(Identity):
 class ModelCards(Closed):
     """The answer of GET /models."""
 
-    models: Annotated[list[ModelCard], Field(min_length=1)]
+    models: NonEmpty[ModelCard]
 
 
 class ServerMetadata(Closed):
@@ -109,10 +110,10 @@ class ModelMetadata(Closed):
     """Open Inference Protocol: the answer of GET /v2/models/{model}."""
 
     name: str
-    versions: Annotated[list[str], Field(min_length=1)]
+    versions: NonEmpty[str]
     platform: str
-    inputs: Annotated[list[TensorMetadata], Field(min_length=1)]
-    outputs: Annotated[list[TensorMetadata], Field(min_length=1)]
+    inputs: NonEmpty[TensorMetadata]
+    outputs: NonEmpty[TensorMetadata]
 
 
 IsBinary = Annotated[bool, Field(description="return bytes after the answer's JSON, not data")]
@@ -142,7 +143,7 @@ class RequestInput(TypedDict):
     """Open Inference Protocol: an input tensor of a request."""
 
     name: str
-    shape: Annotated[list[Size], Field(min_length=1)]
+    shape: NonEmpty[Size]
     datatype: Datatype
     parameters: NotRequired[InputParameters]
     data: NotRequired[
@@ -158,7 +159,7 @@ class RequestOutput(TypedDict):
 
 
 RequestedOutputs = Annotated[
-    list[RequestOutput], Field(min_length=1, description="the outputs to return; by default all")
+    NonEmpty[RequestOutput], Field(description="the outputs to return; by default all")
 ]
 
 
@@ -167,7 +168,7 @@ class InferenceRequest(TypedDict):
 
     id: NotRequired[Annotated[str | None, Field(description="repeated in the answer")]]
     parameters: NotRequired[RequestParameters]
-    inputs: Annotated[list[RequestInput], Field(min_length=1)]
+    inputs: NonEmpty[RequestInput]
     outputs: NotRequired[RequestedOutputs | None]
 
 
@@ -229,7 +230,7 @@ class Prediction(Closed):
 class PredictAnswer(Identity):
     """The answer of POST /predict and POST /predict/image."""
 
-    predictions: Annotated[list[Prediction], Field(min_length=1)]
+    predictions: NonEmpty[Prediction]
     image: NotRequired[Image]
 
 
@@ -252,7 +253,7 @@ class NamedTensorsAnswer(Identity):
 
     outputs: Annotated[dict[str, TensorValues], Field(description="values by tensor name")]
     predictions: NotRequired[
-        Annotated[list[ClassPrediction], Field(min_length=1, description="only from classifiers")]
+        Annotated[NonEmpty[ClassPrediction], Field(description="only from classifiers")]
     ]
 
 
@@ -277,13 +278,13 @@ class FeatureMap(Closed):
     height: Size
     width: Size
     values: Annotated[
-        list[Annotated[list[float], Field(min_length=1)]],
-        Field(min_length=1, description="rows from the top, rounded to 4 decimal places"),
+        NonEmpty[NonEmpty[float]],
+        Field(description="rows from the top, rounded to 4 decimal places"),
     ]
 
 
 class FeaturesAnswer(Identity):
     """The answer of POST /models/{model}/features."""
 
-    layer: Layer
-    maps: Annotated[list[FeatureMap], Field(min_length=1)]
+    layer: Annotated[str, Field(examples=["features.1 (ReLU after Conv 5x5, 16 channels)"])]
+    maps: NonEmpty[FeatureMap]

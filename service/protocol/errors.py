@@ -18,7 +18,6 @@ The message goes to the client. It says what came, what was expected and what to
 
 import math
 from enum import Enum
-from http import HTTPStatus
 
 MAX_QUOTED_CHARACTERS = 80
 
@@ -64,102 +63,66 @@ class ErrorKind(Enum):
 
 
 class ServiceError(Exception):
-    """A request is refused; the message goes to the client."""
+    """A request is refused; the message goes to the client.
 
-    kind = ErrorKind.INTERNAL
+    Attributes:
+        kind: The subclass's; it has the HTTP status.
+        headers: Further headers of the answer.
+    """
 
-    @property
-    def status(self) -> HTTPStatus:
-        """The HTTP status of the answer."""
-        return HTTPStatus(self.kind.status)
+    kind: ErrorKind
+    headers: dict[str, str]
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Further headers of the answer."""
-        return {}
+    def __init_subclass__(cls, kind: ErrorKind, headers: dict[str, str] | None = None) -> None:
+        cls.kind, cls.headers = kind, headers or {}
 
 
-class InvalidInputError(ServiceError):
+class InvalidInputError(ServiceError, kind=ErrorKind.INVALID_INPUT):
     """The request's body or query is not what the endpoint reads."""
 
-    kind = ErrorKind.INVALID_INPUT
+
+class UnauthorizedError(
+    ServiceError, kind=ErrorKind.UNAUTHORIZED, headers={"WWW-Authenticate": "Bearer"}
+):
+    """The API key is missing or wrong; the header gives the authentication scheme (RFC 6750)."""
 
 
-class UnauthorizedError(ServiceError):
-    """The API key is missing or wrong."""
-
-    kind = ErrorKind.UNAUTHORIZED
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The authentication scheme (RFC 6750)."""
-        return {"WWW-Authenticate": "Bearer"}
-
-
-class UnknownModelError(ServiceError):
+class UnknownModelError(ServiceError, kind=ErrorKind.UNKNOWN_MODEL):
     """No model of that name is served."""
 
-    kind = ErrorKind.UNKNOWN_MODEL
 
-
-class NoFeatureMapsError(ServiceError):
+class NoFeatureMapsError(ServiceError, kind=ErrorKind.NO_FEATURE_MAPS):
     """The model's bundle holds no file of its first layer."""
 
-    kind = ErrorKind.NO_FEATURE_MAPS
 
-
-class PayloadTooLargeError(ServiceError):
+class PayloadTooLargeError(ServiceError, kind=ErrorKind.TOO_LARGE):
     """The request holds more bytes, pixels or samples than the limits allow."""
 
-    kind = ErrorKind.TOO_LARGE
 
-
-class UnsupportedMediaError(ServiceError):
+class UnsupportedMediaError(ServiceError, kind=ErrorKind.UNSUPPORTED_MEDIA):
     """The endpoint or the model does not read this content type or encoding."""
 
-    kind = ErrorKind.UNSUPPORTED_MEDIA
 
-
-class NothingDrawnError(ServiceError):
+class NothingDrawnError(ServiceError, kind=ErrorKind.NOTHING_DRAWN):
     """The image can be decoded, but there is no digit on it."""
 
-    kind = ErrorKind.NOTHING_DRAWN
 
-
-class NonFiniteOutputError(ServiceError):
+class NonFiniteOutputError(ServiceError, kind=ErrorKind.NON_FINITE_OUTPUT):
     """The model's answer holds NaN or infinity and was requested as JSON."""
 
-    kind = ErrorKind.NON_FINITE_OUTPUT
 
-
-class OverloadedError(ServiceError):
+class OverloadedError(ServiceError, kind=ErrorKind.OVERLOADED):
     """The queue has no room for the request's samples."""
 
-    kind = ErrorKind.OVERLOADED
-
     def __init__(self, message: str, retry_after_s: float = 1) -> None:
-        """Keep the message and the estimated seconds until the queue has room."""
+        """Say in the header when the queue will have room, in whole seconds, at least 1."""
         super().__init__(message)
-        self._retry_after_s = retry_after_s
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, at least 1."""
-        return {"Retry-After": str(max(1, math.ceil(self._retry_after_s)))}
+        self.headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
 
 
-class NotReadyError(ServiceError):
+class NotReadyError(ServiceError, kind=ErrorKind.NOT_READY, headers={"Retry-After": "1"}):
     """The model is not verified yet, or it answered its golden samples wrongly in this worker."""
 
-    kind = ErrorKind.NOT_READY
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Retry-After: clients should try again in a second."""
-        return {"Retry-After": "1"}
-
-
-class DeadlineError(ServiceError):
+class DeadlineError(ServiceError, kind=ErrorKind.DEADLINE):
     """The request waited longer than the timeout and was not computed."""
-
-    kind = ErrorKind.DEADLINE

@@ -8,7 +8,8 @@ Whatever is refused is decoded again by the standard library, which words the er
 import json
 import re
 from collections import Counter
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +19,21 @@ from service.protocol.errors import InvalidInputError, quote_value
 # Possessive, and closed or not: the time grows with the body's length alone, whatever it holds.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _TOO_LARGE_TO_SHOW = 2**63
+# What msgspec says of a value that does not fit its type, and its names of JSON's kinds.
+_WRONG_KIND = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_WHERE = re.compile(r" - at `\$(.*)`$")
+_EXPECTED_KINDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "a string",
+    "int": "an integer",
+    "bool": "true or false",
+    "null": "null",
+}
+_RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number"}
+T = TypeVar("T")
 # ASCII: a bracket and its brace differ by this bit, "{" and "}" lie on both sides of "|".
 _BRACE_BIT, _BETWEEN_BRACES = 0x20, ord("|")
 
@@ -47,6 +63,51 @@ def parse_json(body: bytes, expected: str, max_depth: int) -> object:
     if has_all_pairs(value, outside.count(b":")):
         return value
     return _parse_slowly(body, expected)
+
+
+def convert_json(
+    value: object,
+    type_: type[T],
+    expected: str,
+    describe: Callable[[str, type[T]], str] | None = None,
+) -> T:
+    """Check the types of a decoded document, or of a part of it.
+
+    Args:
+        value: What ``parse_json`` returned.
+        type_: What msgspec converts it to.
+        expected: What the endpoint expects, for the error message.
+        describe: Rewords msgspec's error; by default for a ``msgspec.Struct`` as ``type_``.
+
+    Raises:
+        InvalidInputError: Names the first value that is missing, unknown or of another type.
+    """
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        words = (describe or _describe_misfit)(str(error), type_)
+        raise InvalidInputError(f"{words}; send {expected}") from error
+    except UnicodeEncodeError as error:  # msgspec cannot look at such a key or string
+        known = ", ".join(getattr(type_, "__struct_fields__", ["lists and numbers"]))
+        raise InvalidInputError(
+            f"the body holds {error.object[error.start]!a}, half of a surrogate pair, which is no "
+            f"character; known: {known}; send {expected}"
+        ) from error
+
+
+def _describe_misfit(problem: str, type_: Any) -> str:
+    """Reword an error of msgspec, e.g. "inputs.0.shape is a number; expected a list"."""
+    found = _WHERE.search(problem)
+    path = found[1].replace("[", ".").replace("]", "").lstrip(".") if found else ""
+    if missing := _MISSING.match(problem):
+        return f"the field {f'{path}.{missing[1]}'.lstrip('.')} is missing"
+    if unknown := _UNKNOWN.match(problem):
+        known = ", ".join(type_.__struct_fields__)
+        return f"unknown field {quote_value(unknown[1])}; known: {known}"
+    if wrong := _WRONG_KIND.match(problem):
+        wanted = " or ".join(_EXPECTED_KINDS[kind] for kind in wrong[1].split(" | "))
+        return f"{path or 'the body'} is {_RECEIVED_KINDS[wrong[2]]}; expected {wanted}"
+    return problem
 
 
 def encode_json(value: object) -> bytes:

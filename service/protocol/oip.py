@@ -7,17 +7,19 @@ the only input's values and nothing else; its answer has binary outputs.
 """
 
 import math
-import re
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from export.bundle.manifest import Manifest
+from export.bundle.manifest import DTYPES, Manifest, TensorSpec
 from export.bundle.metrics import Array, Arrays
+from service.protocol.answers import ModelMetadata, ServerMetadata, TensorMetadata
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, quote_value
-from service.protocol.json_values import encode_json, parse_json
+from service.protocol.json_values import convert_json, encode_json, parse_json
 from service.protocol.tensors import InputTensor, read_inputs, read_raw_input
 from service.settings import Limits
 
@@ -29,23 +31,10 @@ EXPECTED = (
 )
 HEADER_LENGTH = "inference-header-content-length"
 BINARY_TYPE = "application/octet-stream"
-MAX_CACHED_BYTES, MAX_CACHED_HEADERS = 4096, 1024
+MAX_CACHED_BYTES = 4096
 MAX_ID_CHARACTERS = 1024
-# msgspec's names of types as error messages name JSON's, expected and received.
-_EXPECTED_KINDS = {
-    "object": "an object",
-    "array": "a list",
-    "str": "a string",
-    "int": "an integer",
-    "bool": "true or false",
-}
-_RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number", "null": "null"}
-_WRONG_TYPE = re.compile(r"Expected `(\w+)[^`]*`, got `(\w+)`")
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
-# The model's name and version, its outputs' names and shapes, and the request's id.
-_HeaderKey = tuple[str, str, tuple[str, ...], tuple[tuple[int, ...], ...], str | None]
-_binary_headers: dict[_HeaderKey, bytes] = {}
-_WHERE = re.compile(r" - at `\$(.*)`$")
+DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
+_Form = tuple[str, "np.dtype[Any]", tuple[int, ...]]  # an output's name, dtype and shape
 
 
 class _OutputParameters(msgspec.Struct, frozen=True):
@@ -93,11 +82,7 @@ def decode_infer(
 ) -> InferRequest:
     """Decode the body of ``POST /v2/models/MODEL/infer``.
 
-    Args:
-        body: The bytes that the client sent.
-        json_length: The header ``Inference-Header-Content-Length``, None if there is none.
-        manifest: The model's.
-        limits: The limits of one request.
+    ``json_length`` is the header ``Inference-Header-Content-Length``, None if there is none.
 
     Raises:
         InvalidInputError: Something in the body breaks the protocol or does not fit the model.
@@ -121,12 +106,7 @@ def decode_infer(
 def encode_infer(
     outputs: Arrays, asked: InferRequest, manifest: Manifest
 ) -> tuple[bytes, int | None]:
-    """Encode the body of an answer.
-
-    Args:
-        outputs: All outputs of the model, by name.
-        asked: The request, which says what outputs in which form.
-        manifest: The model's.
+    """Encode those of the model's outputs that the request asks for.
 
     Returns:
         The body, and the length of the JSON at its start; None if all of it is JSON.
@@ -134,20 +114,18 @@ def encode_infer(
     Raises:
         NonFiniteOutputError: An output requested as JSON holds NaN or infinity.
     """
-    if all(asked.outputs.values()):
-        names = tuple(asked.outputs)
-        shapes = tuple([outputs[name].shape for name in names])
-        key = (manifest.name, manifest.version, names, shapes, asked.id)
-        header = _binary_headers.get(key) or _binary_header(manifest, key)
-        return b"".join([header, *[outputs[name].tobytes() for name in names]]), len(header)
-    tensors = []
+    forms, blobs, values = [], [], {}
     for name, is_binary in asked.outputs.items():
-        tensor = _describe_output(manifest, name, outputs[name].shape, is_binary=is_binary)
-        if not is_binary:
-            tensor["data"] = to_json_numbers(name, outputs[name].ravel())
-        tensors.append(tensor)
-    header = _answer_json(manifest, tensors, asked.id)
-    blobs = [outputs[name].tobytes() for name, is_binary in asked.outputs.items() if is_binary]
+        array = outputs[name]
+        forms.append((name, array.dtype, array.shape))
+        if is_binary:
+            blobs.append(array.tobytes())
+        else:
+            values[name] = to_json_numbers(name, array.ravel())
+    if values:
+        header = _encode_header(manifest.name, manifest.version, asked.id, tuple(forms), values)
+    else:
+        header = _encode_cached(manifest.name, manifest.version, asked.id, tuple(forms))
     return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
 
 
@@ -173,24 +151,25 @@ def infer_paths(manifest: Manifest) -> list[str]:
     return [f"{model}/infer", f"{model}/versions/{manifest.version}/infer"]
 
 
-def server_metadata() -> dict[str, object]:
+def server_metadata() -> ServerMetadata:
     """The answer to ``GET /v2``; the version is the protocol's, since the code's is private."""
     return {"name": "proven-digits", "version": "2", "extensions": EXTENSIONS}
 
 
-def model_metadata(manifest: Manifest) -> dict[str, object]:
+def model_metadata(manifest: Manifest) -> ModelMetadata:
     """The answer to ``GET /v2/models/MODEL``."""
-    inputs, outputs = (
-        [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in specs]
-        for specs in (manifest.inputs, manifest.outputs)
-    )
     return {
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": PLATFORM,
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": [describe_tensor(spec) for spec in manifest.inputs],
+        "outputs": [describe_tensor(spec) for spec in manifest.outputs],
     }
+
+
+def describe_tensor(spec: TensorSpec) -> TensorMetadata:
+    """A tensor's name, datatype and shape."""
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 def _parse_length(given: str, body_length: int) -> int:
@@ -209,32 +188,16 @@ def _parse_length(given: str, body_length: int) -> int:
 
 
 def _decode_header(header: bytes, max_depth: int) -> _Request:
-    value = parse_json(header, EXPECTED, max_depth)
-    try:
-        asked = msgspec.convert(value, _Request)
-    except msgspec.ValidationError as error:
-        raise InvalidInputError(f"{_words(str(error))}; expected {EXPECTED}") from error
+    asked = convert_json(parse_json(header, EXPECTED, max_depth), _Request, EXPECTED)
     if asked.outputs is not None and not asked.outputs:
         raise InvalidInputError(
-            f"outputs is a list; expected a list that is not empty; expected {EXPECTED}"
+            "outputs is an empty list; expected one output or more; leave the field out to get all"
         )
     return asked
 
 
 # Clients repeat the same few headers in front of their binary values.
 _decode_cached = lru_cache(maxsize=256)(_decode_header)
-
-
-def _words(problem: str) -> str:
-    """Reword an error of msgspec, e.g. "inputs.0.shape is a number; expected a list"."""
-    found = _WHERE.search(problem)
-    path = found[1].replace("[", ".").replace("]", "").lstrip(".") if found else ""
-    if missing := _MISSING.match(problem):
-        return f"{path}.{missing[1]} is missing".lstrip(".")
-    if wrong := _WRONG_TYPE.match(problem):
-        expected, received = _EXPECTED_KINDS[wrong[1]], _RECEIVED_KINDS[wrong[2]]
-        return f"{path or 'the body'} is {received}; expected {expected}"
-    return f"{path or 'the body'}: {problem}"
 
 
 def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
@@ -260,32 +223,27 @@ def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
     return found
 
 
-def _describe_output(
-    manifest: Manifest, name: str, shape: tuple[int, ...], *, is_binary: bool
-) -> dict[str, Any]:
-    spec = next(spec for spec in manifest.outputs if spec.name == name)
-    tensor: dict[str, Any] = {"name": name, "datatype": spec.datatype, "shape": shape}
-    if is_binary:
-        tensor["parameters"] = {"binary_data_size": math.prod(shape) * spec.dtype.itemsize}
-    return tensor
-
-
-def _answer_json(manifest: Manifest, tensors: list[dict[str, Any]], id_: str | None) -> bytes:
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
+def _encode_header(
+    model: str,
+    version: str,
+    id_: str | None,
+    forms: tuple[_Form, ...],
+    values: Mapping[str, list[Any]] = MappingProxyType({}),
+) -> bytes:
+    """The JSON of an answer; outputs without values follow it as bytes."""
+    tensors = []
+    for name, dtype, shape in forms:
+        tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype], "shape": shape}
+        if name in values:
+            tensor["data"] = values[name]
+        else:
+            tensor["parameters"] = {"binary_data_size": math.prod(shape) * dtype.itemsize}
+        tensors.append(tensor)
+    answer: dict[str, Any] = {"model_name": model, "model_version": version}
     if id_ is not None:
         answer["id"] = id_
     return encode_json(answer | {"outputs": tensors})
 
 
-def _binary_header(manifest: Manifest, key: _HeaderKey) -> bytes:
-    """The JSON of an answer without JSON values, kept for the next one of the same shapes."""
-    _, _, names, shapes, id_ = key
-    tensors = [
-        _describe_output(manifest, name, shape, is_binary=True)
-        for name, shape in zip(names, shapes, strict=True)
-    ]
-    header = _answer_json(manifest, tensors, id_)
-    if len(_binary_headers) >= MAX_CACHED_HEADERS:  # clients may send a new id every time
-        _binary_headers.clear()
-    _binary_headers[key] = header
-    return header
+# Clients may send a new id every time.
+_encode_cached = lru_cache(maxsize=1024)(_encode_header)

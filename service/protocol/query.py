@@ -22,11 +22,7 @@ class Query(NamedTuple):
 
 
 def decode_query(query_string: str, known: tuple[str, ...] = (MODEL,)) -> Query:
-    """Decode a query string.
-
-    Args:
-        query_string: What follows the URL's question mark, percent-encoded.
-        known: Which of ``model`` and ``show`` the endpoint reads.
+    """Decode a percent-encoded query string; ``known`` is what the endpoint reads.
 
     Raises:
         InvalidInputError: An unknown or repeated parameter, or a value of ``show`` but "image".

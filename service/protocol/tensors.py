@@ -19,7 +19,7 @@ from service.protocol.json_values import json_value
 
 # The byte order on the wire, whatever the machine's own.
 LITTLE_ENDIAN = {datatype: dtype.newbyteorder("<") for datatype, dtype in DTYPES.items()}
-MAX_SHOWN_SIZES, TOO_LARGE_TO_SHOW = 8, 10**24
+TOO_LARGE_TO_SHOW = 10**24
 # For each kind of NumPy dtype: what JSON expresses its values with, and as which Python types.
 _JSON_VALUES: dict[str, tuple[str, tuple[type, ...]]] = {
     "b": ("true or false", (bool,)),
@@ -52,16 +52,13 @@ def _count_bytes(shape: tuple[int, ...], datatype: Datatype) -> int:
 def read_inputs(
     given: Sequence[InputTensor], blobs: memoryview, manifest: Manifest, max_samples: int
 ) -> Arrays:
-    """Check and convert a request's inputs.
+    """Check and convert a request's inputs to arrays by name, in the manifest's order.
 
     Args:
         given: The inputs, in the order of their blobs.
         blobs: The raw bytes behind the JSON.
         manifest: The model's.
         max_samples: The largest number of samples in a request.
-
-    Returns:
-        The arrays by name, in the manifest's order.
 
     Raises:
         InvalidInputError: The names, datatypes, shapes or values do not fit the model.
@@ -80,14 +77,15 @@ def read_inputs(
         _check_form(tensor, spec)
         check_count(tensor.shape[0], max_samples)
         size = tensor.parameters.get("binary_data_size")
-        if size is not None and tensor.data is not None:
+        if (size is None) == (tensor.data is None):
+            has = "neither data nor" if size is None else "both data and"
             raise InvalidInputError(
-                f"{tensor.name} has both data and the parameter binary_data_size; send one of them"
+                f"{tensor.name} has {has} the parameter binary_data_size; send one of the two"
             )
-        if size is None:
-            arrays[tensor.name] = _read_json(tensor, spec)
-        else:
+        if tensor.data is None:
             arrays[tensor.name], blobs = _read_blob(tensor, spec, size, blobs)
+        else:
+            arrays[tensor.name] = _read_json(tensor.data, tensor, spec)
     if missing := specs.keys() - arrays.keys():
         raise InvalidInputError(
             f"input {sorted(missing)[0]!r} is missing; {manifest.name} takes "
@@ -98,16 +96,12 @@ def read_inputs(
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise InvalidInputError(f"the inputs' first axes differ: {counts}")
+    _check_named_axes(arrays, manifest)
     return {spec.name: arrays[spec.name] for spec in manifest.inputs}
 
 
 def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
-    """The only input of a request whose body is its values and nothing else.
-
-    Args:
-        body: Little-endian values in row-major order.
-        manifest: The model's.
-        max_samples: The largest number of samples in a request.
+    """The only input of a request whose body is its little-endian values in row-major order.
 
     Raises:
         InvalidInputError: The model has several inputs or one with variable axes, the body's
@@ -136,17 +130,27 @@ def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
     return {spec.name: array.reshape(count, *spec.shape[1:])}
 
 
-def check_count(count: int, max_samples: int) -> None:
-    """Check the number of samples in a request.
-
-    Raises:
-        PayloadTooLargeError: There are more samples than allowed.
-    """
+def check_count(count: int, max_samples: int, noun: str = "samples") -> None:
+    """Raise ``PayloadTooLargeError`` if a request holds more samples than allowed."""
     if count > max_samples:
         many = f"{count:,}" if count < TOO_LARGE_TO_SHOW else "far too many"
         raise PayloadTooLargeError(
-            f"{many} samples in one request, at most {max_samples:,} are taken; send several"
+            f"{many} {noun} in one request, at most {max_samples:,} are taken; send several"
         )
+
+
+def _check_named_axes(arrays: Arrays, manifest: Manifest) -> None:
+    """Check that axes of one name have one size: the model was exported and proven for no other."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in manifest.inputs:
+        for axis, name in spec.axes.items():
+            size = arrays[spec.name].shape[axis]
+            expected, first = sizes.setdefault(name, (size, spec.name))
+            if size != expected:
+                raise InvalidInputError(
+                    f"the axis {name} has the size {expected} in {first} and {size} in "
+                    f"{spec.name}; expected one size: pad or cut one of them"
+                )
 
 
 def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
@@ -160,7 +164,7 @@ def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
     if not _has_shape(tensor.shape, spec):
         sizes = [str(low) if low == high else f"{low}..{high}" for low, high in spec.sample_bounds]
         raise InvalidInputError(
-            f"{tensor.name} has the shape {_shape_words(tensor.shape)}, expected "
+            f"{tensor.name} has the shape {quote_value(tensor.shape)}, expected "
             f"[{', '.join(['N', *sizes])}] with N at least 1"
         )
 
@@ -174,12 +178,8 @@ def _has_shape(shape: list[int], spec: TensorSpec) -> bool:
     return all(low <= size <= high for size, (low, high) in pairs)
 
 
-def _read_json(tensor: InputTensor, spec: TensorSpec) -> Array:
-    if tensor.data is None:
-        raise InvalidInputError(
-            f"{tensor.name} has neither data nor the parameter binary_data_size"
-        )
-    flat = _flatten(tensor.data, tensor.shape, tensor.name)
+def _read_json(data: list[Any], tensor: InputTensor, spec: TensorSpec) -> Array:
+    flat = _flatten(data, tensor.shape, tensor.name)
     count = math.prod(tensor.shape)
     if len(flat) != count:
         raise InvalidInputError(
@@ -232,7 +232,7 @@ def _read_blob(
     if type(size) is not int or size != needed or size > len(blobs):
         raise InvalidInputError(
             f"{tensor.name} announces {quote_value(size)} bytes and {len(blobs)} are there; its "
-            f"shape {_shape_words(tensor.shape)} needs {needed}, as a number"
+            f"shape {quote_value(tensor.shape)} needs {needed}, as a number"
         )
     return _from_bytes(blobs[:needed], spec).reshape(tensor.shape), blobs[needed:]
 
@@ -250,13 +250,3 @@ def _check_finite(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidInputError(f"{name} holds NaN or infinite values")
     return array
-
-
-def _shape_words(shape: Sequence[int]) -> str:
-    """A shape for an error message, cut to a readable length."""
-    sizes = [
-        str(size) if abs(size) < TOO_LARGE_TO_SHOW else "far too many"
-        for size in shape[:MAX_SHOWN_SIZES]
-    ]
-    more = f", ... {len(shape):,} in all" if len(shape) > MAX_SHOWN_SIZES else ""
-    return f"[{', '.join(sizes)}{more}]"

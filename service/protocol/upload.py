@@ -11,11 +11,7 @@ MAX_SHOWN_CHARACTERS = 200
 
 
 def uploaded_file(body: bytes, content_type: str) -> bytes:
-    """The bytes of an uploaded image file.
-
-    Args:
-        body: The request's whole body.
-        content_type: The header ``Content-Type``, "" if the request has none.
+    """The bytes of an uploaded image file; ``content_type`` is the header's value, or "".
 
     Raises:
         UnsupportedMediaError: The content type is neither a form nor an image.
@@ -31,10 +27,10 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
         )
     _, options = parse_options_header(content_type)
     try:
-        names, file = _parse_form(body, options.get("boundary", ""))
+        names, files = _parse_form(body, options.get("boundary", ""))
     except (MultipartError, UnicodeError) as error:
         raise InvalidInputError(f"the form cannot be read: {error}") from error
-    if file is None:
+    if not files:
         there = ", ".join(ascii(name) for name in sorted(names)) or "none"
         raise InvalidInputError(
             f"the form has no file in a field named {IMAGE_FIELD} (fields: "
@@ -45,19 +41,19 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
             f"the form has another field, {quote_value(further[0])}; it may have the file "
             f"{IMAGE_FIELD} alone, and the model is named in the URL: /predict/image?model=NAME"
         )
-    return file
+    return b"".join(files[0])
 
 
-def _parse_form(body: bytes, boundary: str) -> tuple[list[str], bytes | None]:
-    """The names of a form's fields, and the content of the file ``image`` if there is one."""
+def _parse_form(body: bytes, boundary: str) -> tuple[list[str], list[list[bytes]]]:
+    """The names of a form's fields, and the chunks of the file ``image`` if there is one."""
     # Latin-1 decodes any file name; field names are decoded again below.
     parser = PushMultipartParser(boundary, header_charset="latin-1", strict=True)
     names: list[str] = []
+    files: list[list[bytes]] = []
     chunks: list[bytes] = []
-    has_file = is_file = False
     for event in parser.parse(body):
         if isinstance(event, MultipartSegment):
-            name = _field_name(event)
+            name = (event.name or "").encode("latin-1", "replace").decode("utf-8", "replace")
             if name == IMAGE_FIELD and name in names:
                 raise MultipartError(
                     f"it has several files in the field {IMAGE_FIELD}; send one a request"
@@ -65,16 +61,13 @@ def _parse_form(body: bytes, boundary: str) -> tuple[list[str], bytes | None]:
             if len(names) == MAX_PARTS:
                 raise MultipartError(f"it has more than {MAX_PARTS} parts")
             names.append(name)
-            is_file = name == IMAGE_FIELD and event.filename is not None
-            has_file = has_file or is_file
-        elif event is not None and is_file:
+            chunks = []
+            if name == IMAGE_FIELD and event.filename is not None:
+                files.append(chunks)
+        elif event is not None:
             chunks.append(bytes(event))
     try:
         parser.close()
     except MultipartError as error:
         raise MultipartError("it ends before its last boundary") from error
-    return names, b"".join(chunks) if has_file else None
-
-
-def _field_name(part: MultipartSegment) -> str:
-    return (part.name or "").encode("latin-1", "replace").decode("utf-8", "replace")
+    return names, files

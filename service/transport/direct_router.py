@@ -1,9 +1,10 @@
 """Finds the requests that bypass ASGI: inference requests to URLs known from the start."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from service.core.messages import Target
-from service.models.registry import ModelRegistry
+from service.models.registry import ServedModel
 from service.protocol.oip import infer_paths
 
 # Headers that ask for what only the ASGI transport does.
@@ -11,16 +12,18 @@ ASGI_HEADERS = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"
 JSON_LENGTH = b"inference-header-content-length"
 
 
-class DirectRequest(NamedTuple):
-    """The head of a request that bypasses ASGI.
+class DirectHead(NamedTuple):
+    """The head of a POST that bypasses ASGI: as it was sent, and what ``Request`` takes of it.
 
     Attributes:
-        target: What its URL asks for.
-        length: Bytes of its body.
-        content_type: The header of that name; "" without one.
-        json_length: The header Inference-Header-Content-Length, if it has one.
+        headers: Lower-case names and values.
+        keep_alive: Whether the client may send another request after this one.
+        length: Bytes of the body.
     """
 
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    keep_alive: bool
     target: Target
     length: int
     content_type: str
@@ -30,31 +33,24 @@ class DirectRequest(NamedTuple):
 class DirectRouter:
     """Maps the exact bytes of a URL to its target."""
 
-    def __init__(self, models: ModelRegistry) -> None:
-        """Collect the URLs of all models."""
-        self._targets = {b"/predict": Target("predict"), b"/predict/image": Target("predict_image")}
-        for model in models.all():
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        """Collect the URLs of these models; without any, all requests take the ASGI transport."""
+        self._targets: dict[bytes, Target] = {}
+        for model in models:
             name = model.manifest.name
-            for path in infer_paths(model.manifest):
-                version = model.manifest.version if "/versions/" in path else None
-                self._targets[path.encode()] = Target("infer", name, version)
-            query = f"model={name}"
-            self._targets[f"/predict?{query}".encode()] = Target("predict", query=query)
-            self._targets[f"/predict/image?{query}".encode()] = Target("predict_image", query=query)
-            self._targets[f"/models/{name}/predict".encode()] = Target("predict", name)
+            urls = {path: Target("infer", name) for path in infer_paths(model.manifest)}
+            urls[f"/models/{name}/predict"] = Target("predict", name)
             if model.feature_maps is not None:
-                self._targets[f"/models/{name}/features".encode()] = Target("features", name)
+                urls[f"/models/{name}/features"] = Target("features", name)
+            for path, endpoint in (("/predict", "predict"), ("/predict/image", "predict_image")):
+                urls[path] = Target(endpoint)
+                urls[f"{path}?model={name}"] = Target(endpoint, query=f"model={name}")
+            self._targets |= {url.encode(): target for url, target in urls.items()}
 
     def match(
-        self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> DirectRequest | None:
-        """Return the request's head if it bypasses ASGI, otherwise None.
-
-        Args:
-            method: The HTTP method.
-            url: Path and query as they were sent.
-            headers: Lower-case names and values.
-        """
+        self, method: bytes, url: bytes, headers: list[tuple[bytes, bytes]], keep_alive: bool
+    ) -> DirectHead | None:
+        """Return the request's head if it bypasses ASGI, otherwise None."""
         target = self._targets.get(url)
         if target is None or method != b"POST":
             return None
@@ -64,7 +60,10 @@ class DirectRouter:
         if not is_plain or length is None or not length.isdigit():
             return None
         json_length = named.get(JSON_LENGTH)
-        return DirectRequest(
+        return DirectHead(
+            url,
+            headers,
+            keep_alive,
             target,
             int(length),
             named.get(b"content-type", b"").decode("latin-1"),

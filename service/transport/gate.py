@@ -24,11 +24,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class RequestGate:
-    """The checks and records that are the same for every request.
-
-    Attributes:
-        is_recording: Whether answered requests are logged or traced.
-    """
+    """The checks and records that are the same for every request."""
 
     def __init__(
         self,
@@ -36,17 +32,12 @@ class RequestGate:
         open_paths: Collection[str] = (),
         tracing: Tracing | None = None,
     ) -> None:
-        """Make a gate.
-
-        Args:
-            settings: The API key and the share of requests that are logged.
-            open_paths: Paths that need no key, besides the health endpoints.
-            tracing: Makes spans, if traces are turned on.
-        """
+        """Make a gate; ``open_paths`` need no key, besides the health endpoints."""
         key = settings.api_key
         self._key = None if key is None else key.get_secret_value().encode()
         self.open_paths = frozenset({*HEALTH_PATHS, *open_paths})
         self._log, self._tracing = AccessLog(settings.access_log_share), tracing
+        # Whether answered requests are logged or traced.
         self.is_recording = self._log.is_enabled or tracing is not None
         self._prefix, self._numbers = os.urandom(4).hex().encode(), count(1)
 

@@ -8,13 +8,13 @@ server stops.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
-from types import FrameType
+
+import uvicorn
 
 from service.models.health import HealthMonitor
 from service.observability.metrics import Metrics
-from service.transport.context import ServerContext
-from service.transport.listener import Listener
+from service.transport.context import CONTEXT
+from service.transport.listener import drop_handshakes
 
 logger = logging.getLogger("bentoml.service")
 
@@ -22,74 +22,54 @@ logger = logging.getLogger("bentoml.service")
 # most so many times as long.
 HANDSHAKE_GRACE_S, MOST_GRACES = 0.2, 10
 
-SignalHandler = Callable[[int, FrameType | None], object]
-
 
 class GracefulShutdown:
     """Ends this worker; lives in its event loop."""
 
-    def __init__(
-        self,
-        health: HealthMonitor,
-        context: ServerContext,
-        listener: Listener,
-        metrics: Metrics,
-        drain_s: float,
-    ) -> None:
-        """Take what has to be told.
-
-        Args:
-            health: Ends readiness.
-            context: Makes all connections close after their answers.
-            listener: Stops accepting.
-            metrics: Counts workers that end themselves.
-            drain_s: Seconds from SIGTERM until connections are no longer accepted.
-        """
-        self._health, self._context, self._listener = health, context, listener
-        self._metrics, self._drain_s = metrics, drain_s
-        self._stop_server: SignalHandler | None = None
-        self._is_leaving = False
-        self._accepted = -1
+    def __init__(self, health: HealthMonitor, metrics: Metrics, drain_s: float) -> None:
+        """Accept connections for ``drain_s`` seconds from SIGTERM on."""
+        self._health, self._metrics, self._drain_s = health, metrics, drain_s
+        self._server: uvicorn.Server | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Take over SIGTERM; called in the event loop after uvicorn has set its own handler."""
-        handler = signal.getsignal(signal.SIGTERM)
-        if callable(handler):
-            self._stop_server = handler
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._begin)
+        """Take SIGTERM over from uvicorn's server, which has set its handler and runs this loop."""
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if isinstance(server, uvicorn.Server):
+            self._server = server
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._begin, server)
 
     def leave(self) -> None:
         """End this worker alone: it answers wrongly. BentoML's parent process starts another."""
-        if self._is_leaving or self._health.is_draining:
+        if CONTEXT.is_draining:
             return
-        self._is_leaving = True
+        CONTEXT.is_draining = True
         logger.error("this worker ends: a model answers its golden samples wrongly")
         self._metrics.record_worker_exit("golden_check")
-        self._context.is_draining = True
-        self._listener.stop_accepting()
         self._stop()
 
-    def _begin(self) -> None:
+    def _begin(self, server: uvicorn.Server) -> None:
         if self._health.is_draining:
             return
-        self._health.is_draining = self._context.is_draining = True
+        self._health.is_draining = CONTEXT.is_draining = True
         logger.info("SIGTERM: not ready any more, stopping in %g s", self._drain_s)
-        asyncio.get_running_loop().call_later(self._drain_s, self._refuse_connections)
+        self._task = asyncio.get_running_loop().create_task(self._drain(server))
 
-    def _refuse_connections(self) -> None:
-        self._listener.drop_handshakes()
-        self._finish_accepting(MOST_GRACES)
-
-    def _finish_accepting(self, graces: int) -> None:
+    async def _drain(self, server: uvicorn.Server) -> None:
         """Stop once no connection was accepted for a while."""
-        if graces == 0 or self._context.accepted == self._accepted:
-            self._listener.stop_accepting()
-            self._stop()
-            return
-        self._accepted = self._context.accepted
-        loop = asyncio.get_running_loop()
-        loop.call_later(HANDSHAKE_GRACE_S, self._finish_accepting, graces - 1)
+        await asyncio.sleep(self._drain_s)
+        for listening in server.servers:
+            drop_handshakes(listening)
+        for _ in range(MOST_GRACES):
+            accepted = CONTEXT.accepted
+            await asyncio.sleep(HANDSHAKE_GRACE_S)
+            if CONTEXT.accepted == accepted:
+                break
+        self._stop()
 
     def _stop(self) -> None:
-        if self._stop_server is not None:
-            self._stop_server(signal.SIGTERM, None)
+        """Accept no more connections in this process, and let uvicorn answer and end."""
+        if self._server is not None:
+            for listening in self._server.servers:
+                listening.close()
+            self._server.handle_exit(signal.SIGTERM, None)

@@ -1,94 +1,158 @@
-"""Response slots: keep the responses of a connection in the order of its requests."""
+"""Writes the responses of a connection in the order of its requests (RFC 9112, 9.3.2).
+
+A connection has a response slot for each request. What a slot's response is computed by, and when,
+does not matter: it is written once all responses before it are written.
+"""
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
-from typing import Protocol
+from typing import Any
 
-from service.core.messages import Response
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.utils import get_remote_addr
+from uvicorn.server import ServerState
+
+from service.core.messages import Request, Response
 from service.observability.records import Exchange
 from service.transport.context import CONTEXT
+from service.transport.direct_router import DirectHead
 
+# Requests of a connection that may wait for their responses before reading pauses.
+MAX_PIPELINED = 128
 STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
 
-class SlotOwner(Protocol):
-    """The connection of a slot."""
+class OrderedConnection(asyncio.Protocol):
+    """A client's connection, as far as its responses are written; see ``http1`` for the rest.
 
+    Attributes:
+        config: uvicorn's configuration.
+        state: What uvicorn keeps of all connections.
+        app_state: What the ASGI app keeps of all requests.
+        slots: Of the requests that are not answered to their end, in the order of the requests.
+        receiving: The slot of the request whose body is being received.
+        is_last_announced: The client said that it sends no request after its last one.
+        is_done_reading: What else comes is no request.
+        is_closing: The client may read the last response, and nothing else happens.
+        since_s: Since when the connection does what it does; None until this is looked at.
+    """
+
+    # Set when the connection is made.
     transport: asyncio.Transport
-    slots: "deque[ResponseSlot]"
+    flow: FlowControl
 
-    @property
-    def client(self) -> tuple[str, int] | None:
-        """Address and port of the client."""
-
-    def default_lines(self) -> bytes:
-        """Return the header lines of every response."""
+    def __init__(self, config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
+        self.config, self.state, self.app_state = config, state, app_state
+        self.slots: deque[ResponseSlot] = deque()
+        self.receiving: ResponseSlot | None = None
+        self.is_last_announced = self.is_done_reading = self.is_closing = False
+        self.since_s: float | None = None
+        self._is_reading_paused = False
 
     def closes_after(self, slot: "ResponseSlot") -> bool:
         """Whether the connection closes after this response."""
+        if slot.keep_alive and not CONTEXT.is_draining:
+            return False
+        if self.slots and self.slots[-1] is slot and self.receiving in (None, slot):
+            self.is_done_reading = True
+            return True
+        return not slot.keep_alive
 
     def advance(self) -> None:
-        """Write the responses whose turn it is."""
+        """Write the responses whose turn it is, and start the next ASGI task."""
+        slots = self.slots
+        while slots and slots[0].is_complete:
+            if not slots.popleft().keep_alive:
+                self.close()
+                return
+            if slots:
+                slots[0].take_turn()
+        if self._is_reading_paused:
+            self.update_reading()
 
     def update_reading(self) -> None:
         """Pause or resume reading."""
+        should_pause = not self.is_closing and (
+            self.flow.write_paused
+            or len(self.slots) > MAX_PIPELINED
+            or (self.receiving is not None and self.receiving.is_body_full)
+        )
+        if should_pause != self._is_reading_paused and not self.transport.is_closing():
+            self._is_reading_paused = should_pause
+            if should_pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def close(self) -> None:
+        """Close the connection, after the client was given the time to read the last response.
+
+        If the client may still send, closing at once would reset the connection and may destroy the
+        response on its way (RFC 9112, 9.6); so only the sending side is closed.
+        """
+        self.is_done_reading = self.is_closing = True
+        self.slots.clear()
+        self.since_s = None
+        if self.is_last_announced or not self.transport.can_write_eof():
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.transport.write_eof()
+            self.update_reading()
 
 
+@dataclass(eq=False)
 class ResponseSlot:
     """The place of one response among the responses of its connection.
 
     Attributes:
-        connection: The connection.
-        method: The request's method.
-        url: Its path and query as they were sent.
+        url: The request's path and query as they were sent.
         headers: Its headers, lower-case names.
         http_version: "1.1" or "1.0".
         keep_alive: Whether the connection is kept after the response.
-        is_last: The client said that it sends no request after this one.
-        started_s: When the request's head had been read, by ``time.perf_counter``.
         request_id: As in the answer's header.
+        started_s: When the request's head had been read, by ``time.perf_counter``.
         is_complete: The whole response was written or buffered.
     """
 
-    __slots__ = (
-        "_buffer",
-        "connection",
-        "headers",
-        "http_version",
-        "is_complete",
-        "is_last",
-        "keep_alive",
-        "method",
-        "request_id",
-        "started_s",
-        "url",
-    )
+    connection: OrderedConnection
+    method: str
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    http_version: str
+    keep_alive: bool
+    request_id: bytes
+    started_s: float = field(default_factory=perf_counter, init=False)
+    is_complete: bool = field(default=False, init=False)
+    _buffer: list[bytes] | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        connection: SlotOwner,
-        method: str,
-        url: bytes,
-        headers: list[tuple[bytes, bytes]],
-        http_version: str,
-        keep_alive: bool,
-    ) -> None:
-        self.connection = connection
-        self.method, self.url, self.headers = method, url, headers
-        self.http_version, self.keep_alive = http_version, keep_alive
-        self.is_last = not keep_alive
-        self.started_s = perf_counter()
-        self.request_id = b""
-        self.is_complete = False
-        self._buffer: list[bytes] | None = None
+    @property
+    def is_body_full(self) -> bool:
+        """Whether more of the body came than is wanted now, so that reading should pause."""
+        return False
+
+    def receive_body(self, data: bytes) -> None:
+        """Take a part of the request's body."""
+
+    def end_body(self) -> None:
+        """Take the end of the request's body."""
+
+    def disconnect(self) -> None:
+        """Forget the request: its client has gone, or sends no HTTP."""
 
     def is_connected(self) -> bool:
         """Return False once the client has gone."""
         return not self.connection.transport.is_closing()
+
+    def refuse(self, error: Exception) -> None:
+        """Write a refusal."""
+        where = self.url.decode("latin-1")
+        self.respond(CONTEXT.refuse(error, where, self.request_id))
 
     def respond(self, response: Response) -> None:
         """Write a whole response."""
@@ -100,7 +164,7 @@ class ResponseSlot:
         lines = [
             STATUS_LINES[response.status],
             response.lines,
-            connection.default_lines(),
+            CONTEXT.default_lines(connection.state.default_headers),
             b"x-request-id: %b\r\n" % self.request_id,
         ]
         if not self.keep_alive:
@@ -112,16 +176,15 @@ class ResponseSlot:
             lines.append(response.body)
         self.write(b"".join(lines))
         self.complete()
-        gate = CONTEXT.gate
-        if gate is not None and gate.is_recording:
+        if CONTEXT.gate.is_recording:
             exchange = self.make_exchange()
             exchange.model, exchange.timing = response.model, response.timing
-            gate.record(exchange, self.headers, response.status)
+            CONTEXT.gate.record(exchange, self.headers, response.status)
 
     def make_exchange(self) -> Exchange:
         """Return the request as log and traces record it."""
         path = self.url.decode("latin-1")
-        client = self.connection.client
+        client = get_remote_addr(self.connection.transport)
         return Exchange(self.request_id, self.started_s, client, self.method, path)
 
     def write(self, data: bytes) -> None:
@@ -138,7 +201,44 @@ class ResponseSlot:
         self.is_complete = True
         self.connection.advance()
 
-    def take_buffer(self) -> bytes:
-        """Return what was kept."""
-        kept, self._buffer = self._buffer, None
-        return b"".join(kept) if kept else b""
+    def take_turn(self) -> None:
+        """Write what was kept: all responses before are written."""
+        if self._buffer:
+            self.connection.transport.write(b"".join(self._buffer))
+            self._buffer = None
+
+
+@dataclass(eq=False)
+class DirectSlot(ResponseSlot):
+    """The place of a response that the core computes without ASGI."""
+
+    head: DirectHead
+    _body: list[bytes] = field(default_factory=list, init=False)
+
+    def receive_body(self, data: bytes) -> None:
+        """Keep a part of the request's body."""
+        self._body.append(data)
+
+    def end_body(self) -> None:
+        """Have the core answer."""
+        self.handle(self._body[0] if len(self._body) == 1 else b"".join(self._body))
+        self._body = []
+
+    def handle(self, body: bytes) -> None:
+        """Have the core answer the request with this body."""
+        head = self.head
+        request = Request(
+            head.target,
+            body,
+            head.content_type,
+            head.json_length,
+            self.request_id,
+            self.started_s,
+            self.is_connected,
+        )
+        CONTEXT.handler.handle(request, self.respond)
+
+    def disconnect(self) -> None:
+        """Record that the client has gone, if the request had come whole."""
+        if not self.is_complete and self is not self.connection.receiving:
+            CONTEXT.handler.record_client_gone()

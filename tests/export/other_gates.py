@@ -41,12 +41,12 @@ from torch.onnx.verification import verify_onnx_program
 from export.bundle.metrics import Array
 from export.bundle.session import OnnxModel
 from export.bundle.store import Bundle
-from export.check import rebuild
+from export.check import Origin, rebuild
 from export.parity.mutants import MutationTest, Planted, plant_faults
-from export.parity.provenance import find_folds, state_arrays
+from export.parity.provenance import state_arrays
 from export.parity.reference import eager_predict
+from export.parity.repack import find_folds
 from export.parity.run import ParityRun
-from training.data import load_dataset
 
 try:
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
@@ -97,7 +97,11 @@ def compare_gates(bundle: Bundle, proof: ParityRun, seeds: Sequence[int]) -> lis
     model = onnx.load(bundle.model_path("onnx"))
     allowed = bundle.manifest.tolerance("cpu", "onnx")
     checks = MutationTest(
-        proof.reference, proof.program, proof.inside, allowed, local=proof.local(model)
+        proof.reference,
+        proof.translation.program,
+        proof.inside,
+        allowed,
+        local=proof.local(model),
     )
     folds, state = find_folds(proof.program), state_arrays(proof.subject.module)
     draws = [random_images(proof, seed) for seed in seeds]
@@ -247,12 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="draws, one seed each")
     parser.add_argument("--json", type=Path, help="write all counts there too")
     arguments = parser.parse_args(argv)
-    dataset = load_dataset(arguments.data_dir)
+    origin = Origin(data_dir=arguments.data_dir)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     written: dict[str, Any] = {"images": IMAGES, "seeds": list(seeds), "bundles": {}}
     for folder in arguments.bundles:
         bundle = Bundle.open(folder)
-        outcomes = compare_gates(bundle, rebuild(bundle, dataset, None), seeds)
+        outcomes = compare_gates(bundle, rebuild(bundle, origin), seeds)
         print(markdown(folder.name, outcomes, len(seeds)), end="\n\n", flush=True)  # noqa: T201
         written["bundles"][folder.name] = [vars(outcome) for outcome in outcomes]
     if arguments.json:

@@ -3,8 +3,9 @@
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -88,12 +89,12 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
     """An exporter that changes one weight by 1%: status 1, where it is, and no folder."""
     honest = build_module.write_models
 
-    def faulty(proof: ParityRun, folder: Path, version: str, variants: Collection[str]) -> object:
-        entries = honest(proof, folder, version, variants)
+    def faulty(proof: ParityRun, folder: Path, *further: Any) -> object:
+        made = honest(proof, folder, *further)
         (folder / "manifest.json").write_text('{"files": []}')
         change_one_weight(folder, 1.01)
         (folder / "manifest.json").unlink()
-        return entries
+        return made
 
     monkeypatch.setattr(build_module, "write_models", faulty)
     target = tmp_path / "out" / "cnn"

@@ -14,7 +14,7 @@ from torch import nn
 from export.__main__ import main
 from export.bundle.golden import Predict
 from export.bundle.store import Bundle
-from export.parity.run import open_candidates
+from export.parity.candidates import Setting, choose_files
 from training.data import load_dataset, standardise, to_pixels
 from training.models import ARCHITECTURES, build_model, model_names, resolved
 
@@ -113,14 +113,14 @@ def _check(name: str, data_dir: Path, folder: Path, variants: tuple[str, ...]) -
     assert not [verdict for verdict in manifest.parity if verdict.tolerance.loosened]
     faults = json.loads(bundle.path("parity").read_text())["faults"]
     assert all(fault["caught_by"] or fault["not_applicable"] for fault in faults)
-    outputs = [spec.name for spec in manifest.outputs]
-    opened, not_opened = open_candidates(bundle.variants, outputs, "cpu")
-    assert not not_opened
+    outputs = tuple(spec.name for spec in manifest.outputs)
+    files, left_out = choose_files(bundle.variants, outputs, Setting())
+    assert not left_out
     module = build_model(name, NUMBERS[name]).eval()
     module.load_state_dict(load_file(folder / "weights.safetensors"))
     fresh = _samples(name, data_dir, start=2 * SAMPLES)
-    for predict in opened.values():
-        assert _answers_alike(predict, module, fresh)
+    for file in files:
+        assert _answers_alike(file.open(), module, fresh)
 
 
 @pytest.mark.parametrize("name", FAST)

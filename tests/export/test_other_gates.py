@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from export.bundle.store import Bundle
-from export.check import rebuild
+from export.check import Origin, rebuild
 from tests.export.other_gates import GATES, HONEST, Outcome, compare_gates, markdown
-from training.data import load_dataset
 
 SEEDS = range(3)
 INVISIBLE = "x * (1/255) for x / 255"
@@ -17,7 +16,7 @@ INVISIBLE = "x * (1/255) for x / 255"
 def outcomes(request: pytest.FixtureRequest, bundles: Path, data_dir: Path) -> list[Outcome]:
     """Every fault in a tiny bundle under every gate."""
     bundle = Bundle.open(bundles / request.param)
-    return compare_gates(bundle, rebuild(bundle, load_dataset(data_dir), None), SEEDS)
+    return compare_gates(bundle, rebuild(bundle, Origin(data_dir=data_dir)), SEEDS)
 
 
 def test_the_honest_file_passes_every_gate(outcomes: list[Outcome]) -> None:

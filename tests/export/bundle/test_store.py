@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -129,3 +131,44 @@ def test_finds_bundles_by_their_manifests(bundles: Path, tmp_path: Path) -> None
     shutil.copytree(bundles / "cnn", tmp_path / ".cnn.staged")
     assert find_bundles(tmp_path) == []
     assert find_bundles(tmp_path / "nowhere") == []
+
+
+def _killed_build(target: Path) -> None:
+    """A build in a process of its own that is killed while it stages."""
+    program = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from export.bundle.store import staged\n"
+        f"with staged(Path({str(target)!r})) as staging:\n"
+        "    (staging / 'model.onnx').write_bytes(b'half a model')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False)
+
+
+def test_what_a_killed_build_left_is_swept_by_the_next_one(tmp_path: Path) -> None:
+    """Its staging folder goes away; those of live builds and of other targets stay."""
+    target, other = tmp_path / "cnn", tmp_path / "mlp"
+    _killed_build(target)
+    _killed_build(other)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    with staged(target) as first, staged(target) as second:
+        names = {path.name for path in tmp_path.iterdir()}
+        assert {first.name, second.name} <= names
+        assert len(names & left) == 1
+        assert next(iter(names & left)).startswith(".mlp.")
+
+
+def test_a_bundle_that_a_killed_build_was_replacing_comes_back(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Killed between taking the old bundle away and putting the new one there."""
+    target = tmp_path / "out" / "cnn"
+    _killed_build(target)
+    (left,) = target.parent.iterdir()
+    shutil.copytree(bundle, left.with_name(left.name.replace(".new-", ".old-")) / "cnn")
+    with staged(target):
+        pass
+    Bundle.open(target)
+    assert [path.name for path in target.parent.iterdir()] == ["cnn"]

@@ -109,7 +109,7 @@ def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Pat
     """Network and pairs are rebuilt from the bundle: the same questions, the same answers."""
     bundle, dataset = Bundle.open(made / "pair"), load_dataset(data_dir)
     then = from_checkpoint(made / "checkpoints" / "pair", dataset)
-    now = from_bundle(bundle, dataset, None)
+    now = from_bundle(bundle, dataset)
     assert now.samples.summary() == then.samples.summary() == bundle.manifest.proof
     for name, array in then.samples.arrays.items():
         assert np.array_equal(now.samples.arrays[name], array)
@@ -119,4 +119,4 @@ def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Pat
         assert np.array_equal(answer, golden.eager[name])
     other = dataclasses.replace(dataset, test=dataset.train)
     with pytest.raises(DataError, match="give the same data"):
-        from_bundle(bundle, other, None)
+        from_bundle(bundle, other)

@@ -133,7 +133,11 @@ def test_a_constant_of_an_operator_is_seen_at_its_own_layer() -> None:
     alpha = next(attribute for attribute in node.attribute if attribute.name == "alpha")
     alpha.CopyFrom(helper.make_attribute("alpha", alpha.f * 1.01))
     checks = MutationTest(
-        run.reference, run.program, run.inside, ALLOWED, local=run.local(run.translation.model)
+        run.reference,
+        run.translation.program,
+        run.inside,
+        ALLOWED,
+        local=run.local(run.translation.model),
     )
     killed = checks.run(Planted("alpha +1%", "alpha", model)).caught_by
     assert {"samples", "layers"} <= set(killed)
@@ -187,7 +191,7 @@ def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
 
     def with_error(scaled: float, allowed: Tolerance = ALLOWED) -> Tolerance:
         output = row.outputs["y"].model_copy(update={"scaled_error": scaled})
-        return derived(allowed, [row.model_copy(update={"outputs": {"y": output}})], run.reference)
+        return derived(allowed, [row.model_copy(update={"outputs": {"y": output}})], run.blocks)
 
     assert with_error(0.99e-6) == ALLOWED
     # Floors of a network that rounds much: each channel off by 1e-6 of its scale.
@@ -195,7 +199,8 @@ def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
         name: dataclasses.replace(floor, largest_C=np.full(4, 1e-5))
         for name, floor in run.reference.floors.items()
     }
-    run.__dict__["reference"] = dataclasses.replace(run.reference, floors=wide)
+    blocks = (dataclasses.replace(run.reference, floors=wide),)
+    run.__dict__["_timed_blocks"] = (blocks, {}, 0.0)
     found = with_error(2.04e-6)
     assert found.scaled_error == pytest.approx(SERVING_SLACK * 2.04e-6) == 4.08e-6
     assert found.reason.startswith("derived: ")
@@ -274,7 +279,7 @@ def test_outputs_that_do_not_vary_are_measured_as_such() -> None:
     run = _run(network, (16,))
     assert measure_variation(run.reference)["y"] < 1
     layers = with_local(
-        tuple(run.inside.layers(run.translation.model)),
+        run.inside.layers(run.translation.model),
         run.local(run.translation.model).figures(run.translation.model),
     )
     assert "y" in {layer.value for layer in blind_layers(layers)}
@@ -288,7 +293,9 @@ def test_mutants_of_reduced_precision_are_killed(variant: str) -> None:
     calibration = run.reference.first(71)
     honest = to_fp16(source) if variant == "onnx-fp16" else to_int8(source, calibration)
     allowed = tolerance_for(variant, "cpu")
-    checks = MutationTest(run.reference, run.program, run.inside, allowed, source=source)
+    checks = MutationTest(
+        run.reference, run.translation.program, run.inside, allowed, source=source
+    )
     assert checks.run(Planted("none", "nothing", honest)).caught_by == ()
     mutants = [checks.run(planted) for planted in plant_reduced_faults(honest)]
     applicable = [mutant for mutant in mutants if mutant.not_applicable is None]

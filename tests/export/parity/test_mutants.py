@@ -11,7 +11,8 @@ from export.bundle.tolerances import BOUNDS, tolerance_for
 from export.parity.judge import explain, first_wrong
 from export.parity.limits import with_local
 from export.parity.mutants import MutationTest, Planted, plant_faults
-from export.parity.provenance import find_folds, state_arrays
+from export.parity.provenance import state_arrays
+from export.parity.repack import find_folds
 from export.parity.run import ParityRun
 from export.parity.schema import Fault
 from tests.export.subjects import tiny_subject
@@ -38,7 +39,7 @@ def _planted(proof: ParityRun) -> list[Planted]:
 
 
 def _checks(proof: ParityRun) -> MutationTest:
-    return MutationTest(proof.reference, proof.program, proof.inside, ALLOWED)
+    return MutationTest(proof.reference, proof.translation.program, proof.inside, ALLOWED)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -108,7 +109,7 @@ def test_an_uncaught_fault_fails_the_gate(proofs: dict[str, ParityRun]) -> None:
     blind = dataclasses.replace(proofs["mlp"].subject)
     checks = MutationTest(
         ParityRun(blind, proofs["mlp"].program, proofs["mlp"].translation).reference,
-        proofs["mlp"].program,
+        proofs["mlp"].translation.program,
         proofs["mlp"].inside,
         ALLOWED.model_copy(update=dict.fromkeys(BOUNDS) | {"softmax_error": 1}),
     )

@@ -16,7 +16,8 @@ from export.bundle.manifest import (
     TensorSpec,
 )
 from export.bundle.store import Bundle
-from service.adapters.adapter import Adapter, choose_adapter
+from service.adapters.adapter import choose_adapter
+from service.adapters.tensors import TensorsAdapter
 from service.protocol.errors import InvalidInputError, NonFiniteOutputError, PayloadTooLargeError
 from tests.tiny import SERVED_BUNDLES
 
@@ -37,7 +38,7 @@ GREY: dict[str, Any] = PLAIN | {"channels": 1, "mean": (0,), "std": (1,)}
 
 def _classifier(
     recorded: dict[str, Any] = IMAGENET, datatype: str = "FP32", **changes: Any
-) -> Adapter:
+) -> TensorsAdapter:
     return choose_adapter(_manifest(recorded, datatype, **changes), None)
 
 

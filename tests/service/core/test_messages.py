@@ -8,20 +8,19 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.observability.records import Exchange
-from service.settings import Settings
-from service.transport.asgi_app import HttpApi
+from service.transport.asgi_app import make_app
 
 
 def test_a_fault_of_the_service_is_a_500_in_words_and_a_trace_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The client gets its request's id and no trace; the log has both under that id."""
-    unproven = HttpApi(Settings(), dict, [])  # no model was ever given to it: each answer breaks
+    unproven = make_app(dict, [])  # no model was ever given to it: each answer breaks
     caplog.set_level(logging.ERROR, logger="bentoml.service")
 
     async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(b"its-own-id", 0.0, None, "GET", "/models")  # as the transport does
-        await unproven.app({**scope, "exchange": exchange}, receive, send)
+        await unproven({**scope, "exchange": exchange}, receive, send)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=recorded)

@@ -8,7 +8,7 @@ import pytest
 
 from export.bundle.metrics import Arrays
 from service.engine.batcher import Batcher, EngineError
-from service.observability.records import BatchRecord, BatchTiming
+from service.observability.records import BatchTiming
 from service.protocol.errors import DeadlineError, OverloadedError
 
 
@@ -62,7 +62,7 @@ async def _held(engine: _Engine, batcher: Batcher) -> asyncio.Task[object]:
 
 def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
     """Ten requests behind a busy engine run as one batch, and each gets its own answers."""
-    engine, records = _Engine(), list[BatchRecord]()
+    engine, records = _Engine(), list[BatchTiming]()
 
     async def scenario() -> None:
         batcher = Batcher(
@@ -81,7 +81,7 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
             assert _values(answer) == [i, i + 50]
             assert answer[0]["probabilities"].ravel().tolist() == [i + 1, i + 51]
             assert answer[1].batch_samples == 20
-            assert 0 < answer[1].queue_s <= records[1].longest_queue_s
+            assert 0 < answer[1].queue_s <= records[1].queue_s
             assert answer[1].compute_s == records[1].compute_s
         await first
         assert batcher.queued_samples == 0
@@ -89,7 +89,7 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
 
     asyncio.run(scenario())
     assert engine.batches == [1, 20]
-    assert [record.samples for record in records] == [1, 20]
+    assert [record.batch_samples for record in records] == [1, 20]
 
 
 def test_in_the_event_loop_what_arrived_together_is_one_batch() -> None:
@@ -242,3 +242,20 @@ def test_a_bad_item_does_not_harm_its_neighbours(in_loop: bool) -> None:
         batcher.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_request_of_which_a_part_fails_fails_once(in_loop: bool) -> None:
+    """The engine breaks on the second of three parts: one error, and the third is not computed."""
+    engine = _Engine()
+
+    async def scenario() -> None:
+        batcher = _batcher(engine, batch=4, in_loop=in_loop)
+        with pytest.raises(EngineError, match="the engine broke"):
+            await batcher.submit(_images(0, 1, 2, 3, 4, 255, 6, 7, 8, 9))
+        assert _values(await batcher.submit(_images(7))) == [7]
+        assert batcher.queued_samples == 0
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert engine.batches == [4, 4, 1]

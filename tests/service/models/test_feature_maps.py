@@ -13,10 +13,8 @@ from export.bundle.golden import Golden
 from export.bundle.manifest import BundleError
 from export.bundle.metrics import Arrays
 from service.adapters.digits import decode_one_image
-from service.engine.batcher import Batcher
-from service.models.feature_maps import JSON_BYTES, MAX_QUEUED, FeatureMapServer, name_maps
+from service.models.feature_maps import JSON_BYTES, MAX_QUEUED, name_maps
 from service.models.loader import VerificationError, VerifiedModel, load_verified_models
-from service.models.registry import ServedModel
 from service.protocol.errors import InvalidInputError, NoFeatureMapsError, OverloadedError
 from service.settings import Limits, Settings
 from tests.rehash import rehash
@@ -97,7 +95,7 @@ def test_one_image_is_read_and_no_model_beside_it() -> None:
 
 
 def _opened(bundle: Path) -> VerifiedModel:
-    (model,) = load_verified_models(Settings(bundles=bundle.parent, device="cpu"))
+    (model,) = load_verified_models(Settings(bundles=bundle.parent, device="cpu", timeout_s=60))
     return model
 
 
@@ -114,12 +112,9 @@ def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> Non
         path.write_text(json.dumps(manifest | changed))
         proven = _opened(served_bundle)
         assert proven.feature_maps is None
-        batcher = Batcher(
-            proven.engine, max_batch_samples=1, max_queue_samples=1, max_loop_samples=None
-        )
         with pytest.raises(NoFeatureMapsError, match=f"cnn has no feature maps: .*{words}") as told:
-            ServedModel(proven, batcher).require_feature_maps()
-        assert told.value.status == 404
+            proven.require_feature_maps()
+        assert told.value.kind.status == 404
 
 
 def test_a_first_layer_that_answers_otherwise_stops_the_start(served_bundle: Path) -> None:
@@ -148,7 +143,7 @@ def test_more_than_wait_are_refused_and_run_one_at_a_time(served_bundle: Path) -
     """Of twenty at once so many as the queue holds are answered, the rest told to come again."""
     proven = _opened(served_bundle)
     assert proven.feature_maps is not None
-    server = FeatureMapServer(proven.feature_maps, proven.manifest, deadline_s=60)
+    server = proven.feature_maps
     inputs: Arrays = {"images": np.zeros((1, 28, 28), np.uint8)}
 
     async def ask_at_once() -> list[Any]:

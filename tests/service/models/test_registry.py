@@ -54,7 +54,7 @@ def test_a_model_without_a_guard_is_served_without_one(served_bundle: Path) -> N
     inputs = {"images": np.zeros((1, 28, 28), np.uint8)}
     adapter = model.adapter
     assert isinstance(adapter, DigitsAdapter)
-    answer = adapter.encode_predictions(model.verified.engine(inputs), inputs, show=False)
+    answer = adapter.encode_predictions(model.engine(inputs), inputs, show=False)
     assert [entry["guard"] for entry in cast("list[Prediction]", answer["predictions"])] == [None]
     assert model.describe(is_default=True)["guard"] is None
     models.close()

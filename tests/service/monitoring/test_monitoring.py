@@ -1,6 +1,5 @@
 """Rules, dashboard and documentation speak of what the service exposes, and promtool agrees."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -11,11 +10,9 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.monitoring.dashboard import dashboard
 from service.protocol.errors import ErrorKind
 from service.settings import ROOT
 from tests.service.monitoring.promql import (
-    DASHBOARD,
     MONITORING,
     RULES,
     alerts,
@@ -153,13 +150,6 @@ def test_an_alert_says_what_to_do_and_is_tested_both_ways(name: str) -> None:
     firing, silent = alerts_in_tests(TESTS)
     assert name in firing
     assert name in silent
-
-
-def test_the_dashboard_is_what_its_source_makes() -> None:
-    """The JSON that is committed is the one that the generator writes."""
-    assert json.loads(DASHBOARD.read_text()) == json.loads(json.dumps(dashboard())), (
-        "write it anew: python -m service.monitoring.dashboard"
-    )
 
 
 def test_every_panel_says_what_it_shows() -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from loadtest.server import running_service
-from service.observability.tracing import make_provider
+from service.observability.tracing import make_tracing
 from service.settings import Settings
 from tests.tiny import SERVED_BUNDLES
 
@@ -169,4 +169,4 @@ def test_every_line_is_an_object(told: Told) -> None:
 
 def test_without_a_share_nothing_is_set_up() -> None:
     """Off is the default."""
-    assert make_provider(Settings()) is None
+    assert make_tracing(Settings()) is None

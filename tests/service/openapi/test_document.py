@@ -1,7 +1,6 @@
 """The OpenAPI document depends on the served models and on the settings."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from export.bundle.manifest import Manifest, TensorSpec
 from export.bundle.store import Bundle
 from service.openapi import openapi_document
-from service.openapi.document import OPEN_PATHS
 from service.openapi.examples import MOST_VALUES
 from service.protocol.answers import ClassPrediction, NamedTensorsAnswer, NamedTensorsRequest
 from service.settings import Settings
-from service.transport.gate import LONGEST_ID
+from service.transport.gate import HEALTH_PATHS, LONGEST_ID
 from tests.tiny import SERVED_BUNDLES
 
 BASE = {"openapi": "3.0.2", "info": {"version": "None"}, "components": {"schemas": {"X": {}}}}
@@ -23,23 +21,12 @@ PATH = "/models/{model}/predict"
 TASKS = ["tensors", "image-classification", "digits"]
 
 
-@dataclass(frozen=True)
-class _Adapter:
-    task: str
-
-
-@dataclass(frozen=True)
-class _Model:
-    manifest: Manifest
-    adapter: _Adapter
-
-
-def _model(task: str, **changes: Any) -> _Model:
+def _model(task: str, **changes: Any) -> Manifest:
     manifest = Bundle.open(SERVED_BUNDLES / "cnn").manifest
-    return _Model(manifest.model_copy(update=changes), _Adapter(task))
+    return manifest.model_copy(update=changes | {"task": task})
 
 
-def _document(*models: _Model, **settings: Any) -> dict[str, Any]:
+def _document(*models: Manifest, **settings: Any) -> dict[str, Any]:
     return openapi_document(BASE, models, Settings(**settings))
 
 
@@ -96,7 +83,7 @@ def test_a_key_is_required_on_all_paths_but_health() -> None:
     """With a key set, all other operations name it and the refusal without it."""
     for path, item in _document(_model("digits"), api_key=SecretStr("0" * 16))["paths"].items():
         for operation in item.values():
-            needs_key = path not in OPEN_PATHS
+            needs_key = path not in HEALTH_PATHS
             assert ("security" in operation) == ("401" in operation["responses"]) == needs_key
 
 

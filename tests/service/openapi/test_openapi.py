@@ -16,8 +16,7 @@ from PIL import Image
 from starlette.routing import Route
 
 from loadtest.server import running_service
-from service.settings import Settings
-from service.transport.asgi_app import HttpApi
+from service.transport.asgi_app import make_app
 from service.web.pages import FILES, page_routes
 from tests.tiny import SERVED_BUNDLES
 
@@ -65,7 +64,7 @@ def test_every_route_is_described(document: Document) -> None:
     """The document describes all routes except its own and those of the page's files."""
     routes = {
         (route.path_format.replace("{probe}", probe), method.lower())
-        for route in HttpApi(Settings(), dict, page_routes()).app.routes
+        for route in make_app(dict, page_routes()).routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
         for probe in ("live", "ready")

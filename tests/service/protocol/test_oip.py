@@ -114,7 +114,7 @@ def test_json_answers_hold_every_digit_and_the_id() -> None:
 def test_a_model_says_its_tensors() -> None:
     """Name, version, platform and tensors, in the protocol's words and no others."""
     said = model_metadata(MANIFEST)
-    assert said["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": (-1, 28, 28)}]
+    assert said["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}]
     assert set(said) == {"name", "versions", "platform", "inputs", "outputs"}
 
 
@@ -148,6 +148,8 @@ def test_a_model_says_its_tensors() -> None:
         (_body(_tensor(data=[[0] * 784] * 2)), "nested otherwise than its shape"),
         (_body(_tensor(data=[[[0] * 28] * 27] * 2)), "nested otherwise than its shape"),
         (b'{"inputs": [NaN]}', "NaN, which is not JSON"),
+        (b'{"inputs": "\\ud800"}', "holds '\\ud800', half of a surrogate pair"),
+        (b'{"inputs": [], "\\udfff": 1}', "holds '\\udfff', half of a surrogate pair"),
         (_body(outputs=[{"name": "labels"}]), "output 'labels' is not known"),
         (_body(id=7), "id is a number; expected a string"),
         (b"[" * 100_000, "100,000 deep; at most 32"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import uvicorn
 import uvicorn.config
+import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -20,7 +22,6 @@ from export.bundle.golden import Golden
 from loadtest.server import running_service
 from service.transport.context import CONTEXT
 from service.transport.http1 import HttpConnection, register
-from service.transport.listener import ServiceLoop
 from tests.service.answers import read_logits
 from tests.tiny import SERVED_BUNDLES
 
@@ -158,12 +159,14 @@ def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> N
 def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uvicorn chooses protocol and event loop by the names "auto", and BentoML leaves them so."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unregistered")
-    monkeypatch.setitem(uvicorn.config.LOOP_FACTORIES, "auto", "unregistered")
     register()
-    config = uvicorn.Config(app="service.transport.asgi_app:HttpApi", http="auto")
+    config = uvicorn.Config(app="service.transport.asgi_app:make_app", http="auto")
     config.load()
     assert config.http_protocol_class is HttpConnection
-    assert config.get_loop_factory() is ServiceLoop
+    assert config.get_loop_factory() is uvloop.new_event_loop
+    server = uvicorn.Server(config)
+    with server.capture_signals():  # where a worker finds the server that it stops
+        assert getattr(signal.getsignal(signal.SIGTERM), "__self__", None) is server
     worker = Path(uvicorn.__file__).parents[1] / "_bentoml_impl" / "worker" / "service.py"
     call = worker.read_text().split("uvicorn.Config(", 1)[1].split(")", 1)[0]
     assert "http=" not in call
@@ -174,11 +177,11 @@ def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_requests_before_the_models_are_verified_are_refused() -> None:
-    """A connection answers 503 in words as long as its worker has no gate."""
+    """A connection answers 503 in words as long as its worker has no models."""
 
     async def ask() -> bytes:
         loop = asyncio.get_running_loop()
-        config = uvicorn.Config(app="service.transport.asgi_app:HttpApi", lifespan="off")
+        config = uvicorn.Config(app="service.transport.asgi_app:make_app", lifespan="off")
         server = await loop.create_server(
             lambda: HttpConnection(config, ServerState(), {}), "127.0.0.1", 0
         )
@@ -190,7 +193,7 @@ def test_requests_before_the_models_are_verified_are_refused() -> None:
         server.close()
         return answer
 
-    assert CONTEXT.gate is None
+    assert not CONTEXT.is_ready
     answer = asyncio.run(ask())
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"the models are still being verified" in answer

@@ -21,7 +21,7 @@ from service.observability.records import Exchange
 from service.protocol.errors import UnauthorizedError
 from service.settings import Settings
 from service.transport.gate import RequestGate
-from service.web import PAGE_PATHS
+from service.web.pages import PAGE_PATHS
 from tests.tiny import SERVED_BUNDLES
 
 URL = "/v2/models/cnn/infer"
@@ -163,6 +163,24 @@ def test_each_of_many_equal_requests_is_logged_with_its_path(
         text = log_file.read_text()
         missing = {i for i in ids if not re.search(rf'"POST {URL}" 200 \d+\.\d\d\d ms {i}\b', text)}
     assert missing == set()
+
+
+def test_a_client_that_leaves_within_its_last_request_is_logged(
+    guarded_url: str, log_file: Path
+) -> None:
+    """A body that breaks off after `Connection: close` is logged as 499, by no traceback."""
+    host, port = guarded_url.removeprefix("http://").split(":")
+    lines = ["POST /predict HTTP/1.1", "host: x", f"x-api-key: {KEY}", "x-request-id: broken-off"]
+    lines += ["connection: close", "transfer-encoding: chunked", "", "2", "{}", ""]
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        time.sleep(0.3)  # the endpoint waits for the rest
+    line = r'"POST /predict" 499 \d+\.\d\d\d ms broken-off\b'
+    give_up_s = time.monotonic() + 10
+    while not re.search(line, log_file.read_text()) and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    assert re.search(line, log_file.read_text())
+    assert "Traceback" not in log_file.read_text()
 
 
 def test_an_id_is_given_to_who_brings_none(guarded_url: str) -> None:

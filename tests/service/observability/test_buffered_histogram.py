@@ -3,7 +3,7 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.observability.histogram_buffer import BulkHistogram, HistogramBuffer
+from service.observability.buffered_histogram import BufferedHistogram
 from service.observability.metrics import SAMPLES, SECONDS
 
 
@@ -14,17 +14,16 @@ def test_a_tally_tells_what_single_observations_would() -> None:
         values = [0.0, *bounds, *random.lognormal(-5, 3, 1000), *random.integers(1, 300, 1000)]
         single, bulk = CollectorRegistry(), CollectorRegistry()
         one = Histogram("seen", "", ["of"], buckets=bounds, registry=single).labels("x")
-        many = BulkHistogram("seen", "", ["of"], buckets=bounds, registry=bulk).labels("x")
-        buffer = HistogramBuffer(many, bounds)
+        many = BufferedHistogram("seen", "", ["of"], buckets=bounds, registry=bulk).labels("x")
         told = 0
         for number, value in enumerate(values):
             one.observe(value)
-            buffer.observe(value)
+            many.observe(value)
             if number == 500:
-                told += buffer.flush()
-        told += buffer.flush()
+                told += many.flush()
+        told += many.flush()
         assert told == len(values)
-        assert buffer.flush() == 0
+        assert many.flush() == 0
         expected, found = (
             {
                 (sample.name, sample.labels.get("le")): sample.value

@@ -1,0 +1,65 @@
+"""The exported program of a bundle as the module under test, for bundles that the caller trusts.
+
+``torch.export.load`` can run code from a prepared file: it unpickles constants and sample inputs,
+evaluates symbolic expressions as Python and calls any function below ``torch`` by its name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from export.bundle.manifest import BundleError
+from export.bundle.store import Bundle
+from export.model.sizes import with_sizes
+from export.model.under_test import ModelUnderTest, read_samples
+
+Program = torch.export.ExportedProgram
+WRAPPER = "module."  # ``factory.Positional`` wraps what the weights were saved from
+
+
+def from_program(bundle: Bundle, samples: Sequence[Path]) -> tuple[ModelUnderTest, Program]:
+    """The module that a trusted bundle's model.pt2 holds, and its program.
+
+    Args:
+        bundle: An opened bundle whose author the caller trusts.
+        samples: The files of samples that it was proven on.
+
+    Raises:
+        BundleError: There is no such program, or its weights are not those of the bundle.
+        SubjectError: The samples cannot be used.
+    """
+    path, manifest = bundle.model_path("pt2"), bundle.manifest
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # PyTorch's loader raises whatever it stumbles on
+        raise BundleError(f"{path} is no model that can be run: {error}") from error
+    _hold_the_weights(program, bundle.path("weights"), path)
+    subject = ModelUnderTest(
+        name=manifest.name,
+        module=program.module(),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        labels=manifest.labels,
+        weights=bundle.path("weights"),
+        samples=with_sizes(manifest.inputs, read_samples(samples)),
+        calibration=None,
+        factory=manifest.factory,
+    )
+    return replace(subject, task=manifest.task), program
+
+
+def _hold_the_weights(program: Program, weights: Path, path: Path) -> None:
+    """Raise BundleError unless the program's tensors are the safetensors file's, bit for bit."""
+    expected = load_file(weights)
+    found = {name.removeprefix(WRAPPER): t for name, t in program.state_dict.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        tensor = found.get(name)
+        if name not in expected or tensor is None:
+            where = path.name if tensor is None else weights.name
+            raise BundleError(f"{name} is not in {where}: give the module itself with --model")
+        if not np.array_equal(tensor.detach().numpy(), expected[name]):
+            raise BundleError(f"{name} of {path} differs from {weights.name}; build it again")

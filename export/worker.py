@@ -1,0 +1,127 @@
+"""Functions in a process of their own: a crash, a hang or a lack of memory there is an error here.
+
+ONNX Runtime and PyTorch are native code. What they make of a strange network may end the process
+that asks them, which must not be the one that reports on the other variants.
+"""
+
+import contextlib
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+# Hours would say nothing new; minutes may be needed by large networks on a busy machine.
+OPENING_S = 300.0
+CONVERSION_S = 1_800.0
+GRACE_S = 5.0
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+class DiedError(RuntimeError):
+    """The process ended before it answered, or was ended because it did not; says how."""
+
+
+class Worker:
+    """A process that runs one function after the other; the next call after its death starts anew.
+
+    It imports what the functions need and no more. Functions, arguments and results are pickled;
+    what a function raises is raised here.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection[Any, Any] | None = None
+
+    def __enter__(self) -> Self:
+        """Start the process, so that it is there when the first call comes."""
+        self._started()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._end()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
+        """Run a function there and return its result.
+
+        Args:
+            function: Of a module that can be imported there.
+            *arguments: For it.
+            timeout_s: Then the process is ended.
+
+        Raises:
+            DiedError: The process ended, or did not answer in time.
+            Exception: Whatever the function raised.
+        """
+        connection = self._started()
+        try:
+            connection.send((function, arguments))
+            if not connection.poll(timeout_s):
+                self._end()
+                raise DiedError(f"no answer within {timeout_s:,.0f} s")
+            result, error = connection.recv()
+        except (EOFError, ConnectionError) as error:
+            how = self._cause_of_death()
+            self._end()
+            raise DiedError(how) from error
+        if error is not None:
+            raise error
+        return result
+
+    def _started(self) -> "Connection[Any, Any]":
+        if self._connection is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._connection, theirs = spawn.Pipe()
+            self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()  # so that its death ends the pipe
+        return self._connection
+
+    def _cause_of_death(self) -> str:
+        if self._process is None:
+            return "the process is not there"
+        self._process.join(GRACE_S)
+        code = self._process.exitcode
+        if code is None or code >= 0:
+            return f"the process ended with status {code}"
+        name = signal.Signals(-code).name
+        return name + (" (out of memory, unless somebody sent it)" if name == "SIGKILL" else "")
+
+    def _end(self) -> None:
+        if self._process is None or self._connection is None:
+            return
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+        self._process = self._connection = None
+
+
+def _serve(connection: "Connection[Any, Any]") -> None:
+    """Answer calls until the other side is gone."""
+    with contextlib.suppress(OSError):  # if memory is short, this process goes and not its parent
+        OOM_SCORE.write_text("1000")
+    # Ctrl-C reaches the whole group of processes; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, Exception | None] = (function(*arguments), None)
+        except Exception as error:  # noqa: BLE001 - goes to whoever called
+            answer = (None, _portable(error))
+        connection.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it can be pickled and read again, else one of its words."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - written on this line
+    except Exception:  # noqa: BLE001 - whatever a foreign class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,69 @@
+"""A worker's death is told, and survived."""
+
+import ctypes
+import ctypes.util
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from export.worker import DiedError, Worker
+
+
+def _crash() -> None:
+    ctypes.string_at(0)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _leave() -> None:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [(_crash, "SIGSEGV"), (_kill, "SIGKILL .out of memory"), (_leave, "ended with status 3")],
+)
+def test_a_death_is_an_error_and_the_next_call_starts_anew(
+    ends: Callable[[], None], words: str
+) -> None:
+    """Whoever asked learns how the process ended; the worker goes on with another one."""
+    with Worker() as worker:
+        first = worker.call(os.getpid, timeout_s=60)
+        assert worker.call(os.getpid, timeout_s=60) == first != os.getpid()
+        with pytest.raises(DiedError, match=words):
+            worker.call(ends, timeout_s=60)
+        assert worker.call(os.getpid, timeout_s=60) not in (first, os.getpid())
+
+
+def test_who_does_not_answer_in_time_is_ended() -> None:
+    """A hang is a death that the worker itself brings about."""
+    with Worker() as worker:
+        pid = worker.call(os.getpid, timeout_s=60)
+        with pytest.raises(DiedError, match="no answer within 1 s"):
+            worker.call(time.sleep, 600, timeout_s=0.6)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_what_a_function_raises_is_raised_here() -> None:
+    """With its type, if that can be pickled."""
+    with Worker() as worker, pytest.raises(ValueError, match="invalid literal"):
+        worker.call(int, "x", timeout_s=60)
+
+
+def test_a_worker_knows_what_it_was_asked_for_and_no_more() -> None:
+    """No torch in a process that runs ONNX files alone."""
+    with Worker() as worker:
+        worker.call(ctypes.util.find_library, "m", timeout_s=60)
+        assert not worker.call(_knows_torch, timeout_s=60)
+
+
+def _knows_torch() -> bool:
+    import sys  # noqa: PLC0415 - asked in the worker
+
+    return "torch" in sys.modules
