@@ -52,9 +52,7 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
     if settings.variant.startswith("torchscript"):
         return _open_torchscript(bundle, path, device, choose_threads(settings))
     if device == "cpu":
-        golden_path = bundle.path("golden")
-        golden = Golden.load(golden_path, bundle.read(golden_path))
-        return _open_on_cpu(bundle.read(path), path, golden, settings)
+        return _open_on_cpu(bundle, path, settings)
     if settings.variant == "onnx-int8":
         raise BundleError("onnx-int8 is for the CPU: CUDA's provider would run it in fp32")
     has_fixed_shapes = not any(spec.bounds for spec in bundle.manifest.inputs)
@@ -81,17 +79,19 @@ def _open_torchscript(bundle: Bundle, path: Path, device: Device, threads: int) 
     return TorchScriptModel(bundle.read(path), path, outputs, device, threads)
 
 
-def _open_on_cpu(content: bytes, path: Path, golden: Golden, settings: Settings) -> Engine:
+def _open_on_cpu(bundle: Bundle, path: Path, settings: Settings) -> Engine:
     """Open an ONNX file; a small one twice if large batches are worth two threads."""
-    threads = choose_threads(settings)
+    content, threads = bundle.read(path), choose_threads(settings)
     if settings.threads != "auto" or threads == 1 or len(content) > LARGEST_OPENED_TWICE:
         return OnnxModel(content, "cpu", threads, name=path)
     single = OnnxModel(content, "cpu", 1, name=path)
+    golden_path = bundle.path("golden")
+    golden_samples = len(Golden.load(golden_path, bundle.read(golden_path)))
     for size in SIZES_FOR_TWO_THREADS:
-        # Larger batches than all golden samples together would not be verified.
-        if size > len(golden):
+        # A session that all golden samples together do not reach would not be verified.
+        if size > golden_samples:
             break
-        if _shortest_s(single, golden.first(size).inputs) >= WORTH_TWO_THREADS_S:
+        if _shortest_s(single, _empty_batch(bundle.manifest, size)) >= WORTH_TWO_THREADS_S:
             return TwoThreadEngine(single, OnnxModel(content, "cpu", threads, name=path), size)
     return single
 
@@ -148,14 +148,17 @@ def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[
     Returns:
         The shortest time of each batch size in seconds.
     """
-    best_s = {}
-    for size in batch_buckets(max_batch_samples):
-        batch = {
-            spec.name: np.zeros((size, *spec.largest_sample), spec.dtype)
-            for spec in manifest.inputs
-        }
-        best_s[size] = _shortest_s(engine, batch)
-    return best_s
+    return {
+        size: _shortest_s(engine, _empty_batch(manifest, size))
+        for size in batch_buckets(max_batch_samples)
+    }
+
+
+def _empty_batch(manifest: Manifest, size: int) -> Arrays:
+    """Return inputs of zeros by name."""
+    return {
+        spec.name: np.zeros((size, *spec.largest_sample), spec.dtype) for spec in manifest.inputs
+    }
 
 
 def _shortest_s(engine: Engine, batch: Arrays) -> float:
