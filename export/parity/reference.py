@@ -12,8 +12,9 @@ import torch
 
 from export.bundle.golden import Predict, run_batched
 from export.bundle.metrics import Array, Arrays
+from export.model.program import Program
 from export.model.under_test import ModelUnderTest
-from export.parity.interpreter import Program, fp64_predict
+from export.parity.interpreter import fp64_predict
 
 TRUTH_BATCH = 500
 IMAGES_NDIM = 3  # batch, height, width

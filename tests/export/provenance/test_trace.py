@@ -11,17 +11,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.bundle.tolerances import FOLD_ERROR
-from export.parity.provenance import (
-    check_frozen,
-    check_state,
-    check_weights,
-    frozen_constants,
-    program_arrays,
-)
-from export.parity.repack import Expected, combined, cut, find_folds
 from export.parity.run import ParityRun
-from export.parity.schema import WeightFigures
-from tests.export.parity.networks import copied, export_network, exported
+from export.provenance.figures import WeightFigures
+from export.provenance.forms import Expected, combined, cut, find_folds
+from export.provenance.state import check_state, frozen_constants, program_arrays
+from export.provenance.trace import check_frozen, check_weights
+from tests.export.provenance.networks import copied, export_network, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]
