@@ -334,6 +334,8 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
             f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
             + ("; no label of these samples can change" if certificate > SURE else "")
         )
+    for case, why in figures.edge_cases_left_out.items():
+        print(f"  edge case left out: {case}: {why}")
     caught, planted = figures.faults_caught
     if planted:
         print(f"  self-test: {caught} of {planted} planted faults caught")

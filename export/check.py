@@ -8,7 +8,7 @@ bundle names: which module it is, the caller says (``Origin``).
 import json
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,14 +63,14 @@ class Origin:
 
     Attributes:
         data_dir: The four IDX files, for a bundle of a checkpoint.
-        samples: The file of samples, for a bundle of any other module.
+        samples: The files of samples, for a bundle of any other module.
         model: "package.module:function", whose module the bundle was built from.
         arguments: For that function.
         trusted: Its author is trusted: files that can run code may be opened.
     """
 
     data_dir: Path | None = None
-    samples: Path | None = None
+    samples: Sequence[Path] | None = None
     model: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     trusted: bool = False
@@ -166,7 +166,7 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
     if origin.samples is None:
         raise DataError(
             f"a bundle of {manifest.factory.factory} is proven on {manifest.proof.name}: give that "
-            "file with --inputs"
+            "with --inputs"
         )
     if origin.model is None:
         proof = ParityRun.of(*from_program(bundle, origin.samples))
@@ -175,14 +175,14 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
     found, expected = proof.subject.samples.sha256, manifest.proof.sha256
     if found != expected:
         raise DataError(
-            f"{origin.samples} is not the file that the bundle was proven with: sha256 "
+            f"{proof.subject.samples.name} is not the file that the bundle was proven with: sha256 "
             f"{found[:12]}, expected {expected[:12]}"
         )
     return proof
 
 
 def _from_factory(
-    bundle: Bundle, model: str, samples: Path, arguments: Mapping[str, Any]
+    bundle: Bundle, model: str, samples: Sequence[Path], arguments: Mapping[str, Any]
 ) -> "ModelUnderTest":
     from export.model.factory import from_factory  # noqa: PLC0415 - torch for the full check
 

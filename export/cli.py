@@ -1,7 +1,6 @@
 """The command line of the export stage: which commands there are and what they take."""
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NoReturn, get_args
 from pydantic import ValidationError
 
 from export.bundle.manifest import Task, TensorSpec
+from export.model.domains import parse_input
 
 USAGE = 64  # sysexits.h: wrong command line
 BATCH_SIZES = (1, 64)
@@ -64,12 +64,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         )
         command.add_argument("--because", help="why a number may be looser; it is recorded")
     for command in (build, check, bisect):
-        command.add_argument(
-            "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
-        )
-        command.add_argument(
-            "--inputs", type=Path, help="an .npz of samples, one array an input (with --model)"
-        )
+        _add_samples(command)
     for command in (check, bisect):
         other = command.add_argument_group("a bundle of any other module")
         _add_module(other)
@@ -117,8 +112,10 @@ def _build(build: argparse.ArgumentParser) -> None:
         type=tensor_spec,
         action="append",
         default=[],
-        metavar="NAME=DATATYPE[-1,...]",
-        help="what an array of --inputs must be (repeatable), e.g. images=UINT8[-1,28,28]",
+        metavar="NAME=DATATYPE[-1,...][:DOMAIN]",
+        help="what an array of --inputs must be (repeatable), e.g. images=UINT8[-1,28,28] or, of "
+        "variable length, ids=INT64[-1,tokens=4..128]:tokens=30522; DOMAIN, the values it may "
+        "have: range=LOW..HIGH, tokens=WORDS, mask (ones, then zeros) or length=LOW..HIGH",
     )
     other.add_argument("--output", action="append", default=[], help="a name for each output")
     other.add_argument("--logits", action="append", default=[], help="an output that is logits")
@@ -132,6 +129,18 @@ def _build(build: argparse.ArgumentParser) -> None:
         help="a JSON file: how a picture becomes an input, for image-classification",
     )
     other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
+
+
+def _add_samples(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
+    )
+    command.add_argument(
+        "--inputs",
+        type=Path,
+        nargs="+",
+        help="an .npz of samples, one array an input (with --model); several: of several sizes",
+    )
 
 
 def _add_module(group: argparse._ArgumentGroup) -> None:
@@ -148,18 +157,15 @@ def _add_trust(command: argparse.ArgumentParser) -> None:
 
 
 def tensor_spec(text: str) -> TensorSpec:
-    """A tensor as Open Inference Protocol words, e.g. "images=UINT8[-1,28,28]".
+    """A tensor as Open Inference Protocol words; see ``export.model.domains.parse_input``.
 
     Raises:
         argparse.ArgumentTypeError: It is not written so.
     """
-    found = re.fullmatch(r"(\w+)=(\w+)\[([-\d,\s]*)\]", text)
     try:
-        if not found:
-            raise ValueError("not of that form")
-        shape = tuple(int(size) for size in found[3].split(","))
-        return TensorSpec.model_validate({"name": found[1], "datatype": found[2], "shape": shape})
+        return parse_input(text)
     except (ValueError, ValidationError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected NAME=DATATYPE[-1,...], e.g. images=UINT8[-1,28,28] ({error})"
+            f"{text!r}: expected NAME=DATATYPE[-1,...] or NAME=DATATYPE[-1,...]:DOMAIN, e.g. "
+            f"images=UINT8[-1,28,28] ({error})"
         ) from error

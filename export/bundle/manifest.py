@@ -60,6 +60,34 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Domain(_Strict):
+    """Which values an input may have.
+
+    Attributes:
+        kind: "range": every number from ``low`` to ``high``; "tokens": the ids 0 to ``high`` of a
+            vocabulary; "mask": each sample is ones, at least one, then zeros; "length": how many
+            positions count, from ``low`` to ``high``.
+        low: The smallest value; ``high`` the largest. None of a mask.
+    """
+
+    kind: Literal["range", "tokens", "mask", "length"]
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _has_limits(self) -> Self:
+        if self.kind == "mask":
+            return self
+        if self.low is None or self.high is None or self.low > self.high:
+            raise ValueError(
+                f"{self.kind} goes from {self.low} to {self.high}; expected two numbers, the "
+                "smaller one first"
+            )
+        if self.kind != "range" and self.low < (0 if self.kind == "tokens" else 1):
+            raise ValueError(f"{self.kind} cannot be {self.low}")
+        return self
+
+
 class TensorSpec(_Strict):
     """One input or output, e.g. images UINT8 [-1, 28, 28].
 
@@ -68,6 +96,8 @@ class TensorSpec(_Strict):
             "probabilities" are the softmax of the logits before them; "values" mean nothing more.
         bounds: For each variable axis (-1) beyond the batch axis, its index and the inclusive
             minimum and maximum of its size. All samples of a request have the same sizes.
+        axes: Names of variable axes by index: axes of one name have one size in a request.
+        domain: Which values an input may have; None: not declared.
     """
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -75,6 +105,8 @@ class TensorSpec(_Strict):
     shape: tuple[int, ...]
     kind: Literal["values", "logits", "probabilities"] = "values"
     bounds: dict[int, tuple[int, int]] = Field(default_factory=dict)
+    axes: dict[int, str] = Field(default_factory=dict)
+    domain: Domain | None = None
 
     @model_validator(mode="after")
     def _variable_axes_have_bounds(self) -> Self:
@@ -90,6 +122,11 @@ class TensorSpec(_Strict):
                     f"{self} has the bounds {low} to {high} for axis {axis}; expected a minimum "
                     "of at least 1 and a maximum that is not below it"
                 )
+        if not self.axes.keys() <= variable:
+            raise ValueError(
+                f"{self} names the axes {sorted(self.axes)}; expected those of size -1 behind the "
+                f"batch axis alone: {sorted(variable)}"
+            )
         return self
 
     @property

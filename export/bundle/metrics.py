@@ -79,6 +79,7 @@ class Comparison(Figures):
             infinite without an error, NaN with one that is not finite.
         worst: Positions of the samples with the largest errors, the largest first.
         labels: For logits alone.
+        unequal: Of integer and boolean outputs alone: how many values differ from eager's.
     """
 
     samples: int
@@ -90,6 +91,7 @@ class Comparison(Figures):
     sqnr_db: float
     worst: tuple[int, ...]
     labels: LabelFigures | None = None
+    unequal: int | None = None
 
 
 def compare(
@@ -139,6 +141,7 @@ def compare(
         )
         if logits
         else None,
+        unequal=int((candidate != eager).sum()) if eager.dtype.kind in "biu" else None,
     )
 
 

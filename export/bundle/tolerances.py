@@ -279,6 +279,10 @@ def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
     """
     if found.non_finite:
         yield f"{found.non_finite} values are NaN or infinite"
+    if found.unequal is not None:  # numbers of things have no rounding
+        if found.unequal:
+            yield f"{found.unequal} integer or boolean values differ"
+        return
     bound = allowed.scaled_error
     if bound is not None and not found.scaled_error <= bound:
         yield (

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 import onnx
 import torch
 
-from export.convert.pt2 import batch_axes
+from export.bundle.manifest import SubjectError
+from export.convert.pt2 import free_axes
 from export.model.under_test import ModelUnderTest
 from export.parity.structure import OPSET, structure_problems
+
+# A protobuf message has less than 2 GiB; the graph beside the weights needs a little of it.
+PROTOBUF_BYTES = 2**31 - 2**24
 
 
 class ExportError(RuntimeError):
@@ -40,10 +44,15 @@ def translate(subject: ModelUnderTest, program: torch.export.ExportedProgram) ->
 
     Raises:
         ExportError: Opset, names or the batch axis are not what was asked for; names which.
+        SubjectError: The weights are too large for one file.
     """
+    _refuse_too_large(subject)
     with warnings.catch_warnings():
         # Of two inputs with one batch axis, the second's name for it is the first's: as wanted.
-        warnings.filterwarnings("ignore", message=".*axis name: batch will not be used")
+        warnings.filterwarnings("ignore", message=".*axis name: .* will not be used")
+        # PyTorch's own, while it takes a recurrent layer apart.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        warnings.filterwarnings("ignore", message="_check_is_size", category=FutureWarning)
         translated = torch.onnx.export(
             program,
             subject.example,
@@ -51,7 +60,7 @@ def translate(subject: ModelUnderTest, program: torch.export.ExportedProgram) ->
             opset_version=OPSET,
             input_names=[spec.name for spec in subject.inputs],
             output_names=[spec.name for spec in subject.outputs],
-            dynamic_shapes=batch_axes(subject),
+            dynamic_shapes=free_axes(subject),
             external_data=False,
             verbose=False,
         )
@@ -64,6 +73,17 @@ def translate(subject: ModelUnderTest, program: torch.export.ExportedProgram) ->
         raise ExportError(f"the exporter gave something else: {'; '.join(problems)}")
     onnx.checker.check_model(model, full_check=True)
     return OnnxExport(model, translated.exported_program)
+
+
+def _refuse_too_large(subject: ModelUnderTest) -> None:
+    tensors = [*subject.module.parameters(), *subject.module.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > PROTOBUF_BYTES:
+        raise SubjectError(
+            f"the weights of {subject.name} have {size / 1e9:.1f} GB; expected at most "
+            f"{PROTOBUF_BYTES / 1e9:.1f} GB, since an ONNX file is one protobuf message and a "
+            "bundle has no second file: split the network, or serve it by other means"
+        )
 
 
 def set_metadata(

@@ -1,18 +1,22 @@
 """torch.export's program, the source of the ONNX file too, and its .pt2 file."""
 
 import copy
+import warnings
 from pathlib import Path
 
 import torch
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from export.bundle.manifest import SubjectError
-from export.model.under_test import ModelUnderTest
+from export.model.sizes import variable_axes
+from export.model.under_test import FIXED_SIZE, ModelUnderTest
 
 BATCH = torch.export.Dim("batch", min=1)
 
 
 def export_program(subject: ModelUnderTest) -> torch.export.ExportedProgram:
-    """The module as a graph with a free batch axis.
+    """The module as a graph with a free batch axis, and others that were declared variable.
 
     Raises:
         ValueError: A part of the module is in training mode: dropout would be exported.
@@ -22,19 +26,48 @@ def export_program(subject: ModelUnderTest) -> torch.export.ExportedProgram:
     if training:
         raise ValueError(f"in training mode, call eval() first: {', '.join(training)}")
     try:
-        with torch.no_grad():
-            return torch.export.export(
-                subject.module, subject.example, dynamic_shapes=batch_axes(subject)
+        with torch.no_grad(), warnings.catch_warnings():
+            # Recurrent layers keep a list of their own parameters, which export swaps for a while.
+            warnings.filterwarnings("ignore", message="The tensor attributes? .*_flat_weights")
+            program = torch.export.export(
+                subject.module, subject.example, dynamic_shapes=free_axes(subject)
             )
     except Exception as error:  # torch.export's errors share no public base class
-        raise SubjectError(
-            f"torch.export cannot make a graph of {subject.name}, its batch axis free: {error}"
-        ) from error
+        raise SubjectError(_refusal(subject, str(error))) from error
+    returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    for spec, node in zip(subject.outputs, returned, strict=True):
+        if isinstance(node, Node) and free_unbacked_symbols(node.meta["val"].shape):
+            raise SubjectError(f"the size of the output {spec} depends on values. {FIXED_SIZE}")
+    return program
 
 
-def batch_axes(subject: ModelUnderTest) -> tuple[object, ...]:
-    """The first axis of each input is the batch, and free."""
-    axes: tuple[object, ...] = tuple({0: BATCH} for _ in subject.inputs)
+def _refusal(subject: ModelUnderTest, error: str) -> str:
+    axes = ", ".join(["batch", *variable_axes(subject.inputs)])
+    advice = ""
+    if "data-dependent" in error.lower():
+        advice = f" {FIXED_SIZE}."
+    elif "constraints violated" in error.lower() and axes != "batch":
+        advice = (
+            " Axes that must be equal need one name (--input NAME=DATATYPE[-1,NAME=LOW..HIGH]); "
+            "one that must be a multiple of something, or is fixed, as a recurrent layer's steps "
+            "are, cannot be variable: declare its size, and pad the samples to it."
+        )
+    return (
+        f"torch.export cannot make a graph of {subject.name} with the free axes {axes}.{advice} It "
+        f"says: {error}"
+    )
+
+
+def free_axes(subject: ModelUnderTest) -> tuple[object, ...]:
+    """The free axes of each input: the first one, which is the batch, and the declared ones."""
+    sizes = {
+        name: torch.export.Dim(name, min=low, max=high)
+        for name, (low, high) in variable_axes(subject.inputs).items()
+    }
+    axes: tuple[object, ...] = tuple(
+        {0: BATCH} | {index: sizes[name] for index, name in spec.axes.items()}
+        for spec in subject.inputs
+    )
     # A forward(*inputs) has one parameter, which is a tuple.
     return (axes,) if subject.factory else axes
 
@@ -49,4 +82,7 @@ def save_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
     program = copy.deepcopy(program)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    torch.export.save(program, path)
+    with warnings.catch_warnings():
+        # Of a constant that is a part of a larger tensor; it matters on other devices alone.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(program, path)

@@ -21,8 +21,17 @@ from export.bundle.manifest import (
     Task,
     TensorSpec,
 )
-from export.bundle.metrics import Array
-from export.model.under_test import EXAMPLES, ModelUnderTest, read_samples
+from export.bundle.metrics import Array, Arrays
+from export.model.domains import require_domain
+from export.model.signature import Positional, named_tensors
+from export.model.sizes import Sizes, block_sizes, with_sizes
+from export.model.under_test import (
+    EXAMPLES,
+    FIXED_SIZE,
+    ModelUnderTest,
+    Samples,
+    read_samples,
+)
 
 LOGITS_NDIM = 2  # batch, classes
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
@@ -31,7 +40,7 @@ PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 def from_factory(
     factory: str,
     weights: Path,
-    samples: Path,
+    samples: Sequence[Path],
     *,
     arguments: Mapping[str, Any] | None = None,
     declared: Sequence[TensorSpec] = (),
@@ -42,13 +51,15 @@ def from_factory(
     """Any module: made by a factory, filled with weights, asked samples from a file.
 
     Args:
-        factory: "package.module:function"; called with ``arguments`` it returns the module, whose
-            forward takes the inputs in the order of the file's arrays and returns a tensor, a
-            tuple of tensors or a dict of tensors. The first axis of each is the batch.
+        factory: "package.module:function"; called with ``arguments`` it returns the module; see
+            ``export.model.signature`` for what its forward may take and return. The first axis of
+            each tensor is the batch.
         weights: A safetensors file for ``load_state_dict``.
         samples: An .npz with one array for each input; "targets", int [N], may be among them.
+            Several files: of several sizes of the variable axes.
         arguments: For the factory; they must fit into JSON.
-        declared: What the inputs must be; the file is refused if it differs. May name fewer.
+        declared: What the inputs must be and which values they may have; the file is refused if
+            it differs. May name fewer.
         output_names: Names for the outputs; default: a dict's keys, else output_0, output_1, ...
         logits: Those of the outputs whose largest value is a label.
         calibration: Like ``samples``, other samples; for int8.
@@ -59,16 +70,19 @@ def from_factory(
     arguments = dict(arguments or {})
     inner = _make(factory, arguments)
     digest = _load(inner, weights)
-    asked = read_samples(samples)
-    inputs = tuple(_spec(name, array) for name, array in asked.arrays.items())
-    for spec in declared:
-        if spec not in inputs:
-            found = ", ".join(map(str, inputs))
-            raise SubjectError(f"{samples} has the inputs {found}; declared was {spec}")
-    module = Positional(inner)
-    example = tuple(torch.from_numpy(a[:EXAMPLES].copy()) for a in asked.arrays.values())
-    names, answers = _try(module, example, factory)
-    outputs = _output_specs(output_names or names, answers, logits)
+    given = read_samples(samples)
+    inputs = _inputs(given[0], declared)
+    for further in given[1:]:
+        _inputs(further, inputs)
+    asked = with_sizes(inputs, given)
+    blocks = [block.arrays for block in (asked, *asked.others)]
+    for spec in inputs:
+        for arrays in blocks:
+            require_domain(spec, arrays[spec.name])
+    module = Positional(inner, list(asked.arrays))
+    names, answers = _answer_blocks(module, blocks, factory)
+    sizes = [block_sizes(inputs, arrays) for arrays in blocks]
+    outputs = _output_specs(output_names or names, answers, logits, sizes)
     parameters = sum(p.numel() for p in inner.parameters() if p.requires_grad)
     return ModelUnderTest(
         name=factory.partition(":")[2],
@@ -78,7 +92,7 @@ def from_factory(
         labels=(),
         weights=weights,
         samples=asked,
-        calibration=None if calibration is None else read_samples(calibration),
+        calibration=None if calibration is None else read_samples([calibration])[0],
         factory=FactorySummary(factory=factory, arguments=arguments, parameters=parameters),
         weights_sha256=digest,
     )
@@ -108,23 +122,6 @@ def with_task(
     except (OSError, ValueError) as error:
         raise SubjectError(f"--labels or --preprocessing cannot be used: {error}") from error
     return dataclasses.replace(subject, task=task, labels=names, preprocessing=recorded)
-
-
-class Positional(nn.Module):
-    """Any module, its outputs as a tuple: what a graph's outputs are."""
-
-    def __init__(self, module: nn.Module) -> None:
-        """Wrap a module and put it into evaluation mode."""
-        super().__init__()
-        self.module = module
-        self.eval()
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The inputs in their order to the outputs in theirs."""
-        answer = self.module(*inputs)
-        if isinstance(answer, Tensor):
-            return (answer,)
-        return tuple(answer.values() if isinstance(answer, dict) else answer)
 
 
 def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
@@ -179,33 +176,93 @@ def _spec(name: str, array: Array) -> TensorSpec:
     raise SubjectError(f"{name} has the type {array.dtype}; expected one of {', '.join(DTYPES)}")
 
 
-def _try(
-    module: Positional, example: tuple[Tensor, ...], factory: str
-) -> tuple[list[str], tuple[Tensor, ...]]:
-    """Names and values of the outputs."""
+def _answer_blocks(
+    module: Positional, blocks: Sequence[Arrays], factory: str
+) -> tuple[list[str], list[tuple[Tensor, ...]]]:
+    """Names of the outputs, and their values for a few samples of each size."""
     try:
         with torch.no_grad():
-            answer = module.module(*example)
-            answers = module(*example)
+            given = [_tensors(arrays, EXAMPLES) for arrays in blocks]
+            named = dict(named_tensors(module.answer(given[0])))
+            answers = [module(*tensors) for tensors in given]
+            fewer = module(*_tensors(blocks[0], EXAMPLES - 1))
     except Exception as error:  # whatever somebody else's module raises
-        raise SubjectError(f"{factory} cannot answer its samples in float32: {error}") from error
-    if isinstance(answer, dict):
-        return [str(name) for name in answer], answers
-    return [f"output_{i}" for i in range(len(answers))], answers
+        raise SubjectError(
+            f"{factory} cannot answer its samples in float32: {error}; the arrays are handed to "
+            f"forward by the names of its parameters, else in order: {', '.join(blocks[0])}"
+        ) from error
+    for name, many, few in zip(named, answers[0], fewer, strict=True):
+        if many.shape[:1] != (EXAMPLES,) or few.shape != (EXAMPLES - 1, *many.shape[1:]):
+            raise SubjectError(
+                f"the output {name} has the shape {tuple(many.shape)} for {EXAMPLES} samples and "
+                f"{tuple(few.shape)} for {EXAMPLES - 1}; expected the samples on the first axis "
+                f"and the same sizes behind it. {FIXED_SIZE}"
+            )
+    return list(named), answers
+
+
+def _tensors(arrays: Arrays, count: int) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array[:count].copy()) for array in arrays.values())
 
 
 def _output_specs(
-    names: Sequence[str], answers: tuple[Tensor, ...], logits: Sequence[str]
+    names: Sequence[str],
+    answers: Sequence[tuple[Tensor, ...]],
+    logits: Sequence[str],
+    sizes: Sequence[Sizes],
 ) -> tuple[TensorSpec, ...]:
-    if len(names) != len(answers) or not set(logits) <= set(names):
+    """The outputs' specs, from the answers to a few samples of each block and the blocks' sizes."""
+    if len(names) != len(answers[0]) or not set(logits) <= set(names):
         raise SubjectError(
-            f"the module has {len(answers)} outputs; named were {', '.join(names)}"
+            f"the module has {len(answers[0])} outputs; named were {', '.join(names)}"
             + (f", logits {', '.join(logits)}" if logits else "")
         )
     specs = []
-    for name, answer in zip(names, answers, strict=True):
-        spec = _spec(name, answer.numpy())
-        if name in logits and answer.ndim != LOGITS_NDIM:
+    for name, *found in zip(names, *answers, strict=True):
+        spec = _spec(name, found[0].numpy())
+        if name in logits and found[0].ndim != LOGITS_NDIM:
             raise SubjectError(f"{spec} cannot be logits: expected [-1, classes]")
-        specs.append(spec.model_copy(update={"kind": "logits"} if name in logits else {}))
+        shapes = [tuple(tensor.shape) for tensor in found]
+        kind = "logits" if name in logits else "values"
+        specs.append(spec.model_copy(update={"kind": kind, **_variable(shapes, sizes)}))
     return tuple(specs)
+
+
+def _variable(shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> dict[str, Any]:
+    """Shape, bounds and axes of an output whose sizes follow those of the inputs."""
+    seen = {axis: [s[axis] for s in shapes] for axis in range(1, len(shapes[0]))}
+    bounds = {axis: (min(s), max(s)) for axis, s in seen.items() if len(set(s)) > 1}
+    axes = {
+        axis: name
+        for axis in bounds
+        for name in sizes[0]
+        if seen[axis] == [block[name] for block in sizes]
+    }
+    shape = tuple(
+        -1 if axis == 0 or axis in bounds else size for axis, size in enumerate(shapes[0])
+    )
+    return {"shape": shape, "bounds": bounds, "axes": axes}
+
+
+def _inputs(samples: Samples, declared: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The inputs as declared, else as found.
+
+    Raises:
+        SubjectError: The samples are not what was declared.
+    """
+    by_name = {spec.name: spec for spec in declared}
+    inputs = []
+    for name, array in samples.arrays.items():
+        found = _spec(name, array)
+        spec = by_name.pop(name, found)
+        fits = spec.datatype == found.datatype and len(spec.shape) == len(found.shape)
+        if not fits or any(
+            size not in (found.shape[axis], -1) for axis, size in enumerate(spec.shape)
+        ):
+            raise SubjectError(f"{samples.name} has the inputs {found}; declared was {spec}")
+        inputs.append(spec)
+    if by_name:
+        found_names = ", ".join(map(str, inputs))
+        wanted = ", ".join(map(str, by_name.values()))
+        raise SubjectError(f"{samples.name} has the inputs {found_names}; declared was {wanted}")
+    return tuple(inputs)

@@ -4,6 +4,7 @@
 evaluates symbolic expressions as Python and calls any function below ``torch`` by its name.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +14,19 @@ from safetensors.numpy import load_file
 
 from export.bundle.manifest import BundleError
 from export.bundle.store import Bundle
+from export.model.sizes import with_sizes
 from export.model.under_test import ModelUnderTest, read_samples
 
 Program = torch.export.ExportedProgram
 WRAPPER = "module."  # ``factory.Positional`` wraps what the weights were saved from
 
 
-def from_program(bundle: Bundle, samples: Path) -> tuple[ModelUnderTest, Program]:
+def from_program(bundle: Bundle, samples: Sequence[Path]) -> tuple[ModelUnderTest, Program]:
     """The module that a trusted bundle's model.pt2 holds, and its program.
 
     Args:
         bundle: An opened bundle whose author the caller trusts.
-        samples: The file of samples that it was proven on.
+        samples: The files of samples that it was proven on.
 
     Raises:
         BundleError: There is no such program, or its weights are not those of the bundle.
@@ -43,7 +45,7 @@ def from_program(bundle: Bundle, samples: Path) -> tuple[ModelUnderTest, Program
         outputs=manifest.outputs,
         labels=manifest.labels,
         weights=bundle.path("weights"),
-        samples=read_samples(samples),
+        samples=with_sizes(manifest.inputs, read_samples(samples)),
         calibration=None,
         factory=manifest.factory,
     )

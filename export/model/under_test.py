@@ -1,8 +1,8 @@
 """What is exported: a module, its tensors, and the samples that it is asked."""
 
-import dataclasses
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,6 +22,10 @@ from export.bundle.manifest import (
 from export.bundle.metrics import Array, Arrays
 
 EXAMPLES = 4
+FIXED_SIZE = (
+    "A size that depends on the values of the inputs cannot be exported: return a fixed number of "
+    "entries (topk, or padded to the largest) and a mask or a count beside them"
+)
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,27 @@ class Samples:
         arrays: First axis: the sample.
         targets: int64 [N], the right labels; None if they are not known.
         name: What they are, in words; ``sha256`` is the fingerprint of where they come from.
+        sizes: Of the variable axes, in words; empty of the samples that all else is asked of.
+        others: Samples of other sizes, each proven as well.
     """
 
     arrays: Arrays
     name: str
     sha256: str
     targets: Array | None = None
+    sizes: str = ""
+    others: tuple["Samples", ...] = ()
 
     def __len__(self) -> int:
         """How many samples there are."""
         return len(next(iter(self.arrays.values())))
 
     def first(self, count: int) -> "Samples":
-        """The first of them."""
+        """The first of them, and of those of other sizes."""
         arrays = {name: array[:count] for name, array in self.arrays.items()}
         targets = None if self.targets is None else self.targets[:count]
-        return dataclasses.replace(self, arrays=arrays, targets=targets)
+        others = tuple(samples.first(count) for samples in self.others)
+        return replace(self, arrays=arrays, targets=targets, others=others)
 
     def summary(self) -> SampleSet:
         """For the manifest."""
@@ -107,17 +116,43 @@ class ModelUnderTest:
         return self.factory.factory if self.factory else self.name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs' names, in order."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
     def example(self) -> tuple[Tensor, ...]:
-        """A few samples, for tracing."""
-        return tuple(torch.from_numpy(a[:EXAMPLES].copy()) for a in self.samples.arrays.values())
+        """A few samples of the largest sizes, for tracing: an axis of size 1 would be fixed."""
+        blocks = (self.samples, *self.samples.others)
+        largest = max(blocks, key=lambda block: sum(a[:1].size for a in block.arrays.values()))
+        return tuple(torch.from_numpy(a[:EXAMPLES].copy()) for a in largest.arrays.values())
 
 
-def read_samples(path: Path) -> Samples:
-    """Samples from an .npz of arrays; nothing in it is unpickled.
+def read_samples(paths: Sequence[Path]) -> list[Samples]:
+    """Samples from .npz files, a file for each size; nothing in them is unpickled.
+
+    Returns:
+        Those of each file; all bear the name and the fingerprint of the files together.
 
     Raises:
         SubjectError: No such file, or its arrays do not fit each other.
     """
+    found = [_read(path) for path in paths]
+    if len(found) == 1:
+        return found
+    expected = list(found[0].arrays)
+    for path, samples in zip(paths, found, strict=True):
+        if list(samples.arrays) != expected:
+            raise SubjectError(
+                f"{path} has the arrays {', '.join(samples.arrays)}; expected those of "
+                f"{paths[0]}: {', '.join(expected)}"
+            )
+    together = hashlib.sha256("".join(s.sha256 for s in found).encode()).hexdigest()
+    name = ", ".join(s.name for s in found)
+    return [replace(samples, name=name, sha256=together) for samples in found]
+
+
+def _read(path: Path) -> Samples:
     try:
         content = path.read_bytes()
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -136,6 +171,8 @@ def read_samples(path: Path) -> Samples:
         raise SubjectError(
             f"{path}: expected arrays of one length, at least {EXAMPLES}; found "
             + ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+            + ". The first axis of each is the sample: a state [layers, N, hidden] must be "
+            "transposed to [N, layers, hidden], and back in forward"
         )
     sha256 = hashlib.sha256(content).hexdigest()
     return Samples(arrays, path.name, sha256, targets)

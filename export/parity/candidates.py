@@ -103,6 +103,9 @@ IN_TWO_THREADS = (1024, 64, 8)
 RUNS = tuple((size, 1) for size in BATCH_SIZES) + tuple((size, 2) for size in IN_TWO_THREADS)
 # What a first look takes.
 QUICK_RUNS = ((256, 1), (8, 1), (1, 1), (64, 2))
+# Of edge cases and of further sizes: whether an answer depends on the batch is asked of the first
+# samples.
+FEW_RUNS = ((64, 1), (7, 1), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,12 @@ class Candidate:
             patience_s: Who takes longer over all stored samples hangs.
         """
         self.file = file
-        self._worker = workers.of(file)
+        self._workers, self._worker = workers, workers.of(file)
         self._stored, self._patience_s = stored, patience_s
+
+    def with_file(self, file: ModelFile) -> "Candidate":
+        """Another file, asked the same samples."""
+        return Candidate(file, self._workers, self._stored, self._patience_s)
 
     def open(self) -> Arrays | None:
         """Open the file there and return its tensors by name, if it keeps them."""
@@ -205,6 +212,7 @@ class Candidate:
 
 def store_samples(inputs: Arrays, folder: Path) -> None:
     """Write samples where workers find them: they are asked for many times."""
+    folder.mkdir()
     for position, (name, array) in enumerate(inputs.items()):
         np.save(folder / f"{position:03}.{name}.npy", array)
 

@@ -9,6 +9,7 @@ from export.bundle.manifest import FeatureMaps, ParityVerdict
 from export.bundle.tolerances import COVERAGE, Tolerance, violations
 from export.parity.schema import (
     ALONE,
+    EDGE_CASES,
     INSIDE_SHARE,
     Fault,
     FeatureFigures,
@@ -35,7 +36,7 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     failures |= {variant: [f"{variant}: {why}"] for variant, why in figures.broken.items()}
     for row in figures.rows:
         failures[row.variant] += [
-            f"{row.variant}, batch {row.batch_size}{_in_threads(row)}{complaint}"
+            f"{row.variant}, batch {row.batch_size}{_place(row)}{complaint}"
             for complaint in _row_complaints(row, table[row.variant], figures)
         ]
     for variant, checks in figures.files.items():
@@ -160,13 +161,17 @@ class Judgement:
             yield self.features.summary()
 
 
-def _in_threads(row: Row) -> str:
-    return "" if row.threads == 1 else f" in {row.threads} threads"
+def _place(row: Row) -> str:
+    threads = "" if row.threads == 1 else f" in {row.threads} threads"
+    return threads + (f", {row.block}" if row.block else "")
 
 
 def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
+    if row.block == EDGE_CASES:
+        # The RMS of a handful of values is a lottery: their largest error is judged.
+        allowed = allowed.model_copy(update={"rms_ratio": None})
     for output, found in row.outputs.items():
-        worst = figures.describe(found.worst[0])
+        worst = figures.describe(found.worst[0], row.block)
         for complaint in violations(found, allowed):
             yield f", {output}: {complaint}, worst at {worst}"
     invariance, bound = row.batch_invariance, allowed.batch_invariance
@@ -239,7 +244,7 @@ def _verdict(rows: list[Row], tolerance: Tolerance, *, passed: bool) -> ParityVe
         device=tolerance.device,
         passed=passed,
         scaled_error=max(c.scaled_error for _, c in found),
-        rms_ratio=max(c.rms_ratio for _, c in found),
+        rms_ratio=max(c.rms_ratio for row, c in found if row.block != EDGE_CASES),
         sqnr_db=min(c.sqnr_db for _, c in found),
         label_flips=max((figures.flips for _, figures in labels), default=0),
         accuracy=accuracies[0] if accuracies else None,

@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.bundle.golden import Predict, head_error
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Array, Arrays, compare, scaled_difference
+from export.model.domains import LARGEST, edge_values, shuffle_values
 from export.model.under_test import ModelUnderTest
 from export.parity.candidates import Candidate, run_filled
-from export.parity.reference import Reference, eager_predict, extremes_of
-from export.parity.schema import ALONE, Row, WorstSample
+from export.parity.reference import Reference, eager_predict
+from export.parity.schema import ALONE, EDGE_CASES, Row, WorstSample
 from export.progress import Progress
 
 # Networks of more work a sample get fewer at the further batch sizes, and no batches of 1,024:
@@ -121,7 +122,12 @@ def measure_rows(
     broken: dict[str, str] = {}
     widest: dict[str, Arrays] = {}
     for batch_size, threads in runs:
-        progress.step(f"batches of {batch_size}" + (f", {threads} threads" if threads > 1 else ""))
+        words = [
+            reference.block,
+            f"batches of {batch_size}",
+            f"{threads} threads" if threads > 1 else "",
+        ]
+        progress.step(", ".join(filter(None, words)))
         everything = (batch_size, threads) == runs[0]
         count = len(reference) if everything else min(max(narrow, batch_size), len(reference))
         run = (count, batch_size, threads)
@@ -169,7 +175,9 @@ def measure_row(
         widest: The variant's answers in the largest batches, if they are to be compared.
     """
     count = len(next(iter(eager.values())))
+    edge = reference.block == EDGE_CASES
     return Row(
+        block=reference.block,
         variant=variant,
         batch_size=batch_size,
         samples=count,
@@ -178,9 +186,10 @@ def measure_row(
                 answers[spec.name],
                 eager[spec.name],
                 reference.truth[spec.name][:count],
-                logits=spec.kind == "logits",
+                # A made-up input has no label, and no scale was fitted to it.
+                logits=spec.kind == "logits" and not edge,
                 targets_N=reference.targets[:count],
-                corners=len(reference.corners),
+                corners=count if edge else 0,
             )
             for spec in judged_outputs(reference)
         },
@@ -205,12 +214,12 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
     """
     first = reference.first(NARROW)
     generator = np.random.default_rng(0)
-    situations: dict[str, Callable[[Array], Array]] = {
-        "beside the largest values": lambda a: np.repeat(extremes_of(a)[1:], len(a), axis=0),
-        "beside noise": lambda a: generator.permuted(a.reshape(len(a), -1), axis=1).reshape(
-            a.shape
+    situations: dict[str, Callable[[TensorSpec, Array], Array]] = {
+        "beside the largest values": lambda spec, a: np.repeat(
+            edge_values(spec, a)[LARGEST][None], len(a), axis=0
         ),
-        ALONE: lambda a: a[:0],
+        "beside noise": lambda spec, a: shuffle_values(spec, a, generator),
+        ALONE: lambda _, a: a[:0],
     }
     usual = {name: np.resize(a, (NEIGHBOURHOOD, *a.shape[1:])) for name, a in first.items()}
     worst = dict.fromkeys(situations, 0.0)
@@ -218,18 +227,26 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
         own = {name: array[-1 - probe :][:1] for name, array in first.items()}
         among = predict({n: np.concatenate([own[n], a[1:]]) for n, a in usual.items()})
         for situation, others in situations.items():
-            batch = {n: np.concatenate([own[n], others(a[1:])]) for n, a in usual.items()}
+            batch = {
+                spec.name: np.concatenate([own[spec.name], others(spec, usual[spec.name][1:])])
+                for spec in reference.subject.inputs
+            }
             difference = _largest_difference(predict(batch), among, 1)
             worst[situation] = max(worst[situation], difference)
     return worst
 
 
 def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:
-    """The samples with the largest errors at the worst batch size, as a person can look at them."""
+    """The samples with the largest errors at the worst batch size, as a person can look at them.
+
+    Args:
+        rows: A variant's, of every block.
+        reference: Of the proof's own samples; those of other blocks are not shown.
+    """
+    rows = [row for row in rows if not row.block]
     spec = judged_outputs(reference)[0]
     row = max(rows, key=lambda row: row.outputs[spec.name].scaled_error)
     label_N = reference.truth[spec.name].argmax(axis=1) if spec.kind == "logits" else None
-    names = [*reference.corners, *(f"sample {i}" for i in range(len(reference.subject.samples)))]
     shown = []
     for position in row.outputs[spec.name].worst:
         pictures = {
@@ -239,7 +256,7 @@ def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSampl
         }
         shown.append(
             WorstSample(
-                description=names[position],
+                description=f"sample {position}",
                 eager_label=None if label_N is None else int(label_N[position]),
                 images=pictures,
             )

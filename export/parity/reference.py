@@ -1,4 +1,4 @@
-"""The reference: the checkpoint itself, in float64 (the truth) and float32 eager (the yardstick).
+"""The checkpoint itself, in float64 (the fp64 reference) and in float32 (the fp32 baseline).
 
 Shape suffixes: N samples, H and W pixels.
 """
@@ -11,34 +11,43 @@ import numpy as np
 import torch
 
 from export.bundle.golden import Predict, run_batched
+from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Array, Arrays
+from export.model.domains import edge_cases
 from export.model.program import Program
 from export.model.under_test import ModelUnderTest
 from export.parity.interpreter import fp64_predict
+from export.parity.schema import EDGE_CASES
 
 TRUTH_BATCH = 500
 IMAGES_NDIM = 3  # batch, height, width
+NO_DOMAIN = (
+    "no values beyond the samples are known to be allowed; declare them: "
+    "--input NAME=DATATYPE[-1,...]:range=LOW..HIGH"
+)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Samples, and what the checkpoint answers to them.
+    """Samples of one size, and what the checkpoint answers to them.
 
     Attributes:
-        inputs: What is asked, the corner cases first.
-        corners: The corner cases' names.
-        truth: The outputs in float64.
+        inputs: What is asked.
+        truth: The fp64 reference: the outputs, every floating operator computed in float64.
         targets: int64 [N], the right labels, -1 where there is none.
+        block: Which samples they are: "" for the subject's own, ``EDGE_CASES``, or their sizes.
+        corners: The names of edge cases, in the order of the samples; else empty.
     """
 
     subject: ModelUnderTest
     inputs: Arrays
-    corners: tuple[str, ...]
     truth: Arrays
     targets: Array
+    block: str = ""
+    corners: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """How many samples there are, corner cases among them."""
+        """How many samples there are."""
         return len(self.targets)
 
     def first(self, count: int) -> Arrays:
@@ -46,26 +55,89 @@ class Reference:
         return {name: array[:count] for name, array in self.inputs.items()}
 
     def eager(self, count: int, batch_size: int) -> Arrays:
-        """Outputs for the first samples, float32; eager depends on the batch size."""
+        """The fp32 baseline for the first samples; it depends on the batch size."""
         return run_batched(eager_predict(self.subject), self.first(count), batch_size)
 
 
 def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
-    """Compute the truth for a subject's samples and a few corner cases put in front of them."""
-    names, corners = corner_cases(subject)
-    inputs = {
-        name: np.concatenate([corners[name], array])
-        for name, array in subject.samples.arrays.items()
+    """Compute the fp64 reference for a subject's samples.
+
+    Args:
+        subject: The module and its samples.
+        program: Its exported program.
+
+    Raises:
+        NarrowOperatorError: An operator cannot be computed in float64.
+        SubjectError: An answer is not finite.
+    """
+    samples = subject.samples
+    truth = run_batched(fp64_predict(program, _names(subject)), samples.arrays, TRUTH_BATCH)
+    wrong_N = ~_finite(truth)
+    if wrong_N.any():
+        raise SubjectError(
+            f"{subject.name} answers {int(wrong_N.sum())} of {len(samples)} samples of "
+            f"{samples.name} with NaN or infinity in float64, first sample "
+            f"{int(wrong_N.argmax())}; expected finite answers: leave these samples out"
+        )
+    targets = np.full(len(samples), -1) if samples.targets is None else samples.targets
+    return Reference(subject, samples.arrays, truth, targets, samples.sizes)
+
+
+def make_edge_reference(
+    subject: ModelUnderTest, program: Program
+) -> tuple[Reference | None, dict[str, str]]:
+    """The references for the edge cases, which have a scale of their own.
+
+    Args:
+        subject: The module and its samples.
+        program: Its exported program.
+
+    Returns:
+        The references, None if no edge case is left; and those left out, each with the reason.
+
+    Raises:
+        SubjectError: The network cannot take a value of a domain that was declared.
+    """
+    cases = make_edge_cases(subject)
+    if not cases:
+        return None, {"all": NO_DOMAIN}
+    inputs = {name: np.stack([case[name] for case in cases.values()]) for name in subject.names}
+    try:
+        truth = run_batched(fp64_predict(program, _names(subject)), inputs, TRUTH_BATCH)
+        finite_N = _finite(truth) & _finite(eager_predict(subject)(inputs))
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SubjectError(
+            f"{subject.name} cannot answer its edge cases ({', '.join(cases)}): {reason}; they are "
+            "within the domains declared, or learned, of its inputs "
+            f"{', '.join(map(str, subject.inputs))}: declare what these may be, --input "
+            "NAME=DATATYPE[-1,...]:DOMAIN"
+        ) from error
+    left_out = {
+        name: "the reference's answer to it is not finite"
+        for name, finite in zip(cases, finite_N, strict=True)
+        if not finite
     }
-    targets = subject.samples.targets
-    unknown = np.full(len(subject.samples), -1)
-    return Reference(
+    if not finite_N.any():
+        return None, left_out
+    kept = Reference(
         subject,
-        inputs,
-        names,
-        run_batched(fp64_predict(program, [s.name for s in subject.outputs]), inputs, TRUTH_BATCH),
-        np.concatenate([unknown[: len(names)], unknown if targets is None else targets]),
+        {name: array[finite_N] for name, array in inputs.items()},
+        {name: array[finite_N] for name, array in truth.items()},
+        np.full(int(finite_N.sum()), -1),
+        EDGE_CASES,
+        tuple(name for name in cases if name not in left_out),
     )
+    return kept, left_out
+
+
+def make_edge_cases(subject: ModelUnderTest) -> dict[str, Arrays]:
+    """Edge cases by name: pictures if the only input is one, else the extremes of the domains."""
+    first, *others = subject.inputs
+    if not others and first.datatype == "UINT8" and len(first.shape) == IMAGES_NDIM:
+        images = corner_images(*subject.samples.arrays[first.name].shape[1:])
+        return {name: {first.name: image} for name, image in images.items()}
+    return edge_cases(subject.inputs, subject.samples.arrays)
 
 
 def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = "cpu") -> Predict:
@@ -87,27 +159,17 @@ def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = 
 
 def eager_predict(subject: ModelUnderTest) -> Predict:
     """The subject's own module, float32."""
-    return predict_with(subject.module, [spec.name for spec in subject.outputs])
+    return predict_with(subject.module, _names(subject))
 
 
-def corner_cases(subject: ModelUnderTest) -> tuple[tuple[str, ...], Arrays]:
-    """Names and inputs of corner cases: pictures if the input is one, else the extremes seen."""
-    first, *others = subject.inputs
-    if not others and first.datatype == "UINT8" and len(first.shape) == IMAGES_NDIM:
-        images = corner_images(*first.shape[1:])
-        return tuple(images), {first.name: np.stack(list(images.values()))}
-    extremes = {name: extremes_of(array) for name, array in subject.samples.arrays.items()}
-    return ("all smallest", "all largest"), extremes
+def _names(subject: ModelUnderTest) -> list[str]:
+    return [spec.name for spec in subject.outputs]
 
 
-def extremes_of(array: Array) -> Array:
-    """[2, ...]: one sample of the type's smallest values, one of the largest, as far as seen.
-
-    uint8 is taken for pixels, 0 and 255; of other types only values among the samples are known
-    to be allowed (an integer may be an index).
-    """
-    low, high = (0, 255) if array.dtype == np.uint8 else (array.min(), array.max())
-    return np.stack([np.full(array.shape[1:], value, array.dtype) for value in (low, high)])
+def _finite(outputs: Arrays) -> Array:
+    """As bool [N]: every value of a sample's outputs is finite."""
+    parts = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in outputs.values()]
+    return np.asarray(np.all(parts, axis=0))
 
 
 def corner_images(height: int, width: int) -> Arrays:

@@ -29,6 +29,7 @@ from export.mnist.feature_maps import (
 from export.model.under_test import ModelUnderTest
 from export.parity.adequacy import measure_coverage
 from export.parity.candidates import (
+    FEW_RUNS,
     Candidate,
     ModelFile,
     Setting,
@@ -48,8 +49,9 @@ from export.parity.measure import (
     worst_samples,
 )
 from export.parity.mutants import MutationTest, plant_faults
-from export.parity.reference import Reference, make_reference
+from export.parity.reference import Reference, make_edge_reference, make_reference
 from export.parity.schema import (
+    EDGE_CASES,
     Coverage,
     Fault,
     FeatureFigures,
@@ -91,24 +93,42 @@ class ParityRun:
 
     def compute_reference(self) -> None:
         """Compute the reference now, not when it is first asked for."""
-        _ = self._timed_reference
+        _ = self._timed_blocks
 
-    @cached_property
+    @property
     def reference(self) -> Reference:
-        """Samples and the checkpoint's answers."""
-        return self._timed_reference[0]
+        """The proof's samples and the checkpoint's answers."""
+        return self._timed_blocks[0][0]
+
+    @property
+    def edge_cases(self) -> tuple[Reference | None, dict[str, str]]:
+        """The references for edge cases, and those that are left out, each with the reason."""
+        blocks, left_out, _ = self._timed_blocks
+        return blocks[-1] if blocks[-1].block == EDGE_CASES else None, left_out
+
+    @property
+    def blocks(self) -> tuple[Reference, ...]:
+        """The references for the proof's samples, for those of other sizes and for edge cases."""
+        return self._timed_blocks[0]
 
     @cached_property
-    def _timed_reference(self) -> tuple[Reference, float]:
+    def _timed_blocks(self) -> tuple[tuple[Reference, ...], dict[str, str], float]:
+        """The blocks, the edge cases that are left out, and the seconds that this took."""
         started = time.perf_counter()
-        return make_reference(self.subject, self.program), time.perf_counter() - started
+        blocks = [
+            make_reference(dataclasses.replace(self.subject, samples=samples), self.program)
+            for samples in (self.subject.samples, *self.subject.samples.others)
+        ]
+        edge_cases, left_out = make_edge_reference(self.subject, self.program)
+        if edge_cases is not None:
+            blocks.append(edge_cases)
+        return tuple(blocks), left_out, time.perf_counter() - started
 
     @cached_property
     def inside(self) -> Inside:
         """The checkpoint's values inside the graph."""
         outputs = [spec.name for spec in self.subject.outputs]
-        count = INSIDE_SAMPLES + len(self.reference.corners)
-        return Inside(self.translation.program, outputs, self.reference.first(count))
+        return Inside(self.translation.program, outputs, self.reference.first(INSIDE_SAMPLES))
 
     def first_layer(self, model: onnx.ModelProto) -> FirstLayer:
         """The first layer of an ONNX model of the subject.
@@ -168,19 +188,15 @@ class ParityRun:
         outputs = tuple(spec.name for spec in self.subject.outputs)
         files, not_checked = choose_files(variants, outputs, setting)
         table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
-        progress.expect(len(setting.runs) + 3)
+        progress.expect(len(setting.runs) + len(FEW_RUNS) * (len(self.blocks) - 1) + 3)
         progress.step("reference")
         with torch_threads(1), tempfile.TemporaryDirectory() as folder:
-            store_samples(self.reference.inputs, Path(folder))
-
-            def candidate(file: ModelFile) -> Candidate:
-                return Candidate(file, workers, Path(folder), self.patience_s)
-
-            answered = self._ask({f.variant: candidate(f) for f in files}, setting, progress)
+            candidates = self._candidates(files, workers, Path(folder))
+            answered = self._ask(candidates, setting, progress)
             shown = None
             if features is not None:
-                part = candidate(dataclasses.replace(files[0], path=features))
-                shown = self._features(part, source)
+                part = dataclasses.replace(files[0], path=features)
+                shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
@@ -198,15 +214,30 @@ class ParityRun:
                 not_checked=not_checked,
             )
 
+    def _candidates(
+        self, files: list[ModelFile], workers: Workers, folder: Path
+    ) -> list[dict[str, Candidate]]:
+        """Store each block's samples below a folder; the files by variant, to run each block."""
+        blocks = []
+        for position, block in enumerate(self.blocks):
+            stored = folder / str(position)
+            store_samples(block.inputs, stored)
+            blocks.append(
+                {f.variant: Candidate(f, workers, stored, self.patience_s) for f in files}
+            )
+        return blocks
+
     def _figures(
         self, variants: dict[str, Path], answered: "_Answered", **found: Any
     ) -> ParityFigures:
         """Everything together; ``found`` are fields of ``ParityFigures``."""
         main, source = next(iter(variants)), next(iter(variants.values()))
+        edge_cases, left_out = self.edge_cases
         return ParityFigures(
             name=self.subject.name,
             proof=self.subject.samples.summary(),
-            corners=self.reference.corners,
+            edge_cases=() if edge_cases is None else edge_cases.corners,
+            edge_cases_left_out=left_out,
             outputs=self.subject.outputs,
             rows=answered.rows,
             files={
@@ -222,24 +253,32 @@ class ParityRun:
         )
 
     def _ask(
-        self, candidates: dict[str, Candidate], setting: Setting, progress: Progress
+        self, candidates: list[dict[str, Candidate]], setting: Setting, progress: Progress
     ) -> "_Answered":
         """Open the files and ask them everything that takes a run.
+
+        Args:
+            candidates: By variant, for each block.
+            setting: Where and how they run.
+            progress: Is told each step.
 
         Raises:
             BundleError: The first of them cannot be opened or run.
         """
-        main = next(iter(candidates))
-        states, broken = _open_all(candidates, strict=setting.strict)
-        opened = {v: candidate for v, candidate in candidates.items() if v in states}
-        if main in opened:
-            runs = affordable(setting.runs, self.operations)
-            rows, died = measure_rows(opened, self.reference, runs, self.narrow, progress)
+        main, rows = next(iter(candidates[0])), list[Row]()
+        states, broken = _open_all(candidates[0], strict=setting.strict)
+        for block, all_of_it in zip(self.blocks, candidates, strict=True):
+            if main in broken:
+                raise BundleError(f"{main}: {broken[main]}")
+            alive = {v: candidate for v, candidate in all_of_it.items() if v not in broken}
+            runs = FEW_RUNS if block.block else affordable(setting.runs, self.operations)
+            found, died = measure_rows(alive, block, runs, self.narrow, progress)
+            rows += found
             broken |= died
         if main in broken:
             raise BundleError(f"{main}: {broken[main]}")
         progress.step("neighbours, coverage")
-        alive = {v: candidate for v, candidate in opened.items() if v not in broken}
+        alive = {v: candidate for v, candidate in candidates[0].items() if v not in broken}
         neighbours, errors, coverage = in_lanes(
             alive,
             lambda candidate: measure_neighbours(candidate, self.reference),
@@ -264,11 +303,11 @@ class ParityRun:
     @cached_property
     def patience_s(self) -> float:
         """Who takes longer over the samples hangs: a minute, and 50 times the float64 reference."""
-        return 60 + 50 * self._timed_reference[1]
+        return 60 + 50 * self._timed_blocks[2]
 
     def _features(self, opened: Candidate, source: Path) -> FeatureFigures:
         model, path = onnx.load(source), opened.file.path
-        inputs = self.reference.first(FEATURE_SAMPLES + len(self.reference.corners))
+        inputs = self.reference.first(FEATURE_SAMPLES)
         try:
             first = self.first_layer(model)
         except NoFirstLayerError as error:

@@ -13,6 +13,7 @@ from export.provenance.figures import WeightFigures
 SCHEMA_VERSION = 2
 # Where more of the values have no counterpart, it is said that the inside is hardly compared.
 INSIDE_SHARE = 0.5
+EDGE_CASES = "edge cases"  # a block of samples with a scale of its own
 ALONE = "alone"  # a batch of one: another batch size, not only other neighbours
 
 
@@ -25,6 +26,8 @@ class Row(Figures):
             largest size; None at that size.
         softmax_error: See ``golden.head_error``.
         threads: Threads within an operator.
+        block: Which samples: "" for those of the proof, ``EDGE_CASES``, or the sizes of variable
+            axes. Each block has a scale of its own.
     """
 
     variant: str
@@ -34,6 +37,7 @@ class Row(Figures):
     batch_invariance: float | None
     softmax_error: float
     threads: int = 1
+    block: str = ""
 
 
 class FileFigures(Figures):
@@ -157,6 +161,9 @@ class ParityFigures(Figures):
     Attributes:
         broken: Variants that could not be opened or run to the end, and what happened; they have
             no rows.
+        corners: In older files, the names of edge cases that stand before the samples.
+        edge_cases: The names of the edge cases, which have rows of their own.
+        edge_cases_left_out: Those that prove nothing, each with the reason.
         unmatched: Float values inside the ONNX file that were not compared, by name.
     """
 
@@ -164,7 +171,9 @@ class ParityFigures(Figures):
     name: str
     device: Device
     proof: SampleSet
-    corners: tuple[str, ...]
+    corners: tuple[str, ...] = ()
+    edge_cases: tuple[str, ...] = ()
+    edge_cases_left_out: dict[str, str] = Field(default_factory=dict)
     outputs: tuple[TensorSpec, ...]
     tolerances: tuple[Tolerance, ...]
     rows: tuple[Row, ...]
@@ -191,11 +200,14 @@ class ParityFigures(Figures):
         caught = [bool(f.caught_by) for f in self.faults if f.not_applicable is None]
         return sum(caught), len(caught)
 
-    def describe(self, position: int) -> str:
-        """A sample by its position, as a person would look it up."""
+    def describe(self, position: int, block: str = "") -> str:
+        """A sample by its position in a block, as a person would look it up."""
+        if block == EDGE_CASES:
+            return f"edge case {self.edge_cases[position]!r}"
         if position < len(self.corners):
             return f"corner case {self.corners[position]!r}"
-        return f"sample {position - len(self.corners)}"
+        sample = f"sample {position - len(self.corners)}"
+        return f"{sample} of {block}" if block else sample
 
     def largest(self, variant: str) -> Row:
         """A variant's row over most samples."""

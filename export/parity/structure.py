@@ -51,12 +51,9 @@ def _problems(
 
 
 def _tensor(value: onnx.ValueInfoProto) -> str:
-    """As ``str(TensorSpec)``; a free first axis is -1, any other is its name."""
+    """As ``str(TensorSpec)``; a free axis is -1."""
     tensor = value.type.tensor_type
     kind = TensorProto.DataType.Name(tensor.elem_type)
     datatype = {"FLOAT": "FP32", "FLOAT16": "FP16", "DOUBLE": "FP64"}.get(kind, kind)
-    axes = [
-        "-1" if i == 0 and axis.dim_param else str(axis.dim_param or axis.dim_value)
-        for i, axis in enumerate(tensor.shape.dim)
-    ]
+    axes = ["-1" if axis.dim_param else str(axis.dim_value) for axis in tensor.shape.dim]
     return f"{value.name}={datatype}[{','.join(axes)}]"

@@ -96,6 +96,7 @@ def read_inputs(
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise InvalidInputError(f"the inputs' first axes differ: {counts}")
+    _check_named_axes(arrays, manifest)
     return {spec.name: arrays[spec.name] for spec in manifest.inputs}
 
 
@@ -136,6 +137,20 @@ def check_count(count: int, max_samples: int, noun: str = "samples") -> None:
         raise PayloadTooLargeError(
             f"{many} {noun} in one request, at most {max_samples:,} are taken; send several"
         )
+
+
+def _check_named_axes(arrays: Arrays, manifest: Manifest) -> None:
+    """Check that axes of one name have one size: the model was exported and proven for no other."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in manifest.inputs:
+        for axis, name in spec.axes.items():
+            size = arrays[spec.name].shape[axis]
+            expected, first = sizes.setdefault(name, (size, spec.name))
+            if size != expected:
+                raise InvalidInputError(
+                    f"the axis {name} has the size {expected} in {first} and {size} in "
+                    f"{spec.name}; expected one size: pad or cut one of them"
+                )
 
 
 def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:

@@ -38,7 +38,10 @@ def test_an_honest_bundle_passes_both_checks(
         for name in variants
         for size in (1, 2, 3, 7, 8, 16, 31, 32, 33, 64, 128, 256, 1024)
     }
-    assert max(row["samples"] for row in outcome["rows"]) == 307
+    assert max(row["samples"] for row in outcome["rows"]) == 300
+    edge_cases = [row["samples"] for row in outcome["rows"] if row["block"] == "edge cases"]
+    assert set(edge_cases) == {7}
+    assert len(outcome["edge_cases"]) == 7
     torchscript = [row for row in outcome["rows"] if row["variant"] == "torchscript"]
     assert all(row["outputs"]["logits"]["max_abs_error"] == 0 for row in torchscript)
 

@@ -39,6 +39,7 @@ def make_bundle(
     golden_inputs: Arrays,
     *,
     bounds: dict[str, dict[int, tuple[int, int]]] | None = None,
+    axes: dict[str, dict[int, str]] | None = None,
     kinds: dict[str, str] | None = None,
     **fields: Any,
 ) -> Bundle:
@@ -50,6 +51,7 @@ def make_bundle(
         onnx_model: Its inputs' and outputs' first axes are the batch.
         golden_inputs: By input name, at least one sample; the answers are computed here.
         bounds: By tensor, the bounds of its variable axes (see ``TensorSpec``).
+        axes: By tensor, the names of its variable axes.
         kinds: By output, "logits" or "probabilities".
         fields: Further fields of the manifest: task, labels, preprocessing.
     """
@@ -68,8 +70,8 @@ def make_bundle(
             name=name,
             version=VERSION,
             architecture="tests",
-            inputs=_specs(onnx_model.graph.input, bounds or {}, {}),
-            outputs=_specs(onnx_model.graph.output, bounds or {}, kinds or {}),
+            inputs=_specs(onnx_model.graph.input, bounds or {}, axes or {}, {}),
+            outputs=_specs(onnx_model.graph.output, bounds or {}, axes or {}, kinds or {}),
             labels=tuple(fields.pop("labels", ())),
             files=(
                 file_entry(path, role="model", **model_fields),
@@ -118,8 +120,15 @@ def make_text_bundle(folder: Path, name: str = "text") -> Bundle:
     )
     ids = np.arange(20, dtype=np.int64).reshape(4, 5)
     inputs: Arrays = {"ids": ids, "mask": (ids % 3 > 0).astype(np.float32)}
-    variable = {1: (1, 16)}
-    return make_bundle(folder, name, model, inputs, bounds={"ids": variable, "mask": variable})
+    variable, tokens = {1: (1, 16)}, {1: "tokens"}
+    return make_bundle(
+        folder,
+        name,
+        model,
+        inputs,
+        bounds={"ids": variable, "mask": variable},
+        axes={"ids": tokens, "mask": tokens},
+    )
 
 
 def make_rgb_bundle(folder: Path, name: str = "colours") -> Bundle:
@@ -206,6 +215,7 @@ def _value(name: str, datatype: Datatype, shape: list[int | None]) -> onnx.Value
 def _specs(
     values: Sequence[onnx.ValueInfoProto],
     bounds: dict[str, dict[int, tuple[int, int]]],
+    axes: dict[str, dict[int, str]],
     kinds: dict[str, str],
 ) -> tuple[TensorSpec, ...]:
     """The tensors' descriptions in the manifest, from the graph's own."""
@@ -220,6 +230,7 @@ def _specs(
             "shape": sizes,
             "kind": kinds.get(value.name, "values"),
             "bounds": bounds.get(value.name, {}),
+            "axes": axes.get(value.name, {}),
         }
         specs.append(TensorSpec.model_validate(fields))
     return tuple(specs)

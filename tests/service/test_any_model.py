@@ -97,6 +97,21 @@ def test_a_length_beyond_its_bound_is_refused_in_words(url: str) -> None:
     assert "16" in answer.json()["error"]
 
 
+def test_axes_of_one_name_must_have_one_size(url: str) -> None:
+    """Three ids and a mask of five: 400 in words on both endpoints, and the model goes on."""
+    ids, mask = [[1] * 3], [[1.0] * 5]
+    tensors = [
+        {"name": "ids", "datatype": "INT64", "shape": [1, 3], "data": ids},
+        {"name": "mask", "datatype": "FP32", "shape": [1, 5], "data": mask},
+    ]
+    refused = _infer(url, "text", *tensors), _predict(url, "text", {"ids": ids, "mask": mask})
+    for answer in refused:
+        assert answer.status_code == 400, answer.text
+        words = "the axis tokens has the size 3 in ids and 5 in mask; expected one size"
+        assert words in answer.json()["error"]
+    assert _predict(url, "text", {"ids": ids, "mask": [[1.0] * 3]}).status_code == 200
+
+
 @pytest.mark.parametrize(("colour", "label"), [((250, 9, 9), "red"), ((9, 9, 250), "blue")])
 def test_an_image_of_any_size_is_classified(
     colour: tuple[int, int, int], label: str, url: str

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.model.factory import Positional
+from export.model.signature import Positional
 from export.parity.interpreter import NarrowOperatorError, fp64_predict
 
 

@@ -16,7 +16,12 @@ from export.convert.pt2 import export_program
 from export.model.under_test import Samples
 from export.parity.adequacy import measure_coverage
 from export.parity.measure import measure_neighbours, measure_row
-from export.parity.reference import Reference, eager_predict, make_reference
+from export.parity.reference import (
+    Reference,
+    eager_predict,
+    make_edge_reference,
+    make_reference,
+)
 from export.parity.run import ParityRun
 from export.parity.schema import ALONE, Row
 from export.parity.structure import structure_problems
@@ -112,8 +117,11 @@ def test_samples_that_leave_units_dead_are_not_enough(proof: ParityRun) -> None:
     assert everything.share == everything.active / everything.units
 
 
-def test_corner_cases_of_any_inputs_are_extremes_that_were_seen(proof: ParityRun) -> None:
-    """For numbers, the smallest and the largest of each input; nothing outside is made up."""
+def test_numbers_without_a_domain_have_no_edge_cases() -> None:
+    """Of numbers nothing but whole samples is known to be allowed: none is made up, and it is said.
+
+    Before, the smallest and the largest number filled a sample each.
+    """
     subject = tiny_subject("cnn")
     values = np.linspace(-2, 3, 12, dtype=np.float32).reshape(4, 3)
     numbers = dataclasses.replace(
@@ -123,8 +131,11 @@ def test_corner_cases_of_any_inputs_are_extremes_that_were_seen(proof: ParityRun
         module=_Sum().eval(),
         outputs=(subject.outputs[0].model_copy(update={"kind": "values"}),),
     )
-    reference = make_reference(numbers, export_program(numbers))
-    assert reference.corners == ("all smallest", "all largest")
-    assert reference.inputs["x"][:2].tolist() == [[-2] * 3, [3] * 3]
-    assert reference.targets.tolist() == [-1] * 6
+    program = export_program(numbers)
+    reference = make_reference(numbers, program)
+    assert reference.inputs["x"].tolist() == values.tolist()
+    assert reference.targets.tolist() == [-1] * 4
     assert reference.truth["logits"].dtype == np.float64
+    edge_cases, left_out = make_edge_reference(numbers, program)
+    assert edge_cases is None
+    assert "declare them" in left_out["all"]

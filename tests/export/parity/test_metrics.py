@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.bundle.metrics import compare, scaled_difference, softmax_error
-from export.bundle.tolerances import TOLERANCES, ToleranceError, changed, tolerance_for
+from export.bundle.tolerances import TOLERANCES, ToleranceError, changed, tolerance_for, violations
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.normal(0, 5, (50, 10))
@@ -91,6 +91,20 @@ def test_non_finite_answers_fail_by_name(value: float) -> None:
     assert found.scaled_error == found.rms_ratio == float("inf")
     assert found.worst[0] == 2
     assert scaled_difference(candidate, EAGER) == float("inf")
+
+
+@pytest.mark.parametrize("variant", ["onnx", "onnx-fp16", "onnx-int8"])
+def test_integers_and_booleans_are_equal_or_wrong(variant: str) -> None:
+    """One off in a million is within every scaled error, and yet another thing; no SQNR helps."""
+    ids = np.arange(2_000_000, 2_000_050)
+    right = compare(ids, ids, ids)
+    assert (right.unequal, list(violations(right, tolerance_for(variant, "cpu")))) == (0, [])
+    wrong = compare(ids + (ids == ids[3]), ids, ids)
+    (complaint,) = violations(wrong, tolerance_for(variant, "cpu"))
+    assert complaint == "1 integer or boolean values differ"
+    flags = ids % 2 == 0
+    assert compare(~flags, flags, flags).unequal == len(flags)
+    assert compare(EAGER, EAGER, TRUTH).unequal is None
 
 
 def test_shapes_must_agree() -> None:
