@@ -1,4 +1,4 @@
-"""The forms that a checkpoint's tensors may take in a file: folded, stacked, cut, joined, scaled.
+"""The forms that a checkpoint's tensors may take in a file: folded, stacked, cut, joined, summed.
 
 Every form is computed from the checkpoint's tensors, in float64 where numbers are computed and not
 only moved. To allow a further form, add a function here and yield it in ``trace``.
@@ -279,15 +279,6 @@ def combined(parts: Sequence[Expected]) -> Iterator[Expected]:
                 unit = at_least(np.abs(first) + np.abs(second))
                 name, sources = f"{one.name} + {other.name}", one.sources | other.sources
                 yield Expected(name, first + second, unit, sources)
-
-
-def scaled(part: Expected, factors: Iterable[float]) -> Iterator[Expected]:
-    """A tensor times or over a number of the code."""
-    values = part.values.astype(np.float64)
-    for factor in {f for f in factors if np.isfinite(f) and f not in (0, 1)}:
-        for sign, result in (("x", values * factor), ("/", values / factor)):
-            name = f"{part.name} {sign} {factor:g}"
-            yield Expected(name, result, at_least(result), part.sources)
 
 
 def cut(part: Expected, size: int) -> Iterator[Expected]:

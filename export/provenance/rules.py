@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from torch.fx import Node
 
 from export.bundle.metrics import Array
@@ -86,14 +87,10 @@ def _is_part_of_slice(slot: int, arguments: Arguments, node: Node) -> Test | Non
     return lambda found: found.size == 1 and normal(int(found.item())) == normal(wanted)
 
 
-def _permutation(arguments: Arguments, node: Node) -> list[int]:
-    rank = len(shape_of(node))
-    order = list(range(rank))
-    if "dims" in arguments:
-        return [axis % rank for axis in arguments["dims"]]
-    first, second = (arguments.get(n, d) % rank for n, d in (("dim0", 0), ("dim1", -1)))
-    order[first], order[second] = order[second], order[first]
-    return order
+def _permutation(_: Arguments, node: Node) -> list[int]:
+    """What the operator makes of a tensor whose axes have the sizes 0, 1, 2, ..."""
+    sizes = torch.empty(tuple(range(len(shape_of(node)))), device="meta")
+    return list(node.target(sizes, *node.args[1:], **node.kwargs).shape)  # type: ignore[operator]
 
 
 _LAYER = {1: ("weight",), 2: ("bias",)}
@@ -220,20 +217,18 @@ def inputs_at(node: onnx.NodeProto, slot: int, operator: Node) -> list[Any]:
     """What a node's input may be if it stands for an operator: nodes, numbers, or ``Test``."""
     row = INPUTS.get((node.op_type, operator_of(operator)), {})
     arguments = arguments_of(operator)
-    found = [
-        arguments.get(value)
-        if isinstance(value, str)
-        else value(arguments, operator)
-        if callable(value)
-        else value
-        for value in row.get(slot, row.get(ANY_SLOT, ()))
-    ]
+    found = []
+    for value in row.get(slot, row.get(ANY_SLOT, ())):
+        if isinstance(value, str):
+            found.append(arguments.get(value))
+        else:
+            found.append(value(arguments, operator) if callable(value) else value)
     return [value for value in found if value is not None]
 
 
 def expected_attributes(node: onnx.NodeProto, operator: Node) -> dict[str, Any]:
     """What a node's attributes must be if it stands for an operator; {}: no row says it."""
-    if not stands_for(node, operator):
+    if node.domain or not stands_for(node, operator):
         return {}
     types = onnx.defs.OpSchema.AttrType
     kinds = {types.FLOAT: float, types.INT: int, types.STRING: str}
@@ -255,14 +250,7 @@ def expected_attributes(node: onnx.NodeProto, operator: Node) -> dict[str, Any]:
 
 
 def equal_setting(name: str, found: Any, expected: Any, rank: int) -> bool:
-    """Is an attribute what was expected? Axes may be counted from the end.
-
-    Args:
-        name: The attribute's.
-        found: The file's.
-        expected: By a rule.
-        rank: How many axes the operator's result has; 0 if it is no tensor.
-    """
+    """Is an attribute what was expected? Of ``rank`` axes some may be counted from the end."""
     if isinstance(expected, float):  # it is a float32 in the file
         return bool(np.float32(found) == np.float32(expected))
     if name == "axis" and rank:

@@ -292,8 +292,6 @@ class _RegionTracer:
         yield from (Expected(f"{number:g}", np.asarray(number)) for number in numbers)
         for part in parts:
             yield from forms.cut(part, array.size)
-            if part.values.size == array.size:
-                yield from forms.scaled(part, numbers)
         if len(parts) <= MANY_TENSORS:
             yield from forms.combined(parts)
 
