@@ -14,7 +14,7 @@ from torch.fx import Node
 from export.bundle.metrics import Array
 from export.bundle.tolerances import FOLD_ERROR
 from export.model.program import Program, arguments_of, operator_of, shape_of, stored_nodes
-from export.provenance.figures import is_float, largest_error, same_bits, where
+from export.provenance.figures import is_float, largest_error, same_bits
 from export.provenance.rules import BATCH_NORMS, CONVOLUTIONS
 
 # Where ONNX has which of PyTorch's gates: i f g o becomes i o f g, and r z n becomes z r n.
@@ -68,11 +68,6 @@ class Match:
         with np.errstate(invalid="ignore"):
             alike = np.abs(self.seen.astype(np.float64) - self.expected.values) <= unit
         return float(np.mean(alike)) if alike.size else 0.0
-
-    @property
-    def difference(self) -> str:
-        """The element that differs most."""
-        return where(self.seen, self.expected.values)
 
 
 def closest(array: Array, forms: Iterable[Expected], *, transposed: bool | None) -> Match | None:

@@ -90,7 +90,7 @@ class _Comparison:
         self._added = {n for n in found.nodes if n not in source.nodes}
         found.passed = {n for n in self._added if self._passes(found.nodes[n])}
         source.passed = {n for n in source.nodes if n not in found.nodes}
-        self._reduced = self._has_reduced_range()
+        self._reduced = _has_reduced_range(found)
         self._counted: set[str] = set()
 
     def run(self) -> WeightFigures:
@@ -260,15 +260,6 @@ class _Comparison:
             step = np.where(step * of_input < least, least / of_input, step)
         return step, 0
 
-    def _has_reduced_range(self) -> bool:
-        """Does most of the file use half of int8's range? A setting of all its weights alike."""
-        used = [
-            np.abs(array.astype(np.int32)).max()
-            for array in self._found.tensors.values()
-            if array.dtype == np.int8 and array.ndim > 1 and array.size
-        ]
-        return bool(used) and bool(np.median(used) <= REDUCED_SYMMETRIC)
-
     def _activation_problems(self, node: onnx.NodeProto) -> Iterator[str]:
         """Steps of activations come from calibration: only samples can judge their size."""
         if node.op_type not in QUANTIZERS or node.input[0] in self._found.tensors:
@@ -282,6 +273,16 @@ class _Comparison:
             pairs = zip(step, self._found.step(giver), strict=True)
             if not all(np.array_equal(mine, theirs) for mine, theirs in pairs):
                 yield f"{node.name} reads other steps than {giver.name} writes"
+
+
+def _has_reduced_range(found: _Graph) -> bool:
+    """Does most of the file use half of int8's range? A setting of all its weights alike."""
+    used = [
+        np.abs(array.astype(np.int32)).max()
+        for array in found.tensors.values()
+        if array.dtype == np.int8 and array.ndim > 1 and array.size
+    ]
+    return bool(used) and bool(np.median(used) <= REDUCED_SYMMETRIC)
 
 
 def _along_axis(values: Array, dequantizer: onnx.NodeProto, array: Array) -> Array:

@@ -19,7 +19,7 @@ from export.bundle.metrics import Array
 from export.model.program import arguments_of, operator_of, shape_of
 
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-MATRICES = {"matmul", "mm", "bmm", "addmm", "linear"}
+MATRICES = ["linear", "matmul", "mm", "bmm"]
 CONVOLUTIONS = {
     *("conv1d", "conv2d", "conv3d", "convolution"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -96,10 +96,10 @@ def _permutation(_: Arguments, node: Node) -> list[int]:
 _LAYER = {1: ("weight",), 2: ("bias",)}
 _NORM = {**_LAYER, 3: ("running_mean",), 4: ("running_var",)}
 _ORDERED = {0: ("self",), 1: ("other",)}
-_EITHER = {ANY_SLOT: ("self", "other")}
 _AXES = {1: (_are_axes,)}
 _SHAPE = {1: (_is_shape,)}
 _SLICE = {slot: (functools.partial(_is_part_of_slice, slot),) for slot in (START, END, AXES, STEP)}
+_CLAMPS = ["clamp", "clamp_min", "clamp_max", "hardtanh"]
 _MAX_POOLS = {"max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices"}
 
 # ONNX's operator, aten's, and by input's position (or ``ANY_SLOT``) what it may be: the names of
@@ -107,12 +107,9 @@ _MAX_POOLS = {"max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices
 _ROWS: list[tuple[str, Iterable[str], Mapping[int, tuple[Any, ...]]]] = [
     ("Conv", CONVOLUTIONS, _LAYER),
     ("ConvTranspose", CONVOLUTIONS, _LAYER),
-    ("Gemm", ["linear"], _LAYER),
-    ("Gemm", ["addmm"], {0: ("mat1",), 1: ("mat2",), 2: ("self",)}),
-    ("MatMul", ["linear"], {1: ("weight",)}),
+    ("Gemm", ["linear", "addmm"], {0: ("mat1",), 1: ("weight", "mat2"), 2: ("bias", "self")}),
     ("MatMul", ["addmm"], {0: ("mat1",), 1: ("mat2",)}),
-    ("MatMul", ["matmul"], _ORDERED),
-    ("MatMul", ["mm", "bmm"], {0: ("self",), 1: ("mat2",)}),
+    ("MatMul", MATRICES, {0: ("self",), 1: ("weight", "mat2", "other")}),
     ("BatchNormalization", BATCH_NORMS, _NORM),
     ("LayerNormalization", LAYER_NORMS, _LAYER),
     ("InstanceNormalization", ["instance_norm"], _LAYER),
@@ -120,20 +117,15 @@ _ROWS: list[tuple[str, Iterable[str], Mapping[int, tuple[Any, ...]]]] = [
     ("MaxPool", _MAX_POOLS, {}),
     ("AveragePool", ["avg_pool1d", "avg_pool2d", "avg_pool3d"], {}),
     ("PRelu", ["prelu"], {1: ("weight",)}),
-    ("Add", {*AFFINE_NORMS, "linear"}, {ANY_SLOT: ("bias",)}),
-    ("Add", ["addmm"], {ANY_SLOT: ("self",)}),
-    ("Add", ["add"], _EITHER),
+    ("Add", {*AFFINE_NORMS, "linear", "addmm", "add"}, {ANY_SLOT: ("bias", "self", "other")}),
     ("Sub", ["sub"], _ORDERED),
     ("Sub", ["rsub"], {0: ("other",)}),
     ("Mul", AFFINE_NORMS, {ANY_SLOT: ("weight",)}),
-    ("Mul", ["mul"], _EITHER),
+    ("Mul", ["mul"], {ANY_SLOT: ("self", "other")}),
     ("Mul", ["add", "sub"], {ANY_SLOT: ("alpha",)}),
     ("Div", ["div"], _ORDERED),
     ("Pow", ["pow"], {0: ("self",), 1: ("exponent",)}),
-    ("Clip", ["clamp"], {1: ("min",), 2: ("max",)}),
-    ("Clip", ["hardtanh"], {1: ("min_val",), 2: ("max_val",)}),
-    ("Clip", ["clamp_min"], {1: ("min",)}),
-    ("Clip", ["clamp_max"], {2: ("max",)}),
+    ("Clip", _CLAMPS, {1: ("min", "min_val"), 2: ("max", "max_val")}),
     ("Where", ["masked_fill"], {1: ("value",)}),
     ("Gather", ["embedding"], {0: ("weight",)}),
     ("Gather", ["select"], {1: ("index",)}),
@@ -213,9 +205,14 @@ def stands_for(node: onnx.NodeProto, operator: Node) -> bool:
     return (node.op_type, name) in INPUTS or node.op_type.lower() == name.replace("_", "")
 
 
-def inputs_at(node: onnx.NodeProto, slot: int, operator: Node) -> list[Any]:
-    """What a node's input may be if it stands for an operator: nodes, numbers, or ``Test``."""
-    row = INPUTS.get((node.op_type, operator_of(operator)), {})
+def inputs_at(node: onnx.NodeProto, slot: int, operator: Node) -> list[Any] | None:
+    """What an input may be if the node stands for an operator: nodes, numbers, or ``Test``.
+
+    None: no rule says that it does.
+    """
+    row = INPUTS.get((node.op_type, operator_of(operator)))
+    if row is None:
+        return None
     arguments = arguments_of(operator)
     found = []
     for value in row.get(slot, row.get(ANY_SLOT, ())):
@@ -288,7 +285,7 @@ def is_transposed(node: onnx.NodeProto, slot: int, operators: Iterable[Node]) ->
     """Does a matrix lie in the file with its axes swapped? None: it is no matrix of a product."""
     if node.op_type not in ("Gemm", "MatMul") or slot > 1:
         return None
-    names = {operator_of(operator) for operator in operators} & MATRICES
+    names = {operator_of(operator) for operator in operators} & {*MATRICES, "addmm"}
     if len(names) != 1:
         return None
     swapped = node.op_type == "Gemm" and bool(attribute_of(node, "transB" if slot else "transA"))

@@ -18,7 +18,7 @@ from export.bundle.metrics import Array, Arrays
 from export.model.program import Program, operator_of, shape_of
 from export.provenance import forms
 from export.provenance.checkpoint import Checkpoint
-from export.provenance.figures import Outcome, WeightFigures, is_float
+from export.provenance.figures import Outcome, WeightFigures, is_float, where
 from export.provenance.forms import Expected, Match, closest, seen_as
 from export.provenance.regions import Region, Use, split_regions, stored_tensors
 from export.provenance.rules import (
@@ -228,11 +228,10 @@ class _RegionTracer:
         """The file's tensor against the arguments that the program has at this very place."""
         node, slot, name = place.use.node, place.use.slot, place.use.name
         rows = {op: inputs_at(node, slot, op) for op in self._region.operators}
-        values = [value for row in rows.values() for value in row]
+        values = [value for row in rows.values() for value in row or ()]
         tests = [value for value in values if callable(value)]
-        certain = node.op_type in RECURRENT or self._must_be(
-            node, [op for op, row in rows.items() if row]
-        )
+        ruled = [operator for operator, row in rows.items() if row is not None]
+        certain = node.op_type in RECURRENT or self._must_be(node, ruled)
         if tests and place.array.dtype == np.int64:
             if any(test(place.array) for test in tests):
                 known = Expected("the program's arguments", place.array)
@@ -347,13 +346,12 @@ def _has_known_numbers(operator: Node) -> bool:
 
 
 def _differs(use: Use, match: Match) -> str:
-    name, expected = use.name, match.expected
-    if expected.name == name:
-        return f"{name} differs from the checkpoint: {match.difference}"
-    if not expected.sources and match.seen.size == 1:
-        found = f"{match.seen.item():.7g}, expected {expected.values.item():.7g}"
-        return f"{name}, a constant of {use.node.name} ({use.node.op_type}), is {found}"
-    return f"{name} differs from {expected.name}: {match.difference}"
+    expected, seen = match.expected, match.seen
+    if not expected.sources and seen.size == 1:
+        found = f"{seen.item():.7g}, expected {expected.values.item():.7g}"
+        return f"{use.name}, a constant of {use.node.name} ({use.node.op_type}), is {found}"
+    other = "the checkpoint" if expected.name == use.name else expected.name
+    return f"{use.name} differs from {other}: {where(seen, expected.values)}"
 
 
 def _shown(value: Any) -> str:
