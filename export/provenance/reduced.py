@@ -76,10 +76,18 @@ class _Graph:
         behind, _ = self.look_through(value)
         return self.givers.get(behind, (behind, 0))
 
-    def step(self, quantizer: onnx.NodeProto) -> tuple[Array, Array]:
-        """Scale and zero point of a QuantizeLinear or DequantizeLinear, in float64."""
+    def step(self, quantizer: onnx.NodeProto, array: Array | None = None) -> tuple[Array, Array]:
+        """Scale and zero point of a QuantizeLinear or DequantizeLinear, in float64.
+
+        Those of several channels come in a shape that broadcasts to the array's, if it is given.
+        """
         zero = self.tensors[quantizer.input[2]] if quantizer.input[2:] else np.zeros(())
-        return self.tensors[quantizer.input[1]].astype(np.float64), zero.astype(np.float64)
+        scale, shape = self.tensors[quantizer.input[1]], None
+        if array is not None and scale.size > 1:
+            shape = [1] * array.ndim
+            shape[attribute_of(quantizer, "axis")] = -1
+        scale, zero = (a.astype(np.float64).reshape(shape or a.shape) for a in (scale, zero))
+        return scale, zero
 
 
 class _Comparison:
@@ -180,14 +188,13 @@ class _Comparison:
         elif array.shape != expected.shape:
             yield f"{place} is {array.shape}, expected {expected.shape}"
         elif dequantizer is not None and is_float(expected):
-            wanted = self._expected_step(node, slot, dequantizer, array, expected)
-            yield from self._step_problems(place, dequantizer, *wanted)
-            scale, zero, unit = (
-                _along_axis(values, dequantizer, array)
-                for values in (*self._found.step(dequantizer), wanted[0])
-            )
+            scale, zero = self._found.step(dequantizer, array)
+            wanted, wanted_zero = self._expected_step(node, slot, scale, array.dtype, expected)
+            yield from _step_problems(place, scale, wanted)
+            if np.any(zero != wanted_zero):
+                yield f"{place} has another zero point than {wanted_zero}"
             values = (array.astype(np.float64) - zero) * scale
-            self._outcome.note(name, values, expected, np.broadcast_to(unit, values.shape))
+            self._outcome.note(name, values, expected, np.broadcast_to(wanted, values.shape))
             self._count(name, expected, "converted")
         elif array.dtype != expected.dtype and is_float(expected):
             unit = np.maximum(np.abs(expected), SMALLEST_HALF)
@@ -206,56 +213,46 @@ class _Comparison:
             self._outcome.counts["consumed"] += expected.size
             self._outcome.counts[kind] += 1
 
-    def _step_problems(
-        self, place: str, dequantizer: onnx.NodeProto, wanted: Array, wanted_zero: int
-    ) -> Iterator[str]:
-        scale, zero = self._found.step(dequantizer)
-        with np.errstate(invalid="ignore"):
-            off = np.nan_to_num(np.abs(scale / wanted - 1), nan=np.inf)
-        if np.any(off > ONE_ROUNDING):
-            channel = int(np.argmax(off))
-            found, asked = np.ravel(scale)[channel], np.ravel(wanted)[channel]
-            yield f"{place} has the step {found:.7g} in channel {channel}, expected {asked:.7g}"
-        if np.any(zero != wanted_zero):
-            yield f"{place} has another zero point than {wanted_zero}"
-
     def _expected_step(
         self,
         node: onnx.NodeProto,
         slot: int,
-        dequantizer: onnx.NodeProto,
-        array: Array,
+        scale: Array,
+        dtype: np.dtype[np.generic],
         expected: Array,
     ) -> tuple[Array, int]:
         """Step and zero point as ONNX Runtime's ``quantize_static`` computes them.
 
-        Returns:
-            The step, a number or one for each channel, and the zero point.
+        Args:
+            node: Takes the tensor.
+            slot: As which input.
+            scale: The file's; its shape says which channels have a step of their own.
+            dtype: Of the integers.
+            expected: The float32 tensor.
         """
-        scale, _ = self._found.step(dequantizer)
         giver = self._found.giver(node.input[0])
-        is_quantized = giver is not None and giver.op_type == "DequantizeLinear"
-        of_input = self._found.step(giver)[0] if is_quantized and giver is not None else None
-        if array.dtype == np.int32:  # a bias: in the steps of the products that it is added to
+        of_input = None
+        if giver is not None and giver.op_type == "DequantizeLinear":
+            of_input, _ = self._found.step(giver)
+        if dtype == np.int32:  # a bias: in the steps of the products that it is added to
             _, of_weight = self._found.look_through(node.input[1])
             if of_input is None or of_weight is None:
                 return np.full_like(scale, np.nan), 0
             return np.broadcast_to(of_input * self._found.step(of_weight)[0], scale.shape), 0
-        axis = attribute_of(dequantizer, "axis") % max(array.ndim, 1)
-        others = tuple(i for i in range(expected.ndim) if i != axis) if scale.size > 1 else None
-        low = np.minimum(expected.min(axis=others), 0).astype(np.float64)
-        high = np.maximum(expected.max(axis=others), 0).astype(np.float64)
-        if array.dtype == np.uint8:
+        together = tuple(i for i in range(expected.ndim) if scale.size == 1 or scale.shape[i] == 1)
+        low = np.minimum(expected.min(axis=together, keepdims=True), 0).astype(np.float64)
+        high = np.maximum(expected.max(axis=together, keepdims=True), 0).astype(np.float64)
+        if dtype == np.uint8:
             step = (high - low) / (REDUCED_UNSIGNED if self._reduced else UNSIGNED)
-            if not 0 < step < np.inf:
+            if not 0 < step.item() < np.inf:
                 return np.ones_like(step), 0
-            return step, int(np.round(-low / step))
+            return step, int(np.round(-low / step).item())
         step = np.maximum(-low, high) / (REDUCED_SYMMETRIC if self._reduced else SYMMETRIC)
         step = np.where(step < np.finfo(np.float32).tiny, 1.0, step)
         source = self._source.nodes[node.name or node.output[0]]
         bias = self._source.tensors.get(source.input[2]) if source.input[2:] else None
         if slot == 1 and bias is not None and of_input is not None:
-            sizes = np.abs(bias) if np.size(step) > 1 else np.abs(bias).max()
+            sizes = np.abs(bias).reshape(step.shape) if step.size > 1 else np.abs(bias).max()
             least = BIAS_RESERVE * 2 * sizes.astype(np.float64) / BIAS_STEPS
             step = np.where(step * of_input < least, least / of_input, step)
         return step, 0
@@ -285,12 +282,13 @@ def _has_reduced_range(found: _Graph) -> bool:
     return bool(used) and bool(np.median(used) <= REDUCED_SYMMETRIC)
 
 
-def _along_axis(values: Array, dequantizer: onnx.NodeProto, array: Array) -> Array:
-    """Numbers by channel in a shape that broadcasts to a tensor's; a single one as it is."""
-    if np.size(values) == 1:
-        return np.reshape(values, ())
-    axis = attribute_of(dequantizer, "axis") % array.ndim
-    return np.reshape(values, [-1 if i == axis else 1 for i in range(array.ndim)])
+def _step_problems(place: str, scale: Array, wanted: Array) -> Iterator[str]:
+    with np.errstate(invalid="ignore"):
+        off = np.nan_to_num(np.abs(scale / wanted - 1), nan=np.inf)
+    if np.any(off > ONE_ROUNDING):
+        channel = int(np.argmax(off))
+        found, asked = np.ravel(scale)[channel], np.ravel(wanted)[channel]
+        yield f"{place} has the step {found:.7g} in channel {channel}, expected {asked:.7g}"
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> object:
