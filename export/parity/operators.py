@@ -29,6 +29,7 @@ LAYER_NORMS = {"layer_norm", "native_layer_norm"}
 RECURRENT = {"LSTM", "GRU", "RNN"}
 ZEROS = {"zeros", "zeros_like", "new_zeros"}
 ONES = {"ones", "ones_like", "new_ones"}
+SMALLEST_FP32 = float(np.finfo(np.float32).min)
 
 Row = dict[int, tuple[str | float, ...]]
 
@@ -145,7 +146,9 @@ def own_numbers(node: Node) -> list[float]:
         scale = arguments.get("scale")
         if scale is None:
             scale = 1 / math.sqrt(_shape(arguments["query"])[-1])
-        found = [scale, math.sqrt(scale), 0.0, -math.inf]
+        # A causal mask is a triangle of ones, made into the smallest number or minus infinity.
+        ones = [1.0] if arguments.get("is_causal") else []
+        found = [scale, math.sqrt(scale), 0.0, -math.inf, SMALLEST_FP32, *ones]
     elif name == "masked_fill":
         found = [float(a) for a in [arguments.get("value")] if isinstance(a, int | float)]
     elif name in ("rsqrt", "reciprocal"):

@@ -317,7 +317,7 @@ class _Tracing:
             values = self._checkpoint.tensors[name]
             if name in self._claimed or self._is_cut_up(name) or not values.size:
                 continue
-            if _changes_nothing(node, values):
+            if _changes_nothing(node, values) or self._is_copied(values):
                 self._outcome.equal += 1
             elif not np.issubdtype(values.dtype, np.floating):
                 self._settings[name, ""] = None
@@ -325,6 +325,12 @@ class _Tracing:
                 self._outcome.problems.append(f"{name} is not in the file")
             elif node in open_nodes:
                 pass  # an untraced tensor of its region may hold it: counted there
+
+    def _is_copied(self, values: Array) -> bool:
+        """Is it, bit for bit, another tensor that is in the file? Freezing keeps one of several."""
+        tensors = self._checkpoint.tensors
+        claimed = (tensors[name] for name in self._claimed if name in tensors)
+        return any(other.shape == values.shape and same_bits(other, values) for other in claimed)
 
     def _is_cut_up(self, name: str) -> bool:
         pieces = [

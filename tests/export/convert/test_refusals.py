@@ -10,7 +10,7 @@ from export.convert import onnx_export
 from export.convert.pt2 import export_program
 from export.model.sizes import with_sizes
 from export.parity.run import ParityRun
-from tests.export.networks import network_under_test
+from tests.export.catalogue import network_under_test
 from tests.export.subjects import tiny_subject
 
 
