@@ -25,7 +25,8 @@ from export.parity.schema import (
     WeightFigures,
     WorstSample,
 )
-from export.report.report import Timings, write_report
+from export.report.cells import Timings
+from export.report.report import write_report
 
 LABELS = {
     **dict.fromkeys(("flips", "decided_flips", "largest_flip_margin", "ties", "uncertain"), 0.0),
@@ -266,6 +267,18 @@ def test_figures_without_end_do_not_crash_the_report(tmp_path: Path) -> None:
     assert "∞" in texts["html"]
     assert "10 of 10 samples are uncertain" in texts["html"]
     assert json.loads(texts["json"])["layers"][0]["scaled_error"] == "Infinity"
+
+
+def test_a_variant_that_died_late_keeps_its_file_in_the_report(tmp_path: Path) -> None:
+    """It has no rows and no verdict; its failure and what its file holds are on the page."""
+    figures = _figures(
+        rows=tuple(row for row in _figures().rows if row.variant == "onnx"),
+        neighbours={"onnx": {ALONE: 0.0}},
+        broken={"torchscript": "dies beside other neighbours: SIGSEGV"},
+    )
+    _, texts = _written(tmp_path, figures)
+    assert "torchscript: dies beside other neighbours: SIGSEGV" in texts["html"]
+    assert "model.ts" in texts["html"]
 
 
 def test_what_a_model_does_not_have_is_left_out(tmp_path: Path) -> None:
