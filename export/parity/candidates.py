@@ -98,7 +98,7 @@ class ModelFile:
 # every sample, the others over the first NARROW, which leaves a remainder for most. 1,024 stands
 # for what a service may run beyond them.
 BATCH_SIZES = (256, 1024, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
-# The service runs batches of eight and more in two threads: other places where sums are cut.
+# The service runs long batches in two threads: other places where sums are cut.
 IN_TWO_THREADS = (1024, 64, 8)
 RUNS = tuple((size, 1) for size in BATCH_SIZES) + tuple((size, 2) for size in IN_TWO_THREADS)
 # What a first look takes.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from export.bundle.golden import run_batched
+from export.bundle.golden import Golden, run_batched
 from export.bundle.manifest import BundleError, Manifest
 from export.bundle.metrics import Arrays
 from export.bundle.session import OnnxModel
@@ -17,8 +17,12 @@ from export.bundle.tolerances import Device, Tolerance
 from service.settings import Settings
 
 WARM_UP_RUNS = 3
-# Samples from which on a batch runs in two threads, and bytes of a model that is opened twice.
-SMALLEST_FOR_TWO, LARGEST_OPENED_TWICE = 8, 64 * 2**20
+LARGEST_OPENED_TWICE = 64 * 2**20  # bytes
+# A batch runs in two threads if one thread takes at least this long. At 32 images of CNN quick it
+# takes .37 ms, and two threads give 8% more answers on 2 idle cores; shorter batches gain 0 to 3%,
+# and lose up to half of the rate where another process has the second core.
+WORTH_TWO_THREADS_S = 0.0003
+SIZES_FOR_TWO_THREADS = (8, 16, 32)
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max PERIOD" or "QUOTA PERIOD", in microseconds
 
 
@@ -48,7 +52,7 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
     if settings.variant.startswith("torchscript"):
         return _open_torchscript(bundle, path, device, choose_threads(settings))
     if device == "cpu":
-        return _open_on_cpu(bundle.read(path), path, settings)
+        return _open_on_cpu(bundle, path, settings)
     if settings.variant == "onnx-int8":
         raise BundleError("onnx-int8 is for the CPU: CUDA's provider would run it in fp32")
     has_fixed_shapes = not any(spec.bounds for spec in bundle.manifest.inputs)
@@ -75,17 +79,21 @@ def _open_torchscript(bundle: Bundle, path: Path, device: Device, threads: int) 
     return TorchScriptModel(bundle.read(path), path, outputs, device, threads)
 
 
-def _open_on_cpu(content: bytes, path: Path, settings: Settings) -> Engine:
-    """Open an ONNX file; a small one twice if it may use two threads.
-
-    Two threads shorten large batches. A batch of a few samples gains nothing, and waits for the
-    second thread where another process has its core.
-    """
-    threads = choose_threads(settings)
-    model = OnnxModel(content, "cpu", threads, name=path)
+def _open_on_cpu(bundle: Bundle, path: Path, settings: Settings) -> Engine:
+    """Open an ONNX file; a small one twice if large batches are worth two threads."""
+    content, threads = bundle.read(path), choose_threads(settings)
     if settings.threads != "auto" or threads == 1 or len(content) > LARGEST_OPENED_TWICE:
-        return model
-    return TwoThreadEngine(OnnxModel(content, "cpu", 1, name=path), model)
+        return OnnxModel(content, "cpu", threads, name=path)
+    single = OnnxModel(content, "cpu", 1, name=path)
+    golden_path = bundle.path("golden")
+    golden_samples = len(Golden.load(golden_path, bundle.read(golden_path)))
+    for size in SIZES_FOR_TWO_THREADS:
+        # A session that all golden samples together do not reach would not be verified.
+        if size > golden_samples:
+            break
+        if _shortest_s(single, _empty_batch(bundle.manifest, size)) >= WORTH_TWO_THREADS_S:
+            return TwoThreadEngine(single, OnnxModel(content, "cpu", threads, name=path), size)
+    return single
 
 
 def choose_threads(settings: Settings) -> int:
@@ -93,7 +101,7 @@ def choose_threads(settings: Settings) -> int:
 
     "auto" takes two where each worker has two cores: the second core is idle while the event loop
     handles requests, and a batch of 64 takes .6 of the time (CNN quick, 2 cores). More than two
-    were not measured.
+    were not measured. Short batches run in one thread all the same, see ``WORTH_TWO_THREADS_S``.
     """
     if settings.threads != "auto":
         return settings.threads
@@ -140,33 +148,51 @@ def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[
     Returns:
         The shortest time of each batch size in seconds.
     """
-    best_s = {}
-    for size in batch_buckets(max_batch_samples):
-        batch = {
-            spec.name: np.zeros((size, *spec.largest_sample), spec.dtype)
-            for spec in manifest.inputs
-        }
-        timed_s = []
-        for _ in range(WARM_UP_RUNS):
-            start_s = time.perf_counter()
-            engine(batch)
-            timed_s.append(time.perf_counter() - start_s)
-        best_s[size] = min(timed_s)
-    return best_s
+    return {
+        size: _shortest_s(engine, _empty_batch(manifest, size))
+        for size in batch_buckets(max_batch_samples)
+    }
+
+
+def _empty_batch(manifest: Manifest, size: int) -> Arrays:
+    """Return inputs of zeros by name."""
+    return {
+        spec.name: np.zeros((size, *spec.largest_sample), spec.dtype) for spec in manifest.inputs
+    }
+
+
+def _shortest_s(engine: Engine, batch: Arrays) -> float:
+    """Return the shortest time of some runs in seconds."""
+    timed_s = []
+    for _ in range(WARM_UP_RUNS):
+        start_s = time.perf_counter()
+        engine(batch)
+        timed_s.append(time.perf_counter() - start_s)
+    return min(timed_s)
+
+
+def count_to_check(engine: Engine) -> int:
+    """Return how many golden samples a batch needs to run in the session for large batches."""
+    return engine.smallest_for_two if isinstance(engine, TwoThreadEngine) else 1
 
 
 class TwoThreadEngine:
-    """Runs small batches in a session of one thread, larger ones in a session of two."""
+    """Runs small batches in a session of one thread, larger ones in a session of two.
 
-    def __init__(self, single: OnnxModel, double: OnnxModel) -> None:
+    Attributes:
+        smallest_for_two: Samples from which on a batch runs in two threads.
+    """
+
+    def __init__(self, single: OnnxModel, double: OnnxModel, smallest_for_two: int) -> None:
         """Take the same model, opened with one thread and with two."""
         self.device, self.provider = single.device, single.provider
         self._single, self._double = single, double
+        self.smallest_for_two = smallest_for_two
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run one batch."""
         count = len(next(iter(inputs.values())))
-        return (self._double if count >= SMALLEST_FOR_TWO else self._single)(inputs)
+        return (self._double if count >= self.smallest_for_two else self._single)(inputs)
 
 
 class BucketedEngine:

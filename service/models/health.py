@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from export.bundle.golden import judge_answers
+from service.engine.engines import count_to_check
 from service.models.registry import ModelRegistry, ServedModel
 from service.observability.metrics import Metrics
 from service.protocol.errors import NotReadyError, ServiceError
@@ -80,7 +81,7 @@ class HealthMonitor:
         """Return what was wrong with a model's answers, or None if it could not be asked."""
         golden, tolerance = model.samples, model.tolerance
         if tolerance.scaled_error is not None:  # other tolerances judge all samples together
-            golden = golden.first(SAMPLES)
+            golden = golden.first(max(SAMPLES, count_to_check(model.engine)))
         name = model.manifest.name
         try:
             together, _ = await model.batcher.submit(golden.inputs, is_exempt=True)

@@ -169,6 +169,7 @@ def test_both_sessions_of_two_threads_are_held_to_the_golden_samples(
 ) -> None:
     """Batches of 1 and 7 run in the one, batches of 64 in the other, and all answers are right."""
     monkeypatch.setattr(engines, "count_cores", lambda: 2)
+    monkeypatch.setattr(engines, "WORTH_TWO_THREADS_S", 0.0)
     engine = open_engine(BUNDLE, "cpu", _settings())
     assert isinstance(engine, engines.TwoThreadEngine)
     used = []
@@ -186,6 +187,23 @@ def test_both_sessions_of_two_threads_are_held_to_the_golden_samples(
     assert ("_single", 7) in used
     assert ("_double", len(GOLDEN)) in used
     assert isinstance(open_engine(BUNDLE, "cpu", _settings(threads=2)), OnnxModel)
+
+
+def test_two_threads_run_batches_that_take_long_enough_in_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The smallest size that takes .3 ms decides; no size, no second session."""
+    monkeypatch.setattr(engines, "count_cores", lambda: 2)
+    s_per_sample = 0.0
+    times_s = lambda engine, batch: s_per_sample * len(batch["images"])  # noqa: E731
+    monkeypatch.setattr(engines, "_shortest_s", times_s)
+    smallest = {}
+    for s_per_sample in (1e-3, 0.3e-3 / 16, 0.29e-3 / 16, 0.29e-3 / 32):
+        engine = open_engine(BUNDLE, "cpu", _settings())
+        smallest[s_per_sample] = engines.count_to_check(engine)
+        assert isinstance(engine, engines.TwoThreadEngine | OnnxModel)
+    assert list(smallest.values()) == [8, 16, 32, 1]
+    assert len(GOLDEN) >= max(smallest.values())
 
 
 def test_buckets_are_powers_of_two_and_the_largest_batch() -> None:

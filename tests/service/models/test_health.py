@@ -116,6 +116,41 @@ asyncio.run(main())
     assert json.loads(ran.stdout) == [["cnn"], ["cnn"], []]
 
 
+def test_a_fault_in_the_session_of_two_threads_is_found() -> None:
+    """The check asks a batch that is large enough for the second session."""
+    program = f"""
+import asyncio, json
+from pathlib import Path
+from service.engine import engines
+from service.observability.metrics import Metrics
+from service.models.registry import ModelRegistry
+from service.models.loader import load_verified_models
+from service.models.health import HealthMonitor
+from service.settings import Settings
+engines.count_cores = lambda: 2
+engines._shortest_s = lambda engine, batch: len(batch["images"]) / 32 * 0.0003
+settings = Settings(bundles=Path({str(SERVED_BUNDLES)!r}), device="cpu", default_model="cnn")
+metrics = Metrics()
+models = ModelRegistry(load_verified_models(settings), settings, metrics)
+health = HealthMonitor(models, metrics, 60)
+engine = models.get("cnn").engine
+honest = engine._double
+async def main():
+    found = [list(await health.check())]
+    engine._double = lambda inputs: (
+        (outputs := honest(inputs)) | {{"logits": outputs["logits"] * 1.01}}
+    )
+    found.append(list(await health.check()))
+    print(json.dumps([engine.smallest_for_two, *found]))
+asyncio.run(main())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [32, [], ["cnn"]]
+
+
 def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path) -> None:
     """On SIGTERM under load: readiness 503 while answers go on, then the end; all were right."""
     port = free_port()
