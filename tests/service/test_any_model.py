@@ -119,7 +119,7 @@ def test_a_token_that_no_vocabulary_has_is_refused(token: int, url: str) -> None
     assert answer.status_code == 400, answer.text
     assert f"ids holds {token}; expected tokens from 0 to 99" in answer.json()["error"]
     blobs = np.array([[token, 7]]).tobytes(), np.ones((1, 2), np.float32).tobytes()
-    tensors = [
+    tensors: list[dict[str, Any]] = [
         {"name": "ids", "datatype": "INT64", "shape": [1, 2]},
         {"name": "mask", "datatype": "FP32", "shape": [1, 2]},
     ]
