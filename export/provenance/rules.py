@@ -30,6 +30,7 @@ LAYER_NORMS = {"layer_norm", "native_layer_norm"}
 AFFINE_NORMS = {*GROUP_NORMS, *LAYER_NORMS, "instance_norm"}
 ZEROS = {"zeros", "zeros_like", "new_zeros"}
 ONES = {"ones", "ones_like", "new_ones"}
+SMALLEST_FP32 = float(np.finfo(np.float32).min)
 ANY_SLOT = -1
 ENDLESS = 2**63 - 1
 START, END, AXES, STEP = range(1, 5)  # the inputs of a Slice
@@ -298,7 +299,9 @@ def own_numbers(node: Node) -> list[float]:
     name, arguments = operator_of(node), arguments_of(node)
     if name == "scaled_dot_product_attention":
         scale = arguments["scale"] or 1 / math.sqrt(shape_of(arguments["query"])[-1])
-        found = [scale, math.sqrt(scale), 0.0, -math.inf]
+        # A causal mask is a triangle of ones, made into the smallest number or minus infinity.
+        ones = [1.0] if arguments["is_causal"] else []
+        found = [scale, math.sqrt(scale), 0.0, -math.inf, SMALLEST_FP32, *ones]
     elif name in NUMBERS:
         found = list(NUMBERS[name])
     else:

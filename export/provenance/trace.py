@@ -18,7 +18,7 @@ from export.bundle.metrics import Array, Arrays
 from export.model.program import Program, operator_of, shape_of
 from export.provenance import forms
 from export.provenance.checkpoint import Checkpoint
-from export.provenance.figures import Outcome, WeightFigures, is_float, where
+from export.provenance.figures import Outcome, WeightFigures, is_float, same_bits, where
 from export.provenance.forms import Expected, Match, closest, seen_as
 from export.provenance.regions import Region, Use, split_regions, stored_tensors
 from export.provenance.rules import (
@@ -143,7 +143,8 @@ def _count_missing(
     outcome: Outcome,
 ) -> None:
     """Tensors of the checkpoint that no tensor of the file was traced to."""
-    claimed = _sources(places.values())
+    claimed, by_name = _sources(places.values()), checkpoint.tensors.keys()
+    is_frozen = any(not region.nodes for region in regions)
     blamed = " ".join(outcome.problems)
     untraced = {key for key, p in places.items() if p.match is None and not p.problem}
     # An untraced tensor of its region may hold it: counted there.
@@ -158,7 +159,11 @@ def _count_missing(
         rows = [f"{name}[{row}]" for row in range(len(values))] if values.ndim else [name]
         if name in claimed or claimed.issuperset(rows):
             continue
-        if checkpoint.changes_nothing(node):
+        # Freezing keeps one of several equal tensors.
+        is_copied = is_frozen and any(
+            same_bits(values, checkpoint.tensors[other]) for other in claimed & by_name
+        )
+        if is_copied or checkpoint.changes_nothing(node):
             outcome.counts["equal"] += 1
         elif not is_float(values):
             settings[name, ""] = None

@@ -276,6 +276,23 @@ def test_a_changed_number_of_the_code_is_named_without_a_sample(bound: float, va
     assert f"is {value:g}, expected {bound:g}" in problem
 
 
+def test_freezing_keeps_one_of_two_equal_tensors() -> None:
+    """PyTorch's encoders begin with equal layers; a tensor that is nowhere is still missing."""
+    layers = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
+    layers[2].load_state_dict(layers[0].state_dict())
+    x = torch.randn(4, 3)
+    program = torch.export.export(layers, (x,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript's deprecation
+        with torch.no_grad():
+            constants = frozen_constants(torch.jit.freeze(torch.jit.trace(layers, x)))
+    assert len(constants) == 2
+    assert check_frozen(constants, program).problems == ()
+    program.state_dict["2.weight"].data[0, 0] += 1
+    changed = torch.export.export(program.module(), (x,))
+    assert "2.weight is not in the file" in check_frozen(constants, changed).problems
+
+
 def test_the_constants_of_a_frozen_file_are_the_modules(proofs: dict[str, ParityRun]) -> None:
     """Frozen TorchScript has lost all names; each number is the module's or a fold of it."""
     for model, folded in {"cnn": 0, "bn-cnn": 6, "mlp": 2}.items():
