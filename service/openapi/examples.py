@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.bundle.manifest import Manifest, TensorSpec
+from export.bundle.metrics import Array
 
 # Models with larger samples get no examples: the document would consist of zeros.
 MOST_VALUES = 4096
@@ -16,7 +17,7 @@ _BLANK = [[0] * 28] * 28
 
 
 class Example(NamedTuple):
-    """A request for one sample of zeros.
+    """A request for one sample of zeros, or of the smallest value that an input may have.
 
     Attributes:
         name: Unique among the examples of an operation.
@@ -41,10 +42,7 @@ def request_examples(operation_id: str, manifest: Manifest) -> list[Example]:
         return _inference_examples(manifest)
     bodies: dict[str, Any] = {
         "predict_named_tensors": {
-            "inputs": {
-                spec.name: np.zeros((1, *_smallest_sample(spec)), spec.dtype).tolist()
-                for spec in manifest.inputs
-            }
+            "inputs": {spec.name: _one_sample(spec).tolist() for spec in manifest.inputs}
         },
         "predict": {"images": _BLANK, "model": manifest.name},
         "features": {"images": _BLANK},
@@ -55,21 +53,26 @@ def request_examples(operation_id: str, manifest: Manifest) -> list[Example]:
 
 
 def _inference_examples(manifest: Manifest) -> list[Example]:
-    """JSON, JSON followed by bytes and, for one input of a fixed shape, bytes only."""
+    """JSON, JSON followed by bytes and, for one input of a fixed shape, bytes only.
+
+    Other bytes than zeros cannot be shown as text.
+    """
     name, path = manifest.name, _path_parameters(manifest)
-    with_data, with_size, size_bytes = [], [], 0
+    with_data, with_size, size_bytes, zeros_alone = [], [], 0, True
     for spec in manifest.inputs:
-        values = np.zeros((1, *_smallest_sample(spec)), spec.dtype)
+        values = _one_sample(spec)
+        zeros_alone = zeros_alone and not values.any()
         tensor = {"name": spec.name, "shape": list(values.shape), "datatype": spec.datatype}
         with_data.append(tensor | {"data": values.ravel().tolist()})
         with_size.append(tensor | {"parameters": {"binary_data_size": values.nbytes}})
         size_bytes += values.nbytes
     header, zeros = json.dumps({"inputs": with_size}), "\0" * size_bytes
     before_bytes = path | {_JSON_LENGTH: len(header)}
-    found = [
-        Example(f"{name}-json", "JSON", {"inputs": with_data}, path),
-        Example(f"{name}-binary", "JSON followed by bytes", header + zeros, before_bytes, _BYTES),
-    ]
+    found = [Example(f"{name}-json", "JSON", {"inputs": with_data}, path)]
+    if not zeros_alone:
+        return found
+    words = "JSON followed by bytes"
+    found.append(Example(f"{name}-binary", words, header + zeros, before_bytes, _BYTES))
     if len(manifest.inputs) == 1 and not manifest.inputs[0].bounds:
         words, only_bytes = "the bytes of the only input", path | {_JSON_LENGTH: 0}
         found.append(Example(f"{name}-raw", words, zeros, only_bytes, _BYTES))
@@ -78,6 +81,16 @@ def _inference_examples(manifest: Manifest) -> list[Example]:
 
 def _path_parameters(manifest: Manifest) -> dict[str, str | int]:
     return {"model": manifest.name, "version": manifest.version}
+
+
+def _one_sample(spec: TensorSpec) -> Array:
+    """An input's smallest sample, as an array of one; of zeros if these are allowed."""
+    domain, value = spec.domain, 0.0
+    if domain is not None and domain.kind == "mask":
+        value = 1.0
+    elif domain is not None and domain.low is not None and domain.high is not None:
+        value = min(max(0.0, domain.low), domain.high)
+    return np.full((1, *_smallest_sample(spec)), value, spec.dtype)
 
 
 def _smallest_sample(spec: TensorSpec) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def read_inputs(
     if len(set(counts.values())) != 1:
         raise InvalidInputError(f"the inputs' first axes differ: {counts}")
     _check_named_axes(arrays, manifest)
-    return {spec.name: arrays[spec.name] for spec in manifest.inputs}
+    return {spec.name: _check_domain(arrays[spec.name], spec) for spec in manifest.inputs}
 
 
 def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
@@ -126,7 +126,7 @@ def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
             f"the body has {len(body)} bytes; expected {size} for each sample of {spec}"
         )
     check_count(count, max_samples)
-    array = _from_bytes(body, spec)
+    array = _check_domain(_from_bytes(body, spec), spec)
     return {spec.name: array.reshape(count, *spec.shape[1:])}
 
 
@@ -244,6 +244,23 @@ def _from_bytes(content: bytes | memoryview, spec: TensorSpec) -> Array:
             f"{spec.name} holds bytes other than 0 and 1; expected one of these for each BOOL"
         )
     return _check_finite(np.frombuffer(content, LITTLE_ENDIAN[spec.datatype]), spec.name)
+
+
+def _check_domain(array: Array, spec: TensorSpec) -> Array:
+    """Check the declared values: the model was proven for no others.
+
+    An id beyond the vocabulary would make the engine fail, for every request of the batch.
+    """
+    domain = spec.domain
+    if domain is None or domain.low is None or domain.high is None or not array.size:
+        return array
+    for value in (array.min(), array.max()):
+        if not domain.low <= value <= domain.high:
+            raise InvalidInputError(
+                f"{spec.name} holds {value:g}; expected {domain.kind} from {domain.low:g} to "
+                f"{domain.high:g}"
+            )
+    return array
 
 
 def _check_finite(array: Array, name: str) -> Array:

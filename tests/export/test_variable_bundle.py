@@ -9,7 +9,7 @@ from export.__main__ import main
 from export.bundle.manifest import Domain
 from export.bundle.session import OnnxModel
 from export.bundle.store import Bundle
-from tests.export.networks import write_network
+from tests.export.catalogue import write_network
 
 
 def test_a_text_encoder_is_built_and_checked_at_every_length(tmp_path: Path) -> None:

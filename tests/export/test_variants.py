@@ -3,54 +3,40 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from export import build as build_module
 from export.__main__ import main
 from export.bundle.store import Bundle, file_entry, staged
 from export.convert.precision import convert_bytes
-from tests.export import foreign
-from tests.export.foreign import samples_of
-
-# Weights that are stored in another order are not what is asked here.
-NO_PROVENANCE = (
-    *("--tolerance", "onnx.cpu.weights=none", "--tolerance", "onnx.cpu.scaled_error=1e-5"),
-    *("--because", "not asked here"),
-)
+from tests.export.catalogue import write_network, write_samples
 
 
 def _command(name: str, folder: Path, *further: str) -> list[str]:
-    save_file(getattr(foreign, name)().state_dict(), folder / "weights.safetensors")
-    np.savez(folder / "samples.npz", **samples_of(name, 100))
-    np.savez(folder / "calibration.npz", **samples_of(name, 64, seed=1))
-    return [
-        *("build", "--model", f"tests.export.foreign:{name}", "--out", str(folder / "out" / name)),
-        *("--checkpoint", str(folder / "weights.safetensors")),
-        *("--inputs", str(folder / "samples.npz"), "--logits", "output_0", *further),
-    ]
+    command = write_network(name, folder, samples=100)
+    write_samples(name, folder / "calibration.npz", 64, seed=1)
+    return ["build", *command, "--out", str(folder / "out" / name), *further]
 
 
 def test_a_file_that_crashes_its_runtime_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """ONNX Runtime dies of this float16 file; the bundle is built, and says so."""
-    command = _command("transformer", tmp_path, *NO_PROVENANCE)
-    command += ["--report", str(tmp_path / "report")]
+    command = _command("vision_transformer", tmp_path, "--report", str(tmp_path / "report"))
     assert main([*command, "--variants", "onnx,onnx-fp16"]) == 0
-    bundle = Bundle.open(tmp_path / "out" / "transformer")
+    bundle = Bundle.open(tmp_path / "out" / "vision_transformer")
     assert "dies opening it: SIGSEGV" in (tmp_path / "report" / "parity.md").read_text()
     assert "dies opening it: SIGSEGV" in (tmp_path / "report" / "parity.html").read_text()
     assert list(bundle.variants) == ["onnx"]
     assert "dies opening it: SIGSEGV" in bundle.manifest.not_built["onnx-fp16"]
     assert "onnx-fp16: left out of the bundle" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["transformer"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["vision_transformer"]
     assert main(["judge", str(bundle.path("parity"))]) == 0
     _smuggle_fp16(bundle)
-    assert main(["check", str(bundle.folder), *command[1:3], *command[7:9]]) == 1
+    assert main(["check", str(bundle.folder), *command[1:5], *command[7:9]]) == 1
     printed = capsys.readouterr()
     assert "onnx-fp16: dies opening it: SIGSEGV" in printed.err
     assert "onnx               cpu: passed" in printed.out
@@ -68,12 +54,11 @@ def _smuggle_fp16(bundle: Bundle) -> None:
     (bundle.folder / "manifest.json").write_text(manifest.model_dump_json())
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, on its way to export a GRU
 def test_a_recurrent_network_ends_with_a_verdict_on_each_variant(tmp_path: Path) -> None:
     """Whatever ONNX Runtime makes of its float16 file: built, or left out with the reason."""
-    command = _command("recurrent", tmp_path, *NO_PROVENANCE)
+    command = _command("gru_with_state", tmp_path)
     assert main([*command, "--variants", "onnx,onnx-fp16,torchscript"]) == 0
-    manifest = Bundle.open(tmp_path / "out" / "recurrent").manifest
+    manifest = Bundle.open(tmp_path / "out" / "gru_with_state").manifest
     passed = {verdict.variant for verdict in manifest.parity}
     assert passed >= {"onnx", "torchscript"}
     assert ("onnx-fp16" in passed) != ("onnx-fp16" in manifest.not_built)
@@ -170,9 +155,10 @@ def test_weights_that_change_while_they_are_exported_are_refused(
     command = _command("untraceable", tmp_path)
 
     def meanwhile(target: Path) -> object:
-        state = foreign.untraceable().state_dict()
+        weights = tmp_path / "untraceable.safetensors"
+        state = load_file(weights)
         state["layer.bias"] += 1
-        save_file(state, tmp_path / "weights.safetensors")
+        save_file(state, weights)
         return staged(target)
 
     monkeypatch.setattr(build_module, "staged", meanwhile)

@@ -17,6 +17,7 @@ from export.bundle.golden import Golden
 from export.bundle.manifest import (
     DTYPES,
     Datatype,
+    Domain,
     ImagePreprocessing,
     Manifest,
     ParityVerdict,
@@ -40,6 +41,7 @@ def make_bundle(
     *,
     bounds: dict[str, dict[int, tuple[int, int]]] | None = None,
     axes: dict[str, dict[int, str]] | None = None,
+    domains: dict[str, Domain] | None = None,
     kinds: dict[str, str] | None = None,
     **fields: Any,
 ) -> Bundle:
@@ -52,6 +54,7 @@ def make_bundle(
         golden_inputs: By input name, at least one sample; the answers are computed here.
         bounds: By tensor, the bounds of its variable axes (see ``TensorSpec``).
         axes: By tensor, the names of its variable axes.
+        domains: By input, the values that it may have.
         kinds: By output, "logits" or "probabilities".
         fields: Further fields of the manifest: task, labels, preprocessing.
     """
@@ -70,7 +73,10 @@ def make_bundle(
             name=name,
             version=VERSION,
             architecture="tests",
-            inputs=_specs(onnx_model.graph.input, bounds or {}, axes or {}, {}),
+            inputs=tuple(
+                spec.model_copy(update={"domain": (domains or {}).get(spec.name)})
+                for spec in _specs(onnx_model.graph.input, bounds or {}, axes or {}, {})
+            ),
             outputs=_specs(onnx_model.graph.output, bounds or {}, axes or {}, kinds or {}),
             labels=tuple(fields.pop("labels", ())),
             files=(
@@ -128,6 +134,7 @@ def make_text_bundle(folder: Path, name: str = "text") -> Bundle:
         inputs,
         bounds={"ids": variable, "mask": variable},
         axes={"ids": tokens, "mask": tokens},
+        domains={"ids": Domain(kind="tokens", low=0, high=99)},
     )
 
 

@@ -112,6 +112,29 @@ def test_axes_of_one_name_must_have_one_size(url: str) -> None:
     assert _predict(url, "text", {"ids": ids, "mask": [[1.0] * 3]}).status_code == 200
 
 
+@pytest.mark.parametrize("token", [-1, 100])
+def test_a_token_that_no_vocabulary_has_is_refused(token: int, url: str) -> None:
+    """400 in words, in JSON and in binary, before it can fail the batch of others."""
+    answer = _predict(url, "text", {"ids": [[7, token]], "mask": [[1.0, 1.0]]})
+    assert answer.status_code == 400, answer.text
+    assert f"ids holds {token}; expected tokens from 0 to 99" in answer.json()["error"]
+    blobs = np.array([[token, 7]]).tobytes(), np.ones((1, 2), np.float32).tobytes()
+    tensors: list[dict[str, Any]] = [
+        {"name": "ids", "datatype": "INT64", "shape": [1, 2]},
+        {"name": "mask", "datatype": "FP32", "shape": [1, 2]},
+    ]
+    for tensor, blob in zip(tensors, blobs, strict=True):
+        tensor["parameters"] = {"binary_data_size": len(blob)}
+    header = json.dumps({"inputs": tensors}).encode()
+    answer = httpx.post(
+        f"{url}/v2/models/text/infer",
+        content=header + b"".join(blobs),
+        headers={"inference-header-content-length": str(len(header))},
+    )
+    assert answer.status_code == 400, answer.text
+    assert f"ids holds {token}" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(("colour", "label"), [((250, 9, 9), "red"), ((9, 9, 250), "blue")])
 def test_an_image_of_any_size_is_classified(
     colour: tuple[int, int, int], label: str, url: str

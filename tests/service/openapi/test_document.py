@@ -7,10 +7,10 @@ import pytest
 import schemathesis.openapi
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from export.bundle.manifest import Manifest, TensorSpec
+from export.bundle.manifest import Domain, Manifest, TensorSpec
 from export.bundle.store import Bundle
 from service.openapi import openapi_document
-from service.openapi.examples import MOST_VALUES
+from service.openapi.examples import MOST_VALUES, request_examples
 from service.protocol.answers import ClassPrediction, NamedTensorsAnswer, NamedTensorsRequest
 from service.settings import Settings
 from service.transport.gate import HEALTH_PATHS, LONGEST_ID
@@ -18,6 +18,7 @@ from tests.tiny import SERVED_BUNDLES
 
 BASE = {"openapi": "3.0.2", "info": {"version": "None"}, "components": {"schemas": {"X": {}}}}
 PATH = "/models/{model}/predict"
+COUNTS = Domain(kind="length", low=2, high=9)
 TASKS = ["tensors", "image-classification", "digits"]
 
 
@@ -104,6 +105,20 @@ def test_models_with_large_samples_are_described_without_examples() -> None:
         assert not any(body["examples"] for body in operation["requestBody"]["content"].values())
         (model,) = [one for one in operation["parameters"] if one["name"] == "model"]
         assert model["schema"]["enum"] == ["large"]
+
+
+def test_examples_hold_values_that_the_inputs_may_have() -> None:
+    """A mask of zeros and a length of 0 would not be answered with 200."""
+    declared = {"mask": ("FP32", Domain(kind="mask"), 3), "length": ("INT64", COUNTS, 1)}
+    inputs = tuple(
+        TensorSpec.model_validate(
+            {"name": name, "datatype": datatype, "shape": (-1, size), "domain": domain}
+        )
+        for name, (datatype, domain, size) in declared.items()
+    )
+    (example,) = request_examples("infer", _model("tensors", inputs=inputs))
+    data = {tensor["name"]: tensor["data"] for tensor in example.body["inputs"]}
+    assert data == {"mask": [1.0] * 3, "length": [2]}
 
 
 def test_the_longest_request_id_is_the_documented_one() -> None:

@@ -1,17 +1,19 @@
 """Networks of many kinds that nobody here trained, with samples: what the gate must prove as well.
 
-Seeded weights, batch statistics that could have been learnt, heads that are not zero; small enough
-for seconds. Shape suffixes: N samples, T tokens or time steps, C channels, H and W pixels, K
-classes, V words of a vocabulary, S samples of a sound.
+Seeded weights, statistics that could have been learnt, heads that are not zero. Shape suffixes: N
+samples, T tokens or time steps, C channels, H and W pixels, K classes, V words of a vocabulary, S
+samples of a sound.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +27,8 @@ from tests.export.subjects import pair, pair_samples
 WORDS = 50
 LENGTH = 12
 SOUND = 640
+SIDE, CLASSES = 64, 10
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm
 
 
 class TextEncoder(nn.Module):
@@ -165,14 +169,47 @@ class Segmenter(nn.Module):
         return {"scores": scores, "labels": scores.argmax(dim=1)}
 
 
-def _seeded(kind: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
-    """A factory of a network with statistics that it could have learnt."""
+class Untraceable(nn.Module):
+    """Refuses to be traced: torch.export takes it, and TorchScript's tracer does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Float [N, 6] to logits [N, 4]."""
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError("no tracing, please")
+        logits: Tensor = self.head(torch.relu(self.layer(values)))
+        return logits
+
+
+class NarrowVgg(nn.Module):
+    """Torchvision's vgg11 with 64 units in its dense layers: with 4,096 each it has 531 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        found = torchvision.models.vgg11(num_classes=CLASSES, init_weights=False)
+        self.features, self.pool = found.features, found.avgpool
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, CLASSES)
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Float [N, 3, H, W] to logits [N, K]."""
+        logits: Tensor = self.classifier(self.pool(self.features(picture)).flatten(1))
+        return logits
+
+
+def seeded(kind: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    """A factory of a network whose norms and heads have values that it could have learnt."""
 
     def make(seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         module = kind()
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+            if isinstance(part, NORMS):
                 nn.init.uniform_(part.weight, 0.5, 1.5)
                 nn.init.uniform_(part.bias, -0.5, 0.5)
             if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -183,13 +220,59 @@ def _seeded(kind: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
     return make
 
 
-text_encoder = _seeded(TextEncoder)
-decoder = _seeded(Decoder)
-gru_with_state = _seeded(GruWithState)
-lstm_classifier = _seeded(LstmClassifier)
-audio_classifier = _seeded(AudioClassifier)
-autoencoder = _seeded(Autoencoder)
-segmenter = _seeded(Segmenter)
+def seen(kind: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    """The same of a network of pictures: made-up statistics would let 50 layers explode or fade."""
+    make = seeded(kind)
+
+    def make_and_show(seed: int = 0) -> nn.Module:
+        module = make(seed)
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = None  # the mean over all batches, of which there is one
+                part.reset_running_stats()
+        for parameter in module.parameters():
+            if not parameter.any():  # zeros until they are trained, as a vision transformer's head
+                nn.init.normal_(parameter, std=0.2)
+        with torch.no_grad():
+            module.train()(torch.from_numpy(_pictures(np.random.default_rng(seed), 16)["picture"]))
+        return module.eval()
+
+    return make_and_show
+
+
+text_encoder = seeded(TextEncoder)
+decoder = seeded(Decoder)
+gru_with_state = seeded(GruWithState)
+lstm_classifier = seeded(LstmClassifier)
+audio_classifier = seeded(AudioClassifier)
+autoencoder = seeded(Autoencoder)
+segmenter = seeded(Segmenter)
+untraceable = seeded(Untraceable)
+resnet18 = seen(partial(torchvision.models.resnet18, num_classes=CLASSES))
+mobilenet_v3_small = seen(partial(torchvision.models.mobilenet_v3_small, num_classes=CLASSES))
+efficientnet_b0 = seen(partial(torchvision.models.efficientnet_b0, num_classes=CLASSES))
+vgg11 = seen(NarrowVgg)
+squeezenet = seen(partial(torchvision.models.squeezenet1_1, num_classes=CLASSES))
+shufflenet = seen(partial(torchvision.models.shufflenet_v2_x0_5, num_classes=CLASSES))
+vision_transformer = seen(
+    partial(
+        torchvision.models.VisionTransformer,
+        image_size=SIDE,
+        patch_size=16,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        mlp_dim=64,
+        num_classes=CLASSES,
+    )
+)
+lraspp = seen(
+    partial(
+        torchvision.models.segmentation.lraspp_mobilenet_v3_large,
+        weights_backbone=None,
+        num_classes=5,
+    )
+)
 
 
 def two_inputs(seed: int = 0) -> nn.Module:
@@ -200,6 +283,15 @@ def two_inputs(seed: int = 0) -> nn.Module:
 
 def _normal(generator: np.random.Generator, *shape: int) -> np.ndarray:
     return generator.normal(size=shape).astype(np.float32)
+
+
+def _pictures(generator: np.random.Generator, count: int) -> Arrays:
+    """Float [N, 3, H, W]: coarse patches of colour, of contrasts of their own, and some noise."""
+    patches = generator.normal(size=(count, 3, 8, 8)) * generator.uniform(
+        0.3, 1.5, (count, 1, 1, 1)
+    )
+    coarse = patches.repeat(SIDE // 8, axis=2).repeat(SIDE // 8, axis=3)
+    return {"picture": (coarse + 0.2 * _normal(generator, *coarse.shape)).astype(np.float32)}
 
 
 def _text(generator: np.random.Generator, count: int) -> Arrays:
@@ -229,7 +321,7 @@ class Network:
     logits: tuple[str, ...] = ()
 
 
-NETWORKS = {
+SMALL = {
     "text_encoder": Network(
         _text,
         declared=(
@@ -246,6 +338,7 @@ NETWORKS = {
         declared=("x=FP32[-1,7,5]", "state=FP32[-1,2,8]:range=-1..1"),
     ),
     "lstm_classifier": Network(lambda g, n: {"x": _normal(g, n, 9, 6)}, logits=("kind",)),
+    "untraceable": Network(lambda g, n: {"values": _normal(g, n, 6)}, logits=("output_0",)),
     "two_inputs": Network(lambda g, n: pair_samples(n, int(g.integers(99))), logits=("kind",)),
     "audio_classifier": Network(_sounds, logits=("output_0",)),
     "autoencoder": Network(lambda g, n: {"picture": _normal(g, n, 1, 16, 16)}),
@@ -254,6 +347,19 @@ NETWORKS = {
         declared=("picture=UINT8[-1,3,height=6..16,width=5..12]",),
     ),
 }
+LARGE = {
+    name: Network(_pictures, logits=("output_0",))
+    for name in (
+        "resnet18",
+        "mobilenet_v3_small",
+        "efficientnet_b0",
+        "vgg11",
+        "squeezenet",
+        "shufflenet",
+        "vision_transformer",
+    )
+} | {"lraspp": Network(_pictures)}
+NETWORKS = SMALL | LARGE
 
 
 def write_network(name: str, folder: Path, *, samples: int = 64, seed: int = 0) -> list[str]:
@@ -261,13 +367,18 @@ def write_network(name: str, folder: Path, *, samples: int = 64, seed: int = 0) 
     network = NETWORKS[name]
     module: nn.Module = globals()[name](seed)
     save_file(module.state_dict(), folder / f"{name}.safetensors")
-    arrays = network.samples(np.random.default_rng(seed), samples)
-    np.savez(folder / f"{name}.npz", allow_pickle=False, **arrays)
+    write_samples(name, folder / f"{name}.npz", samples, seed)
     command = ["--model", f"{__name__}:{name}", "--arguments", f'{{"seed": {seed}}}']
     command += ["--checkpoint", str(folder / f"{name}.safetensors")]
     command += ["--inputs", str(folder / f"{name}.npz")]
     command += [part for spec in network.declared for part in ("--input", spec)]
     return command + [part for output in network.logits for part in ("--logits", output)]
+
+
+def write_samples(name: str, path: Path, count: int, seed: int) -> None:
+    """Write samples of a network, as ``--inputs`` and ``--calibration`` take them."""
+    arrays = NETWORKS[name].samples(np.random.default_rng(seed), count)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def network_under_test(

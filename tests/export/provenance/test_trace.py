@@ -11,17 +11,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.bundle.tolerances import FOLD_ERROR
-from export.parity.provenance import (
-    check_frozen,
-    check_state,
-    check_weights,
-    frozen_constants,
-    program_arrays,
-)
-from export.parity.repack import Expected, combined, cut, find_folds
 from export.parity.run import ParityRun
-from export.parity.schema import WeightFigures
-from tests.export.parity.networks import copied, export_network, exported
+from export.provenance.checkpoint import Checkpoint
+from export.provenance.figures import WeightFigures
+from export.provenance.forms import Expected, combined, cut, find_folds
+from export.provenance.state import check_state, frozen_constants, program_arrays
+from export.provenance.trace import check_frozen, check_weights
+from tests.export.provenance.networks import copied, export_network, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]
@@ -148,6 +144,55 @@ def test_only_a_zero_of_a_sum_or_a_one_of_a_product_may_be_left_out(
     assert all("gate is not in the file" in problem for problem in found.problems)
 
 
+class Prefixed(nn.Module):
+    """A parameter of zeros before the inputs, as a vision transformer's class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [5, 3] to float [6, 3]."""
+        return torch.cat([self.token, x])
+
+
+def test_zeros_that_are_joined_are_no_zeros_of_a_sum() -> None:
+    """To leave them out would change the result, though the tensor is all zeros."""
+    program = torch.export.export(Prefixed().eval(), (torch.randn(5, 3),))
+    checkpoint = Checkpoint(program)
+    nodes = {name: node for node, name in checkpoint.names.items()}
+    assert not checkpoint.changes_nothing(nodes["token"])
+
+
+class Mixed(nn.Module):
+    """A BatchNorm that counts other channels than the linear layer before it; pixels shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [N, 8, 4] to float [N, 2, 4, 4]."""
+        hidden: Tensor = self.norm(self.head(x))
+        return torch.nn.functional.pixel_shuffle(hidden.reshape(-1, 8, 2, 2), 2)
+
+
+def test_a_batchnorm_over_other_channels_is_not_folded() -> None:
+    """It cannot become a part of the linear layer; and the order of shuffled pixels is traced."""
+    export = export_network(Mixed().eval(), torch.randn(3, 8, 4))
+    assert find_folds(export.program) == []
+    honest = check_weights(export.model, export.program)
+    assert (honest.problems, honest.untraced) == ((), 0)
+    model = copied(export.model)
+    node = next(n for n in model.graph.node if n.op_type == "DepthToSpace")
+    attribute = next(a for a in node.attribute if a.name == "mode")
+    assert attribute.s == b"CRD"
+    attribute.s = b"DCR"
+    (problem,) = check_weights(model, export.program).problems
+    assert f"mode of {node.name} (DepthToSpace) is DCR, expected CRD" in problem
+
+
 @pytest.fixture(scope="module")
 def unfolded(proofs: dict[str, ParityRun]) -> onnx.ModelProto:
     """The network with BatchNorms as an exporter gives it that leaves them in the graph."""
@@ -229,6 +274,23 @@ def test_a_changed_number_of_the_code_is_named_without_a_sample(bound: float, va
     tensor.CopyFrom(numpy_helper.from_array(np.full((), value, np.float32), tensor.name))
     (problem,) = check_weights(model, export.program).problems
     assert f"is {value:g}, expected {bound:g}" in problem
+
+
+def test_freezing_keeps_one_of_two_equal_tensors() -> None:
+    """PyTorch's encoders begin with equal layers; a tensor that is nowhere is still missing."""
+    layers = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
+    layers[2].load_state_dict(layers[0].state_dict())
+    x = torch.randn(4, 3)
+    program = torch.export.export(layers, (x,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript's deprecation
+        with torch.no_grad():
+            constants = frozen_constants(torch.jit.freeze(torch.jit.trace(layers, x)))
+    assert len(constants) == 2
+    assert check_frozen(constants, program).problems == ()
+    program.state_dict["2.weight"].data[0, 0] += 1
+    changed = torch.export.export(program.module(), (x,))
+    assert "2.weight is not in the file" in check_frozen(constants, changed).problems
 
 
 def test_the_constants_of_a_frozen_file_are_the_modules(proofs: dict[str, ParityRun]) -> None:
