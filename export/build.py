@@ -22,7 +22,7 @@ from export.bundle.golden import Golden
 from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet, SubjectError
 from export.bundle.metrics import Array, margins
 from export.bundle.store import Bundle, file_entry, staged, write_bundle
-from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for, with_rows
 from export.convert.onnx_export import model_bytes, set_metadata
 from export.convert.precision import convert_bytes
 from export.convert.pt2 import save_pt2
@@ -37,7 +37,7 @@ from export.mnist.feature_maps import (
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
-from export.parity.judge import Judgement, explain, first_wrong, judge
+from export.parity.judge import INCONCLUSIVE, Judgement, explain, first_wrong, judge
 from export.parity.measure import torch_threads
 from export.parity.reference import Reference, eager_predict
 from export.parity.run import ParityRun
@@ -67,7 +67,10 @@ class ParityError(RuntimeError):
     ) -> None:
         """Say every failure, and where in the graph the first wrong value is."""
         self.figures, self.judgement = figures, judgement
-        lines = ["parity failed, no bundle written:", *judgement.failures, *lacking, bisection]
+        inconclusive = judgement.verdict == INCONCLUSIVE and not lacking
+        outcome = "inconclusive" if inconclusive else "failed"
+        lines = [f"parity {outcome}, no bundle written:", *judgement.failures]
+        lines += [*lacking, bisection]
         super().__init__("\n  ".join(lines))
 
 
@@ -129,7 +132,7 @@ def build(
             features=staging / FEATURES_NAME if made.shown else None,
             progress=progress,
         )
-        judgement = judge(figures, wish.tolerances)
+        judgement = judge(figures, figures.tolerances)
         left_out = _left_out(made.proof, staging, made.manifest, figures, judgement)
         _refuse(made, figures, judgement, wish, left_out)
         kept = _without(figures, left_out)
@@ -143,6 +146,7 @@ def build(
             "parity": tuple(verdict for verdict in judgement.verdicts if verdict.passed),
             "features": judgement.features,
             "not_built": made.manifest.not_built | left_out,
+            "tolerances": with_rows(wish.tolerances, kept.tolerances),
             "calibration": made.manifest.calibration if "onnx-int8" not in left_out else None,
         }
         return write_bundle(staging, target, made.manifest.model_copy(update=proven)), figures
@@ -245,7 +249,7 @@ def _refuse(
     if judgement.by_variant["onnx"] or judgement.general or lacking:
         found = explain(
             figures.layers,
-            tolerance_for("onnx", "cpu", wish.tolerances),
+            tolerance_for("onnx", "cpu", figures.tolerances),
             len(figures.unmatched),
         )
         raise ParityError(figures, judgement, found, lacking)
@@ -260,6 +264,9 @@ def _without(figures: ParityFigures, left_out: Collection[str]) -> ParityFigures
             "files": {v: found for v, found in figures.files.items() if v not in left_out},
             "neighbours": {v: n for v, n in figures.neighbours.items() if v not in left_out},
             "broken": {v: why for v, why in figures.broken.items() if v not in left_out},
+            "reduced_faults": {
+                v: f for v, f in figures.reduced_faults.items() if v not in left_out
+            },
         }
     )
 
