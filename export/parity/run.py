@@ -76,7 +76,7 @@ from export.parity.schema import (
 )
 from export.parity.structure import structure_problems
 from export.progress import Progress
-from export.worker import DiedError
+from export.worker import DiedError, in_one_line
 from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
@@ -449,6 +449,6 @@ def _open_all(
         if isinstance(error, DeviceUnavailableError):
             raise error
         broken[variant] = (
-            f"dies opening it: {error}" if isinstance(error, DiedError) else str(error)
+            f"dies opening it: {error}" if isinstance(error, DiedError) else in_one_line(error)
         )
     return states, broken
