@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from export.bundle.golden import Predict
 from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Arrays
+from export.model.program import Program
 
-Program = torch.export.ExportedProgram
 # The default dtype is one for all threads.
 _ONE_AT_A_TIME = threading.Lock()
 

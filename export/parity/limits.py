@@ -37,13 +37,9 @@ from export.bundle.tolerances import (
     can_be_derived,
     tolerance_for,
 )
-from export.parity.intermediates import (
-    named_nodes,
-    onnx_values,
-    operator_of,
-    without_shared_infinities,
-)
-from export.parity.interpreter import Program, WideInterpreter, run_program
+from export.model.program import Program, named_nodes, operator_of
+from export.parity.intermediates import onnx_values, without_shared_infinities
+from export.parity.interpreter import WideInterpreter, run_program
 from export.parity.noise import (
     PRODUCTS,
     Disturbance,

@@ -25,8 +25,7 @@ from torch.fx.node import map_aggregate
 
 from export.bundle.golden import Predict, run_batched
 from export.bundle.metrics import UNIT_ROUNDOFF, Arrays, Floor
-from export.parity.intermediates import operator_of
-from export.parity.interpreter import Program
+from export.model.program import Program, operator_of
 from export.parity.measure import judged_outputs, torch_threads
 from export.parity.reference import Reference, eager_predict, predict_with
 

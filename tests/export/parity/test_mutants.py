@@ -11,10 +11,10 @@ from export.bundle.tolerances import BOUNDS, tolerance_for
 from export.parity.judge import explain, first_wrong
 from export.parity.limits import with_local
 from export.parity.mutants import MutationTest, Planted, plant_faults
-from export.parity.provenance import state_arrays
-from export.parity.repack import find_folds
 from export.parity.run import ParityRun
 from export.parity.schema import Fault
+from export.provenance.forms import find_folds
+from export.provenance.state import state_arrays
 from tests.export.subjects import tiny_subject
 
 ALLOWED = tolerance_for("onnx", "cpu")
