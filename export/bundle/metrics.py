@@ -202,25 +202,13 @@ def compare(
     error = np.where(finite, np.abs(found - true), np.inf)
     real = slice(corners, None)
     scale_C = channel_scale(yardstick[real], yardstick[real] - true[real])
-    # A block of edge cases has a scale of its own; beside samples each edge case has its own.
-    largest = np.abs(yardstick).max() if corners == len(found) else scale_C.max()
     targets = None if targets_N is None else targets_N[real]
     rounding = ROUNDING_RMS * _rms(true[real])
-    multiples: dict[str, float] = {}
-    if floor is not None:
-        own = Floor.of(eager, truth, corners)
-        multiples = _multiples(error, floor.or_worse(own), corners)
     return Comparison(
         samples=len(found),
         non_finite=int((~finite).sum()),
         max_abs_error=float(difference.max()),
-        scaled_error=max(
-            worst_ratio(channel_largest(difference[real]), scale_C),
-            worst_ratio(
-                _by_sample(difference[:corners]),
-                np.maximum(_by_sample(np.abs(yardstick[:corners])), largest),
-            ),
-        ),
+        scaled_error=_scaled(difference, yardstick, scale_C, corners),
         largest_value=float(np.abs(yardstick).max()),
         unequal=int((candidate != eager).sum()) if eager.dtype.kind in "biu" else None,
         rms_ratio=_ratio(
@@ -232,7 +220,7 @@ def compare(
         ],
         labels=_labels(found[real], yardstick[real], true[real], targets) if logits else None,
         sample_spread=_spread(error[real], scale_C),
-        **multiples,
+        **_multiples(error, floor and floor.or_worse(Floor.of(eager, truth, corners)), corners),
     )
 
 
@@ -334,7 +322,19 @@ def _labels(found: Array, eager: Array, truth: Array, targets_N: Array | None) -
     )
 
 
-def _multiples(error: Array, floor: Floor, edges: int) -> dict[str, float]:
+def _scaled(difference: Array, eager: Array, scale_C: Array, edges: int) -> float:
+    size_E = _by_sample(np.abs(eager[:edges]))
+    # A block of edge cases has a scale of its own; beside samples each edge case has its own.
+    least = size_E.max() if edges == len(eager) else scale_C.max()
+    return max(
+        worst_ratio(channel_largest(difference[edges:]), scale_C),
+        worst_ratio(_by_sample(difference[:edges]), np.maximum(size_E, least)),
+    )
+
+
+def _multiples(error: Array, floor: Floor | None, edges: int) -> dict[str, float]:
+    if floor is None:
+        return {}
     allowed_E = floor.of_edge_cases(floor).largest_E
     return {
         "floor_rms": worst_ratio(channel_rms(error[edges:]), floor.rms_C),
