@@ -19,12 +19,13 @@ from export.bundle.golden import BATCH_SIZES, Golden, Predict, run_batched
 from export.bundle.manifest import TensorSpec
 from export.bundle.metrics import Arrays, compare
 from export.mnist.servable import INPUTS
+from export.model.program import Program, named_nodes
 from export.model.under_test import ModelUnderTest
-from export.parity.intermediates import module_of, named_nodes
-from export.parity.interpreter import Program, node_values
-from export.parity.operators import PRODUCTS
+from export.parity.intermediates import module_of
+from export.parity.interpreter import node_values
 from export.parity.schema import FeatureFigures
 from export.parity.structure import structure_problems
+from export.provenance.rules import PRODUCTS
 
 FEATURES_NAME, GOLDEN_NAME = "model.features.onnx", "golden.features.npz"
 # Each holds a float32 and a float64 of every value: a convolution's are tens of thousands.

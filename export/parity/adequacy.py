@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from export.bundle.metrics import Array, Arrays
-from export.parity.intermediates import operator_of
-from export.parity.interpreter import Program, node_values
+from export.model.program import Program, operator_of
+from export.parity.interpreter import node_values
 from export.parity.schema import Coverage
 
 ACTIVATIONS = {

@@ -82,7 +82,7 @@ class ModelFile:
         """
         if not self.needs_torch:
             return None
-        from export.parity.provenance import (  # noqa: PLC0415 - not needed for ONNX files
+        from export.provenance.state import (  # noqa: PLC0415 - not needed for ONNX files
             frozen_constants,
             program_arrays,
             state_arrays,

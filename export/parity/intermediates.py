@@ -16,7 +16,8 @@ import onnxruntime as ort
 from torch.fx import Node
 
 from export.bundle.metrics import Array, Arrays, compare
-from export.parity.interpreter import Program, node_values
+from export.model.program import Program, named_nodes, operator_of
+from export.parity.interpreter import node_values
 from export.parity.schema import Layer
 from training.provenance import REPOSITORY
 
@@ -109,16 +110,6 @@ class Compared:
     unmatched: tuple[str, ...]
 
 
-def named_nodes(program: Program, outputs: list[str]) -> dict[str, Node]:
-    """Nodes by the names of their values in the ONNX graph."""
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
-    returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
-    for name, node in zip(outputs, returned, strict=True):
-        if isinstance(node, Node) and node.name in nodes:
-            nodes[name] = nodes.pop(node.name)
-    return nodes
-
-
 def _exact(nodes: dict[str, Node]) -> set[str]:
     """Names of the values that exactly rounded operators alone lead to."""
     graph = next(iter(nodes.values())).graph
@@ -132,14 +123,6 @@ def _exact(nodes: dict[str, Node]) -> set[str]:
             exact_nodes.add(node)
             names.add(name)
     return names
-
-
-def operator_of(node: Node) -> str:
-    """aten.max_pool2d.default -> max_pool2d, aten.relu_.default -> relu; "" if no function."""
-    if node.op != "call_function":
-        return ""
-    parts = str(node.target).split(".")
-    return (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
 
 
 def _onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:

@@ -20,8 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from export.bundle.golden import Predict
 from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Arrays
-
-Program = torch.export.ExportedProgram
+from export.model.program import Program
 
 WIDE = {
     torch.float16: torch.float64,

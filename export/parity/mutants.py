@@ -16,15 +16,15 @@ from export.bundle.golden import run_batched
 from export.bundle.metrics import Array, Arrays
 from export.bundle.session import OnnxModel
 from export.bundle.tolerances import Tolerance, violations
+from export.model.program import Program
 from export.parity.candidates import BATCH_SIZES
 from export.parity.intermediates import Inside
-from export.parity.interpreter import Program
 from export.parity.measure import NARROW, measure_row
-from export.parity.operators import PRODUCTS, attribute_of
-from export.parity.provenance import check_weights
 from export.parity.reference import Reference
-from export.parity.repack import Fold
 from export.parity.schema import Fault
+from export.provenance.forms import Fold
+from export.provenance.rules import PRODUCTS, attribute_of
+from export.provenance.trace import check_weights
 
 WRONG_EPSILONS = (1e-3, 1e-5)  # one of them is wrong: both are common
 LEAST_EFFECT = 1e-5
@@ -215,8 +215,8 @@ def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
             return f"epsilon of {node.name} is {wrong:g} for {own:g}"
     fold = next(fold for fold in folds if fold.weight == name)
     node = next(n for n in graph.products if n.input[1] == name)
-    for part, values in zip(node.input[1:3], fold.folded(state, wrong), strict=True):
-        graph.put(part, values.astype(np.float32))
+    for part, expected in zip(node.input[1:3], fold.expected(state, wrong), strict=True):
+        graph.put(part, expected.values.astype(np.float32))
     return f"{fold.weight} folded with epsilon {wrong:g} for {own:g}"
 
 

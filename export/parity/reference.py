@@ -14,8 +14,9 @@ from export.bundle.golden import Predict, run_batched
 from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Array, Arrays
 from export.model.domains import edge_cases
+from export.model.program import Program
 from export.model.under_test import ModelUnderTest
-from export.parity.interpreter import Program, fp64_predict
+from export.parity.interpreter import fp64_predict
 from export.parity.schema import EDGE_CASES
 
 TRUTH_BATCH = 500

@@ -49,16 +49,7 @@ from export.parity.measure import (
     worst_samples,
 )
 from export.parity.mutants import MutationTest, plant_faults
-from export.parity.provenance import (
-    check_frozen,
-    check_state,
-    check_weights,
-    program_arrays,
-    state_arrays,
-)
-from export.parity.reduced import check_reduced
 from export.parity.reference import Reference, make_edge_reference, make_reference
-from export.parity.repack import find_folds
 from export.parity.schema import (
     EDGE_CASES,
     Coverage,
@@ -67,10 +58,14 @@ from export.parity.schema import (
     FileFigures,
     ParityFigures,
     Row,
-    WeightFigures,
 )
 from export.parity.structure import structure_problems
 from export.progress import Progress
+from export.provenance.figures import WeightFigures
+from export.provenance.forms import find_folds
+from export.provenance.reduced import check_reduced
+from export.provenance.state import check_state, program_arrays, state_arrays
+from export.provenance.trace import check_frozen, check_weights
 from export.worker import DiedError
 from training.provenance import versions
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from export.bundle.manifest import SampleSet, TensorSpec
 from export.bundle.metrics import Comparison, Figures
 from export.bundle.tolerances import Device, Tolerance
+from export.provenance.figures import WeightFigures
 
 SCHEMA_VERSION = 2
 # Where more of the values have no counterpart, it is said that the inside is hardly compared.
@@ -37,58 +38,6 @@ class Row(Figures):
     softmax_error: float
     threads: int = 1
     block: str = ""
-
-
-class WeightFigures(Figures):
-    """Where a file's numbers come from, asked of the file itself.
-
-    Attributes:
-        equal: Tensors that hold the checkpoint's numbers bit by bit, moved or stacked perhaps.
-        folded: Tensors that were computed from the checkpoint's: a fold, a sum, a constant part.
-        converted: Tensors that were rounded to another type.
-        constants: How many float numbers are the code's own, and known from it.
-        consumed: How many float numbers the file's nodes take.
-        untraced: How many of those are traced to nothing: only samples prove them.
-        settings: Attributes and integer inputs of nodes that the program's arguments confirm.
-        settings_untraced: Those that no rule covers: only samples prove them.
-        calibrated: Steps of activations, which calibration chose: only samples prove them.
-        error: Largest difference to what the checkpoint says, in the unit of the precision: of
-            float tensors over the value itself (of biases, differences of large numbers, over the
-            size of their terms), of int8 in steps of the quantization.
-        worst: Where that is, with both values.
-        problems: What is not the checkpoint's, in words.
-    """
-
-    equal: int
-    folded: int
-    converted: int
-    constants: int
-    consumed: int = 0
-    untraced: int = 0
-    settings: int = 0
-    settings_untraced: int = 0
-    calibrated: int = 0
-    error: float
-    worst: str
-    problems: tuple[str, ...]
-
-    @property
-    def traced_share(self) -> float | None:
-        """Of the float numbers that nodes take; None in files of old, which did not count them."""
-        return 1 - self.untraced / self.consumed if self.consumed else None
-
-    def summary(self) -> str:
-        """How far the file is proven without samples, in a line."""
-        if self.traced_share is None:
-            return "not counted"
-        counts = {
-            "numbers": self.untraced,
-            "attributes and integer inputs": self.settings_untraced,
-            "steps of activations": self.calibrated,
-        }
-        rest = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        traced = f"{self.traced_share:.2%} of {self.consumed:,} numbers traced"
-        return f"{traced}; proven on samples only: {rest}" if rest else traced
 
 
 class FileFigures(Figures):

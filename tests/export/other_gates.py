@@ -43,10 +43,10 @@ from export.bundle.session import OnnxModel
 from export.bundle.store import Bundle
 from export.check import Origin, rebuild
 from export.parity.mutants import MutationTest, Planted, plant_faults
-from export.parity.provenance import state_arrays
 from export.parity.reference import eager_predict
-from export.parity.repack import find_folds
 from export.parity.run import ParityRun
+from export.provenance.forms import find_folds
+from export.provenance.state import state_arrays
 
 try:
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx

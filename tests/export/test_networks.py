@@ -12,9 +12,9 @@ from export.bundle.tolerances import FOLD_ERROR, tolerance_for, violations
 from export.convert.onnx_export import model_bytes
 from export.model.domains import LARGEST, SHUFFLED, SMALLEST
 from export.parity.measure import measure_neighbours
-from export.parity.provenance import check_weights
 from export.parity.run import ParityRun
 from export.parity.schema import ALONE, EDGE_CASES
+from export.provenance.trace import check_weights
 from tests.export.catalogue import SMALL, network_under_test
 from tests.export.rows import few_rows
 

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from export.model.program import Program, operator_of
 from export.parity.adequacy import ACTIVATIONS, measure_coverage, units_axis
-from export.parity.intermediates import operator_of
-from export.parity.interpreter import Program
 from export.parity.schema import Coverage
 
 

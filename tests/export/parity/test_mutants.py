@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from export.bundle.tolerances import tolerance_for
 from export.parity.judge import explain, first_wrong
 from export.parity.mutants import MutationTest, Planted, plant_faults
-from export.parity.provenance import state_arrays
-from export.parity.repack import find_folds
 from export.parity.run import ParityRun
 from export.parity.schema import Fault
+from export.provenance.forms import find_folds
+from export.provenance.state import state_arrays
 from tests.export.subjects import tiny_subject
 
 ALLOWED = tolerance_for("onnx", "cpu")

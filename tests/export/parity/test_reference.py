@@ -12,10 +12,10 @@ from export.bundle.session import OnnxModel
 from export.convert.onnx_export import model_bytes
 from export.convert.pt2 import export_program
 from export.model.domains import LARGEST, SHUFFLED, SMALLEST
+from export.model.program import Program
 from export.model.signature import Positional
 from export.model.under_test import ModelUnderTest, Samples
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
-from export.parity.interpreter import Program
 from export.parity.judge import judge
 from export.parity.reference import make_edge_reference, make_reference
 from export.parity.run import ParityRun

@@ -22,9 +22,9 @@ from export.parity.schema import (
     Layer,
     ParityFigures,
     Row,
-    WeightFigures,
     WorstSample,
 )
+from export.provenance.figures import WeightFigures
 from export.report.cells import Timings
 from export.report.report import write_report
 

@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from export.bundle.metrics import Array, Arrays
 from export.bundle.tolerances import tolerance_for
 from export.convert.precision import to_fp16, to_int8
-from export.parity.reduced import check_reduced
 from export.parity.run import ParityRun
-from export.parity.schema import WeightFigures
-from tests.export.parity.networks import NETWORKS, copied, exported
+from export.provenance.figures import WeightFigures
+from export.provenance.reduced import check_reduced
+from tests.export.provenance.networks import NETWORKS, copied, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]

@@ -8,11 +8,11 @@ from onnx import numpy_helper
 from export.bundle.metrics import Array
 from export.bundle.tolerances import FOLD_ERROR
 from export.convert.onnx_export import OnnxExport
-from export.parity.operators import stated
-from export.parity.provenance import check_weights
-from export.parity.regions import split_regions, stored_tensors
-from export.parity.schema import WeightFigures
-from tests.export.parity.networks import NETWORKS, copied, exported
+from export.provenance.figures import WeightFigures
+from export.provenance.regions import split_regions, stored_tensors
+from export.provenance.rules import stated
+from export.provenance.trace import check_weights
+from tests.export.provenance.networks import NETWORKS, copied, exported
 
 MOST_ELEMENTS = 6  # of one tensor that are changed one by one
 

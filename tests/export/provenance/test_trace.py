@@ -11,17 +11,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.bundle.tolerances import FOLD_ERROR
-from export.parity.provenance import (
-    check_frozen,
-    check_state,
-    check_weights,
-    frozen_constants,
-    program_arrays,
-)
-from export.parity.repack import Expected, combined, cut, find_folds
 from export.parity.run import ParityRun
-from export.parity.schema import WeightFigures
-from tests.export.parity.networks import copied, export_network, exported
+from export.provenance.checkpoint import Checkpoint
+from export.provenance.figures import WeightFigures
+from export.provenance.forms import Expected, combined, cut, find_folds
+from export.provenance.state import check_state, frozen_constants, program_arrays
+from export.provenance.trace import check_frozen, check_weights
+from tests.export.provenance.networks import copied, export_network, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]
@@ -146,6 +142,55 @@ def test_only_a_zero_of_a_sum_or_a_one_of_a_product_may_be_left_out(
     found = check_weights(model, export.program)
     assert len(found.problems) == problems
     assert all("gate is not in the file" in problem for problem in found.problems)
+
+
+class Prefixed(nn.Module):
+    """A parameter of zeros before the inputs, as a vision transformer's class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [5, 3] to float [6, 3]."""
+        return torch.cat([self.token, x])
+
+
+def test_zeros_that_are_joined_are_no_zeros_of_a_sum() -> None:
+    """To leave them out would change the result, though the tensor is all zeros."""
+    program = torch.export.export(Prefixed().eval(), (torch.randn(5, 3),))
+    checkpoint = Checkpoint(program)
+    nodes = {name: node for node, name in checkpoint.names.items()}
+    assert not checkpoint.changes_nothing(nodes["token"])
+
+
+class Mixed(nn.Module):
+    """A BatchNorm that counts other channels than the linear layer before it; pixels shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [N, 8, 4] to float [N, 2, 4, 4]."""
+        hidden: Tensor = self.norm(self.head(x))
+        return torch.nn.functional.pixel_shuffle(hidden.reshape(-1, 8, 2, 2), 2)
+
+
+def test_a_batchnorm_over_other_channels_is_not_folded() -> None:
+    """It cannot become a part of the linear layer; and the order of shuffled pixels is traced."""
+    export = export_network(Mixed().eval(), torch.randn(3, 8, 4))
+    assert find_folds(export.program) == []
+    honest = check_weights(export.model, export.program)
+    assert (honest.problems, honest.untraced) == ((), 0)
+    model = copied(export.model)
+    node = next(n for n in model.graph.node if n.op_type == "DepthToSpace")
+    attribute = next(a for a in node.attribute if a.name == "mode")
+    assert attribute.s == b"CRD"
+    attribute.s = b"DCR"
+    (problem,) = check_weights(model, export.program).problems
+    assert f"mode of {node.name} (DepthToSpace) is DCR, expected CRD" in problem
 
 
 @pytest.fixture(scope="module")
