@@ -4,6 +4,7 @@ Every form is computed from the checkpoint's tensors, in float64 where numbers a
 only moved. To allow a further form, add a function here and yield it in ``trace``.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Match:
     expected: Expected
     seen: Array
 
-    @property
+    @functools.cached_property
     def is_exact(self) -> bool:
         """Is it bit-equal, or within a few roundings where numbers were computed?"""
         unit, values = self.expected.unit, self.expected.values
@@ -61,7 +62,7 @@ class Match:
         with np.errstate(over="ignore"):
             return same_bits(self.seen, values.astype(self.seen.dtype))
 
-    @property
+    @functools.cached_property
     def share(self) -> float:
         """The share of numbers that are as expected: a fault spoils a few, a rule changes most."""
         unit = FOLD_ERROR * (0 if self.expected.unit is None else self.expected.unit)
@@ -150,7 +151,7 @@ class Fold:
     epsilon: float
     groups: int = 0
 
-    @property
+    @functools.cached_property
     def tensors(self) -> set[str]:
         """All that is folded into one weight and one bias."""
         return {self.weight, self.bias, *self.norm} - {""}

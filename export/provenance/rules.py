@@ -258,13 +258,13 @@ def equal_setting(name: str, found: Any, expected: Any, rank: int) -> bool:
 
 def attribute_of(node: onnx.NodeProto, name: str) -> Any:
     """An attribute's value, ONNX's default where the node says none; None if there is neither."""
-    given = {attribute.name: attribute for attribute in node.attribute}
-    schema = onnx.defs.get_schema(node.op_type, domain=node.domain) if name not in given else None
-    if schema is not None and name in schema.attributes:
-        given[name] = schema.attributes[name].default_value
-    if name not in given or given[name].type == onnx.AttributeProto.UNDEFINED:
+    given = next((a for a in node.attribute if a.name == name), None)
+    if given is None:
+        known = onnx.defs.get_schema(node.op_type, domain=node.domain).attributes
+        given = known[name].default_value if name in known else None
+    if given is None or given.type == onnx.AttributeProto.UNDEFINED:
         return None
-    value = onnx.helper.get_attribute_value(given[name])
+    value = onnx.helper.get_attribute_value(given)
     if isinstance(value, bytes):
         return value.decode()
     return list(value) if isinstance(value, tuple) else value

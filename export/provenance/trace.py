@@ -156,8 +156,8 @@ def _count_missing(
     }
     for node, name in checkpoint.names.items():
         values = checkpoint.tensors[name]
-        rows = [f"{name}[{row}]" for row in range(len(values))] if values.ndim else [name]
-        if name in claimed or claimed.issuperset(rows):
+        rows = len(values) if values.ndim else 1
+        if name in claimed or all(f"{name}[{row}]" in claimed for row in range(rows)):
             continue
         # Freezing keeps one of several equal tensors.
         is_copied = is_frozen and any(
@@ -183,7 +183,7 @@ class _RegionTracer:
         tensors, names = checkpoint.tensors, checkpoint.names
         self._own = {names[node]: node for node in region.operators if node in names}
         kept = any(node.op_type == "BatchNormalization" for node in region.nodes)
-        folds = [fold for fold in checkpoint.folds if not kept and fold.tensors <= set(self._own)]
+        folds = [f for f in checkpoint.folds if not kept and f.tensors <= self._own.keys()]
         self._folds = [fold.expected(tensors) for fold in folds if fold.weight]
         self._lone_norms = [fold.expected(tensors) for fold in folds if not fold.weight]
         self._recurrent_layers = [
@@ -235,30 +235,31 @@ class _RegionTracer:
         rows = {op: inputs_at(node, slot, op) for op in self._region.operators}
         values = [value for row in rows.values() for value in row or ()]
         tests = [value for value in values if callable(value)]
-        ruled = [operator for operator, row in rows.items() if row is not None]
-        certain = node.op_type in RECURRENT or self._must_be(node, ruled)
-        if tests and place.array.dtype == np.int64:
-            if any(test(place.array) for test in tests):
-                known = Expected("the program's arguments", place.array)
-                place.match, place.problem = Match(known, place.array), ""
-            elif certain:
-                found = place.array.ravel().tolist()
-                place.problem = f"{name} of {node.name} ({node.op_type}) is {found}"
-            return
         given = [self._checkpoint.expected(value) for value in values if not callable(value)]
         wanted = self._repacked(node, slot) or [e for e in given if e is not None]
+        is_tested = bool(tests) and place.array.dtype == np.int64
+        if is_tested:
+            known = Expected("the program's arguments", place.array)
+            wanted = [known] if any(test(place.array) for test in tests) else []
         transposed = is_transposed(node, slot, self._region.operators)
         match = closest(place.array, wanted, transposed=transposed)
-        # What is computed is judged by the size of its error.
-        is_judged = certain and match is not None and match.expected.unit is not None
-        if match is not None and (match.is_exact or is_judged):
+        if match is not None and match.is_exact:
             place.match, place.problem = match, ""
-        elif certain and match is not None:
+            return
+        ruled = [operator for operator, row in rows.items() if row is not None]
+        if node.op_type not in RECURRENT and not self._must_be(node, ruled):
+            return
+        if match is not None and match.expected.unit is not None:
+            place.match, place.problem = match, ""  # computed: judged by the size of its error
+        elif match is not None:
             place.problem = _differs(place.use, match)
-        elif certain and wanted:
+        elif wanted:
             expected = "" if wanted[0].name == name else f" ({wanted[0].name})"
             shapes = f"{place.array.shape}, expected {wanted[0].values.shape}"
             place.problem = f"{name} is {shapes}{expected}"
+        elif is_tested:
+            found = place.array.ravel().tolist()
+            place.problem = f"{name} of {node.name} ({node.op_type}) is {found}"
 
     def _repacked(self, node: onnx.NodeProto, slot: int) -> list[Expected]:
         """What a recurrent layer or a fold has at a place; nothing if neither is there."""
