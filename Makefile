@@ -57,8 +57,8 @@ check: $(VENV)/installed ## lint, types, import boundaries
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(VENV)/installed ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/installed ## the fast tests, in two processes
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(VENV)/installed ## all tests, the slow ones too
 	$(BIN)/python -m pytest

@@ -10,12 +10,14 @@ import pytest
 from loadtest.server import running_service
 from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 
-# The official files, where somebody has them: see `official_mnist`.
-OFFICIAL_MNIST = os.environ.get("MNIST_DIR")
+# The official files, where somebody has them: see `official_mnist`. The processes that pytest-xdist
+# starts inherit this environment without MNIST_DIR.
+OFFICIAL_MNIST = os.environ.get("MNIST_DIR") or os.environ.get("OFFICIAL_MNIST", "")
+os.environ["OFFICIAL_MNIST"] = OFFICIAL_MNIST
 
 # No test may depend on what this machine's environment happens to say.
 for variable in [
-    name for name in os.environ if name.startswith(("INFERENCE_", "INFERENCE_", "MNIST_"))
+    name for name in os.environ if name.startswith(("INFERENCE_", "DIGITS_", "MNIST_"))
 ]:
     del os.environ[variable]
 

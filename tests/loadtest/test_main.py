@@ -177,6 +177,7 @@ def test_a_duration_must_be_positive(
 @pytest.mark.parametrize(
     ("url", "named"),
     [(f"http://127.0.0.1:{free_port()}", "make serve"), ("localhost:3000", "is no URL")],
+    ids=["nothing listens", "no URL"],
 )
 def test_no_service_is_status_2(
     url: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,12 +9,12 @@ LENGTH = "inference-header-content-length"
 RAW = bytes(784)
 ZEROS = [0] * 784
 PROTOCOL = "Open Inference Protocol"
-ABSENT = object()
+ABSENT = "absent"
 
 
 def _tensor(**changes: Any) -> dict[str, Any]:
     tensor = {"name": "images", "shape": [1, 28, 28], "datatype": "UINT8", "data": ZEROS}
-    return {key: value for key, value in (tensor | changes).items() if value is not ABSENT}
+    return {key: value for key, value in (tensor | changes).items() if value != ABSENT}
 
 
 def _blob(size: object, **changes: Any) -> dict[str, Any]:
