@@ -3,6 +3,9 @@
 Figures alone: whether they are good enough is for ``judge`` to say.
 """
 
+from collections.abc import Collection
+from typing import Self
+
 from pydantic import Field
 
 from export.bundle.manifest import SampleSet, TensorSpec
@@ -228,6 +231,21 @@ class ParityFigures(Figures):
     def variants(self) -> list[str]:
         """The variants that were measured, in order."""
         return list(dict.fromkeys(row.variant for row in self.rows))
+
+    def without(self, variants: Collection[str]) -> Self:
+        """The figures of the other variants."""
+        return self.model_copy(
+            update={
+                "rows": tuple(row for row in self.rows if row.variant not in variants),
+                "tolerances": tuple(t for t in self.tolerances if t.variant not in variants),
+                "files": {v: found for v, found in self.files.items() if v not in variants},
+                "neighbours": {v: n for v, n in self.neighbours.items() if v not in variants},
+                "broken": {v: why for v, why in self.broken.items() if v not in variants},
+                "reduced_faults": {
+                    v: found for v, found in self.reduced_faults.items() if v not in variants
+                },
+            }
+        )
 
     def describe(self, position: int, block: str = "") -> str:
         """A sample by its position in a block, as a person would look it up."""
