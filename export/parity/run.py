@@ -50,6 +50,7 @@ from export.parity.measure import (
 )
 from export.parity.mutants import MutationTest, plant_faults
 from export.parity.reference import Reference, make_edge_reference, make_reference
+from export.parity.saturation import bound_saturation
 from export.parity.schema import (
     EDGE_CASES,
     Coverage,
@@ -167,6 +168,7 @@ class ParityRun:
         *,
         workers: Workers,
         features: Path | None = None,
+        again: bool = False,
         progress: Progress | None = None,
     ) -> ParityFigures:
         """Run the gate on files.
@@ -177,6 +179,8 @@ class ParityRun:
             tolerances: The table, or a changed one; the self-test asks it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
+            again: The fp32 file was measured before: leave out what is asked of it alone, the
+                values inside and the mutants.
             progress: Is told each step.
 
         Raises:
@@ -200,8 +204,8 @@ class ParityRun:
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
-            on_cpu = setting.device == "cpu"
-            inside = self.layers(source) if on_cpu else Compared((), ())
+            look_inside = setting.device == "cpu" and not again
+            inside = self.layers(source) if look_inside else Compared((), ())
             return self._figures(
                 variants,
                 answered,
@@ -209,7 +213,7 @@ class ParityRun:
                 tolerances=table,
                 layers=inside.layers,
                 unmatched=inside.unmatched,
-                faults=self.faults(source, table[0]) if on_cpu else (),
+                faults=self.faults(source, table[0]) if look_inside else (),
                 features=shown,
                 not_checked=not_checked,
             )
@@ -337,6 +341,7 @@ class ParityRun:
             size_bytes=path.stat().st_size,
             problems=tuple(problems),
             weights=weights,
+            saturation=bound_saturation(onnx.load(path)) if variant == "onnx-int8" else None,
         )
 
 
