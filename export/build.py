@@ -19,13 +19,21 @@ import onnx
 import onnxruntime
 
 from export.bundle.golden import Golden
-from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet, SubjectError
+from export.bundle.manifest import (
+    FileEntry,
+    GuardSummary,
+    Manifest,
+    RepairSummary,
+    SampleSet,
+    SubjectError,
+)
 from export.bundle.metrics import Array, margins
 from export.bundle.store import Bundle, file_entry, staged, write_bundle
-from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for, violations
 from export.convert.onnx_export import model_bytes, set_metadata
 from export.convert.precision import convert_bytes
 from export.convert.pt2 import save_pt2
+from export.convert.repair import REPAIRABLE, Questions, Repair, failure_of, summary_of
 from export.convert.torchscript import TracingError, exported_torchscript
 from export.mnist.feature_maps import (
     FEATURES_NAME,
@@ -39,9 +47,9 @@ from export.model.under_test import Learned, ModelUnderTest
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
 from export.parity.judge import Judgement, explain, first_wrong, judge
 from export.parity.measure import torch_threads
-from export.parity.reference import Reference, eager_predict
+from export.parity.reference import Reference, eager_predict, make_edge_cases
 from export.parity.run import ParityRun
-from export.parity.schema import ParityFigures
+from export.parity.schema import ParityFigures, RepairFigures
 from export.parity.structure import OPSET
 from export.progress import Progress
 from export.worker import CONVERSION_S
@@ -130,7 +138,10 @@ def build(
             progress=progress,
         )
         judgement = judge(figures, wish.tolerances)
-        left_out = _left_out(made.proof, staging, made.manifest, figures, judgement)
+        if not judgement.by_variant["onnx"] and not judgement.general:
+            made, figures = _repair(made, staging, figures, wish, workers, progress)
+            judgement = judge(figures, wish.tolerances)
+        left_out = _left_out(made, staging, figures, judgement)
         _refuse(made, figures, judgement, wish, left_out)
         kept = _without(figures, left_out)
         files = [entry for entry in made.manifest.files if entry.variant not in left_out]
@@ -143,6 +154,7 @@ def build(
             "parity": tuple(verdict for verdict in judgement.verdicts if verdict.passed),
             "features": judgement.features,
             "not_built": made.manifest.not_built | left_out,
+            "repaired": {v: r for v, r in made.manifest.repaired.items() if v not in left_out},
             "calibration": made.manifest.calibration if "onnx-int8" not in left_out else None,
         }
         return write_bundle(staging, target, made.manifest.model_copy(update=proven)), figures
@@ -208,10 +220,97 @@ def _make(
     return _Made(proof, _manifest(subject, entries, version, wish, guard, not_built), shown)
 
 
-def _left_out(
-    proof: ParityRun,
+def _repair(
+    made: _Made,
     folder: Path,
-    manifest: Manifest,
+    figures: ParityFigures,
+    wish: Wish,
+    workers: Workers,
+    progress: Progress,
+) -> tuple[_Made, ParityFigures]:
+    """Replace files of reduced precision that are too inexact by ones that are not, if possible.
+
+    Returns:
+        What is in the folder now, and the figures of that: the gate asks the new files once.
+    """
+    proof, manifest = made.proof, made.manifest
+    repairs, repaired = dict[str, RepairFigures](), dict[str, RepairSummary]()
+    files = {entry.variant: entry for entry in manifest.files}
+    models = Bundle(folder, manifest).variants
+    for variant in _repairable(proof.subject, figures, wish):
+        content, repairs[variant] = _search(proof, models["onnx"], variant, wish, workers, progress)
+        summary = summary_of(repairs[variant])
+        if content is None or summary is None:
+            continue
+        model, repaired[variant] = onnx.ModelProto.FromString(content), summary
+        set_metadata(model, proof.subject, manifest.version, variant)
+        models[variant].write_bytes(model_bytes(model))
+        files[variant] = _model_entry(variant, models[variant])
+    if repaired:
+        asked = {variant: models[variant] for variant in ("onnx", *repaired)}
+        fresh = proof.measure(
+            asked, Setting(), wish.tolerances, workers=workers, again=True, progress=progress
+        )
+        figures = _replaced(figures, fresh, repaired)
+        entries = tuple(
+            files[entry.variant] if entry.variant else entry for entry in manifest.files
+        )
+        manifest = manifest.model_copy(update={"files": entries, "repaired": repaired})
+    return (
+        dataclasses.replace(made, manifest=manifest),
+        figures.model_copy(update={"repairs": repairs}),
+    )
+
+
+def _repairable(subject: ModelUnderTest, figures: ParityFigures, wish: Wish) -> list[str]:
+    """The variants whose answers are beyond their tolerance; others fail for other reasons."""
+    if subject.calibration is None:
+        return []
+    return [
+        variant
+        for variant in REPAIRABLE
+        if any(
+            any(violations(found, tolerance_for(variant, "cpu", wish.tolerances)))
+            for row in figures.rows
+            if row.variant == variant
+            for found in row.outputs.values()
+        )
+    ]
+
+
+def _search(
+    proof: ParityRun,
+    source: Path,
+    variant: str,
+    wish: Wish,
+    workers: Workers,
+    progress: Progress,
+) -> tuple[bytes | None, RepairFigures]:
+    """Look for a file that passes, on calibration samples alone."""
+    subject, samples = proof.subject, proof.subject.calibration
+    assert samples is not None  # noqa: S101 - see _repairable
+    cases = make_edge_cases(dataclasses.replace(subject, samples=samples))
+    edge_cases = {
+        name: np.stack([case[name] for case in cases.values()]) for name in subject.names if cases
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        return Repair(
+            source=source.read_bytes(),
+            variant=variant,
+            allowed=tolerance_for(variant, "cpu", wish.tolerances),
+            outputs=subject.outputs,
+            questions=Questions.of(
+                variant, samples.arrays, samples.targets, edge_cases, len(subject.samples)
+            ),
+            worker=workers.onnx,
+            folder=Path(folder),
+            progress=progress,
+        ).search()
+
+
+def _left_out(
+    made: _Made,
+    folder: Path,
     figures: ParityFigures,
     judgement: Judgement,
 ) -> dict[str, str]:
@@ -225,9 +324,15 @@ def _left_out(
             reason += f" (and {len(failures) - 1} further failures)"
         if variant.startswith("onnx") and variant not in figures.broken:
             allowed = next(t for t in figures.tolerances if t.variant == variant)
-            layers = proof.layers(Bundle(folder, manifest).model_path(variant)).layers
+            layers = made.proof.layers(Bundle(folder, made.manifest).model_path(variant)).layers
             if first_wrong(layers, allowed) is not None:
                 reason += f"; {explain(layers, allowed)}"
+        if variant in made.manifest.repaired:
+            reason += f"; that is the repaired file, {made.manifest.repaired[variant].summary()}"
+        elif variant in figures.repairs:
+            reason += f"; {failure_of(figures.repairs[variant])}"
+        elif variant in REPAIRABLE and made.proof.subject.calibration is None:
+            reason += f"; not repaired: {NO_CALIBRATION}"
         reasons[variant] = reason
     return reasons
 
@@ -260,6 +365,23 @@ def _without(figures: ParityFigures, left_out: Collection[str]) -> ParityFigures
             "files": {v: found for v, found in figures.files.items() if v not in left_out},
             "neighbours": {v: n for v, n in figures.neighbours.items() if v not in left_out},
             "broken": {v: why for v, why in figures.broken.items() if v not in left_out},
+            "repairs": {v: found.without_times() for v, found in figures.repairs.items()},
+        }
+    )
+
+
+def _replaced(
+    figures: ParityFigures, fresh: ParityFigures, variants: Collection[str]
+) -> ParityFigures:
+    """The figures with those of some variants replaced, whose files are others now."""
+    others = _without(figures, variants)
+    mine = _without(fresh, [v for v in fresh.files if v not in variants])
+    return figures.model_copy(
+        update={
+            "rows": (*others.rows, *mine.rows),
+            "files": others.files | mine.files,
+            "neighbours": others.neighbours | mine.neighbours,
+            "broken": others.broken | mine.broken,
         }
     )
 
