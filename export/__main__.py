@@ -30,7 +30,14 @@ from export.bundle.tolerances import (
 )
 from export.check import Origin, full_check, quick_check, rebuild
 from export.cli import USAGE, parse
-from export.parity.judge import Judgement, explain, first_wrong, inside_words, judge
+from export.parity.judge import (
+    Judgement,
+    bounds_values_inside,
+    explain,
+    first_wrong,
+    inside_words,
+    judge,
+)
 from export.parity.schema import INSIDE_SHARE, SCHEMA_VERSION, ParityFigures
 
 if TYPE_CHECKING:
@@ -115,7 +122,7 @@ def _build(arguments: Namespace) -> int:
         return _refuse(PARITY_FAILED, error)
     except ExportError as error:
         return _refuse(PARITY_FAILED, error)
-    judgement = judge(figures, wish.tolerances)
+    judgement = judge(figures, figures.tolerances)
     if arguments.quick:
         return _say_first_look(arguments, figures, judgement, not_built)
     manifest = bundle.manifest
@@ -246,7 +253,7 @@ def _check(arguments: Namespace) -> int:
         figures, judgement = full_check(
             bundle, proof, setting, trusted=arguments.trust, progress=progress
         )
-    print(f"{arguments.bundle}: {'PASSED' if judgement.passed else 'FAILED'}")
+    print(f"{arguments.bundle}: {judgement.verdict}")
     _say(figures, judgement, bundle.manifest.not_built)
     _complain(judgement.failures)
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
@@ -276,6 +283,11 @@ def _bisect(arguments: Namespace) -> int:
     if path.suffix != ".onnx":
         raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
     tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
+    if not bounds_values_inside(tolerance):
+        raise _UsageError(
+            f"bisect cannot look into {arguments.variant}: its tolerance bounds the noise of "
+            "answers alone, so that no value inside would be wrong; take onnx or onnx-fp16"
+        )
     found = _proof(bundle, arguments).layers(path)
     print(explain(found.layers, tolerance, len(found.unmatched)))
     return PASSED if first_wrong(found.layers, tolerance) is None else PARITY_FAILED
@@ -291,7 +303,7 @@ def _judge(arguments: Namespace) -> int:
         ) from error
     table = changed(arguments.tolerance, arguments.because, figures.tolerances)
     judgement = judge(figures, table)
-    print(f"{arguments.parity}: {'PASSED' if judgement.passed else 'FAILED'}")
+    print(f"{arguments.parity}: {judgement.verdict}")
     _say(figures, judgement, {})
     _complain(judgement.failures)
     verdicts = [json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts]
@@ -338,9 +350,9 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
         )
     for case, why in figures.edge_cases_left_out.items():
         print(f"  edge case left out: {case}: {why}")
-    caught, planted = figures.faults_caught
+    killed, planted = judgement.killed
     if planted:
-        print(f"  self-test: {caught} of {planted} planted faults caught")
+        print(f"  mutation test: {killed} of {planted} mutants killed")
 
 
 def _report(

@@ -29,7 +29,13 @@ from export.bundle.manifest import (
 )
 from export.bundle.metrics import Array, margins
 from export.bundle.store import Bundle, file_entry, staged, write_bundle
-from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for, violations
+from export.bundle.tolerances import (
+    TOLERANCES,
+    Tolerance,
+    tolerance_for,
+    violations,
+    with_rows,
+)
 from export.convert.onnx_export import model_bytes, set_metadata
 from export.convert.precision import convert_bytes
 from export.convert.pt2 import save_pt2
@@ -45,7 +51,7 @@ from export.mnist.feature_maps import (
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
-from export.parity.judge import Judgement, explain, first_wrong, judge
+from export.parity.judge import INCONCLUSIVE, Judgement, explain, first_wrong, judge
 from export.parity.measure import torch_threads
 from export.parity.reference import Reference, eager_predict, make_edge_cases
 from export.parity.run import ParityRun
@@ -75,7 +81,10 @@ class ParityError(RuntimeError):
     ) -> None:
         """Say every failure, and where in the graph the first wrong value is."""
         self.figures, self.judgement = figures, judgement
-        lines = ["parity failed, no bundle written:", *judgement.failures, *lacking, bisection]
+        inconclusive = judgement.verdict == INCONCLUSIVE and not lacking
+        outcome = "inconclusive" if inconclusive else "failed"
+        lines = [f"parity {outcome}, no bundle written:", *judgement.failures]
+        lines += [*lacking, bisection]
         super().__init__("\n  ".join(lines))
 
 
@@ -137,10 +146,10 @@ def build(
             features=staging / FEATURES_NAME if made.shown else None,
             progress=progress,
         )
-        judgement = judge(figures, wish.tolerances)
+        judgement = judge(figures, figures.tolerances)
         if not judgement.by_variant["onnx"] and not judgement.general:
             made, figures = _repair(made, staging, figures, wish, workers, progress)
-            judgement = judge(figures, wish.tolerances)
+            judgement = judge(figures, figures.tolerances)
         left_out = _left_out(made, staging, figures, judgement)
         _refuse(made, figures, judgement, wish, left_out)
         kept = _without(figures, left_out)
@@ -155,6 +164,7 @@ def build(
             "features": judgement.features,
             "not_built": made.manifest.not_built | left_out,
             "repaired": {v: r for v, r in made.manifest.repaired.items() if v not in left_out},
+            "tolerances": with_rows(wish.tolerances, kept.tolerances),
             "calibration": made.manifest.calibration if "onnx-int8" not in left_out else None,
         }
         return write_bundle(staging, target, made.manifest.model_copy(update=proven)), figures
@@ -350,7 +360,7 @@ def _refuse(
     if judgement.by_variant["onnx"] or judgement.general or lacking:
         found = explain(
             figures.layers,
-            tolerance_for("onnx", "cpu", wish.tolerances),
+            tolerance_for("onnx", "cpu", figures.tolerances),
             len(figures.unmatched),
         )
         raise ParityError(figures, judgement, found, lacking)
@@ -365,6 +375,9 @@ def _without(figures: ParityFigures, left_out: Collection[str]) -> ParityFigures
             "files": {v: found for v, found in figures.files.items() if v not in left_out},
             "neighbours": {v: n for v, n in figures.neighbours.items() if v not in left_out},
             "broken": {v: why for v, why in figures.broken.items() if v not in left_out},
+            "reduced_faults": {
+                v: f for v, f in figures.reduced_faults.items() if v not in left_out
+            },
             "repairs": {v: found.without_times() for v, found in figures.repairs.items()},
         }
     )
@@ -382,6 +395,7 @@ def _replaced(
             "files": others.files | mine.files,
             "neighbours": others.neighbours | mine.neighbours,
             "broken": others.broken | mine.broken,
+            "reduced_faults": others.reduced_faults | mine.reduced_faults,
         }
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from export.bundle.tolerances import Device, Format, Tolerance, tolerance_for, variant_name
+from export.bundle.tolerances import Device, Format, Tolerance, variant_name
 
 SCHEMA_VERSION = 3
 NAMED = 5  # layers in one line
@@ -445,7 +445,7 @@ class Manifest(_Strict):
         """
         for row in self.tolerances:
             if (row.device, row.variant) == (device, variant):
-                looser = row.looser_than(tolerance_for(variant, device))
+                looser = row.beyond_table()
                 if looser and not row.loosened:
                     raise BundleError(
                         f"{self.name} allows itself more than the table does for {variant} on "

@@ -59,14 +59,14 @@ class Inside:
         """Hold each float value of an ONNX graph against the program's of that name, in order."""
         producers = {output: node for node in model.graph.node for output in node.output}
         layers, unmatched = [], []
-        for name, found in _onnx_values(model, self._inputs).items():
+        for name, found in onnx_values(model, self._inputs).items():
             if found.dtype.kind != "f" or not found.size:
                 continue
             eager, truth = self._eager.get(name), self._truth.get(name)
             if eager is None or truth is None or found.shape != eager.shape:
                 unmatched.append(name)
                 continue
-            compared = compare(*_without_shared_infinities(found, eager, truth))
+            compared = compare(*without_shared_infinities(found, eager, truth))
             node, producer = self._nodes[name], producers[name]
             source, code = _source(node)
             layers.append(
@@ -86,14 +86,14 @@ class Inside:
         return Compared(tuple(layers), tuple(unmatched))
 
 
-def _without_shared_infinities(found: Array, eager: Array, truth: Array) -> tuple[Array, ...]:
-    """The three with 0 where all are the same infinity, as an attention mask's values are."""
-    shared = np.isinf(truth) & (found == eager) & (eager == truth)
+def without_shared_infinities(first: Array, *others: Array) -> tuple[Array, ...]:
+    """Arrays with 0 where all are the same infinity, as an attention mask's values are."""
+    shared = np.isinf(first)
+    for values in others:
+        shared &= values == first
     if not shared.any():
-        return found, eager, truth
-    return tuple(
-        np.where(shared, 0, values).astype(values.dtype) for values in (found, eager, truth)
-    )
+        return (first, *others)
+    return tuple(np.where(shared, 0, values).astype(values.dtype) for values in (first, *others))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _exact(nodes: dict[str, Node]) -> set[str]:
     return names
 
 
-def _onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
+def onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
     """Every value of an ONNX graph, in the order of its nodes; nothing is fused or left out."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)

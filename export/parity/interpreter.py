@@ -6,6 +6,7 @@ is intercepted, the parts of composite ones among them; what still gives less th
 and the reference refused.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from export.bundle.golden import Predict
 from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Arrays
 from export.model.program import Program
+
+# The default dtype is one for all threads.
+_ONE_AT_A_TIME = threading.Lock()
 
 WIDE = {
     torch.float16: torch.float64,
@@ -67,27 +71,40 @@ class _Float64Mode(TorchDispatchMode):
         return result
 
 
-class _Recorder(Interpreter):
+class WideInterpreter(Interpreter):
+    """Runs a program as it is, or with every floating operator in float64 (``run_program``)."""
+
+    def __init__(self, program: Program, *, double: bool) -> None:
+        """Run nothing yet."""
+        super().__init__(program.module())
+        self.double = double
+
+    def run_node(self, n: Node) -> Any:
+        """The node's value."""
+        result = super().run_node(n)
+        return _widened(result) if self.double and n.op in ("get_attr", "placeholder") else result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the node's function gives."""
+        if self.double and isinstance(target, HigherOrderOperator):
+            return _call_block(target, args, kwargs)
+        return super().call_function(target, args, kwargs)
+
+
+class _Recorder(WideInterpreter):
     """Runs a program and keeps the values of the nodes asked for."""
 
     def __init__(self, program: Program, wanted: dict[str, str], *, double: bool) -> None:
-        super().__init__(program.module())
-        self._wanted, self._double = wanted, double
+        super().__init__(program, double=double)
+        self._wanted = wanted
         self.values: Arrays = {}
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if self._double and n.op in ("get_attr", "placeholder"):
-            result = _widened(result)
         if n.name in self._wanted and isinstance(result, torch.Tensor):
             # A copy: a later operator may change the values in place.
             self.values[self._wanted[n.name]] = result.detach().resolve_conj().numpy().copy()
         return result
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._double and isinstance(target, HigherOrderOperator):
-            return _call_block(target, args, kwargs)
-        return super().call_function(target, args, kwargs)
 
 
 def fp64_predict(program: Program, outputs: list[str]) -> Predict:
@@ -100,7 +117,7 @@ def fp64_predict(program: Program, outputs: list[str]) -> Predict:
 
     def predict(inputs: Arrays) -> Arrays:
         recorder = _Recorder(program, {}, double=True)
-        answers = _run(recorder, inputs, double=True)
+        answers = run_program(recorder, inputs)
         return {name: t.numpy() for name, t in zip(outputs, answers, strict=True)}
 
     return predict
@@ -121,18 +138,23 @@ def node_values(
         NarrowOperatorError: One of them cannot be.
     """
     recorder = _Recorder(program, {n.name: name for name, n in wanted.items()}, double=double)
-    _run(recorder, inputs, double=double)
+    run_program(recorder, inputs)
     return recorder.values
 
 
-def _run(recorder: _Recorder, inputs: Arrays, *, double: bool) -> Any:
+def run_program(program: WideInterpreter, inputs: Arrays) -> Any:
+    """The program's outputs as tensors.
+
+    Raises:
+        NarrowOperatorError: An operator cannot be computed in float64.
+    """
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs.values()]
     with torch.no_grad():
-        if not double:
-            return recorder.run(*tensors)
+        if not program.double:
+            return program.run(*tensors)
         mode = _Float64Mode()
-        with _default_dtype(torch.float64), mode:
-            answers = recorder.run(*tensors)
+        with _ONE_AT_A_TIME, _default_dtype(torch.float64), mode:
+            answers = program.run(*tensors)
     if mode.narrow:
         raise NarrowOperatorError(mode.narrow)
     return answers

@@ -4,19 +4,37 @@ Nothing is run here, so that figures in a file can be judged again under other t
 """
 
 from collections.abc import Iterable, Iterator
+from math import isnan
 
 from export.bundle.manifest import FeatureMaps, ParityVerdict
-from export.bundle.tolerances import COVERAGE, Tolerance, violations
+from export.bundle.metrics import Comparison
+from export.bundle.tolerances import (
+    COVERAGE,
+    LARGEST_MULTIPLE,
+    Tolerance,
+    tolerance_for,
+    violations,
+)
 from export.parity.schema import (
     ALONE,
     EDGE_CASES,
     INSIDE_SHARE,
+    SCHEMA_VERSION,
     Fault,
     FeatureFigures,
     Layer,
+    LocalFigures,
     ParityFigures,
     Row,
 )
+
+# A mutant is seen clearly if it is so many times beyond its limit: an honest file with other
+# rounding, another CPU's for example, may come near the limit, never near this.
+CLEARLY = 2
+# As many samples as must be given at all; copies of one sample are one.
+LEAST_DISTINCT = 4
+BEYOND = 1 + 1e-9  # of what is beyond a limit that has no unit to say by how much
+PASSED, FAILED, INCONCLUSIVE = "PASSED", "FAILED", "INCONCLUSIVE"
 
 
 def neighbour_bound(tolerance: Tolerance, situation: str) -> float | None:
@@ -48,6 +66,7 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
                 failures[variant].append(
                     f"{variant} weights: {weights.worst}: {weights.error:.1e} > {bound:.1e}"
                 )
+    failures = _with_survivors(failures, figures, table)
     for variant, neighbours in figures.neighbours.items():
         for situation, difference in neighbours.items():
             allowed = neighbour_bound(table[variant], situation)
@@ -56,19 +75,30 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
                     f"{variant}: an answer depends on its batch: {situation} it differs by "
                     f"{difference:.1e} scaled > {allowed:.0e} from that among other samples"
                 )
-    # Who has said, with a reason, that weights are not to be judged has no eyes for faults in them.
-    judged = all(row.weights is not None for variant, row in table.items() if variant == "onnx")
-    general = list(_general_failures(figures, figures.faults if judged else ()))
+    general = list(_general_failures(figures, table))
     if figures.features is not None:
         general += _feature_failures(figures.features, table[figures.variants[0]])
-    return Judgement(figures, table, failures, general)
+    return Judgement(figures, table, failures, general, list(_inconclusive(figures, table)))
+
+
+def bounds_values_inside(allowed: Tolerance) -> bool:
+    """Whether a tolerance says of single values how far they may be off; int8's does not."""
+    return allowed.scaled_error is not None or allowed.rms_ratio is not None
 
 
 def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
-    """Position of the first value beyond the tolerance; None if none is."""
+    """Position of the first value beyond the tolerance; None if none is.
+
+    Where a value's own operator was computed alone, that says whether it is wrong: its distance
+    from the checkpoint's value has the roundings of all values before it.
+    """
     for position, layer in enumerate(layers):
         if layer.exact and layer.max_abs_error != 0:
             return position
+        if layer.local is not None:
+            if _local_violation(layer.local, allowed):
+                return position
+            continue
         scaled, ratio = allowed.scaled_error, allowed.rms_ratio
         if scaled is not None and not layer.scaled_error <= scaled:
             return position
@@ -109,16 +139,111 @@ def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -
         f"  module: {wrong.module or '(the outermost)'}\n"
         f"  source: {wrong.source}: {wrong.code}\n"
         f"  scaled error {wrong.scaled_error:.1e}, RMS {wrong.rms_ratio:.1f} x eager's; {earlier}"
+        f"{_local_words(wrong.local)}"
     )
+
+
+def kills(fault: Fault, allowed: Tolerance) -> tuple[str, ...]:
+    """The checks that kill a mutant under a tolerance, from what was measured of it."""
+    weights, exact = fault.figures.get("weights", 0.0), fault.figures.get("exact", 0.0)
+    checks = {
+        "samples": _sample_excess(fault, allowed) > 1,
+        "layers": fault.local is not None and _local_violation(fault.local, allowed),
+        "weights": allowed.weights is not None and not weights <= allowed.weights,
+        "exact values": exact != 0,
+    }
+    return tuple(check for check, beyond in checks.items() if beyond)
+
+
+def is_seen_clearly(fault: Fault, allowed: Tolerance) -> bool:
+    """Whether samples show a mutant far beyond its limit, in the answers or inside."""
+    if fault.figures.get("exact", 0.0) != 0:
+        return True
+    local = _local_excess(fault.local, allowed) if fault.local else 0.0
+    return max(_sample_excess(fault, allowed), local) >= CLEARLY
+
+
+def blind_layers(layers: tuple[Layer, ...]) -> list[Layer]:
+    """Layers with weights in which no sample clearly shows a weight that is off by 1%."""
+    return [
+        layer
+        for layer in layers
+        if layer.local and layer.local.visible is not None and layer.local.visible < CLEARLY
+    ]
+
+
+def _sample_excess(fault: Fault, allowed: Tolerance) -> float:
+    """How many times beyond the tightest limit of the answers; above 1 if any is violated."""
+    found = [_excess(output, allowed) for output in fault.outputs.values()]
+    if not fault.outputs:  # an older file
+        pairs = (
+            (fault.figures.get("scaled_error"), allowed.scaled_error),
+            (fault.figures.get("rms_ratio"), allowed.rms_ratio),
+        )
+        found = [_over(figure, bound) for figure, bound in pairs]
+    return max([*found, _over(fault.figures.get("softmax_error"), allowed.softmax_error)])
+
+
+def _excess(found: Comparison, allowed: Tolerance) -> float:
+    spread = allowed.sample_spread if allowed.precision != "fp32" else None
+    worst = max(
+        _over(found.scaled_error, allowed.scaled_error),
+        _over(found.rms_ratio, allowed.rms_ratio),
+        _over(found.floor_rms, allowed.rms_multiple),
+        _over(found.floor_largest, allowed.largest_multiple),
+        _over(found.sample_spread, spread),
+        0.0 if allowed.sqnr_db is None else 10 ** ((allowed.sqnr_db - found.sqnr_db) / 20),
+    )
+    beyond = any(violations(found, allowed))
+    if not beyond:
+        return min(worst, 1.0)
+    return float("inf") if isnan(worst) else max(worst, BEYOND)
+
+
+def _local_violation(found: LocalFigures, allowed: Tolerance) -> bool:
+    return not _local_excess(found, allowed) <= 1
+
+
+def _local_excess(found: LocalFigures, allowed: Tolerance) -> float:
+    most = allowed.largest_multiple
+    # Who allows more than LARGEST_MULTIPLE allows as much more than the bound of a sum's rounding.
+    bound = None if most is None else max(1.0, most / LARGEST_MULTIPLE)
+    return max(
+        _over(found.rms, allowed.rms_multiple),
+        _over(found.largest, most),
+        _over(found.bound, bound),
+    )
+
+
+def _local_words(found: LocalFigures | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"\n  its own operator, given the file's own values before it: RMS {found.rms:.1f} x and "
+        f"largest error {found.largest:.1f} x what float32 leaves undecided"
+    )
+
+
+def _over(figure: float | None, bound: float | None) -> float:
+    """A figure in units of its bound; 0 if it is not judged or not known."""
+    if figure is None or bound is None:
+        return 0.0
+    if bound == 0:
+        return 0.0 if figure == 0 else float("inf")
+    return float("inf") if isnan(figure) else figure / bound
 
 
 class Judgement:
     """The verdicts on a report's variants, and what failed in words.
 
     Attributes:
-        failures: All failures, variant by variant, then those of the gate itself.
+        failures: All failures, variant by variant, then those of the gate itself, then why nothing
+            was shown.
         by_variant: Those of each variant.
-        general: Those of the gate itself.
+        general: Those of the gate itself, then why nothing was shown.
+        inconclusive: Why the samples could not show a fault, if they could not.
+        mutants: The fp32 ONNX file's, with the checks that kill them under these tolerances.
+        blind: Layers with weights that only their provenance proves, in words.
         verdicts: One for each variant: its worst figures.
         features: The same for the file of the first layer, if there is one.
     """
@@ -129,10 +254,16 @@ class Judgement:
         table: dict[str, Tolerance],
         by_variant: dict[str, list[str]],
         general: list[str],
+        inconclusive: list[str],
     ) -> None:
         """Sum up."""
-        self.failures = [*(f for part in by_variant.values() for f in part), *general]
-        self.by_variant, self.general = by_variant, general
+        self.by_variant, self.inconclusive = by_variant, inconclusive
+        self.general = [*general, *(f"inconclusive: {reason}" for reason in inconclusive)]
+        self.failures = [*(f for part in by_variant.values() for f in part), *self.general]
+        self.mutants = judged_mutants(figures, table)
+        self.blind = [
+            f"{layer.value} ({layer.op}, {layer.where})" for layer in blind_layers(figures.layers)
+        ]
         self.verdicts = tuple(
             _verdict(
                 [row for row in figures.rows if row.variant == variant],
@@ -151,6 +282,19 @@ class Judgement:
         """True if nothing failed."""
         return not self.failures
 
+    @property
+    def verdict(self) -> str:
+        """Passed, failed, or inconclusive: nothing is wrong, and nothing would have been seen."""
+        if self.passed:
+            return PASSED
+        return INCONCLUSIVE if len(self.failures) == len(self.inconclusive) else FAILED
+
+    @property
+    def killed(self) -> tuple[int, int]:
+        """How many mutants of the fp32 ONNX file were killed, of how many that it can have."""
+        found = [bool(mutant.caught_by) for mutant in self.mutants if not mutant.not_applicable]
+        return sum(found), len(found)
+
     def summaries(self) -> Iterator[str]:
         """Each verdict in a line for a terminal, and who widened its tolerance."""
         for verdict in self.verdicts:
@@ -159,6 +303,8 @@ class Judgement:
                 yield f"  LOOSENED {verdict.tolerance.loosened}"
         if self.features is not None:
             yield self.features.summary()
+        for layer in self.blind:
+            yield f"SAMPLES BLIND, PROVENANCE ONLY: {layer}: no sample shows a weight off by 1%"
 
 
 def _place(row: Row) -> str:
@@ -213,7 +359,84 @@ def _feature_maps(found: FeatureFigures, allowed: Tolerance) -> FeatureMaps:
     return FeatureMaps(layer=found.layer, output=found.output, verdict=verdict)
 
 
-def _general_failures(figures: ParityFigures, faults: Iterable[Fault]) -> Iterator[str]:
+def judged_mutants(figures: ParityFigures, table: dict[str, Tolerance]) -> tuple[Fault, ...]:
+    """The fp32 ONNX file's mutants, with what kills them under these tolerances."""
+    allowed = table.get("onnx")
+    if allowed is None:
+        return figures.faults
+    return tuple(
+        fault.model_copy(update={"caught_by": kills(fault, allowed)}) for fault in figures.faults
+    )
+
+
+def _with_survivors(
+    failures: dict[str, list[str]], figures: ParityFigures, table: dict[str, Tolerance]
+) -> dict[str, list[str]]:
+    """The failures, with those mutants of files of reduced precision that nothing kills."""
+    for variant, faults in figures.reduced_faults.items():
+        failures[variant] += [
+            f"{variant}: mutant not killed: {fault.name} ({fault.planted})"
+            for fault in _survivors(faults, table[variant], figures.device)
+        ]
+    return failures
+
+
+def _survivors(faults: Iterable[Fault], allowed: Tolerance, device: str) -> Iterator[Fault]:
+    """The mutants that should be killed and are not.
+
+    Who has said, with a reason, that weights are not to be judged has no eyes for what provenance
+    alone would have killed; every other mutant must be killed all the same.
+    """
+    table = tolerance_for(allowed.variant, device)
+    for fault in faults:
+        if fault.not_applicable is not None or kills(fault, allowed):
+            continue
+        excused = allowed.weights is None and kills(
+            fault, allowed.model_copy(update={"weights": table.weights})
+        )
+        if not excused:
+            yield fault
+
+
+def _inconclusive(figures: ParityFigures, table: dict[str, Tolerance]) -> Iterator[str]:
+    """Why the samples and the mutants could not show a fault."""
+    allowed = table.get("onnx") or table[figures.variants[0]]
+    if allowed.evidence is None:
+        return
+    multiple = CLEARLY * (allowed.rms_multiple or 1)
+    for output, variation in figures.variation.items():
+        if not variation > multiple:
+            yield (
+                f"{output} hardly varies: {variation:.2g} x what float32 leaves undecided, so that "
+                f"an answer that is the same for all samples would pass (<= {multiple:g} x); give "
+                "samples with different answers"
+            )
+    if figures.distinct is not None and figures.distinct < LEAST_DISTINCT:
+        yield f"only {figures.distinct} samples are distinct; give at least {LEAST_DISTINCT}"
+    # Mutants are planted, and values inside compared, on the CPU alone.
+    if figures.device == "cpu" and figures.schema_version >= SCHEMA_VERSION:
+        yield from _unseen(figures, allowed)
+
+
+def _unseen(figures: ParityFigures, allowed: Tolerance) -> Iterator[str]:
+    if not figures.layers:
+        yield "no value inside has the name of one of the checkpoint's: none was compared"
+    applicable = [fault for fault in figures.faults if fault.not_applicable is None]
+    if not applicable:
+        yield "no mutant could be planted, so nothing shows that a fault would be seen"
+    elif not any(
+        kills(fault, allowed.model_copy(update={"weights": None})) for fault in applicable
+    ):
+        yield "no sample shows any mutant: what passed, passed by the provenance of weights alone"
+    if allowed.weights is None:
+        for layer in blind_layers(figures.layers):
+            yield (
+                f"no sample shows a weight off by 1% in {layer.value} ({layer.op}, {layer.where}), "
+                "and the provenance of weights is not judged"
+            )
+
+
+def _general_failures(figures: ParityFigures, table: dict[str, Tolerance]) -> Iterator[str]:
     coverage = figures.coverage
     if not coverage.share_of_all_samples >= COVERAGE:
         yield (
@@ -228,8 +451,14 @@ def _general_failures(figures: ParityFigures, faults: Iterable[Fault]) -> Iterat
                 f"onnx: {layer.value} ({layer.op}, {layer.where}) comes of exactly rounded "
                 f"operators alone and must be bit-equal: it differs by {layer.max_abs_error:.1e}"
             )
-    for fault in faults:
-        if not fault.caught_by and fault.not_applicable is None:
+        elif "onnx" in table and layer.local and _local_violation(layer.local, table["onnx"]):
+            yield (
+                f"onnx: {layer.value} ({layer.op}, {layer.where}) is not what its own operator "
+                f"gives: RMS {layer.local.rms:.1f} x, largest {layer.local.largest:.1f} x what "
+                "float32 leaves undecided"
+            )
+    if "onnx" in table:
+        for fault in _survivors(figures.faults, table["onnx"], figures.device):
             yield f"self-test: this gate would not have caught {fault.name} ({fault.planted})"
 
 

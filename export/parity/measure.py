@@ -15,7 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export.bundle.golden import Predict, head_error
 from export.bundle.manifest import TensorSpec
-from export.bundle.metrics import Array, Arrays, compare, scaled_difference
+from export.bundle.metrics import (
+    Array,
+    Arrays,
+    channel_rms,
+    channelled,
+    compare,
+    scaled_difference,
+    worst_ratio,
+)
 from export.model.domains import LARGEST, edge_values, shuffle_values
 from export.model.under_test import ModelUnderTest
 from export.parity.candidates import Candidate, run_filled
@@ -28,6 +36,7 @@ from export.progress import Progress
 NARROW, NARROW_LEAST = 1_000, 64
 NARROW_FLOP, LARGEST_FLOP = 2e10, 5e10
 ALWAYS_RUN = 256
+FLOAT32 = {"onnx", "torchscript", "torchscript-frozen", "pt2"}
 NEIGHBOURHOOD = 64
 PROBES = 4
 
@@ -190,6 +199,7 @@ def measure_row(
                 logits=spec.kind == "logits" and not edge,
                 targets_N=reference.targets[:count],
                 corners=count if edge else 0,
+                floor=reference.floors.get(spec.name) if variant in FLOAT32 else None,
             )
             for spec in judged_outputs(reference)
         },
@@ -234,6 +244,29 @@ def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, floa
             difference = _largest_difference(predict(batch), among, 1)
             worst[situation] = max(worst[situation], difference)
     return worst
+
+
+def measure_variation(reference: Reference) -> dict[str, float]:
+    """How much each output varies over the samples, in units of float32's floor.
+
+    It is the RMS distance from the mean, of the channel that varies most: what a file that gives
+    one answer to all samples would be off by. Outputs without a floor are left out, and so are
+    integers and booleans, which must be equal.
+    """
+    variation = {}
+    for spec in judged_outputs(reference):
+        if spec.name in reference.floors and spec.datatype.startswith("FP"):
+            values = channelled(reference.truth[spec.name])
+            distance = np.abs(values - values.mean(axis=0))
+            floor = reference.floors[spec.name]
+            variation[spec.name] = worst_ratio(channel_rms(distance), floor.rms_C)
+    return variation
+
+
+def count_distinct(reference: Reference) -> int:
+    """How many of the samples differ from each other."""
+    samples = zip(*reference.inputs.values(), strict=True)
+    return len({b"".join(part.tobytes() for part in sample) for sample in samples})
 
 
 def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:

@@ -1,7 +1,7 @@
-"""Faults as an exporter, a converter or a bad disk could make them, planted in an ONNX model.
+"""Mutants: faults as an exporter, a converter or a bad disk could make them, in an ONNX model.
 
-On each build they are planted one by one, and each must be caught: a gate that would have let one
-pass proves nothing.
+On each build they are planted one by one in each ONNX file, and each must be killed: a gate that
+would have let one pass proves nothing.
 """
 
 import functools
@@ -15,19 +15,23 @@ from onnx import helper, numpy_helper
 from export.bundle.golden import run_batched
 from export.bundle.metrics import Array, Arrays
 from export.bundle.session import OnnxModel
-from export.bundle.tolerances import Tolerance, violations
+from export.bundle.tolerances import Tolerance
 from export.model.program import Program
 from export.parity.candidates import BATCH_SIZES
 from export.parity.intermediates import Inside
+from export.parity.judge import kills
+from export.parity.limits import LocalCheck
 from export.parity.measure import NARROW, measure_row
 from export.parity.reference import Reference
-from export.parity.schema import Fault
+from export.parity.schema import Fault, LocalFigures
 from export.provenance.forms import Fold
+from export.provenance.reduced import check_reduced
 from export.provenance.rules import PRODUCTS, attribute_of
 from export.provenance.trace import check_weights
 
 WRONG_EPSILONS = (1e-3, 1e-5)  # one of them is wrong: both are common
 LEAST_EFFECT = 1e-5
+REDUCED_SAMPLES = 256  # noise far above float32's shows on few
 # What stands before a network's first layer; the graph's order is that of computation.
 ELEMENTWISE = {"Unsqueeze", "Squeeze", "Cast", "Reshape", "Transpose", "Sub", "Div", "Mul", "Add"}
 
@@ -52,10 +56,16 @@ class _Graph:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.tensors = {t.name: t for t in self.model.graph.initializer}
+        # An int8 file stores numbers behind a DequantizeLinear.
+        self._stored = {
+            node.output[0]: node.input[0]
+            for node in self.model.graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in self.tensors
+        }
         self.products = [
             node
             for node in self.model.graph.node
-            if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[1] in self.tensors
+            if node.op_type in PRODUCTS and self.parts(node) and self.weight(node) in self.tensors
         ]
         if not self.products:
             raise NotApplicableError("the model has no product with stored weights")
@@ -64,11 +74,17 @@ class _Graph:
         return numpy_helper.to_array(self.tensors[name]).copy()
 
     def put(self, name: str, values: Array) -> None:
-        self.tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        same = np.ascontiguousarray(values).astype(self.get(name).dtype)
+        self.tensors[name].CopyFrom(numpy_helper.from_array(same, name))
+
+    def weight(self, node: onnx.NodeProto) -> str:
+        """The name under which a product's weight is stored."""
+        return str(self._stored.get(node.input[1], node.input[1]))
 
     def parts(self, node: onnx.NodeProto) -> list[str]:
         """Weight and, if there is one, bias: their first axes are the channels (MatMul: last)."""
-        return [name for name in node.input[1:3] if name in self.tensors]
+        names = [self._stored.get(name, name) for name in node.input[1:3]]
+        return [name for name in names if name in self.tensors]
 
     def rows(self, node: onnx.NodeProto, change: Callable[[Array], Array]) -> None:
         """Change weight and bias of a layer, seen with the output channels first."""
@@ -82,6 +98,8 @@ class _Graph:
     def normalisation(self, op_type: str) -> tuple[onnx.NodeProto, str, float]:
         """The first node of a kind by one number that stands before all products."""
         for node in self.model.graph.node:
+            if node.output[0] in self._stored:
+                continue
             if node.op_type not in ELEMENTWISE:
                 break
             name = node.input[1] if len(node.input) > 1 else ""
@@ -98,24 +116,51 @@ def plant_faults(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> It
         folds: The BatchNorms that were folded into it.
         state: The checkpoint's tensors by name.
     """
+    yield from _planted(
+        model,
+        _weight_faults(model)
+        | {
+            "a wrong BatchNorm epsilon": lambda graph: _epsilon(graph, folds, state),
+            "x * (1/255) for x / 255": _reciprocal,
+            "weights rounded to fp16": _rounded,
+        },
+    )
+
+
+def plant_reduced_faults(model: onnx.ModelProto) -> Iterator[Planted]:
+    """Those of them that a model of reduced precision can have, each in a copy of it.
+
+    Args:
+        model: The honest ONNX model, float16 or int8.
+    """
+    yield from _planted(model, _weight_faults(model))
+
+
+Plants = dict[str, Callable[["_Graph"], str]]
+"""How each fault is planted; returns what was changed, in words."""
+
+
+def _weight_faults(model: onnx.ModelProto) -> Plants:
+    """Faults in stored numbers."""
     kinds = dict.fromkeys(node.op_type for node in model.graph.node if node.op_type in PRODUCTS)
-    plants: dict[str, Callable[[_Graph], str]] = {
+    plants: Plants = {
         f"one weight +1% ({kind})": functools.partial(_one_weight, kind=kind, factor=1.01)
         for kind in kinds
     }
     plants |= {
         "one sign flipped": lambda graph: _one_weight(graph, graph.products[0].op_type, -1),
         "one NaN weight": lambda graph: _one_weight(graph, graph.products[-1].op_type, np.nan),
-        "a wrong BatchNorm epsilon": lambda graph: _epsilon(graph, folds, state),
         "mean rounded (.13 for .1307)": _mean,
-        "x * (1/255) for x / 255": _reciprocal,
         "two channels swapped": _swapped,
         "a weight transposed": _transposed,
         "a bias dropped": _dropped_bias,
-        "weights rounded to fp16": _rounded,
         "outputs shifted by one": _shifted,
         "a dead channel": _dead,
     }
+    return plants
+
+
+def _planted(model: onnx.ModelProto, plants: Plants) -> Iterator[Planted]:
     for name, plant in plants.items():
         try:
             graph = _Graph(model)
@@ -129,10 +174,17 @@ def plant_faults(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> It
 
 
 class MutationTest:
-    """The gate's checks on the ONNX file, ready to be run on spoilt copies of it."""
+    """The gate's checks on an ONNX file, ready to be run on spoilt copies of it."""
 
     def __init__(
-        self, reference: Reference, program: Program, inside: Inside, allowed: Tolerance
+        self,
+        reference: Reference,
+        program: Program,
+        inside: Inside,
+        allowed: Tolerance,
+        *,
+        local: LocalCheck | None = None,
+        source: onnx.ModelProto | None = None,
     ) -> None:
         """Compute what all copies share.
 
@@ -141,10 +193,13 @@ class MutationTest:
             program: ``OnnxExport.program`` of the checkpoint.
             inside: Its values inside.
             allowed: The tolerance of the honest file.
+            local: The operators of the honest file, one by one, if it is in float32.
+            source: Of a reduced precision, the float32 model that it was made of.
         """
         self._reference, self._program = reference, program
         self._inside, self._allowed = inside, allowed
-        self._count = min(NARROW, len(reference))
+        self._local, self._source = local, source
+        self._count = min(NARROW if source is None else REDUCED_SAMPLES, len(reference))
         self._eager = reference.eager(self._count, BATCH_SIZES[0])
 
     def run(self, planted: Planted) -> Fault:
@@ -159,8 +214,14 @@ class MutationTest:
             )
         predict = OnnxModel(planted.model.SerializeToString(), "cpu")
         answers = run_batched(predict, self._reference.first(self._count), BATCH_SIZES[0])
-        row = measure_row("onnx", BATCH_SIZES[0], answers, self._eager, self._reference, None)
-        weights = check_weights(planted.model, self._program)
+        variant = self._allowed.variant
+        row = measure_row(variant, BATCH_SIZES[0], answers, self._eager, self._reference, None)
+        weights = (
+            check_weights(planted.model, self._program)
+            if self._source is None
+            else check_reduced(planted.model, self._source)
+        )
+        local = list(self._local.figures(planted.model).values()) if self._local else []
         exact = [x.max_abs_error for x in self._inside.layers(planted.model) if x.exact]
         found = list(row.outputs.values())
         figures = {
@@ -169,30 +230,40 @@ class MutationTest:
             "label_flips": float(max((c.labels.flips for c in found if c.labels), default=0)),
             "weights": float("inf") if weights.problems else weights.error,
             "exact": max(exact, default=0.0),
+            "softmax_error": row.softmax_error,
         }
-        bound = self._allowed.weights
-        caught = {
-            "samples": any(any(violations(c, self._allowed)) for c in found)
-            or not row.softmax_error <= self._allowed.softmax_error,
-            "weights": bound is not None and not figures["weights"] <= bound,
-            "exact values": figures["exact"] != 0,
-        }
-        return Fault(
+        fault = Fault(
             name=planted.name,
             planted=planted.what,
             figures=figures,
-            caught_by=tuple(check for check, beyond in caught.items() if beyond),
+            caught_by=(),
+            outputs=row.outputs,
+            local=_worst(local) if local else None,
         )
+        return fault.model_copy(update={"caught_by": kills(fault, self._allowed)})
+
+
+def _worst(found: list[LocalFigures]) -> LocalFigures:
+    return LocalFigures(
+        rms=max(value.rms for value in found),
+        largest=max(value.largest for value in found),
+        bound=max((value.bound for value in found if value.bound is not None), default=None),
+    )
 
 
 def _one_weight(graph: _Graph, kind: str, factor: float) -> str:
-    node = next(node for node in graph.products if node.op_type == kind)
-    values = graph.get(node.input[1])
+    node = next((node for node in graph.products if node.op_type == kind), None)
+    if node is None:
+        raise NotApplicableError(f"no {kind} has stored weights")
+    name = graph.weight(node)
+    values = graph.get(name)
+    if np.isnan(factor) and not np.issubdtype(values.dtype, np.floating):
+        raise NotApplicableError(f"{values.dtype} has no NaN")
     # A weight of middling size: neither the most telling nor one that is nearly 0.
     position = int(np.argsort(np.abs(values), axis=None)[values.size * 3 // 4])
-    values.flat[position] *= factor
-    graph.put(node.input[1], values)
-    return f"{node.input[1]}.flat[{position}] x {factor:g}"
+    values.flat[position] = values.flat[position] * factor
+    graph.put(name, values)
+    return f"{name}.flat[{position}] x {factor:g}"
 
 
 def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
@@ -243,8 +314,8 @@ def _swapped(graph: _Graph) -> str:
 
 def _transposed(graph: _Graph) -> str:
     node = graph.products[-1]
-    values = graph.get(node.input[1])
-    graph.put(node.input[1], values.T.reshape(values.shape))
+    values = graph.get(graph.weight(node))
+    graph.put(graph.weight(node), values.T.reshape(values.shape))
     return f"{node.input[1]} in the other memory order"
 
 

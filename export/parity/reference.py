@@ -4,7 +4,7 @@ Shape suffixes: N samples, H and W pixels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from export.bundle.golden import Predict, run_batched
 from export.bundle.manifest import SubjectError
-from export.bundle.metrics import Array, Arrays
+from export.bundle.metrics import Array, Arrays, Floor
 from export.model.domains import edge_cases
 from export.model.program import Program
 from export.model.under_test import ModelUnderTest
@@ -37,6 +37,8 @@ class Reference:
         targets: int64 [N], the right labels, -1 where there is none.
         block: Which samples they are: "" for the subject's own, ``EDGE_CASES``, or their sizes.
         corners: The names of edge cases, in the order of the samples; else empty.
+        floors: What float32 leaves undecided of each output on the CPU (``noise``); none where that
+            was not measured.
     """
 
     subject: ModelUnderTest
@@ -45,6 +47,7 @@ class Reference:
     targets: Array
     block: str = ""
     corners: tuple[str, ...] = ()
+    floors: dict[str, Floor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """How many samples there are."""

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,9 @@ import onnxruntime
 import torch
 
 from export.bundle.manifest import BundleError
-from export.bundle.metrics import Arrays
+from export.bundle.metrics import Arrays, Floor
 from export.bundle.session import DeviceUnavailableError
-from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for
+from export.bundle.tolerances import TOLERANCES, Device, Tolerance, tolerance_for
 from export.convert.onnx_export import OnnxExport, translate
 from export.convert.pt2 import export_program
 from export.mnist.feature_maps import (
@@ -38,17 +39,21 @@ from export.parity.candidates import (
     store_samples,
 )
 from export.parity.intermediates import Compared, Inside
+from export.parity.limits import LocalCheck, derived, is_float32, with_local
 from export.parity.measure import (
     affordable,
+    count_distinct,
     in_lanes,
     measure_neighbours,
     measure_rows,
+    measure_variation,
     narrow_samples,
     operations_per_sample,
     torch_threads,
     worst_samples,
 )
-from export.parity.mutants import MutationTest, plant_faults
+from export.parity.mutants import MutationTest, Planted, plant_faults, plant_reduced_faults
+from export.parity.noise import measure_floor
 from export.parity.reference import Reference, make_edge_reference, make_reference
 from export.parity.saturation import bound_saturation
 from export.parity.schema import (
@@ -72,8 +77,10 @@ from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
 INSIDE_SAMPLES = 64
+LOCAL_SAMPLES = 16  # each of them is computed five times in float64
 FEATURE_SAMPLES = 256
 AT_ONCE = 2  # mutants: each is a copy of the model
+REDUCED = ("onnx-fp16", "onnx-int8")
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,18 @@ class ParityRun:
         edge_cases, left_out = make_edge_reference(self.subject, self.program)
         if edge_cases is not None:
             blocks.append(edge_cases)
-        return tuple(blocks), left_out, time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        return tuple(self._with_floors(blocks)), left_out, took_s
+
+    def _with_floors(self, blocks: list[Reference]) -> Iterator[Reference]:
+        """The blocks with what float32 leaves undecided of each."""
+        usual: dict[str, Floor] = {}
+        for block in blocks:
+            floors = measure_floor(block, self.program, self.narrow)
+            usual = usual or floors
+            if block.block == EDGE_CASES:
+                floors = {n: floor.of_edge_cases(usual[n]) for n, floor in floors.items()}
+            yield dataclasses.replace(block, floors=floors)
 
     @cached_property
     def inside(self) -> Inside:
@@ -141,24 +159,55 @@ class ParityRun:
 
     def layers(self, path: Path) -> Compared:
         """Every value inside an ONNX file beside the checkpoint's."""
-        return self.inside.compare(onnx.load(path))
+        model = onnx.load(path)
+        found = self.inside.compare(model)
+        if not is_float32(model):
+            return found
+        local = self.local(model).figures(model)
+        return dataclasses.replace(found, layers=with_local(found.layers, local))
+
+    def local(self, model: onnx.ModelProto) -> LocalCheck:
+        """The operators of a float32 ONNX file, one by one."""
+        outputs = [spec.name for spec in self.subject.outputs]
+        inputs = self.reference.first(LOCAL_SAMPLES)
+        return LocalCheck(self.translation.program, outputs, inputs, model)
 
     def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
-        """The self-test: known faults planted in an ONNX file, and what the gate makes of them."""
+        """The mutants of the fp32 ONNX file, and what the gate makes of them."""
+        model = onnx.load(path)
+        checks = MutationTest(
+            self._few, self.translation.program, self.inside, allowed, local=self.local(model)
+        )
+        folds, state = find_folds(self.program), state_arrays(self.subject.module)
+        return _killed(checks, plant_faults(model, folds, state))
+
+    def reduced_faults(self, path: Path, source: Path, allowed: Tolerance) -> tuple[Fault, ...]:
+        """The mutants of an ONNX file of reduced precision.
+
+        Args:
+            path: The file.
+            source: The fp32 ONNX file.
+            allowed: The tolerance of the honest file.
+        """
+        checks = MutationTest(
+            self._few,
+            self.translation.program,
+            self.inside,
+            allowed,
+            source=onnx.load(source),
+        )
+        return _killed(checks, plant_reduced_faults(onnx.load(path)))
+
+    @cached_property
+    def _few(self) -> Reference:
+        """The samples of every batch size."""
         reference = self.reference
-        few = dataclasses.replace(
+        return dataclasses.replace(
             reference,
             inputs=reference.first(self.narrow),
             truth={name: array[: self.narrow] for name, array in reference.truth.items()},
             targets=reference.targets[: self.narrow],
         )
-        checks = MutationTest(few, self.translation.program, self.inside, allowed)
-        folds, state = find_folds(self.program), state_arrays(self.subject.module)
-        planted, found = plant_faults(onnx.load(path), folds, state), list[Fault]()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            while some := list(itertools.islice(planted, AT_ONCE)):
-                found += pool.map(checks.run, some)
-        return tuple(found)
 
     def measure(
         self,
@@ -204,8 +253,10 @@ class ParityRun:
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
-            look_inside = setting.device == "cpu" and not again
+            on_cpu = setting.device == "cpu"
+            look_inside = on_cpu and not again
             inside = self.layers(source) if look_inside else Compared((), ())
+            table = tuple(self._derived(row, answered.rows) for row in table)
             return self._figures(
                 variants,
                 answered,
@@ -214,6 +265,11 @@ class ParityRun:
                 layers=inside.layers,
                 unmatched=inside.unmatched,
                 faults=self.faults(source, table[0]) if look_inside else (),
+                reduced_faults={
+                    row.variant: self.reduced_faults(variants[row.variant], source, row)
+                    for row in table
+                    if on_cpu and row.variant in REDUCED and row.variant not in answered.broken
+                },
                 features=shown,
                 not_checked=not_checked,
             )
@@ -249,6 +305,8 @@ class ParityRun:
             },
             neighbours=answered.neighbours,
             coverage=answered.coverage,
+            variation=measure_variation(self.reference),
+            distinct=count_distinct(self.reference),
             worst=worst_samples([r for r in answered.rows if r.variant == main], self.reference),
             broken=answered.broken,
             versions=versions(["torch", "onnx", "numpy"])
@@ -271,7 +329,7 @@ class ParityRun:
         """
         main, rows = next(iter(candidates[0])), list[Row]()
         states, broken = _open_all(candidates[0], strict=setting.strict)
-        for block, all_of_it in zip(self.blocks, candidates, strict=True):
+        for block, all_of_it in zip(self._blocks_on(setting.device), candidates, strict=True):
             if main in broken:
                 raise BundleError(f"{main}: {broken[main]}")
             alive = {v: candidate for v, candidate in all_of_it.items() if v not in broken}
@@ -293,6 +351,17 @@ class ParityRun:
             raise BundleError(f"{main}: {broken[main]}")
         kept = tuple(row for row in rows if row.variant not in broken)
         return _Answered(kept, states, neighbours, coverage, broken)
+
+    def _blocks_on(self, device: Device) -> tuple[Reference, ...]:
+        """The blocks; a device that rounds in other ways is not held to the CPU's floors."""
+        if device == "cpu":
+            return self.blocks
+        return tuple(dataclasses.replace(block, floors={}) for block in self.blocks)
+
+    def _derived(self, row: Tolerance, rows: Sequence[Row]) -> Tolerance:
+        """A tolerance, widened as far as the network's own rounding asks for."""
+        found = [part for part in rows if part.variant == row.variant]
+        return derived(row, found, self._blocks_on(row.device))
 
     @cached_property
     def operations(self) -> float:
@@ -326,7 +395,7 @@ class ParityRun:
             problems = structure_problems(model, self.subject.inputs, self.subject.outputs)
             weights = (
                 check_reduced(model, onnx.load(source))
-                if variant in ("onnx-fp16", "onnx-int8")
+                if variant in REDUCED
                 else check_weights(model, self.translation.program)
             )
         elif variant == "torchscript" and tensors is not None:
@@ -343,6 +412,15 @@ class ParityRun:
             weights=weights,
             saturation=bound_saturation(onnx.load(path)) if variant == "onnx-int8" else None,
         )
+
+
+def _killed(checks: MutationTest, planted: Iterator[Planted]) -> tuple[Fault, ...]:
+    """What the checks make of mutants, a few at once."""
+    found = list[Fault]()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while some := list(itertools.islice(planted, AT_ONCE)):
+            found += pool.map(checks.run, some)
+    return tuple(found)
 
 
 @dataclass(frozen=True)

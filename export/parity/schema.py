@@ -10,7 +10,7 @@ from export.bundle.metrics import Comparison, Figures
 from export.bundle.tolerances import Device, Tolerance
 from export.provenance.figures import WeightFigures
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Where more of the values have no counterpart, it is said that the inside is hardly compared.
 INSIDE_SHARE = 0.5
 EDGE_CASES = "edge cases"  # a block of samples with a scale of its own
@@ -123,6 +123,24 @@ class Coverage(Figures):
         return self.active / self.active_in_all if self.active_in_all else 0.0
 
 
+class LocalFigures(Figures):
+    """One value beside what its operators give in float64 for the file's own values before it.
+
+    Attributes:
+        rms: The worst channel's RMS error over that of float32 (see ``metrics.Floor``).
+        largest: The same of the largest errors.
+        bound: The largest error over gamma_n * sum |a| |b|, which no order of a product's sum
+            exceeds; None of other operators.
+        visible: How many times beyond its limit a weight of the layer would be that is off by 1%;
+            None where there is no weight.
+    """
+
+    rms: float
+    largest: float
+    bound: float | None = None
+    visible: float | None = None
+
+
 class Layer(Figures):
     """One value inside the graph, in the order of computation.
 
@@ -133,6 +151,8 @@ class Layer(Figures):
         code: That line.
         scaled_error: Against eager float32; ``rms_ratio`` against float64 over eager's own.
         exact: All operators up to here are exactly rounded: it must be bit-equal.
+        local: What the value's own operator does to the file's own inputs; None where it could not
+            be computed alone.
     """
 
     value: str
@@ -145,6 +165,7 @@ class Layer(Figures):
     rms_ratio: float
     max_abs_error: float
     exact: bool
+    local: LocalFigures | None = None
 
     @property
     def where(self) -> str:
@@ -153,14 +174,18 @@ class Layer(Figures):
 
 
 class Fault(Figures):
-    """A fault planted in the ONNX file and what the checks made of it.
+    """A mutant of an ONNX file and what the checks made of it.
 
     Attributes:
         name: e.g. "one weight +1% (Conv)".
         planted: What was changed, in words.
-        figures: What was measured: scaled_error, rms_ratio, label_flips, weights, exact.
-        caught_by: The figures that are beyond their tolerance.
+        figures: What was measured: scaled_error, rms_ratio, label_flips, weights, exact,
+            softmax_error.
+        caught_by: The checks that killed it under the tolerances of the build; ``judge.kills``
+            says it of others.
         not_applicable: Why this model cannot have the fault; else None.
+        outputs: Each output compared with the reference's; none in older files.
+        local: The worst figures of its values inside.
     """
 
     name: str
@@ -168,6 +193,8 @@ class Fault(Figures):
     figures: dict[str, float]
     caught_by: tuple[str, ...]
     not_applicable: str | None = None
+    outputs: dict[str, Comparison] = Field(default_factory=dict)
+    local: LocalFigures | None = None
 
 
 class WorstSample(Figures):
@@ -247,6 +274,11 @@ class ParityFigures(Figures):
         edge_cases: The names of the edge cases, which have rows of their own.
         edge_cases_left_out: Those that prove nothing, each with the reason.
         unmatched: Float values inside the ONNX file that were not compared, by name.
+        faults: The mutants of the fp32 ONNX file; ``reduced_faults`` those of the other ONNX files,
+            by variant.
+        variation: How much each output varies over the samples, in units of float32's floor: the
+            RMS distance from the mean of the channel that varies most.
+        distinct: How many of the samples differ from all others.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -265,6 +297,9 @@ class ParityFigures(Figures):
     layers: tuple[Layer, ...]
     unmatched: tuple[str, ...] = ()
     faults: tuple[Fault, ...]
+    reduced_faults: dict[str, tuple[Fault, ...]] = Field(default_factory=dict)
+    variation: dict[str, float] = Field(default_factory=dict)
+    distinct: int | None = None
     worst: tuple[WorstSample, ...]
     features: FeatureFigures | None = None
     not_checked: dict[str, str]
@@ -276,12 +311,6 @@ class ParityFigures(Figures):
     def variants(self) -> list[str]:
         """The variants that were measured, in order."""
         return list(dict.fromkeys(row.variant for row in self.rows))
-
-    @property
-    def faults_caught(self) -> tuple[int, int]:
-        """How many of the planted faults were caught, and how many were planted."""
-        caught = [bool(f.caught_by) for f in self.faults if f.not_applicable is None]
-        return sum(caught), len(caught)
 
     def describe(self, position: int, block: str = "") -> str:
         """A sample by its position in a block, as a person would look it up."""

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from export.parity.judge import Judgement
 from export.parity.schema import ParityFigures
 
-NOT_JUDGED = "not caught, but then weights are not judged"
+NOT_JUDGED = "not killed, but then weights are not judged"
 NONE_EXACT = "no value was compared that must be bit-equal"
 # What XML cannot hold, not even escaped.
 _ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -31,15 +31,17 @@ def junit(figures: ParityFigures, judgement: Judgement) -> str:
     for variant, why in figures.not_checked.items():
         add("variants", variant, [], why)
     general = judgement.general
-    for fault in figures.faults:
+    for fault in judgement.mutants:
         own = [f for f in general if f.startswith("self-test:") and fault.name in f]
         general = [f for f in general if f not in own]
         unseen = None if fault.caught_by else NOT_JUDGED
         add("self-test", fault.name, own, fault.not_applicable or unseen)
     coverage = [f for f in general if f.startswith("coverage:")]
     add("gate", "coverage", coverage)
+    evidence = [f for f in general if f.startswith("inconclusive:")]
+    add("gate", "evidence", evidence)
     compared = any(layer.exact for layer in figures.layers)
-    exact = [f for f in general if f not in coverage]
+    exact = [f for f in general if f not in coverage + evidence]
     add("gate", "exact values", exact, None if compared else NONE_EXACT)
     counts = {"tests": "testcase", "failures": "*/failure", "skipped": "*/skipped"}
     for name, found in counts.items():

@@ -15,8 +15,6 @@ from export.report import cells
 from export.report.cells import Cell, Timings
 from export.report.junit import junit
 
-WORDS = {True: "PASSED", False: "FAILED"}
-
 
 def write_report(
     folder: Path, figures: ParityFigures, judgement: Judgement, timings: Timings | None = None
@@ -59,7 +57,6 @@ def _html(figures: ParityFigures, judgement: Judgement, rows: list[list[Cell]]) 
     return environment.get_template("report.html.jinja").render(
         figures=figures,
         judgement=judgement,
-        word=WORDS[judgement.passed],
         summary=_summary(figures, judgement),
         loosened=_loosened(judgement),
         rows=rows,
@@ -77,7 +74,7 @@ def _markdown(figures: ParityFigures, judgement: Judgement, rows: list[list[Cell
         for row in rows
     ]
     lines = [
-        f"## Parity of {_in_markdown(figures.name)}: {WORDS[judgement.passed]}",
+        f"## Parity of {_in_markdown(figures.name)}: {judgement.verdict}",
         "",
         _in_markdown(_summary(figures, judgement)),
         "",
@@ -98,7 +95,7 @@ def _summary(figures: ParityFigures, judgement: Judgement) -> str:
         f"{len(passed)} of {len(judgement.verdicts)} variants within their tolerances on "
         f"{figures.device}, over {max(row.samples for row in figures.rows):,} samples in batches "
         f"of {min(sizes)} to {max(sizes)}",
-        "{} of {} planted faults caught".format(*figures.faults_caught) if figures.faults else "",
+        "{} of {} mutants killed".format(*judgement.killed) if figures.faults else "",
         f"{len(loosened)} with loosened tolerances" if loosened else "",
         f"{len(figures.not_checked)} not checked" if figures.not_checked else "",
     ]

@@ -35,7 +35,7 @@ PRESET = "quick"
 LOG = "log.txt"
 COLUMNS = (
     "seed", "model", "verdict", "onnx scaled", "onnx RMS ratio", "fp16 scaled", "int8 SQNR",
-    "int8 flips", "faults caught",
+    "int8 flips", "mutants killed",
 )  # fmt: skip
 
 
@@ -124,6 +124,13 @@ def measured(figures: ParityFigures, variant: str) -> dict[str, float]:
         "rms_ratio": [output.rms_ratio for output in outputs],
         "batch_invariance": invariance + [d for name, d in near.items() if name == ALONE],
         "neighbours": [d for name, d in near.items() if name != ALONE],
+        "rms_multiple": [output.floor_rms for output in outputs if output.floor_rms is not None],
+        "largest_multiple": [
+            output.floor_largest for output in outputs if output.floor_largest is not None
+        ],
+        "sample_spread": [
+            o.sample_spread for o in outputs if variant in ("onnx-fp16", "onnx-int8")
+        ],
         "softmax_error": [row.softmax_error for row in rows],
         "weights": [weights.error] if weights else [],
         "sqnr_db": [-output.sqnr_db for output in outputs],
@@ -144,7 +151,7 @@ def _cells(run: Run) -> list[str]:
     int8 = measured(run.figures, "onnx-int8")
     quantized = run.figures.largest("onnx-int8")
     flips = max(c.labels.flips for c in quantized.outputs.values() if c.labels)
-    caught, planted = run.figures.faults_caught
+    caught, planted = judge(run.figures, run.figures.tolerances).killed
     return [
         str(run.seed),
         run.model,

@@ -96,7 +96,13 @@ def compare_gates(bundle: Bundle, proof: ParityRun, seeds: Sequence[int]) -> lis
     """
     model = onnx.load(bundle.model_path("onnx"))
     allowed = bundle.manifest.tolerance("cpu", "onnx")
-    checks = MutationTest(proof.reference, proof.translation.program, proof.inside, allowed)
+    checks = MutationTest(
+        proof.reference,
+        proof.translation.program,
+        proof.inside,
+        allowed,
+        local=proof.local(model),
+    )
     folds, state = find_folds(proof.program), state_arrays(proof.subject.module)
     draws = [random_images(proof, seed) for seed in seeds]
     return [

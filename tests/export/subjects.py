@@ -67,6 +67,15 @@ def pair_samples(
     }
 
 
+def zero_head() -> nn.Module:
+    """A network that gives one answer to all samples: its head is all zeros."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    head = nn.Linear(32, 3)
+    nn.init.zeros_(head.weight)
+    return nn.Sequential(encoder, nn.Flatten(), head)
+
+
 def no_module() -> str:
     """A factory that gives something else than a module."""
     return "not a module"

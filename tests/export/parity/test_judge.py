@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from export.__main__ import main
-from export.parity.judge import judge
+from export.bundle.tolerances import BOUNDS, Tolerance
+from export.parity.judge import INCONCLUSIVE, Judgement, is_seen_clearly, judge, kills
 from export.parity.schema import ParityFigures
 
 FIGURES = "parity.json"
@@ -62,7 +63,8 @@ def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
     exact = next(layer for layer in figures.layers if layer.exact)
     layers = (exact.model_copy(update={"max_abs_error": 1e-9}),)
     assert "must be bit-equal" in _changed(figures, layers=layers)[0]
-    faults = (figures.faults[0].model_copy(update={"caught_by": ()}),)
+    unseen: dict[str, Any] = {"figures": {}, "outputs": {}, "local": None}
+    faults = (figures.faults[0].model_copy(update=unseen), *figures.faults[1:])
     assert "would not have caught one weight +1%" in _changed(figures, faults=faults)[0]
     neighbours = figures.neighbours | {"onnx": {"beside noise": 1e-9}}
     assert "an answer depends on its batch" in _changed(figures, neighbours=neighbours)[0]
@@ -93,7 +95,7 @@ def test_non_finite_figures_never_pass(change: dict[str, Any], words: str, bundl
     ("variant", "change", "words"),
     [
         ("onnx", {"flips": 1, "largest_flip_margin": 0.5}, "where the reference's best leads by"),
-        ("onnx-int8", {"flips": 9, "decided_flips": 9}, "where the reference does not waver"),
+        ("onnx-int8", {"flips": 9, "decided_flips": 9}, "where the reference is no near tie"),
         ("onnx-int8", {"ties": 1}, "have two best logits"),
         ("onnx-int8", {"accuracy": 0.0}, "accuracy falls by"),
     ],
@@ -113,3 +115,144 @@ def test_labels_are_judged_by_their_variant(
     (failure,) = _changed(figures, rows=tuple(rows))
     assert words in failure
     assert failure.startswith(f"{variant}, batch 256")
+
+
+def _under(figures: ParityFigures, **update: Any) -> Judgement:
+    """Judged with other numbers for the fp32 ONNX file."""
+    rows = tuple(
+        row.model_copy(update=update) if row.variant == "onnx" else row
+        for row in figures.tolerances
+    )
+    return judge(figures, rows)
+
+
+def test_kills_follow_the_tolerances_and_not_what_the_file_says(bundle: Path) -> None:
+    """Under numbers that let anything pass, no mutant is killed but by bit-equality and NaN."""
+    figures = _read(bundle / FIGURES)
+    assert judge(figures, figures.tolerances).killed == (12, 12)
+    numbers = dict.fromkeys(set(BOUNDS) - {"evidence"}, 1e30) | {"sqnr_db": None}
+    absurd = _under(figures, **numbers | {"weights": None})
+    assert absurd.killed[0] < 5
+    assert figures.faults[0].caught_by
+    assert absurd.mutants[0].caught_by == ()
+
+
+def test_weights_that_are_not_judged_silence_no_other_check(bundle: Path) -> None:
+    """Only a mutant that provenance alone would have killed is excused with it."""
+    figures = _read(bundle / FIGURES)
+    assert _under(figures, weights=None).passed
+    unseen: dict[str, Any] = {"outputs": {}, "local": None}
+    for weights, excused in ((1.0, True), (0.0, False)):
+        mutant = figures.faults[0].model_copy(update=unseen | {"figures": {"weights": weights}})
+        spoilt = figures.model_copy(update={"faults": (mutant, *figures.faults[1:])})
+        assert _under(spoilt, weights=None).passed == excused
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({"variation": {"logits": 5.9}}, "logits hardly varies: 5.9 x"),
+        ({"distinct": 3}, "only 3 samples are distinct"),
+        ({"layers": ()}, "none was compared"),
+        ({"faults": ()}, "no mutant could be planted"),
+    ],
+)
+def test_what_could_show_no_fault_is_inconclusive(
+    update: dict[str, Any], words: str, bundle: Path
+) -> None:
+    """Nothing is wrong and nothing would have been seen: neither passed nor failed."""
+    figures = _read(bundle / FIGURES).model_copy(update=update)
+    judgement = judge(figures, figures.tolerances)
+    assert not judgement.passed
+    assert judgement.verdict == INCONCLUSIVE
+    assert words in judgement.failures[-1]
+    assert _under(figures, evidence=None).passed
+
+
+def test_what_can_show_a_fault_is_not_inconclusive(bundle: Path) -> None:
+    """Just above the bounds of the last test; and mutants that provenance alone kills are none."""
+    figures = _read(bundle / FIGURES)
+    enough = figures.model_copy(update={"variation": {"logits": 6.1}, "distinct": 4})
+    assert judge(enough, enough.tolerances).passed
+    unseen: dict[str, Any] = {"outputs": {}, "local": None, "figures": {"weights": 1.0}}
+    blind = tuple(fault.model_copy(update=unseen) for fault in figures.faults)
+    (reason,) = judge(figures.model_copy(update={"faults": blind}), figures.tolerances).inconclusive
+    assert "by the provenance of weights alone" in reason
+
+
+def test_evidence_is_given_up_with_a_reason_alone(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a looser tolerance is: refused without --because, recorded with it."""
+    figures = _read(bundle / FIGURES).model_copy(update={"variation": {"logits": 0.0}})
+    path = tmp_path / "parity.json"
+    path.write_text(figures.model_dump_json())
+    command = ["judge", str(path)]
+    assert main(command) == 1
+    assert "INCONCLUSIVE" in capsys.readouterr().out
+    command += ["--tolerance", "onnx.cpu.evidence=none"]
+    assert main(command) == 64
+    assert main([*command, "--because", "a constant is what it should be"]) == 0
+    assert "evidence: not judged instead of 1" in capsys.readouterr().out
+
+
+def test_blind_layers_are_said_and_fail_where_weights_are_not_judged(bundle: Path) -> None:
+    """A layer in which no sample shows 1% of a weight is proven by provenance alone."""
+    figures = _read(bundle / FIGURES)
+    layers = list(figures.layers)
+    position = next(i for i, x in enumerate(layers) if x.local and x.local.visible is not None)
+    local = layers[position].local
+    assert local is not None
+    blind = local.model_copy(update={"visible": 1.9})
+    layers[position] = layers[position].model_copy(update={"local": blind})
+    figures = figures.model_copy(update={"layers": tuple(layers)})
+    judgement = judge(figures, figures.tolerances)
+    assert judgement.passed
+    assert len(judgement.blind) == 1
+    assert any("SAMPLES BLIND, PROVENANCE ONLY" in line for line in judgement.summaries())
+    assert _under(figures, weights=None).verdict == INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("active", "passes"), [(94, False), (95, True)])
+def test_95_percent_of_the_units_must_be_active(active: int, passes: bool, bundle: Path) -> None:
+    """Of those that all samples activate, by the samples of every batch size."""
+    figures = _read(bundle / FIGURES)
+    coverage = figures.coverage.model_copy(update={"active": active, "active_in_all": 100})
+    assert (_changed(figures, coverage=coverage) == []) == passes
+
+
+@pytest.mark.parametrize(("multiple", "clearly"), [(5.9, False), (6.1, True)])
+def test_a_mutant_is_seen_clearly_at_twice_its_limit(
+    multiple: float, clearly: bool, bundle: Path
+) -> None:
+    """Of the answers' RMS, which may be three times the floor."""
+    figures = _read(bundle / FIGURES)
+    row: Tolerance = figures.tolerances[0]
+    honest = figures.rows[0].outputs["logits"].model_copy(update={"floor_rms": multiple})
+    mutant = figures.faults[0].model_copy(
+        update={"outputs": {"logits": honest}, "local": None, "figures": {}}
+    )
+    assert kills(mutant, row) == ("samples",)
+    assert is_seen_clearly(mutant, row) == clearly
+
+
+def test_an_older_file_is_judged_by_what_it_has(bundle: Path) -> None:
+    """Without floors, operators of their own and mutants' answers, as version 2 was."""
+    content = json.loads((bundle / FIGURES).read_text())
+    content["schema_version"] = 2
+    for name in ("reduced_faults", "variation", "distinct"):
+        del content[name]
+    for fault in content["faults"]:
+        del fault["outputs"], fault["local"]
+        fault["figures"].pop("softmax_error", None)
+    for layer in content["layers"]:
+        del layer["local"]
+    for row in content["rows"]:
+        for output in row["outputs"].values():
+            del output["floor_rms"], output["floor_largest"], output["sample_spread"]
+    for row in content["tolerances"]:
+        del row["rms_multiple"], row["largest_multiple"], row["sample_spread"], row["evidence"]
+    figures = ParityFigures.model_validate(content, strict=False)
+    judgement = judge(figures, figures.tolerances)
+    assert judgement.failures == []
+    assert judgement.killed == (12, 12)

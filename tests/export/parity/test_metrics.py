@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from export.bundle.metrics import compare, scaled_difference, softmax_error
-from export.bundle.tolerances import TOLERANCES, ToleranceError, changed, tolerance_for, violations
+from export.bundle.metrics import Floor, LabelFigures, compare, scaled_difference, softmax_error
+from export.bundle.tolerances import (
+    TOLERANCES,
+    ToleranceError,
+    changed,
+    tolerance_for,
+    violations,
+)
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.normal(0, 5, (50, 10))
@@ -17,12 +23,12 @@ def test_equal_answers_differ_by_nothing() -> None:
     assert (found.scaled_error, found.rms_ratio, found.sqnr_db > 120) == (0, 1, True)
 
 
-def test_the_largest_error_is_scaled_by_the_largest_logit_and_its_image_named() -> None:
-    """One logit off by 0.5 gives 0.5 over the largest logit, at that image."""
+def test_the_largest_error_is_scaled_by_its_channel_and_its_image_named() -> None:
+    """One logit off by 0.5 gives 0.5 over the largest of that class, at that image."""
     candidate = EAGER.copy()
     candidate[17, 3] += 0.5
     found = compare(candidate, EAGER, TRUTH)
-    assert found.scaled_error == pytest.approx(0.5 / np.abs(EAGER).max(), rel=1e-5)
+    assert found.scaled_error == pytest.approx(0.5 / np.abs(EAGER[:, 3]).max(), rel=1e-5)
     assert found.worst[0] == 17
     assert found.rms_ratio > 1_000
 
@@ -154,3 +160,154 @@ def test_a_change_of_what_the_table_does_not_have_is_refused(change: str) -> Non
     """Unknown rows and fields, and what is no number, are answered with what there is."""
     with pytest.raises(ToleranceError, match=r"expected VARIANT|cannot be"):
         changed([change], "because")
+
+
+def _boxes_and_scores() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """200 samples of four box coordinates up to 640 and a score up to 1."""
+    generator = np.random.default_rng(1)
+    boxes = generator.uniform(0, 640, (200, 4))
+    return np.concatenate([boxes, generator.uniform(0, 1, (200, 1))], axis=1)
+
+
+def test_boxes_do_not_hide_a_wrong_score() -> None:
+    """A score that is off by 1.2e-3 beside boxes up to 640 is beyond 2e-6 of its own scale."""
+    truth = _boxes_and_scores()
+    eager = truth.astype(np.float32)
+    candidate = eager.copy()
+    candidate[7, 4] += 1.2e-3
+    found = compare(candidate, eager, truth)
+    assert 1.2e-3 / 640 < 2e-6 < found.scaled_error
+    assert found.scaled_error == pytest.approx(1.2e-3 / (640 / 16), rel=0.01)
+
+
+def test_a_channel_that_sums_large_terms_is_scaled_by_them() -> None:
+    """A nearly dead channel has the roundings of what it sums, of which eager's own error tells."""
+    truth = RNG.normal(0, 5, (50, 10))
+    truth[:, 0] *= 1e-3
+    eager = truth.astype(np.float32)
+    eager[:, 0] += np.float32(1e-6)
+    found = compare(eager + np.float32(2e-6) * (np.arange(10) == 0), eager, truth)
+    assert found.scaled_error == pytest.approx(2e-6 / (1e-6 * 2**24 / 4), rel=0.05)
+
+
+def test_an_edge_case_does_not_hide_errors_of_real_samples() -> None:
+    """Where one made-up input gives 1e6, an error of 1e-2 in a real answer of 5 is seen."""
+    truth = TRUTH.copy()
+    truth[0] = 1e6
+    eager = truth.astype(np.float32)
+    candidate = eager.copy()
+    candidate[9, 1] += 1e-2
+    assert compare(candidate, eager, truth).scaled_error < 1e-7
+    assert compare(candidate, eager, truth, corners=1).scaled_error > 5e-4
+    candidate = eager.copy()
+    candidate[0] += 1
+    assert compare(candidate, eager, truth, corners=1).scaled_error == pytest.approx(1e-6)
+
+
+def test_one_sample_with_huge_logits_makes_no_near_ties_of_others() -> None:
+    """Near ties are 1% of the way from a sample's own mean logit to its best."""
+    truth = np.zeros((4, 100))
+    truth[:, 0] = [1e4, 10, 10, 10]
+    truth[:, 1] = [0, 9, 9.92, 9.88]
+    candidate = truth[:, [1, 0, *range(2, 100)]]
+    labels = compare(candidate, truth, truth, logits=True).labels
+    assert labels is not None
+    assert (labels.flips, labels.near_ties, labels.decided_flips) == (4, 1, 3)
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(2.95, True), (3.05, False)])
+def test_a_channel_may_be_off_by_three_times_the_floor(factor: float, passes: bool) -> None:
+    """The RMS error of each channel is held against its own floor, whatever the others do."""
+    row = tolerance_for("onnx", "cpu")
+    floor = Floor(np.full(10, 1e-6), np.full(10, 1e-3), np.zeros(0))
+    floor.rms_C[:5] = 1e-3
+    candidate = TRUTH.copy()
+    candidate[:, 7] += factor * 1e-6
+    found = compare(candidate, TRUTH, TRUTH, floor=floor)
+    assert found.floor_rms == pytest.approx(factor, rel=0.01)
+    assert any("float32 leaves undecided" in words for words in violations(found, row)) != passes
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(3.95, True), (4.05, False)])
+def test_a_value_may_be_off_by_four_times_the_floor(factor: float, passes: bool) -> None:
+    """The largest error of each channel is held against its own floor."""
+    row = tolerance_for("onnx", "cpu")
+    floor = Floor(np.full(10, 1e-3), np.full(10, 1e-5), np.zeros(0))
+    candidate = TRUTH.copy()
+    candidate[3, 7] += factor * 1e-5
+    found = compare(candidate, TRUTH, TRUTH, floor=floor)
+    assert any("float32 leaves undecided" in words for words in violations(found, row)) != passes
+
+
+def test_a_floor_is_at_least_the_rounding_of_the_answer() -> None:
+    """An answer that every arrangement gives exactly may still be off by its last place."""
+    exact = np.full((20, 2), 3.0)
+    floor = Floor.of(exact, exact, 0)
+    found = compare(np.nextafter(exact.astype(np.float32), 4), exact, exact, floor=floor)
+    assert found.floor_largest is not None
+    assert found.floor_largest < 4
+
+
+@pytest.mark.parametrize("garbage", [3, 1])
+def test_a_few_garbage_samples_fail_a_reduced_precision(garbage: int) -> None:
+    """Above 35 dB over 10,000 samples, and still not passed: they are no quantization's noise."""
+    generator = np.random.default_rng(2)
+    truth = generator.normal(0, 5, (10_000, 10))
+    candidate = truth + generator.normal(0, 0.05, truth.shape)
+    row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 1})
+    assert list(violations(compare(candidate, truth, truth, logits=True), row)) == []
+    candidate[:garbage] *= 0.3
+    found = compare(candidate, truth, truth, logits=True)
+    assert found.sqnr_db > 35
+    (complaint,) = violations(found, row)
+    assert "the worst sample is off by" in complaint
+
+
+@pytest.mark.parametrize(("spread", "passes"), [(15.9, True), (16.1, False)])
+def test_the_worst_sample_may_be_sixteen_times_the_median(spread: float, passes: bool) -> None:
+    """The bound of the spread is where it is said to be, and float32 has other bounds."""
+    found = compare(TRUTH, TRUTH, TRUTH).model_copy(update={"sample_spread": spread})
+    assert (list(violations(found, tolerance_for("onnx-int8", "cpu"))) == []) == passes
+    assert list(violations(found, tolerance_for("onnx", "cpu"))) == []
+
+
+def _labels(**changes: float) -> LabelFigures:
+    figures = {
+        **dict.fromkeys(("flips", "decided_flips", "ties", "uncertain", "near_ties"), 0),
+        **dict.fromkeys(("largest_flip_margin", "smallest_margin", "largest_error"), 0.0),
+        "samples": 1_000,
+        "accuracy": 0.9,
+        "eager_accuracy": 0.9,
+    }
+    return LabelFigures.model_validate(figures | changes)
+
+
+@pytest.mark.parametrize(("flips", "passes"), [(3, True), (4, False)])
+def test_a_share_of_flips_is_judged_beyond_chance(flips: int, passes: bool) -> None:
+    """0.1% of 1,000 samples is one, of which three standard deviations of chance are three."""
+    found = compare(TRUTH, TRUTH, TRUTH)
+    row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 0.0009})
+    labels = _labels(flips=flips, decided_flips=flips)
+    complaints = list(violations(found.model_copy(update={"labels": labels}), row))
+    assert (complaints == []) == passes
+
+
+def test_more_flips_do_not_excuse_a_fall_of_accuracy() -> None:
+    """Three standard deviations of the flips that an honest file may have, and no more."""
+    found = compare(TRUTH, TRUTH, TRUTH)
+    row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 0.016})
+    # 0.2 pp, and 3 times the root of 9 near ties and 16 allowed flips in 1,000: 1.5 pp.
+    for drop, flips, passes in ((0.0169, 0, True), (0.0171, 0, False), (0.0171, 900, False)):
+        labels = _labels(accuracy=0.9 - drop, flips=flips, near_ties=9)
+        complaints = list(violations(found.model_copy(update={"labels": labels}), row))
+        assert (complaints == []) == passes
+
+
+def test_a_certificate_needs_twice_the_error() -> None:
+    """Two logits change places if each is off by half of their distance: 2 is the bound."""
+    truth = np.array([[1.0, 0.0], [3.0, 0.0]])
+    for error, uncertain in ((0.49, 0), (0.51, 1)):
+        candidate = truth + np.array([[error, 0], [0, 0]])
+        labels = compare(candidate, truth, truth, logits=True).labels
+        assert labels is not None
+        assert labels.uncertain == uncertain

@@ -154,7 +154,7 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     assert ParityFigures.model_validate_json(texts["json"]) == _figures()
     for words in (
         *("PASSED", "1,000 times the largest error", "deprecated by PyTorch", "bit-equal"),
-        *("1 of 1 planted faults caught", "not applicable: the model has no BatchNorm"),
+        *("1 of 1 mutants killed", "not applicable: the model has no BatchNorm"),
         *("≤ 2.0e-06", "w[0] is 1", "SHA-256 abababababab", "sample 1, label 7", "not measured"),
     ):
         assert words in html.unescape(texts["html"])
@@ -187,12 +187,12 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> None
 def test_failures_are_told_in_all_three_outputs(tmp_path: Path) -> None:
     """A bad variant, a value that is not exact, dead units and a fault that nobody would see."""
     figures = _figures()
-    missed = figures.faults[0].model_copy(update={"caught_by": ()})
+    missed = figures.faults[0].model_copy(update={"figures": {"weights": 0.0}})
     figures = _figures(
         rows=(_row("onnx", 4, scaled_error=0.5), *figures.rows[1:]),
         coverage=figures.coverage.model_copy(update={"active": 1}),
         layers=(_layer("sub", 1e-7, exact=True),),
-        faults=(missed, figures.faults[1]),
+        faults=(missed, figures.faults[0].model_copy(update={"name": "x"}), figures.faults[1]),
     )
     judgement, texts = _written(tmp_path, figures)
     assert len(judgement.failures) == 4
@@ -204,7 +204,7 @@ def test_failures_are_told_in_all_three_outputs(tmp_path: Path) -> None:
         assert failure in told
     assert suite.get("failures") == "4"
     assert "FAILED" in texts["html"]
-    assert "NOT CAUGHT" in texts["html"]
+    assert "NOT KILLED" in texts["html"]
 
 
 def test_junit_counts_what_the_judgement_counts(tmp_path: Path) -> None:
@@ -218,25 +218,33 @@ def test_junit_counts_what_the_judgement_counts(tmp_path: Path) -> None:
     assert (suite.tag, suite.get("name")) == ("testsuite", "parity")
     names = [(case.get("name") or "").removeprefix("tiny on cpu: ") for case in suite]
     faults = {fault.name for fault in figures.faults}
-    assert set(names) == faults | {"onnx", "torchscript", "pt2", "coverage", "exact values"}
+    assert set(names) == faults | {
+        "onnx",
+        "torchscript",
+        "pt2",
+        "coverage",
+        "evidence",
+        "exact values",
+    }
     failed = [case for case in suite if case.find("failure") is not None]
     assert [case.get("name") for case in failed] == ["tiny on cpu: onnx"]
     assert len((failed[0].findtext("failure") or "").splitlines()) == len(judgement.failures) == 2
     skipped = [skip.get("message") for skip in suite.iter("skipped")]
     assert skipped == ["not on this device", "the model has no BatchNorm"]
-    assert [suite.get(name) for name in ("tests", "failures", "skipped")] == ["7", "1", "2"]
+    assert [suite.get(name) for name in ("tests", "failures", "skipped")] == ["8", "1", "2"]
 
 
 def test_a_fault_that_is_not_judged_is_no_passed_test(tmp_path: Path) -> None:
     """Where weights are not judged nobody fails for a fault in them: skipped, with the reason."""
     onnx, script = _figures().tolerances
-    missed = _figures().faults[0].model_copy(update={"caught_by": ()})
+    missed = _figures().faults[0].model_copy(update={"figures": {"weights": 1.0}})
+    seen = _figures().faults[0].model_copy(update={"name": "another"})
     blind = (onnx.model_copy(update={"weights": None}), script)
-    judgement, texts = _written(tmp_path, _figures(faults=(missed,), tolerances=blind))
+    judgement, texts = _written(tmp_path, _figures(faults=(missed, seen), tolerances=blind))
     assert judgement.passed
     (skipped,) = _suite(texts["xml"]).iter("skipped")
-    assert "not caught" in (skipped.get("message") or "")
-    assert "NOT CAUGHT" in texts["html"]
+    assert "not killed" in (skipped.get("message") or "")
+    assert "NOT KILLED" in texts["html"]
 
 
 def test_markdown_has_a_row_for_each_variant(tmp_path: Path) -> None:

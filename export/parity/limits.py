@@ -1,0 +1,316 @@
+"""Limits that are derived from the network: how far may an honest float32 file be off?
+
+Of the answers, by the floor that float32 itself has (``noise``). Of the values inside, one by one:
+each operator is computed in float64 from the file's own values before it, so that its error is its
+own and not that of all layers before it. A weight that is off by 1% may drown in an answer's
+rounding; at its own layer it does not.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from export.bundle.metrics import (
+    ROUNDING_RMS,
+    UNIT_ROUNDOFF,
+    Array,
+    Arrays,
+    Floor,
+    channel_largest,
+    channel_rms,
+    channel_scale,
+    channelled,
+    worst_ratio,
+)
+from export.bundle.tolerances import (
+    DERIVED,
+    LARGEST_DERIVED,
+    LARGEST_DERIVED_RATIO,
+    LARGEST_MULTIPLE,
+    RMS_MULTIPLE,
+    Tolerance,
+    can_be_derived,
+    tolerance_for,
+)
+from export.model.program import Program, named_nodes, operator_of
+from export.parity.intermediates import (
+    onnx_values,
+    without_shared_infinities,
+)
+from export.parity.interpreter import WideInterpreter, run_program
+from export.parity.noise import (
+    PRODUCTS,
+    Disturbance,
+    PermutedSums,
+    SequentialSums,
+    product_of,
+    terms_of,
+)
+from export.parity.reference import Reference
+from export.parity.schema import Layer, LocalFigures, Row
+
+# What serves is another CPU, with other kernels: it may be off by twice what was measured here.
+# Other kernels of ONNX Runtime on one CPU gave at most 1.17 times (``tests.export.limits``).
+SERVING_SLACK = 2.0
+# Rounding a function's value is not all that its library may be off by: see ``noise.FUNCTIONS``.
+FUNCTION_ROUNDINGS = 4
+WEIGHT_CHANGE = 0.01
+
+
+def derived(row: Tolerance, found: Sequence[Row], references: Sequence[Reference]) -> Tolerance:
+    """A row of the table, widened as far as the network's own rounding asks for.
+
+    Where the table's numbers suffice, with slack for another CPU, they stay. Whether a file that
+    asks for more is honest is not decided here: its errors are held against the floor, channel by
+    channel and layer by layer, and what it gets is never more than the floor's own limit.
+
+    Args:
+        row: Of a variant; returned as it is if it does not round like float32 on the CPU, or if
+            somebody has changed its numbers.
+        found: What was measured of the variant.
+        references: Answers and floors, of each block of samples.
+    """
+    table = tolerance_for(row.variant, row.device)
+    changed = row.scaled_error != table.scaled_error or row.rms_ratio != table.rms_ratio
+    if changed or not can_be_derived(row) or not found or not references[0].floors:
+        return row
+    outputs = [output for part in found for output in part.outputs.values()]
+    limits = [_limits(reference) for reference in references]
+    scaled_limit, ratio_limit = (max(parts) for parts in zip(*limits, strict=True))
+    scaled = max(
+        *(output.scaled_error for output in outputs),
+        *(part.batch_invariance or 0.0 for part in found),
+    )
+    ratio = max(output.rms_ratio for output in outputs)
+    scaled = max(table.scaled_error or 0.0, min(SERVING_SLACK * scaled, scaled_limit))
+    ratio = max(table.rms_ratio or 1.0, min(SERVING_SLACK * ratio, ratio_limit))
+    if (scaled, ratio) == (table.scaled_error, table.rms_ratio):
+        return row
+    invariance = row.batch_invariance and max(row.batch_invariance, scaled)
+    reason = (
+        f"{DERIVED}{SERVING_SLACK:g} times what this file showed, which was within "
+        f"{row.largest_multiple:g} (largest error) and {row.rms_multiple:g} (RMS) times what "
+        f"float32 leaves undecided of this network; {row.reason}"
+    )
+    numbers = {"scaled_error": scaled, "rms_ratio": ratio, "batch_invariance": invariance}
+    return row.model_copy(update=numbers | {"reason": reason})
+
+
+def _limits(reference: Reference) -> tuple[float, float]:
+    """The largest scaled error and RMS ratio that the floors allow, with the slack."""
+    scaled, ratio = 0.0, 1.0
+    for name, floor in reference.floors.items():
+        truth = channelled(reference.truth[name])
+        if reference.corners:  # a block of edge cases: their largest answer is their scale
+            size, worst = float(np.abs(truth).max()), float(floor.largest_E.max())
+            scaled = max(scaled, (LARGEST_MULTIPLE + 1) * worst / size if size else 0.0)
+            continue
+        rounding_C = ROUNDING_RMS * channel_rms(truth)
+        scale_C = channel_scale(truth, np.zeros_like(truth))
+        # A file's error against float64, and eager's beside it.
+        allowed_C = (LARGEST_MULTIPLE + 1) * floor.largest_C
+        scaled = max(scaled, worst_ratio(allowed_C[scale_C > 0], scale_C[scale_C > 0]))
+        # Eager may be as good as rounding the right answer once.
+        ratio = max(ratio, worst_ratio(floor.rms_C[rounding_C > 0], rounding_C[rounding_C > 0]))
+    return (
+        min(SERVING_SLACK * scaled, LARGEST_DERIVED),
+        min(SERVING_SLACK * RMS_MULTIPLE * ratio, LARGEST_DERIVED_RATIO),
+    )
+
+
+class LocalCheck:
+    """A program's operators, each ready to be held against a file's value of its name.
+
+    The limits are those of the honest file's own values; a spoilt copy is held to the same.
+
+    Attributes:
+        floors: What float32 leaves undecided of each operator.
+    """
+
+    def __init__(
+        self, program: Program, outputs: list[str], inputs: Arrays, model: onnx.ModelProto
+    ) -> None:
+        """Compute the floor of each operator.
+
+        Args:
+            program: Its nodes' names are the names of the file's values.
+            outputs: The file's outputs, in order.
+            inputs: A few samples.
+            model: The honest file, float32.
+        """
+        self._program, self._inputs = program, inputs
+        honest = onnx_values(model, inputs)
+        self._names = {node.name: name for name, node in named_nodes(program, outputs).items()}
+        exact = _Forced(program, self._names, honest, double=True)
+        self._run(exact)
+        self._bounds, self._effects = exact.bounds, exact.effects
+        self.floors: dict[str, Floor] = {}
+        for disturbance in (None, PermutedSums(0), SequentialSums(0), SequentialSums(1)):
+            rounded = _Forced(program, self._names, honest, double=False, disturbance=disturbance)
+            self._run(rounded)
+            for name, values in rounded.values.items():
+                found, true = without_shared_infinities(values, exact.values[name])
+                floor = Floor.of(found, true, 0)
+                earlier = self.floors.get(name)
+                self.floors[name] = floor if earlier is None else floor.or_worse(earlier)
+        for name in exact.others & self.floors.keys():
+            self.floors[name] = self.floors[name].or_worse(_least(exact.values[name]))
+
+    def figures(self, model: onnx.ModelProto) -> dict[str, LocalFigures]:
+        """What each operator of a file, honest or spoilt, does, by the name of its value."""
+        values = onnx_values(model, self._inputs)
+        exact = _Forced(self._program, self._names, values, double=True, with_products=False)
+        self._run(exact)
+        by_name = {}
+        for node, name in self._names.items():
+            found = values.get(name)
+            if found is None or node not in exact.values or node not in self.floors:
+                continue
+            true = exact.values[node]
+            if found.shape == true.shape and true.ndim > 0 and true.size:
+                by_name[name] = self._figures(node, found, true)
+        return by_name
+
+    def _figures(self, node: str, found: Array, true: Array) -> LocalFigures:
+        found, true = without_shared_infinities(found, true)
+        error = np.abs(channelled(found) - channelled(true))
+        error = np.where(np.isfinite(error), error, np.inf)
+        floor, bound = self.floors[node], self._bounds.get(node)
+        effect = self._effects.get(node)
+        return LocalFigures(
+            rms=worst_ratio(channel_rms(error), floor.rms_C),
+            largest=worst_ratio(channel_largest(error), floor.largest_C),
+            bound=None if bound is None else worst_ratio(error, channelled(bound)),
+            visible=None if effect is None else _visible(channelled(effect), floor),
+        )
+
+    def _run(self, program: "_Forced") -> None:
+        run_program(program, self._inputs)
+
+
+class _Forced(WideInterpreter):
+    """Runs a program in which each value that the file has takes the file's place.
+
+    Attributes:
+        values: What the program's own operator gave, before that.
+        bounds: gamma_n * sum |a| |b| of the products, in float64.
+        effects: What a weight that is off by 1% changes in the products.
+        others: Values of other operators than products.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        names: dict[str, str],
+        recorded: Arrays,
+        *,
+        double: bool,
+        disturbance: Disturbance | None = None,
+        with_products: bool = True,
+    ) -> None:
+        super().__init__(program, double=double)
+        self._names, self._recorded = names, recorded
+        self._disturbance, self._with_products = disturbance, with_products
+        self._constant: set[Node] = set()
+        self.values: Arrays = {}
+        self.bounds: Arrays = {}
+        self.effects: Arrays = {}
+        self.others: set[str] = set()
+
+    def run_node(self, n: Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.op == "get_attr" or (
+            n.op == "call_function"
+            and n.all_input_nodes
+            and all(source in self._constant for source in n.all_input_nodes)
+        ):
+            self._constant.add(n)
+        if self._disturbance is not None and n.op == "call_function":
+            result = self._disturbance(n, args, kwargs)
+        else:
+            result = super().run_node(n)
+        if n.op != "call_function" or not _is_float(result) or result.ndim == 0:
+            return result
+        recorded = self._recorded.get(self._names.get(n.name, ""))
+        matched = recorded is not None and recorded.shape == result.shape
+        name = operator_of(n)
+        if matched or name in PRODUCTS:
+            self.values[n.name] = result.detach().resolve_conj().numpy().copy()
+        if name in PRODUCTS and self.double and self._with_products:
+            self._note_product(n, args, kwargs, matched=matched)
+        elif name not in PRODUCTS:
+            self.others.add(n.name)
+        if recorded is None or not matched:
+            return result
+        return torch.from_numpy(recorded.copy()).to(result.dtype)
+
+    def _note_product(
+        self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], *, matched: bool
+    ) -> None:
+        if matched and all(
+            source in self._constant or source.op == "placeholder" or source.name in self.values
+            for source in node.all_input_nodes
+        ):
+            rounds = terms_of(node, args) * UNIT_ROUNDOFF
+            gamma = rounds / (1 - rounds)
+            self.bounds[node.name] = gamma * product_of(node, args, kwargs, torch.abs).numpy()
+        position = PRODUCTS[operator_of(node)][1]
+        source = node.args[position]
+        if isinstance(source, Node) and source in self._constant:
+            changed = list(args)
+            changed[position] = _one_change(args[position])
+            without_bias = [
+                None if i > position and _is_float(value) else value
+                for i, value in enumerate(changed)
+            ]
+            if operator_of(node) in ("addmm", "baddbmm"):
+                without_bias[0] = torch.zeros_like(args[0])
+            effect = node.target(*without_bias, **kwargs)  # type: ignore[operator]
+            self.effects[node.name] = effect.numpy()
+
+
+def is_float32(model: onnx.ModelProto) -> bool:
+    """Whether none of a file's numbers is of reduced precision."""
+    quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    half = onnx.TensorProto.FLOAT16
+    return not quantized and all(part.data_type != half for part in model.graph.initializer)
+
+
+def with_local(layers: tuple[Layer, ...], local: Mapping[str, LocalFigures]) -> tuple[Layer, ...]:
+    """The layers with what their own operators do."""
+    return tuple(layer.model_copy(update={"local": local.get(layer.value)}) for layer in layers)
+
+
+def _one_change(weight: Tensor) -> Tensor:
+    """1% of one weight of middling size for each index of the first axis; the rest is 0."""
+    rows = weight.reshape(len(weight), -1)
+    position_R1 = rows.abs().argsort(dim=1)[:, rows.shape[1] * 3 // 4, None]
+    change = torch.zeros_like(rows)
+    change.scatter_(1, position_R1, WEIGHT_CHANGE * rows.gather(1, position_R1))
+    return change.reshape(weight.shape)
+
+
+def _visible(effect: Array, floor: Floor) -> float:
+    return max(
+        worst_ratio(channel_largest(np.abs(effect)), LARGEST_MULTIPLE * floor.largest_C),
+        worst_ratio(channel_rms(effect), RMS_MULTIPLE * floor.rms_C),
+    )
+
+
+def _least(values: Array) -> Floor:
+    """So many roundings of each channel's largest value: what a function may be off by.
+
+    It is not less for exactly rounded operators, which have their own check: bit-equal.
+    """
+    largest_C = channel_largest(np.abs(channelled(values)))
+    rounded_C = FUNCTION_ROUNDINGS * UNIT_ROUNDOFF * largest_C
+    return Floor(rounded_C, rounded_C, np.zeros(0))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
