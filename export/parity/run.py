@@ -228,8 +228,7 @@ class ParityRun:
             tolerances: The table, or a changed one; the self-test asks it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
-            again: The fp32 file was measured before: leave out what is asked of it alone, the
-                values inside and the mutants.
+            again: The fp32 file was measured before: leave out its values inside and mutants.
             progress: Is told each step.
 
         Raises:
@@ -253,8 +252,7 @@ class ParityRun:
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file.
-            on_cpu = setting.device == "cpu"
-            look_inside = on_cpu and not again
+            look_inside = (on_cpu := setting.device == "cpu") and not again
             inside = self.layers(source) if look_inside else Compared((), ())
             table = tuple(self._derived(row, answered.rows) for row in table)
             return self._figures(
@@ -267,8 +265,7 @@ class ParityRun:
                 faults=self.faults(source, table[0]) if look_inside else (),
                 reduced_faults={
                     row.variant: self.reduced_faults(variants[row.variant], source, row)
-                    for row in table
-                    if on_cpu and row.variant in REDUCED and row.variant not in answered.broken
+                    for row in (_alive_reduced(table, answered) if on_cpu else ())
                 },
                 features=shown,
                 not_checked=not_checked,
@@ -436,6 +433,11 @@ class _Answered:
     neighbours: dict[str, dict[str, float]]
     coverage: Coverage
     broken: dict[str, str]
+
+
+def _alive_reduced(table: tuple[Tolerance, ...], answered: _Answered) -> list[Tolerance]:
+    """The rows of reduced precision whose files could be run."""
+    return [r for r in table if r.variant in REDUCED and r.variant not in answered.broken]
 
 
 def _open_all(
