@@ -24,6 +24,12 @@ class DiedError(RuntimeError):
     """The process ended before it answered, or was ended because it did not; says how."""
 
 
+def in_one_line(error: Exception) -> str:
+    """An error's words: of a traceback, the first line and the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ... ".join([*lines[:1], *lines[1:][-1:]]) or type(error).__name__
+
+
 class Worker:
     """A process that runs one function after the other; the next call after its death starts anew.
 

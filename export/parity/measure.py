@@ -30,6 +30,7 @@ from export.parity.candidates import Candidate, run_filled
 from export.parity.reference import Reference, eager_predict
 from export.parity.schema import ALONE, EDGE_CASES, Row, WorstSample
 from export.progress import Progress
+from export.worker import in_one_line
 
 # Networks of more work a sample get fewer at the further batch sizes, and no batches of 1,024:
 # the first run over all samples judges their answers, the others look at the batch's size alone.
@@ -146,7 +147,7 @@ def measure_rows(
             functools.partial(eager_answers, reference, *run),
         )
         for variant, error in errors.items():
-            broken[variant] = f"dies running batches of {batch_size}: {error}"
+            broken[variant] = f"dies running batches of {batch_size}: {in_one_line(error)}"
         for variant, found in answers.items():
             row = measure_row(variant, batch_size, found, eager, reference, widest.get(variant))
             rows.append(row.model_copy(update={"threads": threads}))

@@ -155,7 +155,11 @@ def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = 
     @torch.no_grad()
     def predict(inputs: Arrays) -> Arrays:
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in inputs.values()]
-        return {n: t.cpu().numpy() for n, t in zip(outputs, run(*tensors), strict=True)}
+        # Sums over the same numbers depend on their order in memory.
+        return {
+            name: np.ascontiguousarray(tensor.cpu().numpy())
+            for name, tensor in zip(outputs, run(*tensors), strict=True)
+        }
 
     return predict
 

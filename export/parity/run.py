@@ -72,7 +72,7 @@ from export.provenance.forms import find_folds
 from export.provenance.reduced import check_reduced
 from export.provenance.state import check_state, program_arrays, state_arrays
 from export.provenance.trace import check_frozen, check_weights
-from export.worker import DiedError
+from export.worker import DiedError, in_one_line
 from training.provenance import versions
 
 # Enough for sums to show, few enough that every value inside the graph fits into memory.
@@ -452,6 +452,6 @@ def _open_all(
         if isinstance(error, DeviceUnavailableError):
             raise error
         broken[variant] = (
-            f"dies opening it: {error}" if isinstance(error, DiedError) else str(error)
+            f"dies opening it: {error}" if isinstance(error, DiedError) else in_one_line(error)
         )
     return states, broken

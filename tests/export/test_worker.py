@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from export.worker import DiedError, Worker
+from export.worker import DiedError, Worker, in_one_line
 
 
 def _crash() -> None:
@@ -67,3 +67,11 @@ def _knows_torch() -> bool:
     import sys  # noqa: PLC0415 - asked in the worker
 
     return "torch" in sys.modules
+
+
+def test_a_traceback_becomes_one_line() -> None:
+    """Its first line and its last one; an error without words has its type."""
+    error = RuntimeError("It failed in the interpreter.\nTraceback:\n  line 3\nNo such type\n")
+    assert in_one_line(error) == "It failed in the interpreter. ... No such type"
+    assert in_one_line(RuntimeError("no answer")) == "no answer"
+    assert in_one_line(MemoryError()) == "MemoryError"

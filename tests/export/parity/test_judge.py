@@ -9,7 +9,7 @@ import pytest
 from export.__main__ import main
 from export.bundle.tolerances import BOUNDS, Tolerance
 from export.parity.judge import INCONCLUSIVE, Judgement, is_seen_clearly, judge, kills
-from export.parity.schema import ParityFigures
+from export.parity.schema import EDGE_CASES, ParityFigures
 
 FIGURES = "parity.json"
 
@@ -71,6 +71,27 @@ def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
     file = figures.files["onnx"].model_copy(update={"problems": ("opset: asked for 20",)})
     (failure,) = _changed(figures, files=figures.files | {"onnx": file})
     assert failure == "onnx: opset: asked for 20"
+
+
+@pytest.mark.parametrize(
+    ("floor_largest", "words"), [(1.0, ""), (9.0, "largest error 9.0 x"), (None, "scaled error")]
+)
+def test_edge_cases_are_judged_by_their_own_floor(
+    floor_largest: float | None, words: str, bundle: Path
+) -> None:
+    """The scaled error that samples may have says nothing of answers far beyond them."""
+    figures = _read(bundle / FIGURES)
+    changed = []
+    for row in figures.rows:
+        if row.variant == "onnx" and row.block == EDGE_CASES:
+            steep = {"scaled_error": 1e-3, "floor_largest": floor_largest}
+            outputs = {n: c.model_copy(update=steep) for n, c in row.outputs.items()}
+            changed.append(row.model_copy(update={"outputs": outputs}))
+        else:
+            changed.append(row)
+    failures = _changed(figures, rows=tuple(changed))
+    assert bool(failures) == bool(words)
+    assert all("edge cases" in failure and words in failure for failure in failures)
 
 
 @pytest.mark.parametrize(

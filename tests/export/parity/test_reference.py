@@ -17,7 +17,7 @@ from export.model.signature import Positional
 from export.model.under_test import ModelUnderTest, Samples
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
 from export.parity.judge import judge
-from export.parity.reference import make_edge_reference, make_reference
+from export.parity.reference import eager_predict, make_edge_reference, make_reference
 from export.parity.run import ParityRun
 from export.parity.schema import EDGE_CASES
 from tests.export.rows import few_rows
@@ -70,6 +70,20 @@ def _subject(
 
 def _program(subject: ModelUnderTest) -> Program:
     return export_program(subject)
+
+
+def test_answers_lie_in_memory_as_an_exported_file_s() -> None:
+    """A transposed answer's sum is another in the last digit, and the RMS 1.0000000000000002 x."""
+
+    class Transposed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, None].repeat(1, 2, 1).transpose(1, 2)
+
+    subject = _subject(Transposed(), X, None)
+    named = (subject.outputs[0].model_copy(update={"shape": (-1, 3, 2)}),)
+    answer = eager_predict(dataclasses.replace(subject, outputs=named))({"x": X})["y"]
+    assert answer.shape == (40, 3, 2)
+    assert answer.flags.c_contiguous
 
 
 def test_a_declared_range_gives_its_ends_as_edge_cases() -> None:
