@@ -250,8 +250,7 @@ class ParityRun:
                 part = dataclasses.replace(files[0], path=features)
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
-            # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file.
+            # Inside one looks on the CPU: a second place tells nothing new of the file.
             look_inside = (on_cpu := setting.device == "cpu") and not again
             inside = self.layers(source) if look_inside else Compared((), ())
             table = tuple(self._derived(row, answered.rows) for row in table)
