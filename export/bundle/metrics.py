@@ -359,7 +359,8 @@ def _spread(error: Array, scale_C: Array) -> float:
 
 def channelled(values: Array) -> Array:
     """float64 [N, C, ...]; an output of one number a sample has one channel."""
-    wide = values.astype(np.float64)
+    # In one memory order: NumPy adds in that order, so that equal values have equal sums.
+    wide = np.ascontiguousarray(values, dtype=np.float64)
     return wide.reshape(len(wide), 1) if wide.ndim == 1 else wide
 
 

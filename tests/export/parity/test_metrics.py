@@ -23,6 +23,19 @@ def test_equal_answers_differ_by_nothing() -> None:
     assert (found.scaled_error, found.rms_ratio, found.sqnr_db > 120) == (0, 1, True)
 
 
+def test_equal_answers_have_one_error_whatever_their_memory_order() -> None:
+    """A recurrent layer's states come with axes exchanged: bit-equal is a ratio of exactly 1."""
+    for seed in range(20):
+        truth = np.random.default_rng(seed).normal(size=(33, 7, 16))
+        eager = truth.astype(np.float32)
+        other, true = (
+            np.ascontiguousarray(values.transpose(1, 0, 2)).transpose(1, 0, 2)
+            for values in (eager, truth)
+        )
+        found = compare(eager, other, true)
+        assert (found.scaled_error, found.rms_ratio) == (0, 1)
+
+
 def test_the_largest_error_is_scaled_by_its_channel_and_its_image_named() -> None:
     """One logit off by 0.5 gives 0.5 over the largest of that class, at that image."""
     candidate = EAGER.copy()
