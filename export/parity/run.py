@@ -157,14 +157,19 @@ class ParityRun:
         """
         return find_first_layer(model, self.translation.program, self.subject)
 
-    def layers(self, path: Path) -> Compared:
-        """Every value inside an ONNX file beside the checkpoint's."""
+    def layers(self, path: Path, local: LocalCheck | None = None) -> Compared:
+        """Every value inside an ONNX file beside the checkpoint's.
+
+        Args:
+            path: The file.
+            local: ``local`` of a float32 file, if it was made already.
+        """
         model = onnx.load(path)
         found = self.inside.compare(model)
         if not is_float32(model):
             return found
-        local = self.local(model).figures(model)
-        return dataclasses.replace(found, layers=with_local(found.layers, local))
+        figures = (local or self.local(model)).figures(model)
+        return dataclasses.replace(found, layers=with_local(found.layers, figures))
 
     def local(self, model: onnx.ModelProto) -> LocalCheck:
         """The operators of a float32 ONNX file, one by one."""
@@ -172,11 +177,11 @@ class ParityRun:
         inputs = self.reference.first(LOCAL_SAMPLES)
         return LocalCheck(self.translation.program, outputs, inputs, model)
 
-    def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
+    def faults(self, path: Path, allowed: Tolerance, local: LocalCheck) -> tuple[Fault, ...]:
         """The mutants of the fp32 ONNX file, and what the gate makes of them."""
         model = onnx.load(path)
         checks = MutationTest(
-            self._few, self.translation.program, self.inside, allowed, local=self.local(model)
+            self._few, self.translation.program, self.inside, allowed, local=local
         )
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
         return _killed(checks, plant_faults(model, folds, state))
@@ -250,9 +255,11 @@ class ParityRun:
                 part = dataclasses.replace(files[0], path=features)
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
-            # Inside one looks on the CPU: a second place tells nothing new of the file.
+            # Inside the graph and at its faults one looks on the CPU: a second place to compute
+            # tells nothing new of the file, nor does a second run with a repaired variant.
             look_inside = (on_cpu := setting.device == "cpu") and not again
-            inside = self.layers(source) if look_inside else Compared((), ())
+            local = self.local(onnx.load(source)) if look_inside else None
+            inside = Compared((), ()) if local is None else self.layers(source, local)
             table = tuple(self._derived(row, answered.rows) for row in table)
             return self._figures(
                 variants,
@@ -261,7 +268,7 @@ class ParityRun:
                 tolerances=table,
                 layers=inside.layers,
                 unmatched=inside.unmatched,
-                faults=self.faults(source, table[0]) if look_inside else (),
+                faults=() if local is None else self.faults(source, table[0], local),
                 reduced_faults={
                     row.variant: self.reduced_faults(variants[row.variant], source, row)
                     for row in (_alive_reduced(table, answered) if on_cpu else ())
