@@ -129,6 +129,8 @@ def _build(arguments: Namespace) -> int:
     manifest = bundle.manifest
     print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
     _say(figures, judgement, manifest.not_built)
+    for variant, repaired in manifest.repaired.items():
+        print(f"  {variant}: passed with {repaired.summary()}")
     left_out = [v for v, failures in judgement.by_variant.items() if failures]
     if left_out:
         print(

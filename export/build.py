@@ -12,22 +12,39 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 
-from export.bundle.manifest import FileEntry, GuardSummary, Manifest, SampleSet, SubjectError
+from export.bundle.manifest import (
+    FileEntry,
+    GuardSummary,
+    Manifest,
+    RepairSummary,
+    SampleSet,
+    SubjectError,
+)
 from export.bundle.metrics import Array
 from export.bundle.store import Bundle, file_entry, staged, write_bundle
-from export.bundle.tolerances import TOLERANCES, Tolerance, tolerance_for, with_rows
-from export.formats import VARIANTS, write_models
+from export.bundle.tolerances import (
+    TOLERANCES,
+    Tolerance,
+    tolerance_for,
+    violations,
+    with_rows,
+)
+from export.convert.onnx_export import model_bytes, set_metadata
+from export.convert.repair import REPAIRABLE, Questions, Repair, failure_of, summary_of
+from export.formats import NO_CALIBRATION, VARIANTS, model_entry, write_models
 from export.mnist.feature_maps import FEATURES_NAME, NoFirstLayerError, write_features
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
 from export.parity.judge import INCONCLUSIVE, Judgement, explain, first_wrong, judge
 from export.parity.measure import torch_threads
-from export.parity.reference import choose_golden
+from export.parity.reference import choose_golden, make_edge_cases
 from export.parity.run import ParityRun
-from export.parity.schema import ParityFigures
+from export.parity.schema import ParityFigures, RepairFigures
 from export.progress import Progress
 from training.provenance import commit, versions
 
@@ -104,6 +121,9 @@ def build(
     with staged(target) as folder, Workers() as workers, torch_threads(1):
         draft, figures = _measured(subject, folder, Setting(), wish, workers, progress)
         judgement = judge(figures, figures.tolerances)
+        if not judgement.by_variant["onnx"] and not judgement.general:
+            draft, figures = _repair(draft, figures, wish, workers, progress or Progress())
+            judgement = judge(figures, figures.tolerances)
         left_out = _left_out(draft, figures, judgement)
         missing = draft.manifest.not_built | left_out
         lacking = [f"{v} is required: {missing[v]}" for v in wish.required if v in missing]
@@ -121,6 +141,7 @@ def build(
             "parity": tuple(verdict for verdict in judgement.verdicts if verdict.passed),
             "features": judgement.features,
             "not_built": missing,
+            "repaired": {v: r for v, r in draft.manifest.repaired.items() if v not in left_out},
             "tolerances": with_rows(wish.tolerances, kept.tolerances),
             "calibration": draft.manifest.calibration if "onnx-int8" not in left_out else None,
         }
@@ -257,6 +278,84 @@ def _sample_set(name: str, images: Array) -> SampleSet:
     return SampleSet(name=name, samples=len(images), sha256=digest)
 
 
+def _repair(
+    draft: _Draft, figures: ParityFigures, wish: Wish, workers: Workers, progress: Progress
+) -> tuple[_Draft, ParityFigures]:
+    """Replace files of reduced precision that are too inexact by ones that are not, if possible.
+
+    Returns:
+        What is in the folder now, and the figures of that: the gate asks the new files once.
+    """
+    proof, bundle, models = draft.proof, draft.bundle, draft.bundle.variants
+    repairs, repaired = dict[str, RepairFigures](), dict[str, RepairSummary]()
+    for variant in _repairable(proof.subject, figures, wish):
+        content, repairs[variant] = _search(proof, models["onnx"], variant, wish, workers, progress)
+        summary = summary_of(repairs[variant])
+        if content is None or summary is None:
+            continue
+        model, repaired[variant] = onnx.ModelProto.FromString(content), summary
+        set_metadata(model, proof.subject, bundle.manifest.version, variant)
+        models[variant].write_bytes(model_bytes(model))
+    if repaired:
+        asked = {variant: models[variant] for variant in ("onnx", *repaired)}
+        fresh = proof.measure(
+            asked, Setting(), wish.tolerances, workers=workers, again=True, progress=progress
+        )
+        figures = figures.replaced(fresh, repaired)
+        files = {v: model_entry(v, models[v]) for v in repaired}
+        entries = tuple(files.get(e.variant or "", e) for e in bundle.manifest.files)
+        changed = {"files": entries, "repaired": repaired}
+        bundle = Bundle(bundle.folder, bundle.manifest.model_copy(update=changed))
+    figures = figures.model_copy(update={"repairs": repairs})
+    return dataclasses.replace(draft, bundle=bundle), figures
+
+
+def _repairable(subject: ModelUnderTest, figures: ParityFigures, wish: Wish) -> list[str]:
+    """The variants whose answers are beyond their tolerance; others fail for other reasons."""
+    if subject.calibration is None:
+        return []
+    return [
+        variant
+        for variant in REPAIRABLE
+        if any(
+            any(violations(found, tolerance_for(variant, "cpu", wish.tolerances)))
+            for row in figures.rows
+            if row.variant == variant
+            for found in row.outputs.values()
+        )
+    ]
+
+
+def _search(
+    proof: ParityRun,
+    source: Path,
+    variant: str,
+    wish: Wish,
+    workers: Workers,
+    progress: Progress,
+) -> tuple[bytes | None, RepairFigures]:
+    """Look for a file that passes, on calibration samples alone."""
+    subject, samples = proof.subject, proof.subject.calibration
+    assert samples is not None  # noqa: S101 - see _repairable
+    cases = make_edge_cases(dataclasses.replace(subject, samples=samples))
+    edge_cases = {
+        name: np.stack([case[name] for case in cases.values()]) for name in subject.names if cases
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        return Repair(
+            source=source.read_bytes(),
+            variant=variant,
+            allowed=tolerance_for(variant, "cpu", wish.tolerances),
+            outputs=subject.outputs,
+            questions=Questions.of(
+                variant, samples.arrays, samples.targets, edge_cases, len(subject.samples)
+            ),
+            worker=workers.onnx,
+            folder=Path(folder),
+            progress=progress,
+        ).search()
+
+
 def _left_out(draft: _Draft, figures: ParityFigures, judgement: Judgement) -> dict[str, str]:
     """The variants other than onnx that failed, each with what failed and where it begins."""
     reasons = {}
@@ -271,5 +370,11 @@ def _left_out(draft: _Draft, figures: ParityFigures, judgement: Judgement) -> di
             layers = draft.proof.layers(draft.bundle.model_path(variant)).layers
             if first_wrong(layers, allowed) is not None:
                 reason += f"; {explain(layers, allowed)}"
+        if variant in draft.manifest.repaired:
+            reason += f"; that is the repaired file, {draft.manifest.repaired[variant].summary()}"
+        elif variant in figures.repairs:
+            reason += f"; {failure_of(figures.repairs[variant])}"
+        elif variant in REPAIRABLE and draft.proof.subject.calibration is None:
+            reason += f"; not repaired: {NO_CALIBRATION}"
         reasons[variant] = reason
     return reasons

@@ -86,7 +86,7 @@ def write_models(
         missing |= dict.fromkeys(traced, f"cannot be made: {error}")
     for variant in missing:
         paths[variant].unlink(missing_ok=True)
-    return [_entry(v, paths[v]) for v in wanted if v not in missing], missing
+    return [model_entry(v, paths[v]) for v in wanted if v not in missing], missing
 
 
 def _converted(proof: ParityRun, variant: str, workers: Workers) -> onnx.ModelProto:
@@ -116,7 +116,8 @@ def _guarded(variant: str, missing: dict[str, str]) -> Iterator[None]:
         missing[variant] = f"cannot be made: {error}"
 
 
-def _entry(variant: str, path: Path) -> FileEntry:
+def model_entry(variant: str, path: Path) -> FileEntry:
+    """What a manifest says of a variant's file."""
     if not variant.startswith("onnx"):
         return file_entry(path, role="model", format=variant, precision="fp32")
     precision = variant.partition("-")[2] or "fp32"

@@ -55,6 +55,7 @@ from export.parity.measure import (
 from export.parity.mutants import MutationTest, Planted, plant_faults, plant_reduced_faults
 from export.parity.noise import measure_floor
 from export.parity.reference import Reference, make_edge_reference, make_reference
+from export.parity.saturation import bound_saturation
 from export.parity.schema import (
     EDGE_CASES,
     Coverage,
@@ -156,14 +157,19 @@ class ParityRun:
         """
         return find_first_layer(model, self.translation.program, self.subject)
 
-    def layers(self, path: Path) -> Compared:
-        """Every value inside an ONNX file beside the checkpoint's."""
+    def layers(self, path: Path, local: LocalCheck | None = None) -> Compared:
+        """Every value inside an ONNX file beside the checkpoint's.
+
+        Args:
+            path: The file.
+            local: ``local`` of a float32 file, if it was made already.
+        """
         model = onnx.load(path)
         found = self.inside.compare(model)
         if not is_float32(model):
             return found
-        local = self.local(model).figures(model)
-        return dataclasses.replace(found, layers=with_local(found.layers, local))
+        figures = (local or self.local(model)).figures(model)
+        return dataclasses.replace(found, layers=with_local(found.layers, figures))
 
     def local(self, model: onnx.ModelProto) -> LocalCheck:
         """The operators of a float32 ONNX file, one by one."""
@@ -171,11 +177,11 @@ class ParityRun:
         inputs = self.reference.first(LOCAL_SAMPLES)
         return LocalCheck(self.translation.program, outputs, inputs, model)
 
-    def faults(self, path: Path, allowed: Tolerance) -> tuple[Fault, ...]:
+    def faults(self, path: Path, allowed: Tolerance, local: LocalCheck) -> tuple[Fault, ...]:
         """The mutants of the fp32 ONNX file, and what the gate makes of them."""
         model = onnx.load(path)
         checks = MutationTest(
-            self._few, self.translation.program, self.inside, allowed, local=self.local(model)
+            self._few, self.translation.program, self.inside, allowed, local=local
         )
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
         return _killed(checks, plant_faults(model, folds, state))
@@ -216,6 +222,7 @@ class ParityRun:
         *,
         workers: Workers,
         features: Path | None = None,
+        again: bool = False,
         progress: Progress | None = None,
     ) -> ParityFigures:
         """Run the gate on files.
@@ -226,6 +233,7 @@ class ParityRun:
             tolerances: The table, or a changed one; the self-test asks it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
+            again: The fp32 file was measured before: leave out its values inside and mutants.
             progress: Is told each step.
 
         Raises:
@@ -248,9 +256,10 @@ class ParityRun:
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file.
-            on_cpu = setting.device == "cpu"
-            inside = self.layers(source) if on_cpu else Compared((), ())
+            # tells nothing new of the file, nor does a second run with a repaired variant.
+            look_inside = (on_cpu := setting.device == "cpu") and not again
+            local = self.local(onnx.load(source)) if look_inside else None
+            inside = Compared((), ()) if local is None else self.layers(source, local)
             table = tuple(self._derived(row, answered.rows) for row in table)
             return self._figures(
                 variants,
@@ -259,11 +268,10 @@ class ParityRun:
                 tolerances=table,
                 layers=inside.layers,
                 unmatched=inside.unmatched,
-                faults=self.faults(source, table[0]) if on_cpu else (),
+                faults=() if local is None else self.faults(source, table[0], local),
                 reduced_faults={
                     row.variant: self.reduced_faults(variants[row.variant], source, row)
-                    for row in table
-                    if on_cpu and row.variant in REDUCED and row.variant not in answered.broken
+                    for row in (_alive_reduced(table, answered) if on_cpu else ())
                 },
                 features=shown,
                 not_checked=not_checked,
@@ -405,6 +413,7 @@ class ParityRun:
             size_bytes=path.stat().st_size,
             problems=tuple(problems),
             weights=weights,
+            saturation=bound_saturation(onnx.load(path)) if variant == "onnx-int8" else None,
         )
 
 
@@ -430,6 +439,11 @@ class _Answered:
     neighbours: dict[str, dict[str, float]]
     coverage: Coverage
     broken: dict[str, str]
+
+
+def _alive_reduced(table: tuple[Tolerance, ...], answered: _Answered) -> list[Tolerance]:
+    """The rows of reduced precision whose files could be run."""
+    return [r for r in table if r.variant in REDUCED and r.variant not in answered.broken]
 
 
 def _open_all(

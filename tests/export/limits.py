@@ -1,4 +1,4 @@
-"""How often do the derived limits cry wolf, and how often are they blind? Networks times seeds.
+"""How often do the derived limits refuse an honest file or miss a fault? Networks times seeds.
 
     python -m tests.export.limits --seeds 20
 
@@ -30,6 +30,7 @@ from export.bundle.session import OnnxModel
 from export.model.under_test import ModelUnderTest, Samples
 from export.parity.measure import measure_row
 from export.parity.run import ParityRun
+from tests.export.subjects import Answers
 
 SAMPLES = 300
 
@@ -57,17 +58,6 @@ class _Boxes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.body(x)
         return torch.cat([640 * torch.sigmoid(self.box(h)), torch.sigmoid(self.score(h))], dim=1)
-
-
-class _Answers(nn.Module):
-    """Gives a network's answer as the one output."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.network(x),)
 
 
 def _normed(channels: int) -> nn.BatchNorm2d:
@@ -128,7 +118,7 @@ def drawn(name: str, seed: int) -> ParityRun:
     """A network of random weights, exported."""
     make, shape = NETWORKS[name]
     torch.manual_seed(seed)
-    module = _Answers(make()).eval()
+    module = Answers(make()).eval()
     inputs = np.random.default_rng(seed).normal(size=(SAMPLES, *shape)).astype(np.float32)
     with torch.no_grad():
         answer = module(torch.from_numpy(inputs[:2]))[0]

@@ -18,6 +18,18 @@ NUMBERS: dict[str, dict[str, Any]] = {
 }
 
 
+class Answers(nn.Module):
+    """Gives a network's answer as the one output, as subjects do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """The network's answer in a tuple."""
+        return (self.network(x),)
+
+
 class Pair(nn.Module):
     """Two inputs, branches of different kernels, a skip connection, two outputs.
 

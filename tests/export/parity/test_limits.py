@@ -27,20 +27,9 @@ from export.parity.mutants import MutationTest, Planted, plant_reduced_faults
 from export.parity.noise import SequentialSums
 from export.parity.run import ParityRun
 from export.parity.schema import EDGE_CASES, Layer, LocalFigures, Row
-from tests.export.subjects import tiny_subject, zero_head
+from tests.export.subjects import Answers, tiny_subject, zero_head
 
 ALLOWED = tolerance_for("onnx", "cpu")
-
-
-class _Answers(nn.Module):
-    """Gives a network's answer as the one output, as subjects do."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.network(x),)
 
 
 class _LastState(nn.Module):
@@ -94,7 +83,7 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 def _run(network: nn.Module, shape: tuple[int, ...], samples: int = 64) -> ParityRun:
     inputs = np.random.default_rng(0).normal(size=(samples, *shape)).astype(np.float32)
-    module = _Answers(network).eval()
+    module = Answers(network).eval()
     with torch.no_grad():
         answer = module(torch.from_numpy(inputs[:2]))[0]
     return ParityRun.of(
