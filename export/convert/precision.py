@@ -36,6 +36,11 @@ PRODUCTS = {"Conv", "Gemm", "MatMul"}
 # Measured: a 5x5 convolution over 1 channel takes 4 times as long in int8 as in float32.
 FEW_CHANNELS = 4
 BARRIER = "int8_barrier"
+# Of an infinite value they make another one; a softmax behind a mask makes 0 of it.
+HANDS_ON_INFINITIES = {
+    *("Where", "Add", "Sub", "Mul", "Concat", "Cast", "Identity"),
+    *("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Gather", "Flatten"),
+}
 # Operators with weights, which begin a layer in float16.
 WITH_WEIGHTS = PRODUCTS | {"ConvTranspose", "LSTM", "GRU", "RNN"}
 
@@ -53,6 +58,10 @@ _HISTOGRAMS = {
     "entropy": {"num_bins": 256},
     "percentile": {"symmetric": False, "percentile": 99.99},
 }
+
+
+class NothingQuantizedError(ValueError):
+    """No weight of the network is one that int8 takes."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +131,15 @@ def to_int8(
         calibration: Samples by input name, whose activations' ranges fix the scales.
         kept: Names of further nodes that stay in float32.
         ranges: Those ranges, if they are known already; then no samples are needed.
+
+    Raises:
+        NothingQuantizedError: The file would be a float32 one by another name.
     """
     prepared = _copy(model)
     usually = _usually_kept(prepared)
     _keep_weights(prepared.graph, set(kept))
-    with _shaped(prepared) as shaped:
+    # ONNX Runtime computes a step for every value, those that stay in float32 and are infinite too.
+    with _shaped(prepared) as shaped, np.errstate(invalid="ignore"):
         target = shaped.with_name("int8.onnx")
         quantize_static(
             shaped,
@@ -142,6 +155,12 @@ def to_int8(
             calibration_cache_path=ranges.path if ranges else None,
         )
         quantized = onnx.load(target)
+    if not any(tensor.data_type == TensorProto.INT8 for tensor in quantized.graph.initializer):
+        raise NothingQuantizedError(
+            "none of its weights would be in int8: convolutions and matrix products are taken to "
+            "int8, except the last one before each output and convolutions over fewer than "
+            f"{FEW_CHANNELS} channels; serve the float32 or the float16 file"
+        )
     quantized.producer_name, quantized.producer_version = "", ""
     return quantized
 
@@ -206,7 +225,7 @@ def _layer_name(node: onnx.NodeProto, weights: Collection[str]) -> str:
 
 def _usually_kept(model: onnx.ModelProto) -> list[str]:
     """Nodes that int8 leaves in float32 anyway; prepares the model's first block for it."""
-    return [*_last_products(model), *_first_block(model)]
+    return [*_last_products(model), *_first_block(model), *_with_infinities(model)]
 
 
 @contextlib.contextmanager
@@ -275,6 +294,21 @@ def _last_products(model: onnx.ModelProto) -> list[str]:
             found.append(node.name)
         else:
             waiting += list(node.input)
+    return found
+
+
+def _with_infinities(model: onnx.ModelProto) -> list[str]:
+    """Nodes that an infinite constant reaches, as an attention mask's: int8 has no step for it."""
+    reached = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and np.isinf(numpy_helper.to_array(tensor)).any()
+    }
+    found = []
+    for node in model.graph.node:
+        if node.op_type in HANDS_ON_INFINITIES and reached.intersection(node.input):
+            reached |= set(node.output)
+            found.append(node.name)
     return found
 
 
