@@ -126,7 +126,8 @@ class Repair:
             self.progress.step(f"{self.variant}: trial {len(trials) + 1}")
             trial, content = self._try(kept, method)
             trials.append(trial)
-            if trial.passed and (chosen is None or _rank_of(trial) > _rank_of(trials[chosen])):
+            eligible = trial.passed and not self._is_what_failed(trial)
+            if eligible and (chosen is None or _rank_of(trial) > _rank_of(trials[chosen])):
                 best, chosen = content, len(trials) - 1
             if len(trials) == MOST_TRIALS:
                 break
@@ -156,7 +157,7 @@ class Repair:
             return
         for method in methods:
             yield [], method
-            if trials[-1].surely:
+            if trials[-1].surely and not self._is_what_failed(trials[-1]):
                 return
         ranked, shares = self._rank(methods[_nearest(trials)])
         fails, passes = 0, len(ranked)  # with all of them kept no speed is left
@@ -175,6 +176,10 @@ class Repair:
             count = (fails + passes) // 2
             yield ranked[:count], method
             surely = trials[-1].surely
+
+    def _is_what_failed(self, trial: Trial) -> bool:
+        """Whether it is made as the file that the gate refused, whatever these samples say."""
+        return not trial.kept and trial.calibration in (None, get_args(Calibration)[0])
 
     def _rank(self, method: Calibration | None) -> tuple[list[ReducibleLayer], list[float]]:
         """The layers, the guiltiest first, and each one's error power when it alone is reduced."""
@@ -309,7 +314,8 @@ def failure_of(figures: RepairFigures) -> str:
     return (
         f"{len(figures.trials)} trials did not repair it, with up to "
         f"{max(len(trial.kept) for trial in figures.trials)} of {len(figures.layers)} layers kept "
-        f"in float32; the nearest keeps {len(nearest.kept)}: {nearest.complaint}"
+        f"in float32; the nearest keeps {len(nearest.kept)}: "
+        f"{nearest.complaint or 'passed, but the file that failed was made so'}"
     )
 
 

@@ -197,6 +197,18 @@ def test_where_every_layer_is_guilty_nothing_is_repaired(tmp_path: Path) -> None
     assert "trials did not repair it, with up to 2 of 3 layers kept" in failure_of(figures)
 
 
+def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> None:
+    """Calibration samples may speak well of it: the gate, whose samples are others, did not."""
+    content, figures = _repair(chain, tmp_path, "onnx-int8").search()
+    assert content is not None
+    assert figures.chosen is not None
+    assert figures.trials[0].surely
+    assert (figures.trials[0].kept, figures.trials[0].calibration) == ((), "minmax")
+    assert figures.chosen > 0
+    only = figures.model_copy(update={"trials": figures.trials[:1], "chosen": None})
+    assert "passed, but the file that failed was made so" in failure_of(only)
+
+
 def test_the_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty trials, or whatever the limit is."""
     assert MOST_TRIALS == 20
