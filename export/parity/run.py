@@ -257,18 +257,15 @@ class ParityRun:
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
             # tells nothing new of the file, nor does a second run with a repaired variant.
-            look_inside = (on_cpu := setting.device == "cpu") and not again
-            local = self.local(onnx.load(source)) if look_inside else None
-            inside = Compared((), ()) if local is None else self.layers(source, local)
+            on_cpu = setting.device == "cpu"
             table = tuple(self._derived(row, answered.rows) for row in table)
+            inside = self._inside(source, table[0]) if on_cpu and not again else {"faults": ()}
             return self._figures(
                 variants,
                 answered,
                 device=setting.device,
                 tolerances=table,
-                layers=inside.layers,
-                unmatched=inside.unmatched,
-                faults=() if local is None else self.faults(source, table[0], local),
+                **inside,
                 reduced_faults={
                     row.variant: self.reduced_faults(variants[row.variant], source, row)
                     for row in (_alive_reduced(table, answered) if on_cpu else ())
@@ -276,6 +273,16 @@ class ParityRun:
                 features=shown,
                 not_checked=not_checked,
             )
+
+    def _inside(self, source: Path, allowed: Tolerance) -> dict[str, Any]:
+        """The values inside the fp32 file and its mutants, as fields of ``ParityFigures``."""
+        local = self.local(onnx.load(source))
+        compared = self.layers(source, local)
+        return {
+            "layers": compared.layers,
+            "unmatched": compared.unmatched,
+            "faults": self.faults(source, allowed, local),
+        }
 
     def _candidates(
         self, files: list[ModelFile], workers: Workers, folder: Path
