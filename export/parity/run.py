@@ -259,7 +259,8 @@ class ParityRun:
             # tells nothing new of the file, nor does a second run with a repaired variant.
             on_cpu = setting.device == "cpu"
             table = tuple(self._derived(row, answered.rows) for row in table)
-            inside = self._inside(source, table[0]) if on_cpu and not again else {"faults": ()}
+            nothing: dict[str, Any] = {"layers": (), "faults": ()}
+            inside = self._inside(source, table[0]) if on_cpu and not again else nothing
             return self._figures(
                 variants,
                 answered,
