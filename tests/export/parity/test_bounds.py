@@ -19,6 +19,7 @@ from tests.export.parity import figures as made
 
 # Flips and accuracy of 100,000 samples: 0.1% are 100 of them, and three roots of 100 are chance.
 FLIPS, CHANCE = 130, 30 / 100_000
+ONNX = tolerance_for("onnx", "cpu")
 FLOAT32 = {"rms_multiple": 3, "largest_multiple": 4, "softmax_error": 1e-6, "evidence": 1}
 REDUCED = {"rms_multiple": 3, "largest_multiple": 4, "sample_spread": 16, "evidence": 1}
 HALF = {"scaled_error": 2e-3, "batch_invariance": 2e-3, "weights": 1.01 / 2048}
@@ -207,3 +208,23 @@ def test_a_derived_row_judges_batches_only_where_the_table_does() -> None:
     onnx = tolerance_for("onnx", "cpu").model_copy(update={"reason": "derived: x"})
     assert onnx.model_copy(update={"batch_invariance": 1e-3}).beyond_table() == []
     assert onnx.model_copy(update={"batch_invariance": None}).beyond_table() != []
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"scaled_error": 1e-3}, False),
+        ({"scaled_error": 1.1e-3}, True),
+        ({"rms_ratio": 100}, False),
+        ({"rms_ratio": 101}, True),
+        ({"weights": 1e-3}, True),
+        ({"largest_multiple": 5}, True),
+        ({"evidence": None}, True),
+    ],
+)
+def test_a_derived_row_is_accepted_up_to_its_cap(changes: dict[str, Any], refused: bool) -> None:
+    """A bundle may carry its network's own numbers, but no more than float32 can need."""
+    row = ONNX.model_copy(update={"reason": "derived: from the network"} | changes)
+    assert bool(row.beyond_table()) == refused
+    if "scaled_error" in changes:
+        assert row.model_copy(update={"reason": "mine"}).beyond_table()

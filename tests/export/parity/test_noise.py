@@ -133,6 +133,21 @@ def test_a_function_is_off_by_four_units_in_the_last_place() -> None:
     assert torch.equal(SequentialSums(0)(_node(aten.pow.Tensor_Scalar), (ids, 1), {}), ids)
 
 
+@pytest.mark.parametrize(
+    ("target", "size"), [(aten.sigmoid.default, 1.0), (aten.silu.default, 8.0)]
+)
+def test_a_gate_is_off_by_two_roundings_of_1(target: Any, size: float) -> None:
+    """However small it is; where it multiplies an input, in proportion to that."""
+    x = -8 * _ones(1000)
+    error = SequentialSums(0)(_node(target), (x,), {}) - target(x)
+    function = 8 * U * float(target(x)[0].abs())
+    parts = {-1, 1}
+    expected = {a * 2 * U * size + b * function for a in parts for b in parts}
+    found = torch.tensor(sorted(expected), dtype=torch.float64)
+    assert all(float((found - e).abs().min()) < 1e-3 * U for e in error)
+    assert len(set((error / U).round(decimals=4).tolist())) == 4
+
+
 def test_seeds_give_other_errors_and_one_seed_the_same() -> None:
     """The floor is the same at each run, and more than one draw."""
     node, args = _node(aten.exp.default), (_ones(1000),)

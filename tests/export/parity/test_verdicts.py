@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from export.bundle.manifest import TensorSpec
 from export.bundle.tolerances import BOUNDS, Tolerance, tolerance_for, with_rows
 from export.parity.judge import (
     FAILED,
@@ -18,7 +19,7 @@ from export.parity.judge import (
     judge,
     kills,
 )
-from export.parity.schema import ALONE, Coverage, LocalFigures, ParityFigures
+from export.parity.schema import ALONE, Coverage, FeatureFigures, LocalFigures, ParityFigures
 from tests.export.parity import figures as made
 
 ONNX, INT8 = tolerance_for("onnx", "cpu"), tolerance_for("onnx-int8", "cpu")
@@ -274,7 +275,7 @@ def test_95_of_100_units_are_enough(all_of_them: int, active: int, passes: bool)
     assert (_failures(made.honest(coverage=coverage)) == []) == passes
     without_units = coverage.model_copy(update={"units": 0})
     assert _failures(made.honest(coverage=without_units)) == []
-    assert without_units.share == 1
+    assert (without_units.share, without_units.share_of_all_samples) == (1, 1)
     assert coverage.share == active / 200
 
 
@@ -297,6 +298,7 @@ def test_an_answer_alone_in_its_batch_may_differ_as_at_another_batch_size() -> N
         ("onnx", {"scaled_error": 1.0}, True),
         ("onnx", {"scaled_error": 1.0, "floor_largest": None}, False),
         ("onnx", {"rms_ratio": 99.0}, True),
+        ("onnx-fp16", {"scaled_error": 1.0, "floor_largest": None}, False),
         ("torchscript", {"scaled_error": 1e-9}, False),
     ],
 )
@@ -413,3 +415,70 @@ def test_a_row_that_judges_nothing_kills_nothing() -> None:
     wild = made.comparison(scaled_error=9.0, rms_ratio=9.0, floor_rms=99.0, floor_largest=99.0)
     mutant = made.fault(outputs={"logits": wild}, local=_local(rms=99.0, largest=99.0, bound=99.0))
     assert kills(mutant, row) == ()
+
+
+def _feature_figures(**changes: Any) -> FeatureFigures:
+    output = TensorSpec(name="maps", datatype="FP32", shape=(-1, 4))
+    by_batch = {256: made.comparison(labels=None), 1: made.comparison(labels=None, **changes)}
+    return FeatureFigures(layer="x", output=output, path="features", problems=(), by_batch=by_batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"), [({}, True), ({"scaled_error": 2e-6}, True), ({"rms_ratio": 9.0}, False)]
+)
+def test_the_first_layer_s_file_is_judged_as_the_fp32_file(
+    change: dict[str, float], passes: bool
+) -> None:
+    """At each batch size, by the first variant's tolerance; its worst figures are its verdict."""
+    rows = (made.row("onnx"), made.row("torchscript"))
+    features = _feature_figures(**change)
+    figures = made.honest(features=features, rows=rows, files={}, neighbours={})
+    judgement = judge(figures, figures.tolerances)
+    assert judgement.passed == passes
+    assert all(failure.startswith("features, batch 1: RMS") for failure in judgement.failures)
+    assert judgement.features is not None
+    verdict = judgement.features.verdict
+    assert (verdict.passed, verdict.variant) == (passes, "onnx")
+    assert verdict.scaled_error == change.get("scaled_error", 0)
+    assert verdict.rms_ratio == change.get("rms_ratio", 1)
+    assert (verdict.sqnr_db, verdict.batch_sizes, verdict.samples) == (60, (1, 256), made.SAMPLES)
+    broken = features.model_copy(update={"problems": ("it has another weight",)})
+    (problem,) = [f for f in _failures(made.honest(features=broken)) if "weight" in f]
+    assert problem == "features: it has another weight"
+
+
+def test_summaries_name_features_loosenings_and_blind_layers() -> None:
+    """A line for each verdict, and what a person must know of it."""
+    loosened = ONNX.model_copy(update={"loosened": "rms_ratio: 99 instead of 8"})
+    blind = made.layer(local=_local(visible=1.0))
+    figures = made.honest(features=_feature_figures(), layers=(blind,))
+    judgement = judge(figures, with_rows(figures.tolerances, [loosened]))
+    lines = list(judgement.summaries())
+    assert len(lines) == len(made.CPU) + 3
+    assert sum("LOOSENED rms_ratio: 99 instead of 8" in line for line in lines) == 1
+    assert lines[-1].startswith("SAMPLES BLIND, PROVENANCE ONLY: x (x, x, x)")
+
+
+def test_a_failure_names_its_row_and_sample() -> None:
+    """The threads, the block and the sample as a person would look them up."""
+    wrong = {"logits": made.comparison(floor_rms=9.0, worst=(7, 1))}
+    row = made.row(outputs=wrong, threads=2, batch_size=64)
+    (failure,) = _failures(made.with_row(row))
+    assert failure.startswith("onnx, batch 64 in 2 threads, logits: RMS error 9.0 x")
+    assert failure.endswith("worst at sample 7")
+    (failure,) = _failures(made.with_row(row.model_copy(update={"block": "length 5"})))
+    assert failure.startswith("onnx, batch 64 in 2 threads, length 5, logits")
+    assert failure.endswith("worst at sample 7 of length 5")
+    older = made.with_row(made.row(outputs=wrong), made.honest(corners=("white",)))
+    assert _failures(older)[0].endswith("worst at sample 6")
+    assert older.describe(0) == "corner case 'white'"
+
+
+def test_the_largest_row_is_a_variant_s_own() -> None:
+    """That over most samples."""
+    figures = made.honest()
+    small, large = (made.row(samples=n, batch_size=n) for n in (5, made.SAMPLES + 1))
+    other = made.row("pt2", samples=made.SAMPLES + 2)
+    figures = figures.model_copy(update={"rows": (small, large, other, *figures.rows)})
+    assert figures.largest("onnx") == large
+    assert figures.variants[:2] == ["onnx", "pt2"]
