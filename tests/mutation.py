@@ -40,12 +40,18 @@ TESTS: dict[str, tuple[str, ...]] = {
         f"{PARITY}/test_metrics.py",
     ),
     "export/parity/adequacy.py": (f"{PARITY}/test_adequacy.py",),
-    "export/parity/candidates.py": (f"{PARITY}/test_candidates.py",),
+    "export/parity/candidates.py": (f"{PARITY}/test_asked.py", f"{PARITY}/test_candidates.py"),
     "export/parity/intermediates.py": (f"{PARITY}/test_intermediates.py",),
     "export/parity/interpreter.py": (f"{PARITY}/test_interpreter.py",),
     "export/parity/judge.py": (f"{PARITY}/test_bounds.py", f"{PARITY}/test_verdicts.py"),
-    "export/parity/reference.py": (f"{PARITY}/test_reference.py",),
+    "export/parity/limits.py": (f"{PARITY}/test_operators.py",),
+    "export/parity/measure.py": (f"{PARITY}/test_asked.py", f"{PARITY}/test_candidates.py"),
+    "export/parity/mutants.py": (f"{PARITY}/test_plants.py",),
+    "export/parity/noise.py": (f"{PARITY}/test_noise.py",),
+    "export/parity/reference.py": (f"{PARITY}/test_asked.py", f"{PARITY}/test_reference.py"),
     "export/parity/schema.py": (f"{PARITY}/test_verdicts.py",),
+    "export/parity/structure.py": (f"{PARITY}/test_structure.py",),
+    "export/provenance/reduced.py": (f"{PROVENANCE}/test_steps.py",),
 }
 ANNOTATIONS = "ReplaceBinaryOperator_BitOr"
 LANES = 2

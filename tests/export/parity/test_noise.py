@@ -38,13 +38,15 @@ def _ones(*shape: int) -> Tensor:
     return torch.ones(shape, dtype=torch.float64)
 
 
-PRODUCTS: list[tuple[Any, tuple[Tensor | None, ...], int]] = [
+PRODUCTS: list[tuple[Any, tuple[Any, ...], int]] = [
     (aten.linear.default, (_ones(2, 5), _ones(3, 5)), 5),
     (aten.matmul.default, (_ones(2, 5), _ones(5, 3)), 5),
     (aten.addmm.default, (_ones(3), _ones(2, 7), _ones(7, 3)), 7),
     (aten.baddbmm.default, (_ones(3), _ones(2, 2, 7), _ones(2, 7, 3)), 7),
     (aten.conv1d.default, (_ones(2, 4, 9), _ones(3, 4, 3)), 12),
     (aten.conv2d.default, (_ones(2, 4, 9, 9), _ones(8, 1, 3, 3)), 9),
+    (aten.convolution.default, (_ones(2, 4, 9), _ones(3, 4, 3), None, [1], [0], [1], False), 12),
+    (aten.convolution.default, (_ones(2, 3, 4), _ones(3, 8, 5), None, [1], [0], [1], True), 15),
     (aten.conv_transpose2d.input, (_ones(2, 3, 4, 4), _ones(3, 8, 2, 2)), 12),
 ]
 
