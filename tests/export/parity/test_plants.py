@@ -93,7 +93,7 @@ def test_the_mean_is_rounded_to_two_digits() -> None:
     found = _changes(_planted(model)["mean rounded (.13 for .1307)"], model)
     assert found.keys() == {"mean"}
     assert found["mean"] == np.float32(0.13)
-    planted = _planted(_model({"mean": np.float32(0.25)}))["mean rounded (.13 for .1307)"]
+    planted = _planted(_model({"mean": np.array(0.25, np.float32)}))["mean rounded (.13 for .1307)"]
     assert (planted.model, planted.what) == (None, "it changes no number of this model")
 
 
@@ -104,7 +104,7 @@ def test_a_division_becomes_a_product_with_the_reciprocal() -> None:
     assert _changes(planted, model) == {"scale": np.float32(1) / np.float32(255)}
     assert planted.model is not None
     assert planted.model.graph.node[0].op_type == "Mul"
-    planted = _planted(_model({"scale": np.float32(256)}))["x * (1/255) for x / 255"]
+    planted = _planted(_model({"scale": np.array(256, np.float32)}))["x * (1/255) for x / 255"]
     assert (planted.model, planted.what) == (None, "1/256 is exact")
 
 
@@ -192,7 +192,7 @@ def test_stored_integers_of_a_quantized_weight_are_spoilt() -> None:
     node = helper.make_node("DequantizeLinear", ["w1", "w1_step"], ["w1_d"], "read")
     model.graph.node.insert(2, node)
     model.graph.node[3].input[1] = "w1_d"
-    step = numpy_helper.from_array(np.float32(0.5), "w1_step")
+    step = numpy_helper.from_array(np.array(0.5, np.float32), "w1_step")
     model.graph.initializer.append(step)
     planted = {p.name: p for p in plant_reduced_faults(model)}
     flipped = _changes(planted["one sign flipped"], model)
