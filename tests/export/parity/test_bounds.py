@@ -8,6 +8,7 @@ import pytest
 from export.bundle.tolerances import (
     BOUNDS,
     TOLERANCES,
+    ToleranceError,
     can_be_derived,
     changed,
     tolerance_for,
@@ -205,6 +206,8 @@ def test_a_derived_row_judges_batches_only_where_the_table_does() -> None:
     frozen = tolerance_for("torchscript-frozen", "cpu").model_copy(update={"reason": "derived: x"})
     assert frozen.beyond_table() == []
     assert frozen.model_copy(update={"rms_ratio": 101}).beyond_table() != []
+    traced = tolerance_for("torchscript", "cpu").model_copy(update={"reason": "derived: x"})
+    assert traced.model_copy(update={"scaled_error": 1e-4}).beyond_table() != []
     onnx = tolerance_for("onnx", "cpu").model_copy(update={"reason": "derived: x"})
     assert onnx.model_copy(update={"batch_invariance": 1e-3}).beyond_table() == []
     assert onnx.model_copy(update={"batch_invariance": None}).beyond_table() != []
@@ -228,3 +231,20 @@ def test_a_derived_row_is_accepted_up_to_its_cap(changes: dict[str, Any], refuse
     assert bool(row.beyond_table()) == refused
     if "scaled_error" in changes:
         assert row.model_copy(update={"reason": "mine"}).beyond_table()
+
+
+def test_a_multiple_is_at_least_1() -> None:
+    """Once the floor is the strictest that may be asked for; and nothing is below zero."""
+    for field in ("rms_multiple", "largest_multiple", "sample_spread", "rms_ratio"):
+        row = tolerance_for("onnx", "cpu", changed([f"onnx.cpu.{field}=1"], None))
+        assert getattr(row, field) == 1
+        with pytest.raises(ToleranceError, match="cannot be"):
+            changed([f"onnx.cpu.{field}=0.99"], None)
+    for field in ("scaled_error", "batch_invariance", "neighbours", "weights", "softmax_error"):
+        row = tolerance_for("onnx", "cpu", changed([f"onnx.cpu.{field}=0"], None))
+        assert getattr(row, field) == 0
+        with pytest.raises(ToleranceError, match="cannot be"):
+            changed([f"onnx.cpu.{field}=-1e-9"], None)
+    for field in ("flip_share", "tie_share", "accuracy_drop"):
+        with pytest.raises(ToleranceError, match="cannot be"):
+            changed([f"onnx-int8.cpu.{field}=1.01"], "a test")

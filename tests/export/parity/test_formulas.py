@@ -160,6 +160,11 @@ def test_the_spread_is_the_worst_sample_over_the_median_one() -> None:
     assert compare(candidate, truth, truth).sample_spread == pytest.approx(3)
     candidate[2:] = np.nan
     assert compare(candidate, truth, truth).sample_spread == float("inf")
+    assert compare(truth, truth, truth, corners=5).sample_spread == 1
+    pictures = np.broadcast_to(truth[:, :, None, None], (5, 2, 3, 3))
+    wrong = pictures + 1e-3
+    wrong[2] += 6e-3
+    assert compare(wrong, pictures, pictures).sample_spread == pytest.approx(7)
 
 
 def test_channels_are_the_second_axis_and_the_last() -> None:
@@ -190,6 +195,8 @@ def test_labels_are_counted() -> None:
     assert labels.accuracy == pytest.approx(1 / 3)
     assert labels.eager_accuracy == pytest.approx(2 / 3)
     assert labels.certificate == 0.25
+    older = labels.model_dump(exclude={"near_ties"})
+    assert LabelFigures.model_validate(older).near_ties == 0
     without = _labels(candidate, truth)
     assert (without.accuracy, without.eager_accuracy) == (None, None)
     assert _labels(truth, truth, [-1] * 4).accuracy is None

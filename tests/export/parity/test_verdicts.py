@@ -312,6 +312,13 @@ def test_edge_cases_are_held_against_their_own_floor(
     assert all("edge case 'full'" in failure for failure in failures)
 
 
+def test_samples_of_other_sizes_are_no_edge_cases() -> None:
+    """Their scaled error and RMS are judged as those of the proof's own samples."""
+    for change in ({"rms_ratio": 8.1}, {"scaled_error": 2.1e-6}):
+        row = made.row(block="length 5", outputs={"logits": made.comparison(**change)})
+        assert len(_failures(made.with_row(row))) == 1
+
+
 def test_edge_cases_with_a_floor_may_depend_on_the_batch() -> None:
     """Their answers far beyond those of samples have no scale that batches could be held to."""
     edge = made.edge_row().model_copy(update={"batch_invariance": 1.0})
@@ -477,6 +484,7 @@ def test_a_failure_names_its_row_and_sample() -> None:
 def test_the_largest_row_is_a_variant_s_own() -> None:
     """That over most samples."""
     figures = made.honest()
+    assert figures.schema_version == 3
     small, large = (made.row(samples=n, batch_size=n) for n in (5, made.SAMPLES + 1))
     other = made.row("pt2", samples=made.SAMPLES + 2)
     figures = figures.model_copy(update={"rows": (small, large, other, *figures.rows)})
