@@ -21,7 +21,10 @@ def _file(opset: int = 20, domain: str = "", op: str = "Relu") -> onnx.ModelProt
 
 def test_a_file_as_it_was_asked_for_has_no_problem() -> None:
     """Opset 20, the tensors by name, type and shape, ONNX's own operators, one file."""
-    assert structure_problems(_file(), INPUTS, OUTPUTS) == []
+    model = _file()
+    assert structure_problems(model, INPUTS, OUTPUTS) == []
+    model.graph.initializer.append(TensorProto(name="w", data_type=TensorProto.FLOAT))
+    assert structure_problems(model, INPUTS, OUTPUTS) == []
 
 
 @pytest.mark.parametrize(("opset", "found"), [(19, "19"), (21, "21")])
@@ -66,8 +69,9 @@ def test_what_was_not_asked_for_is_named(spoil: Callable[[onnx.ModelProto], str]
 
 def test_operators_of_others_and_dynamic_ones_are_refused() -> None:
     """Not every machine has the first; the second look at the whole batch."""
-    (problem,) = structure_problems(_file(domain="com.microsoft"), INPUTS, OUTPUTS)
-    assert problem.endswith("not every machine has them: ['com.microsoft::Relu']")
+    for domain in ("com.microsoft", "acme"):
+        (problem,) = structure_problems(_file(domain=domain), INPUTS, OUTPUTS)
+        assert problem.endswith(f"not every machine has them: ['{domain}::Relu']")
     for operator in ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"):
         (problem,) = structure_problems(_file(op=operator), INPUTS, OUTPUTS)
         assert "depends on the other samples in its batch" in problem

@@ -476,9 +476,10 @@ def test_a_failure_names_its_row_and_sample() -> None:
     (failure,) = _failures(made.with_row(row.model_copy(update={"block": "length 5"})))
     assert failure.startswith("onnx, batch 64 in 2 threads, length 5, logits")
     assert failure.endswith("worst at sample 7 of length 5")
-    older = made.with_row(made.row(outputs=wrong), made.honest(corners=("white",)))
-    assert _failures(older)[0].endswith("worst at sample 6")
-    assert older.describe(0) == "corner case 'white'"
+    older = made.with_row(made.row(outputs=wrong), made.honest(corners=("white", "black")))
+    assert _failures(older)[0].endswith("worst at sample 5")
+    assert older.describe(1) == "corner case 'black'"
+    assert older.describe(4) == "sample 2"
 
 
 def test_the_largest_row_is_a_variant_s_own() -> None:

@@ -17,7 +17,7 @@ from tests.export.provenance.networks import NETWORKS, copied, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]
-# Their products have no weights that ONNX Runtime quantizes, but for the last, which stays as it is.
+# Nothing of theirs would be quantized: the last layer stays as it is.
 NOT_QUANTIZED = {
     "lstm",
     "lstm of 2 layers and directions",
