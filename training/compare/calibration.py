@@ -58,14 +58,26 @@ def calibrate(
     temperature, at_bound = fit_temperature(validation_NK, validation_labels)
     before = calibration_error(*confidence_and_hits(test_NK, test_labels, 1.0))
     after = calibration_error(*confidence_and_hits(test_NK, test_labels, temperature))
+    scaled_NK = test_NK.double() / temperature
     return Calibration(
         temperature=temperature,
         at_bound=at_bound,
         error_before=before,
         error_after=after,
         loss_before=float(functional.cross_entropy(test_NK.double(), test_labels)),
-        loss_after=float(functional.cross_entropy(test_NK.double() / temperature, test_labels)),
+        loss_after=float(functional.cross_entropy(scaled_NK, test_labels)),
+        brier_before=brier_score(test_NK.double().softmax(1), test_labels),
+        brier_after=brier_score(scaled_NK.softmax(1), test_labels),
     )
+
+
+def brier_score(probabilities_NK: Tensor, labels: Tensor) -> float:
+    """Mean squared distance, 0..2, of probabilities [N, K] to the right answers, int64 [N].
+
+    Least for the true probabilities alone, and needs no bins (G. W. Brier 1950).
+    """
+    answers_NK = functional.one_hot(labels, probabilities_NK.shape[1])
+    return float((probabilities_NK - answers_NK).square().sum(1).mean())
 
 
 def confidence_and_hits(
