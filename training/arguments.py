@@ -52,8 +52,12 @@ def add_train(commands: Commands) -> argparse.ArgumentParser:
         help="the checkpoint's folder (default: artifacts/checkpoints/NAME)",
     )
     meanwhile = train.add_argument_group("while it runs")
-    meanwhile.add_argument(
+    unfinished = meanwhile.add_mutually_exclusive_group()
+    unfinished.add_argument(
         "--resume", action="store_true", help="go on with an unfinished run; it must be the same"
+    )
+    unfinished.add_argument(
+        "--restart", action="store_true", help="discard an unfinished run that is in DIR"
     )
     meanwhile.add_argument(
         "--track",
