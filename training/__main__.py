@@ -218,6 +218,9 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     _, own = resolved(
         arguments.model, architecture_numbers(arguments.arch)
     )  # refuses what a variant fixes
+    augment = chosen.augment
+    if arguments.clean_share is not None:
+        augment = augment.model_copy(update={"clean_share": arguments.clean_share})
     return chosen.with_changes(
         epochs=arguments.epochs,
         seed=arguments.seed,
@@ -225,6 +228,9 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         max_learning_rate=arguments.learning_rate,
         precision=arguments.precision,
         compiled=arguments.compiled,
+        ema_decay=arguments.ema,
+        decay_norms_and_biases=False if arguments.spare_biases else None,
+        augment=augment.model_dump(),
         architecture={**chosen.architecture, **own},
     )
 

@@ -135,6 +135,23 @@ def _add_how(how: Group) -> None:
         metavar="N",
         help="of weights, order and distortions; the same seed gives the same weights (default: 0)",
     )
+    how.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="keep a moving average of the weights, e.g. 0.998: over some 500 steps",
+    )
+    how.add_argument(
+        "--spare-biases",
+        action="store_true",
+        help="no weight decay on biases and on the scales and shifts of normalisations",
+    )
+    how.add_argument(
+        "--clean-share",
+        type=float,
+        metavar="SHARE",
+        help="of the images that are left undistorted, 0 to 1 (default: 0)",
+    )
     add_precision(how)
     how.add_argument(
         "--teachers",

@@ -49,9 +49,14 @@ def distorted(
     grid = functional.affine_grid(map_NA, list(pixels_NCHW.shape), align_corners=False)
     if config.elastic_px:
         grid = grid + _bent(count, size, generator, world) * (config.elastic_px * 2 / size)
-    return functional.grid_sample(
+    moved_NCHW = functional.grid_sample(
         pixels_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
+    if not config.clean_share:
+        return moved_NCHW
+    lots = torch.rand(count * world.size, device=pixels_NCHW.device, generator=generator)
+    clean_N = lots[world.rank :: world.size] < config.clean_share
+    return torch.where(clean_N[:, None, None, None], pixels_NCHW, moved_NCHW)
 
 
 def _bent(count: int, size: int, generator: torch.Generator, world: World) -> Tensor:

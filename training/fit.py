@@ -5,8 +5,8 @@ Convolutions run channels last, which takes them less time than channels first.
 
 What is learnt, from how many images at once and by which loss, is a task's matter
 (``training.tasks``). The weights kept are those of the last epoch, when the learning rate has
-annealed. Validation images choose nothing, so their figures are no maximum of noisy ones; test
-images are not even passed to this module.
+annealed, or their moving average (``training.ema``). Validation images choose nothing, so their
+figures are no maximum of noisy ones; test images are not even passed to this module.
 
 Shape suffixes: N images, C channels, H and W pixels.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from training.augment import distorted
@@ -26,6 +27,7 @@ from training.checkpoint import AnyEpoch, CheckpointError
 from training.config import TrainConfig
 from training.data import LabelledImages, fingerprint, standardise, to_pixels
 from training.distil import Teachers
+from training.ema import averaged_model
 from training.evaluate import ask
 from training.models import build_model
 from training.parallel import World, current
@@ -55,6 +57,7 @@ class _Run:
     """What changes from epoch to epoch."""
 
     module: nn.Module
+    averaged: AveragedModel | None
     # The module, or what averages gradients around it, or what was compiled of it.
     called: Callable[..., Any]
     teachers: Teachers | None
@@ -62,6 +65,16 @@ class _Run:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.OneCycleLR
     history: list[AnyEpoch]
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is measured and kept: the average, if there is one."""
+        return self.averaged.module if self.averaged else self.module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Whose tensors are the run's state, by the prefix of their names."""
+        return {"module": self.module} | ({"ema": self.averaged} if self.averaged else {})
 
 
 def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state goes
@@ -109,10 +122,10 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
         record = _epoch(run, config, train, validation, epoch)
         run.history.append(record)
         if world.first:
-            save_progress(folder, _progress(run, config, data), run.module, run.optimizer)
+            save_progress(folder, _progress(run, config, data), run.modules, run.optimizer)
         on_epoch(record)
     # As it will be when it is read from its checkpoint: figures are then equal to the last bit.
-    module = run.module.eval().to(memory_format=torch.contiguous_format)
+    module = run.kept.eval().to(memory_format=torch.contiguous_format)
     return Fitted(module, run.history)
 
 
@@ -168,10 +181,7 @@ def _start(
     module = build_model(config.model, config.architecture)
     module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
-        module.parameters(),
-        lr=config.max_learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
+        parameter_groups(module, config), lr=config.max_learning_rate, fused=True
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.max_learning_rate, total_steps=steps_per_epoch * config.epochs + 1
@@ -182,6 +192,7 @@ def _start(
         called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
     return _Run(
         module,
+        averaged_model(module, config.ema_decay) if config.ema_decay else None,
         called,
         Teachers.of(config, teachers, device),
         world,
@@ -189,6 +200,19 @@ def _start(
         scheduler,
         history=[],
     )
+
+
+def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: all parameters, or those of one axis (norms, biases) undecayed."""
+    if config.decay_norms_and_biases:
+        return [{"params": list(module.parameters()), "weight_decay": config.weight_decay}]
+    return [
+        {
+            "params": [p for p in module.parameters() if (p.ndim > 1) == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
+    ]
 
 
 def _progress(run: _Run, config: TrainConfig, data: tuple[str, str]) -> Progress:
@@ -220,7 +244,7 @@ def _take_up(run: _Run, config: TrainConfig, folder: Path, data: tuple[str, str]
             f"the unfinished run in {folder} held out other validation images than this version "
             "of the code does: it learnt from some of those; begin anew with --restart"
         )
-    restore(progress, tensors, run.module, run.optimizer, run.scheduler)
+    restore(progress, tensors, run.modules, run.optimizer, run.scheduler)
     run.history = list(progress.history)
 
 
@@ -263,7 +287,7 @@ def _epoch(
     learning_rate = float(run.scheduler.get_last_lr()[0])
     accuracy = int(run.world.total(hits)) / count
     trained = Trained(epoch, mean_loss, accuracy, learning_rate)
-    return task.validate(run.module, validation, trained)
+    return task.validate(run.kept, validation, trained)
 
 
 def _step(
@@ -291,4 +315,6 @@ def _step(
     loss.backward()
     run.optimizer.step()
     run.scheduler.step()
+    if run.averaged:
+        run.averaged.update_parameters(run.module)
     return loss.detach(), task.hits(answers, labels_N)

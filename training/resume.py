@@ -8,7 +8,7 @@ A folder belongs to one run at a time, and an unfinished run in it is not overwr
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,11 +74,15 @@ def run_folder(folder: Path, *, resume: bool, restart: bool) -> Iterator[None]:
 def save_progress(
     folder: Path,
     progress: Progress,
-    module: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Replace the folder's resume file by the state after an epoch, in one step."""
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors = {
+        f"{prefix}.{name}": tensor
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     content = save_tensors(
@@ -110,12 +114,13 @@ def load_progress(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
 def restore(
     progress: Progress,
     tensors: dict[str, Tensor],
-    module: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     """Put a loaded state into a run's objects."""
-    module.load_state_dict(_under("module.", tensors))
+    for prefix, module in modules.items():
+        module.load_state_dict(_under(f"{prefix}.", tensors))
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():
         index, field = name.split(".")
