@@ -78,13 +78,13 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[SubjectGroup]
 
 def _check(subject: ModelUnderTest, first: ModelUnderTest, dataset: Dataset) -> None:
     record, folder = subject.record, subject.folder
-    require_same_images(record, dataset, folder)
     if record.data.validation_images != first.record.data.validation_images:
         raise CheckpointError(
             f"{folder} held out {record.data.validation_images} validation images, "
             f"{first.folder} {first.record.data.validation_images}: one of them learned from "
             "images that the other is tuned on; train both with the same number"
         )
+    require_same_images(record, dataset, folder)
 
 
 def without_seed(config: TrainConfig) -> str:
