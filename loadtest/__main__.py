@@ -11,22 +11,16 @@ from pathlib import Path
 
 from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.commands import KEPT, MISSED, add_run, add_sweep
-from loadtest.expectations import ExpectationError
+from loadtest.errors import LoadTestError
 from loadtest.gate.command import add_arguments, compared, plan_of
 from loadtest.machine import cores, machine
 from loadtest.overload import COLUMNS as LOADED
 from loadtest.overload import OverloadError, Plan, measure
 from loadtest.peers.command import add_peers
-from loadtest.run import LoadTestError, Thresholds
-from loadtest.scenarios import ScenarioError
-from loadtest.server import ServiceNotReadyError
-from loadtest.yardstick import YardstickError, compare, over_the_runtime
+from loadtest.run import Thresholds
+from loadtest.yardstick import compare, over_the_runtime
 
 IMPOSSIBLE = 2
-_ERRORS = (
-    *(LoadTestError, ScenarioError, ExpectationError),
-    *(ServiceNotReadyError, YardstickError, OverloadError),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except _ERRORS as error:
+    except (LoadTestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return IMPOSSIBLE
 

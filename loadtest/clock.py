@@ -17,6 +17,7 @@ from gevent.hub import get_hub
 CLOCK_MONOTONIC, TFD_NONBLOCK, TFD_TIMER_ABSTIME = 1, 0o4000, 1  # Linux's uapi headers
 EXPIRATIONS_BYTES = 8
 READABLE = 1
+NANOSECONDS = 10**9  # in a second
 # Without timerfd: nearer than this, poll instead of sleeping.
 POLL_S = 0.002
 
@@ -52,9 +53,10 @@ class TimerFile:
 
     def until(self, moment_s: float) -> None:
         """See ``Waiter``."""
-        seconds, rest = divmod(moment_s, 1)
+        # Rounded up, and never 0, which would stop the timer.
+        seconds, nanoseconds = divmod(max(0, int(moment_s * NANOSECONDS)) + 1, NANOSECONDS)
         # struct itimerspec: no interval, then the moment in seconds and nanoseconds.
-        moment = (ctypes.c_long * 4)(0, 0, int(seconds), int(rest * 1e9) + 1)
+        moment = (ctypes.c_long * 4)(0, 0, seconds, nanoseconds)
         self._checked(self._libc.timerfd_settime(self._file, TFD_TIMER_ABSTIME, moment, None))
         self._hub.wait(self._readable)
         os.read(self._file, EXPIRATIONS_BYTES)

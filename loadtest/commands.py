@@ -158,10 +158,12 @@ def _written(found: Runs, stem: Path, thresholds: Thresholds, *, accept_invalid:
         print(line)
     for failure in missed:
         print(f"FAILED: {failure}", file=sys.stderr)
-    if missed:
+    if any(result.wrong_answers for result in found.runs):
         return MISSED
     valid = any(result.verdict.valid for result in found.runs)
-    return KEPT if valid or accept_invalid else INVALID
+    if not valid and not accept_invalid:
+        return INVALID  # nothing is known of the thresholds
+    return MISSED if missed else KEPT
 
 
 def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.bodies import VARIANT, Body, Said, body, read
+from loadtest.errors import LoadTestError
 from loadtest.scenarios import Endpoint
 
 # softmax in float32 rounds by a few 6e-8, and JSON carries every digit.
@@ -40,7 +41,7 @@ TOLERANCE_OF = {
 }
 
 
-class ExpectationError(ValueError):
+class ExpectationError(LoadTestError):
     """The bundle cannot be read."""
 
 

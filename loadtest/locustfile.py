@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +51,9 @@ class _Run:
     expectations: Expectations | Prepared
     recorder: Recorder
     tallies: ClassVar[dict[str, Tally]] = {}
+    processes: ClassVar[set[str]] = set()  # that sent requests, as the master knows them
+    dispatchers: ClassVar[int] = 0  # of an open loop, in this process
+    dispatching: ClassVar[int] = 0  # of these, that have not ended
 
 
 @events.init_command_line_parser.add_listener
@@ -68,6 +71,8 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
     parser.add_argument("--prepared", default="", help="a peer's requests in place of the bundle's")
     parser.add_argument("--ceiling", action="store_true", help="any answer of 200 is right")
     parser.add_argument("--result", default="", help="write what was counted to this JSON file")
+    # The master tells its workers among how many users the rate of an open loop is divided.
+    parser.add_argument("--all-users", type=int, default=0, include_in_web_ui=False, help=SUPPRESS)
 
 
 def _options(environment: Environment) -> Namespace:
@@ -79,13 +84,14 @@ def _options(environment: Environment) -> Namespace:
 
 @events.report_to_master.add_listener
 def _report(client_id: str, data: dict[str, Any]) -> None:
-    """A worker tells the master with every report, the last of which comes when it has stopped."""
-    if hasattr(_Run, "recorder"):
+    """A worker tells the master what it counted as soon as its window is over."""
+    if hasattr(_Run, "recorder") and _Run.recorder.is_over:
         data[TALLY] = _Run.recorder.tally().model_dump_json()
 
 
 @events.worker_report.add_listener
 def _collect(client_id: str, data: dict[str, Any]) -> None:
+    _Run.processes.add(client_id)
     if TALLY in data:
         _Run.tallies[client_id] = Tally.model_validate_json(data[TALLY])
 
@@ -93,10 +99,13 @@ def _collect(client_id: str, data: dict[str, Any]) -> None:
 @events.test_start.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
     options = _options(environment)
-    _Run.tallies = {}
+    _Run.tallies, _Run.processes = {}, set()
+    _Run.dispatchers = _Run.dispatching = 0
     changes = {"endpoint": options.endpoint, **json.loads(options.changes)}
     _Run.scenario = load_scenario(options.scenario, **changes)
     if isinstance(environment.runner, MasterRunner):
+        options.all_users = environment.runner.target_user_count
+        _Run.processes = {client.id for client in environment.runner.clients.ready}
         return  # its workers send
     try:
         _Run.expectations = (
@@ -132,7 +141,10 @@ def _finish(environment: Environment, **_: Any) -> None:
         _Run.tallies = {"": _Run.recorder.tally()}
     if isinstance(runner, WorkerRunner) or not _Run.tallies:
         return
-    total = merged(list(_Run.tallies.values()))
+    total = merged(list(_Run.tallies.values()), len(_Run.processes))
+    if total.lost_processes:
+        logger.error("%d generator processes ended without reporting", total.lost_processes)
+        environment.process_exit_code = 2
     if options.result:
         Path(options.result).write_text(total.model_dump_json() + "\n")
     if total.wrong_answers:
@@ -151,9 +163,9 @@ def error_kind(response: Any) -> str:
 class DigitUser(FastHttpUser):
     """Sends prepared golden samples and checks each answer.
 
-    In a closed loop it sends the next request when the last is answered. In an open loop there is
-    one of it in each process, and it sends requests when they are due, whatever is answered:
-    latencies count from the due moment. While the service stalls, requests go on being due, and
+    In a closed loop it sends the next request when the last is answered. In an open loop the users
+    share the rate, and each sends requests when they are due, whatever is answered: latencies
+    count from the due moment. While the service stalls, requests go on being due, and
     each of them waits as a client of its own would have (no coordinated omission).
     """
 
@@ -213,7 +225,7 @@ class DigitUser(FastHttpUser):
 
     @task
     def predict(self) -> None:
-        """One request of a closed loop, or all of this process's of an open one."""
+        """One request of a closed loop, or all of this user's of an open one."""
         if _Run.scenario.loop == "closed":
             self.ask()
         else:
@@ -221,11 +233,16 @@ class DigitUser(FastHttpUser):
 
     def _dispatch(self) -> None:
         scenario, options, runner = _Run.scenario, self.options, self.environment.runner
-        processes, index = 1, 0
+        users, process = 1, 0
         if isinstance(runner, WorkerRunner):
-            processes, index = max(1, options.expect_workers or 1), runner.worker_index
-        rate = (scenario.rate_per_s or 0.0) / processes
-        chance = random.Random(scenario.seed * 1000 + index)  # noqa: S311 - no secret
+            users, process = options.all_users, runner.worker_index
+        elif runner is not None:
+            users = runner.target_user_count
+        number = _Run.dispatchers
+        _Run.dispatchers, _Run.dispatching = number + 1, _Run.dispatching + 1
+        rate = (scenario.rate_per_s or 0.0) / max(1, users)
+        seed = 1_000_000 * scenario.seed + 1_000 * number + process
+        chance = random.Random(seed)  # noqa: S311 - no secret
         pool, clock, due_s = Pool(MOST_IN_FLIGHT), waiter(), time.perf_counter()
         end_s = due_s + options.warmup + options.window if options.window else float("inf")
         while due_s < end_s:
@@ -241,6 +258,7 @@ class DigitUser(FastHttpUser):
         pool.join(options.request_timeout)
         _Run.recorder.stragglers(len(pool))
         pool.kill()
-        if runner is not None and not isinstance(runner, WorkerRunner):
+        _Run.dispatching -= 1
+        if not _Run.dispatching and runner is not None and not isinstance(runner, WorkerRunner):
             runner.quit()
         raise StopUser

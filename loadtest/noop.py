@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import uvloop
 
+from loadtest.errors import LoadTestError
 from loadtest.server import REPOSITORY, free_port
 
 START_TIMEOUT_S = 20.0
@@ -38,7 +39,7 @@ _CLOSE = re.compile(rb"\r\nconnection:[^\r]*\bclose\b")
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue")
 
 
-class NoopError(RuntimeError):
+class NoopError(LoadTestError):
     """The no-op server did not start."""
 
 

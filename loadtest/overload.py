@@ -14,6 +14,7 @@ from pathlib import Path
 from loadtest.client.connections import Load, Target
 from loadtest.client.forms import FormError, Forms, judge
 from loadtest.client.loops import Arrivals, closed_loop, open_loop
+from loadtest.errors import LoadTestError
 from loadtest.machine import cores, pinned
 from loadtest.ratios import percentile
 from loadtest.server import running_service
@@ -28,7 +29,7 @@ COLUMNS = (
 )
 
 
-class OverloadError(RuntimeError):
+class OverloadError(LoadTestError):
     """Nothing can be measured; says what was wrong."""
 
 

@@ -5,10 +5,10 @@ Locust's own statistics round to whole milliseconds, which is longer than most a
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, TypeVar
 
 import psutil
 from hdrh.histogram import HdrHistogram
@@ -19,6 +19,9 @@ SIGNIFICANT_DIGITS = 3
 KEPT_WRONG_ANSWERS = 20
 MICROSECONDS = 1000  # in a millisecond
 REFUSED = "HTTP 429"
+# An HDR histogram takes some 150 kB: these bound the memory, however long a load is.
+MOST_WINDOWS = 128
+T = TypeVar("T")
 Phase = Literal["warm-up", "window", "over"]
 
 
@@ -40,12 +43,14 @@ class Tally(BaseModel):
         in_window: Right answers that came within it.
         latency_us, lag_us: Encoded HDR histograms: of right answers, from the moment they were due
             (sent, in a closed loop); of how much later than due a request was sent.
-        seconds_us: The first of them for each second of the window.
-        refused_each_second: Answers of 429.
+        window_width_s: Of the windows that follow, seconds.
+        windows_us: The latencies of each window of time, as histograms.
+        refused_each_window: Answers of 429.
         no_room: Requests that found as many in flight as there may be, and were not sent.
         stragglers: Requests without an answer when the time to wait for them was over.
         cpu_share: Of one core, of the busiest process.
         named: Device and variant that answers named.
+        lost_processes: Those that sent requests, and whose counts never came.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,8 +61,9 @@ class Tally(BaseModel):
     in_window: int
     latency_us: str
     lag_us: str
-    seconds_us: list[str]
-    refused_each_second: list[int]
+    window_width_s: float = 1.0
+    windows_us: list[str]
+    refused_each_window: list[int]
     errors: dict[str, int]
     wrong_answers: int
     wrong_examples: list[WrongAnswer]
@@ -65,6 +71,7 @@ class Tally(BaseModel):
     stragglers: int
     cpu_share: float
     named: tuple[str, str] | None
+    lost_processes: int = 0
 
 
 def new_histogram() -> HdrHistogram:
@@ -77,16 +84,21 @@ def decoded(encoded: str) -> HdrHistogram:
     return HdrHistogram.decode(encoded.encode())
 
 
-def merged(tallies: Sequence[Tally]) -> Tally:
+def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
     """What several processes counted at the same time, as if one had.
+
+    Args:
+        tallies: Of those that reported.
+        expected: How many sent requests.
 
     Raises:
         ValueError: There are none.
     """
     if not tallies:
         raise ValueError("not one generator process told what it counted")
-    refused = (t.refused_each_second for t in tallies)
-    seconds = (t.seconds_us for t in tallies)
+    width_s = max(t.window_width_s for t in tallies)
+    refused = [_joined(t.refused_each_window, round(width_s / t.window_width_s)) for t in tallies]
+    windows = [_joined(t.windows_us, round(width_s / t.window_width_s)) for t in tallies]
     errors: Counter[str] = Counter()
     for tally in tallies:
         errors.update(tally.errors)
@@ -97,8 +109,14 @@ def merged(tallies: Sequence[Tally]) -> Tally:
         in_window=sum(t.in_window for t in tallies),
         latency_us=_added([t.latency_us for t in tallies]),
         lag_us=_added([t.lag_us for t in tallies]),
-        seconds_us=[_added([s for s in each if s]) for each in zip_longest(*seconds)],
-        refused_each_second=[sum(each) for each in zip_longest(*refused, fillvalue=0)],
+        window_width_s=width_s,
+        windows_us=[
+            _added([text for group in each for text in group])
+            for each in zip_longest(*windows, fillvalue=[])
+        ],
+        refused_each_window=[
+            sum(sum(group) for group in each) for each in zip_longest(*refused, fillvalue=[])
+        ],
         errors=dict(errors),
         wrong_answers=sum(t.wrong_answers for t in tallies),
         wrong_examples=[w for t in tallies for w in t.wrong_examples][:KEPT_WRONG_ANSWERS],
@@ -106,7 +124,56 @@ def merged(tallies: Sequence[Tally]) -> Tally:
         stragglers=sum(t.stragglers for t in tallies),
         cpu_share=max(t.cpu_share for t in tallies),
         named=next((t.named for t in tallies if t.named), None),
+        lost_processes=max(0, expected - len(tallies)),
     )
+
+
+class Windows:
+    """Latencies and refusals over time, in a bounded number of windows of equal width.
+
+    Where there would be too many windows, neighbours are joined in pairs.
+    """
+
+    def __init__(self) -> None:
+        """Begin with windows of a second."""
+        self.width_s = 1.0
+        self._latencies: list[HdrHistogram] = []
+        self._refused: list[int] = []
+
+    def answered(self, at_s: float, latency_us: int) -> None:
+        """Count an answer that came so many seconds after the first window's beginning."""
+        position = self._window(at_s)  # may join windows
+        self._latencies[position].record_value(latency_us)
+
+    def refused(self, at_s: float) -> None:
+        """Count a refusal."""
+        position = self._window(at_s)
+        self._refused[position] += 1
+
+    def whole(self, seconds: float) -> tuple[list[str], list[int]]:
+        """The windows that are over after so many seconds: encoded histograms, and refusals."""
+        count = int(seconds / self.width_s)
+        if count:
+            self._window((count - 0.5) * self.width_s)
+            count = int(seconds / self.width_s)
+        return [_encoded(each) for each in self._latencies[:count]], self._refused[:count]
+
+    def _window(self, at_s: float) -> int:
+        """The window of a moment, made if it is not there yet."""
+        while at_s >= self.width_s * MOST_WINDOWS:
+            self._join_pairs()
+        position = int(at_s / self.width_s)
+        while len(self._refused) <= position:
+            self._latencies.append(new_histogram())
+            self._refused.append(0)
+        return position
+
+    def _join_pairs(self) -> None:
+        for first, second in zip(self._latencies[::2], self._latencies[1::2], strict=False):
+            first.add(second)
+        self._latencies = self._latencies[::2]
+        self._refused = [sum(group) for group in _joined(self._refused, 2)]
+        self.width_s *= 2
 
 
 class Recorder:
@@ -115,8 +182,7 @@ class Recorder:
     def __init__(self, warmup_s: float, window_s: float = float("inf")) -> None:
         """Start the clock: the warm-up begins now, and behind it the window that counts."""
         self._latency, self._lag = new_histogram(), new_histogram()
-        self._seconds: defaultdict[int, HdrHistogram] = defaultdict(new_histogram)
-        self._refused: Counter[int] = Counter()
+        self._windows = Windows()
         self._errors: Counter[str] = Counter()
         self._wrong: list[WrongAnswer] = []
         self._wrong_answers = self._sent = self._in_window = 0
@@ -146,8 +212,7 @@ class Recorder:
         # Answers to what was in flight at the stop have a latency, but belong to no second.
         if self._open():
             self._in_window += 1
-            second = int(time.perf_counter() - self._start_s)
-            self._seconds[second].record_value(value)
+            self._windows.answered(time.perf_counter() - self._start_s, value)
 
     def failed(self, kind: str, phase: Phase = "window") -> None:
         """A request of that phase got no answer, or a refusal."""
@@ -155,7 +220,7 @@ class Recorder:
             return  # one of the warm-up that fails only now has kept its user from the window
         self._errors[kind] += 1
         if kind == REFUSED and self._open():
-            self._refused[int(time.perf_counter() - self._start_s)] += 1
+            self._windows.refused(time.perf_counter() - self._start_s)
 
     def wrong(self, complaint: str, position: int) -> None:
         """A wrong answer came; counted in the warm-up too, for none is excusable."""
@@ -180,6 +245,11 @@ class Recorder:
             self._open()
         return self._stop_s
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the window of all rates is closed, so that the counts are whole."""
+        return not self._open()
+
     def _open(self) -> bool:
         still = self._stop_s is None and time.perf_counter() < self._end_s
         if not still and self._cpu_end_s is None:
@@ -192,15 +262,16 @@ class Recorder:
         window_s = max(now_s - self._start_s, 1e-9)
         cpu_end_s = self._cpu_time() if self._cpu_end_s is None else self._cpu_end_s
         cpu_s = cpu_end_s - self._cpu_s if self._cpu_s is not None else 0.0
-        whole = range(int(window_s))
+        windows_us, refused = self._windows.whole(window_s)
         return Tally(
             window_s=window_s,
             sent=self._sent,
             in_window=self._in_window,
             latency_us=_encoded(self._latency),
             lag_us=_encoded(self._lag),
-            seconds_us=[_encoded(self._seconds[s]) for s in whole],
-            refused_each_second=[self._refused[s] for s in whole],
+            window_width_s=self._windows.width_s,
+            windows_us=windows_us,
+            refused_each_window=refused,
             errors=dict(self._errors),
             wrong_answers=self._wrong_answers,
             wrong_examples=self._wrong,
@@ -224,6 +295,11 @@ class Recorder:
 
 def _encoded(histogram: HdrHistogram) -> str:
     return bytes(histogram.encode()).decode()
+
+
+def _joined(values: Sequence[T], count: int) -> list[Sequence[T]]:
+    """The values in groups of so many neighbours; the last group may be smaller."""
+    return [values[start : start + count] for start in range(0, len(values), count)]
 
 
 def _added(encoded: Sequence[str]) -> str:

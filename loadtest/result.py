@@ -88,9 +88,10 @@ class Result(BaseModel):
     wrong_answers: int
     wrong_answer_examples: list[str]
     wrong_answer_positions: list[int]
-    requests_each_second: list[int]
-    p99_each_second_ms: list[float]
-    refused_each_second: list[int]
+    window_width_s: float
+    requests_each_window: list[int]
+    p99_each_window_ms: list[float]
+    refused_each_window: list[int]
     no_room: int
     stragglers: int
     generator_cpu_share: float
@@ -125,11 +126,9 @@ def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) ->
     spectrum = percentiles_ms(tally.latency_us, SPECTRUM)
     goodput = None
     if scenario.slo_ms is not None:
-        within = sum(
-            count for value, count in _counts(histogram) if value <= scenario.slo_ms * MICROSECONDS
-        )
+        within = count_up_to(tally.latency_us, scenario.slo_ms)
         goodput = per_s * within / max(1, histogram.get_total_count())
-    seconds = [decoded(text) for text in tally.seconds_us]
+    windows = [decoded(text) for text in tally.windows_us]
     return {
         "scenario": scenario.name,
         "loop": scenario.loop,
@@ -160,20 +159,22 @@ def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) ->
         "wrong_answers": tally.wrong_answers,
         "wrong_answer_examples": [wrong.complaint for wrong in tally.wrong_examples],
         "wrong_answer_positions": [wrong.position for wrong in tally.wrong_examples],
-        "requests_each_second": [int(each.get_total_count()) for each in seconds],
-        "p99_each_second_ms": [
-            float(each.get_value_at_percentile(99)) / MICROSECONDS for each in seconds
+        "window_width_s": tally.window_width_s,
+        "requests_each_window": [int(each.get_total_count()) for each in windows],
+        "p99_each_window_ms": [
+            float(each.get_value_at_percentile(99)) / MICROSECONDS for each in windows
         ],
-        "refused_each_second": tally.refused_each_second,
+        "refused_each_window": tally.refused_each_window,
         "no_room": tally.no_room,
         "stragglers": tally.stragglers,
         "generator_cpu_share": tally.cpu_share,
     }
 
 
-def _counts(histogram: Any) -> list[tuple[int, int]]:
-    """Values (microseconds) that were recorded, each with how often."""
-    return [
-        (item.value_iterated_to, item.count_added_in_this_iter_step)
-        for item in histogram.get_recorded_iterator()
-    ]
+def count_up_to(encoded: str, bound_ms: float) -> int:
+    """How many values of an encoded histogram are at most so many milliseconds."""
+    return sum(
+        int(item.count_added_in_this_iter_step)
+        for item in decoded(encoded).get_recorded_iterator()
+        if item.value_iterated_to <= bound_ms * MICROSECONDS
+    )

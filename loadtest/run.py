@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +20,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from loadtest.errors import LoadTestError
 from loadtest.expectations import Expectations
 from loadtest.machine import machine
 from loadtest.record import Tally
 from loadtest.result import Provenance, Result, figures
 from loadtest.scenarios import Profile, Scenario
+from loadtest.server import free_port
 from loadtest.serverside.watch import ServerWatch
 from loadtest.serverside.watch import summary as server_summary
 from loadtest.validity import judge
@@ -36,10 +40,6 @@ STOP_MARGIN_S = 2
 # Locust's own start and end, on a busy machine.
 GRACE_S = 60.0
 VERSIONS = ("locust", "geventhttpclient", "numpy")
-
-
-class LoadTestError(RuntimeError):
-    """The run could not be made: no service there, or locust failed."""
 
 
 class Thresholds(BaseModel):
@@ -167,13 +167,19 @@ def generate(
         # Locust reads configuration files of the folder it runs in: run it where there are none.
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)
+                command,
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(os.environ),
+                start_new_session=True,  # its workers are ended with it
             )
             try:
                 bar = f"{scenario.name} {bundle.name}"
                 _watch(process, bar, seconds, request_timeout_s + GRACE_S)
             finally:
-                process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if not result_file.is_file():
             tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
@@ -190,6 +196,9 @@ def _command(
     margin_s = STOP_MARGIN_S + (request_timeout_s if scenario.loop == "open" else 0.0)
     seconds = profile.warmup_s + profile.duration_s
     several = ["--processes", str(processes), "--expect-workers", str(processes)]
+    # A port of its own, so that two load tests at the same time do not share their workers.
+    port = str(free_port())
+    several += ["--master-bind-port", port, "--master-port", port, "--master-host", "127.0.0.1"]
     return [
         *(sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)),
         *("--host", url, "--headless", "--only-summary"),
@@ -270,9 +279,11 @@ def save_wrong_answers(
 
 
 def _commit() -> str:
-    ran = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return "unknown"
     return ran.stdout.strip() or "unknown"
 
 

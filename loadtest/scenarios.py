@@ -6,12 +6,14 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loadtest.errors import LoadTestError
+
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
 Endpoint = Literal["predict", "predict/image", "infer/json", "infer/binary", "infer/raw"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
-class ScenarioError(ValueError):
+class ScenarioError(LoadTestError):
     """An unknown scenario, or one whose numbers cannot be used."""
 
 

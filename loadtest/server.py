@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from loadtest.errors import LoadTestError
+
 SERVICE = "service.app:DigitClassifier"
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 
 
-class ServiceNotReadyError(RuntimeError):
+class ServiceNotReadyError(LoadTestError):
     """The service ended, or did not become ready in time; holds the end of its log."""
 
 

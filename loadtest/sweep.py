@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loadtest.noop import noop_server
 from loadtest.record import Tally
-from loadtest.result import Result
+from loadtest.result import Result, count_up_to
 from loadtest.run import generate, run_scenario
 from loadtest.runs import Spread, over_runs
 from loadtest.scenarios import Profile, Scenario, load_profile
@@ -23,8 +23,9 @@ CAPACITY_S = 3.0
 FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the capacity: the curve before the search
 NEAR_ENOUGH = 0.05  # of the knee
 MOST_STEPS = 6
+BETWEEN = (0.5, 0.75, 0.25)  # of the way up; the further ones where the first cannot be judged
 ATTEMPTS = 2  # at a point that turns out invalid
-LEAST_ANSWERED = 0.98  # of what was sent
+LEAST_IN_TIME = 0.99  # of what was sent: answered rightly and within the bound
 # Low rates take as long as it needs to say something of p99, with a request or two over the bound.
 ENOUGH_REQUESTS = 1.1 * queries_needed(1)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -78,13 +79,17 @@ class Sweep(BaseModel):
 
 
 def keeps(result: Result, slo_ms: float) -> bool:
-    """Is it a valid point that answers what it is offered, with a p99 under the bound?"""
+    """Is it a valid point at which 99% of the requests sent are answered within the bound?"""
     return result.verdict.valid and not _too_much(result, slo_ms)
 
 
 def _too_much(result: Result, slo_ms: float) -> bool:
-    """Said even by a measurement that is worth nothing else: it only ever makes things worse."""
-    return result.latency_ms["p99"] >= slo_ms or _unanswered(result) > 1 - LEAST_ANSWERED
+    """Said even by a measurement that is worth nothing else: it only ever makes things worse.
+
+    A request without an answer is one over the bound.
+    """
+    in_time = count_up_to(result.latency_us, slo_ms)
+    return in_time < LEAST_IN_TIME * max(1, result.sent)
 
 
 def _unanswered(result: Result) -> float:
@@ -221,10 +226,16 @@ def _search(kept: Callable[[float], bool | None], capacity: float) -> None:
             break
         if found:
             low = share * capacity
-    steps = 0
-    while low and high - low > NEAR_ENOUGH * low and steps < MOST_STEPS:
-        steps, middle = steps + 1, (low + high) / 2
-        low, high = (middle, high) if kept(middle) else (low, middle)
+    for _ in range(MOST_STEPS):
+        if not low or high - low <= NEAR_ENOUGH * low:
+            return
+        for share in BETWEEN:
+            rate = low + share * (high - low)
+            if (found := kept(rate)) is not None:
+                low, high = (rate, high) if found else (low, rate)
+                break
+        else:
+            return  # nothing between the two can be judged
 
 
 def ceiling_per_s(scenario: Scenario, bundle: Path, processes: int) -> float:

@@ -8,7 +8,7 @@ answers that were not what was asked) makes it worth nothing.
 import math
 
 from loadtest.record import Tally, decoded
-from loadtest.result import Verdict, percentiles_ms
+from loadtest.result import Verdict, count_up_to, percentiles_ms
 from loadtest.scenarios import Profile, Scenario
 
 LONGEST_DRIFT = 0.10  # of the last three windows, from their mean
@@ -49,6 +49,11 @@ def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
         profile: How long it should have been.
     """
     reasons = []
+    if tally.lost_processes:
+        processes = tally.processes + tally.lost_processes
+        reasons.append(
+            f"{tally.lost_processes} of {processes} generator processes ended without reporting"
+        )
     if tally.wrong_answers:
         reasons.append(f"{tally.wrong_answers} wrong answers")
     if not tally.in_window:
@@ -70,8 +75,8 @@ def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
 
 
 def _drift(tally: Tally) -> list[str]:
-    """The rate of the last three windows, each a quarter of the seconds, must be steady."""
-    counts = [int(decoded(text).get_total_count()) for text in tally.seconds_us]
+    """The rate of the last three windows, each a quarter of the time, must be steady."""
+    counts = [int(decoded(text).get_total_count()) for text in tally.windows_us]
     size = len(counts) // (WINDOWS + 1)
     if size == 0:
         return []
@@ -102,18 +107,14 @@ def _open_loop(tally: Tally, scenario: Scenario) -> list[str]:
 
 
 def _too_few(tally: Tally, slo_ms: float) -> list[str]:
-    histogram = decoded(tally.latency_us)
-    total = int(histogram.get_total_count())
-    over = sum(
-        item.count_added_in_this_iter_step
-        for item in histogram.get_recorded_iterator()
-        if item.value_iterated_to > slo_ms * 1000
-    )
+    total = int(decoded(tally.latency_us).get_total_count())
+    total = max(tally.sent, total)  # what was not answered is over the bound
+    over = total - count_up_to(tally.latency_us, slo_ms)
     if over > (1 - SHARE) * total:
         return []  # too slow is a result
     needed = queries_needed(int(over))
     if total < needed:
-        return [f"{total} answers with {over} over the bound say nothing of p99; {needed} would"]
+        return [f"{total} requests with {over} over the bound say nothing of p99; {needed} would"]
     return []
 
 

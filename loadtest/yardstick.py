@@ -14,6 +14,7 @@ from statistics import median
 
 from loadtest.client.forms import MANY, FormError, Forms, Request
 from loadtest.client.wrk import Measured, WrkError, alone, by_wrk, check, require_wrk
+from loadtest.errors import LoadTestError
 from loadtest.server import SERVICE, running_service
 
 TUTORIAL = "loadtest.peers.servers.bentoml_tutorial:Tutorial"
@@ -22,7 +23,7 @@ RAW_MANY, ALONE_MANY = f"raw binary, {MANY} images", f"ONNX Runtime alone, {MANY
 QUEUE_IMAGES = 16_384  # 128 requests of 64 images each wait, and are not refused
 
 
-class YardstickError(RuntimeError):
+class YardstickError(LoadTestError):
     """The comparison cannot be made; says what is missing or went wrong."""
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -112,8 +113,7 @@ class Connection(asyncio.Protocol):
         if self.waiting:
             self.waiting = False
             self._pool.load.other[f"closed before an answer ({exc!r})"] += 1
-        if self in self._pool.connections:
-            self._pool.connections.remove(self)
+        self._pool.lost(self)
 
 
 class Answer(NamedTuple):
@@ -153,6 +153,7 @@ class Pool:
         self.target, self.load, self._on_freed, self._most = target, load, freed, most
         self.connections: list[Connection] = []
         self._idle: list[Connection] = []
+        self._freed = asyncio.Event()
         self._right: set[bytes] = set()
 
     async def fill(self) -> None:
@@ -175,7 +176,8 @@ class Pool:
             TimeoutError: None became free for so long as answers are waited for.
         """
         give_up_s = time.perf_counter() + PATIENCE_S
-        while time.perf_counter() < give_up_s:
+        while (left_s := give_up_s - time.perf_counter()) > 0:
+            self._freed.clear()
             while self._idle:
                 found = self._idle.pop()
                 if found.closed:
@@ -186,7 +188,8 @@ class Pool:
                 self.connections.remove(found)
             if len(self.connections) < self._most:
                 return await self._open()
-            await asyncio.sleep(0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), left_s)
         raise TimeoutError(
             f"{self._most} connections wait for answers, and none came for {PATIENCE_S:g} s"
         )
@@ -195,7 +198,14 @@ class Pool:
         """Take a connection back that may ask again."""
         if not connection.transport.is_closing():
             self._idle.append(connection)
+        self._freed.set()
         self._on_freed(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """Leave room for another connection in place of one that was closed."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+        self._freed.set()
 
     def answered(self, answer: Answer, seconds: float) -> None:
         """Count an answer that took so long."""

@@ -12,13 +12,14 @@ import numpy as np
 
 from loadtest.bodies import LENGTH, Pixels, body, compact, png, read
 from loadtest.client.connections import Judge
+from loadtest.errors import LoadTestError
 from loadtest.scenarios import Endpoint
 
 MANY = 64  # images of the larger requests
 BOUNDARY = "a-boundary-that-no-picture-holds"
 
 
-class FormError(RuntimeError):
+class FormError(LoadTestError):
     """No bundle there to ask with."""
 
 

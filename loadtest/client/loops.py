@@ -35,18 +35,18 @@ def closed_loop(
     Returns:
         All that was answered, the warming up's too, and the right answers behind it.
     """
-    load, before, counted = Load(seconds), 0, 0
+    load, seen, counted = Load(seconds), 0, 0
+    begin_s = end_s = float("inf")
 
     async def run() -> None:
-        nonlocal counted
-        begin_s = time.perf_counter() + warm_up_s
-        end_s = begin_s + seconds
+        nonlocal begin_s, end_s
 
         def again(connection: Connection) -> None:
-            nonlocal before
+            nonlocal seen, counted
             now_s = time.perf_counter()
-            if now_s < begin_s:
-                before = len(load.accepted_s)
+            if begin_s <= now_s < end_s:
+                counted += len(load.accepted_s) - seen
+            seen = len(load.accepted_s)
             if now_s < end_s:
                 connection.ask(now_s)
 
@@ -57,10 +57,11 @@ def closed_loop(
         ]
         for pool in pools:
             await pool.fill()
+        begin_s = time.perf_counter() + warm_up_s  # the time to connect does not count
+        end_s = begin_s + seconds
         for connection in [one for pool in pools for one in pool.connections]:
             connection.ask(time.perf_counter())
-        await asyncio.sleep(warm_up_s + seconds)
-        counted = len(load.accepted_s) - before
+        await asyncio.sleep(end_s - time.perf_counter())
         await asyncio.gather(*(pool.settle() for pool in pools))
 
     _run(run)
@@ -75,6 +76,7 @@ def open_loop(
     arrivals: Arrivals = "uniform",
     connections: int = 256,
     spin: bool = False,
+    seed: int = 0,
 ) -> Load:
     """So many requests a second for a while; one that finds no idle connection is sent late.
 
@@ -85,6 +87,7 @@ def open_loop(
         arrivals: "uniform": at equal distances; "poisson": as independent clients would.
         connections: Open connections at most, each with one request at a time.
         spin: Never sleep for less than two milliseconds: exact, and takes a core.
+        seed: Of Poisson arrivals; the same seed gives the same ones.
     """
     load = Load(seconds)
 
@@ -92,7 +95,7 @@ def open_loop(
         pool = Pool(target, load, lambda connection: None, connections)
         await pool.fill()
         start_s = time.perf_counter()
-        for after_s in due_times(rate, seconds, arrivals):
+        for after_s in due_times(rate, seconds, arrivals, seed):
             due_s = start_s + after_s
             while (left_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(0 if spin and left_s < SPIN_S else SLEEP_S)
@@ -111,9 +114,9 @@ def open_loop(
     return load
 
 
-def due_times(rate: float, seconds: float, arrivals: Arrivals) -> Iterator[float]:
+def due_times(rate: float, seconds: float, arrivals: Arrivals, seed: int = 0) -> Iterator[float]:
     """When requests are due, in seconds from the start, ascending."""
-    chance = random.Random(0)  # noqa: S311 - no secret; the same arrivals each time
+    chance = random.Random(seed)  # noqa: S311 - no secret; the same arrivals for the same seed
     due_s = 0.0
     while due_s < seconds:
         yield due_s

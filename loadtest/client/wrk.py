@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.client.forms import Forms, Request
+from loadtest.errors import LoadTestError
 from loadtest.server import REPOSITORY
 
 WRK = "wrk"
@@ -19,7 +20,7 @@ _LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)\s*$", re.MULTILINE)
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
-class WrkError(RuntimeError):
+class WrkError(LoadTestError):
     """Nothing can be measured; says what is missing or went wrong."""
 
 
@@ -53,7 +54,7 @@ def by_wrk(folder: Path, url: str, request: Request, count: int, seconds: int) -
         seconds: For how long.
 
     Raises:
-        WrkError: It failed, or an answer was not 200.
+        WrkError: It failed, an answer was not 200, or a request was lost or timed out.
     """
     body = folder / "body"
     body.write_bytes(request.body)
@@ -65,7 +66,8 @@ def by_wrk(folder: Path, url: str, request: Request, count: int, seconds: int) -
     ran = subprocess.run([*command, url + request.path], capture_output=True, text=True)
     rate = _RATE.search(ran.stdout)
     latency = {name: float(n) * _MS[unit] for name, n, unit in _LATENCY.findall(ran.stdout)}
-    if rate is None or "Non-2xx" in ran.stdout or set(latency) != {"50", "99"}:
+    has_errors = "Non-2xx" in ran.stdout or "Socket errors" in ran.stdout
+    if rate is None or has_errors or set(latency) != {"50", "99"}:
         raise WrkError(f"{request.name}: {ran.stdout} {ran.stderr}")
     return Measured(float(rate[1]), latency["50"], latency["99"])
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from loadtest.client.connections import Target
 from loadtest.client.forms import MANY, FormError, Forms, judge
+from loadtest.errors import LoadTestError
 from loadtest.gate.trees import PRESENT, Tree, TreeError, checked_out, serving
 from loadtest.gate.turns import Offer, Turn, closed_turn, open_turn
 from loadtest.gate.verdict import LEAST_THROUGHPUT, MOST_P99, Figure, Outcome, Pair, Row
@@ -41,7 +42,7 @@ Tell = Callable[[str], None]
 Facts = dict[str, str | int | float]
 
 
-class GateError(RuntimeError):
+class GateError(LoadTestError):
     """Nothing can be measured; says what was wrong."""
 
 
@@ -113,15 +114,23 @@ class _Bench:
             for number, drawn in enumerate(turns, 1):
                 self.tell(f"{what} pair {number} of {count}")
                 for figure, base_first in drawn.items():
-                    found.setdefault(figure, []).append(self._pair(figure, other, base_first))
+                    pair = self._pair(figure, other, base_first, f"{seed} {what} {number}")
+                    found.setdefault(figure, []).append(pair)
         return [Row(figure, self.same[figure], self.pairs[figure], seed) for figure in FIGURES]
 
-    def _pair(self, figure: Figure, other: Server, base_first: bool) -> Pair:
-        """What other and base gave; see ``sides`` for their turns."""
+    def _pair(self, figure: Figure, other: Server, base_first: bool, seed: str) -> Pair:
+        """What other and base gave; see ``sides`` for their turns.
+
+        Both sides get the arrivals of the same seeds, a seed for each turn.
+        """
+        chance = random.Random(seed)  # noqa: S311 - no secret
         count = max(1, round(self.plan.seconds / LONGEST_TURN_S))
         taken: dict[bool, Turn] = {}
+        seeds = [chance.randrange(2**32) for _ in range(count)]
+        left = {True: list(seeds), False: list(seeds)}
         for asks_base in sides(count, base_first):
-            turn = self._turn(figure, self.base if asks_base else other, count)
+            server = self.base if asks_base else other
+            turn = self._turn(figure, server, count, left[asks_base].pop())
             taken[asks_base] = taken[asks_base] + turn if asks_base in taken else turn
         for asks_base, turn in taken.items():
             answering(turn, "head" if other is self.head and not asks_base else "base")
@@ -129,10 +138,10 @@ class _Bench:
             return taken[False].p99_s, taken[True].p99_s
         return taken[False].rate, taken[True].rate
 
-    def _turn(self, figure: Figure, server: Server, count: int) -> Turn:
+    def _turn(self, figure: Figure, server: Server, count: int, seed: int) -> Turn:
         seconds = self.plan.seconds / count
         if figure is TAIL:
-            turn = open_turn(server.one, seconds, self.offer)
+            turn = open_turn(server.one, seconds, self.offer._replace(seed=seed))
         elif figure is MORE:
             turn = closed_turn(server.many, seconds, CLIENTS_OF_MANY)
         else:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from loadtest.errors import LoadTestError
 from loadtest.server import ServiceNotReadyError, running_service
 
 PRESENT = ("WORKTREE", ".")  # the files as they are, committed or not
@@ -16,7 +17,7 @@ PRESENT = ("WORKTREE", ".")  # the files as they are, committed or not
 GIT = ("git", "-c", "core.hooksPath=/dev/null")
 
 
-class TreeError(RuntimeError):
+class TreeError(LoadTestError):
     """No such commit, or its service does not serve the bundle; holds what git or it said."""
 
 

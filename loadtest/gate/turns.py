@@ -57,11 +57,13 @@ class Offer(NamedTuple):
         rate: Requests a second.
         connections: Open ones at most.
         spin: As in ``open_loop``.
+        seed: Of the arrivals.
     """
 
     rate: float
     connections: int
     spin: bool
+    seed: int = 0
 
 
 def closed_turn(target: Target, seconds: float, clients: int) -> Turn:
@@ -80,7 +82,7 @@ def closed_turn(target: Target, seconds: float, clients: int) -> Turn:
 
 
 def open_turn(target: Target, seconds: float, offer: Offer) -> Turn:
-    """Requests at times of chance, the same ones in each turn.
+    """Requests at times of chance, which are those of the offer's seed.
 
     Args:
         target: Who is asked what.
@@ -96,6 +98,7 @@ def open_turn(target: Target, seconds: float, offer: Offer) -> Turn:
             arrivals="poisson",
             connections=offer.connections,
             spin=offer.spin,
+            seed=offer.seed,
         )
         return load, len(load.accepted_s)
 

@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from loadtest.errors import LoadTestError
+
 PEERS = Path(__file__).with_name("servers")
 _BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 _PINNED = re.compile(r"[\w.-]+(\[[\w,.-]+\])?==[\w.!+-]+")
 
 
-class PeerError(ValueError):
+class PeerError(LoadTestError):
     """A peer's file does not say what it must, or there is no such peer."""
 
 

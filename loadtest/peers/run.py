@@ -19,13 +19,14 @@ from loadtest.client.connections import Load, Target
 from loadtest.client.forms import FormError, Request
 from loadtest.client.loops import closed_loop
 from loadtest.client.wrk import Measured, WrkError, by_wrk, require_wrk
+from loadtest.errors import LoadTestError
 from loadtest.machine import cores, pinned
 from loadtest.peers.declared import PEERS, Peer, declared
 from loadtest.peers.forms import FORMS, Form, Golden, ask, judge
 from loadtest.peers.installed import SkippedError, environment, packages, running, told
 from loadtest.peers.prepared import save
 from loadtest.record import Tally
-from loadtest.run import LoadTestError, generate
+from loadtest.run import generate
 from loadtest.scenarios import Profile, load_scenario
 from loadtest.server import REPOSITORY, running_service
 
@@ -41,7 +42,7 @@ OURS = {  # its name, and the form, the processes and the settings in words
 }
 
 
-class PeersError(RuntimeError):
+class PeersError(LoadTestError):
     """The comparison cannot be made; says what is missing or went wrong."""
 
 

@@ -164,15 +164,17 @@ def some(results: Sequence[Result]) -> list[Result]:
 
 
 def seconds_figure(result: Result, title: str) -> Figure:
-    """A time line: answers and refusals in each second, and their p99 below."""
+    """A time line: rates of answers and refusals in each window of time, and their p99 below."""
     figure = panel(3.9)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    answered, refused = result.requests_each_second, result.refused_each_second
-    seconds = [second + 1 for second in range(len(answered))]
-    above.bar(seconds, answered, 0.9, color=COLOURS[0], label="answered")
+    width_s = result.window_width_s
+    answered = [count / width_s for count in result.requests_each_window]
+    refused = [count / width_s for count in result.refused_each_window]
+    seconds = [width_s * (number + 1) for number in range(len(answered))]
+    above.bar(seconds, answered, 0.9 * width_s, color=COLOURS[0], label="answered")
     if any(refused):
         above.bar(
-            *(seconds, refused, 0.9, answered),
+            *(seconds, refused, 0.9 * width_s, answered),
             color="#f6c9a8",
             edgecolor=COLOURS[1],
             hatch="////",
@@ -186,16 +188,16 @@ def seconds_figure(result: Result, title: str) -> Figure:
     tops = [a + r for a, r in zip(answered, refused, strict=True)]
     above.set_ylim(0, 1.1 * max(*tops, result.offered_per_s or 1, 1) if tops else 1)
     above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    above.set(ylabel="requests")
+    above.set(ylabel="requests/s")
     above.set_title(title, loc="left")
-    p99_ms = [value or math.nan for value in result.p99_each_second_ms]
+    p99_ms = [value or math.nan for value in result.p99_each_window_ms]
     below.plot(seconds, p99_ms, "o-", color=COLOURS[1], markersize=3.5)
     bound = [result.slo_ms] if result.slo_ms else []
     scale_latency(below, [*p99_ms, *bound])
     if result.slo_ms:
         bound_line(below, result.slo_ms)
     below.set(xlabel="second after the warm-up", ylabel="p99, ms")
-    below.set_xlim(0.4, max(len(seconds), 1) + 0.6)
+    below.set_xlim(0.4 * width_s, (max(len(seconds), 1) + 0.6) * width_s)
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.align_ylabels()
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -51,6 +51,15 @@ def test_other_greenlets_run_meanwhile(clock: Waiter) -> None:
 
 
 @on_linux
+def test_the_last_nanosecond_of_a_second_is_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment whose nanoseconds round up to a whole second is one that Linux takes."""
+    clock = TimerFile()
+    with gevent.Timeout(5):
+        clock.until(1 - 1e-10)
+    clock.close()
+
+
+@on_linux
 def test_linux_has_the_exact_one_and_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system says is an error in words, not a wait that never ends."""
     exact = waiter()

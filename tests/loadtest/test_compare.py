@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from loadtest.client.connections import Target
+from loadtest.gate import command
 from loadtest.gate.command import (
     FIGURES,
     MORE,
@@ -23,6 +24,7 @@ from loadtest.gate.command import (
     orders,
     sides,
 )
+from loadtest.gate.trees import Tree
 from loadtest.gate.turns import Offer, Turn, closed_turn, open_turn
 from loadtest.gate.verdict import (
     IMPROVEMENT,
@@ -173,6 +175,29 @@ def test_the_sides_take_as_many_turns_and_neither_is_always_second() -> None:
     assert sides(1, True) == [True, False]
     assert sides(3, True) == [True, False, False, True, True, False]
     assert sides(2, False) == [False, True, True, False]
+
+
+def test_pairs_have_arrivals_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides of a pair get the same arrivals, turn by turn, and no two pairs the same."""
+    seeds: list[list[int]] = []
+
+    def turn(target: Target, seconds: float, offer: Offer) -> Turn:
+        seeds[-1].append(offer.seed)
+        return Turn(seconds, 1, [0.1], ())
+
+    monkeypatch.setattr(command, "open_turn", turn)
+    target = Target("http://127.0.0.1:1", b"", lambda headers, body: None)
+    server = command.Server(Tree(Path(), "abc"), target, target)
+    offer = Offer(10, 2, spin=False)
+    plan = Plan("HEAD", "HEAD", seconds=1.0)
+    bench = command._Bench(plan, server, server, server, offer, lambda line: None)
+    for number in range(2):
+        seeds.append([])
+        bench._pair(TAIL, server, True, f"A/B {number}")
+    first, second = seeds
+    assert sorted(first) == sorted([*set(first), *set(first)])
+    assert len(set(first)) == 2
+    assert not set(first) & set(second)
 
 
 def test_a_fault_is_heads_or_prevents_the_measurement() -> None:

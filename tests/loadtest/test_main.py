@@ -17,7 +17,7 @@ import pytest
 
 from loadtest.__main__ import main
 from loadtest.record import Tally
-from loadtest.server import free_port, running_service
+from loadtest.server import running_service
 from tests.tiny import SERVED_BUNDLES
 
 LOCUSTFILE = Path(__file__).parent.parent.parent / "loadtest" / "locustfile.py"
@@ -176,7 +176,7 @@ def test_a_duration_must_be_positive(
 
 @pytest.mark.parametrize(
     ("url", "named"),
-    [(f"http://127.0.0.1:{free_port()}", "make serve"), ("localhost:3000", "is no URL")],
+    [("http://127.0.0.1:9", "make serve"), ("localhost:3000", "is no URL")],
 )
 def test_no_service_is_status_2(
     url: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -230,7 +230,7 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
     assert (result["loop"], result["endpoint"]) == ("open", "infer/json")
     assert (result["device"], result["variant"]) == ("cpu", "onnx")
     assert 100 < result["sent"] < 210
-    assert len(result["requests_each_second"]) == 3
+    assert len(result["requests_each_window"]) == 3
     assert result["server"]["images_per_s"] > 0
     # Three seconds of 50 requests are too few to say anything of 99%.
     assert not result["verdict"]["valid"]
@@ -245,6 +245,8 @@ def test_a_measurement_that_says_nothing_is_status_3(service_url: str, tmp_path:
     assert main(command) == 3
     assert main([*command, "--accept-invalid"]) == 0
     assert main([*command, "--accept-invalid", "--max-p99-ms", "0.001"]) == 1
+    # A figure that says nothing misses no threshold.
+    assert main([*command, "--max-p99-ms", "0.001"]) == 3
 
 
 def test_several_runs_are_told_each_and_together(
@@ -287,3 +289,16 @@ def test_a_service_with_a_key_is_asked_with_it(
         assert _run(url, tmp_path, "--users", "1") == 1
         monkeypatch.setenv("LOADTEST_API_KEY", "a key long enough")
         assert _run(url, tmp_path, "--users", "1") == 0
+
+
+def test_what_cannot_be_made_is_status_2_whatever_it_was(
+    service_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A no-op server that does not start ends a sweep with 2, as a service that is not there."""
+    monkeypatch.setattr("loadtest.noop.START_TIMEOUT_S", 0.0)
+    command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "no-op server did not start" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.__main__ import main
-from loadtest.client.connections import Load, Target, split
+from loadtest.client.connections import Load, Pool, Target, split
 from loadtest.client.loops import closed_loop, due_times, open_loop
 from loadtest.machine import cores, pinned
 from loadtest.server import free_port
@@ -98,6 +99,34 @@ def test_a_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     with _server(ANSWERS[:1], pause_s=0.01) as url:
         _, answered = closed_loop([Target(url, REQUEST, _judge)], 4, 0.5)
         assert 10 < answered <= 55
+
+
+def test_the_time_to_connect_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of a closed loop count within its seconds alone: not more than were possible."""
+    fill = Pool.fill
+
+    async def slowly(pool: Pool) -> None:
+        await fill(pool)
+        await asyncio.sleep(0.3)
+
+    monkeypatch.setattr(Pool, "fill", slowly)
+    with _server(ANSWERS[:1], pause_s=0.01) as url:
+        _, answered = closed_loop([Target(url, REQUEST, _judge)], 32, 0.3, warm_up_s=1.0)
+    assert 5 < answered <= 31  # one each 10 ms, for 300 ms
+
+
+def test_waiting_for_a_connection_takes_no_core() -> None:
+    """The only connection waits 500 ms for its answer; the next request waits without work."""
+    with _server(ANSWERS[:1], pause_s=0.5) as url:
+        begun_s = time.process_time()
+        open_loop(Target(url, REQUEST, _judge), 10, 0.2, connections=1)
+        assert time.process_time() - begun_s < 0.25
+
+
+def test_arrivals_are_those_of_their_seed() -> None:
+    """The same for the same seed, others for others."""
+    one, again, other = (list(due_times(100, 1.0, "poisson", seed)) for seed in (1, 1, 2))
+    assert one == again != other
 
 
 def test_a_server_that_stops_answering_is_not_waited_for_for_ever(

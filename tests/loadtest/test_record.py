@@ -88,3 +88,44 @@ def test_the_generators_share_of_a_core_is_that_of_the_window() -> None:
     while time.process_time() < until_s:
         pass
     assert recorder.tally().cpu_share < 3
+
+
+def test_an_hour_needs_no_more_memory_than_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are joined in pairs when there are too many; their counts are all kept."""
+    now_s = [1000.0]
+    monkeypatch.setattr("loadtest.record.time.perf_counter", lambda: now_s[0])
+    recorder = Recorder(warmup_s=0)
+    for second in range(3600):
+        now_s[0] = 1000.5 + second
+        recorder.sent()
+        recorder.answered(0.001)
+    now_s[0] = 4600.0
+    tally = recorder.tally()
+    counts = [decoded(text).get_total_count() for text in tally.windows_us]
+    assert len(counts) <= 128
+    assert tally.window_width_s * len(counts) <= 3600
+    assert sum(counts) >= 3600 - tally.window_width_s
+    assert set(counts) == {tally.window_width_s}
+
+
+def test_windows_of_different_width_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that joined its windows once more than another: both are brought to one width."""
+    now_s = [1000.0]
+    monkeypatch.setattr("loadtest.record.time.perf_counter", lambda: now_s[0])
+    tallies = []
+    for seconds in (120, 130):
+        now_s[0] = 1000.0
+        recorder = Recorder(warmup_s=0)
+        for second in range(seconds):
+            now_s[0] = 1000.5 + second
+            recorder.sent()
+            recorder.answered(0.001)
+            recorder.failed("HTTP 429")
+        now_s[0] = 1000.0 + seconds
+        tallies.append(recorder.tally())
+    both = merged(tallies)
+    counts = [decoded(text).get_total_count() for text in both.windows_us]
+    assert both.window_width_s == max(tally.window_width_s for tally in tallies)
+    assert counts == both.refused_each_window
+    assert counts[0] == 2 * both.window_width_s
+    assert counts[-1] == both.window_width_s

@@ -238,8 +238,8 @@ def test_a_sweep_leaves_out_what_was_repeated_validly() -> None:
 
 def test_an_overload_shows_its_refusals() -> None:
     """Refused requests are counted by their kind, and a second without an answer is drawn too."""
-    tally = {"errors": {"HTTP 429": 40}, "refused_each_second": [0, 30, 10, 0], "sent": 56}
-    result = point(scenario="Overload", rate=2000, tally=tally, p99_each_second_ms=[5, 0, 300, 6])
+    tally = {"errors": {"HTTP 429": 40}, "refused_each_window": [0, 30, 10, 0], "sent": 56}
+    result = point(scenario="Overload", rate=2000, tally=tally, p99_each_window_ms=[5, 0, 300, 6])
     page = _Page(run_report([result], []))
     assert page.cells("cnn, Overload, 2,000/s", "HTTP 429") == ["40"]
     assert "71% refused" in page.all_text()

@@ -60,6 +60,24 @@ def test_a_point_keeps_the_bound_if_it_is_valid_in_time_and_answers_all() -> Non
     assert not keeps(point(sent=1000), SLO_MS)
 
 
+def test_what_is_not_answered_is_late() -> None:
+    """The bound is kept by 99% of the requests sent: 1.5% without an answer are too many."""
+    assert not keeps(point(latencies_ms=[5.0] * 100, tally={"in_window": 400, "sent": 406}), SLO_MS)
+    assert keeps(point(latencies_ms=[5.0] * 100, tally={"in_window": 400, "sent": 402}), SLO_MS)
+
+
+def test_a_midpoint_that_says_nothing_does_not_lower_the_knee() -> None:
+    """The rate between 70 and 90 cannot be judged; rates beside it are offered in its place."""
+    offered: list[float] = []
+
+    def kept(rate: float) -> bool | None:
+        offered.append(rate)
+        return None if 79 < rate < 81 else rate <= 85
+
+    _search(kept, 100.0)
+    assert max(rate for rate in offered if rate <= 85) >= 0.95 * 85
+
+
 def test_the_knee_must_hold_in_most_of_its_runs() -> None:
     """One lucky run of a rate that is too much does not make the knee; the next lower one does."""
     lucky, lower = point(rate=200), point(rate=100)

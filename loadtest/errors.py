@@ -1,0 +1,11 @@
+"""The load test's errors: whatever cannot be measured says why, and ends a command with status 2.
+
+LoadTestError
+├── ScenarioError, ExpectationError, NoopError, ServiceNotReadyError
+├── YardstickError, OverloadError, PeersError, PeerError, WrkError, FormError
+└── GateError, TreeError
+"""
+
+
+class LoadTestError(RuntimeError):
+    """A measurement cannot be made; says what came, what was expected and what to do."""

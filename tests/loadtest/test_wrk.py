@@ -1,0 +1,50 @@
+"""What wrk says is believed only where every request was answered."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtest.client.forms import Forms
+from loadtest.client.wrk import WrkError, by_wrk
+from tests.tiny import SERVED_BUNDLES
+
+SAID = """Running 1s test
+  Latency Distribution
+     50%  1.00ms
+     75%  1.50ms
+     90%  1.80ms
+     99%  2.00ms
+  1000 requests in 1.00s, 1.00MB read
+{further}
+Requests/sec:   1000.00
+"""
+
+
+def _by_wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, further: str) -> float:
+    program = tmp_path / "wrk"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{SAID.format(further=further)}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    request = Forms(SERVED_BUNDLES / "cnn").raw("service", "raw")
+    return by_wrk(tmp_path, "http://127.0.0.1:1", request, 1, 1).requests_per_s
+
+
+def test_a_run_without_errors_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate that wrk prints."""
+    assert _by_wrk(tmp_path, monkeypatch, "") == 1000
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        "  Socket errors: connect 0, read 3, write 0, timeout 0",
+        "  Socket errors: connect 0, read 0, write 0, timeout 7",
+        "  Non-2xx or 3xx responses: 4",
+    ],
+)
+def test_a_run_with_errors_is_refused(
+    further: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that were lost, timed out or refused make the rate worth nothing."""
+    with pytest.raises(WrkError, match=further.strip().split(":")[0]):
+        _by_wrk(tmp_path, monkeypatch, further)
