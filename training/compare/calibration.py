@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.compare.group_result import Bin, Calibration
-from training.evaluate import CALIBRATION_BINS, calibration_error
+from training.evaluate import CALIBRATION_BINS, brier_score, calibration_error
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 HALVINGS = 60  # of the inverse temperature's range: far below what a float64 can tell apart
@@ -69,15 +69,6 @@ def calibrate(
         brier_before=brier_score(test_NK.double().softmax(1), test_labels),
         brier_after=brier_score(scaled_NK.softmax(1), test_labels),
     )
-
-
-def brier_score(probabilities_NK: Tensor, labels: Tensor) -> float:
-    """Mean squared distance, 0..2, of probabilities [N, K] to the right answers, int64 [N].
-
-    Least for the true probabilities alone, and needs no bins (G. W. Brier 1950).
-    """
-    answers_NK = functional.one_hot(labels, probabilities_NK.shape[1])
-    return float((probabilities_NK - answers_NK).square().sum(1).mean())
 
 
 def confidence_and_hits(

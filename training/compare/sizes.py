@@ -19,25 +19,21 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from training.checkpoint import CheckpointError, write_atomically
+from training.atomic import write_atomically
+from training.checkpoint import CheckpointError
 from training.compare.groups import SubjectGroup
 from training.compare.result import SizeRun
 from training.compare.robustness import read_pixels
 from training.config import TrainConfig
-from training.data import Dataset, LabelledImages, split_validation, to_pixels
+from training.data import Dataset, LabelledImages, split_validation, to_pixels, validation_size
 from training.fit import DivergedError, fit
 
 CACHE_NAME = "sizes.json"
 ORDER_SEED = 20_133
-HELD_OUT = 10  # a tenth of the labels, as `train` holds out of a small data set
+LEAST_SIZE = 10  # labels: a tenth of them validates
 RULE = 2  # counts up when the rule above changes: older cached runs are then not taken
 
 _RUNS = TypeAdapter(list[SizeRun])
-
-
-def held_out_of(config: TrainConfig, size: int) -> int:
-    """How many of ``size`` labelled images validate a run."""
-    return min(config.validation_images, size // HELD_OUT)
 
 
 def part_of(
@@ -67,10 +63,10 @@ def check_sizes(
         CheckpointError: The cache in the folder is no such file.
     """
     least, most, there = min(sizes), max(sizes), len(dataset.train)
-    if least < HELD_OUT or most > there:
+    if least < LEAST_SIZE or most > there:
         raise ValueError(
-            f"--sizes {least if least < HELD_OUT else most}: there are {there:,} training images; "
-            f"give numbers from {HELD_OUT} to {there}"
+            f"--sizes {least} to {most}: there are {there:,} training images; "
+            f"give numbers from {LEAST_SIZE} to {there}"
         )
     for group in groups:
         if group.config.distil is not None:
@@ -78,7 +74,7 @@ def check_sizes(
                 f"--sizes trains each group's config, but {group.name} was distilled and its "
                 "teachers are not at hand; leave out these checkpoints, or --sizes"
             )
-        trained = most - held_out_of(group.config, most)
+        trained = most - validation_size(group.config.validation_images, most)
         if trained < group.config.batch_size:
             raise ValueError(
                 f"--sizes {most} leaves {trained} images to learn from, fewer than batch_size "
@@ -119,12 +115,13 @@ def run_sizes(
     runs, failures = [], []
     for group in groups:
         config = group.config.with_changes(epochs=epochs)
-        epoch_images = largest - held_out_of(config, largest)
+        epoch_images = largest - validation_size(config.validation_images, largest)
         for size in sorted(set(sizes)):
             key = _key(config, dataset.sha256, size, largest)
             if key not in known:
                 say(f"training {group.name} on {size:,} images")
-                part = part_of(dataset.train, size, held_out_of(config, size), epoch_images)
+                held_out = validation_size(config.validation_images, size)
+                part = part_of(dataset.train, size, held_out, epoch_images)
                 try:
                     accuracy = _accuracy(config, *part, dataset, device, folder)
                 except DivergedError as error:
