@@ -62,8 +62,7 @@ def compare(
         folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
         device: Where to compute.
         say: Told what is being done.
-        on_measured: Called with all figures but the sizes' before ``plan.sizes`` are trained, so
-            that a run that fails costs no measurement.
+        on_measured: Called with all other figures before ``plan.sizes`` are trained.
 
     Raises:
         CheckpointError: A checkpoint is broken or cannot be compared with the others.
@@ -72,21 +71,12 @@ def compare(
     plan = plan or ComparePlan()
     groups = read_groups(checkpoints, dataset)
     base = _base(plan, groups, dataset, folder)
-    if plan.sizes and folder is not None:
-        check_sizes(groups, dataset, plan.sizes, folder)
-    for group in groups:
-        for module in group.modules:
-            module.to(device)
     say(f"reading {len(dataset.test):,} test images with {len(checkpoints)} networks")
     held_out = groups[0].config.validation_images
     _, validation = split_validation(dataset.train, held_out)
-    answers = {
-        group.name: [_answers(module, validation, dataset.test) for module in group.modules]
-        for group in groups
-    }
+    answers = _all_answers(groups, validation, dataset.test, device)
     say("timing, in interleaved rounds")
-    modules = {group.name: group.modules[0] for group in groups}
-    costs = measure_costs(modules, base, plan.timing_rounds)
+    costs = measure_costs({g.name: g.modules[0] for g in groups}, base, plan.timing_rounds)
     measured = [
         _group(group, answers[group.name], validation, dataset.test, costs[group.name])
         for group in groups
@@ -137,11 +127,25 @@ def _base(
         )
     if plan.sizes and folder is None:
         raise ValueError("sizes are trained, so a folder for their results must be given")
+    if plan.sizes and folder is not None:
+        check_sizes(groups, dataset, plan.sizes, folder)
     return plan.base or names[0]
 
 
-def _answers(module: torch.nn.Module, validation: LabelledImages, test: LabelledImages) -> _Answers:
-    return _Answers(*(read_pixels(module, to_pixels(part.images)) for part in (validation, test)))
+def _all_answers(
+    groups: Sequence[SubjectGroup],
+    validation: LabelledImages,
+    test: LabelledImages,
+    device: torch.device,
+) -> dict[str, list[_Answers]]:
+    parts = [to_pixels(part.images) for part in (validation, test)]
+    return {
+        group.name: [
+            _Answers(*(read_pixels(module.to(device), pixels) for pixels in parts))
+            for module in group.modules
+        ]
+        for group in groups
+    }
 
 
 def _readings(
