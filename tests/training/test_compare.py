@@ -16,8 +16,8 @@ from training.compare.groups import group_names, read_groups, single_seeds, unfa
 from training.compare.sizes import run_sizes
 from training.config import DistilConfig, TrainConfig, preset
 from training.data import Dataset, LabelledImages, load_dataset
-from training.evaluate import evaluate
-from training.fit import DivergedError, Fitted, fit
+from training.evaluation.classification import evaluate
+from training.loop.fit import DivergedError, Fitted, fit
 
 PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)
 
