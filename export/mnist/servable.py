@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.bundle.manifest import TensorSpec
 from training.data import CLASSES, IMAGE_SHAPE, standardise, to_ink
-from training.pairs import ANSWERS, SUMS
+from training.evaluation.two_input import ANSWERS, SUMS
 
 LOGITS: Literal["logits"] = "logits"
 PROBABILITIES: Literal["probabilities"] = "probabilities"
