@@ -161,7 +161,7 @@ def _training(story: ModelStory) -> str:
         + picture(home / "curves.png", f"{name}: loss and error by epoch")
         + '<div class="pair">'
         + picture(home / "confusion.png", f"{name}: confusion matrix")
-        + picture(home / "misread.png", f"{name}: misread digits")
+        + picture(home / "misclassified.png", f"{name}: misclassified digits")
         + "</div>"
     )
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from training.checkpoint import CheckpointError, CheckpointRecord, read_checkpoint
-from training.config import TrainConfig
+from training.checkpoint import (
+    CheckpointError,
+    CheckpointRecord,
+    read_checkpoint,
+    require_same_images,
+)
+from training.config import PRESETS, TrainConfig
 from training.data import Dataset
-from training.models import VARIANTS
-
-SHOWN_HASH = 12  # characters that are enough to tell two data sets apart
+from training.models import VARIANTS, architecture_config
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,13 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[SubjectGroup]
 
 def _check(subject: ModelUnderTest, first: ModelUnderTest, dataset: Dataset) -> None:
     record, folder = subject.record, subject.folder
-    if record.data.sha256 != dataset.sha256:
-        raise CheckpointError(
-            f"{folder} was trained on {record.data.name} (sha256 "
-            f"{record.data.sha256[:SHOWN_HASH]}), the images given are {dataset.name} "
-            f"({dataset.sha256[:SHOWN_HASH]}); give its own images with --data-dir, or train it "
-            "anew on these"
-        )
     if record.data.validation_images != first.record.data.validation_images:
         raise CheckpointError(
             f"{folder} held out {record.data.validation_images} validation images, "
             f"{first.folder} {first.record.data.validation_images}: one of them learned from "
             "images that the other is tuned on; train both with the same number"
         )
+    require_same_images(record, dataset, folder)
 
 
 def without_seed(config: TrainConfig) -> str:
@@ -130,14 +127,30 @@ def group_names(configs: Sequence[TrainConfig]) -> list[str]:
 
 
 def _variant(config: TrainConfig) -> str:
-    """The variant with the most numbers that all agree with the config's, else the model."""
-    fitting = [
-        (len(numbers), name)
-        for name, (model, numbers) in VARIANTS.items()
-        if model == config.model
-        and all(config.architecture.get(key) == value for key, value in numbers.items())
-    ]
-    return max(fitting)[1] if fitting else config.model
+    """The variant that a config is, else the model.
+
+    A record holds numbers and no variant's name. The numbers of one of the model's own presets are
+    the plain model, whatever they are: the full preset of ``cnn`` has batch normalisation. A
+    preset with one variant's numbers is that variant. Other numbers are a variant's if of all
+    numbers that variants fix exactly its own differ from the defaults.
+    """
+    variants: dict[str, dict[str, Any]] = {
+        name: fixed for name, (m, fixed) in VARIANTS.items() if m == config.model
+    }
+    own = [one.architecture for (model, _), one in PRESETS.items() if model == config.model]
+    if config.architecture in own:
+        return config.model
+    for name, fixed in variants.items():
+        if any(config.architecture == {**base, **fixed} for base in own):
+            return name
+    defaults = architecture_config(config.model, {}).model_dump()
+    changed = {
+        key: config.architecture[key]
+        for fixed in variants.values()
+        for key in fixed
+        if config.architecture[key] != defaults[key]
+    }
+    return next((name for name, fixed in variants.items() if fixed == changed), config.model)
 
 
 def unfair_conditions(groups: Sequence[SubjectGroup]) -> list[str]:
