@@ -9,10 +9,10 @@ from export.parity.schema import (
     ALONE,
     EDGE_CASES,
     Coverage,
-    Fault,
     FileFigures,
     Layer,
     LocalFigures,
+    MutantResult,
     ParityFigures,
     Row,
 )
@@ -82,11 +82,11 @@ def layer(**changes: Any) -> Layer:
     return Layer.model_validate({**words, **figures, "local": HONEST_LOCAL, **changes})
 
 
-def fault(**changes: Any) -> Fault:
+def fault(**changes: Any) -> MutantResult:
     """A mutant that changes nothing that any check measures."""
     figures = {"weights": 0.0, "exact": 0.0, "softmax_error": 0.0}
     made = {"name": "a mutant", "planted": "somewhere", "figures": figures, "caught_by": ()}
-    return Fault.model_validate({**made, "outputs": {"logits": comparison()}, **changes})
+    return MutantResult.model_validate({**made, "outputs": {"logits": comparison()}, **changes})
 
 
 def weights(**changes: Any) -> WeightFigures:

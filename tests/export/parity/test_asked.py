@@ -15,13 +15,13 @@ from export.parity.measure import (
     affordable,
     count_distinct,
     judged_outputs,
-    measure_neighbours,
+    measure_cross_sample_leakage,
     measure_row,
     measure_variation,
     narrow_samples,
     worst_samples,
 )
-from export.parity.reference import Reference, corner_images
+from export.parity.reference import Reference, edge_case_images
 from export.parity.schema import ALONE, EDGE_CASES
 from tests.export.parity import figures as made
 from tests.export.subjects import tiny_subject
@@ -78,7 +78,7 @@ def test_four_samples_are_asked_in_each_situation() -> None:
         seen.append(inputs["x"])
         return {"y": inputs["x"]}
 
-    assert measure_neighbours(predict, reference) == {
+    assert measure_cross_sample_leakage(predict, reference) == {
         "beside the largest values": 0.0,
         "beside noise": 0.0,
         ALONE: 0.0,
@@ -107,7 +107,7 @@ def test_the_largest_change_of_any_probe_is_kept(situation: str) -> None:
         wrong = kind == situation and np.array_equal(x[0], X[-4])
         return {"y": x + np.float32(np.abs(X[-4]).max() / 8 * wrong)}
 
-    found = measure_neighbours(predict, _reference())
+    found = measure_cross_sample_leakage(predict, _reference())
     assert found[situation] == pytest.approx(1 / 8, rel=1e-5)
     assert sum(found.values()) == found[situation]
 
@@ -198,7 +198,7 @@ def test_of_a_sample_s_answers_the_farthest_from_the_first_is_judged() -> None:
 
 def test_pictures_have_seven_edge_cases() -> None:
     """Empty, full, two checkerboards, a single pixel at each end and a ramp."""
-    found = corner_images(2, 3)
+    found = edge_case_images(2, 3)
     assert {name: image.tolist() for name, image in found.items()} == {
         "empty": [[0, 0, 0], [0, 0, 0]],
         "full": [[255, 255, 255], [255, 255, 255]],
@@ -208,5 +208,5 @@ def test_pictures_have_seven_edge_cases() -> None:
         "last pixel": [[0, 0, 0], [0, 0, 255]],
         "ramp": [[0, 1, 2], [3, 4, 5]],
     }
-    assert corner_images(20, 20)["ramp"].flat[256] == 0
+    assert edge_case_images(20, 20)["ramp"].flat[256] == 0
     assert all(image.dtype == np.uint8 for image in found.values())

@@ -81,12 +81,12 @@ def test_errors_are_in_units_of_the_floor() -> None:
     floor = Floor(np.array([0.1, 1.0]), np.array([0.2, 2.0]), np.array([0.5]))
     candidate = np.zeros((5, 2))
     candidate[1:, 0], candidate[1, 1] = 0.3, 3.0
-    found = _compared(candidate, floor=floor, corners=1)
+    found = _compared(candidate, floor=floor, edge_cases=1)
     assert found.floor_rms == pytest.approx(3)
     assert found.floor_largest == pytest.approx(1.5)
     candidate[0, 0] = 4.0  # an edge case may be off by as much as samples: 2
-    assert _compared(candidate, floor=floor, corners=1).floor_largest == pytest.approx(2)
-    assert _compared(candidate, corners=1).floor_rms is None
+    assert _compared(candidate, floor=floor, edge_cases=1).floor_largest == pytest.approx(2)
+    assert _compared(candidate, edge_cases=1).floor_rms is None
 
 
 def test_the_baseline_s_own_error_is_part_of_the_floor() -> None:
@@ -123,15 +123,17 @@ def test_edge_cases_have_scales_of_their_own() -> None:
     for edge, scale in ((0, 100), (1, 10), (2, 10)):
         candidate = truth.copy()
         candidate[edge] += 1
-        assert compare(candidate, truth, truth, corners=2).scaled_error == pytest.approx(1 / scale)
-        assert compare(candidate, truth, truth, corners=4).scaled_error == pytest.approx(1 / 100)
+        assert compare(candidate, truth, truth, edge_cases=2).scaled_error == pytest.approx(
+            1 / scale
+        )
+        assert compare(candidate, truth, truth, edge_cases=4).scaled_error == pytest.approx(1 / 100)
 
 
 def test_noise_is_in_decibels() -> None:
     """A tenth of the signal's amplitude is 20 dB; edge cases do not count."""
     truth = np.array([[100.0], [3.0], [4.0]])
     noise = np.array([[50.0], [0.3], [0.4]])
-    assert compare(truth + noise, truth, truth, corners=1).sqnr_db == pytest.approx(20)
+    assert compare(truth + noise, truth, truth, edge_cases=1).sqnr_db == pytest.approx(20)
     assert compare(truth, truth, truth).sqnr_db == float("inf")
     assert compare(truth, 0 * truth, 0 * truth).sqnr_db == float("-inf")
 
@@ -139,9 +141,9 @@ def test_noise_is_in_decibels() -> None:
 def test_the_rms_error_is_in_units_of_the_baseline_s() -> None:
     """Over the real samples, and a baseline that is exact counts as rounded once."""
     truth = np.array([[9.0], [3.0], [4.0]])
-    found = compare(truth + 0.04, truth + 0.01, truth, corners=1)
+    found = compare(truth + 0.04, truth + 0.01, truth, edge_cases=1)
     assert found.rms_ratio == pytest.approx(4)
-    exact = compare(truth + 5 * U, truth, truth, corners=1)
+    exact = compare(truth + 5 * U, truth, truth, edge_cases=1)
     assert exact.rms_ratio == pytest.approx(5 / (12.5**0.5 / 12**0.5))
     zeros = np.zeros((2, 1))
     assert compare(zeros, zeros, zeros).rms_ratio == 1
@@ -160,7 +162,7 @@ def test_the_spread_is_the_worst_sample_over_the_median_one() -> None:
     assert compare(candidate, truth, truth).sample_spread == pytest.approx(3)
     candidate[2:] = np.nan
     assert compare(candidate, truth, truth).sample_spread == float("inf")
-    assert compare(truth, truth, truth, corners=5).sample_spread == 1
+    assert compare(truth, truth, truth, edge_cases=5).sample_spread == 1
     pictures = np.broadcast_to(truth[:, :, None, None], (5, 2, 3, 3))
     wrong = pictures + 1e-3
     wrong[2] += 6e-3

@@ -227,7 +227,7 @@ def test_eleven_arrangements_are_run() -> None:
 def test_the_floor_is_the_worst_arrangement() -> None:
     """Of each channel, and not less than the answer's own rounding."""
     reference, program, _ = _watched(40)
-    truth = reference.truth["y"]
+    truth = reference.fp64["y"]
     errors = [
         np.abs(answers["y"] - truth).max(axis=(0, 2, 3))
         for answers in _arrangements(reference, program, reference.inputs)

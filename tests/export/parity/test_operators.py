@@ -167,7 +167,7 @@ def test_the_limits_are_what_the_floors_allow_with_slack() -> None:
     assert ratio == pytest.approx(2 * 3 * 1e-7 / rounding)
     assert _limits(_reference([1.0, 1.0], [1.0, 1.0])) == (1e-3, 100.0)
     zeros = _reference([1.0, 1.0], [1.0, 1.0])
-    zeros.truth["logits"] = np.zeros((4, 2))
+    zeros.fp64["logits"] = np.zeros((4, 2))
     assert _limits(zeros) == (0.0, 6.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.bundle.metrics import Array, Arrays
-from export.parity.mutants import Planted, plant_faults, plant_reduced_faults
+from export.parity.mutants import Mutant, make_mutants, make_reduced_mutants
 from export.provenance.forms import Fold
 
 RNG = np.random.default_rng(0)
@@ -45,11 +45,11 @@ def _model(stored: Arrays | None = None, norm: float | None = None) -> onnx.Mode
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def _planted(model: onnx.ModelProto) -> dict[str, Planted]:
-    return {planted.name: planted for planted in plant_faults(model, [], {})}
+def _planted(model: onnx.ModelProto) -> dict[str, Mutant]:
+    return {planted.name: planted for planted in make_mutants(model, [], {})}
 
 
-def _changes(planted: Planted, model: onnx.ModelProto) -> dict[str, Array]:
+def _changes(planted: Mutant, model: onnx.ModelProto) -> dict[str, Array]:
     """The stored tensors that are others than the model's."""
     assert planted.model is not None
     before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -182,7 +182,7 @@ def test_the_most_sensitive_of_several_norms_is_taken() -> None:
     names = ("norm.weight", "norm.bias", "norm.mean", "norm.variance")
     fold = Fold(weight="w1", bias="b1", norm=names, epsilon=1e-5)
     model = _model({"variance": np.full(4, 50.0, np.float32)}, norm=1e-5)
-    found = {p.name: p for p in plant_faults(model, [fold], state)}
+    found = {p.name: p for p in make_mutants(model, [fold], state)}
     assert found["a wrong BatchNorm epsilon"].what.startswith("w1 folded with epsilon 0.001")
 
 
@@ -194,7 +194,7 @@ def test_stored_integers_of_a_quantized_weight_are_spoilt() -> None:
     model.graph.node[3].input[1] = "w1_d"
     step = numpy_helper.from_array(np.array(0.5, np.float32), "w1_step")
     model.graph.initializer.append(step)
-    planted = {p.name: p for p in plant_reduced_faults(model)}
+    planted = {p.name: p for p in make_reduced_mutants(model)}
     flipped = _changes(planted["one sign flipped"], model)
     assert flipped.keys() == {"w1"}
     assert (flipped["w1"] != np.array([[10, -50, 3, 7]] * 4)).sum() == 1
@@ -207,6 +207,6 @@ def test_a_model_without_stored_weights_can_have_no_fault() -> None:
     """Each says so."""
     model = _model()
     del model.graph.node[2:4]
-    assert {planted.what for planted in plant_faults(model, [], {})} == {
+    assert {planted.what for planted in make_mutants(model, [], {})} == {
         "the model has no product with stored weights"
     }

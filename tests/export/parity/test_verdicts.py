@@ -376,7 +376,7 @@ def test_a_mutant_that_nothing_kills_fails_the_gate() -> None:
     seen = made.honest().faults
     survivor = made.fault()
     (failure,) = _failures(made.honest(faults=(*seen, survivor)))
-    assert failure == "self-test: this gate would not have caught a mutant (somewhere)"
+    assert failure == "mutation test: this gate would not have killed a mutant (somewhere)"
     (failure,) = _failures(made.honest(reduced_faults={"onnx-int8": (survivor,)}))
     assert failure == "onnx-int8: mutant not killed: a mutant (somewhere)"
     cannot = made.fault(not_applicable="it has no bias")
