@@ -5,12 +5,12 @@ A run is a function of ``TrainConfig``, the data set and the machine; nothing el
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from training.models import ARCHITECTURES, architecture_config, resolved
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
     """Random distortion of each training image, drawn anew in each epoch: affine, and elastic.
 
     All zero switches augmentation off. Ranges are symmetric: a value is drawn uniformly from
@@ -18,8 +18,6 @@ class AugmentConfig(BaseModel):
     through a few points that are moved at random (the idea: Simard, Steinkraus and Platt 2003,
     "Best practices for convolutional neural networks", who blur a random field).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation_deg: float = Field(default=0.0, ge=0, le=45, description="degrees, both ways")
     scale: float = Field(default=0.0, ge=0, lt=1, description="fraction of size, each axis alone")
@@ -45,13 +43,11 @@ class AugmentConfig(BaseModel):
 AFFINE = AugmentConfig(rotation_deg=12, scale=0.12, shear=0.2, shift_px=2.5)
 
 
-class DistilConfig(BaseModel):
+class DistilConfig(BaseModel, frozen=True, extra="forbid"):
     """Learning from other networks' mean answer beside the labels.
 
     Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     teachers: tuple[str, ...] = Field(min_length=1, description="sha256 of each one's weights")
     share: float = Field(
@@ -60,10 +56,8 @@ class DistilConfig(BaseModel):
     temperature: float = Field(default=2.0, gt=0, le=100, description="what logits are divided by")
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """Everything that decides a run, besides the data and the machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
         description="a name in training.models.ARCHITECTURES; a variant's name becomes "

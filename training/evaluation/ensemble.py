@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.functional import nll_loss, one_hot
 
@@ -33,7 +33,7 @@ from training.evaluation.statistics import Interval, Spread, spread, wilson
 MOST_SUBSETS = 10_000
 
 
-class Subsets(BaseModel):
+class Subsets(BaseModel, frozen=True, extra="forbid"):
     """Ensembles of ``size`` networks each: all that can be made of those given.
 
     They share networks, so their range is narrower than that of independent ensembles.
@@ -44,14 +44,12 @@ class Subsets(BaseModel):
         accuracy: Of the mean of their probabilities, over the ensembles.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     size: int
     count: int
     accuracy: Spread
 
 
-class Joint(BaseModel):
+class Joint(BaseModel, frozen=True, extra="forbid"):
     """What networks reach together on some images; shares in 0..1.
 
     Attributes:
@@ -68,8 +66,6 @@ class Joint(BaseModel):
         subsets: Of all ensembles of a smaller number of these networks, if asked for.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     images_name: str
     images: int
     alone: list[float]
@@ -82,7 +78,7 @@ class Joint(BaseModel):
     subsets: Subsets | None
 
 
-class EnsembleRecord(BaseModel):
+class EnsembleRecord(BaseModel, frozen=True, extra="forbid"):
     """An ensemble's figures, and of which weights they are.
 
     Attributes:
@@ -90,8 +86,6 @@ class EnsembleRecord(BaseModel):
         validation: On the images that all of them held out.
         test: On the test images.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights_sha256: list[str]
     validation: Joint
