@@ -173,12 +173,17 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
         CheckpointError: As there, or the network does something else.
     """
     record, module = open_checkpoint(folder)
+    return require_digit_record(record, folder), module
+
+
+def require_digit_record(record: AnyRecord, folder: Path) -> CheckpointRecord:
+    """The same record; raises ``CheckpointError`` for a network that does something else."""
     if not isinstance(record, CheckpointRecord):
         raise CheckpointError(
             f"{folder} holds the network {record.config.model}, which does not read a single "
             "digit; expected one that does"
         )
-    return record, module
+    return record
 
 
 def read_record(folder: Path) -> AnyRecord:

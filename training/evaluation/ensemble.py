@@ -24,9 +24,9 @@ from torch.nn.functional import nll_loss, one_hot
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
 from training.cli import Commands, add_data_dir
-from training.compare.groups import ModelUnderTest, read_groups
 from training.data import Dataset, LabelledImages, load_dataset, split_validation
 from training.evaluation.calibration import brier_score
+from training.evaluation.grouping import LoadedCheckpoint, load_comparable
 from training.evaluation.prediction import predict_logits
 from training.evaluation.statistics import Interval, Spread, spread, wilson
 
@@ -139,20 +139,9 @@ def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
     return Subsets(size=size, count=len(accuracies), accuracy=spread(accuracies))
 
 
-def read_members(folders: Sequence[Path], dataset: Dataset) -> list[ModelUnderTest]:
-    """Checkpoints that may answer together, or teach, in the order given.
-
-    Raises:
-        CheckpointError: One is broken, does not read digits, was trained on other images, holds
-            out another number of them, or is there twice.
-    """
-    subjects = [one for group in read_groups(folders, dataset) for one in group.subjects]
-    return sorted(subjects, key=lambda subject: list(folders).index(subject.folder))
-
-
 def read_teachers(
     folders: Sequence[Path], dataset: Dataset, validation_images: int
-) -> list[ModelUnderTest]:
+) -> list[LoadedCheckpoint]:
     """Checkpoints that may teach a run on these images.
 
     Args:
@@ -161,12 +150,12 @@ def read_teachers(
         validation_images: How many of them it holds out.
 
     Raises:
-        CheckpointError: As ``read_members``, or they held out other images: they learnt from some
-            of those that this run is tuned on.
+        CheckpointError: As ``load_comparable``, or they held out other images: they learnt from
+            some of those that this run is tuned on.
     """
     if not folders:
         return []
-    teachers = read_members(folders, dataset)
+    teachers = load_comparable(folders, dataset)
     held_out = teachers[0].record.data.validation_images
     if held_out != validation_images:
         raise CheckpointError(
@@ -177,12 +166,12 @@ def read_teachers(
 
 
 def measure(
-    members: Sequence[ModelUnderTest], dataset: Dataset, size: int | None = None
+    members: Sequence[LoadedCheckpoint], dataset: Dataset, size: int | None = None
 ) -> EnsembleRecord:
     """Ask each network all validation and test images, and join their answers.
 
     Args:
-        members: As ``read_members`` gives them.
+        members: From ``load_comparable``.
         dataset: What they were trained on.
         size: As for ``joint``.
     """
@@ -226,7 +215,7 @@ def add_ensemble(commands: Commands) -> None:
 
 def _ensemble(arguments: argparse.Namespace) -> int:
     dataset = load_dataset(arguments.data_dir)
-    record = measure(read_members(arguments.checkpoints, dataset), dataset, arguments.size)
+    record = measure(load_comparable(arguments.checkpoints, dataset), dataset, arguments.size)
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.json, (record.model_dump_json(indent=2) + "\n").encode())
