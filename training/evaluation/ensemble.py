@@ -123,8 +123,8 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | No
     )
 
 
-def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
-    members = len(probabilities_MNK)
+def _require_size(size: int, members: int) -> None:
+    """Raise ``ValueError`` unless ensembles of ``size`` can all be measured; nothing is yet."""
     if not 1 <= size <= members:
         raise ValueError(f"--size {size}: 1 to {members} networks can answer together here")
     if math.comb(members, size) > MOST_SUBSETS:
@@ -132,9 +132,12 @@ def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
             f"--size {size} of {members} networks makes {math.comb(members, size):,} ensembles; "
             f"at most {MOST_SUBSETS:,} are measured: give fewer networks"
         )
+
+
+def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
     accuracies = [
         float((probabilities_MNK[list(chosen)].sum(0).argmax(1) == labels_N).double().mean())
-        for chosen in itertools.combinations(range(members), size)
+        for chosen in itertools.combinations(range(len(probabilities_MNK)), size)
     ]
     return Subsets(size=size, count=len(accuracies), accuracy=spread(accuracies))
 
@@ -175,6 +178,8 @@ def measure(
         dataset: What they were trained on.
         size: As for ``joint``.
     """
+    if size is not None:
+        _require_size(size, len(members))
     held_out = members[0].record.data.validation_images
     _, validation = split_validation(dataset.train, held_out)
 
