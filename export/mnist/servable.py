@@ -41,7 +41,7 @@ class ServableModel(nn.Module):
     """A classifier with its pixel scaling in front and a softmax behind it.
 
     Standardisation and network compute in the classifier's own dtype: ``.double()`` gives the
-    same function in float64, the truth that the exports are measured against.
+    same function in float64, the reference that the exports are measured against.
     """
 
     def __init__(self, classifier: nn.Module) -> None:

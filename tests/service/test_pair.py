@@ -53,7 +53,7 @@ def _assert_right(answers: dict[str, Any], golden: Golden) -> None:
         for answer in ("first", "second", "sum")
         for kind in ("logits", "probabilities")
     }
-    for name, eager in golden.eager.items():
+    for name, eager in golden.fp32.items():
         expected = np.resize(eager, (COUNT, *eager.shape[1:]))
         assert np.allclose(answers[name], expected, atol=1e-4), name
 

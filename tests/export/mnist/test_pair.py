@@ -117,7 +117,7 @@ def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Pat
     golden = Golden.load(bundle.path("golden"))
     assert len(golden) > 10
     for name, answer in eager_predict(now)(golden.inputs).items():
-        assert np.array_equal(answer, golden.eager[name])
+        assert np.array_equal(answer, golden.fp32[name])
     other = dataclasses.replace(dataset, test=dataset.train)
     with pytest.raises(DataError, match="give the same data"):
         from_bundle(bundle, other)
