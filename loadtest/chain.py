@@ -13,12 +13,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from loadtest.machine import machine
+from loadtest.measure.result import Result
+from loadtest.measure.run import run_scenario
 from loadtest.report.html_parts import heading, page, panels, picture, table
 from loadtest.report.plots import COLOURS, latency_figure, seconds_figure, wide_figure
 from loadtest.report.tables import result_table
 from loadtest.report.words import labels
-from loadtest.result import Result
-from loadtest.run import run_scenario
 from loadtest.scenarios import load_profile, load_scenario
 from loadtest.server import running_service
 
@@ -82,7 +82,7 @@ def demonstrate(
             )
             profile = load_profile("smoke", duration_s=duration_s, warmup_s=1)
             results = [
-                run_scenario(load_scenario(name), url, folder, profile) for name in SCENARIOS
+                run_scenario(load_scenario(name), url, [folder], profile) for name in SCENARIOS
             ]
             home = checkpoints / folder.name
             stories.append(

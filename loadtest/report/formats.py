@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.measure.result import Result
 from loadtest.report.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
-from loadtest.result import Result
 
 MARKDOWN_COLUMNS = (
     *("scenario", "model", "offered", "requests/s", "images/s", "goodput/s"),
@@ -111,7 +111,7 @@ def _kind(result: Result, violations: Sequence[str]) -> str | None:
 def _cells(result: Result) -> list[str]:
     return [
         *(result.scenario, result.model, offered(result)),
-        *(f"{result.requests_per_s:,.0f}", f"{result.images_per_s:,.0f}", goodput(result)),
+        *(f"{result.requests_per_s:,.0f}", f"{result.samples_per_s:,.0f}", goodput(result)),
         *(f"{latency:,.2f}" for latency in result.latency_ms.values()),
         *(cost(result), errors(result), f"{result.wrong_answers:,}"),
         str(result.verdict) if result.verdict.valid else f"**INVALID**: {_reasons(result)}",

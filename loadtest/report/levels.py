@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.result import Result
-from loadtest.serverside.watch import ServerSample, summary
+from loadtest.measure.result import Result
+from loadtest.telemetry.watch import ServerSample, summary
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Level:
     Attributes:
         sizes: Share of the batches, by their size in words ("3-4"); of all sizes up to the largest
             that occurred.
-        images_per_batch: Mean.
+        samples_per_batch: Mean.
         queue_ms, compute_ms: Means over the batches, as in ``ServerSample``.
         cpu_cores: Mean.
         rss_bytes: Most.
@@ -24,7 +24,7 @@ class Level:
     """
 
     sizes: dict[str, float] | None
-    images_per_batch: float | None
+    samples_per_batch: float | None
     queue_ms: float | None
     compute_ms: float | None
     cpu_cores: float | None
@@ -63,7 +63,7 @@ def level(result: Result) -> Level:
         **{
             name: means[name]
             for name in (
-                *("images_per_batch", "queue_ms", "compute_ms"),
+                *("samples_per_batch", "queue_ms", "compute_ms"),
                 *("cpu_cores", "gpu_percent"),
             )
         },
@@ -72,7 +72,7 @@ def level(result: Result) -> Level:
 
 def said_nothing(results: Sequence[Result]) -> bool:
     """Does no sample of any of them know a counter of the server's?"""
-    return all(s.images_per_s is None for result in results for s in samples(result))
+    return all(s.samples_per_s is None for result in results for s in samples(result))
 
 
 def _busy(sample: ServerSample) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from loadtest.measure.result import Result
+from loadtest.measure.sweep import Sweep
 from loadtest.report.html_parts import heading, page, panels, paragraph, picture, sentence, tiles
 from loadtest.report.levels import said_nothing
 from loadtest.report.plots import curve_figure, latency_figure, seconds_figure, some
@@ -18,8 +20,6 @@ from loadtest.report.words import (
     sweep_verdict,
     wrong,
 )
-from loadtest.result import Result
-from loadtest.sweep import Sweep
 
 NO_COUNTERS = (
     "The server told none of its counters: batch sizes, queue and compute times are not known."
@@ -61,26 +61,26 @@ def sweep_report(sweep: Sweep) -> str:
     words, bad = sweep_verdict(sweep)
     if left_out:
         words += f" ({left_out} INVALID measurements that were repeated are not shown)"
-    at = None if sweep.knee is None else points.index(sweep.points[sweep.knee])
+    at = None if sweep.capacity is None else points.index(sweep.points[sweep.capacity])
     figures = [
         (f"{sweep.slo_ms:g} ms", "bound of p99"),
-        (f"{sweep.capacity_per_s:,.0f}/s", "a closed loop got at most"),
+        (f"{sweep.closed_loop_per_s:,.0f}/s", "a closed loop got at most"),
         (f"{sweep.ceiling_per_s:,.0f}/s", "the generator reaches alone"),
     ]
     chosen = [len(points) - 1]
     if at is not None:
-        knee = points[at]
+        best = points[at]
         figures = [
-            (f"{knee.offered_per_s or 0:,.0f}/s", "knee, requests offered"),
-            (f"{knee.latency_ms['p99']:.2f} ms", "p99 there"),
-            (f"{goodput(knee)}/s", "goodput there"),
+            (f"{goodput(best)}/s", "capacity, goodput"),
+            (f"{best.offered_per_s or 0:,.0f}/s", "offered there"),
+            (f"{best.latency_ms['p99']:.2f} ms", "p99 there"),
             *figures,
         ]
         chosen = sorted({at, *chosen})
     pictures = [
         picture(
             curve_figure(points, sweep.slo_ms, at),
-            "latency percentiles over the offered rate, with the bound and the knee",
+            "latency percentiles over the offered rate, with the bound and the capacity",
         ),
         picture(latency_figure(points), "latency by percentile at the offered rates"),
         *_seconds([points[i] for i in chosen]),
@@ -94,14 +94,14 @@ def _whole(
     verdict: tuple[str, bool],
     figures: str,
     pictures: Sequence[str],
-    knee: int | None = None,
+    capacity: int | None = None,
 ) -> str:
     """A page: the sentence, the headline figures, pictures, tables and where it all was."""
     words, bad = verdict
     mark = "" if any(result.verdict.valid for result in results) else "INVALID"
     names = labels(results)
-    if knee is not None:
-        names[knee] += " (knee)"
+    if capacity is not None:
+        names[capacity] += " (capacity)"
     return page(
         title,
         "",
@@ -136,7 +136,7 @@ def _tiles(result: Result, name: str) -> list[tuple[str, str]]:
         return [(f"{result.requests_per_s:,.0f}/s", f"p99 {result.latency_ms['p99']:.2f} ms{of}")]
     figures = [
         (f"{result.requests_per_s:,.0f}/s", "requests answered rightly"),
-        (f"{result.images_per_s:,.0f}/s", "images"),
+        (f"{result.samples_per_s:,.0f}/s", "images"),
         (f"{result.latency_ms['p50']:.2f} ms", "p50"),
         (f"{result.latency_ms['p99']:.2f} ms", "p99"),
     ]
@@ -159,7 +159,7 @@ def _hint(results: Sequence[Result]) -> str:
 
 def _curve(results: Sequence[Result]) -> list[str]:
     """Only of points that differ in their load alone."""
-    kinds = {(r.model, r.scenario, r.endpoint, r.images_per_request, r.loop) for r in results}
+    kinds = {(r.model, r.scenario, r.endpoint, r.samples_per_request, r.loop) for r in results}
     if len(kinds) > 1 or len({rate_per_s(result) for result in results}) < 2:  # noqa: PLR2004
         return []
     points = sorted(results, key=rate_per_s)

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from loadtest.measure.result import Result
 from loadtest.report.levels import Level, counting, level, samples
 from loadtest.report.plots import COLOURS, panel, scale_latency
 from loadtest.report.words import MIB, labels
-from loadtest.result import Result
 
 MOST_STRAIGHT = 6  # labels beside each other that need not be turned
 LONG_LABEL = 8  # characters
@@ -48,7 +48,7 @@ def batch_figure(results: Sequence[Result]) -> Figure | None:
             )
     for column, each in enumerate(levels):
         digits = 0 if small else 1
-        mean = "?" if each.images_per_batch is None else f"{each.images_per_batch:.{digits}f}"
+        mean = "?" if each.samples_per_batch is None else f"{each.samples_per_batch:.{digits}f}"
         size = 8 if small else 9
         axes.text(
             column, len(sizes) - 0.4, mean, ha="center", va="bottom", size=size, weight="bold"
@@ -124,7 +124,7 @@ def _histogram(sizes: dict[str, float], seen: Level) -> Figure:
     axes.set_ylim(0, 1.12 * max(sizes.values()))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel="images in a batch", ylabel="share of the batches")
-    axes.set_title(f"Batch sizes, mean {seen.images_per_batch or math.nan:.1f}", loc="left")
+    axes.set_title(f"Batch sizes, mean {seen.samples_per_batch or math.nan:.1f}", loc="left")
     return figure
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from loadtest.measure.result import Result, beside_the_load
 from loadtest.report.html_parts import facts, paragraph, table
 from loadtest.report.levels import level
 from loadtest.report.plots import some
 from loadtest.report.words import MIB, cost, errors, goodput, known
-from loadtest.result import Result
 
 RESULT_COLUMNS = (
     *("point", "verdict", "images/ request", "requests/s", "images/s", "goodput/s"),
@@ -29,8 +29,8 @@ LIMIT_COLUMNS = (
 def result_row(result: Result, name: str) -> list[str]:
     """A run as cells under ``RESULT_COLUMNS``."""
     return [
-        *(name, "valid" if result.verdict.valid else "INVALID", str(result.images_per_request)),
-        *(f"{result.requests_per_s:,.0f}", f"{result.images_per_s:,.0f}", goodput(result)),
+        *(name, "valid" if result.verdict.valid else "INVALID", str(result.samples_per_request)),
+        *(f"{result.requests_per_s:,.0f}", f"{result.samples_per_s:,.0f}", goodput(result)),
         *(f"{latency:,.2f}" for latency in result.latency_ms.values()),
         *(cost(result), errors(result), f"{result.wrong_answers:,}"),
     ]
@@ -81,6 +81,7 @@ def fact_list(results: Sequence[Result]) -> str:
             ("service", each([r.provenance.url for r in results])),
             ("model", each([f"{r.model} {r.version}, {r.variant} on {r.device}" for r in results])),
             ("scenario", each([_scenario(r) for r in results])),
+            *(("beside", words) for r in results for words in beside_the_load(r)),
             ("seed", each([str(r.seed) for r in results])),
             ("measured", f"{seconds} of warm-up"),
             ("versions", ", ".join(versions)),
@@ -98,7 +99,7 @@ def _scenario(result: Result) -> str:
     bound = "" if result.slo_ms is None else f", p99 under {result.slo_ms:g} ms"
     arrivals = "" if result.loop == "closed" else f", arrivals of shape {result.shape:g}"
     return (
-        f"{result.scenario}: {result.loop} loop{arrivals}, {result.images_per_request} x "
+        f"{result.scenario}: {result.loop} loop{arrivals}, {result.samples_per_request} x "
         f"{result.endpoint}{bound}"
     )
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtest.client.connections import Target
-from loadtest.gate import command
-from loadtest.gate.command import (
+from loadtest.generator.connections import Target
+from loadtest.regression import compare as command
+from loadtest.regression.compare import (
     FIGURES,
     MORE,
     ONE,
@@ -24,9 +24,9 @@ from loadtest.gate.command import (
     orders,
     sides,
 )
-from loadtest.gate.trees import Tree
-from loadtest.gate.turns import Offer, Turn, closed_turn, open_turn
-from loadtest.gate.verdict import (
+from loadtest.regression.trees import Tree
+from loadtest.regression.turns import Offer, Turn, closed_turn, open_turn
+from loadtest.regression.verdict import (
     IMPROVEMENT,
     INCONCLUSIVE,
     NOTHING,

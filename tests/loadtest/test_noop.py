@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from loadtest.noop import noop_server
+from loadtest.measure.noop import noop_server
 from loadtest.server import REPOSITORY
 
 BODY = b'{"label": "7"}'
@@ -186,7 +186,7 @@ def test_the_server_ends_with_its_block() -> None:
     """Afterwards nobody listens there; where the port is taken it says so and ends."""
     with noop_server() as url:
         port = str(urlsplit(url).port)
-        command = [sys.executable, "-m", "loadtest.noop", "--port", port]
+        command = [sys.executable, "-m", "loadtest.measure.noop", "--port", port]
         ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
         assert ran.returncode != 0
         assert "address already in use" in ran.stderr
