@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from export.bundle.manifest import NAME_PATTERN, BundleError, SubjectError
 from export.bundle.metrics import SURE
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from export.build import Wish
     from export.model.under_test import ModelUnderTest
     from export.parity.run import ParityRun
-    from export.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 PASSED, PARITY_FAILED, BROKEN, NO_DEVICE = 0, 1, 2, 3
+WORDS, STATUS = {True: "PASSED", False: "FAILED"}, {True: PASSED, False: PARITY_FAILED}
 NO_INPUT, UNAVAILABLE, SOFTWARE = 66, 69, 70
 INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
 
@@ -106,13 +106,14 @@ def _refusals_of_training() -> Iterator[None]:
 def _build(arguments: Namespace) -> int:
     from export.build import ParityError, build, look  # noqa: PLC0415 - torch may be absent
     from export.convert.onnx_export import ExportError  # noqa: PLC0415
+    from export.progress import Progress  # noqa: PLC0415
 
     if (arguments.out is None) != arguments.quick:
         raise _UsageError("give --out DIR for a bundle, or --quick for verdicts without one")
     wish = _wish(arguments)
     subject = _subject(arguments)
     try:
-        with _progress() as progress:
+        with Progress(shown=True) as progress:
             if arguments.quick:
                 figures, not_built = look(subject, wish, progress)
             else:
@@ -128,6 +129,8 @@ def _build(arguments: Namespace) -> int:
     manifest = bundle.manifest
     print(f"bundle: {bundle.folder} ({manifest.name}, version {manifest.version})")
     _say(figures, judgement, manifest.not_built)
+    for variant, repaired in manifest.repaired.items():
+        print(f"  {variant}: passed with {repaired.summary()}")
     left_out = [v for v, failures in judgement.by_variant.items() if failures]
     if left_out:
         print(
@@ -139,12 +142,13 @@ def _build(arguments: Namespace) -> int:
 
 
 def _wish(arguments: Namespace) -> "Wish":
-    from export.build import VARIANTS, Wish  # noqa: PLC0415 - torch may be absent
+    from export.build import Wish  # noqa: PLC0415 - torch may be absent
+    from export.formats import VARIANTS  # noqa: PLC0415
 
-    variants = [*(arguments.variants or VARIANTS)]
-    if "onnx-int8-dynamic" in [*variants, *arguments.require]:
+    variants = [*(arguments.variants or VARIANTS), *arguments.require]
+    if "onnx-int8-dynamic" in variants:
         raise _UsageError(f"onnx-int8-dynamic is refused: {DYNAMIC_INT8_REFUSED}")
-    if unknown := {*variants, *arguments.require} - set(VARIANTS):
+    if unknown := set(variants) - set(VARIANTS):
         raise _UsageError(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
     for text in filter(None, (arguments.name, arguments.version)):
         if not re.fullmatch(NAME_PATTERN, text):
@@ -152,13 +156,8 @@ def _wish(arguments: Namespace) -> "Wish":
                 f"{text!r} cannot stand in URLs and file names: letters, digits, '.', '_' and '-' "
                 "alone, 63 at most"
             )
-    return Wish(
-        name=arguments.name,
-        version=arguments.version,
-        variants=[*variants, *arguments.require],
-        required=arguments.require,
-        tolerances=changed(arguments.tolerance, arguments.because),
-    )
+    tolerances = changed(arguments.tolerance, arguments.because)
+    return Wish(arguments.name, arguments.version, variants, arguments.require, tolerances)
 
 
 def _say_first_look(
@@ -173,18 +172,7 @@ def _say_first_look(
     _say(figures, judgement, not_built)
     _complain(judgement.failures)
     _report(arguments.report, figures, judgement)
-    return PASSED if passed and not missing.keys() & {*arguments.require} else PARITY_FAILED
-
-
-@contextmanager
-def _progress() -> Iterator["Progress"]:
-    from export.progress import Progress  # noqa: PLC0415 - tqdm is not needed to check quickly
-
-    progress = Progress(shown=True)
-    try:
-        yield progress
-    finally:
-        progress.close()
+    return STATUS[passed and not missing.keys() & {*arguments.require}]
 
 
 def _subject(arguments: Namespace) -> "ModelUnderTest":
@@ -230,24 +218,23 @@ def _factory_arguments(text: str) -> dict[str, Any]:
 def _check(arguments: Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     device = choose_device(arguments.device)
-    outcome = {"bundle": bundle.manifest.name, "version": bundle.manifest.version}
+    about = {"bundle": bundle.manifest.name, "version": bundle.manifest.version}
     if arguments.quick:
         golden = quick_check(bundle, device, arguments.variant)
-        print(f"{arguments.bundle}: {'PASSED' if golden.passed else 'FAILED'}")
+        print(f"{arguments.bundle}: {WORDS[golden.passed]}")
         print(
             f"golden samples on {device}: {golden.samples}, scaled error "
             f"{golden.scaled_error:.1e}, {golden.wrong_labels} labels differ"
         )
         _complain(golden.failures)
-        # null for infinite: JSON has no such number
-        outcome |= {"passed": golden.passed, "quick": True} | json.loads(golden.model_dump_json())
-        _write_json(arguments.json, outcome)
-        return PASSED if golden.passed else PARITY_FAILED
-    proof = _proof(bundle, arguments)
+        _write_json(arguments.json, golden, **about, passed=golden.passed, quick=True)
+        return STATUS[golden.passed]
     from export.parity.candidates import Setting  # noqa: PLC0415 - not for the quick check
+    from export.progress import Progress  # noqa: PLC0415
 
+    proof = _proof(bundle, arguments)
     setting = Setting(device, arguments.tf32, arguments.cuda_graphs, strict=True)
-    with _progress() as progress:
+    with Progress(shown=True) as progress:
         figures, judgement = full_check(
             bundle, proof, setting, trusted=arguments.trust, progress=progress
         )
@@ -257,10 +244,9 @@ def _check(arguments: Namespace) -> int:
     if any(failure.startswith("onnx") for failure in judgement.failures) and device == "cpu":
         tolerance = tolerance_for("onnx", "cpu", figures.tolerances)
         print(explain(figures.layers, tolerance, len(figures.unmatched)), file=sys.stderr)
-    outcome |= {"passed": judgement.passed, "quick": False} | json.loads(figures.model_dump_json())
-    _write_json(arguments.json, outcome)
+    _write_json(arguments.json, figures, **about, passed=judgement.passed, quick=False)
     _report(arguments.report, figures, judgement, bundle)
-    return PASSED if judgement.passed else PARITY_FAILED
+    return STATUS[judgement.passed]
 
 
 def _proof(bundle: Bundle, arguments: Namespace) -> "ParityRun":
@@ -304,10 +290,13 @@ def _judge(arguments: Namespace) -> int:
     print(f"{arguments.parity}: {judgement.verdict}")
     _say(figures, judgement, {})
     _complain(judgement.failures)
-    verdicts = [json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts]
-    outcome = {"passed": judgement.passed, "failures": judgement.failures, "verdicts": verdicts}
-    _write_json(arguments.json, outcome)
-    return PASSED if judgement.passed else PARITY_FAILED
+    _write_json(
+        arguments.json,
+        passed=judgement.passed,
+        failures=judgement.failures,
+        verdicts=[json.loads(verdict.model_dump_json()) for verdict in judgement.verdicts],
+    )
+    return STATUS[judgement.passed]
 
 
 def _benchmark(arguments: Namespace) -> int:
@@ -327,7 +316,7 @@ def _benchmark(arguments: Namespace) -> int:
     if not arguments.trust and len(safe) < len(bundle.variants):
         left = ", ".join(variant for variant in bundle.variants if variant not in safe)
         print(f"not timed: {left}: such files can run code when they are opened (--trust)")
-    _write_json(arguments.json, timings.model_dump(mode="json"))
+    _write_json(arguments.json, timings)
     return PASSED
 
 
@@ -367,8 +356,10 @@ def _report(
     print(f"  report: {write_report(folder, figures, judgement, timings)}")
 
 
-def _write_json(path: Path | None, content: Any) -> None:
+def _write_json(path: Path | None, found: BaseModel | None = None, **facts: Any) -> None:
+    """Write facts and figures; infinite ones as their model says, for JSON has no such number."""
     if path is not None:
+        content = facts | (json.loads(found.model_dump_json()) if found else {})
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

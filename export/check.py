@@ -9,7 +9,6 @@ import json
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ from export.parity.judge import Judgement, judge
 from export.parity.schema import ParityFigures
 
 if TYPE_CHECKING:
-    from export.model.under_test import ModelUnderTest
     from export.parity.candidates import Setting, Workers
     from export.parity.run import ParityRun
     from export.progress import Progress
@@ -121,26 +119,16 @@ def unsafe_variants(bundle: Bundle, proof: "ParityRun", workers: "Workers") -> d
     A program (.pt2) and TorchScript can. They are safe if they are, byte for byte, what the
     module gives here and now.
     """
-    from export.convert.pt2 import save_pt2  # noqa: PLC0415 - torch only for the full check
-    from export.convert.torchscript import (  # noqa: PLC0415
-        TracingError,
-        exported_torchscript,
-    )
+    from export.formats import write_models  # noqa: PLC0415 - torch only for the full check
+    from export.progress import Progress  # noqa: PLC0415
 
     asked = {v: path for v, path in bundle.variants.items() if not v.startswith("onnx")}
+    if not asked:
+        return {}
     with tempfile.TemporaryDirectory() as folder:
-        script, frozen = Path(folder) / "model.ts", Path(folder) / "model.frozen.ts"
-        scripted = {"torchscript", "torchscript-frozen"} & set(asked)
-        tracing = exported_torchscript(proof.subject, script, frozen, workers.torch)
-        with suppress(TracingError), tracing if scripted else nullcontext():
-            if "pt2" in asked:
-                save_pt2(proof.program, Path(folder) / "model.pt2")
+        write_models(proof, Path(folder), bundle.manifest.version, asked, workers, Progress())
         made = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    return {
-        variant: UNSAFE
-        for variant, path in asked.items()
-        if bundle.read(path) != made.get(path.name)
-    }
+    return {v: UNSAFE for v, path in asked.items() if bundle.read(path) != made.get(path.name)}
 
 
 def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
@@ -152,6 +140,7 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
         SubjectError: The caller names no module, or one that does not fit.
     """
     from export.mnist.checkpoint import from_bundle  # noqa: PLC0415
+    from export.model.factory import from_factory  # noqa: PLC0415
     from export.model.saved_program import from_program  # noqa: PLC0415
     from export.parity.run import ParityRun  # noqa: PLC0415 - torch only for the full check
     from training.data import DataError, load_dataset  # noqa: PLC0415
@@ -171,7 +160,16 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
     if origin.model is None:
         proof = ParityRun.of(*from_program(bundle, origin.samples))
     else:
-        proof = ParityRun.of(_from_factory(bundle, origin.model, origin.samples, origin.arguments))
+        subject = from_factory(
+            origin.model,
+            bundle.path("weights"),
+            origin.samples,
+            arguments=origin.arguments,
+            declared=manifest.inputs,
+            output_names=[spec.name for spec in manifest.outputs],
+            logits=[spec.name for spec in manifest.outputs if spec.kind == "logits"],
+        )
+        proof = ParityRun.of(subject)
     found, expected = proof.subject.samples.sha256, manifest.proof.sha256
     if found != expected:
         raise DataError(
@@ -179,23 +177,6 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
             f"{found[:12]}, expected {expected[:12]}"
         )
     return proof
-
-
-def _from_factory(
-    bundle: Bundle, model: str, samples: Sequence[Path], arguments: Mapping[str, Any]
-) -> "ModelUnderTest":
-    from export.model.factory import from_factory  # noqa: PLC0415 - torch for the full check
-
-    manifest = bundle.manifest
-    return from_factory(
-        model,
-        bundle.path("weights"),
-        samples,
-        arguments=arguments,
-        declared=manifest.inputs,
-        output_names=[spec.name for spec in manifest.outputs],
-        logits=[spec.name for spec in manifest.outputs if spec.kind == "logits"],
-    )
 
 
 def _module_missing(factory: FactorySummary) -> str:

@@ -33,9 +33,19 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     build = commands.add_parser("build", help="export a model, prove it, write a bundle")
-    _build(build)
     check = commands.add_parser("check", help="prove a bundle again, here")
-    check.add_argument("bundle", type=Path)
+    bisect = commands.add_parser("bisect", help="name the first value inside that is wrong")
+    judge = commands.add_parser("judge", help="judge a parity.json again; nothing is run")
+    benchmark = commands.add_parser("benchmark", help="time the variants beside each other")
+    _add_build(build)
+    judge.add_argument("parity", type=Path)
+    for command in (check, bisect, benchmark):
+        command.add_argument("bundle", type=Path)
+        command.add_argument(
+            "--trust",
+            action="store_true",
+            help="open the bundle's TorchScript and .pt2 files, which can run code that they hold",
+        )
     check.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     check.add_argument(
         "--quick", action="store_true", help="hashes and golden samples: no torch, no data set"
@@ -43,13 +53,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     check.add_argument("--variant", default="onnx", help="which file --quick asks")
     check.add_argument("--tf32", action="store_true", help="on CUDA: the fp32 file with TF32 on")
     check.add_argument("--cuda-graphs", action="store_true", help="on CUDA: replay recorded graphs")
-    bisect = commands.add_parser("bisect", help="name the first value inside that is wrong")
-    bisect.add_argument("bundle", type=Path)
     bisect.add_argument("--variant", default="onnx", help="an ONNX file of the bundle")
-    judge = commands.add_parser("judge", help="judge a parity.json again; nothing is run")
-    judge.add_argument("parity", type=Path)
-    benchmark = commands.add_parser("benchmark", help="time the variants beside each other")
-    benchmark.add_argument("bundle", type=Path)
     benchmark.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     benchmark.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
     benchmark.add_argument("--threads", type=int, nargs="+", default=[1])
@@ -66,10 +70,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     for command in (build, check, bisect):
         _add_samples(command)
     for command in (check, bisect):
-        other = command.add_argument_group("a bundle of any other module")
-        _add_module(other)
-        _add_trust(command)
-    _add_trust(benchmark)
+        _add_module(command.add_argument_group("a bundle of any other module"))
     for command in (build, check):
         command.add_argument(
             "--report", type=Path, help="a folder for parity.html, .md, .json and JUnit's .xml"
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     return parser.parse_args(argv)
 
 
-def _build(build: argparse.ArgumentParser) -> None:
+def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "checkpoint", type=Path, nargs="?", help="a folder that training wrote; else see --model"
     )
@@ -146,14 +147,6 @@ def _add_samples(command: argparse.ArgumentParser) -> None:
 def _add_module(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
     group.add_argument("--arguments", default="{}", help="JSON object for the factory")
-
-
-def _add_trust(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--trust",
-        action="store_true",
-        help="open the bundle's TorchScript and .pt2 files, which can run code that they hold",
-    )
 
 
 def tensor_spec(text: str) -> TensorSpec:

@@ -1,6 +1,7 @@
 """A bar on stderr that names the step which is under way."""
 
 import sys
+from typing import Self
 
 from tqdm import tqdm
 
@@ -32,6 +33,10 @@ class Progress:
         self._bar.set_description_str(f"{name:28}")
         self._bar.update()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Take the bar away."""
         self._bar.close()

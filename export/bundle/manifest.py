@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from export.bundle.tolerances import Device, Format, Tolerance, variant_name
 
 SCHEMA_VERSION = 3
+NAMED = 5  # layers in one line
 # The name and the version stand in URLs, metric labels and file paths.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
@@ -339,6 +340,33 @@ class SampleSet(_Strict):
     sha256: str = Field(pattern=SHA256_PATTERN)
 
 
+class RepairSummary(_Strict):
+    """How a variant passes that fails when all of it is in reduced precision.
+
+    Attributes:
+        layers: How many layers could be in reduced precision.
+        kept: The names of those that are in float32 instead.
+        calibration: How int8's ranges were chosen: "minmax", "entropy" or "percentile", each
+            fitted to every second calibration sample; None of float16.
+        trials: How many files were tried, on the other calibration samples.
+    """
+
+    layers: int
+    kept: tuple[str, ...]
+    calibration: str | None
+    trials: int
+
+    def summary(self) -> str:
+        """In words, for a terminal."""
+        shown, more = self.kept[:NAMED], len(self.kept) - NAMED
+        names = f" ({', '.join(shown)}{f' and {more} more' if more > 0 else ''})" if shown else ""
+        ranges = f", ranges by {self.calibration}" if self.calibration else ""
+        return (
+            f"{len(self.kept)} of {self.layers} layers kept in float32{names}{ranges}; "
+            f"{self.trials} trials"
+        )
+
+
 class GuardSummary(_Strict):
     """Which images guard.npz describes; see ``export.mnist.ood_detector``.
 
@@ -377,6 +405,9 @@ class Manifest(_Strict):
     proof: SampleSet = Field(description="what the gate asked")
     calibration: SampleSet | None = Field(description="what int8's scales were fitted to")
     guard: GuardSummary | None = None
+    repaired: dict[str, RepairSummary] = Field(
+        default_factory=dict, description="variants that keep some layers in float32 to pass"
+    )
     not_built: dict[str, str] = Field(description="what was left out, each with a reason")
     tolerances: tuple[Tolerance, ...] = Field(
         description="what the ONNX variants may differ by, for each device that could serve them"

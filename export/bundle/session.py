@@ -25,6 +25,10 @@ from export.bundle.manifest import BundleError
 from export.bundle.metrics import Arrays
 from export.bundle.tolerances import Device
 
+# Processors with these add int8 products in 32 bits: AVX-512's own, or AVX's where that is not.
+VNNI = {"avx512bw": "avx512_vnni", "avx2": "avx_vnni"}
+CPU_INFO = Path("/proc/cpuinfo")
+
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -66,6 +70,28 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
     return "cpu"
 
 
+def saturates_int8(cpu_info: str) -> bool:
+    """Would ONNX Runtime's usual int8 kernels clip sums of two products to 16 bits here?
+
+    Its kernels for AVX-512 come before those for AVX2, and each has one with VNNI and one without
+    (mlas/lib/platform.cpp). Processors that are not x86 do not clip.
+
+    Args:
+        cpu_info: The content of /proc/cpuinfo.
+    """
+    flags = set(cpu_info.partition("flags")[2].partition("\n")[0].split())
+    exact = next((vnni for avx, vnni in VNNI.items() if avx in flags), "none")
+    return "sse2" in flags and exact not in flags
+
+
+def _exact_int8_setting() -> str:
+    """1 lets int8 weights run as u8: the same products by slower kernels, which do not clip."""
+    try:
+        return str(int(saturates_int8(CPU_INFO.read_text())))
+    except OSError:  # not Linux: whatever the processor is, this is right
+        return "1"
+
+
 class OnnxModel:
     """An ONNX file opened on one device; calling it runs a batch.
 
@@ -105,11 +131,7 @@ class OnnxModel:
             BundleError: The file is no model that ONNX Runtime can run.
             DeviceUnavailableError: The provider cannot be loaded, or the session does not use it.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
-        options.inter_op_num_threads = 1
-        # Threads that spin after a batch take the cores from whatever else runs here.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = _options(intra_op_threads)
         provider, settings = PROVIDERS[device], {}
         if device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -154,6 +176,17 @@ class OnnxModel:
             graph_id = len(self._bound) + 1 if self._cuda_graphs else None
             self._bound[shapes] = _Bound(self._session, self.device, inputs, outputs, graph_id)
         return self._bound[shapes].run(self._session, inputs)
+
+
+def _options(intra_op_threads: int) -> Any:
+    """What every session is opened with."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    # Threads that spin after a batch take the cores from whatever else runs here.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.x64quantprecision", _exact_int8_setting())
+    return options
 
 
 def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:

@@ -7,7 +7,7 @@ run otherwise, its values are held against the checkpoint's own at that place.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -16,15 +16,17 @@ from onnx.utils import Extractor
 from torch.fx import Node
 
 from export.bundle.golden import BATCH_SIZES, Golden, Predict, run_batched
-from export.bundle.manifest import TensorSpec
+from export.bundle.manifest import FileEntry, TensorSpec
 from export.bundle.metrics import Arrays, compare
+from export.bundle.store import file_entry
+from export.convert.onnx_export import OnnxExport, model_bytes, set_metadata
 from export.mnist.servable import INPUTS
 from export.model.program import Program, named_nodes
 from export.model.under_test import ModelUnderTest
 from export.parity.intermediates import module_of
 from export.parity.interpreter import node_values
 from export.parity.schema import FeatureFigures
-from export.parity.structure import structure_problems
+from export.parity.structure import OPSET, structure_problems
 from export.provenance.rules import PRODUCTS
 
 FEATURES_NAME, GOLDEN_NAME = "model.features.onnx", "golden.features.npz"
@@ -146,6 +148,32 @@ def golden_features(first: FirstLayer, golden: Golden) -> Golden:
     asked = golden.first(GOLDEN_SAMPLES)
     eager, truth = (first.values(asked.inputs, double=double) for double in (False, True))
     return Golden(asked.inputs, eager, truth, asked.targets)
+
+
+def write_features(
+    export: OnnxExport, subject: ModelUnderTest, golden: Golden, folder: Path, version: str
+) -> list[FileEntry]:
+    """Write the file of the first layer and its golden samples.
+
+    Args:
+        export: The fp32 ONNX model and its program.
+        subject: What both were made of.
+        golden: The bundle's golden samples, a few of which are asked again.
+        folder: Where to.
+        version: Stands in the file's metadata.
+
+    Raises:
+        NoFirstLayerError: The network has none to show.
+    """
+    first = find_first_layer(export.model, export.program, subject)
+    model = cut(export.model, first.output)
+    set_metadata(model, replace(subject, outputs=(first.output,)), version, "features")
+    (folder / FEATURES_NAME).write_bytes(model_bytes(model))
+    golden_features(first, golden).save(folder / GOLDEN_NAME)
+    return [
+        file_entry(folder / FEATURES_NAME, role="features", opset=OPSET),
+        file_entry(folder / GOLDEN_NAME, role="features-golden"),
+    ]
 
 
 def measure_first_layer(

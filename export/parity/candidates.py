@@ -247,8 +247,13 @@ def _farthest(answers: Array, count: int) -> Array:
 # What follows runs in a worker, which may be a new one at each call: it opens what it needs.
 
 
-@functools.cache
 def _opened(file: ModelFile) -> Predict:
+    return _opened_as(file, file.path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _opened_as(file: ModelFile, _changed_ns: int) -> Predict:
+    """The file as it is now: a repair may replace it."""
     return file.open()
 
 

@@ -33,7 +33,7 @@ FLOOR_SAMPLES = 256
 ODD_BATCH = 33
 # Where the terms of a product's sums are: the axis of each factor that is summed over. Positions of
 # the factors among the arguments.
-CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}  # the exporter's: transposed or not
 PRODUCTS = {
     "linear": (0, 1),
     **dict.fromkeys(CONVOLUTIONS, (0, 1)),
@@ -187,11 +187,16 @@ def terms_of(node: Node, args: tuple[Any, ...]) -> int:
     """How many numbers each value of a product is the sum of, its bias among them."""
     name = operator_of(node)
     weight = args[PRODUCTS[name][1]]
+    if _is_transposed(name, args):
+        return int(weight[:, 0].numel()) + 1
     if name in CONVOLUTIONS:
         return int(weight[0].numel()) + 1
-    if name.startswith("conv_transpose"):
-        return int(weight[:, 0].numel()) + 1
     return int(args[PRODUCTS[name][0]].shape[-1]) + 1
+
+
+def _is_transposed(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a convolution is; aten.convolution's seventh argument says so."""
+    return name.startswith("conv_transpose") or (name == "convolution" and bool(args[6]))
 
 
 def _call(node: Node, args: Any, kwargs: Any) -> Any:
@@ -201,7 +206,7 @@ def _call(node: Node, args: Any, kwargs: Any) -> Any:
 def _summed_axes(node: Node, args: tuple[Any, ...]) -> tuple[int, int] | None:
     """The axes of both factors that are summed over; None where they cannot be permuted."""
     name = operator_of(node)
-    if name not in PRODUCTS or name.startswith("conv_transpose"):
+    if name not in PRODUCTS or _is_transposed(name, args):
         return None
     first, second = (args[position] for position in PRODUCTS[name])
     if min(first.ndim, second.ndim) < 2:  # noqa: PLR2004 - a vector

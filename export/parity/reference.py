@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.bundle.golden import Predict, run_batched
+from export.bundle.golden import Golden, Predict, run_batched
 from export.bundle.manifest import SubjectError
-from export.bundle.metrics import Array, Arrays, Floor
+from export.bundle.metrics import Array, Arrays, Floor, margins
 from export.model.domains import edge_cases
 from export.model.program import Program
 from export.model.under_test import ModelUnderTest
@@ -20,6 +20,8 @@ from export.parity.interpreter import fp64_predict
 from export.parity.schema import EDGE_CASES
 
 TRUTH_BATCH = 500
+GOLDEN_PER_LABEL = 6
+GOLDEN_UNLABELLED = 60
 IMAGES_NDIM = 3  # batch, height, width
 NO_DOMAIN = (
     "no values beyond the samples are known to be allowed; declare them: "
@@ -162,6 +164,36 @@ def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = 
         }
 
     return predict
+
+
+def choose_golden(reference: Reference) -> Golden:
+    """A few of the subject's samples that the reference reads rightly, in order.
+
+    With known labels the first few of each; else the first ones. Only right ones: a wrong reading
+    sits near a decision's edge, where a device's rounding could flip the label and cry wolf. For
+    the same reason those of the smallest margins are left out. If none is read rightly, the margin
+    alone decides.
+    """
+    subject, truth, targets = reference.subject, reference.truth, reference.targets
+    chosen = np.arange(min(GOLDEN_UNLABELLED, len(reference)))
+    logits = [spec.name for spec in subject.outputs if spec.kind == "logits"]
+    if logits:
+        labels = truth[logits[0]].argmax(axis=1)
+        margin = np.min([margins(truth[name]) for name in logits], axis=0)
+        clear = margin >= np.median(margin) / 10
+        right = clear & ((labels == targets) | (targets < 0))
+        usable = right if right.any() else clear
+        chosen = np.concatenate(
+            [np.flatnonzero(usable & (labels == x))[:GOLDEN_PER_LABEL] for x in np.unique(labels)]
+        )
+        chosen.sort()
+    asked = {name: array[chosen] for name, array in subject.samples.arrays.items()}
+    return Golden(
+        asked,
+        eager_predict(subject)(asked),
+        {name: array[chosen] for name, array in truth.items()},
+        targets[chosen].astype(np.int64),
+    )
 
 
 def eager_predict(subject: ModelUnderTest) -> Predict:

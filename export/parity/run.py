@@ -55,6 +55,7 @@ from export.parity.measure import (
 from export.parity.mutants import MutationTest, Planted, plant_faults, plant_reduced_faults
 from export.parity.noise import measure_floor
 from export.parity.reference import Reference, make_edge_reference, make_reference
+from export.parity.saturation import bound_saturation
 from export.parity.schema import (
     EDGE_CASES,
     Coverage,
@@ -221,6 +222,7 @@ class ParityRun:
         *,
         workers: Workers,
         features: Path | None = None,
+        again: bool = False,
         progress: Progress | None = None,
     ) -> ParityFigures:
         """Run the gate on files.
@@ -231,6 +233,7 @@ class ParityRun:
             tolerances: The table, or a changed one; the self-test asks it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
+            again: The fp32 file was measured before: leave out its values inside and mutants.
             progress: Is told each step.
 
         Raises:
@@ -253,26 +256,34 @@ class ParityRun:
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file.
-            local = self.local(onnx.load(source)) if setting.device == "cpu" else None
-            inside = Compared((), ()) if local is None else self.layers(source, local)
+            # tells nothing new of the file, nor does a second run with a repaired variant.
+            on_cpu = setting.device == "cpu"
             table = tuple(self._derived(row, answered.rows) for row in table)
+            nothing: dict[str, Any] = {"layers": (), "faults": ()}
+            inside = self._inside(source, table[0]) if on_cpu and not again else nothing
             return self._figures(
                 variants,
                 answered,
                 device=setting.device,
                 tolerances=table,
-                layers=inside.layers,
-                unmatched=inside.unmatched,
-                faults=() if local is None else self.faults(source, table[0], local),
+                **inside,
                 reduced_faults={
                     row.variant: self.reduced_faults(variants[row.variant], source, row)
-                    for row in table
-                    if local and row.variant in REDUCED and row.variant not in answered.broken
+                    for row in (_alive_reduced(table, answered) if on_cpu else ())
                 },
                 features=shown,
                 not_checked=not_checked,
             )
+
+    def _inside(self, source: Path, allowed: Tolerance) -> dict[str, Any]:
+        """The values inside the fp32 file and its mutants, as fields of ``ParityFigures``."""
+        local = self.local(onnx.load(source))
+        compared = self.layers(source, local)
+        return {
+            "layers": compared.layers,
+            "unmatched": compared.unmatched,
+            "faults": self.faults(source, allowed, local),
+        }
 
     def _candidates(
         self, files: list[ModelFile], workers: Workers, folder: Path
@@ -410,6 +421,7 @@ class ParityRun:
             size_bytes=path.stat().st_size,
             problems=tuple(problems),
             weights=weights,
+            saturation=bound_saturation(onnx.load(path)) if variant == "onnx-int8" else None,
         )
 
 
@@ -435,6 +447,11 @@ class _Answered:
     neighbours: dict[str, dict[str, float]]
     coverage: Coverage
     broken: dict[str, str]
+
+
+def _alive_reduced(table: tuple[Tolerance, ...], answered: _Answered) -> list[Tolerance]:
+    """The rows of reduced precision whose files could be run."""
+    return [r for r in table if r.variant in REDUCED and r.variant not in answered.broken]
 
 
 def _open_all(

@@ -3,6 +3,9 @@
 Figures alone: whether they are good enough is for ``judge`` to say.
 """
 
+from collections.abc import Collection
+from typing import Self
+
 from pydantic import Field
 
 from export.bundle.manifest import SampleSet, TensorSpec
@@ -40,6 +43,31 @@ class Row(Figures):
     block: str = ""
 
 
+class Saturation(Figures):
+    """What processors would make of int8 products that they add in pairs in 16 bits.
+
+    Attributes:
+        products: Nodes that multiply unsigned activations by signed weights.
+        channels: Their output channels; ``unsafe`` those where a pair could exceed 16 bits.
+        largest: The largest sum of two neighbouring products that could be: 255 times the weights.
+    """
+
+    products: int
+    channels: int
+    unsafe: int
+    largest: int
+
+    def summary(self) -> str:
+        """What follows, in words."""
+        if not self.unsafe:
+            return f"no pair of int8 products exceeds 16 bits: at most {self.largest:,}"
+        return (
+            f"in {self.unsafe:,} of {self.channels:,} int8 channels two products together could "
+            f"exceed 16 bits (up to {self.largest:,}): exact on x86 processors without VNNI only "
+            "with ONNX Runtime's setting session.x64quantprecision=1, which this project sets there"
+        )
+
+
 class FileFigures(Figures):
     """A model's file, read and not run; ``problems`` are what is not as it was asked for."""
 
@@ -47,6 +75,7 @@ class FileFigures(Figures):
     size_bytes: int
     problems: tuple[str, ...]
     weights: WeightFigures | None = None
+    saturation: Saturation | None = None
 
 
 class FeatureFigures(Figures):
@@ -182,6 +211,62 @@ class WorstSample(Figures):
     images: dict[str, list[list[int]]]
 
 
+class Trial(Figures):
+    """A file of reduced precision with some layers in float32, asked calibration samples.
+
+    Attributes:
+        kept: Those layers' names.
+        calibration: How int8's ranges were chosen; None of float16 and float32.
+        sqnr_db: Against the float32 file, as ``scaled_error``; the worst output's.
+        accuracy: Share of labels that are the target; None where no targets are known.
+        size_bytes: Of the file.
+        samples_per_s: In batches of 64, one thread, on the machine of the build; None in a bundle,
+            whose files are the same on each machine.
+        complaint: The first tolerance that it violates, None if it passes.
+        surely: It passes by so much that other samples will hardly say otherwise.
+    """
+
+    kept: tuple[str, ...]
+    calibration: str | None
+    sqnr_db: float = float("-inf")
+    scaled_error: float = float("inf")
+    accuracy: float | None = None
+    size_bytes: int = 0
+    samples_per_s: float | None = None
+    complaint: str | None
+    surely: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing was beyond the tolerance."""
+        return self.complaint is None
+
+
+class RepairFigures(Figures):
+    """What was tried for a variant of reduced precision that had failed.
+
+    Attributes:
+        layers: The names of all that could be kept in float32.
+        samples: How many calibration samples judged each trial.
+        fp32: The float32 file, for comparison.
+        trials: In their order.
+        chosen: The trial that the gate judged then; None if none passed.
+    """
+
+    layers: tuple[str, ...]
+    samples: int
+    fp32: Trial
+    trials: tuple[Trial, ...]
+    chosen: int | None
+
+    def without_times(self) -> "RepairFigures":
+        """The same without what is of this machine and this moment."""
+        fp32, *trials = (
+            trial.model_copy(update={"samples_per_s": None}) for trial in (self.fp32, *self.trials)
+        )
+        return self.model_copy(update={"fp32": fp32, "trials": tuple(trials)})
+
+
 class ParityFigures(Figures):
     """Everything the gate measured on one device.
 
@@ -222,12 +307,43 @@ class ParityFigures(Figures):
     features: FeatureFigures | None = None
     not_checked: dict[str, str]
     broken: dict[str, str] = Field(default_factory=dict)
+    repairs: dict[str, RepairFigures] = Field(default_factory=dict)
     versions: dict[str, str]
 
     @property
     def variants(self) -> list[str]:
         """The variants that were measured, in order."""
         return list(dict.fromkeys(row.variant for row in self.rows))
+
+    def without(self, variants: Collection[str]) -> Self:
+        """The figures of the other variants."""
+        return self.model_copy(
+            update={
+                "rows": tuple(row for row in self.rows if row.variant not in variants),
+                "tolerances": tuple(t for t in self.tolerances if t.variant not in variants),
+                "files": {v: found for v, found in self.files.items() if v not in variants},
+                "neighbours": {v: n for v, n in self.neighbours.items() if v not in variants},
+                "broken": {v: why for v, why in self.broken.items() if v not in variants},
+                "reduced_faults": {
+                    v: found for v, found in self.reduced_faults.items() if v not in variants
+                },
+                "repairs": {v: found.without_times() for v, found in self.repairs.items()},
+            }
+        )
+
+    def replaced(self, fresh: Self, variants: Collection[str]) -> Self:
+        """The same with some variants' figures taken from ``fresh``: their files are others now."""
+        others = self.without(variants)
+        mine = fresh.without([v for v in fresh.files if v not in variants])
+        return self.model_copy(
+            update={
+                "rows": (*others.rows, *mine.rows),
+                "files": others.files | mine.files,
+                "neighbours": others.neighbours | mine.neighbours,
+                "broken": others.broken | mine.broken,
+                "reduced_faults": others.reduced_faults | mine.reduced_faults,
+            }
+        )
 
     def describe(self, position: int, block: str = "") -> str:
         """A sample by its position in a block, as a person would look it up."""

@@ -124,12 +124,14 @@ class _Comparison:
         """Does an added node leave values as they are, but for rounding?"""
         if node.op_type in {*QUANTIZERS, "Cast"}:
             return True
-        bounds = [self._found.tensors.get(name) for name in node.input[1:]]
-        zero = all(bound is not None and not bound.any() for bound in bounds)
+        bounds = [self._found.tensors.get(name, np.array(np.nan)) for name in node.input[1:]]
+        if node.op_type != "Max" or all(bool((bound == -np.inf).all()) for bound in bounds):
+            return node.op_type == "Max"
         giver = self._found.giver(node.input[0])
         while giver is not None and giver.op_type == "MaxPool":
             giver = self._found.giver(giver.input[0])
-        return node.op_type == "Max" and zero and giver is not None and giver.op_type == "Relu"
+        zero = all(bool((bound == 0).all()) for bound in bounds)
+        return zero and giver is not None and giver.op_type == "Relu"
 
     def _is_clipped_by_rounding(self, node: onnx.NodeProto) -> bool:
         """A Relu or Clip may go where the rounding to uint8 behind it clips as much."""

@@ -13,7 +13,7 @@ from export.bundle.manifest import ParityVerdict
 from export.bundle.metrics import SURE
 from export.bundle.tolerances import Tolerance
 from export.parity.judge import neighbour_bound
-from export.parity.schema import Fault, ParityFigures
+from export.parity.schema import Fault, ParityFigures, RepairFigures, Trial
 
 SMALL, LARGE = 1e-2, 1e6  # figures beyond are written with an exponent
 WHOLE = 100  # figures from here on are written without decimals
@@ -25,6 +25,16 @@ VERDICT = (
     *(f"time an image, batch {batch}" for batch in TIMED_BATCHES),
 )
 FAULT = ("scaled_error", "rms_ratio", "label_flips", "weights", "exact")
+TRIAL = (
+    "layers kept",
+    "ranges",
+    "verdict",
+    "SQNR, dB",
+    "scaled error",
+    "accuracy",
+    "KB",
+    "samples/s",
+)
 Timings = Mapping[str, Mapping[int, float]]
 """Microseconds an image takes: by variant, by batch size."""
 
@@ -127,6 +137,28 @@ def _time(timings: Timings, verdict: ParityVerdict, batch: int) -> Cell:
 def fault_cells(fault: Fault) -> list[str]:
     """What was measured of a planted fault, under ``FAULT``."""
     return [number(fault.figures[key]) if key in fault.figures else "-" for key in FAULT]
+
+
+def trial_cells(repair: RepairFigures, trial: Trial) -> list[Cell]:
+    """A trial of a repair under ``TRIAL``; which one was chosen is said of it."""
+    whole = trial is repair.fp32
+    chosen = repair.chosen is not None and trial is repair.trials[repair.chosen]
+    names = "the float32 file" if whole else ", ".join(trial.kept)
+    verdict = Cell("chosen" if chosen else "passes", "", "good")
+    if not trial.passed:
+        verdict = Cell("fails", trial.complaint or "", "bad")
+    elif not chosen and not trial.surely:
+        verdict = Cell("passes", "" if whole else "so narrowly that other samples may fail")
+    return [
+        Cell(str(len(trial.kept)), names),
+        Cell(trial.calibration or "-"),
+        Cell("-") if whole else verdict,
+        Cell(number(trial.sqnr_db)),
+        Cell(error(trial.scaled_error)),
+        Cell("-" if trial.accuracy is None else f"{trial.accuracy:.2%}"),
+        Cell(f"{trial.size_bytes / 1000:,.0f}"),
+        Cell("-" if trial.samples_per_s is None else number(trial.samples_per_s)),
+    ]
 
 
 def neighbour_cells(changes: dict[str, float], tolerance: Tolerance) -> list[Cell]:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from export import build as build_module
+from export import formats
 from export.__main__ import main
 from export.bundle.manifest import BundleError
 from export.bundle.session import OnnxModel
@@ -87,7 +88,7 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An exporter that changes one weight by 1%: status 1, where it is, and no folder."""
-    honest = build_module.write_models
+    honest = formats.write_models
 
     def faulty(proof: ParityRun, folder: Path, *further: Any) -> object:
         made = honest(proof, folder, *further)

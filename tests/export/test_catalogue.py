@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from export.__main__ import main
-from export.build import VARIANTS
 from export.bundle.manifest import DTYPES, Manifest, TensorSpec
 from export.bundle.metrics import Array, Arrays, scaled_difference
 from export.bundle.store import Bundle
+from export.formats import VARIANTS
 from export.model.sizes import with_sizes
 from export.model.under_test import read_samples
 from export.parity.reference import eager_predict

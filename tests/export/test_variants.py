@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from export import build as build_module
+from export import formats
 from export.__main__ import main
 from export.bundle.store import Bundle, file_entry, staged
 from export.convert.precision import convert_bytes
@@ -68,7 +69,7 @@ def test_what_cannot_be_converted_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tracer and a quantizer that fail leave their variants out, with their words."""
-    monkeypatch.setattr(build_module, "convert_bytes", convert_nothing)
+    monkeypatch.setattr(formats, "convert_bytes", convert_nothing)
     command = _command("untraceable", tmp_path, "--calibration", str(tmp_path / "calibration.npz"))
     assert main(command) == 0
     bundle = Bundle.open(tmp_path / "out" / "untraceable")
@@ -104,7 +105,7 @@ def test_a_wrong_variant_is_left_out_unless_it_is_required(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its figures and the first wrong value are told; with --require it is status 1, no bundle."""
-    monkeypatch.setattr(build_module, "convert_bytes", convert_badly)
+    monkeypatch.setattr(formats, "convert_bytes", convert_badly)
     command = _command("untraceable", tmp_path, "--report", str(tmp_path / "report"))
     status = main([*command, "--variants", "onnx,onnx-fp16", *required])
     printed = capsys.readouterr()

@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from export.build import choose_golden
 from export.bundle.metrics import Arrays
 from export.convert.pt2 import export_program
 from export.parity.candidates import RUNS, run_filled
 from export.parity.measure import affordable, narrow_samples, operations_per_sample
-from export.parity.reference import Reference, make_reference
+from export.parity.reference import Reference, choose_golden, make_reference
 from tests.export.subjects import tiny_subject
 
 

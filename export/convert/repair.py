@@ -1,0 +1,414 @@
+"""A float16 or int8 file that fails its gate gets a second chance: with some layers in float32.
+
+The error at the outputs is, as far as the errors of layers are independent, the sum of the errors
+that each layer alone causes. Layers are ranked by that share, and the fewest of the guiltiest that
+let the file pass are kept in float32. Calibration samples alone are asked: int8's ranges are fitted
+to one half of them, the other half judges the trials. Knows no torch.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+
+from export.bundle.golden import run_batched
+from export.bundle.manifest import RepairSummary, TensorSpec
+from export.bundle.metrics import Array, Arrays, Comparison, compare
+from export.bundle.session import OnnxModel
+from export.bundle.tolerances import STANDARD_DEVIATIONS, Tolerance, violations
+from export.convert.precision import (
+    Calibration,
+    Ranges,
+    ReducibleLayer,
+    fit_ranges,
+    reducible_layers,
+    to_fp16,
+    to_int8,
+)
+from export.parity.schema import RepairFigures, Trial
+from export.progress import Progress
+from export.worker import CONVERSION_S, Worker
+
+REPAIRABLE = ("onnx-int8", "onnx-fp16")
+MOST_TRIALS = 20
+ASKED = 256  # samples that judge a trial; their chance is allowed for
+RANKED = 16  # samples that rank the layers: a pooled error, whose order matters alone
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a trial is asked: never the samples of the gate.
+
+    Attributes:
+        fitted: Calibration samples that int8's ranges are fitted to.
+        asked: Others, which judge the trials.
+        edge_cases: Made up from the domains of the calibration samples; may be empty.
+        targets: int64 [N] of ``asked``, -1 where there is none.
+        judged: How many samples the gate will ask.
+    """
+
+    fitted: Arrays
+    asked: Arrays
+    edge_cases: Arrays
+    targets: Array
+    judged: int
+
+    @classmethod
+    def of(
+        cls, variant: str, samples: Arrays, targets: Array | None, edge_cases: Arrays, judged: int
+    ) -> "Questions":
+        """Split calibration samples: every second is fitted to, unless there is nothing to fit."""
+        count = len(next(iter(samples.values())))
+        known = np.full(count, -1) if targets is None else targets
+        asked = slice(1, None, 2) if variant == "onnx-int8" else slice(None)
+        return cls(
+            {name: array[::2] for name, array in samples.items()},
+            {name: array[asked][:ASKED] for name, array in samples.items()},
+            edge_cases,
+            known[asked][:ASKED],
+            judged,
+        )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A file's content and what it answers, outputs by name."""
+
+    content: bytes
+    asked: Arrays
+    edge_cases: Arrays
+    samples_per_s: float
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The search for one variant.
+
+    Attributes:
+        source: The float32 ONNX file's content; its answers are the truth here, being proven, and
+            far closer to the checkpoint's than any of reduced precision.
+        variant: "onnx-int8" or "onnx-fp16".
+        allowed: Its tolerance.
+        outputs: The model's; probabilities are not compared, their logits are.
+        questions: What trials are asked.
+        worker: Where files are converted and run.
+        folder: For the ranges of activations.
+        progress: Is told each trial.
+    """
+
+    source: bytes
+    variant: str
+    allowed: Tolerance
+    outputs: tuple[TensorSpec, ...]
+    questions: Questions
+    worker: Worker
+    folder: Path
+    progress: Progress
+
+    def search(self) -> tuple[bytes | None, RepairFigures]:
+        """Look for the file that keeps the fewest layers in float32.
+
+        Returns:
+            Its content, None if no trial passed; and all trials.
+        """
+        trials: list[Trial] = []
+        best: bytes | None = None
+        chosen: int | None = None
+        for kept, method in self._plans(trials):
+            self.progress.expect(1)
+            self.progress.step(f"{self.variant}: trial {len(trials) + 1}")
+            trial, content = self._try(kept, method)
+            trials.append(trial)
+            eligible = trial.passed and not self._is_what_failed(trial)
+            if eligible and (chosen is None or _rank_of(trial) > _rank_of(trials[chosen])):
+                best, chosen = content, len(trials) - 1
+            if len(trials) == MOST_TRIALS:
+                break
+        names = tuple(layer.name for layer in self.layers)
+        figures = RepairFigures(
+            layers=names,
+            samples=len(self.questions.targets),
+            fp32=_trial(names, None, self._truth, self._compare(self._truth), None),
+            trials=tuple(trials),
+            chosen=chosen,
+        )
+        return best, figures
+
+    @cached_property
+    def layers(self) -> list[ReducibleLayer]:
+        """All that could be kept, in the order of the graph."""
+        return reducible_layers(onnx.ModelProto.FromString(self.source), self.variant)
+
+    def _plans(
+        self, trials: list[Trial]
+    ) -> Iterator[tuple[list[ReducibleLayer], Calibration | None]]:
+        """What to try next, by what came of the trials so far: layers to keep, and calibration."""
+        methods: tuple[Calibration | None, ...] = (None,)
+        if self.variant == "onnx-int8":
+            methods = get_args(Calibration)
+        if not self.layers:
+            return
+        for method in methods:
+            yield [], method
+            if trials[-1].surely and not self._is_what_failed(trials[-1]):
+                return
+        ranked, shares = self._rank(methods[_nearest(trials)])
+        fails, passes = 0, len(ranked)  # with all of them kept no speed is left
+        if passes == 1:
+            return
+        count = min(max(_expected(shares, self.allowed), 1), passes - 1)
+        # While the guiltiest drown all else, calibrations cannot be told apart.
+        for method in methods:
+            yield ranked[:count], method
+        alike = trials[-len(methods) :]
+        method, surely = methods[_nearest(alike)], alike[_nearest(alike)].surely
+        while True:
+            fails, passes = (fails, count) if surely else (count, passes)
+            if passes - fails == 1:
+                return
+            count = (fails + passes) // 2
+            yield ranked[:count], method
+            surely = trials[-1].surely
+
+    def _is_what_failed(self, trial: Trial) -> bool:
+        """Whether it is made as the file that the gate refused, whatever these samples say."""
+        return not trial.kept and trial.calibration in (None, get_args(Calibration)[0])
+
+    def _rank(self, method: Calibration | None) -> tuple[list[ReducibleLayer], list[float]]:
+        """The layers, the guiltiest first, and each one's error power when it alone is reduced."""
+        self.progress.expect(1)
+        self.progress.step(f"{self.variant}: rank {len(self.layers)} layers")
+        few = {name: array[:RANKED] for name, array in self.questions.asked.items()}
+        truth = {name: array[:RANKED] for name, array in self._truth.asked.items()}
+        shares = []
+        for layer in self.layers:
+            others = [other for other in self.layers if other is not layer]
+            try:
+                found = self._answers(others, method, few, {}).asked
+                shares.append(max(_noise(found[s.name], truth[s.name]) for s in self._compared))
+            except Exception:  # noqa: BLE001 - whatever it was, this layer is guilty
+                shares.append(math.inf)
+        order = sorted(range(len(shares)), key=lambda i: -shares[i])
+        return [self.layers[i] for i in order], [shares[i] for i in order]
+
+    def _try(
+        self, kept: list[ReducibleLayer], method: Calibration | None
+    ) -> tuple[Trial, bytes | None]:
+        """Convert with some layers kept, and judge the answers."""
+        names = tuple(layer.name for layer in kept)
+        try:
+            found = self._answers(kept, method, self.questions.asked, self._edge_cases)
+        except Exception as error:  # noqa: BLE001 - is the trial's verdict, as in the gate
+            died = f"cannot be made or run: {error}"
+            return Trial(kept=names, calibration=method, complaint=died), None
+        compared = self._compare(found)
+        complaint = next(self._complaints(found, compared, with_chance=False), None)
+        surely = not any(self._complaints(found, compared, with_chance=True))
+        trial = _trial(names, method, found, compared, complaint)
+        return trial.model_copy(update={"surely": surely}), found.content
+
+    def _compare(self, found: _Answers) -> dict[str, Comparison]:
+        truth, targets = self._truth.asked, self.questions.targets
+        return {
+            spec.name: compare(
+                found.asked[spec.name],
+                truth[spec.name],
+                truth[spec.name],
+                logits=spec.kind == "logits",
+                targets_N=targets,
+            )
+            for spec in self._compared
+        }
+
+    def _complaints(
+        self, found: _Answers, compared: dict[str, Comparison], *, with_chance: bool
+    ) -> Iterator[str]:
+        """What is beyond the tolerance, or so near to it that other samples may be beyond."""
+        # The RMS error in units of the yardstick's own: here the yardstick is the truth.
+        allowed = self.allowed.model_copy(update={"rms_ratio": None})
+        for name, figures in compared.items():
+            mine, theirs = found.asked[name], self._truth.asked[name]
+            tighter = dict[str, float]()
+            if with_chance and allowed.scaled_error is not None:
+                per_sample = mine.size // len(mine)
+                growth = _growth(mine.size, self.questions.judged * per_sample)
+                tighter["scaled_error"] = allowed.scaled_error / growth
+            if with_chance and allowed.sqnr_db is not None:
+                tighter["sqnr_db"] = allowed.sqnr_db + _chance_db(mine, theirs)
+            complaints = violations(figures, allowed.model_copy(update=tighter))
+            yield from (f"{name}: {complaint}" for complaint in complaints)
+            if found.edge_cases:
+                mine, theirs = found.edge_cases[name], self._truth.edge_cases[name]
+                at_edges = compare(mine, theirs, theirs, corners=len(mine))
+                yield from (f"edge cases, {name}: {c}" for c in violations(at_edges, allowed))
+
+    def _answers(
+        self,
+        kept: list[ReducibleLayer],
+        method: Calibration | None,
+        asked: Arrays,
+        edge_cases: Arrays,
+    ) -> _Answers:
+        nodes = [node for layer in kept for node in layer.nodes]
+        ranges = None if method is None else self._ranges(method)
+        converted: bytes = self._call(_convert, self.source, nodes, ranges)
+        found: _Answers = self._call(_ask, converted, asked, edge_cases)
+        return found
+
+    def _ranges(self, method: Calibration) -> Ranges:
+        ranges = Ranges(self.folder / f"{method}.json", method)
+        if not ranges.path.exists():
+            self._call(fit_ranges, self.source, self.questions.fitted, ranges)
+        return ranges
+
+    @cached_property
+    def _truth(self) -> _Answers:
+        found: _Answers = self._call(_ask, self.source, self.questions.asked, self._edge_cases)
+        return found
+
+    @cached_property
+    def _edge_cases(self) -> Arrays:
+        """Those that float32 answers by finite numbers."""
+        cases = self.questions.edge_cases
+        if not cases:
+            return {}
+        answers = self._call(_ask, self.source, cases, {}).asked
+        finite_N = np.all(
+            [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in answers.values()], axis=0
+        )
+        return {n: a[finite_N] for n, a in cases.items()} if finite_N.any() else {}
+
+    @property
+    def _compared(self) -> list[TensorSpec]:
+        return [spec for spec in self.outputs if spec.kind != "probabilities"]
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self.worker.call(function, *arguments, timeout_s=CONVERSION_S)
+
+
+def summary_of(figures: RepairFigures) -> RepairSummary | None:
+    """What the manifest says of a repair; None if no trial passed."""
+    if figures.chosen is None:
+        return None
+    trial = figures.trials[figures.chosen]
+    return RepairSummary(
+        layers=len(figures.layers),
+        kept=trial.kept,
+        calibration=trial.calibration,
+        trials=len(figures.trials),
+    )
+
+
+def failure_of(figures: RepairFigures) -> str:
+    """Why a search found nothing, for the manifest."""
+    if not figures.trials:
+        return "no layer of it could be kept in float32 while others are not"
+    nearest = max(figures.trials, key=lambda trial: trial.sqnr_db)
+    return (
+        f"{len(figures.trials)} trials did not repair it, with up to "
+        f"{max(len(trial.kept) for trial in figures.trials)} of {len(figures.layers)} layers kept "
+        f"in float32; the nearest keeps {len(nearest.kept)}: "
+        f"{nearest.complaint or 'passed, but the file that failed was made so'}"
+    )
+
+
+def _nearest(trials: list[Trial]) -> int:
+    """Position of the trial with the least error."""
+    return max(range(len(trials)), key=lambda i: trials[i].sqnr_db)
+
+
+def _rank_of(trial: Trial) -> tuple[bool, float]:
+    """The larger the better: sure ones by the layers that they keep, the others by their error."""
+    return trial.surely, -len(trial.kept) if trial.surely else trial.sqnr_db
+
+
+def _trial(
+    kept: tuple[str, ...],
+    method: Calibration | None,
+    found: _Answers,
+    compared: dict[str, Comparison],
+    complaint: str | None,
+) -> Trial:
+    accuracies = [row.labels.accuracy for row in compared.values() if row.labels]
+    return Trial(
+        kept=kept,
+        calibration=method,
+        sqnr_db=min((row.sqnr_db for row in compared.values()), default=math.inf),
+        scaled_error=max((row.scaled_error for row in compared.values()), default=0),
+        accuracy=accuracies[0] if accuracies else None,
+        size_bytes=len(found.content),
+        samples_per_s=found.samples_per_s,
+        complaint=complaint,
+    )
+
+
+def _expected(shares: list[float], allowed: Tolerance) -> int:
+    """How many of the guiltiest must be kept if errors of layers add up; half if that is unknown.
+
+    Args:
+        shares: The layers' error powers over the outputs' power, the largest first.
+        allowed: What the sum of the others may be.
+    """
+    if allowed.sqnr_db is None or not math.isfinite(sum(shares)):
+        return len(shares) // 2
+    rest = np.cumsum(shares[::-1])[::-1]
+    return int(np.count_nonzero(rest > 10 ** (-allowed.sqnr_db / 10)))
+
+
+def _noise(found: Array, truth: Array) -> float:
+    """Power of the error over that of the answers; infinite if one is not finite."""
+    error, signal = _powers(found, truth)
+    noise = float(error.sum() / signal.sum()) if signal.any() else float(error.any())
+    return noise if math.isfinite(noise) else math.inf
+
+
+def _powers(found: Array, truth: Array) -> tuple[Array, Array]:
+    """Of the error and of the answers, of each sample: float64 [N] both."""
+    mine, theirs = (a.astype(np.float64).reshape(len(a), -1) for a in (found, truth))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.square(mine - theirs).sum(axis=1), np.square(theirs).sum(axis=1)
+
+
+def _chance_db(found: Array, truth: Array) -> float:
+    """By how much the SQNR of other samples may be lower: three standard deviations of the ratio.
+
+    The variance of a ratio of sums over N samples is, to first order, the sum of the squares of
+    error_i - ratio * signal_i over the square of the signals' sum.
+    """
+    error_N, signal_N = _powers(found, truth)
+    ratio = _noise(found, truth)
+    if not 0 < ratio < math.inf:
+        return 0.0
+    deviation = math.sqrt(np.square(error_N - ratio * signal_N).sum()) / signal_N.sum()
+    return 10 * math.log10(1 + STANDARD_DEVIATIONS * deviation / ratio)
+
+
+def _growth(values: int, further: int) -> float:
+    """How much larger the largest of more values is: of N normal ones about sqrt(2 ln N)."""
+    return math.sqrt(max(1.0, math.log(max(further, 2)) / math.log(max(values, 2))))
+
+
+# What follows runs in a worker.
+
+
+def _convert(source: bytes, kept: list[str], ranges: Ranges | None) -> bytes:
+    model = onnx.ModelProto.FromString(source)
+    converted = to_fp16(model, kept) if ranges is None else to_int8(model, None, kept, ranges)
+    return bytes(converted.SerializeToString(deterministic=True))
+
+
+def _ask(content: bytes, asked: Arrays, edge_cases: Arrays) -> _Answers:
+    model = OnnxModel(content, "cpu")
+    count = len(next(iter(asked.values())))
+    model({name: array[:BATCH] for name, array in asked.items()})  # the first run is slower
+    started = time.perf_counter()
+    answers = run_batched(model, asked, BATCH)
+    seconds = time.perf_counter() - started
+    return _Answers(content, answers, model(edge_cases) if edge_cases else {}, count / seconds)
