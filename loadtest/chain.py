@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from loadtest.machine import machine
 from loadtest.measure.result import Result
 from loadtest.measure.run import run_scenario
-from loadtest.report.html_parts import heading, page, panels, picture, table
+from loadtest.report.page import Page, Picture, Section, Table
 from loadtest.report.plots import COLOURS, latency_figure, seconds_figure, wide_figure
-from loadtest.report.tables import result_table
+from loadtest.report.points import result_section
 from loadtest.report.words import labels
 from loadtest.scenarios import load_profile, load_scenario
 from loadtest.server import running_service
@@ -114,56 +114,54 @@ def chain_report(stories: Sequence[ModelStory]) -> str:
     """The page: one table, then a section a stage."""
     results = [result for story in stories for result in story.results]
     data = {story.checkpoint["test"]["images_name"] for story in stories}
-    parts = [
-        table(COLUMNS, [story.cells() for story in stories], bad=["FAILED"]),
-        heading(
-            "Training", "training images are distorted and dropout is on: their error is higher"
-        ),
-        *(_training(story) for story in stories),
-        heading(
-            "Parity",
-            "largest difference to the checkpoint over the largest logit, by batch size; "
-            "float32 rounding is near 5e-7; besides, every ONNX weight is the checkpoint's own",
-        ),
-        picture(_parity_figure(stories), "scaled error by batch size against the tolerance"),
-        heading("Latency under load", "closed loop; every answer compared with the reference"),
-        panels(_load_pictures(results)),
-        result_table(results, labels(results)),
-    ]
-    return page(
-        "From training to a proven service",
-        f"Accuracy on {' and '.join(sorted(data))}. {machine()}; service and load generator share "
-        "these cores, so rates compare the models here and no machines.",
-        parts,
+    training = "training images are distorted and dropout is on: their error is higher"
+    parity = (
+        "largest difference to the checkpoint over the largest logit, by batch size; float32 "
+        "rounding is near 5e-7; besides, every ONNX weight is the checkpoint's own"
     )
+    drawn = Picture(_parity_figure(stories), "scaled error by batch size against the tolerance")
+    return Page(
+        title="From training to a proven service",
+        note=f"Accuracy on {' and '.join(sorted(data))}. {machine()}; service and load generator "
+        "share these cores, so rates compare the models here and no machines.",
+        sections=[
+            Section("", tables=[Table(COLUMNS, [s.cells() for s in stories], bad=["FAILED"])]),
+            *(_training(story, training) for story in stories),
+            Section("Parity", [parity], [drawn]),
+            Section(
+                "Latency under load",
+                ["closed loop; every answer compared with the reference"],
+                _load_pictures(results),
+            ),
+            result_section("Figures", results, labels(results)),
+        ],
+    ).html()
 
 
-def _load_pictures(results: Sequence[Result]) -> list[str]:
+def _load_pictures(results: Sequence[Result]) -> list[Picture]:
     return [
-        picture(latency_figure(results), "latency by percentile"),
+        Picture(latency_figure(results), "latency by percentile"),
         *(
-            picture(seconds_figure(result, name), f"answers each second: {name}")
+            Picture(seconds_figure(result, name), f"answers each second: {name}")
             for result, name in zip(results, labels(results), strict=True)
         ),
     ]
 
 
-def _training(story: ModelStory) -> str:
+def _training(story: ModelStory, note: str) -> Section:
     home, test = story.checkpoint_folder, story.checkpoint["test"]
     name = story.manifest["name"]
     calibration = 100 * test["expected_calibration_error"]
-    line = (
-        f"<h3>{name}: {100 * test['accuracy']:.2f}%, expected calibration error "
-        f"{calibration:.2f}%</h3>"
+    heading = (
+        f"Training {name}: {100 * test['accuracy']:.2f}%, expected calibration error "
+        f"{calibration:.2f}%"
     )
-    return (
-        line
-        + picture(home / "curves.png", f"{name}: loss and error by epoch")
-        + '<div class="pair">'
-        + picture(home / "confusion.png", f"{name}: confusion matrix")
-        + picture(home / "misread.png", f"{name}: misread digits")
-        + "</div>"
-    )
+    pictures = [
+        Picture(home / "curves.png", f"{name}: loss and error by epoch"),
+        Picture(home / "confusion.png", f"{name}: confusion matrix"),
+        Picture(home / "misread.png", f"{name}: misread digits"),
+    ]
+    return Section(heading, [note], pictures)
 
 
 def _parity_figure(stories: Sequence[ModelStory]) -> Figure:

@@ -21,7 +21,7 @@ from loadtest.measure.run import (
 )
 from loadtest.measure.sweep import USERS, closed_loop_rate, concurrency, sweep
 from loadtest.report.formats import to_junit, to_markdown, write_all
-from loadtest.report.page import run_report, sweep_report
+from loadtest.report.points import run_report, sweep_report
 from loadtest.report.words import run_verdict, sweep_verdict
 from loadtest.scenarios import (
     ENDPOINTS,

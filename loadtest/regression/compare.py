@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loadtest.errors import LoadTestError
-from loadtest.generator.connections import Target
+from loadtest.generator.client import Target
 from loadtest.generator.expectations import Expectations
 from loadtest.generator.payloads import Model, PayloadError, usable_form
 from loadtest.machine import cores, machine, pinned

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loadtest.generator.connections import Load, Target
-from loadtest.generator.loops import closed_loop, open_loop
+from loadtest.generator.client import Load, Target, closed_loop, open_loop
 from loadtest.measure.stats import percentile
 
 WARM_UP_S = 0.1  # connections are new in each turn
@@ -76,7 +75,7 @@ def closed_turn(target: Target, seconds: float, clients: int) -> Turn:
     """
 
     def take() -> tuple[Load, int]:
-        return closed_loop([target], clients, seconds, WARM_UP_S)
+        return closed_loop(target, clients, seconds, WARM_UP_S)
 
     return _turn(take, seconds)
 

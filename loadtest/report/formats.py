@@ -9,8 +9,8 @@ from loadtest.measure.result import Result
 from loadtest.report.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
 
 MARKDOWN_COLUMNS = (
-    *("scenario", "model", "offered", "requests/s", "images/s", "goodput/s"),
-    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "cost per million images", "errors"),
+    *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "cost per million samples", "errors"),
     *("wrong answers", "verdict"),
 )
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

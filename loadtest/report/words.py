@@ -7,7 +7,6 @@ from loadtest.measure.result import Result
 from loadtest.measure.sweep import Sweep
 
 UNKNOWN = "not known"
-MIB = 2**20  # bytes
 
 
 def offered(result: Result) -> str:

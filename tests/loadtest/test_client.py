@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from loadtest.generator.connections import Load, Pool, Target, split
-from loadtest.generator.loops import closed_loop, due_times, open_loop
+from loadtest.generator.client import Pool, Target, closed_loop, due_times, open_loop, split
 from loadtest.machine import cores, pinned
 from loadtest.server import free_port
 
@@ -93,7 +92,7 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
 def test_a_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     """Answers one after the other, each after 10 ms: at most a hundred a second."""
     with _server(ANSWERS[:1], pause_s=0.01) as url:
-        _, answered = closed_loop([Target(url, REQUEST, _judge)], 4, 0.5)
+        _, answered = closed_loop(Target(url, REQUEST, _judge), 4, 0.5)
         assert 10 < answered <= 55
 
 
@@ -107,7 +106,7 @@ def test_the_time_to_connect_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Pool, "fill", slowly)
     with _server(ANSWERS[:1], pause_s=0.01) as url:
-        _, answered = closed_loop([Target(url, REQUEST, _judge)], 32, 0.3, warm_up_s=1.0)
+        _, answered = closed_loop(Target(url, REQUEST, _judge), 32, 0.3, warm_up_s=1.0)
     assert 5 < answered <= 31  # one each 10 ms, for 300 ms
 
 
@@ -129,7 +128,7 @@ def test_a_server_that_stops_answering_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All connections wait: after the time that answers are given, that is said."""
-    monkeypatch.setattr("loadtest.generator.connections.PATIENCE_S", 0.3)
+    monkeypatch.setattr("loadtest.generator.client.PATIENCE_S", 0.3)
     with _server(ANSWERS[:1], pause_s=30) as url, pytest.raises(TimeoutError, match="none came"):
         open_loop(Target(url, REQUEST, _judge), 100, 5, connections=2)
 
@@ -155,14 +154,6 @@ def test_an_answer_is_split_when_it_is_whole() -> None:
     assert answer.headers == {"content-length": "5"}
     with pytest.raises(ValueError, match="content-length"):
         split(b"HTTP/1.1 200 OK\r\nx: y\r\n\r\n")
-
-
-def test_loads_add_up() -> None:
-    """Seconds, requests and kinds of answers."""
-    total = Load(1, asked=2, wrong=1)
-    total.add(Load(2, asked=3, accepted_s=[0.1], retry_after_s={1}))
-    assert (total.seconds, total.asked, total.wrong) == (3, 5, 1)
-    assert (total.accepted_s, total.retry_after_s) == ([0.1], {1})
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no such call here")

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtest.generator.connections import Target
+from loadtest.generator.client import Target
 from loadtest.regression import compare as command
 from loadtest.regression.compare import (
     FIGURES,

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 
 from loadtest.measure.result import Result
-from loadtest.report.levels import level
-from loadtest.report.page import run_report, sweep_report
+from loadtest.report.points import run_report, sweep_report
+from loadtest.report.server import level
 from loadtest.report.words import labels, sweep_verdict
 from tests.loadtest.points import point, sample, sweep_of
 
@@ -66,11 +66,11 @@ def test_the_figures_are_those_of_the_result() -> None:
     (name,) = labels([result])
     expected = {
         "requests/s": "4",
-        "images/s": "4",
+        "samples/s": "4",
         "goodput/s": "3",  # 40 ms is over the scenario's bound of 20 ms
         "p50 ms": f"{result.latency_ms['p50']:,.2f}",
         "p99.9 ms": f"{result.latency_ms['p99.9']:,.2f}",
-        "cost per million images": "50",  # 0.72 an hour is 0.0002 a second, 0.00005 an image
+        "cost per million samples": "50",  # 0.72 an hour is 0.0002 a second, 0.00005 an image
         "errors": "HTTP 429: 3, HTTP 500: 1",
         "HTTP 500": "1",
         "no room to send": "7",
@@ -187,8 +187,10 @@ def test_idle_seconds_and_the_warm_up_are_left_out() -> None:
         sample(6, **idle),
     ]
     found = level(point(samples=seen, warmup_s=1.0))
-    assert found.cpu_cores == pytest.approx(1.5)
-    assert found.sizes == pytest.approx({"1": 40 / 70, "2": 10 / 70, "3-4": 10 / 70, "5-8": 1 / 7})
+    assert found["cpu_cores"] == pytest.approx(1.5)
+    assert found["sizes"] == pytest.approx(
+        {"1": 40 / 70, "2": 10 / 70, "3-4": 10 / 70, "5-8": 1 / 7}
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_a_capacity_is_no_more_certain_than_what_lies_above_it(
     ]
     sentence, _ = sweep_verdict(sweep_of(points, capacity))
     assert words in sentence
-    assert words.replace("'", "&#x27;") in sweep_report(sweep_of(points, capacity))
+    assert words.replace("'", "&#39;") in sweep_report(sweep_of(points, capacity))
 
 
 def test_a_sweep_shows_the_capacity_and_every_point() -> None:

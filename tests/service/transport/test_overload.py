@@ -16,9 +16,8 @@ import pytest
 
 from export.bundle.golden import Golden
 from export.bundle.metrics import Arrays
-from loadtest.generator.connections import Load
+from loadtest.generator.client import Load, closed_loop, open_loop
 from loadtest.generator.expectations import Expectations
-from loadtest.generator.loops import closed_loop, open_loop
 from loadtest.measure.stats import percentile
 from loadtest.regression.compare import target as target_of
 from loadtest.server import running_service
@@ -160,7 +159,7 @@ def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
     settings = BASE | {"INFERENCE_MAX_QUEUE_SAMPLES": "128", "INFERENCE_MAX_REQUEST_SAMPLES": "64"}
     with running_service(tmp_path / "log", settings=settings) as url:
         target = target_of(url, expectations)
-        _, answered = closed_loop([target], 4, OFFERED_S)
+        _, answered = closed_loop(target, 4, OFFERED_S)
         rate = answered / OFFERED_S
         loads = {factor: open_loop(target, factor * rate, OFFERED_S) for factor in (1, 2)}
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:

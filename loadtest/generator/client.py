@@ -1,21 +1,26 @@
-"""Connections of a cheap client, and what their answers amount to.
+"""The paired gate's client: it takes turns of half a second, and verifies every answer.
 
-A request is one write of bytes made before, an answer is split by hand, and a body that was found
-right once is recognised again.
+Locust starts too slowly for such turns, and wrk verifies nothing. A request is one write of bytes
+made before, an answer is split by hand, and a body that was right once is recognised again.
 """
 
 import asyncio
+import gc
+import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
+
+import uvloop
 
 Judge = Callable[[Mapping[str, str], bytes], str | None]
 """What is wrong with an answer of 200 (headers in small letters, body); None if nothing."""
+Arrivals = Literal["poisson", "uniform"]
 
 PATIENCE_S = 20.0  # for the answers that are still missing at the end
 # Well below the five seconds after which BentoML's server closes a connection that is not used.
@@ -23,6 +28,8 @@ LONGEST_IDLE_S = 2.0
 REMEMBERED = 256
 EXAMPLES = 3
 OK, TOO_MANY = 200, 429
+SPIN_S = 0.002  # nearer than this the next request is waited for without sleeping
+SLEEP_S = 0.001
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 
@@ -64,18 +71,6 @@ class Load:
     retry_after_s: set[int] = field(default_factory=set)
     late_s: list[float] = field(default_factory=list)
 
-    def add(self, further: "Load") -> None:
-        """Take another load's figures in."""
-        self.seconds += further.seconds
-        self.asked += further.asked
-        self.accepted_s += further.accepted_s
-        self.refused_s += further.refused_s
-        self.other += further.other
-        self.wrong += further.wrong
-        self.examples = (self.examples + further.examples)[:EXAMPLES]
-        self.retry_after_s |= further.retry_after_s
-        self.late_s += further.late_s
-
 
 class Connection(asyncio.Protocol):
     """One request at a time."""
@@ -84,7 +79,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: "Pool") -> None:
         self._pool, self._received, self._due_s = pool, bytearray(), 0.0
-        self.waiting, self.closed, self.freed_s = False, False, time.perf_counter()
+        self.waiting, self.freed_s = False, time.perf_counter()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
@@ -101,15 +96,13 @@ class Connection(asyncio.Protocol):
         self._received += data
         answer = split(self._received)
         if answer is not None:
-            self.freed_s = time.perf_counter()
+            self.freed_s, self.waiting = time.perf_counter(), False
             self._received = bytearray()
-            self.waiting = False
             self._pool.answered(answer, self.freed_s - self._due_s)
             self._pool.freed(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed; an answer that was due will not come."""
-        self.closed = True
         if self.waiting:
             self.waiting = False
             self._pool.load.other[f"closed before an answer ({exc!r})"] += 1
@@ -117,17 +110,11 @@ class Connection(asyncio.Protocol):
 
 
 class Answer(NamedTuple):
-    """One answer of HTTP/1.1; its head in small letters."""
+    """One answer of HTTP/1.1; the names of its headers in small letters."""
 
     status: int
-    head: bytes
+    headers: dict[str, str]
     body: bytes
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """By name."""
-        lines = self.head.decode("latin-1").split("\r\n")[1:]
-        return {name: value for name, _, value in (line.partition(": ") for line in lines)}
 
 
 def split(received: bytes | bytearray) -> Answer | None:
@@ -141,7 +128,9 @@ def split(received: bytes | bytearray) -> Answer | None:
         raise ValueError(f"an answer without content-length: {head!r}")
     if len(received) < end + 4 + int(found[1]):
         return None
-    return Answer(int(head[9:12]), head, bytes(received[end + 4 :]))
+    lines = head.decode("latin-1").split("\r\n")[1:]
+    headers = {name: value for name, _, value in (line.partition(": ") for line in lines)}
+    return Answer(int(head[9:12]), headers, bytes(received[end + 4 :]))
 
 
 class Pool:
@@ -180,12 +169,11 @@ class Pool:
             self._freed.clear()
             while self._idle:
                 found = self._idle.pop()
-                if found.closed:
+                if found.transport.is_closing():
                     continue
                 if time.perf_counter() - found.freed_s < LONGEST_IDLE_S:
                     return found
                 found.transport.close()  # the server may be about to do so
-                self.connections.remove(found)
             if len(self.connections) < self._most:
                 return await self._open()
             with suppress(TimeoutError):
@@ -203,8 +191,7 @@ class Pool:
 
     def lost(self, connection: Connection) -> None:
         """Leave room for another connection in place of one that was closed."""
-        if connection in self.connections:
-            self.connections.remove(connection)
+        self.connections.remove(connection)
         self._freed.set()
 
     def answered(self, answer: Answer, seconds: float) -> None:
@@ -229,18 +216,125 @@ class Pool:
             self._right.add(answer.body)
         return complaint
 
-    async def settle(self) -> None:
-        """Wait for the answers that are missing and close."""
-        give_up_s = time.perf_counter() + PATIENCE_S
+    async def settle(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait for the answers that are missing, count what still is, and close."""
+        give_up_s = time.perf_counter() + patience_s
         while any(c.waiting for c in self.connections) and time.perf_counter() < give_up_s:
             await asyncio.sleep(0.01)
-        await self.close()
-
-    async def close(self) -> None:
-        """Close all; what is still missing is counted. An open one would keep the loop alive."""
         for connection in list(self.connections):
             if connection.waiting:
                 connection.waiting = False
-                self.load.other[f"no answer within {PATIENCE_S:g} s"] += 1
-            connection.transport.close()
+                self.load.other[f"no answer within {patience_s:g} s"] += 1
+            connection.transport.close()  # an open one would keep the loop alive
         await asyncio.sleep(0.05)
+
+
+def closed_loop(
+    target: Target, clients: int, seconds: float, warm_up_s: float = 0.3
+) -> tuple[Load, int]:
+    """So many clients that each wait for their answer before they ask again.
+
+    Args:
+        target: Who is asked what.
+        clients: How many.
+        seconds: For how long right answers are counted.
+        warm_up_s: For how long they ask before.
+
+    Returns:
+        All that was answered, the warming up's too, and the right answers behind it.
+    """
+    load, seen, counted = Load(seconds), 0, 0
+    begin_s = end_s = float("inf")
+
+    async def run() -> None:
+        nonlocal begin_s, end_s
+
+        def again(connection: Connection) -> None:
+            nonlocal seen, counted
+            now_s = time.perf_counter()
+            if begin_s <= now_s < end_s:
+                counted += len(load.accepted_s) - seen
+            seen = len(load.accepted_s)
+            if now_s < end_s:
+                connection.ask(now_s)
+
+        pool = Pool(target, load, again, clients)
+        await pool.fill()
+        begin_s = time.perf_counter() + warm_up_s  # the time to connect does not count
+        end_s = begin_s + seconds
+        for connection in list(pool.connections):
+            connection.ask(time.perf_counter())
+        await asyncio.sleep(end_s - time.perf_counter())
+        await pool.settle()
+
+    _run(run)
+    return load, counted
+
+
+def open_loop(
+    target: Target,
+    rate: float,
+    seconds: float,
+    *,
+    arrivals: Arrivals = "uniform",
+    connections: int = 256,
+    spin: bool = False,
+    seed: int = 0,
+) -> Load:
+    """So many requests a second for a while; one that finds no idle connection is sent late.
+
+    Args:
+        target: Who is asked what.
+        rate: Requests a second.
+        seconds: For how long they are sent.
+        arrivals: "uniform": at equal distances; "poisson": as independent clients would.
+        connections: Open connections at most, each with one request at a time.
+        spin: Never sleep for less than two milliseconds: exact, and takes a core.
+        seed: Of Poisson arrivals; the same seed gives the same ones.
+    """
+    load = Load(seconds)
+
+    async def run() -> None:
+        pool = Pool(target, load, lambda connection: None, connections)
+        await pool.fill()
+        start_s = time.perf_counter()
+        for after_s in due_times(rate, seconds, arrivals, seed):
+            due_s = start_s + after_s
+            while (left_s := due_s - time.perf_counter()) > 0:
+                await asyncio.sleep(0 if spin and left_s < SPIN_S else SLEEP_S)
+            try:
+                connection = await pool.idle()
+            except TimeoutError:
+                await pool.settle(0)
+                raise
+            load.late_s.append(time.perf_counter() - due_s)
+            connection.ask(due_s)
+            await asyncio.sleep(0)  # read what came
+        load.seconds = max(seconds, time.perf_counter() - start_s)  # more if it could not keep up
+        await pool.settle()
+
+    _run(run)
+    return load
+
+
+def due_times(rate: float, seconds: float, arrivals: Arrivals, seed: int = 0) -> Iterator[float]:
+    """When requests are due, in seconds from the start, ascending."""
+    chance = random.Random(seed)  # noqa: S311 - no secret; the same arrivals for the same seed
+    due_s = 0.0
+    while due_s < seconds:
+        yield due_s
+        due_s += chance.expovariate(rate) if arrivals == "poisson" else 1 / rate
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> None:
+    """In an event loop of its own, without pauses for the collector."""
+
+    async def run() -> None:
+        await main()
+
+    gc.collect()
+    gc.disable()
+    try:
+        uvloop.run(run())
+    finally:
+        gc.enable()
