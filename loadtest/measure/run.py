@@ -254,11 +254,19 @@ def summary(result: Result) -> str:
         f"{result.samples_per_s:,.1f} samples/s{goodput}\n"
         f"  latency, ms: {latency}\n"
         f"  wrong answers: {result.wrong_answers}  errors: {errors}  "
-        f"generator: {100 * result.generator_cpu_share:.0f}% of a core, sent late by p99 "
+        f"generator: {100 * result.generator_cpu_share:.0f}% of a core{_shared(result)}, "
+        f"sent late by p99 "
         f"{result.lag_ms['p99']:.2f} ms\n"
         + "".join(f"  {words}\n" for words in beside_the_load(result))
         + f"  {result.verdict}"
     )
+
+
+def _shared(result: Result) -> str:
+    """How many cores the generator and the service share, if the service is on this machine."""
+    if result.server.get("cpu_cores") is None:
+        return ""
+    return f" of the {os.cpu_count()} that the service uses too"
 
 
 def save_wrong_answers(

@@ -3,6 +3,13 @@
 What is wrong with the *service* (too slow, refusing) is a result, which a bound or a threshold
 speaks of; what is wrong with the *measurement* (too short, a generator that was the bottleneck,
 answers that were not what was asked) makes it worth nothing.
+
+What is taken of MLPerf Inference's rules (github.com/mlcommons/inference_policies,
+inference_rules.adoc, "Scenarios" and "Early Stopping"): the tail percentile of Server is 99%, a
+query without an answer in time counts against it, latency starts when LoadGen scheduled the query,
+the arrivals' seed is fixed and recorded, and early stopping says how many queries a percentile
+needs. What is not: MLPerf's runs last 600 s, those of the profiles here 10 s and 60 s, so that a
+result here is no MLPerf result.
 """
 
 import math

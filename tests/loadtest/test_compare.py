@@ -70,7 +70,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def _commit(clone: Path, fault: str) -> None:
-    with (clone / "service" / "batcher.py").open("a") as file:
+    with (clone / "service" / "engine" / "batcher.py").open("a") as file:
         file.write(PLANTED.format(fault=fault))
     git(clone, "commit", "--quiet", "--all", "--message", "Plant a fault")
 
