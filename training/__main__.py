@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 # cuBLAS is deterministic with this alone, and reads it when torch first touches the GPU.
@@ -32,7 +33,15 @@ from training.checkpoint import (
 )
 from training.compare.command import add_compare
 from training.config import DistilConfig, TrainConfig, preset
-from training.data import DataError, Dataset, LabelledImages, load_dataset, split_validation
+from training.data import (
+    DataError,
+    Dataset,
+    LabelledImages,
+    fingerprint,
+    load_dataset,
+    split_validation,
+    validation_size,
+)
 from training.describe.command import add_describe
 from training.device import chosen_device, device_name
 from training.ensemble import add_ensemble, read_teachers
@@ -41,7 +50,7 @@ from training.models import ARCHITECTURES, explained, resolved
 from training.parallel import World, joined
 from training.plots import draw_all
 from training.provenance import commit, versions
-from training.resume import RESUME_NAME
+from training.resume import RESUME_NAME, run_folder
 from training.speed import add_speed
 from training.summary import add_summary
 from training.tasks import task_of
@@ -91,7 +100,7 @@ def _train_in(
 ) -> int:
     folder = arguments.out or Path("artifacts/checkpoints") / arguments.model
     dataset = load_dataset(arguments.data_dir)
-    held_out = min(config.validation_images, len(dataset.train) // 10)
+    held_out = validation_size(config.validation_images, len(dataset.train))
     config = config.with_changes(validation_images=held_out)
     train, validation = split_validation(dataset.train, held_out)
     teachers = read_teachers(arguments.teachers, dataset, held_out)
@@ -105,7 +114,13 @@ def _train_in(
         f"{together}"
     )
     clock = _Clock(config, len(train))
-    with tracker(arguments.track if world.first else None, folder, config) as viewer:
+    owned = (
+        run_folder(folder, resume=arguments.resume, restart=arguments.restart)
+        if world.first
+        else nullcontext()
+    )
+    viewing = tracker(arguments.track if world.first else None, folder, config)
+    with viewing as viewer, owned:
 
         def tell(entry: AnyEpoch) -> None:
             say(
@@ -151,10 +166,10 @@ def _write_checkpoint(
     record = RECORDS[ARCHITECTURES[config.model].task].model_validate(
         {
             "config": config,
-            "data": _data_record(dataset, len(train), len(validation)),
+            "data": _data_record(dataset, len(train), validation),
             "weights": write_weights(folder, module),
             "device": device_name(device),
-            "epoch_kept": fitted.epoch_kept,
+            "epoch_kept": config.epochs - 1,
             "history": fitted.history,
             **figures,
             "versions": versions(["torch", "torchvision", "numpy", "safetensors"]),
@@ -203,6 +218,9 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     _, own = resolved(
         arguments.model, architecture_numbers(arguments.arch)
     )  # refuses what a variant fixes
+    augment = chosen.augment
+    if arguments.clean_share is not None:
+        augment = augment.model_copy(update={"clean_share": arguments.clean_share})
     return chosen.with_changes(
         epochs=arguments.epochs,
         seed=arguments.seed,
@@ -210,18 +228,22 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         max_learning_rate=arguments.learning_rate,
         precision=arguments.precision,
         compiled=arguments.compiled,
+        ema_decay=arguments.ema,
+        decay_norms_and_biases=False if arguments.spare_biases else None,
+        augment=augment.model_dump(),
         architecture={**chosen.architecture, **own},
     )
 
 
-def _data_record(dataset: Dataset, train_images: int, validation_images: int) -> DataRecord:
+def _data_record(dataset: Dataset, train_images: int, validation: LabelledImages) -> DataRecord:
     return DataRecord(
         name=dataset.name,
         test_name=dataset.test_name,
         source=dataset.source,
         sha256=dataset.sha256,
+        split_sha256=fingerprint(validation),
         train_images=train_images,
-        validation_images=validation_images,
+        validation_images=len(validation),
         test_images=len(dataset.test),
     )
 

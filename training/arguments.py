@@ -52,8 +52,12 @@ def add_train(commands: Commands) -> argparse.ArgumentParser:
         help="the checkpoint's folder (default: artifacts/checkpoints/NAME)",
     )
     meanwhile = train.add_argument_group("while it runs")
-    meanwhile.add_argument(
+    unfinished = meanwhile.add_mutually_exclusive_group()
+    unfinished.add_argument(
         "--resume", action="store_true", help="go on with an unfinished run; it must be the same"
+    )
+    unfinished.add_argument(
+        "--restart", action="store_true", help="discard an unfinished run that is in DIR"
     )
     meanwhile.add_argument(
         "--track",
@@ -130,6 +134,23 @@ def _add_how(how: Group) -> None:
         type=int,
         metavar="N",
         help="of weights, order and distortions; the same seed gives the same weights (default: 0)",
+    )
+    how.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="keep a moving average of the weights, e.g. 0.998: over some 500 steps",
+    )
+    how.add_argument(
+        "--spare-biases",
+        action="store_true",
+        help="no weight decay on biases and on the scales and shifts of normalisations",
+    )
+    how.add_argument(
+        "--clean-share",
+        type=float,
+        metavar="SHARE",
+        help="of the images that are left undistorted, 0 to 1 (default: 0)",
     )
     add_precision(how)
     how.add_argument(

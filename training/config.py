@@ -32,10 +32,14 @@ class AugmentConfig(BaseModel):
         description="standard deviation of a 5x5 grid's displacements, pixels, each axis alone",
     )
 
+    clean_share: float = Field(
+        default=0.0, ge=0, lt=1, description="of the images, which are left as they are"
+    )
+
     @property
     def is_off(self) -> bool:
         """True when no image would be changed."""
-        return not any(self.model_dump().values())
+        return not any(self.model_dump(exclude={"clean_share"}).values())
 
 
 AFFINE = AugmentConfig(rotation_deg=12, scale=0.12, shear=0.2, shift_px=2.5)
@@ -74,6 +78,15 @@ class TrainConfig(BaseModel):
         default=5e-3, gt=0, le=1, description="the peak of the one-cycle schedule"
     )
     weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's, decoupled")
+    decay_norms_and_biases: bool = Field(
+        default=True, description="False: weight decay leaves tensors of one axis alone"
+    )
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of the moving average of the weights, which is kept; 0: the weights are",
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["float32", "bfloat16"] = Field(

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+import tempfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor
+
+from training.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +93,23 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint of all images and labels, in the form of the four IDX files."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.test):
-            digest.update(struct.pack(">4i", 2051, *part.images.shape))
-            digest.update(part.images.numpy().tobytes())
-            digest.update(struct.pack(">2i", 2049, len(part)))
-            digest.update(part.labels.to(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Fingerprint of all images and labels."""
+        return fingerprint(self.train, self.test)
+
+
+def fingerprint(*parts: LabelledImages) -> str:
+    """sha256 of images and labels in the form of IDX files, one part after the other.
+
+    Of a data set's training and test images it is the sha256 of its four files, one after the
+    other; of a part held out for validation it says which images these are.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(struct.pack(">4i", 2051, *part.images.shape))
+        digest.update(part.images.cpu().numpy().tobytes())
+        digest.update(struct.pack(">2i", 2049, len(part)))
+        digest.update(part.labels.cpu().to(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def standardise(pixels: Tensor) -> Tensor:
@@ -142,6 +154,11 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
         *(dataset.name, len(dataset.train), len(dataset.test), dataset.source),
     )
     return dataset
+
+
+def validation_size(asked: int, train_images: int) -> int:
+    """How many images a run holds out: what was asked for, but at most a tenth of them."""
+    return min(asked, train_images // 10)
 
 
 def split_validation(
@@ -215,28 +232,38 @@ def _unpacked(packed: Path) -> Path:
     target = DOWNLOAD_DIR / "unpacked" / hashlib.sha256(content).hexdigest()[:16] / packed.stem
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(content)
-        partial.rename(target)
+        write_atomically(target, content)
     return target
 
 
 def _download() -> Dataset | None:
     """Official MNIST through torchvision and its mirrors; None, and said so, without a network."""
-    from torchvision.datasets import MNIST  # noqa: PLC0415 - see _read_idx
+    raw = DOWNLOAD_DIR / "MNIST" / "raw"
+    if not all((raw / name).exists() for name in IDX_FILES):
+        try:
+            _download_into(raw)
+        except (URLError, RuntimeError, OSError) as error:
+            lines = str(error).strip().splitlines() or [repr(error)]
+            logger.warning("MNIST cannot be downloaded here: %s", lines[0])
+            return None
+    return _read_idx_folder(DOWNLOAD_DIR)
 
+
+def _download_into(raw: Path) -> None:
+    """Download into a folder of this process's own, then move the files: each appears whole."""
+    from torchvision import datasets  # noqa: PLC0415 - see _read_idx
+
+    raw.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     # torchvision waits for ever on a network that drops packets.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        MNIST(str(DOWNLOAD_DIR), download=True)
-    except (URLError, RuntimeError, OSError) as error:
-        lines = str(error).strip().splitlines() or [repr(error)]
-        logger.warning("MNIST cannot be downloaded here: %s", lines[0])
-        return None
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=DOWNLOAD_DIR) as partial:
+            datasets.MNIST(partial, download=True)
+            for name in IDX_FILES:
+                (Path(partial) / "MNIST" / "raw" / name).replace(raw / name)
     finally:
         socket.setdefaulttimeout(timeout)
-    return _read_idx_folder(DOWNLOAD_DIR)
 
 
 def _packaged_subset() -> Dataset:

@@ -10,6 +10,8 @@ Shape suffixes: M networks, N images, K classes.
 """
 
 import argparse
+import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +19,36 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch.nn.functional import nll_loss, one_hot
 
 from training.arguments import Commands
-from training.checkpoint import CheckpointError, write_atomically
-from training.compare.figures import wilson
-from training.compare.group_result import Interval
+from training.atomic import write_atomically
+from training.checkpoint import CheckpointError
+from training.compare.figures import spread, wilson
+from training.compare.group_result import Interval, Spread
 from training.compare.groups import ModelUnderTest, read_groups
 from training.data import Dataset, LabelledImages, load_dataset, split_validation
-from training.evaluate import predict_logits
+from training.evaluate import brier_score, predict_logits
+
+MOST_SUBSETS = 10_000
+
+
+class Subsets(BaseModel):
+    """Ensembles of ``size`` networks each: all that can be made of those given.
+
+    They share networks, so their range is narrower than that of independent ensembles.
+
+    Attributes:
+        size: Networks in each.
+        count: How many ensembles.
+        accuracy: Of the mean of their probabilities, over the ensembles.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    count: int
+    accuracy: Spread
 
 
 class Joint(BaseModel):
@@ -39,6 +63,9 @@ class Joint(BaseModel):
         vote: Accuracy of what most of them read; of labels with as many votes, the one with the
             greater mean probability.
         any_right: Share of images that at least one of them reads rightly.
+        loss: Negative log-likelihood of the mean of their probabilities, nats.
+        brier_score: Of the same, 0..2.
+        subsets: Of all ensembles of a smaller number of these networks, if asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +77,9 @@ class Joint(BaseModel):
     interval: Interval
     vote: float
     any_right: float
+    loss: float
+    brier_score: float
+    subsets: Subsets | None
 
 
 class EnsembleRecord(BaseModel):
@@ -68,18 +98,19 @@ class EnsembleRecord(BaseModel):
     test: Joint
 
 
-def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str) -> Joint:
+def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | None = None) -> Joint:
     """The figures of networks that answer together.
 
     Args:
         logits_MNK: Their answers, float [M, N, K].
         labels_N: The digits, int64 [N].
         images_name: What the images may be called in a table.
+        size: Measure all ensembles of so many of them, too, 1..M.
     """
     probabilities_MNK = logits_MNK.double().softmax(2)
     mean_NK = probabilities_MNK.mean(0)
     read_MN = logits_MNK.argmax(2)
-    votes_NK = torch.nn.functional.one_hot(read_MN, logits_MNK.shape[2]).sum(0)
+    votes_NK = one_hot(read_MN, logits_MNK.shape[2]).sum(0)
     right_MN = read_MN == labels_N
     mean_right = int((mean_NK.argmax(1) == labels_N).sum())
     # A probability is less than one vote, and so decides between equal votes alone.
@@ -92,7 +123,26 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str) -> Joint:
         interval=wilson(mean_right, len(labels_N)),
         vote=vote_right / len(labels_N),
         any_right=float(right_MN.any(0).double().mean()),
+        loss=float(nll_loss(mean_NK.log(), labels_N)),
+        brier_score=brier_score(mean_NK, labels_N),
+        subsets=None if size is None else _subsets(probabilities_MNK, labels_N, size),
     )
+
+
+def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
+    members = len(probabilities_MNK)
+    if not 1 <= size <= members:
+        raise ValueError(f"--size {size}: 1 to {members} networks can answer together here")
+    if math.comb(members, size) > MOST_SUBSETS:
+        raise ValueError(
+            f"--size {size} of {members} networks makes {math.comb(members, size):,} ensembles; "
+            f"at most {MOST_SUBSETS:,} are measured: give fewer networks"
+        )
+    accuracies = [
+        float((probabilities_MNK[list(chosen)].sum(0).argmax(1) == labels_N).double().mean())
+        for chosen in itertools.combinations(range(members), size)
+    ]
+    return Subsets(size=size, count=len(accuracies), accuracy=spread(accuracies))
 
 
 def read_members(folders: Sequence[Path], dataset: Dataset) -> list[ModelUnderTest]:
@@ -132,19 +182,22 @@ def read_teachers(
     return teachers
 
 
-def measure(members: Sequence[ModelUnderTest], dataset: Dataset) -> EnsembleRecord:
+def measure(
+    members: Sequence[ModelUnderTest], dataset: Dataset, size: int | None = None
+) -> EnsembleRecord:
     """Ask each network all validation and test images, and join their answers.
 
     Args:
         members: As ``read_members`` gives them.
         dataset: What they were trained on.
+        size: As for ``joint``.
     """
     held_out = members[0].record.data.validation_images
     _, validation = split_validation(dataset.train, held_out)
 
     def of(data: LabelledImages, name: str) -> Joint:
         answers = [predict_logits(member.module, data.images) for member in members]
-        return joint(torch.stack(answers), data.labels, name)
+        return joint(torch.stack(answers), data.labels, name, size)
 
     return EnsembleRecord(
         weights_sha256=[member.record.weights.sha256 for member in members],
@@ -167,13 +220,19 @@ def add_ensemble(commands: Commands) -> None:
     )
     ensemble.set_defaults(command=_ensemble)
     ensemble.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
+    ensemble.add_argument(
+        "--size",
+        type=int,
+        metavar="K",
+        help="measure all ensembles of K of the checkpoints, too: their mean and range",
+    )
     ensemble.add_argument("--data-dir", type=Path, metavar="DIR", help="as for train")
     ensemble.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
 
 def _ensemble(arguments: argparse.Namespace) -> int:
     dataset = load_dataset(arguments.data_dir)
-    record = measure(read_members(arguments.checkpoints, dataset), dataset)
+    record = measure(read_members(arguments.checkpoints, dataset), dataset, arguments.size)
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.json, (record.model_dump_json(indent=2) + "\n").encode())
@@ -194,4 +253,17 @@ def summary(figures: Joint) -> str:
         f"{100 * high:.2f})\n"
         f"  vote       {100 * figures.vote:.2f}%\n"
         f"  any right  {100 * figures.any_right:.2f}%\n"
+        f"  negative log-likelihood of the mean {figures.loss:.4f} nats, "
+        f"Brier score {figures.brier_score:.4f}\n"
+        f"{_in_words(figures.subsets)}"
+    )
+
+
+def _in_words(subsets: Subsets | None) -> str:
+    if subsets is None:
+        return ""
+    accuracy = subsets.accuracy
+    return (
+        f"  all {subsets.count} ensembles of {subsets.size}: mean {100 * accuracy.mean:.3f}% "
+        f"({100 * accuracy.low:.2f} to {100 * accuracy.high:.2f})\n"
     )

@@ -36,7 +36,10 @@ class Evaluation(BaseModel):
         images: How many.
         accuracy: Share of images read rightly, 0..1.
         accuracy_per_digit: The same for each digit alone (recall); None if it does not occur.
-        loss: Mean cross-entropy in nats, without label smoothing.
+        loss: Negative log-likelihood: mean cross-entropy in nats, without label smoothing.
+        brier_score: Mean squared distance between the probabilities of all digits and the right
+            answer (1 for the digit, 0 for the others), 0..2 (G. W. Brier 1950, "Verification of
+            forecasts expressed in terms of probability"); None in records of version 1.
         expected_calibration_error: Mean gap between probability and accuracy over 15 bins of
             equal width, weighted by their images (Guo et al. 2017, "On Calibration of Modern
             Neural Networks", equation 3).
@@ -51,20 +54,23 @@ class Evaluation(BaseModel):
     accuracy: float
     accuracy_per_digit: list[float | None]
     loss: float
+    brier_score: float | None = None
     expected_calibration_error: float
     confusion: list[list[int]]
     misread: list[Misread]
 
     def summary(self) -> str:
-        """Two lines for a terminal."""
+        """Three lines for a terminal."""
         per_digit = "  ".join(
             f"{digit}: {'none' if share is None else format(100 * share, '.2f')}"
             for digit, share in enumerate(self.accuracy_per_digit)
         )
+        brier = "" if self.brier_score is None else f", Brier score {self.brier_score:.4f}"
         return (
             f"on {self.images_name}: accuracy {100 * self.accuracy:.2f}%, "
             f"expected calibration error {100 * self.expected_calibration_error:.2f}%\n"
-            f"  per digit, %: {per_digit}"
+            f"  per digit, %: {per_digit}\n"
+            f"  negative log-likelihood {self.loss:.4f} nats{brier}"
         )
 
 
@@ -127,6 +133,7 @@ def evaluate(model: nn.Module, data: LabelledImages, images_name: str) -> Evalua
         accuracy=float(right.double().mean()),
         accuracy_per_digit=per_digit,
         loss=float(functional.cross_entropy(logits_NK, labels)),
+        brier_score=brier_score(logits_NK.softmax(dim=1), labels),
         expected_calibration_error=calibration_error(confidence, right),
         confusion=confusion.tolist(),
         misread=[
@@ -139,6 +146,15 @@ def evaluate(model: nn.Module, data: LabelledImages, images_name: str) -> Evalua
             for i in wrong
         ],
     )
+
+
+def brier_score(probabilities_NK: Tensor, labels_N: Tensor) -> float:
+    """Mean squared distance, 0..2, of probabilities [N, K] to the right answers, int64 [N].
+
+    Unlike the calibration error it needs no bins, and is least for the true probabilities alone.
+    """
+    answers_NK = functional.one_hot(labels_N, probabilities_NK.shape[1])
+    return float((probabilities_NK.double() - answers_NK).square().sum(1).mean())
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:

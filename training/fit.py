@@ -4,8 +4,9 @@ Everything of a step stays on the device; nothing waits for a figure before an e
 Convolutions run channels last, which takes them less time than channels first.
 
 What is learnt, from how many images at once and by which loss, is a task's matter
-(``training.tasks``). The weights kept are those of the epoch with the best validation score (the
-later one if equal); test images are not even passed to this module.
+(``training.tasks``). The weights kept are those of the last epoch, when the learning rate has
+annealed, or their moving average (``training.ema``). Validation images choose nothing, so their
+figures are no maximum of noisy ones; test images are not even passed to this module.
 
 Shape suffixes: N images, C channels, H and W pixels.
 """
@@ -18,13 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from training.augment import distorted
 from training.checkpoint import AnyEpoch, CheckpointError
 from training.config import TrainConfig
-from training.data import LabelledImages, standardise, to_pixels
+from training.data import LabelledImages, fingerprint, standardise, to_pixels
 from training.distil import Teachers
+from training.ema import averaged_model
 from training.evaluate import ask
 from training.models import build_model
 from training.parallel import World, current
@@ -33,6 +36,8 @@ from training.tasks import Task, Trained, task_of
 
 # Epoch e of seed s is seeded with s * this + e: no two runs of up to so many epochs share one.
 SEED_STRIDE = 100_003
+# Added once for each process to seed its layers; on a CPU the low 32 bits of a seed alone count.
+PROCESS_STRIDE = 1_000_000_007
 
 
 class DivergedError(ArithmeticError):
@@ -41,11 +46,10 @@ class DivergedError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained module (best epoch's weights, on its device) and how it came to be."""
+    """A trained module (the last epoch's weights, on its device) and how it came to be."""
 
     module: nn.Module
     history: list[AnyEpoch]
-    epoch_kept: int
 
 
 @dataclass
@@ -53,6 +57,7 @@ class _Run:
     """What changes from epoch to epoch."""
 
     module: nn.Module
+    averaged: AveragedModel | None
     # The module, or what averages gradients around it, or what was compiled of it.
     called: Callable[..., Any]
     teachers: Teachers | None
@@ -60,8 +65,16 @@ class _Run:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.OneCycleLR
     history: list[AnyEpoch]
-    epoch_kept: int
-    kept: dict[str, Tensor]
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is measured and kept: the average, if there is one."""
+        return self.averaged.module if self.averaged else self.module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Whose tensors are the run's state, by the prefix of their names."""
+        return {"module": self.module} | ({"ema": self.averaged} if self.averaged else {})
 
 
 def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state goes
@@ -85,7 +98,7 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
     Args:
         config: What to train and how.
         train: Images to learn from.
-        validation: Images that choose the epoch to keep.
+        validation: Images that each epoch is measured on; they choose nothing.
         device: Where to compute; the whole training set is put there.
         folder: Where the resume state goes.
         data_sha256: The data set's fingerprint; a run is resumed on the same data alone.
@@ -102,23 +115,35 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
     world.must_divide(config.batch_size)
     train = train.to(device)
     run = _start(config, device, world, _steps(config, train), teachers)
+    data = (data_sha256, fingerprint(validation))
     if resume:
-        _take_up(run, config, folder, data_sha256)
+        _take_up(run, config, folder, data)
     for epoch in range(len(run.history), config.epochs):
-        torch.manual_seed(config.seed * SEED_STRIDE + epoch + 1)
         record = _epoch(run, config, train, validation, epoch)
         run.history.append(record)
-        if record.score >= run.history[run.epoch_kept].score:
-            run.epoch_kept = epoch
-            run.kept = {name: t.detach().clone() for name, t in run.module.state_dict().items()}
         if world.first:
-            progress = _progress(run, config, data_sha256)
-            save_progress(folder, progress, run.module, run.kept, run.optimizer)
+            save_progress(folder, _progress(run, config, data), run.modules, run.optimizer)
         on_epoch(record)
-    run.module.load_state_dict(run.kept)
     # As it will be when it is read from its checkpoint: figures are then equal to the last bit.
-    module = run.module.eval().to(memory_format=torch.contiguous_format)
-    return Fitted(module, run.history, run.epoch_kept)
+    module = run.kept.eval().to(memory_format=torch.contiguous_format)
+    return Fitted(module, run.history)
+
+
+def seed_epoch(
+    config: TrainConfig, epoch: int, world: World, device: torch.device
+) -> torch.Generator:
+    """Seed an epoch by its number alone, so that a resumed run draws what it would have drawn.
+
+    PyTorch's global generators, from which layers draw (dropout), are seeded for this process:
+    the share of a batch that each process has loses other units.
+
+    Returns:
+        What the order of the images and their distortions are drawn from, the same in all
+        processes; on the device.
+    """
+    seed = config.seed * SEED_STRIDE + epoch + 1
+    torch.manual_seed(seed + (world.rank + 1) * PROCESS_STRIDE)
+    return torch.Generator(device).manual_seed(seed)
 
 
 def make_deterministic(device: torch.device) -> None:
@@ -156,10 +181,7 @@ def _start(
     module = build_model(config.model, config.architecture)
     module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
-        module.parameters(),
-        lr=config.max_learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
+        parameter_groups(module, config), lr=config.max_learning_rate, fused=True
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.max_learning_rate, total_steps=steps_per_epoch * config.epochs + 1
@@ -170,29 +192,41 @@ def _start(
         called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
     return _Run(
         module,
+        averaged_model(module, config.ema_decay) if config.ema_decay else None,
         called,
         Teachers.of(config, teachers, device),
         world,
         optimizer,
         scheduler,
         history=[],
-        epoch_kept=0,
-        kept={},
     )
 
 
-def _progress(run: _Run, config: TrainConfig, data_sha256: str) -> Progress:
+def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: all parameters, or those of one axis (norms, biases) undecayed."""
+    if config.decay_norms_and_biases:
+        return [{"params": list(module.parameters()), "weight_decay": config.weight_decay}]
+    return [
+        {
+            "params": [p for p in module.parameters() if (p.ndim > 1) == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
+    ]
+
+
+def _progress(run: _Run, config: TrainConfig, data: tuple[str, str]) -> Progress:
     return Progress(
         config=config,
-        data_sha256=data_sha256,
+        data_sha256=data[0],
+        split_sha256=data[1],
         history=run.history,
-        epoch_kept=run.epoch_kept,
         scheduler=as_json(run.scheduler.state_dict()),
         optimizer_groups=run.optimizer.state_dict()["param_groups"],
     )
 
 
-def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> None:
+def _take_up(run: _Run, config: TrainConfig, folder: Path, data: tuple[str, str]) -> None:
     progress, tensors = load_progress(folder)
     if progress.config != config:
         then, now = progress.config.model_dump(), config.model_dump()
@@ -200,13 +234,18 @@ def _take_up(run: _Run, config: TrainConfig, folder: Path, data_sha256: str) -> 
             f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key]
         ]
         raise CheckpointError(f"the unfinished run in {folder} differs in {'; '.join(differ)}")
-    if progress.data_sha256 != data_sha256:
+    if progress.data_sha256 != data[0]:
         raise CheckpointError(
             f"the unfinished run in {folder} used data {progress.data_sha256[:12]}, "
-            f"this one has {data_sha256[:12]}"
+            f"this one has {data[0][:12]}"
         )
-    run.kept = restore(progress, tensors, run.module, run.optimizer, run.scheduler)
-    run.history, run.epoch_kept = list(progress.history), progress.epoch_kept
+    if progress.split_sha256 not in (None, data[1]):
+        raise CheckpointError(
+            f"the unfinished run in {folder} held out other validation images than this version "
+            "of the code does: it learnt from some of those; begin anew with --restart"
+        )
+    restore(progress, tensors, run.modules, run.optimizer, run.scheduler)
+    run.history = list(progress.history)
 
 
 def _epoch(
@@ -216,7 +255,11 @@ def _epoch(
     device = train.images.device
     count = steps * config.batch_size
     # Each input's images in an order of its own: who takes two sees other pairs in each epoch.
-    orders = [torch.randperm(len(train), device=device)[:count] for _ in range(task.inputs)]
+    generator = seed_epoch(config, epoch, run.world, device)
+    orders = [
+        torch.randperm(len(train), device=device, generator=generator)[:count]
+        for _ in range(task.inputs)
+    ]
     loss_sum = torch.zeros((), device=device)
     hits = torch.zeros((), device=device, dtype=torch.int64)
     bar = tqdm(
@@ -232,7 +275,7 @@ def _epoch(
     run.module.train()
     for index in bar:
         batch = [train.select(run.world.share(part)) for part in index]
-        loss, batch_hits = _step(run, config, task, batch)
+        loss, batch_hits = _step(run, config, task, batch, generator)
         loss_sum += loss
         hits += batch_hits
     mean_loss = float(run.world.total(loss_sum) / (steps * run.world.size))
@@ -244,15 +287,20 @@ def _epoch(
     learning_rate = float(run.scheduler.get_last_lr()[0])
     accuracy = int(run.world.total(hits)) / count
     trained = Trained(epoch, mean_loss, accuracy, learning_rate)
-    return task.validate(run.module, validation, trained)
+    return task.validate(run.kept, validation, trained)
 
 
 def _step(
-    run: _Run, config: TrainConfig, task: Task, batch: Sequence[LabelledImages]
+    run: _Run,
+    config: TrainConfig,
+    task: Task,
+    batch: Sequence[LabelledImages],
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """One update; the loss of this process's share of the batch, and its right answers."""
     inputs_NCHW = [
-        standardise(distorted(to_pixels(part.images), config.augment, run.world)) for part in batch
+        standardise(distorted(to_pixels(part.images), config.augment, generator, run.world))
+        for part in batch
     ]
     labels_N = [part.labels for part in batch]
     halved = config.precision == "bfloat16"
@@ -267,4 +315,6 @@ def _step(
     loss.backward()
     run.optimizer.step()
     run.scheduler.step()
+    if run.averaged:
+        run.averaged.update_parameters(run.module)
     return loss.detach(), task.hits(answers, labels_N)

@@ -4,7 +4,8 @@
 
 Each process takes an equal share of every batch; gradients are averaged (DistributedDataParallel),
 so that an update is the one that a single process makes of the whole batch, but for the order of
-its sums. What cannot be the same: dropout draws for each share by itself, and batch normalisation
+its sums. What cannot be the same: dropout draws for each share by itself (each process seeds its
+layers), and batch normalisation
 takes its statistics from a share (the first process's running figures are kept).
 
 Every process reads the data and, with ``--resume``, the state of the run: on several machines the

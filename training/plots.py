@@ -73,7 +73,6 @@ def _curves(record: AnyRecord) -> Figure:
         for part, values in series.items():
             colour = ORANGE if part == "training" else BLUE
             axes.plot(epochs, values, "o-", color=colour, markersize=3, label=part)
-        axes.axvline(record.epoch_kept + 1, color="grey", linestyle=":", label="epoch kept")
         axes.set(xlabel="epoch", ylabel=ylabel, yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -2,9 +2,14 @@
 
 Tensors lie in the file's body; everything else lies as JSON in its header. Randomness needs no
 room: each epoch seeds itself from the run's seed and its own number.
+
+A folder belongs to one run at a time, and an unfinished run in it is not overwritten unasked.
 """
 
+import fcntl
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from training.checkpoint import AnyEpoch, CheckpointError, write_atomically
+from training.atomic import write_atomically
+from training.checkpoint import AnyEpoch, CheckpointError
 from training.config import TrainConfig
 
 RESUME_NAME = "resume.safetensors"
+LOCK_NAME = ".lock"
 
 
 class Progress(BaseModel):
@@ -26,22 +33,56 @@ class Progress(BaseModel):
 
     config: TrainConfig
     data_sha256: str
+    split_sha256: str | None = None  # states of older versions lack it
     history: list[AnyEpoch]
-    epoch_kept: int
     scheduler: dict[str, object]
     optimizer_groups: list[dict[str, object]]
+
+
+@contextmanager
+def run_folder(folder: Path, *, resume: bool, restart: bool) -> Iterator[None]:
+    """Hold a folder for one run, made if need be; the lock ends with the process at the latest.
+
+    Args:
+        folder: Where the run's state and its checkpoint go.
+        resume: The run goes on with the state in it.
+        restart: The state of an unfinished run is discarded.
+
+    Raises:
+        CheckpointError: Another run holds the folder, or an unfinished one left its state there
+            and neither ``resume`` nor ``restart`` says what becomes of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_NAME).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another run is writing to {folder}; wait for it, or give another --out"
+            ) from error
+        state = folder / RESUME_NAME
+        if restart:
+            state.unlink(missing_ok=True)
+        elif state.exists() and not resume:
+            raise CheckpointError(
+                f"{folder} holds the state of an unfinished run ({RESUME_NAME}); go on with it by "
+                "--resume, discard it by --restart, or give another --out"
+            )
+        yield
 
 
 def save_progress(
     folder: Path,
     progress: Progress,
-    module: nn.Module,
-    kept: dict[str, Tensor],
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Replace the folder's resume file by the state after an epoch, in one step."""
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
+    tensors = {
+        f"{prefix}.{name}": tensor
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     content = save_tensors(
@@ -73,12 +114,13 @@ def load_progress(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
 def restore(
     progress: Progress,
     tensors: dict[str, Tensor],
-    module: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> dict[str, Tensor]:
-    """Put a loaded state into a run's objects; returns the kept (best) weights."""
-    module.load_state_dict(_under("module.", tensors))
+) -> None:
+    """Put a loaded state into a run's objects."""
+    for prefix, module in modules.items():
+        module.load_state_dict(_under(f"{prefix}.", tensors))
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():
         index, field = name.split(".")
@@ -89,7 +131,6 @@ def restore(
             if tensor.shape == weight.shape:  # in the file it lies row-major, here as its weight
                 state[name] = torch.empty_like(weight).copy_(tensor)
     scheduler.load_state_dict(dict(progress.scheduler))
-    return _under("kept.", tensors)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,12 @@ from export.mnist.servable import (
     ServablePair,
 )
 from export.model.under_test import Learned, ModelUnderTest, Samples
-from training.checkpoint import AnyRecord, load_weights, open_checkpoint
+from training.checkpoint import (
+    AnyRecord,
+    load_weights,
+    open_checkpoint,
+    require_same_images,
+)
 from training.config import TrainConfig
 from training.data import CLASSES, DataError, Dataset, LabelledImages, split_validation
 from training.evaluate import Evaluation
@@ -42,6 +47,8 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
         DataError: The data set is not the one that the checkpoint was trained on.
     """
     record, network = open_checkpoint(folder)
+    if record.data.sha256 == dataset.sha256:
+        require_same_images(record, dataset, folder)
     weights = folder / record.weights.path
     return _subject(network, weights, record.weights.sha256, _summary(record), dataset)
 

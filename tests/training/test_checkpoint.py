@@ -63,6 +63,29 @@ def test_a_broken_record_is_refused(checkpoint: Path, content: str) -> None:
         read_checkpoint(checkpoint)
 
 
+def test_a_newer_record_is_called_newer_whatever_else_is_in_it(checkpoint: Path) -> None:
+    """The version is looked at first: fields that this code does not have are no damage."""
+    path = checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text())
+    newer = {**content, "schema_version": 99, "config": {"model": "of another age"}, "more": 1}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(CheckpointError, match=r"version 99, .* update"):
+        read_checkpoint(checkpoint)
+
+
+def test_a_record_of_the_first_version_opens(checkpoint: Path) -> None:
+    """Old records lack what came later: the split's hash and the Brier score."""
+    path = checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text())
+    content["schema_version"] = 1
+    content["data"].pop("split_sha256")
+    for part in ("validation", "test"):
+        content[part].pop("brier_score")
+    path.write_text(json.dumps(content))
+    record, _ = read_checkpoint(checkpoint)
+    assert record.data.split_sha256 is None
+
+
 def test_an_empty_folder_says_how_to_make_one(tmp_path: Path) -> None:
     """Without a record, the message names the command that makes a checkpoint."""
     with pytest.raises(CheckpointError, match="python -m training train"):

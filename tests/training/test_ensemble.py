@@ -1,12 +1,14 @@
 """Networks that answer together, and one that learns from them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tiny import train_tiny
+from training import data as data_module
 from training.__main__ import main
 from training.checkpoint import read_checkpoint
 from training.config import DistilConfig
@@ -50,6 +52,67 @@ def test_an_ensemble_is_measured_by_command(
         assert found[part]["alone"] == pytest.approx(alone)
         assert max(alone) <= found[part]["any_right"] <= 1
     assert found["weights_sha256"] == [record.weights.sha256 for record in records]
+
+
+def test_all_ensembles_of_a_size_are_measured(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mean and range over all subsets: of single networks, those of the networks alone."""
+    folders = [checkpoints / "mlp", checkpoints / "cnn"]
+    folders.append(train_tiny("mlp", data_dir, tmp_path / "mlp", "--seed", "1"))
+    command = ["ensemble", *map(str, folders), "--data-dir", str(data_dir)]
+    for size, count in ((1, 3), (2, 3), (3, 1)):
+        out = tmp_path / f"{size}.json"
+        assert main([*command, "--size", str(size), "--json", str(out)]) == 0
+        found = json.loads(out.read_text())["test"]["subsets"]
+        assert (found["size"], found["count"]) == (size, count)
+        assert found["accuracy"]["low"] <= found["accuracy"]["mean"] <= found["accuracy"]["high"]
+    assert "all 3 ensembles of 2" in capsys.readouterr().out
+    alone = [read_checkpoint(folder)[0].test.accuracy for folder in folders]
+    single = json.loads((tmp_path / "1.json").read_text())["test"]["subsets"]["accuracy"]
+    assert single["mean"] == pytest.approx(sum(alone) / 3)
+    assert (single["low"], single["high"]) == pytest.approx((min(alone), max(alone)))
+    assert main([*command, "--size", "4"]) == 1
+    assert "--size 4: 1 to 3" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_another_split(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that held out as many images as all others do, but not the same ones."""
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "SPLIT_SEED", 1)
+        return train_tiny("mlp", data_dir, tmp_path / "other-split")
+
+
+def test_a_changed_split_is_noticed_wherever_held_out_images_are_used(
+    of_another_split: Path,
+    data_dir: Path,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its validation images would have been learnt from: ensembles, teachers and compare refuse."""
+    images, cnn = ["--data-dir", str(data_dir)], str(checkpoints / "cnn")
+    out = ["--out", str(tmp_path / "out")]
+    for command in (
+        ["ensemble", str(of_another_split)],
+        ["train", "--model", "cnn", "--teachers", str(of_another_split), *out],
+        ["compare", str(of_another_split), cnn, *out],
+    ):
+        assert main([*command, *images]) == 1
+        assert "held out other images" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_splits_were_recorded_is_taken_and_said_so(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the number of its held-out images can be compared: a line says that."""
+    old = shutil.copytree(checkpoints / "mlp", tmp_path / "old")
+    content = json.loads((old / "checkpoint.json").read_text())
+    del content["data"]["split_sha256"]
+    (old / "checkpoint.json").write_text(json.dumps(content))
+    assert main(["ensemble", str(old), "--data-dir", str(data_dir)]) == 0
+    assert any("which images it held out" in message for message in caplog.messages)
 
 
 def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Path) -> None:

@@ -1,5 +1,7 @@
 """Figures on known answers."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,20 @@ def test_accuracy_confusion_and_misread_images() -> None:
         (2, 1, 7),
         (5, 2, 3),
     }
+
+
+def test_loss_and_brier_score_are_those_counted_by_hand() -> None:
+    """Confident by 4 logits: p of the answer e^4 / (e^4 + 9), of each other digit 1 / (e^4 + 9)."""
+    data = LabelledImages(_images([0, 1, 2, 3]), torch.tensor([0, 1, 2, 4]))
+    figures = evaluate(_ReadsFirstPixel(), data, "four images")
+    total = math.exp(4) + 9
+    sure, other = math.exp(4) / total, 1 / total
+    assert figures.loss == pytest.approx(-(3 * math.log(sure) + math.log(other)) / 4)
+    right = (1 - sure) ** 2 + 9 * other**2
+    wrong = sure**2 + (1 - other) ** 2 + 8 * other**2
+    assert figures.brier_score == pytest.approx((3 * right + wrong) / 4)
+    for words in ("negative log-likelihood", "Brier score"):
+        assert words in figures.summary()
 
 
 def test_evaluation_leaves_the_module_in_its_mode() -> None:

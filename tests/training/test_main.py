@@ -142,5 +142,6 @@ def test_only_single_numbers_are_figures(checkpoints: Path) -> None:
     record, _ = read_checkpoint(checkpoints / "cnn")
     content = json.loads(record.test.model_dump_json())
     assert numbers(record.test) == {
-        name: content[name] for name in ("images", "accuracy", "loss", "expected_calibration_error")
+        name: content[name]
+        for name in ("images", "accuracy", "loss", "brier_score", "expected_calibration_error")
     }

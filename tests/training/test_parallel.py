@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from training import fit as fit_module
 from training.__main__ import main
 from training.augment import distorted
-from training.config import AFFINE
+from training.config import AFFINE, TrainConfig
+from training.data import load_dataset
 from training.parallel import World
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -97,9 +100,48 @@ def test_shares_are_equal_and_whole() -> None:
 def test_an_image_is_distorted_alike_however_many_share_the_batch() -> None:
     """What is drawn belongs to the image's place in the whole batch."""
     images = torch.rand(8, 1, 28, 28)
-    torch.manual_seed(3)
-    whole = distorted(images, BENT)
+    whole = distorted(images, BENT, torch.Generator().manual_seed(3))
     for rank in range(2):
         world = World(rank, 2)
-        torch.manual_seed(3)
-        assert torch.equal(distorted(world.share(images), BENT, world), world.share(whole))
+        found = distorted(world.share(images), BENT, torch.Generator().manual_seed(3), world)
+        assert torch.equal(found, world.share(whole))
+
+
+class _Pretended(World):
+    """One of two processes, without the other."""
+
+    def total(self, figure: Tensor) -> Tensor:
+        """Its own figure."""
+        return figure
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """The module, whose gradients are not averaged."""
+        return module
+
+
+def test_dropout_draws_for_each_process_by_itself(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shares of a batch are distorted by one draw, and lose other units in each process."""
+    dropped: dict[int, Tensor] = {}
+    images = load_dataset(data_dir).train.select(torch.arange(64))
+    config = TrainConfig(
+        model="mlp",
+        architecture={"hidden": [64], "dropout": 0.5, "batch_norm": False},
+        epochs=1,
+        batch_size=64,
+        augment=BENT,
+    )
+    for rank in (0, 1):
+
+        def watch(module: nn.Dropout, x_NF: Tensor, rank: int = rank) -> Tensor:
+            if not module.training:
+                return x_NF
+            return x_NF * dropped.setdefault(rank, functional.dropout(torch.ones_like(x_NF)))
+
+        monkeypatch.setattr(fit_module, "current", lambda rank=rank: _Pretended(rank, 2))
+        monkeypatch.setattr(nn.Dropout, "forward", watch)
+        cpu = torch.device("cpu")
+        fit_module.fit(config, images, images, device=cpu, folder=tmp_path, data_sha256="")
+    assert dropped[0].shape == dropped[1].shape == (32, 64)
+    assert not torch.equal(dropped[0], dropped[1])

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from training.checkpoint import CheckpointError, CheckpointRecord, read_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    CheckpointRecord,
+    read_checkpoint,
+    require_same_images,
+)
 from training.config import TrainConfig
 from training.data import Dataset
 from training.models import VARIANTS
-
-SHOWN_HASH = 12  # characters that are enough to tell two data sets apart
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,13 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[SubjectGroup]
 
 def _check(subject: ModelUnderTest, first: ModelUnderTest, dataset: Dataset) -> None:
     record, folder = subject.record, subject.folder
-    if record.data.sha256 != dataset.sha256:
-        raise CheckpointError(
-            f"{folder} was trained on {record.data.name} (sha256 "
-            f"{record.data.sha256[:SHOWN_HASH]}), the images given are {dataset.name} "
-            f"({dataset.sha256[:SHOWN_HASH]}); give its own images with --data-dir, or train it "
-            "anew on these"
-        )
     if record.data.validation_images != first.record.data.validation_images:
         raise CheckpointError(
             f"{folder} held out {record.data.validation_images} validation images, "
             f"{first.folder} {first.record.data.validation_images}: one of them learned from "
             "images that the other is tuned on; train both with the same number"
         )
+    require_same_images(record, dataset, folder)
 
 
 def without_seed(config: TrainConfig) -> str:

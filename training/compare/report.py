@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from training.checkpoint import CheckpointError, read_checkpoint, write_atomically
+from training.atomic import write_atomically
+from training.checkpoint import CheckpointError, read_checkpoint
 from training.compare.group_result import Group
 from training.compare.layers import first_layer, responses
 from training.compare.page import render

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from training.checkpoint import CheckpointError, write_atomically
+from training.atomic import write_atomically
+from training.checkpoint import CheckpointError
 from training.compare.groups import SubjectGroup
 from training.compare.result import SizeRun
 from training.compare.robustness import read_pixels
