@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from loadtest.measure.stats import percentile
+
 Judge = Callable[[Mapping[str, str], bytes], str | None]
 """What is wrong with an answer of 200 (headers in small letters, body); None if nothing."""
 Arrivals = Literal["poisson", "uniform"]
@@ -53,6 +55,7 @@ class Load:
 
     Attributes:
         seconds: In which requests were sent.
+        answered: Right answers: of a closed loop those within these seconds.
         accepted_s: Latency of each right answer.
         refused_s: Latency of each answer of 429.
         other: Other statuses, and connections that were closed in place of an answer.
@@ -63,6 +66,7 @@ class Load:
 
     seconds: float
     asked: int = 0
+    answered: int = 0
     accepted_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
@@ -70,6 +74,41 @@ class Load:
     examples: list[str] = field(default_factory=list)
     retry_after_s: set[int] = field(default_factory=set)
     late_s: list[float] = field(default_factory=list)
+
+    def __add__(self, further: "Load") -> "Load":
+        """Both together."""
+        return Load(
+            self.seconds + further.seconds,
+            self.asked + further.asked,
+            self.answered + further.answered,
+            self.accepted_s + further.accepted_s,
+            self.refused_s + further.refused_s,
+            self.other + further.other,
+            self.wrong + further.wrong,
+            (self.examples + further.examples)[:EXAMPLES],
+            self.retry_after_s | further.retry_after_s,
+            self.late_s + further.late_s,
+        )
+
+    @property
+    def rate(self) -> float:
+        """Right answers a second."""
+        return self.answered / self.seconds
+
+    @property
+    def p99_s(self) -> float:
+        """The 99th percentile of the latencies, seconds."""
+        return percentile([self.accepted_s], 99)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Whatever was no right answer of 200, in words."""
+        found = [f"{kind} x {count}" for kind, count in sorted(self.other.items())]
+        if self.refused_s:
+            found.append(f"HTTP 429 x {len(self.refused_s)}")
+        if self.wrong:
+            found.append(f"wrong answers x {self.wrong}, such as: {self.examples[0]}")
+        return tuple(found)
 
 
 class Connection(asyncio.Protocol):
@@ -229,9 +268,7 @@ class Pool:
         await asyncio.sleep(0.05)
 
 
-def closed_loop(
-    target: Target, clients: int, seconds: float, warm_up_s: float = 0.3
-) -> tuple[Load, int]:
+def closed_loop(target: Target, clients: int, seconds: float, warm_up_s: float = 0.3) -> Load:
     """So many clients that each wait for their answer before they ask again.
 
     Args:
@@ -241,19 +278,19 @@ def closed_loop(
         warm_up_s: For how long they ask before.
 
     Returns:
-        All that was answered, the warming up's too, and the right answers behind it.
+        All that was answered, the warming up's too, but for ``answered``.
     """
-    load, seen, counted = Load(seconds), 0, 0
+    load, seen = Load(seconds), 0
     begin_s = end_s = float("inf")
 
     async def run() -> None:
         nonlocal begin_s, end_s
 
         def again(connection: Connection) -> None:
-            nonlocal seen, counted
+            nonlocal seen
             now_s = time.perf_counter()
             if begin_s <= now_s < end_s:
-                counted += len(load.accepted_s) - seen
+                load.answered += len(load.accepted_s) - seen
             seen = len(load.accepted_s)
             if now_s < end_s:
                 connection.ask(now_s)
@@ -268,7 +305,7 @@ def closed_loop(
         await pool.settle()
 
     _run(run)
-    return load, counted
+    return load
 
 
 def open_loop(
@@ -312,6 +349,7 @@ def open_loop(
             await asyncio.sleep(0)  # read what came
         load.seconds = max(seconds, time.perf_counter() - start_s)  # more if it could not keep up
         await pool.settle()
+        load.answered = len(load.accepted_s)
 
     _run(run)
     return load

@@ -8,20 +8,20 @@ all the time, and only the one that is asked works; every answer is verified.
 import os
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from loadtest.errors import LoadTestError
-from loadtest.generator.client import Target
+from loadtest.generator.client import Load, Target, closed_loop, open_loop
 from loadtest.generator.expectations import Expectations
 from loadtest.generator.payloads import Model, PayloadError, usable_form
 from loadtest.machine import cores, machine, pinned
 from loadtest.regression.trees import Tree, TreeError, checked_out, serving
-from loadtest.regression.turns import Offer, Turn, closed_turn, open_turn
 from loadtest.regression.verdict import LEAST_THROUGHPUT, MOST_P99, Figure, Outcome, Pair, Row
 from loadtest.server import REPOSITORY
 
@@ -32,6 +32,7 @@ CONNECTIONS = 256  # of the open loop, for the same reason
 SHARE = 0.6  # of base's capacity, that the open loop offers
 WARM_UP_S = 1.0  # seconds, of each server with each request
 LONGEST_TURN_S = 0.5
+TURN_WARM_UP_S = 0.1  # connections are new in each turn
 LEAST_PAIRS = 2
 
 ONE = Figure(f"throughput, 1 sample, {CLIENTS} connections", LEAST_THROUGHPUT)
@@ -74,6 +75,20 @@ class Plan:
     seconds: float = 3.0
     seed: int = 0
     strict: bool = False
+
+
+class Offer(NamedTuple):
+    """Requests that do not wait for answers.
+
+    Attributes:
+        rate: Requests a second.
+        spin: As in ``open_loop``.
+        seed: Of the arrivals.
+    """
+
+    rate: float
+    spin: bool
+    seed: int = 0
 
 
 class Server(NamedTuple):
@@ -126,7 +141,7 @@ class _Bench:
         """
         chance = random.Random(seed)  # noqa: S311 - no secret
         count = max(1, round(self.plan.seconds / LONGEST_TURN_S))
-        taken: dict[bool, Turn] = {}
+        taken: dict[bool, Load] = {}
         seeds = [chance.randrange(2**32) for _ in range(count)]
         left = {True: list(seeds), False: list(seeds)}
         for asks_base in sides(count, base_first):
@@ -139,7 +154,7 @@ class _Bench:
             return taken[False].p99_s, taken[True].p99_s
         return taken[False].rate, taken[True].rate
 
-    def _turn(self, figure: Figure, server: Server, count: int, seed: int) -> Turn:
+    def _turn(self, figure: Figure, server: Server, count: int, seed: int) -> Load:
         seconds = self.plan.seconds / count
         if figure is TAIL:
             turn = open_turn(server.one, seconds, self.offer._replace(seed=seed))
@@ -168,7 +183,37 @@ def orders(pairs: int, seed: str) -> list[dict[Figure, bool]]:
     return [{figure: drawn[figure][number] for figure in FIGURES} for number in range(pairs)]
 
 
-def faultless(turn: Turn, side: str) -> Turn:
+def closed_turn(target: Target, seconds: float, clients: int) -> Load:
+    """Some clients that each wait for their answer before they ask again."""
+    return _taken(lambda: closed_loop(target, clients, seconds, TURN_WARM_UP_S), seconds)
+
+
+def open_turn(target: Target, seconds: float, offer: Offer) -> Load:
+    """Requests at times of chance, which are those of the offer's seed."""
+
+    def take() -> Load:
+        return open_loop(
+            target,
+            offer.rate,
+            seconds,
+            arrivals="poisson",
+            connections=CONNECTIONS,
+            spin=offer.spin,
+            seed=offer.seed,
+        )
+
+    return _taken(take, seconds)
+
+
+def _taken(take: Callable[[], Load], seconds: float) -> Load:
+    """Take a turn; a server that is gone is a fault, too."""
+    try:
+        return take()
+    except OSError as error:
+        return Load(seconds, other=Counter({f"no connection ({error})": 1}))
+
+
+def faultless(turn: Load, side: str) -> Load:
     """The turn, if there was nothing wrong.
 
     Raises:
@@ -182,10 +227,10 @@ def faultless(turn: Turn, side: str) -> Turn:
     return turn
 
 
-def answering(turn: Turn, side: str) -> Turn:
+def answering(turn: Load, side: str) -> Load:
     """The turn, if there was a right answer in time and nothing wrong; else as ``faultless``."""
     if not turn.answered:
-        turn = replace(turn, faults=(*turn.faults, f"no right answer within {turn.seconds:g} s"))
+        turn = turn + Load(0, other=Counter({f"no right answer within {turn.seconds:g} s": 1}))
     return faultless(turn, side)
 
 
@@ -231,7 +276,7 @@ def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[_Bench]:
             servers.append(Server(tree, one, many))
         stack.enter_context(pinned(client_cores))
         rate = SHARE * _warm_up(servers)
-        offer = Offer(rate, CONNECTIONS, spin=bool(client_cores))
+        offer = Offer(rate, spin=bool(client_cores))
         base, again, head = servers
         yield _Bench(plan, base, again, head, offer, tell)
 

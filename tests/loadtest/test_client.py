@@ -92,8 +92,8 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
 def test_a_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     """Answers one after the other, each after 10 ms: at most a hundred a second."""
     with _server(ANSWERS[:1], pause_s=0.01) as url:
-        _, answered = closed_loop(Target(url, REQUEST, _judge), 4, 0.5)
-        assert 10 < answered <= 55
+        load = closed_loop(Target(url, REQUEST, _judge), 4, 0.5)
+        assert 10 < load.answered <= 55
 
 
 def test_the_time_to_connect_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,8 +106,8 @@ def test_the_time_to_connect_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Pool, "fill", slowly)
     with _server(ANSWERS[:1], pause_s=0.01) as url:
-        _, answered = closed_loop(Target(url, REQUEST, _judge), 32, 0.3, warm_up_s=1.0)
-    assert 5 < answered <= 31  # one each 10 ms, for 300 ms
+        load = closed_loop(Target(url, REQUEST, _judge), 32, 0.3, warm_up_s=1.0)
+    assert 5 < load.answered <= 31  # one each 10 ms, for 300 ms
 
 
 def test_waiting_for_a_connection_takes_no_core() -> None:

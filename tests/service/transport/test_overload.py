@@ -159,8 +159,7 @@ def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
     settings = BASE | {"INFERENCE_MAX_QUEUE_SAMPLES": "128", "INFERENCE_MAX_REQUEST_SAMPLES": "64"}
     with running_service(tmp_path / "log", settings=settings) as url:
         target = target_of(url, expectations)
-        _, answered = closed_loop(target, 4, OFFERED_S)
-        rate = answered / OFFERED_S
+        rate = closed_loop(target, 4, OFFERED_S).rate
         loads = {factor: open_loop(target, factor * rate, OFFERED_S) for factor in (1, 2)}
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             assert client.get("/readyz").status_code == 200
