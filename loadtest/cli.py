@@ -11,7 +11,6 @@ from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
 from loadtest.generator.arrivals import read_trace
 from loadtest.generator.payloads import Model, usable_form
 from loadtest.machine import cores, pinned
-from loadtest.measure.repeated import Runs, repeated
 from loadtest.measure.result import Result
 from loadtest.measure.run import (
     Thresholds,
@@ -19,6 +18,7 @@ from loadtest.measure.run import (
     save_wrong_answers,
     summary,
 )
+from loadtest.measure.stats import Runs, repeated
 from loadtest.measure.sweep import USERS, closed_loop_rate, concurrency, sweep
 from loadtest.report.formats import to_junit, to_markdown, write_all
 from loadtest.report.points import run_report, sweep_report

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from loadtest.generator.recorder import Tally
 from loadtest.measure.noop import noop_server
-from loadtest.measure.repeated import Spread, over_runs
 from loadtest.measure.result import Result, count_up_to
 from loadtest.measure.run import generate, run_scenario
+from loadtest.measure.stats import Spread, over_runs
 from loadtest.measure.validity import queries_needed
 from loadtest.scenarios import Profile, Scenario, load_profile
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loadtest.measure.repeated import over_runs
 from loadtest.measure.result import Result
+from loadtest.measure.stats import over_runs
 from loadtest.measure.sweep import FIRST_SHARES, MOST_STEPS, _confirmed, _search, concurrency, keeps
 from tests.loadtest.points import point
 
