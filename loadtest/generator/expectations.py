@@ -35,6 +35,7 @@ SOFTMAX_ROUNDING = 1e-6
 NEAR_TIE = 0.01
 # A channel is measured by its own largest value, but by no less than this share of the output's.
 LEAST_SCALE = 1 / 16
+FLOAT32_ROUNDING = 2.0**-24
 # The worst sample's error over the median's that the gate allows a variant in fewer bits.
 SAMPLE_SPREAD = 16.0
 # No answer has many right spellings: beyond this, each is parsed.
@@ -97,7 +98,7 @@ class Judge:
             if of == (row["format"], row["precision"])
         }
         self._scales = {
-            tensor.name: _scales(model.eager[tensor.name])
+            tensor.name: _scales(model.eager[tensor.name], model.truth[tensor.name])
             for tensor in model.outputs
             if tensor.dtype.kind == "f"
         }
@@ -331,14 +332,19 @@ def _margins(truth_GK: Array) -> tuple[Array, Array]:
     return margins_G, wavers_G
 
 
-def _scales(eager: Array) -> Array:
-    """The scale of each value of a sample, [1, ...]: the smaller one of its channels' largest."""
-    sizes = np.abs(eager.astype(np.float64))
+def _scales(eager: Array, truth: Array) -> Array:
+    """The scale of each value of a sample, [1, ...]: the smaller one of its channels'.
+
+    A channel's is its largest value, or that of the terms it sums, of which the reference's own
+    rounding tells: a sum is off by some four roundings of its largest terms.
+    """
+    rounding = np.abs(eager.astype(np.float64) - truth) / (4 * FLOAT32_ROUNDING)
+    sizes = np.maximum(np.abs(eager.astype(np.float64)), rounding)
     sizes = sizes.reshape(len(sizes), 1) if sizes.ndim == 1 else sizes
-    output = sizes.max() or 1.0
+    output = float(np.abs(eager).max()) or 1.0
     scale = np.full((1, *sizes.shape[1:]), output)
     for axis in {1, sizes.ndim - 1}:  # the axes that may count channels
         others = tuple(other for other in range(sizes.ndim) if other != axis)
         largest = sizes.max(axis=others, keepdims=True)
-        scale = np.minimum(scale, np.maximum(largest, LEAST_SCALE * output))
+        scale = np.minimum(scale, np.clip(largest, LEAST_SCALE * output, output))
     return scale.reshape(1, *eager.shape[1:])

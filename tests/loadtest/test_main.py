@@ -331,3 +331,14 @@ def test_an_overload_that_cannot_be_is_said(
     assert "positive" in capsys.readouterr().err
     assert main(["overload", "--bundle", bundle, "--settings", "INFERENCE_WORKERS"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_an_overload_of_a_running_service_is_a_multiple_of_its_capacity(
+    service_url: str, tmp_path: Path
+) -> None:
+    """The scenario's rate is measured first; what is refused is no fault of the measurement."""
+    assert _run(service_url, tmp_path, "--scenario", "Overload", "--max-error-share", "1") == 0
+    result = _result(tmp_path / "Overload-cnn.json")
+    assert result["offered_per_s"] != 2000
+    assert result["errors"].keys() <= {"HTTP 429"}
+    assert result["wrong_answers"] == 0
