@@ -13,7 +13,8 @@ slows what is measured beside them a little.
 # settings = "batches of up to 64 within 1 ms, fast_queue, one worker, one HTTP process"
 # form = "tensors"
 # path = "/predict"
-# command = ["-m", "loadtest.peers.servers.litserve_server", "{port}"]
+# command = ["{file}", "{port}"]
+# environment = { PYTHONPATH = "." }
 # documentation = "https://lightning.ai/docs/litserve/features/batching"
 # ///
 

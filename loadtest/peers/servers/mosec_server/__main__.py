@@ -13,9 +13,8 @@ batching: both are shown.
 # settings = "batches of up to 64 within 1 ms, one worker"
 # form = "tensors"
 # path = "/inference"
-# command = ["-m", "loadtest.peers.servers.mosec_server", "--address", "127.0.0.1", "--port",
-#     "{port}", "--log-level", "warning"]
-# environment = { BATCH = "64", WORKERS = "1" }
+# command = ["{file}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]
+# environment = { BATCH = "64", WORKERS = "1", PYTHONPATH = "." }
 # documentation = "https://mosecorg.github.io/mosec/"
 #
 # [[tool.peer]]
@@ -23,9 +22,8 @@ batching: both are shown.
 # settings = "no batching, two workers"
 # form = "tensors"
 # path = "/inference"
-# command = ["-m", "loadtest.peers.servers.mosec_server", "--address", "127.0.0.1", "--port",
-#     "{port}", "--log-level", "warning"]
-# environment = { BATCH = "1", WORKERS = "2" }
+# command = ["{file}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]
+# environment = { BATCH = "1", WORKERS = "2", PYTHONPATH = "." }
 # documentation = "https://mosecorg.github.io/mosec/"
 # ///
 

@@ -13,7 +13,8 @@ binding; Triton's own container, which has one, is another server and would give
 # settings = "dynamic batcher, batches of up to 64, no delay; ONNX Runtime through Python"
 # form = "infer/binary"
 # path = "/v2/models/model/infer"
-# command = ["-m", "loadtest.peers.servers.triton_server", "{port}", "{scratch}/workspace"]
+# command = ["{file}", "{port}", "{scratch}/workspace"]
+# environment = { PYTHONPATH = "." }
 # documentation = "https://triton-inference-server.github.io/pytriton/latest/binding_models/"
 # ///
 
