@@ -157,7 +157,7 @@ def _training(story: ModelStory, note: str) -> Section:
     pictures = [
         Picture(home / "curves.png", f"{name}: loss and error by epoch"),
         Picture(home / "confusion.png", f"{name}: confusion matrix"),
-        Picture(home / "misread.png", f"{name}: misread digits"),
+        Picture(home / "misclassified.png", f"{name}: misclassified digits"),
     ]
     return Section(heading, [note], pictures)
 

@@ -18,10 +18,10 @@ from torch import nn
 from training.atomic import write_atomically
 from training.config import TrainConfig
 from training.data import Dataset, fingerprint, split_validation
-from training.evaluate import Evaluation
-from training.images import ImageEvaluation
+from training.evaluation.classification import Evaluation
+from training.evaluation.reconstruction import ImageEvaluation
+from training.evaluation.two_input import PairEvaluation
 from training.models import ARCHITECTURES, build_model
-from training.pairs import PairEvaluation
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class ImageEpochRecord(BaseModel):
     """Figures of one epoch of a network that gives its input back.
 
     Losses are mean squared errors of standardised pixels; ``validation_mse`` and
-    ``validation_psnr_db`` are of ink in 0..1, as in ``training.images.ImageEvaluation``.
+    ``validation_psnr_db`` are of ink in 0..1, as in ``ImageEvaluation``.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -177,9 +177,9 @@ PRESETS: dict[tuple[str, str], TrainConfig] = {
         augment=BENT,
     ),
     # An epoch is as many pairs as there are images: twice the work of the CNN's.
-    ("pair", "quick"): TrainConfig(model="pair", epochs=5, augment=AFFINE),
-    ("pair", "full"): TrainConfig(model="pair", epochs=20, augment=AFFINE),
-    ("pair", "best"): TrainConfig(model="pair", epochs=40, augment=BENT),
+    ("two-input", "quick"): TrainConfig(model="two-input", epochs=5, augment=AFFINE),
+    ("two-input", "full"): TrainConfig(model="two-input", epochs=20, augment=AFFINE),
+    ("two-input", "best"): TrainConfig(model="two-input", epochs=40, augment=BENT),
     # What comes back must be like what is asked for later: plain images.
     ("autoencoder", "quick"): TrainConfig(model="autoencoder", epochs=5),
     ("autoencoder", "full"): TrainConfig(model="autoencoder", epochs=20),

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from training.arguments import Commands, add_common, add_precision
+from training.cli import Commands, add_common, add_precision, model_name
 from training.config import Preset, TrainConfig, preset
 from training.data import (
     PIXEL_MEAN,
@@ -44,8 +44,8 @@ from training.data import (
     validation_size,
 )
 from training.device import chosen_device, device_name
-from training.evaluate import evaluate
-from training.fit import fit
+from training.evaluation.classification import evaluate
+from training.loop.fit import fit
 
 # The example's defaults (pytorch/examples, mnist/main.py): its arguments, not ours to tune.
 EXAMPLE_EPOCHS, EXAMPLE_BATCH, EXAMPLE_RATE, EXAMPLE_GAMMA = 14, 64, 1.0, 0.7
@@ -209,7 +209,9 @@ def add_speed(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     speed.set_defaults(command=_speed)
-    speed.add_argument("--model", default="cnn", metavar="NAME", help="(default: %(default)s)")
+    speed.add_argument(
+        "--model", default="cnn", type=model_name, metavar="NAME", help="(default: %(default)s)"
+    )
     speed.add_argument(
         "--preset", choices=get_args(Preset), default="quick", help="(default: %(default)s)"
     )

@@ -349,7 +349,7 @@ def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
     if allowed.sqnr_db is not None and not found.sqnr_db >= allowed.sqnr_db:
         yield f"SQNR {found.sqnr_db:.1f} dB < {allowed.sqnr_db:.0f} dB"
     if found.labels is not None:
-        yield from _label_complaints(found, found.labels, allowed)
+        yield from _label_violations(found, found.labels, allowed)
 
 
 def _multiple_violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
@@ -368,7 +368,7 @@ def _multiple_violations(found: Comparison, allowed: Tolerance) -> Iterator[str]
         )
 
 
-def _label_complaints(found: Comparison, labels: LabelFigures, allowed: Tolerance) -> Iterator[str]:
+def _label_violations(found: Comparison, labels: LabelFigures, allowed: Tolerance) -> Iterator[str]:
     if allowed.flip_share is not None:
         # Of few samples a share is known by chance alone: 1 of 993 is no more than 0.1%.
         expected = allowed.flip_share * labels.samples

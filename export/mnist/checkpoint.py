@@ -30,10 +30,10 @@ from training.checkpoint import (
 )
 from training.config import TrainConfig
 from training.data import CLASSES, DataError, Dataset, LabelledImages, split_validation
-from training.evaluate import Evaluation
-from training.images import ImageEvaluation
-from training.models import ARCHITECTURES, build_model
-from training.pairs import SUMS, fixed_pairs
+from training.evaluation.classification import Evaluation
+from training.evaluation.reconstruction import ImageEvaluation
+from training.evaluation.two_input import SUMS, fixed_pairs
+from training.models import ARCHITECTURES, build_model, resolved
 
 # More images change the ranges that int8's scales are fitted to hardly.
 CALIBRATION_SAMPLES = 512
@@ -83,7 +83,8 @@ def _subject(
             "be those of the proof; give the same data with --data-dir"
         )
     name = str(training.config["model"])
-    form = _FORMS[ARCHITECTURES[name].task]
+    architecture, _ = resolved(name, {})  # bundles of older versions have older names
+    form = _FORMS[ARCHITECTURES[architecture].task]
     fitted_to = form.ask(
         LabelledImages(
             dataset.train.images[:CALIBRATION_SAMPLES], dataset.train.labels[:CALIBRATION_SAMPLES]

@@ -107,9 +107,9 @@ def _limits(reference: Reference) -> tuple[float, float]:
     """The largest scaled error and RMS ratio that the floors allow, with the slack."""
     scaled, ratio = 0.0, 1.0
     for name, floor in reference.floors.items():
-        truth = channelled(reference.truth[name])
-        rounding_C = ROUNDING_RMS * channel_rms(truth)
-        scale_C = channel_scale(truth, np.zeros_like(truth))
+        fp64 = channelled(reference.fp64[name])
+        rounding_C = ROUNDING_RMS * channel_rms(fp64)
+        scale_C = channel_scale(fp64, np.zeros_like(fp64))
         # A file's error against float64, and eager's beside it.
         allowed_C = (LARGEST_MULTIPLE + 1) * floor.largest_C
         scaled = max(scaled, worst_ratio(allowed_C[scale_C > 0], scale_C[scale_C > 0]))

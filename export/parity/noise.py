@@ -59,13 +59,13 @@ def measure_floor(reference: Reference, program: Program, samples: int) -> dict[
         program: The same module, exported.
         samples: Over at most so many.
     """
-    edges = len(reference.corners)
+    edges = len(reference.edge_cases)
     count = min(FLOOR_SAMPLES, samples, len(reference))
     inputs = reference.first(count)
     floors: dict[str, Floor] = {}
     for answers in _arrangements(reference, program, inputs):
         for spec in judged_outputs(reference):
-            found = Floor.of(answers[spec.name], reference.truth[spec.name][:count], edges)
+            found = Floor.of(answers[spec.name], reference.fp64[spec.name][:count], edges)
             floors[spec.name] = found.or_worse(floors.get(spec.name, found))
     return floors
 

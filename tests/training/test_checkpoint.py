@@ -9,7 +9,7 @@ import torch
 
 from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
 from training.data import load_dataset
-from training.evaluate import evaluate
+from training.evaluation.classification import evaluate
 
 
 @pytest.fixture
@@ -74,16 +74,20 @@ def test_a_newer_record_is_called_newer_whatever_else_is_in_it(checkpoint: Path)
 
 
 def test_a_record_of_the_first_version_opens(checkpoint: Path) -> None:
-    """Old records lack what came later: the split's hash and the Brier score."""
+    """Old records lack what came later (the split's hash, the Brier score), and say "misread"."""
     path = checkpoint / "checkpoint.json"
     content = json.loads(path.read_text())
     content["schema_version"] = 1
     content["data"].pop("split_sha256")
     for part in ("validation", "test"):
         content[part].pop("brier_score")
+        content[part]["misread"] = content[part].pop("misclassified")
     path.write_text(json.dumps(content))
     record, _ = read_checkpoint(checkpoint)
     assert record.data.split_sha256 is None
+    assert record.test.brier_score is None
+    wrong = round((1 - record.test.accuracy) * record.test.images)
+    assert len(record.test.misclassified) == wrong
 
 
 def test_an_empty_folder_says_how_to_make_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from training.compare.groups import group_names, read_groups, single_seeds, unfa
 from training.compare.sizes import run_sizes
 from training.config import TrainConfig
 from training.data import Dataset, load_dataset
-from training.evaluate import evaluate
+from training.evaluation.classification import evaluate
 
 PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)
 

@@ -22,7 +22,7 @@ from training.compare.robustness import (
 )
 from training.compare.sizes import part_of
 from training.data import PIXEL_MEAN, PIXEL_STD, LabelledImages
-from training.evaluate import calibration_error
+from training.evaluation.calibration import calibration_error
 from training.models import build_model
 
 

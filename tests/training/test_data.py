@@ -11,9 +11,7 @@ import pytest
 import torch
 from torchvision import datasets, transforms
 
-from training import data
 from training.data import (
-    IDX_FILES,
     DataError,
     LabelledImages,
     load_dataset,
@@ -21,6 +19,8 @@ from training.data import (
     standardise,
     to_pixels,
 )
+from training.data import mnist as data
+from training.data.mnist import IDX_FILES
 
 
 def test_reads_the_four_idx_files_of_a_folder(data_dir: Path) -> None:

@@ -9,13 +9,13 @@ from torch import nn
 
 from tests.tiny import train_tiny
 from training.__main__ import main
-from training.augment import distorted
 from training.checkpoint import read_checkpoint
 from training.config import AFFINE, TrainConfig
 from training.data import load_dataset
-from training.ema import averaged_model
-from training.evaluate import evaluate
-from training.fit import parameter_groups
+from training.data.augment import augment
+from training.evaluation.classification import evaluate
+from training.loop.ema import averaged_model
+from training.loop.fit import parameter_groups
 from training.models import build_model
 
 BATCH_NORM = ["--arch", "batch_norm=true", "--ema", "0.9"]
@@ -69,7 +69,7 @@ def test_a_resumed_average_is_bit_equal(
         return ""
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.__main__._Clock.after", interrupted)
+        patch.setattr("training.train._Clock.after", interrupted)
         with pytest.raises(AssertionError):
             train_tiny("cnn", data_dir, tmp_path / "cut", *BATCH_NORM)
     resumed = train_tiny("cnn", data_dir, tmp_path / "cut", *BATCH_NORM, "--resume")
@@ -95,7 +95,7 @@ def test_a_share_of_the_images_is_left_as_it_is() -> None:
     """About a quarter of them, each by its own draw; the others are distorted as ever."""
     pixels = torch.rand(2_000, 1, 28, 28)
     config = AFFINE.model_copy(update={"clean_share": 0.25})
-    seen = distorted(pixels, config, torch.Generator().manual_seed(0))
+    seen = augment(pixels, config, torch.Generator().manual_seed(0))
     clean = (seen == pixels).all(dim=(1, 2, 3))
     assert 0.2 < float(clean.double().mean()) < 0.3
     assert not AFFINE.model_copy(update={"clean_share": 1.0}).is_off

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from tests.tiny import train_tiny
-from training import data as data_module
 from training.__main__ import main
 from training.checkpoint import read_checkpoint
 from training.config import DistilConfig
-from training.data import load_dataset, standardise, to_pixels
-from training.distil import Teachers
-from training.ensemble import joint
-from training.evaluate import predict_logits
+from training.data import load_dataset, mnist, standardise, to_pixels
+from training.evaluation.ensemble import joint
+from training.evaluation.prediction import predict_logits
+from training.loop.distillation import Teachers
 
 
 def test_what_networks_reach_together_is_counted() -> None:
@@ -80,7 +79,7 @@ def test_all_ensembles_of_a_size_are_measured(
 def of_another_split(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint that held out as many images as all others do, but not the same ones."""
     with monkeypatch.context() as patch:
-        patch.setattr(data_module, "SPLIT_SEED", 1)
+        patch.setattr(mnist, "SPLIT_SEED", 1)
         return train_tiny("mlp", data_dir, tmp_path / "other-split")
 
 
@@ -123,7 +122,7 @@ def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Pa
     told_NK = (modules[0](x_NCHW).softmax(1) + modules[1](x_NCHW).softmax(1)) / 2
     expected = -(told_NK * logits_NK.log_softmax(1)).sum(1).mean()
     teachers = Teachers(modules, config)
-    found = teachers.mixed(torch.tensor(8.0), logits_NK, teachers.told(x_NCHW))
+    found = teachers.mixed_loss(torch.tensor(8.0), logits_NK, teachers.soft_targets(x_NCHW))
     torch.testing.assert_close(found, 0.75 * 8.0 + 0.25 * expected)
 
 
@@ -152,7 +151,7 @@ def test_who_cannot_teach_is_refused_in_words(
     """Another split, a network that reads pairs, a checkpoint given twice."""
     cnn = str(checkpoints / "cnn")
     base = ["train", "--data-dir", str(data_dir), "--out", str(tmp_path), "--epochs", "1"]
-    assert main([*base, "--model", "pair", "--teachers", cnn]) == 1
-    assert "pair does not read a single digit" in capsys.readouterr().err
+    assert main([*base, "--model", "two-input", "--teachers", cnn]) == 1
+    assert "two-input does not read a single digit" in capsys.readouterr().err
     assert main([*base, "--model", "mlp", "--teachers", cnn, cnn]) == 1
     assert "have the same config and seed" in capsys.readouterr().err

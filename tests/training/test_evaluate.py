@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from training.data import LabelledImages
-from training.evaluate import calibration_error, evaluate
+from training.evaluation.calibration import calibration_error
+from training.evaluation.classification import evaluate
 
 
 class _ReadsFirstPixel(nn.Module):
@@ -28,7 +29,7 @@ def _images(read_as: list[int]) -> Tensor:
     return images
 
 
-def test_accuracy_confusion_and_misread_images() -> None:
+def test_accuracy_confusion_and_misclassified_images() -> None:
     """Two of six wrong: accuracy, per digit, confusion and positions say so."""
     digits, read_as = [0, 1, 1, 2, 2, 2], [0, 1, 7, 2, 2, 3]
     data = LabelledImages(_images(read_as), torch.tensor(digits))
@@ -37,7 +38,7 @@ def test_accuracy_confusion_and_misread_images() -> None:
     assert figures.accuracy_per_digit[:3] == pytest.approx([1, 0.5, 2 / 3])
     assert figures.accuracy_per_digit[3] is None
     assert figures.confusion[1][7] == figures.confusion[2][3] == 1
-    assert {(miss.index, miss.digit, miss.read_as) for miss in figures.misread} == {
+    assert {(miss.index, miss.digit, miss.read_as) for miss in figures.misclassified} == {
         (2, 1, 7),
         (5, 2, 3),
     }

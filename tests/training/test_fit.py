@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from tests.tiny import ARCHITECTURES, train_tiny
-from training import __main__ as command_line
-from training import data as data_module
-from training import fit as fit_module
+from training import train as command
 from training.__main__ import main
 from training.checkpoint import CheckpointError, EpochRecord, read_checkpoint
-from training.tasks import DigitTask
+from training.data import mnist
+from training.loop import fit as fit_module
+from training.loop.tasks import DigitTask
 
 
 def _weights_sha256(folder: Path) -> str:
@@ -82,6 +82,7 @@ def test_the_last_epoch_is_kept_however_good_an_earlier_one_looked(
 
     def flattering_the_first(task: DigitTask, *arguments: Any) -> EpochRecord:
         record = validate(task, *arguments)
+        assert isinstance(record, EpochRecord)
         return record.model_copy(update={"validation_accuracy": 1 - record.epoch / 10})
 
     monkeypatch.setattr(DigitTask, "validate", flattering_the_first)
@@ -99,7 +100,7 @@ def _interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command_line, "write_weights", interrupt)
+        patch.setattr(command, "write_weights", interrupt)
         assert main(arguments) == 130
 
 
@@ -157,7 +158,7 @@ def test_a_run_is_not_resumed_on_another_split(
     arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
     arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "64"]
     _interrupted(arguments, monkeypatch)
-    monkeypatch.setattr(data_module, "SPLIT_SEED", 1)
+    monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
     assert main([*arguments, "--resume"]) == 1
     assert "other validation images" in capsys.readouterr().err
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training import fit as fit_module
 from training.__main__ import main
-from training.augment import distorted
 from training.config import AFFINE, TrainConfig
 from training.data import load_dataset
-from training.parallel import World
+from training.data.augment import augment
+from training.loop import fit as fit_module
+from training.loop.distributed import DistributedContext
 
 REPOSITORY = Path(__file__).parent.parent.parent
 # Without dropout and batch normalisation, which see each share by itself.
@@ -77,7 +77,7 @@ def test_a_run_of_one_is_taken_up_by_two(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.__main__._Clock.after", interrupted)
+        patch.setattr("training.train._Clock.after", interrupted)
         command = ["train", *NETWORK, "--data-dir", str(data_dir), "--epochs", "2"]
         assert main([*command, "--out", str(tmp_path / "cut")]) == 130
     ran = _together(data_dir, tmp_path / "cut", "--epochs", "2", "--resume")
@@ -90,24 +90,30 @@ def test_a_run_of_one_is_taken_up_by_two(
 def test_shares_are_equal_and_whole() -> None:
     """All of a batch, each image once; a batch without equal shares is refused in words."""
     batch = torch.arange(12)
-    shares = [World(rank, 3).share(batch) for rank in range(3)]
+    shares = [DistributedContext(rank, 3).share(batch) for rank in range(3)]
     assert [len(share) for share in shares] == [4, 4, 4]
     assert torch.equal(torch.cat(shares).sort().values, batch)
     with pytest.raises(ValueError, match="batch_size 10 gives no equal shares to 3 processes"):
-        World(0, 3).must_divide(10)
+        DistributedContext(0, 3).require_equal_shares(10)
 
 
 def test_an_image_is_distorted_alike_however_many_share_the_batch() -> None:
     """What is drawn belongs to the image's place in the whole batch."""
     images = torch.rand(8, 1, 28, 28)
-    whole = distorted(images, BENT, torch.Generator().manual_seed(3))
+    whole = augment(images, BENT, torch.Generator().manual_seed(3))
     for rank in range(2):
-        world = World(rank, 2)
-        found = distorted(world.share(images), BENT, torch.Generator().manual_seed(3), world)
-        assert torch.equal(found, world.share(whole))
+        context = DistributedContext(rank, 2)
+        found = augment(
+            context.share(images),
+            BENT,
+            torch.Generator().manual_seed(3),
+            context.size,
+            context.share,
+        )
+        assert torch.equal(found, context.share(whole))
 
 
-class _Pretended(World):
+class _Pretended(DistributedContext):
     """One of two processes, without the other."""
 
     def total(self, figure: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ def test_dropout_draws_for_each_process_by_itself(
                 return x_NF
             return x_NF * dropped.setdefault(rank, functional.dropout(torch.ones_like(x_NF)))
 
-        monkeypatch.setattr(fit_module, "current", lambda rank=rank: _Pretended(rank, 2))
+        monkeypatch.setattr(fit_module, "current_context", lambda rank=rank: _Pretended(rank, 2))
         monkeypatch.setattr(nn.Dropout, "forward", watch)
         cpu = torch.device("cpu")
         fit_module.fit(config, images, images, device=cpu, folder=tmp_path, data_sha256="")

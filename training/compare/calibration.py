@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.compare.group_result import Bin, Calibration
-from training.evaluate import CALIBRATION_BINS, calibration_error
+from training.evaluation.calibration import CALIBRATION_BINS, calibration_error
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 HALVINGS = 60  # of the inverse temperature's range: far below what a float64 can tell apart

@@ -23,7 +23,7 @@ from training.compare.result import SizeRun
 from training.compare.robustness import read_pixels
 from training.config import TrainConfig
 from training.data import Dataset, LabelledImages, split_validation, to_pixels
-from training.fit import fit
+from training.loop.fit import fit
 
 CACHE_NAME = "sizes.json"
 ORDER_SEED = 20_133

@@ -56,7 +56,7 @@ def test_what_is_no_figures_file_is_status_2(bundle: Path, tmp_path: Path) -> No
 
 
 def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
-    """Coverage, exact values, the self-test, files, weights and neighbours: each in words."""
+    """Coverage, exact values, the mutation test, files, weights and neighbours: each in words."""
     figures = _read(bundle / FIGURES)
     dead = figures.coverage.model_copy(update={"active": 0})
     assert "faults in the others would not be seen" in _changed(figures, coverage=dead)[0]

@@ -23,7 +23,7 @@ from export.model.under_test import ModelUnderTest, Samples
 from export.parity.judge import blind_layers, first_wrong, kills
 from export.parity.limits import SERVING_SLACK, derived, with_local
 from export.parity.measure import measure_row, measure_variation
-from export.parity.mutants import MutationTest, Planted, plant_reduced_faults
+from export.parity.mutants import Mutant, MutationTest, make_reduced_mutants
 from export.parity.noise import SequentialSums
 from export.parity.run import ParityRun
 from export.parity.schema import EDGE_CASES, Layer, LocalFigures, Row
@@ -104,8 +104,8 @@ def _row(run: ParityRun) -> Row:
     reference = run.reference
     predict = OnnxModel(run.translation.model.SerializeToString(), "cpu")
     answers = run_batched(predict, reference.inputs, 256)
-    eager = reference.eager(len(reference), 256)
-    return measure_row("onnx", 256, answers, eager, reference, None)
+    fp32 = reference.fp32_baseline(len(reference), 256)
+    return measure_row("onnx", 256, answers, fp32, reference, None)
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own, of an LSTM
@@ -144,7 +144,7 @@ def test_a_constant_of_an_operator_is_seen_at_its_own_layer() -> None:
         ALLOWED,
         local=run.local(run.translation.model),
     )
-    killed = checks.run(Planted("alpha +1%", "alpha", model)).caught_by
+    killed = checks.run(Mutant("alpha +1%", "alpha", model)).caught_by
     assert {"samples", "layers"} <= set(killed)
 
 
@@ -329,8 +329,8 @@ def test_mutants_of_reduced_precision_are_killed(variant: str) -> None:
     checks = MutationTest(
         run.reference, run.translation.program, run.inside, allowed, source=source
     )
-    assert checks.run(Planted("none", "nothing", honest)).caught_by == ()
-    mutants = [checks.run(planted) for planted in plant_reduced_faults(honest)]
+    assert checks.run(Mutant("none", "nothing", honest)).caught_by == ()
+    mutants = [checks.run(planted) for planted in make_reduced_mutants(honest)]
     applicable = [mutant for mutant in mutants if mutant.not_applicable is None]
     assert len(applicable) >= 7
     assert "mean rounded (.13 for .1307)" in {mutant.name for mutant in applicable}

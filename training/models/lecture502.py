@@ -6,8 +6,8 @@
     conv 3x3 same (32), ReLU              246      dense 1024, ReLU, dropout, twice
                                                    dense 1000 (softmax)
 
-``large_sequential`` is a list of layers, ``LargeSubclass`` names them and says in ``forward`` how
-values flow; ``copy_weights`` carries weights from one form to the other.
+``lecture502_sequential`` is a list of layers, ``Lecture502Subclass`` names them and says in
+``forward`` how values flow; ``copy_weights`` carries weights from one form to the other.
 
 "Same" with a stride is Keras' and TensorFlow's: the output is ceil(size / stride), and where the
 padding is odd, the larger half is below and to the right. PyTorch refuses ``padding="same"`` with
@@ -31,8 +31,8 @@ INPUT_SIZE = 502
 SAME_KERNEL, SAME_STRIDE = 3, 2
 
 
-class LargeConfig(BaseModel):
-    """The large network's numbers; the defaults are the figure's."""
+class Lecture502Config(BaseModel):
+    """The network's numbers; the defaults are the figure's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +55,12 @@ class LargeConfig(BaseModel):
     def channels(self, of_the_figure: int) -> int:
         """A number of channels or units, scaled by ``width``."""
         return max(1, round(of_the_figure * self.width))
+
+    @property
+    def same_padding(self) -> tuple[int, int, int, int]:
+        """Zeros left, right, above and below for the strided convolution with padding "same"."""
+        before, behind = same_padding(sizes(self.input_size).pooled, SAME_KERNEL, SAME_STRIDE)
+        return before, behind, before, behind
 
 
 class Sizes(NamedTuple):
@@ -91,7 +97,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def large_sequential(config: LargeConfig) -> nn.Sequential:
+def lecture502_sequential(config: Lecture502Config) -> nn.Sequential:
     """The network as one list of layers, in training mode, with PyTorch's default initialisation.
 
     Args:
@@ -101,10 +107,8 @@ def large_sequential(config: LargeConfig) -> nn.Sequential:
         A module from standardised images, float [N, 3, input_size, input_size], to logits, float
         [N, classes]; to probabilities with ``softmax``.
     """
-    size = sizes(config.input_size)
-    before, behind = same_padding(size.pooled, SAME_KERNEL, SAME_STRIDE)
-    c16, c32, c64, c128 = (config.channels(n) for n in (16, 32, 64, 128))
-    units = config.channels(1024)
+    c16, c32, c64, c128, units = map(config.channels, (16, 32, 64, 128, 1024))
+    last = sizes(config.input_size).last
     return nn.Sequential(
         nn.Conv2d(3, c128, 7),
         nn.ReLU(),
@@ -114,14 +118,14 @@ def large_sequential(config: LargeConfig) -> nn.Sequential:
         nn.BatchNorm2d(c64),
         nn.Conv2d(c64, c32, 3, padding="same"),
         nn.ReLU(),
-        nn.ZeroPad2d((before, behind, before, behind)),
+        nn.ZeroPad2d(config.same_padding),
         nn.Conv2d(c32, c16, SAME_KERNEL, SAME_STRIDE),
         nn.ReLU(),
         nn.Conv2d(c16, c16, 3, stride=2),
         nn.ReLU(),
         nn.BatchNorm2d(c16),
         nn.Flatten(),
-        nn.Linear(c16 * size.last**2, units),
+        nn.Linear(c16 * last**2, units),
         nn.ReLU(),
         nn.Dropout(config.dropout),
         nn.Linear(units, units),
@@ -132,27 +136,25 @@ def large_sequential(config: LargeConfig) -> nn.Sequential:
     )
 
 
-class LargeSubclass(nn.Module):
+class Lecture502Subclass(nn.Module):
     """The network with its layers by name."""
 
-    def __init__(self, config: LargeConfig) -> None:
+    def __init__(self, config: Lecture502Config) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
-        size = sizes(config.input_size)
-        before, behind = same_padding(size.pooled, SAME_KERNEL, SAME_STRIDE)
-        c16, c32, c64, c128 = (config.channels(n) for n in (16, 32, 64, 128))
-        units = config.channels(1024)
+        c16, c32, c64, c128, units = map(config.channels, (16, 32, 64, 128, 1024))
+        last = sizes(config.input_size).last
         self.softmax = config.softmax
         self.wide = nn.Conv2d(3, c128, 7)
         self.middle = nn.Conv2d(c128, c64, 5)
         self.pool = nn.MaxPool2d(2)
         self.pooled_norm = nn.BatchNorm2d(c64)
         self.same = nn.Conv2d(c64, c32, 3, padding="same")
-        self.pad = nn.ZeroPad2d((before, behind, before, behind))
+        self.pad = nn.ZeroPad2d(config.same_padding)
         self.halving = nn.Conv2d(c32, c16, SAME_KERNEL, SAME_STRIDE)
         self.quartering = nn.Conv2d(c16, c16, 3, stride=2)
         self.last_norm = nn.BatchNorm2d(c16)
-        self.hidden_1 = nn.Linear(c16 * size.last**2, units)
+        self.hidden_1 = nn.Linear(c16 * last**2, units)
         self.hidden_2 = nn.Linear(units, units)
         self.dropout = nn.Dropout(config.dropout)
         self.classes = nn.Linear(units, config.classes)

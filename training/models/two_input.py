@@ -12,7 +12,7 @@ from torch import Tensor, nn
 SUMS = 19
 
 
-class PairConfig(BaseModel):
+class TwoInputConfig(BaseModel):
     """The pair network's numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,10 +24,10 @@ class PairConfig(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1, description="behind the trunk")
 
 
-class Pair(nn.Module):
+class TwoInput(nn.Module):
     """A shared trunk and digit head, used twice, and a head that reads the sum."""
 
-    def __init__(self, config: PairConfig) -> None:
+    def __init__(self, config: TwoInputConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         self.trunk = nn.Sequential(

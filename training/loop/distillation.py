@@ -1,4 +1,4 @@
-"""Learning from other networks: their mean answer becomes a target beside the labels.
+"""Distillation: the mean answer of trained networks becomes a target beside the labels.
 
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
@@ -15,7 +15,7 @@ from training.models import ARCHITECTURES
 
 
 class Teachers:
-    """Trained networks that are asked each batch as the learning one sees it, distorted."""
+    """Trained networks that predict each batch as the student sees it, distorted."""
 
     def __init__(self, modules: Sequence[nn.Module], config: DistilConfig) -> None:
         """Take networks from standardised images to logits, in evaluation mode."""
@@ -28,7 +28,7 @@ class Teachers:
         """Those that a run names, on its device; None if it names none.
 
         Raises:
-            ValueError: So many were not given, or the network does not read digits.
+            ValueError: Another number was given, or the network does not read digits.
         """
         named = config.distil.teachers if config.distil else ()
         if len(named) != len(modules):
@@ -43,21 +43,21 @@ class Teachers:
         return cls([module.to(device).eval() for module in modules], config.distil)
 
     @torch.no_grad()
-    def told(self, x_NCHW: Tensor) -> Tensor:
+    def soft_targets(self, x_NCHW: Tensor) -> Tensor:
         """The mean of their probabilities at the temperature, float [N, K]; standardised images."""
-        answers = [teacher(x_NCHW).float() for teacher in self._modules]
-        softened = [(logits_NK / self._config.temperature).softmax(1) for logits_NK in answers]
+        logits = [teacher(x_NCHW).float() for teacher in self._modules]
+        softened = [(logits_NK / self._config.temperature).softmax(1) for logits_NK in logits]
         return torch.stack(softened).mean(0)
 
-    def mixed(self, loss: Tensor, logits_NK: Tensor, told_NK: Tensor) -> Tensor:
+    def mixed_loss(self, loss: Tensor, logits_NK: Tensor, soft_targets_NK: Tensor) -> Tensor:
         """The labels' loss and the teachers', each by its share; float [].
 
         Args:
             loss: From the labels.
-            logits_NK: The learning network's answer, float [N, K].
-            told_NK: What ``told`` gave for the images that it saw.
+            logits_NK: The student's, float [N, K].
+            soft_targets_NK: ``soft_targets`` of the images that it saw.
         """
         temperature, share = self._config.temperature, self._config.share
-        told_loss = functional.cross_entropy(logits_NK / temperature, told_NK)
+        soft_loss = functional.cross_entropy(logits_NK / temperature, soft_targets_NK)
         # T squared keeps gradients as large at any temperature (Hinton et al., section 2).
-        return (1 - share) * loss + share * told_loss * temperature**2
+        return (1 - share) * loss + share * soft_loss * temperature**2

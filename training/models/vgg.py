@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
-class DeepConfig(BaseModel):
-    """The deep network's numbers."""
+class VggConfig(BaseModel):
+    """The network's numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,10 +26,10 @@ class DeepConfig(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")
 
 
-class Deep(nn.Module):
+class Vgg(nn.Module):
     """A chain of convolutions; the head sees each channel's mean."""
 
-    def __init__(self, config: DeepConfig) -> None:
+    def __init__(self, config: VggConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         a, b, c = config.a, config.b, config.c

@@ -1,20 +1,20 @@
-"""Pairs of images: how they are drawn, and what a network reaches that reads two digits at once.
+"""Pairs of images, and what a network reaches that reads two digits and their sum.
 
-The network answers three questions of two images: the first digit, the second, and their sum.
-
-Shape suffixes: N pairs, H and W pixels, K answers to choose from.
+Shape suffixes: N pairs, H and W pixels, K classes of an answer.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.data import CLASSES, LabelledImages
-from training.evaluate import calibration_error, predict
+from training.evaluation.calibration import calibration_error
+from training.evaluation.classification import most_confident_first
+from training.evaluation.prediction import predict
 
 ANSWERS = ("first", "second", "sum")
 SUMS = 2 * CLASSES - 1  # 0 + 0 to 9 + 9
@@ -41,20 +41,20 @@ def fixed_pairs(images: LabelledImages) -> Pairs:
     Pair i has image i first; the second images are a permutation of all, so that each image is
     once first and once second.
     """
-    first = torch.arange(len(images))
-    second = torch.randperm(len(images), generator=torch.Generator().manual_seed(PAIR_SEED))
     device = images.images.device
-    index = (first.to(device), second.to(device))
-    return Pairs(images.select(index[0]), images.select(index[1]), *index)
+    first = torch.arange(len(images), device=device)
+    generator = torch.Generator().manual_seed(PAIR_SEED)
+    second = torch.randperm(len(images), generator=generator).to(device)
+    return Pairs(images.select(first), images.select(second), first, second)
 
 
 class AnswerFigures(BaseModel):
     """One of the three answers.
 
     Attributes:
-        accuracy: Share of pairs answered rightly, 0..1.
+        accuracy: Share of pairs answered correctly, 0..1.
         loss: Mean cross-entropy in nats, without label smoothing.
-        expected_calibration_error: As in ``training.evaluate.Evaluation``, 0..1.
+        expected_calibration_error: Over 15 bins, 0..1.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,7 +64,7 @@ class AnswerFigures(BaseModel):
     expected_calibration_error: float
 
 
-class MisreadPair(BaseModel):
+class MisclassifiedPair(BaseModel):
     """A pair with a wrong answer; the indices count within the set that it was drawn from.
 
     ``right`` and ``read_as`` are first digit, second digit and sum; ``probability`` is the product
@@ -86,14 +86,15 @@ class PairEvaluation(BaseModel):
     Attributes:
         images_name: Which pairs, in words.
         pairs: How many.
-        accuracy: Share of pairs whose three answers are all right, 0..1.
+        accuracy: Share of pairs whose three answers are all correct, 0..1.
         first: The first digit.
         second: The second digit.
         sum: Their sum, 0 to 18.
-        consistent: Share of pairs whose sum is the sum of the two digits that were read, right or
-            wrong, 0..1: the network answers the three questions by themselves.
+        consistent: Share of pairs whose predicted sum is the sum of the two predicted digits,
+            correct or not, 0..1: the network gives the three answers independently.
         loss: The three losses added, nats.
-        misread: All pairs with a wrong answer, the most confident mistake first.
+        misclassified: All pairs with a wrong answer, the most confident mistake first ("misread"
+            in records of version 1).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,14 +107,13 @@ class PairEvaluation(BaseModel):
     sum: AnswerFigures
     consistent: float
     loss: float
-    misread: list[MisreadPair]
+    misclassified: list[MisclassifiedPair] = Field(
+        validation_alias=AliasChoices("misclassified", "misread")
+    )
 
     def summary(self) -> str:
         """Two lines for a terminal."""
-        answers = "  ".join(
-            f"{name}: {100 * figures.accuracy:.2f}"
-            for name, figures in zip(ANSWERS, (self.first, self.second, self.sum), strict=True)
-        )
+        answers = "  ".join(f"{name}: {100 * getattr(self, name).accuracy:.2f}" for name in ANSWERS)
         return (
             f"on {self.images_name}: all three answers right {100 * self.accuracy:.2f}%\n"
             f"  per answer, %: {answers}  the sum is that of the digits read: "
@@ -121,22 +121,17 @@ class PairEvaluation(BaseModel):
         )
 
 
-def predict_pairs(model: nn.Module, pairs: Pairs) -> tuple[Tensor, ...]:
-    """The logits of the three answers, float32 [N, 10], [N, 10] and [N, 19], on the CPU."""
-    return predict(model, pairs.first.images, pairs.second.images)
-
-
 def targets(first_N: Tensor, second_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The right answers, int64 [N] each, to two images' digits."""
     return first_N, second_N, first_N + second_N
 
 
-def all_right(logits: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+def all_correct(logits: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Whether all answers (the largest of each [N, K]) are right, bool [N]."""
-    hits = [
+    correct = [
         scores_NK.argmax(1) == target_N for scores_NK, target_N in zip(logits, right, strict=True)
     ]
-    return torch.stack(hits).all(dim=0)
+    return torch.stack(correct).all(dim=0)
 
 
 def evaluate_pairs(model: nn.Module, images: LabelledImages, images_name: str) -> PairEvaluation:
@@ -148,7 +143,7 @@ def evaluate_pairs(model: nn.Module, images: LabelledImages, images_name: str) -
         images_name: What these may be called in a table.
     """
     pairs = fixed_pairs(images)
-    logits = predict_pairs(model, pairs)
+    logits = predict(model, pairs.first.images, pairs.second.images)
     right = targets(pairs.first.labels.cpu(), pairs.second.labels.cpu())
     chosen = [scores_NK.softmax(dim=1).max(dim=1) for scores_NK in logits]
     first, second, total = (
@@ -159,40 +154,26 @@ def evaluate_pairs(model: nn.Module, images: LabelledImages, images_name: str) -
         )
         for scores_NK, best, target_N in zip(logits, chosen, right, strict=True)
     )
-    read_as = [best.indices for best in chosen]
-    hits = all_right(logits, right)
+    predicted = [best.indices for best in chosen]
+    confidence_N = torch.stack([best.values for best in chosen]).prod(dim=0)
+    correct_N = all_correct(logits, right)
     return PairEvaluation(
-        images_name=f"{len(hits):,} pairs of {images_name}",
-        pairs=len(hits),
-        accuracy=float(hits.double().mean()),
+        images_name=f"{len(correct_N):,} pairs of {images_name}",
+        pairs=len(correct_N),
+        accuracy=float(correct_N.double().mean()),
         first=first,
         second=second,
         sum=total,
-        consistent=float((read_as[0] + read_as[1] == read_as[2]).double().mean()),
+        consistent=float((predicted[0] + predicted[1] == predicted[2]).double().mean()),
         loss=first.loss + second.loss + total.loss,
-        misread=_misread(
-            pairs, hits, right, read_as, torch.stack([best.values for best in chosen]).prod(dim=0)
-        ),
+        misclassified=[
+            MisclassifiedPair(
+                first_index=int(pairs.first_index[i]),
+                second_index=int(pairs.second_index[i]),
+                right=tuple(int(target_N[i]) for target_N in right),
+                read_as=tuple(int(predicted_N[i]) for predicted_N in predicted),
+                probability=float(confidence_N[i]),
+            )
+            for i in most_confident_first(~correct_N, confidence_N).tolist()
+        ],
     )
-
-
-def _misread(
-    pairs: Pairs,
-    hits: Tensor,
-    right: Sequence[Tensor],
-    read_as: Sequence[Tensor],
-    confidence: Tensor,
-) -> list[MisreadPair]:
-    wrong = (~hits).nonzero().flatten()
-    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)]
-    answers_NA, read_NA = (torch.stack(list(part), dim=1).tolist() for part in (right, read_as))
-    return [
-        MisreadPair(
-            first_index=int(pairs.first_index[i]),
-            second_index=int(pairs.second_index[i]),
-            right=answers_NA[i],
-            read_as=read_NA[i],
-            probability=float(confidence[i]),
-        )
-        for i in wrong.tolist()
-    ]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 PIXELS, KERNEL = 28, 5
 
 
-class RowsConfig(BaseModel):
-    """The row network's numbers."""
+class Conv1dConfig(BaseModel):
+    """The 1D network's numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,10 +25,10 @@ class RowsConfig(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")
 
 
-class Rows(nn.Module):
+class Conv1dNetwork(nn.Module):
     """28 steps become 14 and 7."""
 
-    def __init__(self, config: RowsConfig) -> None:
+    def __init__(self, config: Conv1dConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         self.features = nn.Sequential(

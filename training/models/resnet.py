@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
-class SkipConfig(BaseModel):
+class ResNetConfig(BaseModel):
     """The residual network's numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,10 +47,10 @@ class Block(nn.Module):
         return torch.relu(inner_NCHW + self.skip(x_NCHW))
 
 
-class Skip(nn.Module):
+class ResNet(nn.Module):
     """28x28 becomes 14x14 and 7x7; the head sees each channel's mean."""
 
-    def __init__(self, config: SkipConfig) -> None:
+    def __init__(self, config: ResNetConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         few, many = config.channels, 2 * config.channels

@@ -1,7 +1,7 @@
-"""The state between two epochs, in one safetensors file, so that a run can be taken up again.
+"""The state between two epochs, in one safetensors file, so that a run can be resumed.
 
-Tensors lie in the file's body; everything else lies as JSON in its header. Randomness needs no
-room: each epoch seeds itself from the run's seed and its own number.
+Tensors are in the file's body; everything else is JSON in its header. Random generators need not
+be saved: each epoch seeds them from the run's seed and its own number.
 
 A folder belongs to one run at a time, and an unfinished run in it is not overwritten unasked.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from training.atomic import write_atomically
-from training.checkpoint import AnyEpoch, CheckpointError
+from training.checkpoint import SHOWN_HASH, AnyEpoch, CheckpointError
 from training.config import TrainConfig
 
 RESUME_NAME = "resume.safetensors"
@@ -37,6 +37,29 @@ class Progress(BaseModel):
     history: list[AnyEpoch]
     scheduler: dict[str, object]
     optimizer_groups: list[dict[str, object]]
+
+    def require_same(
+        self, config: TrainConfig, *, data_sha256: str, split_sha256: str, folder: Path
+    ) -> None:
+        """Raise ``CheckpointError``, naming what differs, unless the run to resume is this one."""
+        then, now = self.config.model_dump(), config.model_dump()
+        differing = [
+            f"{name}: {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]
+        ]
+        if differing:
+            raise CheckpointError(
+                f"the unfinished run in {folder} differs in {'; '.join(differing)}"
+            )
+        if self.data_sha256 != data_sha256:
+            raise CheckpointError(
+                f"the unfinished run in {folder} used data {self.data_sha256[:SHOWN_HASH]}, "
+                f"this one has {data_sha256[:SHOWN_HASH]}"
+            )
+        if self.split_sha256 not in (None, split_sha256):
+            raise CheckpointError(
+                f"the unfinished run in {folder} held out other validation images than this "
+                "version of the code does: it learnt from some of those; begin anew with --restart"
+            )
 
 
 @contextmanager
@@ -77,16 +100,23 @@ def save_progress(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Replace the folder's resume file by the state after an epoch, in one step."""
-    tensors = {
-        f"{prefix}.{name}": tensor
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+    """Replace the folder's resume file by the state after an epoch, in one step.
+
+    Args:
+        folder: Made if need be.
+        progress: What is no tensor.
+        modules: By the prefix of their tensors' names.
+        optimizer: Its state goes under the prefix "optimizer".
+    """
+    states = {prefix: module.state_dict() for prefix, module in modules.items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        states[f"optimizer.{index}"] = state
     content = save_tensors(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {
+            f"{prefix}.{name}": tensor.detach().cpu().contiguous()
+            for prefix, state in states.items()
+            for name, tensor in state.items()
+        },
         metadata={"progress": progress.model_dump_json()},
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +158,7 @@ def restore(
     optimizer.load_state_dict({"state": states, "param_groups": progress.optimizer_groups})
     for weight, state in optimizer.state.items():
         for name, tensor in state.items():
-            if tensor.shape == weight.shape:  # in the file it lies row-major, here as its weight
+            if tensor.shape == weight.shape:  # in the file it is row-major, here as its weight
                 state[name] = torch.empty_like(weight).copy_(tensor)
     scheduler.load_state_dict(dict(progress.scheduler))
 
@@ -138,7 +168,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_json(state: dict[str, object]) -> dict[str, object]:
-    """A scheduler's state without what JSON cannot hold (functions it makes anew itself)."""
+    """A scheduler's state without what JSON cannot hold (functions that it makes again itself)."""
     return {name: value for name, value in state.items() if _is_json(value)}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.data import CLASSES, LabelledImages, standardise, to_ink, to_pixels
-from training.evaluate import predict
+from training.evaluation.prediction import predict
 
 WORST_KEPT = 40
 

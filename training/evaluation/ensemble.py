@@ -4,7 +4,7 @@
     python -m training train --model cnn --teachers runs/cnn-0 runs/cnn-1 runs/cnn-2
 
 The first says what they reach together; the second makes one network of them, which can be
-exported and served (``training.distil``).
+exported and served (``training.loop.distillation``).
 
 Shape suffixes: M networks, N images, K classes.
 """
@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.functional import nll_loss, one_hot
 
-from training.arguments import Commands
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
-from training.compare.figures import spread, wilson
-from training.compare.group_result import Interval, Spread
+from training.cli import Commands, add_data_dir
 from training.compare.groups import ModelUnderTest, read_groups
 from training.data import Dataset, LabelledImages, load_dataset, split_validation
-from training.evaluate import brier_score, predict_logits
+from training.evaluation.calibration import brier_score
+from training.evaluation.prediction import predict_logits
+from training.evaluation.statistics import Interval, Spread, spread, wilson
 
 MOST_SUBSETS = 10_000
 
@@ -226,7 +226,7 @@ def add_ensemble(commands: Commands) -> None:
         metavar="K",
         help="measure all ensembles of K of the checkpoints, too: their mean and range",
     )
-    ensemble.add_argument("--data-dir", type=Path, metavar="DIR", help="as for train")
+    add_data_dir(ensemble)
     ensemble.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
 

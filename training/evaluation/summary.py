@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.arguments import Commands
 from training.checkpoint import CheckpointError, CheckpointRecord, read_record
-from training.compare.figures import spread
-from training.compare.group_result import Spread
+from training.cli import Commands
 from training.compare.groups import group_names, without_seed
+from training.evaluation.statistics import Spread, spread
 
 HEAD = ("network", "parameters", "epochs", "seeds", "validation", "test")
 

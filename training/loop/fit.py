@@ -4,11 +4,11 @@ Everything of a step stays on the device; nothing waits for a figure before an e
 Convolutions run channels last, which takes them less time than channels first.
 
 What is learnt, from how many images at once and by which loss, is a task's matter
-(``training.tasks``). The weights kept are those of the last epoch, when the learning rate has
-annealed, or their moving average (``training.ema``). Validation images choose nothing, so their
-figures are no maximum of noisy ones; test images are not even passed to this module.
+(``training.loop.tasks``). The weights kept are those of the last epoch, when the learning rate has
+annealed, or their moving average (``training.loop.ema``). Validation images choose nothing, so
+their figures are no maximum of noisy ones; test images are not even passed to this module.
 
-Shape suffixes: N images, C channels, H and W pixels.
+Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
 import math
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from training.augment import distorted
-from training.checkpoint import AnyEpoch, CheckpointError
+from training.checkpoint import AnyEpoch
 from training.config import TrainConfig
 from training.data import LabelledImages, fingerprint, standardise, to_pixels
-from training.distil import Teachers
-from training.ema import averaged_model
-from training.evaluate import ask
+from training.data.augment import augment
+from training.evaluation.prediction import forward_tuple
+from training.loop.distillation import Teachers
+from training.loop.distributed import DistributedContext, current_context
+from training.loop.ema import averaged_model
+from training.loop.resume import Progress, as_json, load_progress, restore, save_progress
+from training.loop.tasks import Task, Trained, task_of
 from training.models import build_model
-from training.parallel import World, current
-from training.resume import Progress, as_json, load_progress, restore, save_progress
-from training.tasks import Task, Trained, task_of
 
 # Epoch e of seed s is seeded with s * this + e: no two runs of up to so many epochs share one.
 SEED_STRIDE = 100_003
@@ -40,13 +40,13 @@ SEED_STRIDE = 100_003
 PROCESS_STRIDE = 1_000_000_007
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(ValueError):
     """The loss became NaN or infinite; says in which epoch and what to try."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained module (the last epoch's weights, on its device) and how it came to be."""
+    """A trained module (the last epoch's weights, on its device) and its epochs' figures."""
 
     module: nn.Module
     history: list[AnyEpoch]
@@ -54,14 +54,17 @@ class Fitted:
 
 @dataclass
 class _Run:
-    """What changes from epoch to epoch."""
+    """A run: what is fixed, and what changes from step to step."""
 
+    config: TrainConfig
+    task: Task
+    context: DistributedContext
+    steps_per_epoch: int
     module: nn.Module
     averaged: AveragedModel | None
     # The module, or what averages gradients around it, or what was compiled of it.
     called: Callable[..., Any]
     teachers: Teachers | None
-    world: World
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.OneCycleLR
     history: list[AnyEpoch]
@@ -91,9 +94,9 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
 ) -> Fitted:
     """Train a model; after each epoch the state is saved in ``folder``, for ``resume``.
 
-    Processes that have joined (``training.parallel``) train together; the first one saves states.
-
-    The same config, data, device, threads and versions give the same weights, resumed or not.
+    Processes that have joined (``training.loop.distributed``) train together; the first one saves
+    states. The same config, data, device, threads and versions give the same weights, resumed or
+    not.
 
     Args:
         config: What to train and how.
@@ -111,18 +114,26 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
         DivergedError: The loss became NaN or infinite.
     """
     make_deterministic(device)
-    world = current()
-    world.must_divide(config.batch_size)
     train = train.to(device)
-    run = _start(config, device, world, _steps(config, train), teachers)
-    data = (data_sha256, fingerprint(validation))
+    run = _start(config, device, len(train), teachers)
+    images = {"data_sha256": data_sha256, "split_sha256": fingerprint(validation)}
     if resume:
-        _take_up(run, config, folder, data)
+        progress, tensors = load_progress(folder)
+        progress.require_same(config, **images, folder=folder)
+        restore(progress, tensors, run.modules, run.optimizer, run.scheduler)
+        run.history = list(progress.history)
     for epoch in range(len(run.history), config.epochs):
-        record = _epoch(run, config, train, validation, epoch)
+        record = _epoch(run, train, validation, epoch)
         run.history.append(record)
-        if world.first:
-            save_progress(folder, _progress(run, config, data), run.modules, run.optimizer)
+        if run.context.is_first:
+            progress = Progress(
+                config=config,
+                **images,
+                history=run.history,
+                scheduler=as_json(run.scheduler.state_dict()),
+                optimizer_groups=run.optimizer.state_dict()["param_groups"],
+            )
+            save_progress(folder, progress, run.modules, run.optimizer)
         on_epoch(record)
     # As it will be when it is read from its checkpoint: figures are then equal to the last bit.
     module = run.kept.eval().to(memory_format=torch.contiguous_format)
@@ -130,7 +141,7 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
 
 
 def seed_epoch(
-    config: TrainConfig, epoch: int, world: World, device: torch.device
+    config: TrainConfig, epoch: int, context: DistributedContext, device: torch.device
 ) -> torch.Generator:
     """Seed an epoch by its number alone, so that a resumed run draws what it would have drawn.
 
@@ -142,7 +153,7 @@ def seed_epoch(
         processes; on the device.
     """
     seed = config.seed * SEED_STRIDE + epoch + 1
-    torch.manual_seed(seed + (world.rank + 1) * PROCESS_STRIDE)
+    torch.manual_seed(seed + (context.rank + 1) * PROCESS_STRIDE)
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -161,47 +172,6 @@ def make_deterministic(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _steps(config: TrainConfig, train: LabelledImages) -> int:
-    steps = len(train) // config.batch_size
-    if steps == 0:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {len(train)} training images"
-        )
-    return steps
-
-
-def _start(
-    config: TrainConfig,
-    device: torch.device,
-    world: World,
-    steps_per_epoch: int,
-    teachers: Sequence[nn.Module],
-) -> _Run:
-    torch.manual_seed(config.seed * SEED_STRIDE)
-    module = build_model(config.model, config.architecture)
-    module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        parameter_groups(module, config), lr=config.max_learning_rate, fused=True
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.max_learning_rate, total_steps=steps_per_epoch * config.epochs + 1
-    )
-    called: Callable[..., Any] = world.wrapped(module)
-    if config.compiled:
-        # On CUDA the passes are recorded once and replayed: a small network's time is its launches.
-        called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
-    return _Run(
-        module,
-        averaged_model(module, config.ema_decay) if config.ema_decay else None,
-        called,
-        Teachers.of(config, teachers, device),
-        world,
-        optimizer,
-        scheduler,
-        history=[],
-    )
-
-
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The optimizer's groups: all parameters, or those of one axis (norms, biases) undecayed."""
     if config.decay_norms_and_biases:
@@ -215,106 +185,104 @@ def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, A
     ]
 
 
-def _progress(run: _Run, config: TrainConfig, data: tuple[str, str]) -> Progress:
-    return Progress(
+def _start(
+    config: TrainConfig, device: torch.device, images: int, teachers: Sequence[nn.Module]
+) -> _Run:
+    context = current_context()
+    context.require_equal_shares(config.batch_size)
+    steps = images // config.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the {images} training images"
+        )
+    torch.manual_seed(config.seed * SEED_STRIDE)
+    module = build_model(config.model, config.architecture)
+    module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, config), lr=config.max_learning_rate, fused=True
+    )
+    called: Callable[..., Any] = context.wrapped(module)
+    if config.compiled:
+        # On CUDA the passes are recorded once and replayed: a small network's time is its launches.
+        called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
+    return _Run(
         config=config,
-        data_sha256=data[0],
-        split_sha256=data[1],
-        history=run.history,
-        scheduler=as_json(run.scheduler.state_dict()),
-        optimizer_groups=run.optimizer.state_dict()["param_groups"],
+        task=task_of(config),
+        context=context,
+        steps_per_epoch=steps,
+        module=module,
+        averaged=averaged_model(module, config.ema_decay) if config.ema_decay else None,
+        called=called,
+        teachers=Teachers.of(config, teachers, device),
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.max_learning_rate, total_steps=steps * config.epochs + 1
+        ),
+        history=[],
     )
 
 
-def _take_up(run: _Run, config: TrainConfig, folder: Path, data: tuple[str, str]) -> None:
-    progress, tensors = load_progress(folder)
-    if progress.config != config:
-        then, now = progress.config.model_dump(), config.model_dump()
-        differ = [
-            f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key]
-        ]
-        raise CheckpointError(f"the unfinished run in {folder} differs in {'; '.join(differ)}")
-    if progress.data_sha256 != data[0]:
-        raise CheckpointError(
-            f"the unfinished run in {folder} used data {progress.data_sha256[:12]}, "
-            f"this one has {data[0][:12]}"
-        )
-    if progress.split_sha256 not in (None, data[1]):
-        raise CheckpointError(
-            f"the unfinished run in {folder} held out other validation images than this version "
-            "of the code does: it learnt from some of those; begin anew with --restart"
-        )
-    restore(progress, tensors, run.modules, run.optimizer, run.scheduler)
-    run.history = list(progress.history)
-
-
-def _epoch(
-    run: _Run, config: TrainConfig, train: LabelledImages, validation: LabelledImages, epoch: int
-) -> AnyEpoch:
-    steps, task = _steps(config, train), task_of(config)
-    device = train.images.device
-    count = steps * config.batch_size
-    # Each input's images in an order of its own: who takes two sees other pairs in each epoch.
-    generator = seed_epoch(config, epoch, run.world, device)
+def _epoch(run: _Run, train: LabelledImages, validation: LabelledImages, epoch: int) -> AnyEpoch:
+    config, context, device = run.config, run.context, train.images.device
+    generator = seed_epoch(config, epoch, context, device)
+    count = run.steps_per_epoch * config.batch_size
+    # Each input's images in an order of its own: a network of two sees other pairs in each epoch.
     orders = [
         torch.randperm(len(train), device=device, generator=generator)[:count]
-        for _ in range(task.inputs)
+        for _ in range(run.task.inputs)
     ]
     loss_sum = torch.zeros((), device=device)
-    hits = torch.zeros((), device=device, dtype=torch.int64)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
     bar = tqdm(
         zip(*(order.split(config.batch_size) for order in orders), strict=True),
-        total=steps,
+        total=run.steps_per_epoch,
         desc=f"{config.model} epoch {epoch + 1}/{config.epochs}",
         unit_scale=config.batch_size,
         unit="img",
         leave=False,
         # No bar where nobody watches (a log file), nor several.
-        disable=None if run.world.first else True,
+        disable=None if context.is_first else True,
     )
     run.module.train()
     for index in bar:
-        batch = [train.select(run.world.share(part)) for part in index]
-        loss, batch_hits = _step(run, config, task, batch, generator)
+        loss, batch_correct = _step(run, [train.select(context.share(i)) for i in index], generator)
         loss_sum += loss
-        hits += batch_hits
-    mean_loss = float(run.world.total(loss_sum) / (steps * run.world.size))
+        correct += batch_correct
+    mean_loss = float(context.total(loss_sum) / (run.steps_per_epoch * context.size))
     if not math.isfinite(mean_loss):
         raise DivergedError(
             f"the training loss became {mean_loss} in epoch {epoch + 1}; "
             f"try a lower --learning-rate than {config.max_learning_rate}"
         )
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    accuracy = int(run.world.total(hits)) / count
-    trained = Trained(epoch, mean_loss, accuracy, learning_rate)
-    return task.validate(run.kept, validation, trained)
+    trained = Trained(epoch, mean_loss, int(context.total(correct)) / count, learning_rate)
+    return run.task.validate(run.kept, validation, trained)
 
 
 def _step(
-    run: _Run,
-    config: TrainConfig,
-    task: Task,
-    batch: Sequence[LabelledImages],
-    generator: torch.Generator,
+    run: _Run, batch: Sequence[LabelledImages], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One update; the loss of this process's share of the batch, and its right answers."""
+    """One update; the loss of this process's share of the batch, and its correct answers."""
+    config, context = run.config, run.context
     inputs_NCHW = [
-        standardise(distorted(to_pixels(part.images), config.augment, generator, run.world))
+        standardise(
+            augment(to_pixels(part.images), config.augment, generator, context.size, context.share)
+        )
         for part in batch
     ]
     labels_N = [part.labels for part in batch]
-    halved = config.precision == "bfloat16"
-    with torch.autocast(inputs_NCHW[0].device.type, torch.bfloat16, enabled=halved):
-        answers = ask(run.called, inputs_NCHW)
-        told_NK = run.teachers.told(inputs_NCHW[0]) if run.teachers else None
-    answers = tuple(answer.float() for answer in answers)
-    loss = task.loss(answers, inputs_NCHW, labels_N, config.label_smoothing)
-    if run.teachers and told_NK is not None:
-        loss = run.teachers.mixed(loss, answers[0], told_NK)
+    in_bfloat16 = config.precision == "bfloat16"
+    with torch.autocast(inputs_NCHW[0].device.type, torch.bfloat16, enabled=in_bfloat16):
+        outputs = forward_tuple(run.called, inputs_NCHW)
+        soft_targets_NK = run.teachers.soft_targets(inputs_NCHW[0]) if run.teachers else None
+    outputs = tuple(output.float() for output in outputs)
+    loss = run.task.loss(outputs, inputs_NCHW, labels_N, config.label_smoothing)
+    if run.teachers and soft_targets_NK is not None:
+        loss = run.teachers.mixed_loss(loss, outputs[0], soft_targets_NK)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
     run.scheduler.step()
     if run.averaged:
         run.averaged.update_parameters(run.module)
-    return loss.detach(), task.hits(answers, labels_N)
+    return loss.detach(), run.task.correct(outputs, labels_N)

@@ -19,8 +19,8 @@ from training.data import PIXEL_MEAN, PIXEL_STD
 PAPER = (0 - PIXEL_MEAN) / PIXEL_STD  # a standardised pixel of value 0
 
 
-class VolumeConfig(BaseModel):
-    """The volume network's numbers."""
+class Conv3dConfig(BaseModel):
+    """The 3D network's numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,10 +33,10 @@ class VolumeConfig(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")
 
 
-class Volume(nn.Module):
+class Conv3dNetwork(nn.Module):
     """``copies`` x 28x28 becomes (copies - 2) x 12x12 and (copies - 4) x 4x4."""
 
-    def __init__(self, config: VolumeConfig) -> None:
+    def __init__(self, config: Conv3dConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         self.copies = config.copies

@@ -4,12 +4,12 @@
 
 Each process takes an equal share of every batch; gradients are averaged (DistributedDataParallel),
 so that an update is the one that a single process makes of the whole batch, but for the order of
-its sums. What cannot be the same: dropout draws for each share by itself (each process seeds its
-layers), and batch normalisation
-takes its statistics from a share (the first process's running figures are kept).
+its sums. What cannot be the same: dropout draws for each share independently (each process seeds
+its layers), and batch normalisation takes its statistics from a share (the first process's running
+statistics are kept).
 
 Every process reads the data and, with ``--resume``, the state of the run: on several machines the
-checkpoint's folder must be one that all of them see. Only the first process writes and speaks.
+checkpoint's folder must be one that all of them see. Only the first process writes and prints.
 """
 
 import os
@@ -26,20 +26,15 @@ SIZE, LOCAL_RANK = "WORLD_SIZE", "LOCAL_RANK"
 
 
 @dataclass(frozen=True)
-class World:
-    """The processes of a run, and which of them this one is.
-
-    Attributes:
-        rank: Of this process, from 0.
-        size: How many there are.
-    """
+class DistributedContext:
+    """The processes of a run: their number, and the rank of this one, from 0."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Is this the process that writes and speaks?"""
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
@@ -56,12 +51,8 @@ class World:
         """The module as it must be called for gradients to be averaged."""
         return DistributedDataParallel(module) if self.size > 1 else module
 
-    def must_divide(self, batch_size: int) -> None:
-        """Refuse a batch that gives no equal shares.
-
-        Raises:
-            ValueError: It does not.
-        """
+    def require_equal_shares(self, batch_size: int) -> None:
+        """Raise ``ValueError`` unless the processes' number divides the batch."""
         if batch_size % self.size:
             raise ValueError(
                 f"batch_size {batch_size} gives no equal shares to {self.size} processes: take a "
@@ -69,35 +60,34 @@ class World:
             )
 
 
-ALONE = World()
+SINGLE = DistributedContext()
 
 
-def current() -> World:
-    """The world that this process has joined."""
+def current_context() -> DistributedContext:
+    """The context that this process has joined."""
     if not distributed.is_initialized():
-        return ALONE
-    return World(distributed.get_rank(), distributed.get_world_size())
+        return SINGLE
+    return DistributedContext(distributed.get_rank(), distributed.get_world_size())
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that torchrun started; alone without it.
+def init_distributed(device: torch.device) -> Iterator[tuple[DistributedContext, torch.device]]:
+    """Join the processes that torchrun started; a single process without it.
 
     Args:
         device: What was asked for.
 
     Yields:
-        The world, and this process's own device.
+        The context, and this process's own device.
     """
-    size = int(os.environ.get(SIZE, "1"))
-    if size == 1:
-        yield ALONE, device
+    if int(os.environ.get(SIZE, "1")) == 1:
+        yield SINGLE, device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ[LOCAL_RANK]))
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield current(), device
+        yield current_context(), device
     finally:
         distributed.destroy_process_group()

@@ -1,12 +1,12 @@
-"""Figures for a viewer of somebody else's, beside the checkpoint's own record. Off by default.
+"""Figures for TensorBoard, beside the checkpoint's own record. Off by default.
 
-The record is what counts: a viewer's files hold nothing that is not in it.
+The record is what counts: TensorBoard's files hold nothing that is not in it.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,46 +15,35 @@ FOLDER = "tensorboard"
 
 
 class TrackerError(ValueError):
-    """The viewer asked for cannot be written for; says what to install."""
+    """TensorBoard's package is not installed; the message has the line that installs it."""
 
 
-class Tracker(Protocol):
-    """Takes figures as they come."""
+class Tracker:
+    """Writes figures as they come; nothing without a writer."""
 
-    def epoch(self, number: int, figures: BaseModel) -> None:
-        """The figures of an epoch, counted from 1."""
-
-    def final(self, part: str, figures: BaseModel) -> None:
-        """The finished network's figures on a part of the images, e.g. "test"."""
-
-
-class _Nothing:
-    def epoch(self, number: int, figures: BaseModel) -> None:
-        pass
-
-    def final(self, part: str, figures: BaseModel) -> None:
-        pass
-
-
-class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: Any | None = None) -> None:
+        """Take a ``SummaryWriter``, or None."""
         self._writer = writer
         self._last = 0
 
     def epoch(self, number: int, figures: BaseModel) -> None:
+        """Write the figures of an epoch, counted from 1."""
         self._last = number
-        for name, value in numbers(figures).items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, number)
+        self._write({name: v for name, v in numbers(figures).items() if name != "epoch"})
 
     def final(self, part: str, figures: BaseModel) -> None:
-        for name, value in numbers(figures).items():
-            self._writer.add_scalar(f"{part}/{name}", value, self._last)
+        """Write the finished network's figures on a part of the images, e.g. "test"."""
+        self._write(numbers(figures, f"{part}/"))
+
+    def _write(self, values: dict[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, self._last)
 
 
 @contextmanager
 def tracker(name: str | None, folder: Path, config: BaseModel) -> Iterator[Tracker]:
-    """A viewer's files in the checkpoint's folder, or nothing.
+    """A tracker that writes to the checkpoint's folder, or to nowhere.
 
     Args:
         name: One of ``TRACKERS``; None: nothing is written.
@@ -65,7 +54,7 @@ def tracker(name: str | None, folder: Path, config: BaseModel) -> Iterator[Track
         TrackerError: The viewer's package is not installed.
     """
     if name is None:
-        yield _Nothing()
+        yield Tracker()
         return
     try:
         # Not at the top: it is an extra, and takes a second.
@@ -77,7 +66,7 @@ def tracker(name: str | None, folder: Path, config: BaseModel) -> Iterator[Track
         ) from error
     with SummaryWriter(log_dir=str(folder / FOLDER)) as writer:
         writer.add_text("config", f"```json\n{config.model_dump_json(indent=2)}\n```")
-        yield _TensorBoard(writer)
+        yield Tracker(writer)
 
 
 def numbers(figures: BaseModel, prefix: str = "") -> dict[str, float]:

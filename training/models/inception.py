@@ -1,6 +1,6 @@
-"""Parallel branches: kernels of several sizes look at the same values, their answers are joined.
+"""Parallel branches: kernels of several sizes see the same input, their outputs are concatenated.
 
-[1x1 | 3x3 | 5x5 | 3x3 with dilation 2, joined by concatenation] -> max pool 2x2, twice
+[1x1 | 3x3 | 5x5 | 3x3 with dilation 2, concatenated] -> max pool 2x2, twice
 -> flatten -> fully connected (10).
 
 After Szegedy et al. 2015, "Going deeper with convolutions"; the dilated branch is after Yu and
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 KERNELS = ((1, 1), (3, 1), (5, 1), (3, 2))
 
 
-class BranchesConfig(BaseModel):
-    """The branching network's numbers."""
+class InceptionConfig(BaseModel):
+    """The network's numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class BranchesConfig(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")
 
 
-class Fork(nn.Module):
+class InceptionBlock(nn.Module):
     """Four convolutions of the same input, each with BatchNorm and ReLU, side by side."""
 
     def __init__(self, channels_in: int, width: int) -> None:
@@ -54,18 +54,21 @@ class Fork(nn.Module):
         return torch.cat([branch(x_NCHW) for branch in self.branches], dim=1)
 
 
-class Branches(nn.Module):
+class Inception(nn.Module):
     """28x28 becomes 14x14 and 7x7."""
 
-    def __init__(self, config: BranchesConfig) -> None:
+    def __init__(self, config: InceptionConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
-        joined = len(KERNELS) * config.width
+        channels = len(KERNELS) * config.width
         self.features = nn.Sequential(
-            Fork(1, config.width), nn.MaxPool2d(2), Fork(joined, config.width), nn.MaxPool2d(2)
+            InceptionBlock(1, config.width),
+            nn.MaxPool2d(2),
+            InceptionBlock(channels, config.width),
+            nn.MaxPool2d(2),
         )
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(joined * 7 * 7, 10)
+            nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(channels * 7 * 7, 10)
         )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
