@@ -190,7 +190,7 @@ def test_the_locustfile_works_by_itself(service_url: str, tmp_path: Path) -> Non
     """Locust's own command line runs it, from any folder, and writes the figures."""
     result = tmp_path / "result.json"
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", service_url]
-    command += ["--headless", "-u", "2", "-r", "2", "-t", "4s", "--only-summary"]
+    command += ["--headless", "-u", "2", "-r", "2", "-t", "8s", "--only-summary"]
     command += ["--bundle", str(SERVED_BUNDLES / "mlp"), "--scenario", "MultiStream"]
     command += ["--warmup", "0.2"]
     ran = subprocess.run([*command, "--result", str(result)], cwd=tmp_path, capture_output=True)
