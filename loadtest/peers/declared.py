@@ -20,6 +20,8 @@ from loadtest.errors import LoadTestError
 
 PEERS = Path(__file__).with_name("servers")
 _BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+# Names of forms that are accepted for one more release.
+EARLIER = {"pixels": "tensors", "open-inference": "infer/binary"}
 _PINNED = re.compile(r"[\w.-]+(\[[\w,.-]+\])?==[\w.!+-]+")
 
 
@@ -105,6 +107,10 @@ def _read(file: Path) -> list[Peer]:
         if loose:
             raise PeerError(f"{file}: pin the dependencies {loose} by ==")
         given = {"file": file.resolve(), "requirements": requirements}
-        return [Peer.model_validate({**table, **given}) for table in tables]
+        forms = ({"form": EARLIER.get(table["form"], table["form"])} for table in tables)
+        return [
+            Peer.model_validate({**table, **form, **given})
+            for table, form in zip(tables, forms, strict=True)
+        ]
     except (KeyError, TypeError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise PeerError(f"{file}: its script comment is not a peer's: {error!r}") from error

@@ -66,6 +66,16 @@ def test_a_comment_that_is_not_right_is_refused(
         declared(tmp_path)
 
 
+def test_earlier_names_of_forms_are_accepted(tmp_path: Path) -> None:
+    """A peer's file of an earlier release asks as it did."""
+    file = write_peer(tmp_path, "tiny")
+    for earlier, now in (("pixels", "tensors"), ("open-inference", "infer/binary")):
+        file.write_text(file.read_text().replace('form = "tensors"', f'form = "{earlier}"'))
+        (peer,) = declared(tmp_path)
+        assert peer.form == now
+        file.write_text(file.read_text().replace(f'form = "{earlier}"', 'form = "tensors"'))
+
+
 def test_a_file_without_the_comment_is_no_peer_and_names_are_unique(tmp_path: Path) -> None:
     """It is passed over; two peers of one name are an error."""
     (tmp_path / "no_peer.py").write_text("import sys\n")
