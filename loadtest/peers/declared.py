@@ -12,11 +12,12 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtest.errors import LoadTestError
+from loadtest.generator.payloads import PeerForm
 
 PEERS = Path(__file__).with_name("servers")
 _BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
@@ -53,7 +54,7 @@ class Peer(BaseModel):
     requirements: tuple[str, ...]
     name: str = Field(min_length=1)
     settings: str
-    form: Literal["json", "tensors", "infer/json", "infer/binary", "infer/raw"]
+    form: PeerForm
     samples: int = Field(1, ge=1)
     path: str = Field(pattern="^/")
     command: tuple[str, ...] = Field(min_length=1)

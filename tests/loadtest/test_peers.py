@@ -6,12 +6,13 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from loadtest.__main__ import main
 from loadtest.generator.expectations import Expectations
-from loadtest.generator.payloads import PEER_FORMS
+from loadtest.generator.payloads import PeerForm
 from loadtest.measure.run import generate
 from loadtest.peers.declared import Peer, PeerError, declared
 from loadtest.peers.installed import SkippedError, ask, environment, packages, running
@@ -35,7 +36,7 @@ def test_the_repository_declares_its_peers() -> None:
     names = " ".join(peer.name for peer in peers)
     for framework in ("BentoML", "FastAPI", "LitServe", "mosec", "Triton"):
         assert framework in names
-    assert all(peer.form in PEER_FORMS and peer.requirements for peer in peers)
+    assert all(peer.form in get_args(PeerForm) and peer.requirements for peer in peers)
     assert {peer.name for peer in declared(words=["fastapi"])} == {
         "FastAPI",
         "FastAPI, 2 processes",
