@@ -38,7 +38,8 @@ bundles: $(MODELS:%=$(BUNDLES)/%/manifest.json) ## export both models and prove 
 
 # Order-only (|): a renewed environment does not throw trained weights away.
 $(CHECKPOINTS)/%/checkpoint.json: | $(VENV)/installed
-	$(BIN)/python -m training train --model $* --preset $(PRESET) --out $(@D)
+	$(BIN)/python -m training train --model $* --preset $(PRESET) --out $(@D) \
+	  $(if $(wildcard $(@D)/resume.safetensors),--resume)
 
 $(BUNDLES)/%/manifest.json: $(CHECKPOINTS)/%/checkpoint.json | $(VENV)/installed
 	$(BIN)/python -m export build $(<D) --out $(@D) --report artifacts/parity/$*

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -35,13 +35,11 @@ class CheckpointError(ValueError):
     """A checkpoint that is not there, not whole, or not what it says."""
 
 
-class EpochRecord(BaseModel):
+class EpochRecord(BaseModel, frozen=True):
     """Figures of one epoch; accuracies in 0..1, losses in nats, on the images named.
 
     Of pairs, the accuracy is the share whose three answers are all right.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     epoch: int
     train_loss: float
@@ -55,14 +53,12 @@ class EpochRecord(BaseModel):
         return f"validation {100 * self.validation_accuracy:.2f}%"
 
 
-class ImageEpochRecord(BaseModel):
+class ImageEpochRecord(BaseModel, frozen=True):
     """Figures of one epoch of a network that gives its input back.
 
     Losses are mean squared errors of standardised pixels; ``validation_mse`` and
     ``validation_psnr_db`` are of ink in 0..1, as in ``ImageEvaluation``.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     epoch: int
     train_loss: float
@@ -83,14 +79,12 @@ EpochT = TypeVar("EpochT", bound=AnyEpoch)
 FiguresT = TypeVar("FiguresT", bound=BaseModel)
 
 
-class DataRecord(BaseModel):
+class DataRecord(BaseModel, frozen=True):
     """Which images the run used.
 
     ``split_sha256`` is the ``fingerprint`` of the images that were held out for validation; None
     in records of version 1.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     test_name: str
@@ -102,24 +96,20 @@ class DataRecord(BaseModel):
     test_images: int
 
 
-class WeightsFile(BaseModel):
+class WeightsFile(BaseModel, frozen=True):
     """The weights' file, relative to the record's folder; ``parameters`` counts trainable ones."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: str
     sha256: str
     parameters: int
 
 
-class TaskRecord(BaseModel, Generic[EpochT, FiguresT]):
+class TaskRecord(BaseModel, Generic[EpochT, FiguresT], frozen=True, extra="forbid"):
     """Everything that is known of a checkpoint besides its weights.
 
     ``epoch_kept`` is the epoch whose weights these are: the last one; in records of version 1
     the one with the best validation figure, so that there ``validation`` flatters the network.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     config: TrainConfig
@@ -183,12 +173,17 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
         CheckpointError: As there, or the network does something else.
     """
     record, module = open_checkpoint(folder)
+    return require_digit_record(record, folder), module
+
+
+def require_digit_record(record: AnyRecord, folder: Path) -> CheckpointRecord:
+    """The same record; raises ``CheckpointError`` for a network that does something else."""
     if not isinstance(record, CheckpointRecord):
         raise CheckpointError(
             f"{folder} holds the network {record.config.model}, which does not read a single "
             "digit; expected one that does"
         )
-    return record, module
+    return record
 
 
 def read_record(folder: Path) -> AnyRecord:

@@ -18,10 +18,10 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import get_args
 
 import torch
@@ -166,26 +166,15 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rounds(
-    dataset: Dataset, config: TrainConfig, target: float, count: int, device: torch.device
-) -> Iterator[tuple[Reached, Reached]]:
-    """The example's run and ours, each round with a seed of its own, who begins by turns.
-
-    Args:
-        dataset: To learn from and to ask.
-        config: Of our run; its seed is the round's.
-        target: Accuracy on the test images, 0..1.
-        count: Of rounds.
-        device: Where to compute.
-    """
-    for seed in range(count):
-        own_config = config.with_changes(seed=seed)
-        if seed % 2:
-            own = ours(dataset, own_config, device)
-            yield example(dataset, target, seed, device), own
-        else:
-            theirs = example(dataset, target, seed, device)
-            yield theirs, ours(dataset, own_config, device)
+def _round(
+    dataset: Dataset, config: TrainConfig, target: float, device: torch.device
+) -> tuple[Reached, Reached]:
+    """The example's run and ours, of the config's seed; which begins depends on the seed."""
+    if config.seed % 2:
+        own = ours(dataset, config, device)
+        return example(dataset, target, config.seed, device), own
+    theirs = example(dataset, target, config.seed, device)
+    return theirs, ours(dataset, config, device)
 
 
 def _warm_up(dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
@@ -237,31 +226,27 @@ def _speed(arguments: argparse.Namespace) -> int:
     say(f"to {arguments.target:g}% of {dataset.test_name}, {device_name(device)}\n\n")
     say("| round | example, epochs | accuracy | ours, epochs | accuracy | times as fast |\n")
     say("|---|---|---|---|---|---|\n")
-    pairs: list[tuple[Reached, Reached]] = []
-    for number, pair in enumerate(
-        rounds(dataset, config, target, arguments.rounds, device), start=1
-    ):
-        pairs.append(pair)
-        cells = [f"{run.epochs} | {100 * run.accuracy:.2f}%" for run in pair]
-        ratio = times_as_fast(*pair, target)
+    rounds: list[tuple[Reached, Reached]] = []
+    for seed in range(arguments.rounds):
+        both = _round(dataset, config.with_changes(seed=seed), target, device)
+        rounds.append(both)
+        cells = [f"{run.epochs} | {100 * run.accuracy:.2f}%" for run in both]
+        ratio = times_as_fast(*both, target)
         told = f"{ratio:.1f} x" if 0 < ratio < math.inf else "not reached"
-        say(f"| {number} | {' | '.join(cells)} | {told} |\n")
+        say(f"| {seed + 1} | {' | '.join(cells)} | {told} |\n")
         sys.stdout.flush()
-    say(f"\n{verdict([times_as_fast(*pair, target) for pair in pairs])}\n")
+    say(f"\n{verdict([times_as_fast(*both, target) for both in rounds])}\n")
     if device.type == "cuda":
         theirs_s, own_s = (
             median(run.seconds if run.accuracy >= target else math.inf for run in runs)
-            for runs in zip(*pairs, strict=True)
+            for runs in zip(*rounds, strict=True)
         )
         say(f"median seconds: example {theirs_s:.1f}, ours {own_s:.2f}\n")
-    return 0 if all(run.accuracy >= target for pair in pairs for run in pair) else 1
+    return 0 if all(run.accuracy >= target for both in rounds for run in both) else 1
 
 
 def times_as_fast(theirs: Reached, own: Reached, target: float) -> float:
-    """How many times as fast ours was in a round: 0 if it missed the target.
-
-    Infinite if the example alone missed it.
-    """
+    """How many times as fast ours was: 0 if it missed the target, infinite if the example did."""
     if own.accuracy < target:
         return 0.0
     return theirs.seconds / own.seconds if theirs.accuracy >= target else math.inf
@@ -271,13 +256,15 @@ def verdict(ratios: Sequence[float]) -> str:
     """The median of all rounds, missed ones among them, and the range; in words.
 
     A round that ours missed is slower than any that it did not, so it takes its place in the
-    order although its ratio is not known.
+    order although its ratio is not known. Of two in the middle the lower one counts then: their
+    mean is not known either.
     """
-    missed = sum(not 0 < ratio < math.inf for ratio in ratios)
-    if not 0 < median(ratios) < math.inf:
-        return f"{missed} of {len(ratios)} rounds missed the target: no ratio is told"
-    text = f"median of {len(ratios)} rounds: {median(ratios):.1f} times as fast"
     reached = [ratio for ratio in ratios if 0 < ratio < math.inf]
+    missed = len(ratios) - len(reached)
+    middle = median_low(ratios) if missed else median(ratios)
+    if not 0 < middle < math.inf:
+        return f"{missed} of {len(ratios)} rounds missed the target: no ratio is told"
+    text = f"median of {len(ratios)} rounds: {middle:.1f} times as fast"
     if len(ratios) > 1:
         text += f" ({min(reached):.1f} to {max(reached):.1f} where reached)"
     return f"{text}; {missed} missed the target" if missed else text

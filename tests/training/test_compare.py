@@ -10,13 +10,14 @@ import torch
 
 from training.__main__ import main
 from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
-from training.compare import ComparePlan, Comparison, compare, words, write_report
-from training.compare.group_result import Interval
-from training.compare.groups import group_names, read_groups, single_seeds, unfair_conditions
-from training.compare.sizes import run_sizes
+from training.compare import ComparePlan, Comparison, compare, sentences, write_report
+from training.compare.groups import read_groups, single_seeds, unfair_conditions
+from training.compare.learning_curve import run_learning_curve
 from training.config import DistilConfig, TrainConfig, preset
 from training.data import Dataset, LabelledImages, load_dataset
 from training.evaluation.classification import evaluate
+from training.evaluation.grouping import group_names
+from training.evaluation.statistics import Interval
 from training.loop.fit import DivergedError, Fitted, fit
 
 PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)
@@ -125,7 +126,7 @@ def test_the_report_holds_the_figures_and_asks_nothing_of_the_network(
         "below 90%",
         "p &lt; 0.05",
         "First layer of cnn",
-        "answers of layers.",
+        "output of layers.",
     ):
         assert told in text
     assert text.count("data:image/png;base64,") >= 14
@@ -136,7 +137,7 @@ def test_the_sentences_follow_the_figures(compared: Comparison) -> None:
     """Other figures in the same comparison give other sentences: none of them is fixed."""
     curve = compared.curves[0]
     spoilt = [g.model_copy(update={"falls_below": (None, 3.25)}) for g in curve.groups]
-    told = words.curve_sentence(curve.model_copy(update={"groups": spoilt}))
+    told = sentences.robustness(curve.model_copy(update={"groups": spoilt}))
     assert told.startswith("mlp and cnn: below 90% from 3.25 pixels on. The groups are")
     other = compared.alternatives[1]
     for interval, p_holm, said in (
@@ -152,15 +153,15 @@ def test_the_sentences_follow_the_figures(compared: Comparison) -> None:
             update={"difference": 0.0321, "interval": interval, "p_holm": p_holm}
         )
         altered = compared.model_copy(update={"alternatives": [changed]})
-        assert "cnn reads" in words.verdict(altered)
-        assert "+3.21 points" in words.verdict(altered)
-        assert said in words.verdict(altered)
+        assert "cnn classifies" in sentences.verdict(altered)
+        assert "+3.21 points" in sentences.verdict(altered)
+        assert said in sentences.verdict(altered)
     pair = compared.pairs[0]
     even = [p.model_copy(update={"only_first": 1, "only_second": 2}) for p in pair.pairs]
     altered_pair = pair.model_copy(update={"pairs": even, "significant": 0.25})
-    assert "1 of 4 pairs have p < 0.05 (25%); mlp reads more images in 0 of 4, cnn in 4" in (
-        words.mcnemar_sentence(altered_pair)
-    )
+    said = sentences.mcnemar(altered_pair)
+    assert "1 of 4 pairs have p < 0.05 (25%)" in said
+    assert "mlp classifies more images correctly in 0 of 4, cnn in 4" in said
 
 
 def test_the_command_prints_a_table_and_trains_sizes_once(
@@ -187,11 +188,11 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
     said: list[str] = []
     dataset = load_dataset(data_dir)
     groups = read_groups(folders[2:3], dataset)
-    again, failures = run_sizes(
+    again, failures = run_learning_curve(
         groups, dataset, [64, 128], 1, folder=tmp_path, device=torch.device("cpu"), say=said.append
     )
     assert (again, failures, said) == (first.sizes[2:], [], [])
-    cut, _ = run_sizes(
+    cut, _ = run_learning_curve(
         groups, dataset, [64], 1, folder=tmp_path, device=torch.device("cpu"), say=said.append
     )
     assert ([run.epoch_images for run in cut], len(said)) == ([58], 1)
@@ -240,7 +241,7 @@ def test_a_run_that_fails_costs_no_measurement(
         return fit(config, train, *rest, **kw)  # type: ignore[arg-type]
 
     fails: list[BaseException] = [DivergedError("the training loss became nan in epoch 1")]
-    monkeypatch.setattr("training.compare.sizes.fit", diverge)
+    monkeypatch.setattr("training.compare.learning_curve.fit", diverge)
     assert main(command) == 0
     figures = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
     assert [run.size for run in figures.sizes] == [128]
@@ -268,10 +269,12 @@ def test_a_size_is_a_budget_of_labels(
         seen.append((train, validation))
         return fit(config, train, validation, **rest)
 
-    monkeypatch.setattr("training.compare.sizes.fit", watched)
+    monkeypatch.setattr("training.compare.learning_curve.fit", watched)
     groups = read_groups(folders[1:2], dataset)
     device = torch.device("cpu")
-    run_sizes(groups, dataset, [100, 400], 1, folder=tmp_path, device=device, say=lambda _: None)
+    run_learning_curve(
+        groups, dataset, [100, 400], 1, folder=tmp_path, device=device, say=lambda _: None
+    )
     for (train, validation), size in zip(seen, (100, 400), strict=True):
         known, held_out = (
             {bytes(image.numpy()) for image in part.images} for part in (train, validation)
@@ -372,7 +375,7 @@ def test_several_groups_against_one_base_are_corrected(compared: Comparison) -> 
     for corrected in (0.03, 0.06):
         one = changed.model_copy(update={"p_holm": corrected})
         for told in ([one], [one, one]):
-            verdict = words.verdict(compared.model_copy(update={"alternatives": told}))
+            verdict = sentences.verdict(compared.model_copy(update={"alternatives": told}))
             assert ("not significant" in verdict) == (corrected > 0.05)
             assert f"p = {corrected:.4f} after Holm's correction" in verdict
 

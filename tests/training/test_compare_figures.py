@@ -8,28 +8,22 @@ from torch import Tensor, nn
 
 from training.compare.calibration import calibrate, fit_temperature, reliability
 from training.compare.cost import measure_costs, multiply_adds
-from training.compare.figures import (
-    falls_below,
-    holm,
-    mcnemar,
-    spread,
-    welch,
-    wilson,
-)
 from training.compare.layers import first_layer, responses
+from training.compare.learning_curve import part_of
 from training.compare.measure import evenly
-from training.compare.pairs import Readings, group_pairs
 from training.compare.robustness import (
     DISTORTIONS,
     affine,
     blurred,
     distorted_curve,
+    falls_below,
     noised,
     shifted,
 )
-from training.compare.sizes import part_of
+from training.compare.significance import Predictions, group_pairs, holm, mcnemar, welch
 from training.data import PIXEL_MEAN, PIXEL_STD, LabelledImages
 from training.evaluation.calibration import calibration_error
+from training.evaluation.statistics import spread, wilson
 from training.models import build_model
 
 
@@ -228,8 +222,8 @@ def test_images_are_taken_evenly() -> None:
 def test_pairs_count_seeds_and_list_the_greatest_differences() -> None:
     """Of four images the one that all of one group and none of the other read comes first."""
     labels = torch.tensor([1, 2, 3, 4])
-    first = Readings([0, 1], [torch.tensor([1, 2, 0, 0]), torch.tensor([1, 2, 3, 0])])
-    second = Readings([5], [torch.tensor([1, 0, 0, 4])])
+    first = Predictions([0, 1], [torch.tensor([1, 2, 0, 0]), torch.tensor([1, 2, 3, 0])])
+    second = Predictions([5], [torch.tensor([1, 0, 0, 4])])
     between, within = group_pairs({"a": first, "b": second}, labels, differing_shown=2)
     assert [(p.first_seed, p.second_seed, p.only_first, p.only_second) for p in between.pairs] == [
         (0, 5, 1, 1),

@@ -70,17 +70,21 @@ def test_two_processes_give_the_weights_of_one(data_dir: Path, tmp_path: Path) -
 def test_a_run_of_one_is_taken_up_by_two(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after its first epoch and resumed under torchrun, it ends where it would have."""
-    expected = _alone(data_dir, tmp_path / "whole", "--epochs", "2")
+    """Interrupted after its first epoch and resumed under torchrun, it ends where it would have.
+
+    So do averaged weights.
+    """
+    run = ["--epochs", "2", "--ema", "0.9"]
+    expected = _alone(data_dir, tmp_path / "whole", *run)
 
     def interrupted(*_: object) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("training.train._Clock.after", interrupted)
-        command = ["train", *NETWORK, "--data-dir", str(data_dir), "--epochs", "2"]
+        command = ["train", *NETWORK, "--data-dir", str(data_dir), *run]
         assert main([*command, "--out", str(tmp_path / "cut")]) == 130
-    ran = _together(data_dir, tmp_path / "cut", "--epochs", "2", "--resume")
+    ran = _together(data_dir, tmp_path / "cut", *run, "--resume")
     assert ran.returncode == 0, ran.stderr
     assert "epoch  1/2" not in ran.stdout
     found = _weights(tmp_path / "cut")

@@ -1,5 +1,6 @@
 """The race with PyTorch's example: who is measured, by what, and what is said where one fails."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,9 @@ def test_a_round_that_missed_the_target_counts(
     assert last.startswith("median of 5 rounds: 1.0 times as fast")
     assert "2 missed the target" in last
     assert "4.0" in last  # the range
+    # Half of the rounds missed it: what is between nothing and 3 is not known.
+    assert "no ratio" in speed.verdict([0.0, 3.0])
+    assert "median of 2 rounds: 3.0 times" in speed.verdict([3.0, math.inf])
 
 
 def test_numbers_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,9 @@ import logging
 from pathlib import Path
 
 from training.compare.measure import compare
-from training.compare.plan import ComparePlan
 from training.compare.report import JSON_NAME, write_report
-from training.compare.result import Comparison
-from training.compare.words import over_seeds, p_text, points, points_interval, times
+from training.compare.schema import ComparePlan, Comparison
+from training.compare.sentences import over_seeds, p_text, points, points_interval, times
 from training.data import load_dataset
 from training.device import chosen_device
 

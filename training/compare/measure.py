@@ -13,23 +13,24 @@ from torch import Tensor
 
 from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
-from training.compare.figures import holm, spread, welch, wilson
-from training.compare.group_result import Cost, Group, Network
-from training.compare.groups import (
-    ModelUnderTest,
-    SubjectGroup,
-    conditions,
-    read_groups,
-    single_seeds,
-    unfair_conditions,
-)
-from training.compare.pairs import Readings, group_pairs
-from training.compare.plan import ComparePlan
-from training.compare.result import Alternative, Comparison, Curve
+from training.compare.groups import CheckpointGroup, read_groups, single_seeds, unfair_conditions
+from training.compare.learning_curve import check_learning_curve, run_learning_curve
 from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
-from training.compare.sizes import check_sizes, run_sizes
-from training.data import CLASSES, Dataset, LabelledImages, split_validation, to_pixels
+from training.compare.schema import (
+    Alternative,
+    ComparePlan,
+    Comparison,
+    Cost,
+    Curve,
+    Group,
+    Network,
+)
+from training.compare.significance import Predictions, group_pairs, holm, welch
+from training.data import Dataset, LabelledImages, split_validation, to_pixels
 from training.device import device_name
+from training.evaluation.classification import accuracy_per_digit, confusion_matrix
+from training.evaluation.grouping import LoadedCheckpoint, conditions
+from training.evaluation.statistics import spread, wilson
 from training.provenance import commit, versions
 
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def compare(
         warnings=unfair_conditions(groups) + single_seeds(groups) + _changed(groups, measured),
         groups=measured,
         alternatives=_alternatives(measured, base),
-        pairs=group_pairs(_readings(groups, answers), dataset.test.labels, plan.differing_shown),
+        pairs=group_pairs(_predictions(groups, answers), dataset.test.labels, plan.differing_shown),
         curves=_curves(groups, distorted, say),
         sizes=[],
         picture_index=plan.picture_index,
@@ -98,7 +99,7 @@ def compare(
     if not plan.sizes or folder is None:
         return comparison
     on_measured(comparison)
-    runs, failures = run_sizes(
+    runs, failures = run_learning_curve(
         groups, dataset, plan.sizes, plan.size_epochs, folder=folder, device=device, say=say
     )
     return comparison.model_copy(update={"sizes": runs, "warnings": comparison.warnings + failures})
@@ -115,7 +116,7 @@ def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
 
 
 def _base(
-    plan: ComparePlan, groups: Sequence[SubjectGroup], dataset: Dataset, folder: Path | None
+    plan: ComparePlan, groups: Sequence[CheckpointGroup], dataset: Dataset, folder: Path | None
 ) -> str:
     """The base group's name, after a check that the plan fits."""
     names = [group.name for group in groups]
@@ -128,12 +129,12 @@ def _base(
     if plan.sizes and folder is None:
         raise ValueError("sizes are trained, so a folder for their results must be given")
     if plan.sizes and folder is not None:
-        check_sizes(groups, dataset, plan.sizes, folder)
+        check_learning_curve(groups, dataset, plan.sizes, folder)
     return plan.base or names[0]
 
 
 def _all_answers(
-    groups: Sequence[SubjectGroup],
+    groups: Sequence[CheckpointGroup],
     validation: LabelledImages,
     test: LabelledImages,
     device: torch.device,
@@ -148,12 +149,12 @@ def _all_answers(
     }
 
 
-def _readings(
-    groups: Sequence[SubjectGroup], answers: Mapping[str, Sequence[_Answers]]
-) -> dict[str, Readings]:
+def _predictions(
+    groups: Sequence[CheckpointGroup], answers: Mapping[str, Sequence[_Answers]]
+) -> dict[str, Predictions]:
     return {
-        group.name: Readings(
-            [subject.record.config.seed for subject in group.subjects],
+        group.name: Predictions(
+            [checkpoint.record.config.seed for checkpoint in group.checkpoints],
             [one.test.argmax(1) for one in answers[group.name]],
         )
         for group in groups
@@ -161,7 +162,7 @@ def _readings(
 
 
 def _curves(
-    groups: Sequence[SubjectGroup], data: LabelledImages, say: Callable[[str], None]
+    groups: Sequence[CheckpointGroup], data: LabelledImages, say: Callable[[str], None]
 ) -> list[Curve]:
     modules = {group.name: group.modules for group in groups}
     curves = []
@@ -172,14 +173,14 @@ def _curves(
 
 
 def _group(
-    group: SubjectGroup,
+    group: CheckpointGroup,
     answers: Sequence[_Answers],
     validation: LabelledImages,
     test: LabelledImages,
     cost: Cost,
 ) -> Group:
     networks = [
-        _network(*pair, validation, test) for pair in zip(group.subjects, answers, strict=True)
+        _network(*pair, validation, test) for pair in zip(group.checkpoints, answers, strict=True)
     ]
     logits = [one.test for one in answers]
     temperatures = [network.calibration.temperature for network in networks]
@@ -199,36 +200,39 @@ def _group(
 
 
 def _network(
-    subject: ModelUnderTest, answers: _Answers, validation: LabelledImages, test: LabelledImages
+    checkpoint: LoadedCheckpoint,
+    answers: _Answers,
+    validation: LabelledImages,
+    test: LabelledImages,
 ) -> Network:
-    read_as = answers.test.argmax(1)
-    right = int((read_as == test.labels).sum())
-    confusion = torch.bincount(test.labels * CLASSES + read_as, minlength=CLASSES**2)
-    confusion = confusion.reshape(CLASSES, CLASSES)
+    predicted = answers.test.argmax(1)
+    correct = int((predicted == test.labels).sum())
+    confusion = confusion_matrix(test.labels, predicted)
     return Network(
-        checkpoint=str(subject.folder),
-        seed=subject.record.config.seed,
-        weights_sha256=subject.record.weights.sha256,
-        accuracy=right / len(test),
-        interval=wilson(right, len(test)),
-        accuracy_per_digit=[
-            float(row[digit] / row.sum()) if row.sum() else None
-            for digit, row in enumerate(confusion)
-        ],
+        checkpoint=str(checkpoint.folder),
+        seed=checkpoint.record.config.seed,
+        weights_sha256=checkpoint.record.weights.sha256,
+        accuracy=correct / len(test),
+        interval=wilson(correct, len(test)),
+        accuracy_per_digit=accuracy_per_digit(confusion),
         confusion=confusion.tolist(),
         calibration=calibrate(answers.validation, validation.labels, answers.test, test.labels),
     )
 
 
-def _changed(groups: Sequence[SubjectGroup], measured: Sequence[Group]) -> list[str]:
+def _changed(groups: Sequence[CheckpointGroup], measured: Sequence[Group]) -> list[str]:
     """Lines on networks whose accuracy is not what their checkpoint records."""
-    return [
-        f"{network.checkpoint} reads {network.accuracy:.2%} here, its record says "
-        f"{subject.record.test.accuracy:.2%}: another device or version computes otherwise"
-        for group, seen in zip(groups, measured, strict=True)
-        for subject, network in zip(group.subjects, seen.networks, strict=True)
-        if abs(network.accuracy - subject.record.test.accuracy) > 1 / subject.record.test.images
-    ]
+    lines = []
+    for group, figures in zip(groups, measured, strict=True):
+        for checkpoint, network in zip(group.checkpoints, figures.networks, strict=True):
+            recorded = checkpoint.record.test
+            if abs(network.accuracy - recorded.accuracy) > 1 / recorded.images:
+                lines.append(
+                    f"{network.checkpoint} classifies {network.accuracy:.2%} correctly here, its "
+                    f"record says {recorded.accuracy:.2%}: another device or version computes "
+                    "other values"
+                )
+    return lines
 
 
 def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:

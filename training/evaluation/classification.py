@@ -4,7 +4,7 @@ Shape suffixes: N images, K classes.
 """
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,10 +13,8 @@ from training.evaluation.calibration import brier_score, calibration_error
 from training.evaluation.prediction import predict_logits
 
 
-class Misclassified(BaseModel):
+class Misclassified(BaseModel, frozen=True):
     """One misclassified image; ``index`` counts within the evaluated set."""
-
-    model_config = ConfigDict(frozen=True)
 
     index: int
     digit: int
@@ -24,7 +22,7 @@ class Misclassified(BaseModel):
     probability: float
 
 
-class Evaluation(BaseModel):
+class Evaluation(BaseModel, frozen=True):
     """Figures on one set of images.
 
     Attributes:
@@ -39,8 +37,6 @@ class Evaluation(BaseModel):
         misclassified: All misclassified images, the most confident mistake first ("misread" in
             records of version 1).
     """
-
-    model_config = ConfigDict(frozen=True)
 
     images_name: str
     images: int

@@ -17,23 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.functional import nll_loss, one_hot
 
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
 from training.cli import Commands, add_data_dir
-from training.compare.groups import ModelUnderTest, read_groups
 from training.data import Dataset, LabelledImages, load_dataset, split_validation
 from training.evaluation.calibration import brier_score
+from training.evaluation.grouping import LoadedCheckpoint, load_comparable
 from training.evaluation.prediction import predict_logits
 from training.evaluation.statistics import Interval, Spread, spread, wilson
 
 MOST_SUBSETS = 10_000
 
 
-class Subsets(BaseModel):
+class Subsets(BaseModel, frozen=True, extra="forbid"):
     """Ensembles of ``size`` networks each: all that can be made of those given.
 
     They share networks, so their range is narrower than that of independent ensembles.
@@ -44,14 +44,12 @@ class Subsets(BaseModel):
         accuracy: Of the mean of their probabilities, over the ensembles.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     size: int
     count: int
     accuracy: Spread
 
 
-class Joint(BaseModel):
+class Joint(BaseModel, frozen=True, extra="forbid"):
     """What networks reach together on some images; shares in 0..1.
 
     Attributes:
@@ -68,8 +66,6 @@ class Joint(BaseModel):
         subsets: Of all ensembles of a smaller number of these networks, if asked for.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     images_name: str
     images: int
     alone: list[float]
@@ -82,7 +78,7 @@ class Joint(BaseModel):
     subsets: Subsets | None
 
 
-class EnsembleRecord(BaseModel):
+class EnsembleRecord(BaseModel, frozen=True, extra="forbid"):
     """An ensemble's figures, and of which weights they are.
 
     Attributes:
@@ -90,8 +86,6 @@ class EnsembleRecord(BaseModel):
         validation: On the images that all of them held out.
         test: On the test images.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights_sha256: list[str]
     validation: Joint
@@ -129,8 +123,8 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | No
     )
 
 
-def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
-    members = len(probabilities_MNK)
+def _require_size(size: int, members: int) -> None:
+    """Raise ``ValueError`` unless ensembles of ``size`` can all be measured; nothing is yet."""
     if not 1 <= size <= members:
         raise ValueError(f"--size {size}: 1 to {members} networks can answer together here")
     if math.comb(members, size) > MOST_SUBSETS:
@@ -138,27 +132,19 @@ def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
             f"--size {size} of {members} networks makes {math.comb(members, size):,} ensembles; "
             f"at most {MOST_SUBSETS:,} are measured: give fewer networks"
         )
+
+
+def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
     accuracies = [
         float((probabilities_MNK[list(chosen)].sum(0).argmax(1) == labels_N).double().mean())
-        for chosen in itertools.combinations(range(members), size)
+        for chosen in itertools.combinations(range(len(probabilities_MNK)), size)
     ]
     return Subsets(size=size, count=len(accuracies), accuracy=spread(accuracies))
 
 
-def read_members(folders: Sequence[Path], dataset: Dataset) -> list[ModelUnderTest]:
-    """Checkpoints that may answer together, or teach, in the order given.
-
-    Raises:
-        CheckpointError: One is broken, does not read digits, was trained on other images, holds
-            out another number of them, or is there twice.
-    """
-    subjects = [one for group in read_groups(folders, dataset) for one in group.subjects]
-    return sorted(subjects, key=lambda subject: list(folders).index(subject.folder))
-
-
 def read_teachers(
     folders: Sequence[Path], dataset: Dataset, validation_images: int
-) -> list[ModelUnderTest]:
+) -> list[LoadedCheckpoint]:
     """Checkpoints that may teach a run on these images.
 
     Args:
@@ -167,12 +153,12 @@ def read_teachers(
         validation_images: How many of them it holds out.
 
     Raises:
-        CheckpointError: As ``read_members``, or they held out other images: they learnt from some
-            of those that this run is tuned on.
+        CheckpointError: As ``load_comparable``, or they held out other images: they learnt from
+            some of those that this run is tuned on.
     """
     if not folders:
         return []
-    teachers = read_members(folders, dataset)
+    teachers = load_comparable(folders, dataset)
     held_out = teachers[0].record.data.validation_images
     if held_out != validation_images:
         raise CheckpointError(
@@ -183,15 +169,17 @@ def read_teachers(
 
 
 def measure(
-    members: Sequence[ModelUnderTest], dataset: Dataset, size: int | None = None
+    members: Sequence[LoadedCheckpoint], dataset: Dataset, size: int | None = None
 ) -> EnsembleRecord:
     """Ask each network all validation and test images, and join their answers.
 
     Args:
-        members: As ``read_members`` gives them.
+        members: From ``load_comparable``.
         dataset: What they were trained on.
         size: As for ``joint``.
     """
+    if size is not None:
+        _require_size(size, len(members))
     held_out = members[0].record.data.validation_images
     _, validation = split_validation(dataset.train, held_out)
 
@@ -232,7 +220,7 @@ def add_ensemble(commands: Commands) -> None:
 
 def _ensemble(arguments: argparse.Namespace) -> int:
     dataset = load_dataset(arguments.data_dir)
-    record = measure(read_members(arguments.checkpoints, dataset), dataset, arguments.size)
+    record = measure(load_comparable(arguments.checkpoints, dataset), dataset, arguments.size)
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.json, (record.model_dump_json(indent=2) + "\n").encode())

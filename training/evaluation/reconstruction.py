@@ -9,7 +9,7 @@ Shape suffixes: N images, C channels (1), H and W 28 pixels.
 import math
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,17 +19,15 @@ from training.evaluation.prediction import predict
 WORST_KEPT = 40
 
 
-class WorstImage(BaseModel):
+class WorstImage(BaseModel, frozen=True):
     """An image with a large error; ``index`` counts within the evaluated set."""
-
-    model_config = ConfigDict(frozen=True)
 
     index: int
     digit: int
     mse: float
 
 
-class ImageEvaluation(BaseModel):
+class ImageEvaluation(BaseModel, frozen=True):
     """Figures on one set of images.
 
     Attributes:
@@ -42,8 +40,6 @@ class ImageEvaluation(BaseModel):
         loss: Mean squared error of the standardised pixels: what training makes small.
         worst: The images of the largest errors, the largest first, at most 40.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     images_name: str
     images: int

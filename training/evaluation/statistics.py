@@ -3,24 +3,20 @@
 import statistics
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 CONFIDENCE = 0.95
 
 
-class Interval(BaseModel):
+class Interval(BaseModel, frozen=True, extra="forbid"):
     """A 95% interval: its ends, in the unit of the figure it belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float
 
 
-class Spread(BaseModel):
+class Spread(BaseModel, frozen=True, extra="forbid"):
     """A figure over seeds: mean, sample standard deviation (None: one seed), least, greatest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     deviation: float | None

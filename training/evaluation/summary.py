@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.checkpoint import CheckpointError, CheckpointRecord, read_record
+from training.checkpoint import CheckpointError, CheckpointRecord, read_record, require_digit_record
 from training.cli import Commands
-from training.compare.groups import group_names, without_seed
+from training.evaluation.grouping import group_names, without_seed
 from training.evaluation.statistics import Spread, spread
 
 HEAD = ("network", "parameters", "epochs", "seeds", "validation", "test")
@@ -36,20 +36,12 @@ def add_summary(commands: Commands) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    records = [_digit_record(folder) for folder in arguments.checkpoints]
+    records = [
+        require_digit_record(read_record(folder), folder) for folder in arguments.checkpoints
+    ]
     for line in table(records):
         sys.stdout.write(f"{line}\n")
     return 0
-
-
-def _digit_record(folder: Path) -> CheckpointRecord:
-    record = read_record(folder)
-    if not isinstance(record, CheckpointRecord):
-        raise CheckpointError(
-            f"{folder} holds the network {record.config.model}, which does not read a single "
-            "digit; leave it out"
-        )
-    return record
 
 
 def table(records: Sequence[CheckpointRecord]) -> Iterator[str]:

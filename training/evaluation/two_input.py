@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,7 +48,7 @@ def fixed_pairs(images: LabelledImages) -> Pairs:
     return Pairs(images.select(first), images.select(second), first, second)
 
 
-class AnswerFigures(BaseModel):
+class AnswerFigures(BaseModel, frozen=True):
     """One of the three answers.
 
     Attributes:
@@ -57,21 +57,17 @@ class AnswerFigures(BaseModel):
         expected_calibration_error: Over 15 bins, 0..1.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     accuracy: float
     loss: float
     expected_calibration_error: float
 
 
-class MisclassifiedPair(BaseModel):
+class MisclassifiedPair(BaseModel, frozen=True):
     """A pair with a wrong answer; the indices count within the set that it was drawn from.
 
     ``right`` and ``read_as`` are first digit, second digit and sum; ``probability`` is the product
     of the three answers' probabilities, 0..1.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     first_index: int
     second_index: int
@@ -80,7 +76,7 @@ class MisclassifiedPair(BaseModel):
     probability: float
 
 
-class PairEvaluation(BaseModel):
+class PairEvaluation(BaseModel, frozen=True):
     """Figures on one set of pairs.
 
     Attributes:
@@ -96,8 +92,6 @@ class PairEvaluation(BaseModel):
         misclassified: All pairs with a wrong answer, the most confident mistake first ("misread"
             in records of version 1).
     """
-
-    model_config = ConfigDict(frozen=True)
 
     images_name: str
     pairs: int

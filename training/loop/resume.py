@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -26,10 +26,8 @@ RESUME_NAME = "resume.safetensors"
 LOCK_NAME = ".lock"
 
 
-class Progress(BaseModel):
+class Progress(BaseModel, frozen=True):
     """How far a run is, besides its tensors."""
-
-    model_config = ConfigDict(frozen=True)
 
     config: TrainConfig
     data_sha256: str

@@ -9,6 +9,7 @@ Shape suffixes: N samples, C channels, H and W pixels, K classes of an answer.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from training.evaluation.classification import Evaluation, evaluate
 from training.evaluation.reconstruction import ImageEvaluation, evaluate_images
 from training.evaluation.two_input import PairEvaluation, all_correct, evaluate_pairs, targets
 from training.models import ARCHITECTURES
+
+Tensors: TypeAlias = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(
-        self,
-        outputs: Sequence[Tensor],
-        inputs_NCHW: Sequence[Tensor],
-        labels_N: Sequence[Tensor],
-        label_smoothing: float,
+        self, outputs: Tensors, inputs_NCHW: Tensors, labels_N: Tensors, label_smoothing: float
     ) -> Tensor:
         """What training minimises, float [].
 
@@ -67,7 +66,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def correct(self, outputs: Sequence[Tensor], labels_N: Sequence[Tensor]) -> Tensor:
+    def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
         """How many samples were answered correctly, int64 []; 0 where no answer can be."""
 
     @abstractmethod
@@ -102,16 +101,12 @@ class DigitTask(Task):
     """One image in, the logits of its digit out; cross-entropy."""
 
     def loss(
-        self,
-        outputs: Sequence[Tensor],
-        inputs_NCHW: Sequence[Tensor],
-        labels_N: Sequence[Tensor],
-        label_smoothing: float,
+        self, outputs: Tensors, inputs_NCHW: Tensors, labels_N: Tensors, label_smoothing: float
     ) -> Tensor:
         """Cross-entropy in nats."""
         return functional.cross_entropy(outputs[0], labels_N[0], label_smoothing=label_smoothing)
 
-    def correct(self, outputs: Sequence[Tensor], labels_N: Sequence[Tensor]) -> Tensor:
+    def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
         """Images whose largest logit is their digit's."""
         return (outputs[0].argmax(1) == labels_N[0]).sum()
 
@@ -129,11 +124,7 @@ class PairTask(Task):
     inputs = 2
 
     def loss(
-        self,
-        outputs: Sequence[Tensor],
-        inputs_NCHW: Sequence[Tensor],
-        labels_N: Sequence[Tensor],
-        label_smoothing: float,
+        self, outputs: Tensors, inputs_NCHW: Tensors, labels_N: Tensors, label_smoothing: float
     ) -> Tensor:
         """The sum of the three cross-entropies, nats."""
         losses = [
@@ -142,7 +133,7 @@ class PairTask(Task):
         ]
         return torch.stack(losses).sum()
 
-    def correct(self, outputs: Sequence[Tensor], labels_N: Sequence[Tensor]) -> Tensor:
+    def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
         """Pairs whose three answers are all correct."""
         return all_correct(outputs, targets(*labels_N)).sum()
 
@@ -157,16 +148,12 @@ class ImageTask(Task):
     """An image in, the same image out; mean squared error of the standardised pixels."""
 
     def loss(
-        self,
-        outputs: Sequence[Tensor],
-        inputs_NCHW: Sequence[Tensor],
-        labels_N: Sequence[Tensor],
-        label_smoothing: float,
+        self, outputs: Tensors, inputs_NCHW: Tensors, labels_N: Tensors, label_smoothing: float
     ) -> Tensor:
         """Mean squared error between the output and the input, distorted as it was."""
         return functional.mse_loss(outputs[0], inputs_NCHW[0])
 
-    def correct(self, outputs: Sequence[Tensor], labels_N: Sequence[Tensor]) -> Tensor:
+    def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
         """None: an image is near or far, not correct or wrong."""
         return torch.zeros((), dtype=torch.int64, device=outputs[0].device)
 

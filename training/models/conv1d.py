@@ -8,16 +8,14 @@ A kernel spans 5 rows and all pixels of each: it can slide down the image, not s
 Shape suffixes: N images, C channels (1), H and W 28 pixels, L steps, F features, K classes.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 PIXELS, KERNEL = 28, 5
 
 
-class Conv1dConfig(BaseModel):
+class Conv1dConfig(BaseModel, frozen=True, extra="forbid"):
     """The 1D network's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n1: int = Field(default=64, ge=1, description="channels of the first convolution")
     n2: int = Field(default=128, ge=1, description="channels of the second convolution")

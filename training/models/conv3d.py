@@ -10,7 +10,7 @@ Shape suffixes: N images, C channels, D copies, H and W pixels, K classes.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,10 +19,8 @@ from training.data import PIXEL_MEAN, PIXEL_STD
 PAPER = (0 - PIXEL_MEAN) / PIXEL_STD  # a standardised pixel of value 0
 
 
-class Conv3dConfig(BaseModel):
+class Conv3dConfig(BaseModel, frozen=True, extra="forbid"):
     """The 3D network's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     copies: int = Field(
         default=5, ge=5, le=28, description="two convolutions take two copies each from the depth"

@@ -10,17 +10,15 @@ Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 # Kernel size and dilation of each branch.
 KERNELS = ((1, 1), (3, 1), (5, 1), (3, 2))
 
 
-class InceptionConfig(BaseModel):
+class InceptionConfig(BaseModel, frozen=True, extra="forbid"):
     """The network's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(default=8, ge=1, le=1024, description="channels of each of four branches")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")

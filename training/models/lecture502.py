@@ -24,17 +24,15 @@ import math
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 INPUT_SIZE = 502
 SAME_KERNEL, SAME_STRIDE = 3, 2
 
 
-class Lecture502Config(BaseModel):
+class Lecture502Config(BaseModel, frozen=True, extra="forbid"):
     """The network's numbers; the defaults are the figure's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input_size: int = Field(
         default=INPUT_SIZE,

@@ -9,14 +9,12 @@ Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 
-class ResNetConfig(BaseModel):
+class ResNetConfig(BaseModel, frozen=True, extra="forbid"):
     """The residual network's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: int = Field(default=16, ge=1, le=1024, description="at 14x14; twice as many at 7x7")
     blocks: int = Field(default=2, ge=1, le=32, description="at each of the two sizes")

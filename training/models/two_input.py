@@ -6,16 +6,14 @@ head of the sum sees the two trunks' values added, so that the order of the imag
 Shape suffixes: N pairs, C channels, H and W 28 pixels, F features, K 10 digits, S 19 sums (0..18).
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 SUMS = 19
 
 
-class TwoInputConfig(BaseModel):
+class TwoInputConfig(BaseModel, frozen=True, extra="forbid"):
     """The pair network's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n1: int = Field(default=16, ge=1, description="channels of the trunk's first convolution")
     n2: int = Field(default=32, ge=1, description="channels of its second convolution")

@@ -11,14 +11,12 @@ at ten times the multiply-adds.
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 
-class VggConfig(BaseModel):
+class VggConfig(BaseModel, frozen=True, extra="forbid"):
     """The network's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     a: int = Field(default=32, ge=1, le=1024, description="channels before the first pooling")
     b: int = Field(default=64, ge=1, le=1024, description="channels between the two")

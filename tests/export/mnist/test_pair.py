@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from export.bundle.store import Bundle
 from export.mnist.checkpoint import from_bundle, from_checkpoint
 from export.parity.reference import eager_predict
 from training.__main__ import main as training
-from training.checkpoint import open_checkpoint
-from training.data import DataError, load_dataset, standardise, to_ink, to_pixels
+from training.checkpoint import CheckpointError, open_checkpoint
+from training.data import DataError, load_dataset, mnist, standardise, to_ink, to_pixels
 from training.evaluation.two_input import fixed_pairs
 
 NUMBERS = {
@@ -120,3 +121,25 @@ def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Pat
     other = dataclasses.replace(dataset, test=dataset.train)
     with pytest.raises(DataError, match="give the same data"):
         from_bundle(bundle, other)
+
+
+def test_a_bundle_that_names_its_network_by_an_older_name_is_rebuilt(
+    made: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Such bundles were built before the networks were renamed."""
+    shutil.copytree(made / "two-input", tmp_path / "pair")
+    path = tmp_path / "pair" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["training"]["config"]["model"] = "pair"
+    path.write_text(json.dumps(manifest))
+    subject = from_bundle(Bundle.open(tmp_path / "pair"), load_dataset(data_dir))
+    assert [output.name for output in subject.outputs][-1].startswith("sum")
+
+
+def test_a_checkpoint_of_another_split_is_not_exported(
+    made: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be called held out for its guard was in part learned from."""
+    monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
+    with pytest.raises(CheckpointError, match="held out other images"):
+        from_checkpoint(made / "checkpoints" / "autoencoder", load_dataset(data_dir))

@@ -1,12 +1,164 @@
-"""Every figure of a comparison, as its JSON holds them.
+"""The fields of a comparison's JSON, and the plan of what is measured.
 
-Accuracies and shares are in 0..1, as everywhere here. "Points" are hundredths of accuracy. What
-is "by seed" has the order of the group's networks.
+Accuracies, calibration errors, confidences and shares are in 0..1, losses in nats, times in
+microseconds. Lists "by seed" have the order of the group's networks.
 """
 
-from training.compare.group_result import Group, Interval, Part, Spread
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from training.evaluation.statistics import Interval, Spread
 
 SCHEMA_VERSION = 1
+
+
+class ComparePlan(BaseModel):
+    """Everything that decides a comparison, besides checkpoints, data and machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int | None = Field(
+        default=None,
+        ge=1,
+        description="test images that are distorted, evenly taken; None: all. Accuracy, "
+        "calibration and McNemar's test always use all",
+    )
+    base: str | None = Field(
+        default=None, description="the group that the others are compared with; None: the first"
+    )
+    sizes: tuple[PositiveInt, ...] = Field(
+        default=(), description="training-set sizes, images; none: no network is trained"
+    )
+    size_epochs: int = Field(
+        default=5, ge=1, le=1_000, description="epochs of each such run, of the largest size each"
+    )
+    timing_rounds: int = Field(default=15, ge=1, le=1_000, description="interleaved rounds")
+    differing_shown: int = Field(
+        default=24, ge=0, le=200, description="images, for each group beside the base"
+    )
+    picture_index: int = Field(
+        default=0, ge=0, description="the test image whose feature maps are drawn"
+    )
+
+
+class Part(BaseModel):
+    """A part of the result; unknown fields are refused, so that a misspelt one is noticed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Bin(Part):
+    """A bin of the reliability diagram: images, their mean confidence, the share read rightly."""
+
+    images: int
+    confidence: float
+    accuracy: float
+
+
+class Calibration(Part):
+    """How far a network's probabilities may be believed, on the test images.
+
+    Attributes:
+        temperature: What logits are divided by: it gives the validation images the least loss.
+        at_bound: No least loss lies between the bounds of the search (few images, all read
+            rightly): ``temperature`` is a bound, and no estimate.
+        error_before: Expected calibration error (15 bins) of the network as it is.
+        error_after: The same after temperature scaling.
+        loss_before: Negative log-likelihood (mean cross-entropy), nats, as it is.
+        loss_after: The same after temperature scaling.
+        brier_before: Brier score, 0..2, as it is; None in older results.
+        brier_after: The same after temperature scaling.
+    """
+
+    temperature: float
+    at_bound: bool
+    error_before: float
+    error_after: float
+    loss_before: float
+    loss_after: float
+    brier_before: float | None = None
+    brier_after: float | None = None
+
+
+class Network(Part):
+    """One checkpoint on the test images.
+
+    Attributes:
+        checkpoint: Its folder, as it was given.
+        seed: Of its run.
+        weights_sha256: Which weights these are.
+        accuracy: Share read rightly.
+        interval: Wilson's, for other test images like these.
+        accuracy_per_digit: For each digit; None if it does not occur.
+        confusion: Row: digit; column: what it was read as; images.
+        calibration: See there.
+    """
+
+    checkpoint: str
+    seed: int
+    weights_sha256: str
+    accuracy: float
+    interval: Interval
+    accuracy_per_digit: list[float | None]
+    confusion: list[list[int]]
+    calibration: Calibration
+
+
+class BatchTime(Part):
+    """The time of one image in batches of ``batch`` images, median of interleaved rounds.
+
+    ``ratio`` is over the base group's time in the same round, median of rounds; ``interval``
+    spans the middle half of the rounds' ratios (no confidence interval).
+    """
+
+    batch: int
+    us_per_image: float
+    ratio: float
+    interval: Interval
+
+
+class Cost(Part):
+    """What one image costs: trainable parameters, multiply-adds as ``describe`` counts, times."""
+
+    parameters: int
+    multiply_adds: int
+    times: list[BatchTime]
+
+
+class Group(Part):
+    """Networks that differ in their seed alone.
+
+    Attributes:
+        name: The model's or variant's, with what tells it from others of that name.
+        model: A key of ``training.models.ARCHITECTURES``.
+        architecture: Its numbers.
+        conditions: How it was trained: the config without model, numbers and seed.
+        networks: One for each seed.
+        accuracy: Over seeds.
+        error_before: Expected calibration error, over seeds.
+        error_after: The same after temperature scaling.
+        reliability_before: Bins of all networks' answers together; empty ones are left out.
+        reliability_after: The same after temperature scaling, each network by its own.
+        cost: Of the first network; all have the same shape.
+    """
+
+    name: str
+    model: str
+    architecture: dict[str, Any]
+    conditions: dict[str, Any]
+    networks: list[Network]
+    accuracy: Spread
+    error_before: Spread
+    error_after: Spread
+    reliability_before: list[Bin]
+    reliability_after: list[Bin]
+    cost: Cost
+
+    @property
+    def size(self) -> int:
+        """The number of networks."""
+        return len(self.networks)
 
 
 class SeedPair(Part):

@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
 
-from training.compare.group_result import Bin, Group, Spread
-from training.compare.result import Curve, SizeRun
+from training.compare.layers import FirstLayer, Response
+from training.compare.schema import Bin, Curve, Group, GroupPair, SizeRun
+from training.evaluation.statistics import Spread
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56606a", "#56b4e9", "#1d2329")
 MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups look alike
@@ -23,6 +25,11 @@ PERCENT = 100
 PANEL_IN, WIDE_IN = 5.2, 9.5
 DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
 SPACE = 0.15  # between pictures, of their size
+MOST_FILTERS, COLUMNS = 32, 8
+MOST_MAPS = 16
+UNIT_COLUMNS = 64
+DIFFERING_COLUMNS = 6
+TEXT_ROOM = 16  # pixels of an image: room for the predicted digits above it
 FEW_IMAGES = 20  # a bin's accuracy is a guess below
 
 
@@ -102,7 +109,7 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure:
         row += 0.9
     axes.set_yticks(ticks, names)
     axes.set_ylim(row - 0.9, -1.1)
-    axes.set(xlabel="test images read rightly, % (line: 95% interval of Wilson)")
+    axes.set(xlabel="test images classified correctly, % (line: 95% interval of Wilson)")
     axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     return figure
@@ -131,7 +138,7 @@ def digits_figure(groups: Sequence[Group]) -> Figure:
             )
     axes.set_xticks(range(10))
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="digit", ylabel="misread, % of the digit's images")
+    axes.set(xlabel="digit", ylabel="misclassified, % of the digit's images")
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     figure.legend(loc="outside upper right", ncols=4, frameon=False)
     return figure
@@ -156,12 +163,12 @@ def _confusion(group: Group, matrix: np.ndarray, darkest: int) -> Figure:
     figure = panel(4.7)
     axes = figure.subplots()
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
-    for (digit, read_as), count in np.ndenumerate(matrix):
+    for (digit, predicted), count in np.ndenumerate(matrix):
         if count:
-            dark = mistakes[digit, read_as] > DARK_CELL * darkest
-            shade = "grey" if digit == read_as else "white" if dark else "black"
-            axes.text(read_as, digit, str(count), ha="center", va="center", color=shade, size=8)
-    axes.set(xlabel="read as", ylabel="digit", xticks=range(10), yticks=range(10))
+            dark = mistakes[digit, predicted] > DARK_CELL * darkest
+            shade = "grey" if digit == predicted else "white" if dark else "black"
+            axes.text(predicted, digit, str(count), ha="center", va="center", color=shade, size=8)
+    axes.set(xlabel="predicted", ylabel="digit", xticks=range(10), yticks=range(10))
     seeds = len(group.networks)
     axes.set_title(f"{group.name}: {seeds} {'seed' if seeds == 1 else 'seeds'}", loc="left")
     return figure
@@ -179,7 +186,7 @@ def reliability_figure(group: Group, number: int) -> Figure:
         _bins(axes, bins, colour_of(number))
         axes.set_title(f"{title}\nerror {PERCENT * error.mean:.2f}%", loc="left", size=10)
         axes.set(xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
-    before.set_ylabel("share read rightly")
+    before.set_ylabel("share classified correctly")
     figure.suptitle(group.name, x=0.01, ha="left")
     return figure
 
@@ -215,14 +222,14 @@ def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:
     for number, group in enumerate(curve.groups):
         _banded(axes, curve.levels, group.accuracy, number, group.name)
     axes.set_ylim(0, 101)
-    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="read rightly, %")
+    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="classified correctly, %")
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
 def invariance_figure(curve: Curve) -> Figure:
-    """Share of images that keep their label, and the ink that is left in the picture."""
+    """Share of images that keep their predicted digit, and the ink that is left in the picture."""
     figure = panel(4.3)
     axes = figure.subplots()
     for number, group in enumerate(curve.groups):
@@ -236,14 +243,14 @@ def invariance_figure(curve: Curve) -> Figure:
     ink = [PERCENT * share for share in curve.ink_kept]
     axes.plot(curve.levels, ink, color="grey", ls="--", label="ink left in the picture")
     axes.set_ylim(0, 101)
-    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="same label as unshifted, %")
+    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="same prediction as unshifted, %")
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_title("Invariance", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def sizes_figure(runs: Sequence[SizeRun]) -> Figure:
+def learning_curve_figure(runs: Sequence[SizeRun]) -> Figure:
     """The error rate over the number of training images, both as powers of ten."""
     figure = panel(3.6, 6.4)
     axes = figure.subplots()
@@ -255,7 +262,7 @@ def sizes_figure(runs: Sequence[SizeRun]) -> Figure:
             color=colour_of(number),
             label=name,
         )
-    axes.set(xscale="log", xlabel="training images", ylabel="misread, % of test images")
+    axes.set(xscale="log", xlabel="training images", ylabel="misclassified, % of test images")
     axes.set_xticks([run.size for run in runs], [f"{run.size:,}" for run in runs])
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=0)
@@ -281,3 +288,64 @@ def _banded(
         axes.fill_between(
             levels, means - spreads, means + spreads, color=colour_of(number), alpha=0.2
         )
+
+
+def filters_figure(layer: FirstLayer, group: str) -> Figure:
+    """The first filters of a layer: blue negative, white 0, red positive, each by its own scale."""
+    shown = [one.numpy() for one in layer.weights[:MOST_FILTERS]]
+    scaled = [one / max(float(np.abs(one).max()), 1e-12) for one in shown]
+    figure = panel(0.62 * -(-len(shown) // COLUMNS) + 0.4)
+    show_mosaic(figure.subplots(), scaled, COLUMNS, "RdBu_r", (-1, 1))
+    what = "kernels" if layer.is_kernel else "units"
+    figure.suptitle(
+        f"{group}: {len(shown)} of {len(layer.weights)} {what} of {layer.name}", x=0.01, ha="left"
+    )
+    return figure
+
+
+def response_figure(response: Response, group: str) -> Figure:
+    """A layer's output for an image: maps as pictures, units as one strip of cells."""
+    values = response.values.numpy()
+    if values.ndim == 3:  # noqa: PLR2004 - maps, height, width
+        shown = list(values[:MOST_MAPS])
+        figure = panel(0.62 * -(-len(shown) // COLUMNS) + 0.4)
+        top = max(float(values[:MOST_MAPS].max()), 1e-12)
+        show_mosaic(figure.subplots(), shown, COLUMNS, "gray_r", (0, top))
+        height, width = values.shape[1:]
+        what = f"{len(shown)} of {len(values)} maps of {height}x{width} after {response.name}"
+    else:
+        units = values.reshape(-1)
+        rows = -(-units.size // UNIT_COLUMNS)
+        padded = np.full(rows * UNIT_COLUMNS, np.nan)
+        padded[: units.size] = units
+        figure = panel(0.085 * rows + 0.5)
+        axes = figure.subplots()
+        axes.imshow(padded.reshape(rows, UNIT_COLUMNS), cmap="gray_r", vmin=0)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, color=FRAME)
+        what = f"{units.size} units after {response.name}, {int((units > 0).sum())} active"
+    figure.suptitle(f"{group}: {what}", x=0.01, ha="left")
+    return figure
+
+
+def differing_figure(pair: GroupPair, images_NHW: Tensor) -> Figure:
+    """The listed images on which two groups differ, with the digit that each seed predicts."""
+    height, width = images_NHW.shape[1:]
+    rows = -(-len(pair.differing) // DIFFERING_COLUMNS)
+    figure = panel(rows * 2.0, 9.5)
+    axes = figure.subplots()
+    for place, one in enumerate(pair.differing):
+        row, column = divmod(place, DIFFERING_COLUMNS)
+        left, top = column * width * 1.25, row * (height + TEXT_ROOM) + TEXT_ROOM
+        extent = (left, left + width, top + height, top)
+        axes.imshow(images_NHW[one.index].numpy(), cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=FRAME))
+        axes.text(left, top - 1, _caption(one.digit, one.readings), size=8, va="bottom")
+    axes.set(xlim=(-1, DIFFERING_COLUMNS * width * 1.25), ylim=(rows * (height + TEXT_ROOM), 0))
+    axes.axis("off")
+    return figure
+
+
+def _caption(digit: int, readings: dict[str, list[int]]) -> str:
+    lines = [f"{name}: {' '.join(map(str, seen))}" for name, seen in readings.items()]
+    return "\n".join([f"a {digit}", *lines])

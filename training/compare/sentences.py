@@ -1,13 +1,22 @@
-"""Figures in words: every sentence here is made from what was measured."""
+"""Sentences of the report, made from the figures of a comparison."""
 
 from collections.abc import Iterator, Sequence
 
-from training.compare.group_result import BatchTime, Group, Interval, Spread
-from training.compare.result import Alternative, Comparison, Curve, GroupCurve, GroupPair, SizeRun
+from training.compare.schema import (
+    Alternative,
+    BatchTime,
+    Comparison,
+    Curve,
+    Group,
+    GroupCurve,
+    GroupPair,
+    SizeRun,
+)
+from training.evaluation.statistics import Interval, Spread
 
 POINTS = 100
 SIGNIFICANT = 0.05
-LEAST_P = 1e-4  # smaller p values are told as powers of ten
+LEAST_P = 1e-4  # smaller p values are written as powers of ten
 ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
 TOLD_SHIFT_PX = 4.0
 PAIR = 2
@@ -68,7 +77,9 @@ def title(comparison: Comparison) -> str:
 def verdict(comparison: Comparison) -> str:
     """The page's first sentences: each group against the base, many of them in short."""
     base = comparison.group(comparison.base)
-    lead = f"{base.name} reads {percent(base.accuracy.mean)} of {comparison.test_name}"
+    lead = (
+        f"{base.name} classifies {percent(base.accuracy.mean)} of {comparison.test_name} correctly"
+    )
     others = [one for one in comparison.alternatives if one.name != base.name]
     if not others:
         return f"{lead}. No other group was given to compare it with."
@@ -91,7 +102,8 @@ def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
         known = f"95% interval over seeds {points_interval(one.interval)}: {_significance(one)}"
     time = time_at(group, 1)
     return (
-        f"{group.name} reads {percent(group.accuracy.mean)}: {points(one.difference)} ({known}), "
+        f"{group.name} classifies {percent(group.accuracy.mean)} correctly: "
+        f"{points(one.difference)} ({known}), "
         f"with {times(one.parameters_ratio)} the parameters, {times(one.multiply_adds_ratio)} the "
         f"multiply-adds and {times(time.ratio)} the time per image of {base.name}."
     )
@@ -110,21 +122,21 @@ def _significance(one: Alternative) -> str:
     return f"significant, {p}" if is_significant(one) else f"not significant, {p}"
 
 
-def mcnemar_sentence(pair: GroupPair) -> str:
-    """What the pairs of seeds say together; never more than they do."""
+def mcnemar(pair: GroupPair) -> str:
+    """How many pairs of seeds differ significantly, and which group is ahead in how many."""
     count = len(pair.pairs)
     hits = round(pair.significant * count)
     if pair.first == pair.second:
         return (
             f"{pair.first} against itself, two seeds at a time: {hits} of {count} "
-            f"{_pairs(count)} p < 0.05. This is what the seed alone does."
+            f"{_pairs(count)} p < 0.05. The seed alone does this."
         )
     first_ahead = sum(p.only_first > p.only_second for p in pair.pairs)
     second_ahead = sum(p.only_first < p.only_second for p in pair.pairs)
     return (
         f"{pair.first} against {pair.second}: {hits} of {count} {_pairs(count)} p < 0.05 "
-        f"({pair.significant:.0%}); {pair.first} reads more images in {first_ahead} of {count}, "
-        f"{pair.second} in {second_ahead}. {_p_range(pair)}"
+        f"({pair.significant:.0%}); {pair.first} classifies more images correctly in "
+        f"{first_ahead} of {count}, {pair.second} in {second_ahead}. {_p_range(pair)}"
     )
 
 
@@ -144,13 +156,13 @@ def _pairs(count: int) -> str:
     return "pair has" if count == 1 else "pairs have"
 
 
-def calibration_sentences(comparison: Comparison) -> Iterator[str]:
-    """For each group: which way its probabilities err, and what the temperature mends."""
+def calibration(comparison: Comparison) -> Iterator[str]:
+    """For each group: whether it is overconfident, and what temperature scaling changes."""
     for group in comparison.groups:
         found = [network.calibration.temperature for network in group.networks]
         mean = sum(found) / len(found)
-        way = "too sure" if mean > 1 + ALIKE else "not sure enough" if mean < 1 - ALIKE else ""
-        state = f"on average {way}" if way else "about as sure as it may be"
+        way = "overconfident" if mean > 1 + ALIKE else "underconfident" if mean < 1 - ALIKE else ""
+        state = f"on average {way}" if way else "well calibrated"
         change = group.error_after.mean - group.error_before.mean
         yield (
             f"{group.name}: temperature {', '.join(f'{t:.2f}' for t in found)}, so it is {state} "
@@ -165,7 +177,7 @@ def calibration_sentences(comparison: Comparison) -> Iterator[str]:
             )
 
 
-def curve_sentence(curve: Curve) -> str:
+def robustness(curve: Curve) -> str:
     """Where each group falls below 90%, and where the groups are furthest apart."""
     told: dict[str, list[str]] = {}
     for group in curve.groups:
@@ -198,29 +210,29 @@ def _greatest_gap(curve: Curve) -> str:
     place = gaps.index(max(gaps))
     best, worst = (means[place].index(chosen(means[place])) for chosen in (max, min))
     if best == worst:
-        return "No level tells the groups apart."
+        return "The groups are equal at every level."
     return (
         f"The groups are furthest apart at {curve.levels[place]:g} {curve.unit}: "
-        f"{curve.groups[best].name} reads {percent(means[place][best])}, "
+        f"{curve.groups[best].name} classifies {percent(means[place][best])} correctly, "
         f"{curve.groups[worst].name} {percent(means[place][worst])}."
     )
 
 
-def invariance_sentence(curve: Curve) -> str:
-    """How many images keep their label when shifted: invariance, whether right or not."""
+def invariance(curve: Curve) -> str:
+    """How many images keep their predicted digit when shifted."""
     level = min(curve.levels, key=lambda one: abs(one - TOLD_SHIFT_PX))
     place = curve.levels.index(level)
     kept = listed([f"{percent(g.unchanged[place])} with {g.name}" for g in curve.groups])
     return (
-        f"A network that is invariant to translation gives the shifted image the label of the "
-        f"unshifted one, right or wrong: at {level:g} {curve.unit} {kept} keep it. "
+        "A network that is invariant to translation predicts the same digit for the shifted image "
+        f"as for the unshifted one, right or wrong: at {level:g} {curve.unit} {kept} do. "
         f"{percent(curve.ink_kept[place])} of the ink is then still in the picture, at "
         f"{curve.levels[-1]:g} {curve.unit} {percent(curve.ink_kept[-1])}."
     )
 
 
-def taught_sentence(comparison: Comparison) -> str:
-    """How far distorted images were part of the training: that is learned, not built in."""
+def augmentation(comparison: Comparison) -> str:
+    """How far the training images were distorted: such robustness may have been learned."""
     told = []
     for group in comparison.groups:
         shift = group.conditions.get("augment.shift_px", 0)
@@ -229,18 +241,18 @@ def taught_sentence(comparison: Comparison) -> str:
         if shift or turn or scale:
             what = f"shifts up to {shift:g} px, {turn:g} degrees and {scale:.0%} of size"
         else:
-            what = "no distorted image"
+            what = "none"
         told.append(f"{group.name}: {what}")
     same = {one.split(": ", 1)[1] for one in told}
     seen = same.pop() if len(same) == 1 else "; ".join(told)
     return (
-        f"Seen in training ({seen}): up to there robustness may have been taught by examples; "
-        "beyond it, none were shown."
+        f"Distortions in training ({seen}): up to there robustness may have been learned from "
+        "examples; beyond it there were none."
     )
 
 
-def sizes_sentence(runs: Sequence[SizeRun]) -> str:
-    """Who reads more from the least and from the most training images."""
+def learning_curve(runs: Sequence[SizeRun]) -> str:
+    """The accuracy with the fewest and with the most training images."""
     parts = []
     for size in sorted({runs[0].size, runs[-1].size}):
         found = [run for run in runs if run.size == size]

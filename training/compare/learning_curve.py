@@ -21,9 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
-from training.compare.groups import SubjectGroup
-from training.compare.result import SizeRun
+from training.compare.groups import CheckpointGroup
 from training.compare.robustness import read_pixels
+from training.compare.schema import SizeRun
 from training.config import TrainConfig
 from training.data import Dataset, LabelledImages, split_validation, to_pixels, validation_size
 from training.loop.fit import DivergedError, fit
@@ -52,10 +52,10 @@ def part_of(
     return learned.select(torch.arange(epoch_images) % len(learned)), validation
 
 
-def check_sizes(
-    groups: Sequence[SubjectGroup], dataset: Dataset, sizes: Sequence[int], folder: Path
+def check_learning_curve(
+    groups: Sequence[CheckpointGroup], dataset: Dataset, sizes: Sequence[int], folder: Path
 ) -> None:
-    """Refuse what ``run_sizes`` could not train, before anything is measured.
+    """Refuse what ``run_learning_curve`` could not train, before anything is measured.
 
     Raises:
         ValueError: A size is too small or larger than the training set, no batch fits the largest
@@ -83,8 +83,8 @@ def check_sizes(
     _read(folder / CACHE_NAME)
 
 
-def run_sizes(
-    groups: Sequence[SubjectGroup],
+def run_learning_curve(
+    groups: Sequence[CheckpointGroup],
     dataset: Dataset,
     sizes: Sequence[int],
     epochs: int,
@@ -100,7 +100,7 @@ def run_sizes(
     Args:
         groups: Whose configs are trained, with their first seed.
         dataset: The images.
-        sizes: Of the parts, images; see ``check_sizes``.
+        sizes: Of the parts, images; see ``check_learning_curve``.
         epochs: Of each run.
         folder: Where runs are cached; those of the same config, data and rule are not made again.
         device: Where to train.
