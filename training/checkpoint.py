@@ -6,36 +6,40 @@ it speaks of, or there is no record. No pickle is written or read.
 """
 
 import hashlib
-import os
+import logging
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from training.atomic import write_atomically
 from training.config import TrainConfig
-from training.evaluate import Evaluation
-from training.images import ImageEvaluation
+from training.data import Dataset, fingerprint, split_validation
+from training.evaluation.classification import Evaluation
+from training.evaluation.reconstruction import ImageEvaluation
+from training.evaluation.two_input import PairEvaluation
 from training.models import ARCHITECTURES, build_model
-from training.pairs import PairEvaluation
+
+logger = logging.getLogger(__name__)
 
 RECORD_NAME = "checkpoint.json"
-SCHEMA_VERSION = 1
+# 2: the held-out images' fingerprint, the Brier score, and config fields that version 1 lacks.
+SCHEMA_VERSION = 2
+SHOWN_HASH = 12  # characters that are enough to tell two data sets apart
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is not there, not whole, or not what it says."""
 
 
-class EpochRecord(BaseModel):
+class EpochRecord(BaseModel, frozen=True):
     """Figures of one epoch; accuracies in 0..1, losses in nats, on the images named.
 
     Of pairs, the accuracy is the share whose three answers are all right.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     epoch: int
     train_loss: float
@@ -44,24 +48,17 @@ class EpochRecord(BaseModel):
     validation_accuracy: float
     learning_rate: float
 
-    @property
-    def score(self) -> float:
-        """What the epoch to keep has the most of."""
-        return self.validation_accuracy
-
     def summary(self) -> str:
         """The validation figure, for a terminal."""
         return f"validation {100 * self.validation_accuracy:.2f}%"
 
 
-class ImageEpochRecord(BaseModel):
+class ImageEpochRecord(BaseModel, frozen=True):
     """Figures of one epoch of a network that gives its input back.
 
     Losses are mean squared errors of standardised pixels; ``validation_mse`` and
-    ``validation_psnr_db`` are of ink in 0..1, as in ``training.images.ImageEvaluation``.
+    ``validation_psnr_db`` are of ink in 0..1, as in ``ImageEvaluation``.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     epoch: int
     train_loss: float
@@ -69,11 +66,6 @@ class ImageEpochRecord(BaseModel):
     validation_mse: float
     validation_psnr_db: float | None
     learning_rate: float
-
-    @property
-    def score(self) -> float:
-        """What the epoch to keep has the most of."""
-        return -self.validation_mse
 
     def summary(self) -> str:
         """The validation figures, for a terminal."""
@@ -87,37 +79,37 @@ EpochT = TypeVar("EpochT", bound=AnyEpoch)
 FiguresT = TypeVar("FiguresT", bound=BaseModel)
 
 
-class DataRecord(BaseModel):
-    """Which images the run used."""
+class DataRecord(BaseModel, frozen=True):
+    """Which images the run used.
 
-    model_config = ConfigDict(frozen=True)
+    ``split_sha256`` is the ``fingerprint`` of the images that were held out for validation; None
+    in records of version 1.
+    """
 
     name: str
     test_name: str
     source: str
     sha256: str
+    split_sha256: str | None = None
     train_images: int
     validation_images: int
     test_images: int
 
 
-class WeightsFile(BaseModel):
+class WeightsFile(BaseModel, frozen=True):
     """The weights' file, relative to the record's folder; ``parameters`` counts trainable ones."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: str
     sha256: str
     parameters: int
 
 
-class TaskRecord(BaseModel, Generic[EpochT, FiguresT]):
+class TaskRecord(BaseModel, Generic[EpochT, FiguresT], frozen=True, extra="forbid"):
     """Everything that is known of a checkpoint besides its weights.
 
-    ``epoch_kept`` is the epoch whose weights these are: the best on the validation images.
+    ``epoch_kept`` is the epoch whose weights these are: the last one; in records of version 1
+    the one with the best validation figure, so that there ``validation`` flatters the network.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     config: TrainConfig
@@ -150,23 +142,7 @@ RECORDS: dict[str, type[AnyRecord]] = {
     "pair": PairRecord,
     "image": ImageRecord,
 }
-
-
-class _Header(BaseModel):
-    """What tells how to read the rest."""
-
-    config: TrainConfig
-    schema_version: int
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+_AnyObject = TypeAdapter(dict[str, Any])
 
 
 def write_weights(folder: Path, module: nn.Module) -> WeightsFile:
@@ -197,12 +173,17 @@ def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
         CheckpointError: As there, or the network does something else.
     """
     record, module = open_checkpoint(folder)
+    return require_digit_record(record, folder), module
+
+
+def require_digit_record(record: AnyRecord, folder: Path) -> CheckpointRecord:
+    """The same record; raises ``CheckpointError`` for a network that does something else."""
     if not isinstance(record, CheckpointRecord):
         raise CheckpointError(
             f"{folder} holds the network {record.config.model}, which does not read a single "
             "digit; expected one that does"
         )
-    return record, module
+    return record
 
 
 def read_record(folder: Path) -> AnyRecord:
@@ -218,16 +199,54 @@ def read_record(folder: Path) -> AnyRecord:
             f"again with --resume); make one with: python -m training train --out {folder}"
         )
     try:
-        content = path.read_bytes()
-        header = _Header.model_validate_json(content)
-        record = RECORDS[ARCHITECTURES[header.config.model].task].model_validate_json(content)
+        content = _AnyObject.validate_json(path.read_bytes())
+        _require_known_version(content, path)
+        config = TrainConfig.model_validate(content.get("config"))
+        return RECORDS[ARCHITECTURES[config.model].task].model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{path} is not a checkpoint record: {error}") from error
-    if record.schema_version != SCHEMA_VERSION:
+
+
+def _require_known_version(content: dict[str, Any], path: Path) -> None:
+    """Look at the version before anything else: a newer record may be of any form."""
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has schema version {record.schema_version}; this code reads {SCHEMA_VERSION}"
+            f"{path} has schema version {version}, this code reads versions up to "
+            f"{SCHEMA_VERSION}: the checkpoint is newer; update this repository"
         )
-    return record
+
+
+def require_same_images(record: AnyRecord, dataset: Dataset, folder: Path) -> None:
+    """Refuse a checkpoint of other images, or one whose held-out images are no longer held out.
+
+    Everything that uses held-out images (temperatures, ensembles, teachers, parity) asks this
+    first: an image that a network was trained on says nothing of how it reads others.
+
+    Args:
+        record: The checkpoint's.
+        dataset: The images given now.
+        folder: The checkpoint's, for the message.
+
+    Raises:
+        CheckpointError: Says what differs. A record of version 1 does not name its held-out
+            images: a warning is logged, and their number alone is compared, by the caller.
+    """
+    if record.data.sha256 != dataset.sha256:
+        raise CheckpointError(
+            f"{folder} was trained on {record.data.name} (sha256 "
+            f"{record.data.sha256[:SHOWN_HASH]}), the images given are {dataset.name} "
+            f"({dataset.sha256[:SHOWN_HASH]}); give its own images with --data-dir, or train it "
+            "anew on these"
+        )
+    _, held_out = split_validation(dataset.train, record.data.validation_images)
+    if record.data.split_sha256 is None:
+        logger.warning("%s does not record which images it held out, only how many", folder)
+    elif record.data.split_sha256 != fingerprint(held_out):
+        raise CheckpointError(
+            f"{folder} held out other images than this version of the code does: it was trained "
+            "on some of those that would now be called held out; train it anew"
+        )
 
 
 def open_checkpoint(folder: Path) -> tuple[AnyRecord, nn.Module]:

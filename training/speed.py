@@ -14,13 +14,14 @@ Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import get_args
 
 import torch
@@ -31,7 +32,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from training.arguments import Commands, add_common, add_precision
+from training.cli import Commands, add_common, add_precision, model_name
 from training.config import Preset, TrainConfig, preset
 from training.data import (
     PIXEL_MEAN,
@@ -40,10 +41,11 @@ from training.data import (
     LabelledImages,
     load_dataset,
     split_validation,
+    validation_size,
 )
 from training.device import chosen_device, device_name
-from training.evaluate import evaluate
-from training.fit import fit
+from training.evaluation.classification import evaluate
+from training.loop.fit import fit
 
 # The example's defaults (pytorch/examples, mnist/main.py): its arguments, not ours to tune.
 EXAMPLE_EPOCHS, EXAMPLE_BATCH, EXAMPLE_RATE, EXAMPLE_GAMMA = 14, 64, 1.0, 0.7
@@ -141,7 +143,7 @@ def ours(dataset: Dataset, config: TrainConfig, device: torch.device) -> Reached
         config: Of a network that reads digits.
         device: Where to compute.
     """
-    held_out = min(config.validation_images, len(dataset.train) // 10)
+    held_out = validation_size(config.validation_images, len(dataset.train))
     train, validation = split_validation(dataset.train, held_out)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
@@ -164,26 +166,15 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rounds(
-    dataset: Dataset, config: TrainConfig, target: float, count: int, device: torch.device
-) -> Iterator[tuple[Reached, Reached]]:
-    """The example's run and ours, each round with a seed of its own, who begins by turns.
-
-    Args:
-        dataset: To learn from and to ask.
-        config: Of our run; its seed is the round's.
-        target: Accuracy on the test images, 0..1.
-        count: Of rounds.
-        device: Where to compute.
-    """
-    for seed in range(count):
-        own_config = config.with_changes(seed=seed)
-        if seed % 2:
-            own = ours(dataset, own_config, device)
-            yield example(dataset, target, seed, device), own
-        else:
-            theirs = example(dataset, target, seed, device)
-            yield theirs, ours(dataset, own_config, device)
+def _round(
+    dataset: Dataset, config: TrainConfig, target: float, device: torch.device
+) -> tuple[Reached, Reached]:
+    """The example's run and ours, of the config's seed; which begins depends on the seed."""
+    if config.seed % 2:
+        own = ours(dataset, config, device)
+        return example(dataset, target, config.seed, device), own
+    theirs = example(dataset, target, config.seed, device)
+    return theirs, ours(dataset, config, device)
 
 
 def _warm_up(dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
@@ -207,7 +198,9 @@ def add_speed(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     speed.set_defaults(command=_speed)
-    speed.add_argument("--model", default="cnn", metavar="NAME", help="(default: %(default)s)")
+    speed.add_argument(
+        "--model", default="cnn", type=model_name, metavar="NAME", help="(default: %(default)s)"
+    )
     speed.add_argument(
         "--preset", choices=get_args(Preset), default="quick", help="(default: %(default)s)"
     )
@@ -233,22 +226,45 @@ def _speed(arguments: argparse.Namespace) -> int:
     say(f"to {arguments.target:g}% of {dataset.test_name}, {device_name(device)}\n\n")
     say("| round | example, epochs | accuracy | ours, epochs | accuracy | times as fast |\n")
     say("|---|---|---|---|---|---|\n")
-    reached: list[tuple[Reached, Reached]] = []
-    for number, pair in enumerate(
-        rounds(dataset, config, target, arguments.rounds, device), start=1
-    ):
-        enough = all(run.accuracy >= target for run in pair)
-        reached += [pair] if enough else []
-        cells = [f"{run.epochs} | {100 * run.accuracy:.2f}%" for run in pair]
-        told = f"{pair[0].seconds / pair[1].seconds:.1f} x" if enough else "not reached"
-        say(f"| {number} | {' | '.join(cells)} | {told} |\n")
+    rounds: list[tuple[Reached, Reached]] = []
+    for seed in range(arguments.rounds):
+        both = _round(dataset, config.with_changes(seed=seed), target, device)
+        rounds.append(both)
+        cells = [f"{run.epochs} | {100 * run.accuracy:.2f}%" for run in both]
+        ratio = times_as_fast(*both, target)
+        told = f"{ratio:.1f} x" if 0 < ratio < math.inf else "not reached"
+        say(f"| {seed + 1} | {' | '.join(cells)} | {told} |\n")
         sys.stdout.flush()
-    if reached:
-        ratio = median(theirs.seconds / own.seconds for theirs, own in reached)
-        say(f"\nmedian of {len(reached)} rounds: {ratio:.1f} times as fast\n")
-    if reached and device.type == "cuda":
+    say(f"\n{verdict([times_as_fast(*both, target) for both in rounds])}\n")
+    if device.type == "cuda":
         theirs_s, own_s = (
-            median(run.seconds for run in runs) for runs in zip(*reached, strict=True)
+            median(run.seconds if run.accuracy >= target else math.inf for run in runs)
+            for runs in zip(*rounds, strict=True)
         )
         say(f"median seconds: example {theirs_s:.1f}, ours {own_s:.2f}\n")
-    return 0 if len(reached) == arguments.rounds else 1
+    return 0 if all(run.accuracy >= target for both in rounds for run in both) else 1
+
+
+def times_as_fast(theirs: Reached, own: Reached, target: float) -> float:
+    """How many times as fast ours was: 0 if it missed the target, infinite if the example did."""
+    if own.accuracy < target:
+        return 0.0
+    return theirs.seconds / own.seconds if theirs.accuracy >= target else math.inf
+
+
+def verdict(ratios: Sequence[float]) -> str:
+    """The median of all rounds, missed ones among them, and the range; in words.
+
+    A round that ours missed is slower than any that it did not, so it takes its place in the
+    order although its ratio is not known. Of two in the middle the lower one counts then: their
+    mean is not known either.
+    """
+    reached = [ratio for ratio in ratios if 0 < ratio < math.inf]
+    missed = len(ratios) - len(reached)
+    middle = median_low(ratios) if missed else median(ratios)
+    if not 0 < middle < math.inf:
+        return f"{missed} of {len(ratios)} rounds missed the target: no ratio is told"
+    text = f"median of {len(ratios)} rounds: {middle:.1f} times as fast"
+    if len(ratios) > 1:
+        text += f" ({min(reached):.1f} to {max(reached):.1f} where reached)"
+    return f"{text}; {missed} missed the target" if missed else text

@@ -33,14 +33,14 @@ class Golden:
 
     Attributes:
         inputs: What is asked, e.g. images uint8 [G, 28, 28].
-        eager: The outputs of the checkpoint's module, float32 on the CPU.
-        truth: The same in float64.
+        fp32: The fp32 baseline: the outputs of the checkpoint's module, float32 on the CPU.
+        fp64: The fp64 reference: the same in float64.
         targets: int64 [G], the right labels, -1 where none is known.
     """
 
     inputs: Arrays
-    eager: Arrays
-    truth: Arrays
+    fp32: Arrays
+    fp64: Arrays
     targets: Array
 
     def __len__(self) -> int:
@@ -49,19 +49,19 @@ class Golden:
 
     def first(self, count: int) -> "Golden":
         """The first few samples."""
-        inputs, eager, truth = (
+        inputs, fp32, fp64 = (
             {name: array[:count] for name, array in part.items()}
-            for part in (self.inputs, self.eager, self.truth)
+            for part in (self.inputs, self.fp32, self.fp64)
         )
-        return Golden(inputs, eager, truth, self.targets[:count])
+        return Golden(inputs, fp32, fp64, self.targets[:count])
 
     def labels(self, logits: str = "logits") -> Array:
         """int64 [G], what the reference reads the samples as."""
-        return np.asarray(self.eager[logits].argmax(axis=1))
+        return np.asarray(self.fp32[logits].argmax(axis=1))
 
     def save(self, path: Path) -> None:
         """Write an .npz whose bytes depend on the samples alone; names like "eager/logits"."""
-        groups = {"inputs": self.inputs, "eager": self.eager, "truth": self.truth}
+        groups = {"inputs": self.inputs, "eager": self.fp32, "truth": self.fp64}
         arrays = {
             f"{g}/{name}": array for g, part in groups.items() for name, array in part.items()
         }
@@ -94,7 +94,7 @@ class Golden:
         fit = counts == {len(targets)} and all(groups.values())
         if not fit or len(targets) == 0 or groups["eager"].keys() != groups["truth"].keys():
             raise BundleError(f"{path} does not hold golden samples: its arrays do not fit")
-        return cls(**groups, targets=targets)
+        return cls(groups["inputs"], groups["eager"], groups["truth"], targets)
 
 
 class GoldenResult(BaseModel):
@@ -167,13 +167,13 @@ def judge_answers(
     """
     worst, wrong, failures = 0.0, 0, list[str]()
     for spec in outputs:
-        answer, eager = answers.get(spec.name), golden.eager.get(spec.name)
-        if answer is None or eager is None or answer.shape != eager.shape:
-            shapes = [None if array is None else array.shape for array in (answer, eager)]
+        answer, fp32 = answers.get(spec.name), golden.fp32.get(spec.name)
+        if answer is None or fp32 is None or answer.shape != fp32.shape:
+            shapes = [None if array is None else array.shape for array in (answer, fp32)]
             failures.append(f"{spec.name}: has shape {shapes[0]}, expected {shapes[1]}")
         elif spec.kind != "probabilities":
             logits = spec.kind == "logits"
-            found = compare(answer, eager, golden.truth[spec.name], logits=logits)
+            found = compare(answer, fp32, golden.fp64[spec.name], logits=logits)
             worst = max(worst, found.scaled_error)
             wrong = max(wrong, found.labels.flips if found.labels else 0)
             failures += [f"{spec.name}: {complaint}" for complaint in violations(found, tolerance)]

@@ -48,17 +48,17 @@ class LabelFigures(Figures):
     Attributes:
         samples: How many there are.
         flips: Samples whose label differs from eager's.
-        decided_flips: Those of them where the truth is no near tie (see ``NEAR_TIE``).
-        near_ties: Samples where the truth is one, whatever the candidate says.
-        largest_flip_margin: Largest distance between the truth's two best logits among those
+        decided_flips: Those of them where the reference is no near tie (see ``NEAR_TIE``).
+        near_ties: Samples where the reference is one, whatever the candidate says.
+        largest_flip_margin: Largest distance between the reference's two best logits among those
             samples; 0 if there are none.
         ties: Samples whose two best logits are equal.
-        smallest_margin: Smallest distance between the truth's two best logits over all samples.
+        smallest_margin: Smallest distance between the reference's two best logits over all samples.
         largest_error: max |candidate - float64| over all logits.
         uncertain: Samples whose two best logits lie within twice that error: those whose label an
             error of this size could change.
         accuracy: Share of labels that are the target; None where no targets are known.
-        eager_accuracy: The same of eager.
+        eager_accuracy: The same of the fp32 baseline.
     """
 
     samples: int
@@ -89,10 +89,10 @@ class Comparison(Figures):
         samples: How many were compared.
         non_finite: How many of the candidate's values are NaN or infinite; if any, the error
             figures are infinite too (max(|NaN|) > bound is false: a NaN must fail by name).
-        max_abs_error: max |candidate - eager|.
-        scaled_error: The worst channel's max |candidate - eager| over its max |eager|.
-        largest_value: max |eager|.
-        rms_ratio: RMS(candidate - float64) / RMS(eager - float64), which is taken for at least what
+        max_abs_error: max |candidate - fp32|.
+        scaled_error: The worst channel's max |candidate - fp32| over its max |fp32|.
+        largest_value: max |fp32|.
+        rms_ratio: RMS(candidate - float64) / RMS(fp32 - float64), which is taken for at least what
             rounding the answer to float32 costs; 1 if both are zero.
         sqnr_db: 10 log10(sum float64^2 / sum (candidate - float64)^2) over the real samples;
             infinite without an error, NaN with one that is not finite.
@@ -136,9 +136,9 @@ class Floor:
     largest_E: Array
 
     @classmethod
-    def of(cls, answers: Array, truth: Array, edges: int) -> "Floor":
+    def of(cls, answers: Array, fp64: Array, edges: int) -> "Floor":
         """The floor of one arrangement; the answer's own rounding to float32 is never less."""
-        found, true = channelled(answers), channelled(truth)
+        found, true = channelled(answers), channelled(fp64)
         error, size = np.abs(found - true), np.abs(true)
         rounded = UNIT_ROUNDOFF * size
         return cls(
@@ -169,58 +169,59 @@ class Floor:
 
 def compare(
     candidate: Array,
-    eager: Array,
-    truth: Array,
+    fp32: Array,
+    fp64: Array,
     *,
     logits: bool = False,
     targets_N: Array | None = None,
-    corners: int = 0,
+    edge_cases: int = 0,
     floor: Floor | None = None,
 ) -> Comparison:
     """Compare one output's values for the same samples.
 
     Args:
         candidate: The exported model's, [N, ...].
-        eager: The checkpoint's in float32 eager mode, [N, ...]: the yardstick.
-        truth: The checkpoint's in float64, [N, ...]: the truth.
+        fp32: The checkpoint's in float32 eager mode, [N, ...]: the baseline.
+        fp64: The checkpoint's in float64, [N, ...]: the reference.
         logits: The output is [N, K] logits, whose largest is the label.
         targets_N: The right labels, int [N], -1 where there is none.
-        corners: How many of the first samples are edge cases, which are made up. They have no
+        edge_cases: How many of the first samples are edge cases, which are made up. They have no
             labels, and a quantization never saw them.
         floor: Of this output, for the figures that are multiples of it.
 
     Raises:
         ValueError: The shapes differ.
     """
-    if not candidate.shape == eager.shape == truth.shape:
+    if not candidate.shape == fp32.shape == fp64.shape:
         raise ValueError(
-            f"shapes differ: candidate {candidate.shape}, eager {eager.shape}, truth {truth.shape}"
+            f"shapes differ: candidate {candidate.shape}, fp32 baseline {fp32.shape}, fp64 "
+            f"reference {fp64.shape}"
         )
-    found, yardstick, true = (channelled(values) for values in (candidate, eager, truth))
+    found, baseline, true = (channelled(values) for values in (candidate, fp32, fp64))
     finite = np.isfinite(found)
-    difference = np.where(finite, np.abs(found - yardstick), np.inf)
+    difference = np.where(finite, np.abs(found - baseline), np.inf)
     error = np.where(finite, np.abs(found - true), np.inf)
-    real = slice(corners, None)
-    scale_C = channel_scale(yardstick[real], yardstick[real] - true[real])
+    real = slice(edge_cases, None)
+    scale_C = channel_scale(baseline[real], baseline[real] - true[real])
     targets = None if targets_N is None else targets_N[real]
     rounding = ROUNDING_RMS * _rms(true[real])
     return Comparison(
         samples=len(found),
         non_finite=int((~finite).sum()),
         max_abs_error=float(difference.max()),
-        scaled_error=_scaled(difference, yardstick, scale_C, corners),
-        largest_value=float(np.abs(yardstick).max()),
-        unequal=int((candidate != eager).sum()) if eager.dtype.kind in "biu" else None,
+        scaled_error=_scaled(difference, baseline, scale_C, edge_cases),
+        largest_value=float(np.abs(baseline).max()),
+        unequal=int((candidate != fp32).sum()) if fp32.dtype.kind in "biu" else None,
         rms_ratio=_ratio(
-            _rms(error[real]), max(_rms(yardstick[real] - true[real]), rounding), none=1.0
+            _rms(error[real]), max(_rms(baseline[real] - true[real]), rounding), none=1.0
         ),
         sqnr_db=_decibels(true[real], found[real] - true[real]),
         worst=tuple(int(i) for i in np.argsort(-_by_sample(difference), kind="stable"))[
             :WORST_SAMPLES
         ],
-        labels=_labels(found[real], yardstick[real], true[real], targets) if logits else None,
+        labels=_labels(found[real], baseline[real], true[real], targets) if logits else None,
         sample_spread=_spread(error[real], scale_C),
-        **_multiples(error, floor and floor.or_worse(Floor.of(eager, truth, corners)), corners),
+        **_multiples(error, floor and floor.or_worse(Floor.of(fp32, fp64, edge_cases)), edge_cases),
     )
 
 
@@ -296,16 +297,16 @@ def near_ties(logits_NK: Array) -> Array:
     return np.asarray(margins(logits_NK) <= NEAR_TIE * distance_N)
 
 
-def _labels(found: Array, eager: Array, truth: Array, targets_N: Array | None) -> LabelFigures:
-    flipped_N = found.argmax(axis=1) != eager.argmax(axis=1)
-    margin_N, near_N = margins(truth), near_ties(truth)
+def _labels(found: Array, fp32: Array, fp64: Array, targets_N: Array | None) -> LabelFigures:
+    flipped_N = found.argmax(axis=1) != fp32.argmax(axis=1)
+    margin_N, near_N = margins(fp64), near_ties(fp64)
     # Whatever the values, a NaN is certain of nothing.
-    error = float(np.where(np.isfinite(found), np.abs(found - truth), np.inf).max())
+    error = float(np.where(np.isfinite(found), np.abs(found - fp64), np.inf).max())
     known_N = slice(0, 0) if targets_N is None else np.flatnonzero(targets_N >= 0)
     targets = np.zeros(0) if targets_N is None else targets_N[known_N]
     accuracies = [
         float((values.argmax(axis=1)[known_N] == targets).mean()) if len(targets) else None
-        for values in (found, eager)
+        for values in (found, fp32)
     ]
     return LabelFigures(
         samples=len(found),
@@ -322,10 +323,10 @@ def _labels(found: Array, eager: Array, truth: Array, targets_N: Array | None) -
     )
 
 
-def _scaled(difference: Array, eager: Array, scale_C: Array, edges: int) -> float:
-    size_E = _by_sample(np.abs(eager[:edges]))
+def _scaled(difference: Array, fp32: Array, scale_C: Array, edges: int) -> float:
+    size_E = _by_sample(np.abs(fp32[:edges]))
     # A block of edge cases has a scale of its own; beside samples each edge case has its own.
-    least = size_E.max() if edges == len(eager) else scale_C.max()
+    least = size_E.max() if edges == len(fp32) else scale_C.max()
     return max(
         worst_ratio(channel_largest(difference[edges:]), scale_C),
         worst_ratio(_by_sample(difference[:edges]), np.maximum(size_E, least)),

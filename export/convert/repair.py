@@ -92,7 +92,7 @@ class Repair:
     """The search for one variant.
 
     Attributes:
-        source: The float32 ONNX file's content; its answers are the truth here, being proven, and
+        source: The float32 ONNX file's content; its answers are what is expected, being proven, and
             far closer to the checkpoint's than any of reduced precision.
         variant: "onnx-int8" or "onnx-fp16".
         allowed: Its tolerance.
@@ -135,7 +135,7 @@ class Repair:
         figures = RepairFigures(
             layers=names,
             samples=len(self.questions.targets),
-            fp32=_trial(names, None, self._truth, self._compare(self._truth), None),
+            fp32=_trial(names, None, self._expected, self._compare(self._expected), None),
             trials=tuple(trials),
             chosen=chosen,
         )
@@ -186,13 +186,13 @@ class Repair:
         self.progress.expect(1)
         self.progress.step(f"{self.variant}: rank {len(self.layers)} layers")
         few = {name: array[:RANKED] for name, array in self.questions.asked.items()}
-        truth = {name: array[:RANKED] for name, array in self._truth.asked.items()}
+        expected = {name: array[:RANKED] for name, array in self._expected.asked.items()}
         shares = []
         for layer in self.layers:
             others = [other for other in self.layers if other is not layer]
             try:
                 found = self._answers(others, method, few, {}).asked
-                shares.append(max(_noise(found[s.name], truth[s.name]) for s in self._compared))
+                shares.append(max(_noise(found[s.name], expected[s.name]) for s in self._compared))
             except Exception:  # noqa: BLE001 - whatever it was, this layer is guilty
                 shares.append(math.inf)
         order = sorted(range(len(shares)), key=lambda i: -shares[i])
@@ -209,32 +209,32 @@ class Repair:
             died = f"cannot be made or run: {error}"
             return Trial(kept=names, calibration=method, complaint=died), None
         compared = self._compare(found)
-        complaint = next(self._complaints(found, compared, with_chance=False), None)
-        surely = not any(self._complaints(found, compared, with_chance=True))
+        complaint = next(self._violations(found, compared, with_chance=False), None)
+        surely = not any(self._violations(found, compared, with_chance=True))
         trial = _trial(names, method, found, compared, complaint)
         return trial.model_copy(update={"surely": surely}), found.content
 
     def _compare(self, found: _Answers) -> dict[str, Comparison]:
-        truth, targets = self._truth.asked, self.questions.targets
+        expected, targets = self._expected.asked, self.questions.targets
         return {
             spec.name: compare(
                 found.asked[spec.name],
-                truth[spec.name],
-                truth[spec.name],
+                expected[spec.name],
+                expected[spec.name],
                 logits=spec.kind == "logits",
                 targets_N=targets,
             )
             for spec in self._compared
         }
 
-    def _complaints(
+    def _violations(
         self, found: _Answers, compared: dict[str, Comparison], *, with_chance: bool
     ) -> Iterator[str]:
         """What is beyond the tolerance, or so near to it that other samples may be beyond."""
-        # The RMS error in units of the yardstick's own: here the yardstick is the truth.
+        # The RMS error in units of the baseline's own: here the baseline is what is expected.
         allowed = self.allowed.model_copy(update={"rms_ratio": None})
         for name, figures in compared.items():
-            mine, theirs = found.asked[name], self._truth.asked[name]
+            mine, theirs = found.asked[name], self._expected.asked[name]
             tighter = dict[str, float]()
             if with_chance and allowed.scaled_error is not None:
                 per_sample = mine.size // len(mine)
@@ -242,11 +242,11 @@ class Repair:
                 tighter["scaled_error"] = allowed.scaled_error / growth
             if with_chance and allowed.sqnr_db is not None:
                 tighter["sqnr_db"] = allowed.sqnr_db + _chance_db(mine, theirs)
-            complaints = violations(figures, allowed.model_copy(update=tighter))
-            yield from (f"{name}: {complaint}" for complaint in complaints)
+            found_violations = violations(figures, allowed.model_copy(update=tighter))
+            yield from (f"{name}: {complaint}" for complaint in found_violations)
             if found.edge_cases:
-                mine, theirs = found.edge_cases[name], self._truth.edge_cases[name]
-                at_edges = compare(mine, theirs, theirs, corners=len(mine))
+                mine, theirs = found.edge_cases[name], self._expected.edge_cases[name]
+                at_edges = compare(mine, theirs, theirs, edge_cases=len(mine))
                 yield from (f"edge cases, {name}: {c}" for c in violations(at_edges, allowed))
 
     def _answers(
@@ -269,7 +269,7 @@ class Repair:
         return ranges
 
     @cached_property
-    def _truth(self) -> _Answers:
+    def _expected(self) -> _Answers:
         found: _Answers = self._call(_ask, self.source, self.questions.asked, self._edge_cases)
         return found
 
@@ -362,28 +362,28 @@ def _expected(shares: list[float], allowed: Tolerance) -> int:
     return int(np.count_nonzero(rest > 10 ** (-allowed.sqnr_db / 10)))
 
 
-def _noise(found: Array, truth: Array) -> float:
+def _noise(found: Array, expected: Array) -> float:
     """Power of the error over that of the answers; infinite if one is not finite."""
-    error, signal = _powers(found, truth)
+    error, signal = _powers(found, expected)
     noise = float(error.sum() / signal.sum()) if signal.any() else float(error.any())
     return noise if math.isfinite(noise) else math.inf
 
 
-def _powers(found: Array, truth: Array) -> tuple[Array, Array]:
+def _powers(found: Array, expected: Array) -> tuple[Array, Array]:
     """Of the error and of the answers, of each sample: float64 [N] both."""
-    mine, theirs = (a.astype(np.float64).reshape(len(a), -1) for a in (found, truth))
+    mine, theirs = (a.astype(np.float64).reshape(len(a), -1) for a in (found, expected))
     with np.errstate(invalid="ignore", over="ignore"):
         return np.square(mine - theirs).sum(axis=1), np.square(theirs).sum(axis=1)
 
 
-def _chance_db(found: Array, truth: Array) -> float:
+def _chance_db(found: Array, expected: Array) -> float:
     """By how much the SQNR of other samples may be lower: three standard deviations of the ratio.
 
     The variance of a ratio of sums over N samples is, to first order, the sum of the squares of
     error_i - ratio * signal_i over the square of the signals' sum.
     """
-    error_N, signal_N = _powers(found, truth)
-    ratio = _noise(found, truth)
+    error_N, signal_N = _powers(found, expected)
+    ratio = _noise(found, expected)
     if not 0 < ratio < math.inf:
         return 0.0
     deviation = math.sqrt(np.square(error_N - ratio * signal_N).sum()) / signal_N.sum()

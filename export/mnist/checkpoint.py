@@ -22,13 +22,18 @@ from export.mnist.servable import (
     ServablePair,
 )
 from export.model.under_test import Learned, ModelUnderTest, Samples
-from training.checkpoint import AnyRecord, load_weights, open_checkpoint
+from training.checkpoint import (
+    AnyRecord,
+    load_weights,
+    open_checkpoint,
+    require_same_images,
+)
 from training.config import TrainConfig
 from training.data import CLASSES, DataError, Dataset, LabelledImages, split_validation
-from training.evaluate import Evaluation
-from training.images import ImageEvaluation
-from training.models import ARCHITECTURES, build_model
-from training.pairs import SUMS, fixed_pairs
+from training.evaluation.classification import Evaluation
+from training.evaluation.reconstruction import ImageEvaluation
+from training.evaluation.two_input import SUMS, fixed_pairs
+from training.models import ARCHITECTURES, build_model, resolved
 
 # More images change the ranges that int8's scales are fitted to hardly.
 CALIBRATION_SAMPLES = 512
@@ -42,6 +47,8 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
         DataError: The data set is not the one that the checkpoint was trained on.
     """
     record, network = open_checkpoint(folder)
+    if record.data.sha256 == dataset.sha256:
+        require_same_images(record, dataset, folder)
     weights = folder / record.weights.path
     return _subject(network, weights, record.weights.sha256, _summary(record), dataset)
 
@@ -76,7 +83,8 @@ def _subject(
             "be those of the proof; give the same data with --data-dir"
         )
     name = str(training.config["model"])
-    form = _FORMS[ARCHITECTURES[name].task]
+    architecture, _ = resolved(name, {})  # bundles of older versions have older names
+    form = _FORMS[ARCHITECTURES[architecture].task]
     fitted_to = form.ask(
         LabelledImages(
             dataset.train.images[:CALIBRATION_SAMPLES], dataset.train.labels[:CALIBRATION_SAMPLES]

@@ -146,8 +146,8 @@ def cut_problems(part: ModelProto, model: ModelProto, output: TensorSpec) -> lis
 def golden_features(first: FirstLayer, golden: Golden) -> Golden:
     """A few golden samples with the checkpoint's values in the first layer."""
     asked = golden.first(GOLDEN_SAMPLES)
-    eager, truth = (first.values(asked.inputs, double=double) for double in (False, True))
-    return Golden(asked.inputs, eager, truth, asked.targets)
+    fp32, fp64 = (first.values(asked.inputs, double=double) for double in (False, True))
+    return Golden(asked.inputs, fp32, fp64, asked.targets)
 
 
 def write_features(
@@ -188,17 +188,17 @@ def measure_first_layer(
         predict: The file on the device that is asked.
         inputs: Samples.
     """
-    eager, truth = (
+    fp32, fp64 = (
         first.values(inputs, double=double)[first.output.name] for double in (False, True)
     )
     problems = cut_problems(onnx.load(path), model, first.output)
     by_batch = {}
     for batch_size in BATCH_SIZES:
         found = run_batched(predict, inputs, batch_size).get(first.output.name)
-        if found is None or found.shape != eager.shape:
-            problems.append(f"gives {None if found is None else found.shape}, not {eager.shape}")
+        if found is None or found.shape != fp32.shape:
+            problems.append(f"gives {None if found is None else found.shape}, not {fp32.shape}")
         else:
-            by_batch[batch_size] = compare(found, eager, truth)
+            by_batch[batch_size] = compare(found, fp32, fp64)
     return FeatureFigures(
         layer=first.layer,
         output=first.output,

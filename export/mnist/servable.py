@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.bundle.manifest import TensorSpec
 from training.data import CLASSES, IMAGE_SHAPE, standardise, to_ink
-from training.pairs import ANSWERS, SUMS
+from training.evaluation.two_input import ANSWERS, SUMS
 
 LOGITS: Literal["logits"] = "logits"
 PROBABILITIES: Literal["probabilities"] = "probabilities"
@@ -41,7 +41,7 @@ class ServableModel(nn.Module):
     """A classifier with its pixel scaling in front and a softmax behind it.
 
     Standardisation and network compute in the classifier's own dtype: ``.double()`` gives the
-    same function in float64, the truth that the exports are measured against.
+    same function in float64, the reference that the exports are measured against.
     """
 
     def __init__(self, classifier: nn.Module) -> None:

@@ -47,8 +47,8 @@ class Inside:
         """
         self._inputs = inputs
         self._nodes = named_nodes(program, outputs)
-        self._eager = node_values(program, self._nodes, inputs, double=False)
-        self._truth = node_values(program, self._nodes, inputs, double=True)
+        self._fp32 = node_values(program, self._nodes, inputs, double=False)
+        self._fp64 = node_values(program, self._nodes, inputs, double=True)
         self._exact = _exact(self._nodes)
 
     def layers(self, model: onnx.ModelProto) -> tuple[Layer, ...]:
@@ -62,11 +62,11 @@ class Inside:
         for name, found in onnx_values(model, self._inputs).items():
             if found.dtype.kind != "f" or not found.size:
                 continue
-            eager, truth = self._eager.get(name), self._truth.get(name)
-            if eager is None or truth is None or found.shape != eager.shape:
+            fp32, fp64 = self._fp32.get(name), self._fp64.get(name)
+            if fp32 is None or fp64 is None or found.shape != fp32.shape:
                 unmatched.append(name)
                 continue
-            compared = compare(*without_shared_infinities(found, eager, truth))
+            compared = compare(*without_shared_infinities(found, fp32, fp64))
             node, producer = self._nodes[name], producers[name]
             source, code = _source(node)
             layers.append(

@@ -20,10 +20,10 @@ from export.parity.schema import (
     EDGE_CASES,
     INSIDE_SHARE,
     SCHEMA_VERSION,
-    Fault,
     FeatureFigures,
     Layer,
     LocalFigures,
+    MutantResult,
     ParityFigures,
     Row,
 )
@@ -37,8 +37,8 @@ BEYOND = 1 + 1e-9  # of what is beyond a limit that has no unit to say by how mu
 PASSED, FAILED, INCONCLUSIVE = "PASSED", "FAILED", "INCONCLUSIVE"
 
 
-def neighbour_bound(tolerance: Tolerance, situation: str) -> float | None:
-    """What an answer may change by in a situation that ``gate.measure_neighbours`` names."""
+def leakage_bound(tolerance: Tolerance, situation: str) -> float | None:
+    """What an answer may change by in a situation that ``measure_cross_sample_leakage`` names."""
     return tolerance.batch_invariance if situation == ALONE else tolerance.neighbours
 
 
@@ -55,7 +55,7 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     for row in figures.rows:
         failures[row.variant] += [
             f"{row.variant}, batch {row.batch_size}{_place(row)}{complaint}"
-            for complaint in _row_complaints(row, table[row.variant], figures)
+            for complaint in _row_violations(row, table[row.variant], figures)
         ]
     for variant, checks in figures.files.items():
         failures[variant] += [f"{variant}: {problem}" for problem in checks.problems]
@@ -69,7 +69,7 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     failures = _with_survivors(failures, figures, table)
     for variant, neighbours in figures.neighbours.items():
         for situation, difference in neighbours.items():
-            allowed = neighbour_bound(table[variant], situation)
+            allowed = leakage_bound(table[variant], situation)
             if allowed is not None and not difference <= allowed:
                 failures[variant].append(
                     f"{variant}: an answer depends on its batch: {situation} it differs by "
@@ -143,7 +143,7 @@ def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -
     )
 
 
-def kills(fault: Fault, allowed: Tolerance) -> tuple[str, ...]:
+def kills(fault: MutantResult, allowed: Tolerance) -> tuple[str, ...]:
     """The checks that kill a mutant under a tolerance, from what was measured of it."""
     weights, exact = fault.figures.get("weights", 0.0), fault.figures.get("exact", 0.0)
     checks = {
@@ -155,7 +155,7 @@ def kills(fault: Fault, allowed: Tolerance) -> tuple[str, ...]:
     return tuple(check for check, beyond in checks.items() if beyond)
 
 
-def is_seen_clearly(fault: Fault, allowed: Tolerance) -> bool:
+def is_seen_clearly(fault: MutantResult, allowed: Tolerance) -> bool:
     """Whether samples show a mutant far beyond its limit, in the answers or inside."""
     if fault.figures.get("exact", 0.0) != 0:
         return True
@@ -172,7 +172,7 @@ def blind_layers(layers: tuple[Layer, ...]) -> list[Layer]:
     ]
 
 
-def _sample_excess(fault: Fault, allowed: Tolerance) -> float:
+def _sample_excess(fault: MutantResult, allowed: Tolerance) -> float:
     """How many times beyond the tightest limit of the answers; above 1 if any is violated."""
     found = [_excess(output, allowed) for output in fault.outputs.values()]
     if not fault.outputs:  # an older file
@@ -185,6 +185,8 @@ def _sample_excess(fault: Fault, allowed: Tolerance) -> float:
 
 
 def _excess(found: Comparison, allowed: Tolerance) -> float:
+    if not any(violations(found, allowed)):
+        return 0.0
     spread = allowed.sample_spread if allowed.precision != "fp32" else None
     worst = max(
         _over(found.scaled_error, allowed.scaled_error),
@@ -194,9 +196,6 @@ def _excess(found: Comparison, allowed: Tolerance) -> float:
         _over(found.sample_spread, spread),
         0.0 if allowed.sqnr_db is None else 10 ** ((allowed.sqnr_db - found.sqnr_db) / 20),
     )
-    beyond = any(violations(found, allowed))
-    if not beyond:
-        return min(worst, 1.0)
     return float("inf") if isnan(worst) else max(worst, BEYOND)
 
 
@@ -312,7 +311,7 @@ def _place(row: Row) -> str:
     return threads + (f", {row.block}" if row.block else "")
 
 
-def _row_complaints(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
+def _row_violations(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
     if row.block == EDGE_CASES:
         floors = [found.floor_largest for found in row.outputs.values()]
         allowed = _for_edge_cases(allowed, has_floor=any(floor is not None for floor in floors))
@@ -371,7 +370,7 @@ def _feature_maps(found: FeatureFigures, allowed: Tolerance) -> FeatureMaps:
     return FeatureMaps(layer=found.layer, output=found.output, verdict=verdict)
 
 
-def judged_mutants(figures: ParityFigures, table: dict[str, Tolerance]) -> tuple[Fault, ...]:
+def judged_mutants(figures: ParityFigures, table: dict[str, Tolerance]) -> tuple[MutantResult, ...]:
     """The fp32 ONNX file's mutants, with what kills them under these tolerances."""
     allowed = table.get("onnx")
     if allowed is None:
@@ -393,7 +392,9 @@ def _with_survivors(
     return failures
 
 
-def _survivors(faults: Iterable[Fault], allowed: Tolerance, device: str) -> Iterator[Fault]:
+def _survivors(
+    faults: Iterable[MutantResult], allowed: Tolerance, device: str
+) -> Iterator[MutantResult]:
     """The mutants that should be killed and are not.
 
     Who has said, with a reason, that weights are not to be judged has no eyes for what provenance
@@ -471,7 +472,7 @@ def _general_failures(figures: ParityFigures, table: dict[str, Tolerance]) -> It
             )
     if "onnx" in table:
         for fault in _survivors(figures.faults, table["onnx"], figures.device):
-            yield f"self-test: this gate would not have caught {fault.name} ({fault.planted})"
+            yield f"mutation test: this gate would not have killed {fault.name} ({fault.planted})"
 
 
 def _verdict(rows: list[Row], tolerance: Tolerance, *, passed: bool) -> ParityVerdict:

@@ -1,4 +1,7 @@
-"""The gate: every variant, at every batch size, on real samples, against truth and yardstick.
+"""The gate: every variant, at every batch size, on real samples, against two references.
+
+These are the checkpoint's answers in float64 (the fp64 reference), and its own answers in float32
+at the same batch size (the fp32 baseline).
 
 It measures and does not judge (``judge`` does), so that figures can be judged again.
 """
@@ -141,7 +144,7 @@ def measure_rows(
         everything = (batch_size, threads) == runs[0]
         count = len(reference) if everything else min(max(narrow, batch_size), len(reference))
         run = (count, batch_size, threads)
-        answers, errors, eager = in_lanes(
+        answers, errors, fp32 = in_lanes(
             {v: candidate for v, candidate in candidates.items() if v not in broken},
             functools.partial(_answers, run=run),
             functools.partial(eager_answers, reference, *run),
@@ -149,7 +152,7 @@ def measure_rows(
         for variant, error in errors.items():
             broken[variant] = f"dies running batches of {batch_size}: {in_one_line(error)}"
         for variant, found in answers.items():
-            row = measure_row(variant, batch_size, found, eager, reference, widest.get(variant))
+            row = measure_row(variant, batch_size, found, fp32, reference, widest.get(variant))
             rows.append(row.model_copy(update={"threads": threads}))
             widest.setdefault(variant, found)
     return [row for row in rows if row.variant not in broken], broken
@@ -160,7 +163,7 @@ def _answers(candidate: Candidate, run: tuple[int, int, int]) -> Arrays:
 
 
 def eager_answers(reference: Reference, count: int, batch_size: int, threads: int) -> Arrays:
-    """The checkpoint's own answers in float32: the yardstick depends on all three numbers."""
+    """The checkpoint's own answers in float32: this baseline depends on all three numbers."""
     with torch_threads(threads):
         predict = eager_predict(reference.subject)
         return run_filled(predict, reference.first(count), batch_size)
@@ -170,7 +173,7 @@ def measure_row(
     variant: str,
     batch_size: int,
     answers: Arrays,
-    eager: Arrays,
+    fp32: Arrays,
     reference: Reference,
     widest: Arrays | None,
 ) -> Row:
@@ -180,11 +183,11 @@ def measure_row(
         variant: Its name.
         batch_size: At which the answers were given.
         answers: Outputs by name, for the first samples.
-        eager: The yardstick's, at the same batch size.
+        fp32: The fp32 baseline's, at the same batch size.
         reference: Truth and targets.
         widest: The variant's answers in the largest batches, if they are to be compared.
     """
-    count = len(next(iter(eager.values())))
+    count = len(next(iter(fp32.values())))
     edge = reference.block == EDGE_CASES
     return Row(
         block=reference.block,
@@ -194,12 +197,12 @@ def measure_row(
         outputs={
             spec.name: compare(
                 answers[spec.name],
-                eager[spec.name],
-                reference.truth[spec.name][:count],
+                fp32[spec.name],
+                reference.fp64[spec.name][:count],
                 # A made-up input has no label, and no scale was fitted to it.
                 logits=spec.kind == "logits" and not edge,
                 targets_N=reference.targets[:count],
-                corners=count if edge else 0,
+                edge_cases=count if edge else 0,
                 floor=reference.floors.get(spec.name) if variant in FLOAT32 else None,
             )
             for spec in judged_outputs(reference)
@@ -214,7 +217,7 @@ def judged_outputs(reference: Reference) -> list[TensorSpec]:
     return [spec for spec in reference.subject.outputs if spec.kind != "probabilities"]
 
 
-def measure_neighbours(predict: Predict, reference: Reference) -> dict[str, float]:
+def measure_cross_sample_leakage(predict: Predict, reference: Reference) -> dict[str, float]:
     """How much an answer changes with what else is in its batch.
 
     A few samples each take the first place in a batch of 64: among real samples, beside the
@@ -257,7 +260,7 @@ def measure_variation(reference: Reference) -> dict[str, float]:
     variation = {}
     for spec in judged_outputs(reference):
         if spec.name in reference.floors and spec.datatype.startswith("FP"):
-            values = channelled(reference.truth[spec.name])
+            values = channelled(reference.fp64[spec.name])
             distance = np.abs(values - values.mean(axis=0))
             floor = reference.floors[spec.name]
             variation[spec.name] = worst_ratio(channel_rms(distance), floor.rms_C)
@@ -280,7 +283,7 @@ def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSampl
     rows = [row for row in rows if not row.block]
     spec = judged_outputs(reference)[0]
     row = max(rows, key=lambda row: row.outputs[spec.name].scaled_error)
-    label_N = reference.truth[spec.name].argmax(axis=1) if spec.kind == "logits" else None
+    label_N = reference.fp64[spec.name].argmax(axis=1) if spec.kind == "logits" else None
     shown = []
     for position in row.outputs[spec.name].worst:
         pictures = {

@@ -23,7 +23,7 @@ from export.parity.judge import kills
 from export.parity.limits import LocalCheck
 from export.parity.measure import NARROW, measure_row
 from export.parity.reference import Reference
-from export.parity.schema import Fault, LocalFigures
+from export.parity.schema import LocalFigures, MutantResult
 from export.provenance.forms import Fold
 from export.provenance.reduced import check_reduced
 from export.provenance.rules import PRODUCTS, attribute_of
@@ -41,7 +41,7 @@ class NotApplicableError(Exception):
 
 
 @dataclass(frozen=True)
-class Planted:
+class Mutant:
     """A fault, and the model that has it (None: it cannot have it)."""
 
     name: str
@@ -74,7 +74,8 @@ class _Graph:
         return numpy_helper.to_array(self.tensors[name]).copy()
 
     def put(self, name: str, values: Array) -> None:
-        same = np.ascontiguousarray(values).astype(self.get(name).dtype)
+        before = self.get(name)
+        same = np.ascontiguousarray(values, before.dtype).reshape(before.shape)
         self.tensors[name].CopyFrom(numpy_helper.from_array(same, name))
 
     def weight(self, node: onnx.NodeProto) -> str:
@@ -108,7 +109,7 @@ class _Graph:
         raise NotApplicableError(f"the inputs are not normalised by a {op_type} with one number")
 
 
-def plant_faults(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> Iterator[Planted]:
+def make_mutants(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> Iterator[Mutant]:
     """The known faults, each in a copy of an honest model.
 
     Args:
@@ -127,7 +128,7 @@ def plant_faults(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> It
     )
 
 
-def plant_reduced_faults(model: onnx.ModelProto) -> Iterator[Planted]:
+def make_reduced_mutants(model: onnx.ModelProto) -> Iterator[Mutant]:
     """Those of them that a model of reduced precision can have, each in a copy of it.
 
     Args:
@@ -160,7 +161,7 @@ def _weight_faults(model: onnx.ModelProto) -> Plants:
     return plants
 
 
-def _planted(model: onnx.ModelProto, plants: Plants) -> Iterator[Planted]:
+def _planted(model: onnx.ModelProto, plants: Plants) -> Iterator[Mutant]:
     for name, plant in plants.items():
         try:
             graph = _Graph(model)
@@ -168,9 +169,9 @@ def _planted(model: onnx.ModelProto, plants: Plants) -> Iterator[Planted]:
             if graph.model == model:
                 raise NotApplicableError("it changes no number of this model")
         except NotApplicableError as error:
-            yield Planted(name, str(error), None)
+            yield Mutant(name, str(error), None)
         else:
-            yield Planted(name, what, graph.model)
+            yield Mutant(name, what, graph.model)
 
 
 class MutationTest:
@@ -200,12 +201,12 @@ class MutationTest:
         self._inside, self._allowed = inside, allowed
         self._local, self._source = local, source
         self._count = min(NARROW if source is None else REDUCED_SAMPLES, len(reference))
-        self._eager = reference.eager(self._count, BATCH_SIZES[0])
+        self._fp32 = reference.fp32_baseline(self._count, BATCH_SIZES[0])
 
-    def run(self, planted: Planted) -> Fault:
+    def run(self, planted: Mutant) -> MutantResult:
         """What the checks make of a fault."""
         if planted.model is None:
-            return Fault(
+            return MutantResult(
                 name=planted.name,
                 planted="",
                 figures={},
@@ -215,7 +216,7 @@ class MutationTest:
         predict = OnnxModel(planted.model.SerializeToString(), "cpu")
         answers = run_batched(predict, self._reference.first(self._count), BATCH_SIZES[0])
         variant = self._allowed.variant
-        row = measure_row(variant, BATCH_SIZES[0], answers, self._eager, self._reference, None)
+        row = measure_row(variant, BATCH_SIZES[0], answers, self._fp32, self._reference, None)
         weights = (
             check_weights(planted.model, self._program)
             if self._source is None
@@ -232,7 +233,7 @@ class MutationTest:
             "exact": max(exact, default=0.0),
             "softmax_error": row.softmax_error,
         }
-        fault = Fault(
+        fault = MutantResult(
             name=planted.name,
             planted=planted.what,
             figures=figures,
@@ -293,7 +294,7 @@ def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
 
 def _mean(graph: _Graph) -> str:
     node, name, mean = graph.normalisation("Sub")
-    graph.put(name, np.asarray(round(mean, 2), np.float32).reshape(graph.get(name).shape))
+    graph.put(name, np.asarray(round(mean, 2)))
     return f"{node.name} takes {round(mean, 2):g} for {mean:.4g}"
 
 

@@ -19,7 +19,7 @@ from export.model.under_test import ModelUnderTest
 from export.parity.interpreter import fp64_predict
 from export.parity.schema import EDGE_CASES
 
-TRUTH_BATCH = 500
+FP64_BATCH = 500
 GOLDEN_PER_LABEL = 6
 GOLDEN_UNLABELLED = 60
 IMAGES_NDIM = 3  # batch, height, width
@@ -35,20 +35,20 @@ class Reference:
 
     Attributes:
         inputs: What is asked.
-        truth: The fp64 reference: the outputs, every floating operator computed in float64.
+        fp64: The fp64 reference: the outputs, every floating operator computed in float64.
         targets: int64 [N], the right labels, -1 where there is none.
         block: Which samples they are: "" for the subject's own, ``EDGE_CASES``, or their sizes.
-        corners: The names of edge cases, in the order of the samples; else empty.
+        edge_cases: The names of edge cases, in the order of the samples; else empty.
         floors: What float32 leaves undecided of each output on the CPU (``noise``); none where that
             was not measured.
     """
 
     subject: ModelUnderTest
     inputs: Arrays
-    truth: Arrays
+    fp64: Arrays
     targets: Array
     block: str = ""
-    corners: tuple[str, ...] = ()
+    edge_cases: tuple[str, ...] = ()
     floors: dict[str, Floor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Reference:
         """The inputs of the first samples."""
         return {name: array[:count] for name, array in self.inputs.items()}
 
-    def eager(self, count: int, batch_size: int) -> Arrays:
+    def fp32_baseline(self, count: int, batch_size: int) -> Arrays:
         """The fp32 baseline for the first samples; it depends on the batch size."""
         return run_batched(eager_predict(self.subject), self.first(count), batch_size)
 
@@ -76,8 +76,8 @@ def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
         SubjectError: An answer is not finite.
     """
     samples = subject.samples
-    truth = run_batched(fp64_predict(program, _names(subject)), samples.arrays, TRUTH_BATCH)
-    wrong_N = ~_finite(truth)
+    fp64 = run_batched(fp64_predict(program, _names(subject)), samples.arrays, FP64_BATCH)
+    wrong_N = ~_finite(fp64)
     if wrong_N.any():
         raise SubjectError(
             f"{subject.name} answers {int(wrong_N.sum())} of {len(samples)} samples of "
@@ -85,7 +85,7 @@ def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
             f"{int(wrong_N.argmax())}; expected finite answers: leave these samples out"
         )
     targets = np.full(len(samples), -1) if samples.targets is None else samples.targets
-    return Reference(subject, samples.arrays, truth, targets, samples.sizes)
+    return Reference(subject, samples.arrays, fp64, targets, samples.sizes)
 
 
 def make_edge_reference(
@@ -108,8 +108,8 @@ def make_edge_reference(
         return None, {"all": NO_DOMAIN}
     inputs = {name: np.stack([case[name] for case in cases.values()]) for name in subject.names}
     try:
-        truth = run_batched(fp64_predict(program, _names(subject)), inputs, TRUTH_BATCH)
-        finite_N = _finite(truth) & _finite(eager_predict(subject)(inputs))
+        fp64 = run_batched(fp64_predict(program, _names(subject)), inputs, FP64_BATCH)
+        finite_N = _finite(fp64) & _finite(eager_predict(subject)(inputs))
     except (RuntimeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise SubjectError(
@@ -128,7 +128,7 @@ def make_edge_reference(
     kept = Reference(
         subject,
         {name: array[finite_N] for name, array in inputs.items()},
-        {name: array[finite_N] for name, array in truth.items()},
+        {name: array[finite_N] for name, array in fp64.items()},
         np.full(int(finite_N.sum()), -1),
         EDGE_CASES,
         tuple(name for name in cases if name not in left_out),
@@ -140,7 +140,7 @@ def make_edge_cases(subject: ModelUnderTest) -> dict[str, Arrays]:
     """Edge cases by name: pictures if the only input is one, else the extremes of the domains."""
     first, *others = subject.inputs
     if not others and first.datatype == "UINT8" and len(first.shape) == IMAGES_NDIM:
-        images = corner_images(*subject.samples.arrays[first.name].shape[1:])
+        images = edge_case_images(*subject.samples.arrays[first.name].shape[1:])
         return {name: {first.name: image} for name, image in images.items()}
     return edge_cases(subject.inputs, subject.samples.arrays)
 
@@ -174,12 +174,12 @@ def choose_golden(reference: Reference) -> Golden:
     the same reason those of the smallest margins are left out. If none is read rightly, the margin
     alone decides.
     """
-    subject, truth, targets = reference.subject, reference.truth, reference.targets
+    subject, fp64, targets = reference.subject, reference.fp64, reference.targets
     chosen = np.arange(min(GOLDEN_UNLABELLED, len(reference)))
     logits = [spec.name for spec in subject.outputs if spec.kind == "logits"]
     if logits:
-        labels = truth[logits[0]].argmax(axis=1)
-        margin = np.min([margins(truth[name]) for name in logits], axis=0)
+        labels = fp64[logits[0]].argmax(axis=1)
+        margin = np.min([margins(fp64[name]) for name in logits], axis=0)
         clear = margin >= np.median(margin) / 10
         right = clear & ((labels == targets) | (targets < 0))
         usable = right if right.any() else clear
@@ -191,7 +191,7 @@ def choose_golden(reference: Reference) -> Golden:
     return Golden(
         asked,
         eager_predict(subject)(asked),
-        {name: array[chosen] for name, array in truth.items()},
+        {name: array[chosen] for name, array in fp64.items()},
         targets[chosen].astype(np.int64),
     )
 
@@ -211,7 +211,7 @@ def _finite(outputs: Arrays) -> Array:
     return np.asarray(np.all(parts, axis=0))
 
 
-def corner_images(height: int, width: int) -> Arrays:
+def edge_case_images(height: int, width: int) -> Arrays:
     """By name: uint8 [H, W], empty, full, two checkerboards, two single pixels, a ramp."""
     checkerboard = (np.indices((height, width)).sum(axis=0) % 2 * 255).astype(np.uint8)
     first, last = np.zeros((2, height, width), np.uint8)

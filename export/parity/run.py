@@ -44,7 +44,7 @@ from export.parity.measure import (
     affordable,
     count_distinct,
     in_lanes,
-    measure_neighbours,
+    measure_cross_sample_leakage,
     measure_rows,
     measure_variation,
     narrow_samples,
@@ -52,16 +52,16 @@ from export.parity.measure import (
     torch_threads,
     worst_samples,
 )
-from export.parity.mutants import MutationTest, Planted, plant_faults, plant_reduced_faults
+from export.parity.mutants import Mutant, MutationTest, make_mutants, make_reduced_mutants
 from export.parity.noise import measure_floor
 from export.parity.reference import Reference, make_edge_reference, make_reference
 from export.parity.saturation import bound_saturation
 from export.parity.schema import (
     EDGE_CASES,
     Coverage,
-    Fault,
     FeatureFigures,
     FileFigures,
+    MutantResult,
     ParityFigures,
     Row,
 )
@@ -177,16 +177,18 @@ class ParityRun:
         inputs = self.reference.first(LOCAL_SAMPLES)
         return LocalCheck(self.translation.program, outputs, inputs, model)
 
-    def faults(self, path: Path, allowed: Tolerance, local: LocalCheck) -> tuple[Fault, ...]:
+    def faults(self, path: Path, allowed: Tolerance, local: LocalCheck) -> tuple[MutantResult, ...]:
         """The mutants of the fp32 ONNX file, and what the gate makes of them."""
         model = onnx.load(path)
         checks = MutationTest(
             self._few, self.translation.program, self.inside, allowed, local=local
         )
         folds, state = find_folds(self.program), state_arrays(self.subject.module)
-        return _killed(checks, plant_faults(model, folds, state))
+        return _killed(checks, make_mutants(model, folds, state))
 
-    def reduced_faults(self, path: Path, source: Path, allowed: Tolerance) -> tuple[Fault, ...]:
+    def reduced_faults(
+        self, path: Path, source: Path, allowed: Tolerance
+    ) -> tuple[MutantResult, ...]:
         """The mutants of an ONNX file of reduced precision.
 
         Args:
@@ -201,7 +203,7 @@ class ParityRun:
             allowed,
             source=onnx.load(source),
         )
-        return _killed(checks, plant_reduced_faults(onnx.load(path)))
+        return _killed(checks, make_reduced_mutants(onnx.load(path)))
 
     @cached_property
     def _few(self) -> Reference:
@@ -210,7 +212,7 @@ class ParityRun:
         return dataclasses.replace(
             reference,
             inputs=reference.first(self.narrow),
-            truth={name: array[: self.narrow] for name, array in reference.truth.items()},
+            fp64={name: array[: self.narrow] for name, array in reference.fp64.items()},
             targets=reference.targets[: self.narrow],
         )
 
@@ -230,7 +232,7 @@ class ParityRun:
         Args:
             variants: The files by variant.
             setting: Where and how they run.
-            tolerances: The table, or a changed one; the self-test asks it.
+            tolerances: The table, or a changed one; the mutation test asks for it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
             again: The fp32 file was measured before: leave out its values inside and mutants.
@@ -307,7 +309,7 @@ class ParityRun:
         return ParityFigures(
             name=self.subject.name,
             proof=self.subject.samples.summary(),
-            edge_cases=() if edge_cases is None else edge_cases.corners,
+            edge_cases=() if edge_cases is None else edge_cases.edge_cases,
             edge_cases_left_out=left_out,
             outputs=self.subject.outputs,
             rows=answered.rows,
@@ -354,7 +356,7 @@ class ParityRun:
         alive = {v: candidate for v, candidate in candidates[0].items() if v not in broken}
         neighbours, errors, coverage = in_lanes(
             alive,
-            lambda candidate: measure_neighbours(candidate, self.reference),
+            lambda candidate: measure_cross_sample_leakage(candidate, self.reference),
             lambda: measure_coverage(self.program, self.reference.inputs, self.narrow),
         )
         broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
@@ -425,9 +427,9 @@ class ParityRun:
         )
 
 
-def _killed(checks: MutationTest, planted: Iterator[Planted]) -> tuple[Fault, ...]:
+def _killed(checks: MutationTest, planted: Iterator[Mutant]) -> tuple[MutantResult, ...]:
     """What the checks make of mutants, a few at once."""
-    found = list[Fault]()
+    found = list[MutantResult]()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while some := list(itertools.islice(planted, AT_ONCE)):
             found += pool.map(checks.run, some)

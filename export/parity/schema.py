@@ -176,7 +176,7 @@ class Layer(Figures):
         return f"{self.module or 'the outermost module'}, {self.source or 'no source line'}"
 
 
-class Fault(Figures):
+class MutantResult(Figures):
     """A mutant of an ONNX file and what the checks made of it.
 
     Attributes:
@@ -299,8 +299,8 @@ class ParityFigures(Figures):
     coverage: Coverage
     layers: tuple[Layer, ...]
     unmatched: tuple[str, ...] = ()
-    faults: tuple[Fault, ...]
-    reduced_faults: dict[str, tuple[Fault, ...]] = Field(default_factory=dict)
+    faults: tuple[MutantResult, ...]
+    reduced_faults: dict[str, tuple[MutantResult, ...]] = Field(default_factory=dict)
     variation: dict[str, float] = Field(default_factory=dict)
     distinct: int | None = None
     worst: tuple[WorstSample, ...]

@@ -164,10 +164,10 @@ def _interleaved(
             for _ in range(calls[variant]):
                 predict(batch)
             seconds[variant].append((time.perf_counter() - start) / calls[variant])
-    yardstick = np.array(seconds["onnx"])
+    baseline = np.array(seconds["onnx"])
     timings = []
     for variant, measured in seconds.items():
-        ratios = yardstick / np.array(measured)
+        ratios = baseline / np.array(measured)
         low, high = np.percentile(ratios, [25, 75])
         timings.append(
             Timing(

@@ -12,8 +12,8 @@ from matplotlib.image import imsave
 from export.bundle.manifest import ParityVerdict
 from export.bundle.metrics import SURE
 from export.bundle.tolerances import Tolerance
-from export.parity.judge import neighbour_bound
-from export.parity.schema import Fault, ParityFigures, RepairFigures, Trial
+from export.parity.judge import leakage_bound
+from export.parity.schema import MutantResult, ParityFigures, RepairFigures, Trial
 
 SMALL, LARGE = 1e-2, 1e6  # figures beyond are written with an exponent
 WHOLE = 100  # figures from here on are written without decimals
@@ -101,9 +101,9 @@ def verdict_cells(figures: ParityFigures, verdict: ParityVerdict, timings: Timin
     word, news = ("PASSED", "good") if verdict.passed else ("FAILED", "bad")
     accuracy = flips = certificate = Cell("-", "not known")
     labels = [c.labels for c in figures.largest(variant).outputs.values() if c.labels]
-    eager = labels[0].eager_accuracy if labels else None
+    fp32 = labels[0].eager_accuracy if labels else None
     if verdict.accuracy is not None:
-        accuracy = Cell(f"{verdict.accuracy:.2%}", "" if eager is None else f"eager {eager:.2%}")
+        accuracy = Cell(f"{verdict.accuracy:.2%}", "" if fp32 is None else f"eager {fp32:.2%}")
     if verdict.certificate is not None:
         flips = Cell(f"{verdict.label_flips:,}", f"of {labels[0].samples:,}")
         holds = verdict.certificate > SURE
@@ -134,7 +134,7 @@ def _time(timings: Timings, verdict: ParityVerdict, batch: int) -> Cell:
     return Cell(ratio or "not measured")
 
 
-def fault_cells(fault: Fault) -> list[str]:
+def fault_cells(fault: MutantResult) -> list[str]:
     """What was measured of a planted fault, under ``FAULT``."""
     return [number(fault.figures[key]) if key in fault.figures else "-" for key in FAULT]
 
@@ -163,7 +163,7 @@ def trial_cells(repair: RepairFigures, trial: Trial) -> list[Cell]:
 
 def neighbour_cells(changes: dict[str, float], tolerance: Tolerance) -> list[Cell]:
     """How far an answer changes in each situation."""
-    return [bounded(x, neighbour_bound(tolerance, where)) for where, x in changes.items()]
+    return [bounded(x, leakage_bound(tolerance, where)) for where, x in changes.items()]
 
 
 def png(rows: list[list[int]]) -> str:

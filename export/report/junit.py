@@ -32,10 +32,10 @@ def junit(figures: ParityFigures, judgement: Judgement) -> str:
         add("variants", variant, [], why)
     general = judgement.general
     for fault in judgement.mutants:
-        own = [f for f in general if f.startswith("self-test:") and fault.name in f]
+        own = [f for f in general if f.startswith("mutation test:") and fault.name in f]
         general = [f for f in general if f not in own]
         unseen = None if fault.caught_by else NOT_JUDGED
-        add("self-test", fault.name, own, fault.not_applicable or unseen)
+        add("mutation test", fault.name, own, fault.not_applicable or unseen)
     coverage = [f for f in general if f.startswith("coverage:")]
     add("gate", "coverage", coverage)
     evidence = [f for f in general if f.startswith("inconclusive:")]

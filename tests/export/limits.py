@@ -142,26 +142,26 @@ def measured(run: ParityRun) -> tuple[list[float], list[float]]:
     reference, model = run.reference, run.translation.model
     content = model.SerializeToString()
     answers = run_batched(OnnxModel(content, "cpu"), reference.inputs, 256)
-    eager = reference.eager(len(reference), 256)
-    found = measure_row("onnx", 256, answers, eager, reference, None).outputs["y"]
+    fp32 = reference.fp32_baseline(len(reference), 256)
+    found = measure_row("onnx", 256, answers, fp32, reference, None).outputs["y"]
     inside = run.local(model).figures(model).values()
     figures = [
         found.floor_rms or 0.0,
         found.floor_largest or 0.0,
         max(value.rms for value in inside),
         max(value.largest for value in inside),
-        _other_kernels(content, reference.inputs, answers, eager),
+        _other_kernels(content, reference.inputs, answers, fp32),
     ]
     return figures, [value.visible for value in inside if value.visible is not None]
 
 
-def _other_kernels(content: bytes, inputs: Arrays, answers: Arrays, eager: Arrays) -> float:
+def _other_kernels(content: bytes, inputs: Arrays, answers: Arrays, fp32: Arrays) -> float:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     (other,) = session.run(["y"], inputs)
-    own = float(np.abs(answers["y"].astype(np.float64) - eager["y"]).max())
-    return float(np.abs(other.astype(np.float64) - eager["y"]).max()) / max(own, 1e-30)
+    own = float(np.abs(answers["y"].astype(np.float64) - fp32["y"]).max())
+    return float(np.abs(other.astype(np.float64) - fp32["y"]).max()) / max(own, 1e-30)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The self-test's faults under the checks that others do: which of them let which fault pass?
+"""The mutation test's faults under the checks that others do: which of them let which fault pass?
 
     python -m tests.export.other_gates artifacts/bundles/cnn artifacts/bundles/mlp --seeds 10
 
@@ -7,7 +7,7 @@ computes what the checkpoint computes. The others get two images of random pixel
 tolerances that are given here, their own defaults but for numpy's atol:
 
 numpy.allclose
-    ``numpy.allclose(onnx, eager, atol=1e-5)`` of the logits; rtol is numpy's 1e-5.
+    ``numpy.allclose(onnx, fp32, atol=1e-5)`` of the logits; rtol is numpy's 1e-5.
 torch.onnx.testing.assert_onnx_program
     PyTorch's own check that passes or fails, of all outputs: it asserts by
     ``torch.testing.assert_close``, whose float32 defaults are rtol 1.3e-6 and atol 1e-5.
@@ -42,7 +42,7 @@ from export.bundle.metrics import Array
 from export.bundle.session import OnnxModel
 from export.bundle.store import Bundle
 from export.check import Origin, rebuild
-from export.parity.mutants import MutationTest, Planted, plant_faults
+from export.parity.mutants import Mutant, MutationTest, make_mutants
 from export.parity.reference import eager_predict
 from export.parity.run import ParityRun
 from export.provenance.forms import find_folds
@@ -107,7 +107,7 @@ def compare_gates(bundle: Bundle, proof: ParityRun, seeds: Sequence[int]) -> lis
     draws = [random_images(proof, seed) for seed in seeds]
     return [
         _outcome(planted, proof, checks, draws)
-        for planted in [Planted(HONEST, "", model), *plant_faults(model, folds, state)]
+        for planted in [Mutant(HONEST, "", model), *make_mutants(model, folds, state)]
     ]
 
 
@@ -118,7 +118,7 @@ def random_images(proof: ParityRun, seed: int) -> Array:
 
 
 def _outcome(
-    planted: Planted, proof: ParityRun, checks: MutationTest, draws: list[Array]
+    planted: Mutant, proof: ParityRun, checks: MutationTest, draws: list[Array]
 ) -> Outcome:
     found = checks.run(planted)
     caught = {}
@@ -185,7 +185,7 @@ def _polygraphy(model: onnx.ModelProto, proof: ParityRun) -> Passes:
     def passes(images_NHW: Array) -> bool:
         feed = {name: images_NHW}
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-            # The yardstick comes second: Polygraphy's rtol is a share of the second run.
+            # The baseline comes second: Polygraphy's rtol is a share of the second run.
             results = Comparator.run([runner], data_loader=[feed])
             results.extend(RunResults([("eager", [IterationResult(eager(feed))])]))
             return bool(Comparator.compare_accuracy(results))

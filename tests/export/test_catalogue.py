@@ -24,12 +24,14 @@ from export.formats import VARIANTS
 from export.model.sizes import with_sizes
 from export.model.under_test import read_samples
 from export.parity.reference import eager_predict
+from export.parity.schema import ParityFigures
 from loadtest.server import running_service
 from tests.export.catalogue import NETWORKS, network_under_test, write_network, write_samples
 
 pytestmark = pytest.mark.slow
 
 SAMPLES, CALIBRATION, ASKED = 64, 32, 5
+LEAST_MUTANTS = 6
 # The two that take the longest have not been built in whole with the derived limits yet.
 BUILT = [name for name in NETWORKS if name not in {"efficientnet_b0", "vgg11"}]
 HEADER_LENGTH = "inference-header-content-length"
@@ -95,6 +97,21 @@ def test_it_is_built_and_what_is_missing_has_a_reason(name: str, built: dict[str
     print(f"\n{name}: {found.seconds:.0f} s\n{found.printed}")  # noqa: T201 - with pytest -s
     for variant in VARIANTS:
         assert (variant in verdicts) != (variant in manifest.not_built), variant
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_each_mutant_of_each_onnx_file_is_killed(name: str, built: dict[str, Built]) -> None:
+    """In float32, float16 and int8, as far as the variant was built; most mutants apply."""
+    bundle = Bundle.open(built[name].bundle)
+    figures = ParityFigures.model_validate_json(bundle.path("parity").read_bytes())
+    mutants = {"onnx": figures.faults, **figures.reduced_faults}
+    proven = {verdict.variant for verdict in bundle.manifest.parity}
+    assert set(mutants) == {v for v in proven if v.startswith("onnx")}
+    for variant, faults in mutants.items():
+        applied = [fault for fault in faults if not fault.not_applicable]
+        assert len(applied) >= LEAST_MUTANTS, variant
+        survived = [f"{variant}: {fault.name}" for fault in applied if not fault.caught_by]
+        assert not survived
 
 
 @pytest.mark.parametrize("name", BUILT)

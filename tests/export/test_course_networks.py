@@ -18,7 +18,7 @@ from export.parity.candidates import Setting, choose_files
 from training.data import load_dataset, standardise, to_pixels
 from training.models import ARCHITECTURES, build_model, model_names, resolved
 
-FAST = ["autoencoder", "large-subclass", "pair", "volume"]
+FAST = ["autoencoder", "lecture502-subclass", "two-input", "conv3d"]
 FORMATS = ("onnx", "torchscript", "torchscript-frozen", "pt2")
 SAMPLES = 64
 
@@ -26,15 +26,15 @@ CNN = {"n1": 2, "n2": 4, "n3": 16}
 LARGE: dict[str, Any] = {"input_size": 30, "width": 1 / 8, "classes": 10}
 NUMBERS: dict[str, dict[str, Any]] = {
     "autoencoder": {"n1": 2, "n2": 4, "code": 8},
-    "branches": {"width": 2},
-    "large-sequential": LARGE,
-    "large-subclass": LARGE,
+    "inception": {"width": 2},
+    "lecture502-sequential": LARGE,
+    "lecture502-subclass": LARGE,
     "mlp": {"hidden": [16]},
-    "pair": {**CNN, "n4": 16},
-    "rows": CNN,
-    "deep": {"a": 4, "b": 6, "c": 8},
-    "skip": {"channels": 4, "blocks": 1},
-    "volume": CNN,
+    "two-input": {**CNN, "n4": 16},
+    "conv1d": CNN,
+    "vgg": {"a": 4, "b": 6, "c": 8},
+    "resnet": {"channels": 4, "blocks": 1},
+    "conv3d": CNN,
     **{name: CNN for name in model_names() if name.startswith("cnn")},
 }
 OUTPUTS = {
@@ -67,7 +67,7 @@ def _module(name: str, samples: dict[str, Any]) -> nn.Module:
 def _samples(name: str, data_dir: Path, start: int) -> dict[str, Any]:
     """Real digits where the network takes digits; noise of the large network's shape."""
     inputs = ARCHITECTURES[resolved(name, {})[0]].inputs
-    if name.startswith("large"):
+    if name.startswith("lecture502"):
         size = LARGE["input_size"]
         shape = (SAMPLES, 3, size, size)
         return {"image": np.random.default_rng(start).normal(size=shape).astype(np.float32)}

@@ -11,7 +11,7 @@ from export.bundle.session import OnnxModel
 from export.bundle.tolerances import FOLD_ERROR, tolerance_for, violations
 from export.convert.onnx_export import model_bytes
 from export.model.domains import LARGEST, SHUFFLED, SMALLEST
-from export.parity.measure import measure_neighbours
+from export.parity.measure import measure_cross_sample_leakage
 from export.parity.run import ParityRun
 from export.parity.schema import ALONE, EDGE_CASES
 from export.provenance.trace import check_weights
@@ -54,7 +54,7 @@ def test_every_answer_is_the_reference_s(proof: ParityRun) -> None:
                 where = f"{block.block}, batch {row.batch_size}, {name}: "
                 complaints += [where + complaint for complaint in violations(found, allowed)]
     assert complaints == []
-    neighbours = measure_neighbours(model, proof.reference)
+    neighbours = measure_cross_sample_leakage(model, proof.reference)
     assert neighbours.pop(ALONE) <= (
         ONNX.batch_invariance or 0
     )  # ORT's product with one row is another
@@ -90,8 +90,8 @@ def test_edge_cases_are_what_the_inputs_may_be(proof: ParityRun) -> None:
         assert "declare them" in left_out["all"]
     else:
         assert block is not None
-        assert (block.corners, left_out) == ((SMALLEST, LARGEST, SHUFFLED), {})
-        assert all(np.isfinite(a).all() for a in block.truth.values())
+        assert (block.edge_cases, left_out) == ((SMALLEST, LARGEST, SHUFFLED), {})
+        assert all(np.isfinite(a).all() for a in block.fp64.values())
 
 
 def test_a_variable_axis_is_proven_at_its_ends_and_between(tmp_path: Path) -> None:

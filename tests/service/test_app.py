@@ -49,7 +49,7 @@ def test_many_images_get_the_references_answers(model: str, client: httpx.Client
     identity = {"model": model, "version": _manifest(model)["version"], **PROVIDER}
     assert {name: content[name] for name in identity} == identity
     assert [p["label"] for p in content["predictions"]] == [str(i) for i in golden.labels()]
-    truth = np.exp(golden.truth["logits"] - golden.truth["logits"].max(axis=1, keepdims=True))
+    truth = np.exp(golden.fp64["logits"] - golden.fp64["logits"].max(axis=1, keepdims=True))
     truth /= truth.sum(axis=1, keepdims=True)
     found = np.array([p["probabilities"] for p in content["predictions"]])
     assert np.abs(found - truth).max() < 1e-5

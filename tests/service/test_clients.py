@@ -52,7 +52,7 @@ def test_inference_gives_the_references_answers(
     output = triton.InferRequestedOutput("logits", binary_data=binary_out)
     found = client.infer("cnn", [tensor], outputs=[output], request_id="7")
     assert found.get_response()["id"] == "7"
-    expected = GOLDEN.eager["logits"]
+    expected = GOLDEN.fp32["logits"]
     assert np.abs(found.as_numpy("logits") - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
@@ -88,7 +88,7 @@ def kserve(service_url: str) -> dict[str, Any]:
 def test_kserves_client_gets_the_references_answers(form: str, kserve: dict[str, Any]) -> None:
     """All golden images in one request, in and out by one form."""
     assert kserve[form]["id"] == "7"
-    expected = GOLDEN.eager["logits"]
+    expected = GOLDEN.fp32["logits"]
     found = np.array(kserve[form]["logits"])
     assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
 

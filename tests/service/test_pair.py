@@ -25,7 +25,7 @@ def pair_bundle(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("pair")
     data = ["--data-dir", str(data_dir)]
     numbers = [f"--arch={name}" for name in ("n1=2", "n2=4", "n3=16", "n4=16")]
-    command = ["train", "--model", "pair", "--epochs", "1", "--batch-size", "32", *numbers]
+    command = ["train", "--model", "two-input", "--epochs", "1", "--batch-size", "32", *numbers]
     assert training([*command, *data, "--device", "cpu", "--out", str(folder / "trained")]) == 0
     out = folder / "bundles" / "pair"
     command = ["build", str(folder / "trained"), "--out", str(out), "--variants", "onnx"]
@@ -53,7 +53,7 @@ def _assert_right(answers: dict[str, Any], golden: Golden) -> None:
         for answer in ("first", "second", "sum")
         for kind in ("logits", "probabilities")
     }
-    for name, eager in golden.eager.items():
+    for name, eager in golden.fp32.items():
         expected = np.resize(eager, (COUNT, *eager.shape[1:]))
         assert np.allclose(answers[name], expected, atol=1e-4), name
 
@@ -65,7 +65,9 @@ def test_json_gives_the_references_answers(pair_url: str, pair_bundle: Path) -> 
         {"name": n, "shape": [COUNT, 28, 28], "datatype": "UINT8", "data": a.ravel().tolist()}
         for n, a in _asked(golden).items()
     ]
-    answer = httpx.post(f"{pair_url}/v2/models/pair/infer", json={"inputs": inputs}, timeout=60)
+    answer = httpx.post(
+        f"{pair_url}/v2/models/two-input/infer", json={"inputs": inputs}, timeout=60
+    )
     assert answer.status_code == 200, answer.text
     outputs = {
         tensor["name"]: np.array(tensor["data"]).reshape(tensor["shape"])
@@ -93,7 +95,7 @@ def test_binary_gives_the_references_answers(pair_url: str, pair_bundle: Path) -
         }
         text = json.dumps(header).encode()
         answer = httpx.post(
-            f"{pair_url}/v2/models/pair/infer",
+            f"{pair_url}/v2/models/two-input/infer",
             content=text + b"".join(asked[name].tobytes() for name in names),
             headers={"Inference-Header-Content-Length": str(len(text))},
             timeout=60,
@@ -120,15 +122,15 @@ def test_predict_says_where_a_pair_is_asked(pair_url: str) -> None:
     ]
     for answer in answers:
         assert answer.status_code == 400
-        assert "ask it at /v2/models/pair/infer" in answer.json()["error"]
+        assert "ask it at /v2/models/two-input/infer" in answer.json()["error"]
 
 
 def test_it_has_no_feature_maps_and_says_why(pair_url: str) -> None:
     """404 with the reason that its build gave."""
-    answer = httpx.post(f"{pair_url}/models/pair/features", json={"images": [[0] * 28] * 28})
+    answer = httpx.post(f"{pair_url}/models/two-input/features", json={"images": [[0] * 28] * 28})
     assert answer.status_code == 404
     reason = "they are of networks that take images=UINT8[-1,28,28] and no more"
-    assert answer.json()["error"] == f"pair has no feature maps: {reason}"
+    assert answer.json()["error"] == f"two-input has no feature maps: {reason}"
 
 
 def test_a_missing_or_uneven_input_is_named(pair_url: str) -> None:
@@ -136,7 +138,7 @@ def test_a_missing_or_uneven_input_is_named(pair_url: str) -> None:
     first = {"name": "first_images", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
     two = first | {"name": "second_images", "shape": [2, 28, 28], "data": [0] * 1568}
     for inputs, words in (([first], "second_images"), ([first, two], "second_images")):
-        answer = httpx.post(f"{pair_url}/v2/models/pair/infer", json={"inputs": inputs})
+        answer = httpx.post(f"{pair_url}/v2/models/two-input/infer", json={"inputs": inputs})
         assert answer.status_code == 400
         assert words in answer.json()["error"]
 
@@ -146,7 +148,7 @@ def test_golden_samples_are_asked_at_the_start_and_again(pair_url: str) -> None:
     (card,) = httpx.get(f"{pair_url}/models").json()["models"]
     assert (card["golden"]["wrong_labels"], card["golden"]["failures"]) == (0, [])
     assert card["labels"] == [str(total) for total in range(19)]
-    described = httpx.get(f"{pair_url}/v2/models/pair").json()
+    described = httpx.get(f"{pair_url}/v2/models/two-input").json()
     assert [t["name"] for t in described["inputs"]] == ["first_images", "second_images"]
     deep = httpx.get(f"{pair_url}/healthz/deep", timeout=60)
     assert deep.status_code == 200, deep.text

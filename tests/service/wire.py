@@ -179,7 +179,7 @@ def find_mistake(answer: httpx.Response, model: str, count: int = 1, start: int 
         return f"status {answer.status_code}: {answer.text[:200]}"
     if answer.headers["x-model"] != model:
         return f"answered by {answer.headers['x-model']}, not {model}"
-    expected, logits = GOLDEN[model].eager["logits"], read_logits(answer)
+    expected, logits = GOLDEN[model].fp32["logits"], read_logits(answer)
     expected = expected[np.arange(start, start + count) % len(expected)]
     if logits.shape != expected.shape:
         return f"logits of shape {logits.shape}, not {expected.shape}"

@@ -9,7 +9,7 @@ import torch
 
 from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
 from training.data import load_dataset
-from training.evaluate import evaluate
+from training.evaluation.classification import evaluate
 
 
 @pytest.fixture
@@ -61,6 +61,33 @@ def test_a_broken_record_is_refused(checkpoint: Path, content: str) -> None:
     (checkpoint / "checkpoint.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         read_checkpoint(checkpoint)
+
+
+def test_a_newer_record_is_called_newer_whatever_else_is_in_it(checkpoint: Path) -> None:
+    """The version is looked at first: fields that this code does not have are no damage."""
+    path = checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text())
+    newer = {**content, "schema_version": 99, "config": {"model": "of another age"}, "more": 1}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(CheckpointError, match=r"version 99, .* update"):
+        read_checkpoint(checkpoint)
+
+
+def test_a_record_of_the_first_version_opens(checkpoint: Path) -> None:
+    """Old records lack what came later (the split's hash, the Brier score), and say "misread"."""
+    path = checkpoint / "checkpoint.json"
+    content = json.loads(path.read_text())
+    content["schema_version"] = 1
+    content["data"].pop("split_sha256")
+    for part in ("validation", "test"):
+        content[part].pop("brier_score")
+        content[part]["misread"] = content[part].pop("misclassified")
+    path.write_text(json.dumps(content))
+    record, _ = read_checkpoint(checkpoint)
+    assert record.data.split_sha256 is None
+    assert record.test.brier_score is None
+    wrong = round((1 - record.test.accuracy) * record.test.images)
+    assert len(record.test.misclassified) == wrong
 
 
 def test_an_empty_folder_says_how_to_make_one(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from training import config
 from training.config import PRESETS, Preset, TrainConfig
-from training.models import ARCHITECTURES, VARIANTS, model_names, resolved
+from training.models import ARCHITECTURES, RENAMED, VARIANTS, model_names, resolved
 
 
 def test_every_preset_is_whole_and_survives_json() -> None:
@@ -56,8 +56,16 @@ def test_every_network_that_is_trained_here_has_all_presets() -> None:
 
 def test_a_network_without_a_preset_of_its_own_has_the_cnns_conditions() -> None:
     """Only network and numbers differ from the CNN's preset, so that the two can be compared."""
-    own = config.preset("skip", "quick").model_dump(exclude={"model", "architecture"})
+    own = config.preset("resnet", "quick").model_dump(exclude={"model", "architecture"})
     assert own == PRESETS["cnn", "quick"].model_dump(exclude={"model", "architecture"})
+
+
+def test_an_old_name_of_a_network_stands_for_the_network() -> None:
+    """Records of older versions have old names, and give the same configs as new ones."""
+    for old, name in RENAMED.items():
+        assert resolved(old, {}) == (name, {})
+    assert TrainConfig(model="deep") == TrainConfig(model="vgg")
+    assert config.preset("pair", "full") == config.preset("two-input", "full")
 
 
 def test_a_variant_is_recorded_as_its_architecture_and_numbers() -> None:
@@ -69,5 +77,7 @@ def test_a_variant_is_recorded_as_its_architecture_and_numbers() -> None:
 @pytest.mark.parametrize("which", ["quick", "full"])
 def test_a_network_that_is_not_trained_here_is_refused_in_words(which: Preset) -> None:
     """It says why, and what can be done with it instead."""
-    with pytest.raises(ValueError, match=r"not trained here.*training describe large-subclass"):
-        config.preset("large-subclass", which)
+    with pytest.raises(
+        ValueError, match=r"not trained here.*training describe lecture502-subclass"
+    ):
+        config.preset("lecture502-subclass", which)

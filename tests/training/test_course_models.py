@@ -11,10 +11,10 @@ from torch.nn import functional
 from training.config import TrainConfig
 from training.data import standardise, to_pixels
 from training.models import VARIANTS, build_model
-from training.models.branches import Fork
-from training.models.large import LargeConfig, copy_weights, same_padding, sizes
-from training.models.skip import Block
-from training.models.volume import shifted_copies
+from training.models.conv3d import shifted_copies
+from training.models.inception import InceptionBlock
+from training.models.lecture502 import Lecture502Config, copy_weights, same_padding, sizes
+from training.models.resnet import Block
 
 CNN_NAMES = ["cnn", *VARIANTS]
 
@@ -104,7 +104,10 @@ def test_groups_and_depthwise_kernels_see_their_own_channels_alone() -> None:
 def test_the_large_networks_two_forms_compute_the_same() -> None:
     """On 3x502x502, weights copied either way give equal outputs, and only then."""
     numbers = {"width": 1 / 16, "classes": 10}
-    sequential, subclass = _seeded("large-sequential", numbers), _seeded("large-subclass", numbers)
+    sequential, subclass = (
+        _seeded("lecture502-sequential", numbers),
+        _seeded("lecture502-subclass", numbers),
+    )
     with torch.no_grad():
         for parameter in subclass.parameters():
             parameter.mul_(1.5)
@@ -126,7 +129,7 @@ def test_the_large_network_is_the_figures() -> None:
     convolutions = 3 * 49 * 128 + 128 * 25 * 64 + 64 * 9 * 32 + 32 * 9 * 16 + 16 * 9 * 16
     dense = 16 * 61 * 61 * 1024 + 1024 * 1024 + 1024 * 1000
     biases_and_norms = (128 + 64 + 32 + 16 + 16) + (1024 + 1024 + 1000) + 2 * (64 + 16)
-    for name in ("large-sequential", "large-subclass"):
+    for name in ("lecture502-sequential", "lecture502-subclass"):
         with torch.device("meta"):
             module = build_model(name, {})
         found = sum(p.numel() for p in module.parameters())
@@ -135,8 +138,8 @@ def test_the_large_network_is_the_figures() -> None:
 
 def test_what_does_not_fit_is_not_copied() -> None:
     """Forms of other numbers, or other networks, are refused with the first pair that differs."""
-    small = build_model("large-sequential", {"input_size": 24, "width": 1 / 16})
-    wide = build_model("large-subclass", {"input_size": 24, "width": 1 / 8})
+    small = build_model("lecture502-sequential", {"input_size": 24, "width": 1 / 16})
+    wide = build_model("lecture502-subclass", {"input_size": 24, "width": 1 / 8})
     with pytest.raises(ValueError, match=r"layer 0, Conv2d.* to wide, Conv2d.*the same numbers"):
         copy_weights(small, wide)
     with pytest.raises(ValueError, match="10 layers with weights cannot be copied to 4"):
@@ -161,7 +164,7 @@ def test_same_padding_is_keras(
     assert (size + sum(padding) - kernel) // stride + 1 == -(-size // stride)
 
 
-@pytest.mark.parametrize("name", ["large-sequential", "large-subclass"])
+@pytest.mark.parametrize("name", ["lecture502-sequential", "lecture502-subclass"])
 def test_an_even_size_is_padded_below_and_to_the_right(name: str) -> None:
     """For 502 the first kernel of the stride-2 convolution starts on the first pixel."""
     pads = [
@@ -173,7 +176,7 @@ def test_an_even_size_is_padded_below_and_to_the_right(name: str) -> None:
 def test_softmax_is_the_large_networks_last_layer_if_asked_for() -> None:
     """With it, probabilities come out: the softmax of what comes out without it."""
     x_NCHW = torch.randn(2, 3, 24, 24)
-    for name in ("large-sequential", "large-subclass"):
+    for name in ("lecture502-sequential", "lecture502-subclass"):
         numbers = {"input_size": 24, "width": 1 / 16}
         logits_NK = _seeded(name, numbers)(x_NCHW)
         assert not torch.allclose(logits_NK.sum(dim=1), torch.ones(2))
@@ -183,13 +186,13 @@ def test_softmax_is_the_large_networks_last_layer_if_asked_for() -> None:
 
 def test_width_scales_every_layer_but_the_classes() -> None:
     """Channels and units are rounded and never vanish."""
-    config = LargeConfig(width=1 / 100)
+    config = Lecture502Config(width=1 / 100)
     assert [config.channels(n) for n in (16, 128, 1024)] == [1, 1, 10]
 
 
 def test_the_pairs_sum_does_not_ask_which_image_came_first() -> None:
     """Swapped images swap the digits' answers and leave the sum's bit-equal; the trunk is one."""
-    pair = _seeded("pair", {})
+    pair = _seeded("two-input", {})
     first, second = torch.randn(2, 5, 1, 28, 28)
     a, b, both = pair(first, second)
     swapped_b, swapped_a, swapped = pair(second, first)
@@ -209,7 +212,7 @@ def test_a_block_that_learnt_nothing_passes_its_input_on() -> None:
 
 def test_branches_see_one_three_and_five_pixels_and_five_with_holes() -> None:
     """A single bright pixel shows each branch's kernel, in the order of the branches."""
-    fork = Fork(1, width=1).eval()
+    fork = InceptionBlock(1, width=1).eval()
     for part in fork.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.ones_(part.weight)
@@ -245,10 +248,10 @@ def _bars() -> Tensor:
 
 def test_rows_are_the_steps() -> None:
     """A pixel of row 10 is feature 3 of step 10, and the first kernel sees it from five steps."""
-    convolution = build_model("rows", {}).get_submodule("features.0")
+    convolution = build_model("conv1d", {}).get_submodule("features.0")
     x_NFL = torch.zeros(1, 28, 28)
     seen = []
-    network = build_model("rows", {}).eval()
+    network = build_model("conv1d", {}).eval()
     network.get_submodule("features").register_forward_pre_hook(
         lambda _, args: seen.append(args[0])
     )

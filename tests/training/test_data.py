@@ -2,17 +2,16 @@
 
 import gzip
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision import transforms
+from torchvision import datasets, transforms
 
-from training import data
 from training.data import (
-    IDX_FILES,
     DataError,
     LabelledImages,
     load_dataset,
@@ -20,6 +19,8 @@ from training.data import (
     standardise,
     to_pixels,
 )
+from training.data import mnist as data
+from training.data.mnist import IDX_FILES
 
 
 def test_reads_the_four_idx_files_of_a_folder(data_dir: Path) -> None:
@@ -60,6 +61,54 @@ def test_reads_packed_files(
     for name in IDX_FILES:
         (packed / f"{name}.gz").write_bytes(gzip.compress((data_dir / name).read_bytes()))
     assert load_dataset(packed).sha256 == load_dataset(data_dir).sha256
+
+
+def test_processes_that_unpack_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that finishes the same file between this one's writing and renaming."""
+    monkeypatch.setattr(data, "DOWNLOAD_DIR", tmp_path / "cache")
+    packed = tmp_path / "images.gz"
+    packed.write_bytes(gzip.compress(b"pixels"))
+    process, replace = os.getpid(), Path.replace
+
+    def interfering(path: Path, target: Path) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            patch.setattr(Path, "rename", replace)
+            patch.setattr(os, "getpid", lambda: process + 1)
+            data._unpacked(packed)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interfering)
+    monkeypatch.setattr(Path, "rename", interfering)
+    assert data._unpacked(packed).read_bytes() == b"pixels"
+
+
+def test_a_download_is_seen_whole_or_not_at_all(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it lasts, no file of it lies where other processes look; then all four do."""
+    monkeypatch.setattr(data, "DOWNLOAD_DIR", tmp_path / "cache")
+    raw = tmp_path / "cache" / "MNIST" / "raw"
+    seen = list[bool]()
+
+    def slow_download(root: str, download: bool) -> None:
+        assert download
+        folder = Path(root) / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        for name in IDX_FILES:
+            shutil.copy(data_dir / name, folder)
+            seen.append((raw / name).exists())
+
+    monkeypatch.setattr(datasets, "MNIST", slow_download)
+    dataset = data._download()
+    assert dataset is not None
+    assert dataset.sha256 == load_dataset(data_dir).sha256
+    assert seen == [False] * 4
+    monkeypatch.setattr(datasets, "MNIST", None)
+    assert data._download() is not None  # the second time nothing is downloaded
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["MNIST"]
 
 
 def test_the_environment_names_the_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Networks that answer together, and one that learns from them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from tests.tiny import train_tiny
 from training.__main__ import main
 from training.checkpoint import read_checkpoint
 from training.config import DistilConfig
-from training.data import load_dataset, standardise, to_pixels
-from training.distil import Teachers
-from training.ensemble import joint
-from training.evaluate import predict_logits
+from training.data import load_dataset, mnist, standardise, to_pixels
+from training.evaluation.ensemble import joint
+from training.evaluation.prediction import predict_logits
+from training.loop.distillation import Teachers
 
 
 def test_what_networks_reach_together_is_counted() -> None:
@@ -52,6 +53,67 @@ def test_an_ensemble_is_measured_by_command(
     assert found["weights_sha256"] == [record.weights.sha256 for record in records]
 
 
+def test_all_ensembles_of_a_size_are_measured(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mean and range over all subsets: of single networks, those of the networks alone."""
+    folders = [checkpoints / "mlp", checkpoints / "cnn"]
+    folders.append(train_tiny("mlp", data_dir, tmp_path / "mlp", "--seed", "1"))
+    command = ["ensemble", *map(str, folders), "--data-dir", str(data_dir)]
+    for size, count in ((1, 3), (2, 3), (3, 1)):
+        out = tmp_path / f"{size}.json"
+        assert main([*command, "--size", str(size), "--json", str(out)]) == 0
+        found = json.loads(out.read_text())["test"]["subsets"]
+        assert (found["size"], found["count"]) == (size, count)
+        assert found["accuracy"]["low"] <= found["accuracy"]["mean"] <= found["accuracy"]["high"]
+    assert "all 3 ensembles of 2" in capsys.readouterr().out
+    alone = [read_checkpoint(folder)[0].test.accuracy for folder in folders]
+    single = json.loads((tmp_path / "1.json").read_text())["test"]["subsets"]["accuracy"]
+    assert single["mean"] == pytest.approx(sum(alone) / 3)
+    assert (single["low"], single["high"]) == pytest.approx((min(alone), max(alone)))
+    assert main([*command, "--size", "4"]) == 1
+    assert "--size 4: 1 to 3" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_another_split(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that held out as many images as all others do, but not the same ones."""
+    with monkeypatch.context() as patch:
+        patch.setattr(mnist, "SPLIT_SEED", 1)
+        return train_tiny("mlp", data_dir, tmp_path / "other-split")
+
+
+def test_a_changed_split_is_noticed_wherever_held_out_images_are_used(
+    of_another_split: Path,
+    data_dir: Path,
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its validation images would have been learnt from: ensembles, teachers and compare refuse."""
+    images, cnn = ["--data-dir", str(data_dir)], str(checkpoints / "cnn")
+    out = ["--out", str(tmp_path / "out")]
+    for command in (
+        ["ensemble", str(of_another_split)],
+        ["train", "--model", "cnn", "--teachers", str(of_another_split), *out],
+        ["compare", str(of_another_split), cnn, *out],
+    ):
+        assert main([*command, *images]) == 1
+        assert "held out other images" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_splits_were_recorded_is_taken_and_said_so(
+    checkpoints: Path, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the number of its held-out images can be compared: a line says that."""
+    old = shutil.copytree(checkpoints / "mlp", tmp_path / "old")
+    content = json.loads((old / "checkpoint.json").read_text())
+    del content["data"]["split_sha256"]
+    (old / "checkpoint.json").write_text(json.dumps(content))
+    assert main(["ensemble", str(old), "--data-dir", str(data_dir)]) == 0
+    assert any("which images it held out" in message for message in caplog.messages)
+
+
 def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Path) -> None:
     """At temperature 1 the teachers' part is the cross-entropy with their mean probabilities."""
     modules = [read_checkpoint(checkpoints / model)[1] for model in ("mlp", "cnn")]
@@ -60,7 +122,7 @@ def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Pa
     told_NK = (modules[0](x_NCHW).softmax(1) + modules[1](x_NCHW).softmax(1)) / 2
     expected = -(told_NK * logits_NK.log_softmax(1)).sum(1).mean()
     teachers = Teachers(modules, config)
-    found = teachers.mixed(torch.tensor(8.0), logits_NK, teachers.told(x_NCHW))
+    found = teachers.mixed_loss(torch.tensor(8.0), logits_NK, teachers.soft_targets(x_NCHW))
     torch.testing.assert_close(found, 0.75 * 8.0 + 0.25 * expected)
 
 
@@ -89,7 +151,7 @@ def test_who_cannot_teach_is_refused_in_words(
     """Another split, a network that reads pairs, a checkpoint given twice."""
     cnn = str(checkpoints / "cnn")
     base = ["train", "--data-dir", str(data_dir), "--out", str(tmp_path), "--epochs", "1"]
-    assert main([*base, "--model", "pair", "--teachers", cnn]) == 1
-    assert "pair does not read a single digit" in capsys.readouterr().err
+    assert main([*base, "--model", "two-input", "--teachers", cnn]) == 1
+    assert "two-input does not read a single digit" in capsys.readouterr().err
     assert main([*base, "--model", "mlp", "--teachers", cnn, cnn]) == 1
     assert "have the same config and seed" in capsys.readouterr().err

@@ -1,11 +1,14 @@
 """Figures on known answers."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from training.data import LabelledImages
-from training.evaluate import calibration_error, evaluate
+from training.evaluation.calibration import calibration_error
+from training.evaluation.classification import evaluate
 
 
 class _ReadsFirstPixel(nn.Module):
@@ -26,7 +29,7 @@ def _images(read_as: list[int]) -> Tensor:
     return images
 
 
-def test_accuracy_confusion_and_misread_images() -> None:
+def test_accuracy_confusion_and_misclassified_images() -> None:
     """Two of six wrong: accuracy, per digit, confusion and positions say so."""
     digits, read_as = [0, 1, 1, 2, 2, 2], [0, 1, 7, 2, 2, 3]
     data = LabelledImages(_images(read_as), torch.tensor(digits))
@@ -35,10 +38,24 @@ def test_accuracy_confusion_and_misread_images() -> None:
     assert figures.accuracy_per_digit[:3] == pytest.approx([1, 0.5, 2 / 3])
     assert figures.accuracy_per_digit[3] is None
     assert figures.confusion[1][7] == figures.confusion[2][3] == 1
-    assert {(miss.index, miss.digit, miss.read_as) for miss in figures.misread} == {
+    assert {(miss.index, miss.digit, miss.read_as) for miss in figures.misclassified} == {
         (2, 1, 7),
         (5, 2, 3),
     }
+
+
+def test_loss_and_brier_score_are_those_counted_by_hand() -> None:
+    """Confident by 4 logits: p of the answer e^4 / (e^4 + 9), of each other digit 1 / (e^4 + 9)."""
+    data = LabelledImages(_images([0, 1, 2, 3]), torch.tensor([0, 1, 2, 4]))
+    figures = evaluate(_ReadsFirstPixel(), data, "four images")
+    total = math.exp(4) + 9
+    sure, other = math.exp(4) / total, 1 / total
+    assert figures.loss == pytest.approx(-(3 * math.log(sure) + math.log(other)) / 4)
+    right = (1 - sure) ** 2 + 9 * other**2
+    wrong = sure**2 + (1 - other) ** 2 + 8 * other**2
+    assert figures.brier_score == pytest.approx((3 * right + wrong) / 4)
+    for words in ("negative log-likelihood", "Brier score"):
+        assert words in figures.summary()
 
 
 def test_evaluation_leaves_the_module_in_its_mode() -> None:

@@ -1,6 +1,7 @@
 """The command line says what it does and refuses in words."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 
 from training.__main__ import main
 from training.checkpoint import read_checkpoint
+from training.loop.tensorboard import numbers
 from training.models import model_names
-from training.track import numbers
 
 
 def test_training_prints_its_figures_and_writes_pictures(
@@ -22,7 +23,7 @@ def test_training_prints_its_figures_and_writes_pictures(
     assert status == 0
     for words in ("training mlp on c", "accuracy", "calibration error", "9: ", "parameters"):
         assert words in printed
-    for picture in ("curves.png", "confusion.png", "misread.png"):
+    for picture in ("curves.png", "confusion.png", "misclassified.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -48,7 +49,7 @@ def test_evaluate_measures_a_checkpoint_again(
         (["--learning-rate", "0"], "max_learning_rate"),
         (["--out", "/dev/null/x"], "/dev/null"),
         (["--model", "cnn2"], "unknown model 'cnn2'; known: "),
-        (["--model", "large-sequential"], "large-sequential is not trained here"),
+        (["--model", "lecture502-sequential"], "lecture502-sequential is not trained here"),
         (["--model", "cnn-batch-norm", "--arch", "batch_norm=false"], "take the model cnn"),
     ],
 )
@@ -94,6 +95,37 @@ def test_each_epoch_says_how_fast_it_was_and_all_but_the_last_how_long_it_lasts(
     assert last.endswith("images/s")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["describe", "cnn"], ["matplotlib", "training.compare", "training.loop", "scipy"]),
+        (["--help"], ["torch", "pydantic", "matplotlib"]),
+    ],
+)
+def test_a_command_imports_what_it_needs_alone(arguments: list[str], absent: list[str]) -> None:
+    """Describing a network loads no plots and no comparison; a list of commands no torch."""
+    program = (
+        "import contextlib, io, sys, training.__main__ as command_line\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    command_line.main({arguments})\n"
+        f"print([name for name in {absent} if name in sys.modules], end='')"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "[]"), ran.stderr
+
+
+def test_an_old_name_of_a_network_works_with_a_note(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training, describing and timing take it for one more release; the record has the new one."""
+    command = ["train", "--model", "rows", "--epochs", "1", "--arch", "n1=2", "--arch", "n2=2"]
+    assert main([*command, "--data-dir", str(data_dir), "--out", str(tmp_path)]) == 0
+    assert "note: the network rows is called conv1d now" in capsys.readouterr().err
+    assert read_checkpoint(tmp_path)[0].config.model == "conv1d"
+    assert main(["describe", "large-subclass"]) == 0
+    assert "lecture502-subclass" in capsys.readouterr().err
+
+
 def test_help_names_every_network_and_shows_an_example(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -102,7 +134,7 @@ def test_help_names_every_network_and_shows_an_example(
         main(["train", "--help"])
     shown = capsys.readouterr().out
     for name in model_names():
-        assert (name in shown) == (not name.startswith("large-")), name
+        assert (name in shown) == (not name.startswith("lecture502-")), name
     assert "python -m training train --model cnn" in shown
 
 
@@ -142,5 +174,6 @@ def test_only_single_numbers_are_figures(checkpoints: Path) -> None:
     record, _ = read_checkpoint(checkpoints / "cnn")
     content = json.loads(record.test.model_dump_json())
     assert numbers(record.test) == {
-        name: content[name] for name in ("images", "accuracy", "loss", "expected_calibration_error")
+        name: content[name]
+        for name in ("images", "accuracy", "loss", "brier_score", "expected_calibration_error")
     }

@@ -31,23 +31,23 @@ PARAMETERS: list[tuple[str, dict[str, Any], int]] = [
     ("mlp", {}, (784 * 512 + 1024) + (512 * 512 + 1024) + (512 * 10 + 10)),
     ("mlp", {"hidden": [7], "batch_norm": False}, (784 * 7 + 7) + 80),
     # The stem; a block; a block with a 1x1 convolution in its skip; the head.
-    ("skip", {"channels": 2, "blocks": 1}, 54 + (80) + (80 + 152 + 16) + 50),
-    ("skip", {"channels": 2, "blocks": 2}, 54 + (2 * 80) + (80 + 152 + 16) + (2 * 152) + 50),
+    ("resnet", {"channels": 2, "blocks": 1}, 54 + (80) + (80 + 152 + 16) + 50),
+    ("resnet", {"channels": 2, "blocks": 2}, 54 + (2 * 80) + (80 + 152 + 16) + (2 * 152) + 50),
     (
-        *("deep", {"a": 2, "b": 3, "c": 4}),
+        *("vgg", {"a": 2, "b": 3, "c": 4}),
         (18 + 4) + (36 + 4) + (54 + 6) + 2 * (81 + 6) + (108 + 8) + (144 + 8) + 50,
     ),
-    ("branches", {"width": 2}, 44 * 2 + 16 + 44 * 8 * 2 + 16 + (8 * 49 * 10 + 10)),
-    ("pair", {**TINY, "n4": 3}, 52 + 204 + 325 + 60 + (5 * 3 + 3) + (3 * 19 + 19)),
+    ("inception", {"width": 2}, 44 * 2 + 16 + 44 * 8 * 2 + 16 + (8 * 49 * 10 + 10)),
+    ("two-input", {**TINY, "n4": 3}, 52 + 204 + 325 + 60 + (5 * 3 + 3) + (3 * 19 + 19)),
     (
         *("autoencoder", {"n1": 2, "n2": 4, "code": 3}),
         (16 * 2 + 2) + (32 * 4 + 4) + (196 * 3 + 3) + (3 * 196 + 196) + (64 * 2 + 2) + (32 + 1),
     ),
-    ("rows", TINY, (28 * 5 * 2 + 4) + (2 * 5 * 4 + 8) + (28 * 5 + 5) + 60),
-    ("volume", TINY, (75 * 2 + 2) + (150 * 4 + 4) + 325 + 60),
-    ("volume", {**TINY, "copies": 6}, (75 * 2 + 2) + (150 * 4 + 4) + (2 * 320 + 5) + 60),
-    ("large-sequential", TINY_LARGE, TINY_LARGE_PARAMETERS),
-    ("large-subclass", {**TINY_LARGE, "softmax": True}, TINY_LARGE_PARAMETERS),
+    ("conv1d", TINY, (28 * 5 * 2 + 4) + (2 * 5 * 4 + 8) + (28 * 5 + 5) + 60),
+    ("conv3d", TINY, (75 * 2 + 2) + (150 * 4 + 4) + 325 + 60),
+    ("conv3d", {**TINY, "copies": 6}, (75 * 2 + 2) + (150 * 4 + 4) + (2 * 320 + 5) + 60),
+    ("lecture502-sequential", TINY_LARGE, TINY_LARGE_PARAMETERS),
+    ("lecture502-subclass", {**TINY_LARGE, "softmax": True}, TINY_LARGE_PARAMETERS),
 ]
 
 
@@ -113,17 +113,29 @@ def test_the_mlp_is_made_of_linear_layers_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "numbers", "words"),
     [
-        ("rnn", {}, "unknown model 'rnn'; known: autoencoder, branches, cnn, cnn-average-pool"),
+        (
+            "rnn",
+            {},
+            "unknown model 'rnn'; known: autoencoder, cnn, cnn-average-pool, cnn-batch-norm",
+        ),
         ("cnn-strided", {"down": "max"}, "cnn-strided is cnn with down='strided', got down='max'"),
         ("cnn", {"down": "minimum"}, "down: Input should be 'max', 'average' or 'strided', got"),
         ("cnn-grouped", {"n1": 3}, "groups=2 must divide the channels n1=3 and n2=32"),
         ("cnn-grouped", {"groups": 5}, "groups=5 must divide the channels n1=16 and n2=32"),
         ("cnn", {"groups": 4}, "groups=4 goes with convolution='grouped' alone"),
-        ("skip", {"blocks": 0}, "blocks: Input should be greater than or equal to 1, got 0"),
-        ("volume", {"copies": 4}, "copies: Input should be greater than or equal to 5, got 4"),
-        ("large-subclass", {"input_size": 19}, "input_size: Input should be greater than or equal"),
-        ("large-sequential", {"width": 0}, "width: Input should be greater than 0, got 0"),
-        ("pair", {"n9": 1}, "bad architecture for pair .its numbers: n1, n2, n3, n4, dropout.: n9"),
+        ("resnet", {"blocks": 0}, "blocks: Input should be greater than or equal to 1, got 0"),
+        ("conv3d", {"copies": 4}, "copies: Input should be greater than or equal to 5, got 4"),
+        (
+            "lecture502-subclass",
+            {"input_size": 19},
+            "input_size: Input should be greater than or equal",
+        ),
+        ("lecture502-sequential", {"width": 0}, "width: Input should be greater than 0, got 0"),
+        (
+            "two-input",
+            {"n9": 1},
+            "bad architecture for two-input .its numbers: n1, n2, n3, n4, dropout.: n9",
+        ),
     ],
 )
 def test_a_bad_number_is_answered_in_words(name: str, numbers: dict[str, Any], words: str) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from training.__main__ import main
-from training.augment import distorted
-from training.config import AFFINE
-from training.parallel import World
+from training.config import AFFINE, TrainConfig
+from training.data import load_dataset
+from training.data.augment import augment
+from training.loop import fit as fit_module
+from training.loop.distributed import DistributedContext
 
 REPOSITORY = Path(__file__).parent.parent.parent
 # Without dropout and batch normalisation, which see each share by itself.
@@ -67,17 +70,21 @@ def test_two_processes_give_the_weights_of_one(data_dir: Path, tmp_path: Path) -
 def test_a_run_of_one_is_taken_up_by_two(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after its first epoch and resumed under torchrun, it ends where it would have."""
-    expected = _alone(data_dir, tmp_path / "whole", "--epochs", "2")
+    """Interrupted after its first epoch and resumed under torchrun, it ends where it would have.
+
+    So do averaged weights.
+    """
+    run = ["--epochs", "2", "--ema", "0.9"]
+    expected = _alone(data_dir, tmp_path / "whole", *run)
 
     def interrupted(*_: object) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.__main__._Clock.after", interrupted)
-        command = ["train", *NETWORK, "--data-dir", str(data_dir), "--epochs", "2"]
+        patch.setattr("training.train._Clock.after", interrupted)
+        command = ["train", *NETWORK, "--data-dir", str(data_dir), *run]
         assert main([*command, "--out", str(tmp_path / "cut")]) == 130
-    ran = _together(data_dir, tmp_path / "cut", "--epochs", "2", "--resume")
+    ran = _together(data_dir, tmp_path / "cut", *run, "--resume")
     assert ran.returncode == 0, ran.stderr
     assert "epoch  1/2" not in ran.stdout
     found = _weights(tmp_path / "cut")
@@ -87,19 +94,64 @@ def test_a_run_of_one_is_taken_up_by_two(
 def test_shares_are_equal_and_whole() -> None:
     """All of a batch, each image once; a batch without equal shares is refused in words."""
     batch = torch.arange(12)
-    shares = [World(rank, 3).share(batch) for rank in range(3)]
+    shares = [DistributedContext(rank, 3).share(batch) for rank in range(3)]
     assert [len(share) for share in shares] == [4, 4, 4]
     assert torch.equal(torch.cat(shares).sort().values, batch)
     with pytest.raises(ValueError, match="batch_size 10 gives no equal shares to 3 processes"):
-        World(0, 3).must_divide(10)
+        DistributedContext(0, 3).require_equal_shares(10)
 
 
 def test_an_image_is_distorted_alike_however_many_share_the_batch() -> None:
     """What is drawn belongs to the image's place in the whole batch."""
     images = torch.rand(8, 1, 28, 28)
-    torch.manual_seed(3)
-    whole = distorted(images, BENT)
+    whole = augment(images, BENT, torch.Generator().manual_seed(3))
     for rank in range(2):
-        world = World(rank, 2)
-        torch.manual_seed(3)
-        assert torch.equal(distorted(world.share(images), BENT, world), world.share(whole))
+        context = DistributedContext(rank, 2)
+        found = augment(
+            context.share(images),
+            BENT,
+            torch.Generator().manual_seed(3),
+            context.size,
+            context.share,
+        )
+        assert torch.equal(found, context.share(whole))
+
+
+class _Pretended(DistributedContext):
+    """One of two processes, without the other."""
+
+    def total(self, figure: Tensor) -> Tensor:
+        """Its own figure."""
+        return figure
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """The module, whose gradients are not averaged."""
+        return module
+
+
+def test_dropout_draws_for_each_process_by_itself(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shares of a batch are distorted by one draw, and lose other units in each process."""
+    dropped: dict[int, Tensor] = {}
+    images = load_dataset(data_dir).train.select(torch.arange(64))
+    config = TrainConfig(
+        model="mlp",
+        architecture={"hidden": [64], "dropout": 0.5, "batch_norm": False},
+        epochs=1,
+        batch_size=64,
+        augment=BENT,
+    )
+    for rank in (0, 1):
+
+        def watch(module: nn.Dropout, x_NF: Tensor, rank: int = rank) -> Tensor:
+            if not module.training:
+                return x_NF
+            return x_NF * dropped.setdefault(rank, functional.dropout(torch.ones_like(x_NF)))
+
+        monkeypatch.setattr(fit_module, "current_context", lambda rank=rank: _Pretended(rank, 2))
+        monkeypatch.setattr(nn.Dropout, "forward", watch)
+        cpu = torch.device("cpu")
+        fit_module.fit(config, images, images, device=cpu, folder=tmp_path, data_sha256="")
+    assert dropped[0].shape == dropped[1].shape == (32, 64)
+    assert not torch.equal(dropped[0], dropped[1])

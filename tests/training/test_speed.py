@@ -1,5 +1,6 @@
 """The race with PyTorch's example: who is measured, by what, and what is said where one fails."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,29 @@ def test_a_target_that_is_missed_gives_no_ratio(
     out = capsys.readouterr().out
     assert "| not reached |" in out
     assert "median" not in out
+
+
+def test_a_round_that_missed_the_target_counts(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours missed it twice in five rounds: the median is of five, 1 x, and not of three, 2 x."""
+    own = iter([(0.99, 1.0), (0.5, 1.0), (0.99, 0.5), (0.5, 1.0), (0.99, 0.25)])
+
+    def ours(*_: object) -> speed.Reached:
+        accuracy, seconds = next(own)
+        return speed.Reached(seconds, 2, accuracy)
+
+    monkeypatch.setattr(speed, "ours", ours)
+    monkeypatch.setattr(speed, "example", lambda *_: speed.Reached(1.0, 4, 0.99))
+    command = ["speed", "--data-dir", str(data_dir), "--rounds", "5", "--target", "99"]
+    assert main(command) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("median of 5 rounds: 1.0 times as fast")
+    assert "2 missed the target" in last
+    assert "4.0" in last  # the range
+    # Half of the rounds missed it: what is between nothing and 3 is not known.
+    assert "no ratio" in speed.verdict([0.0, 3.0])
+    assert "median of 2 rounds: 3.0 times" in speed.verdict([3.0, math.inf])
 
 
 def test_numbers_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from training.__main__ import main
 from training.checkpoint import CheckpointRecord, read_record
-from training.summary import table
+from training.evaluation.summary import table
 
 
 def _seed(record: CheckpointRecord, seed: int, accuracy: float) -> CheckpointRecord:

@@ -20,13 +20,13 @@ from training.checkpoint import (
 )
 from training.config import TrainConfig
 from training.data import LabelledImages, load_dataset
-from training.fit import Fitted, fit
-from training.images import evaluate_images
-from training.pairs import evaluate_pairs, fixed_pairs
-from training.tasks import PairTask
+from training.evaluation.reconstruction import evaluate_images
+from training.evaluation.two_input import evaluate_pairs, fixed_pairs
+from training.loop.fit import Fitted, fit
+from training.loop.tasks import PairTask
 
 NUMBERS: dict[str, dict[str, Any]] = {
-    "pair": {"n1": 2, "n2": 4, "n3": 16, "n4": 16, "dropout": 0.2},
+    "two-input": {"n1": 2, "n2": 4, "n3": 16, "n4": 16, "dropout": 0.2},
     "autoencoder": {"n1": 2, "n2": 4, "code": 8},
 }
 
@@ -45,23 +45,23 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_pair_network_records_each_answer_and_all_three(trained: Path, data_dir: Path) -> None:
     """Its figures are on pairs, better than guessing, and what its weights reach again."""
-    record, module = open_checkpoint(trained / "pair")
+    record, module = open_checkpoint(trained / "two-input")
     assert isinstance(record, PairRecord)
     test = record.test
     assert test.pairs == 300
     assert test.images_name.startswith("300 pairs of ")
     assert min(test.first.accuracy, test.second.accuracy) > 0.4
     assert test.accuracy <= min(test.first.accuracy, test.second.accuracy, test.sum.accuracy)
-    assert len(test.misread) == round((1 - test.accuracy) * 300)
+    assert len(test.misclassified) == round((1 - test.accuracy) * 300)
     again = evaluate_pairs(module, load_dataset(data_dir).test, "the same images")
     assert (again.accuracy, again.sum) == (test.accuracy, test.sum)
     assert record.history[record.epoch_kept].validation_accuracy == record.validation.accuracy
 
 
-def test_an_autoencoder_records_its_error_and_keeps_the_epoch_of_the_smallest(
+def test_an_autoencoder_records_its_error_after_the_last_epoch(
     trained: Path, data_dir: Path
 ) -> None:
-    """Mean squared error and PSNR belong together, and no epoch had a smaller error."""
+    """Mean squared error and PSNR belong together, and are those of the last epoch's weights."""
     record, module = open_checkpoint(trained / "autoencoder")
     assert isinstance(record, ImageRecord)
     images = load_dataset(data_dir).test
@@ -71,8 +71,8 @@ def test_an_autoencoder_records_its_error_and_keeps_the_epoch_of_the_smallest(
         -10 * torch.tensor(record.test.mse).log10().item(), abs=1e-3
     )
     # While it learns its convolutions lie channels last, which sums in another order.
-    least = min(entry.validation_mse for entry in record.history)
-    assert record.validation.mse == pytest.approx(least, rel=1e-6)
+    last = record.history[-1].validation_mse
+    assert record.validation.mse == pytest.approx(last, rel=1e-6)
     assert evaluate_images(module, images, "the same images").mse == record.test.mse
     assert (trained / "autoencoder" / "rebuilt.png").read_bytes().startswith(b"\x89PNG")
 
@@ -81,15 +81,17 @@ def test_evaluate_prints_the_figures_of_the_task(
     trained: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is printed of a pair network and of an autoencoder is not called a digit's accuracy."""
-    for model, words in (("pair", "all three answers right"), ("autoencoder", "PSNR")):
+    for model, words in (("two-input", "all three answers right"), ("autoencoder", "PSNR")):
         assert main(["evaluate", str(trained / model), "--data-dir", str(data_dir)]) == 0
         assert words in capsys.readouterr().out
 
 
 def test_who_wants_a_digits_checkpoint_gets_no_other(trained: Path) -> None:
     """A checkpoint of another task is refused by its network's name."""
-    with pytest.raises(CheckpointError, match="the network pair, which does not read a single"):
-        read_checkpoint(trained / "pair")
+    with pytest.raises(
+        CheckpointError, match="the network two-input, which does not read a single"
+    ):
+        read_checkpoint(trained / "two-input")
 
 
 def _fit(model: str, data: LabelledImages, folder: Path, **changes: Any) -> Fitted:
@@ -153,7 +155,7 @@ def test_training_pairs_are_drawn_anew_in_each_epoch(
         return learnt(task, answers, inputs, labels, label_smoothing)
 
     monkeypatch.setattr(PairTask, "loss", spy)
-    _fit("pair", load_dataset(data_dir).train, tmp_path)
+    _fit("two-input", load_dataset(data_dir).train, tmp_path)
     one, other = torch.cat(seen[:5], dim=1), torch.cat(seen[5:], dim=1)
     assert one.shape == other.shape == (2, 160)
     for side in (0, 1):
@@ -198,7 +200,7 @@ def test_each_answer_of_a_pair_is_judged_by_itself() -> None:
     assert figures.loss == pytest.approx(
         figures.first.loss + figures.second.loss + figures.sum.loss
     )
-    for miss in figures.misread:
+    for miss in figures.misclassified:
         assert miss.right == (miss.first_index, miss.second_index, sum(miss.right[:2]))
         assert miss.read_as == (*miss.right[:2], miss.right[2] + 1)
 

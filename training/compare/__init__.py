@@ -4,8 +4,7 @@
 """
 
 from training.compare.measure import compare
-from training.compare.plan import ComparePlan
 from training.compare.report import write_report
-from training.compare.result import Comparison
+from training.compare.schema import ComparePlan, Comparison
 
 __all__ = ["ComparePlan", "Comparison", "compare", "write_report"]

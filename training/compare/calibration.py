@@ -1,8 +1,8 @@
 """Temperature scaling and the reliability diagram.
 
 Source: C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger 2017, "On Calibration of Modern Neural
-Networks", ICML. One number, fitted on validation images alone, divides all logits: labels stay,
-probabilities change.
+Networks", ICML. One number, fitted on validation images alone, divides all logits: predicted digits
+stay, probabilities change.
 
 Shape suffixes: N images, K classes.
 """
@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.compare.group_result import Bin, Calibration
-from training.evaluate import CALIBRATION_BINS, calibration_error
+from training.compare.schema import Bin, Calibration
+from training.evaluation.calibration import brier_score, calibration_bins, calibration_error
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
-HALVINGS = 60  # of the inverse temperature's range: far below what a float64 can tell apart
 
 
 def fit_temperature(logits_NK: Tensor, labels: Tensor) -> tuple[float, bool]:
     """The temperature that gives the labels the least mean cross-entropy.
 
-    The loss is convex in the inverse temperature b: its slope, the mean of E_p[z] - z_label with
-    p = softmax(b z), rises with b, so that halving the range finds where it is 0.
+    The loss is convex in the inverse temperature b. Its slope, the mean of E_p[z] - z_label with
+    p = softmax(b z), rises with b, so that it has at most one zero.
 
     Args:
         logits_NK: float [N, K] of validation images.
@@ -33,6 +32,8 @@ def fit_temperature(logits_NK: Tensor, labels: Tensor) -> tuple[float, bool]:
     Returns:
         The temperature in 0.05..20, and whether it is a bound because the slope has no zero there.
     """
+    from scipy import optimize  # noqa: PLC0415 - a second to import
+
     z_NK = logits_NK.double()
     of_label = z_NK.gather(1, labels.unsqueeze(1)).squeeze(1)
 
@@ -40,15 +41,12 @@ def fit_temperature(logits_NK: Tensor, labels: Tensor) -> tuple[float, bool]:
         expected = ((inverse * z_NK).softmax(1) * z_NK).sum(1)
         return float((expected - of_label).mean())
 
-    low, high = 1 / GREATEST_TEMPERATURE, 1 / LEAST_TEMPERATURE
-    if slope(high) < 0:
+    if slope(1 / LEAST_TEMPERATURE) < 0:
         return LEAST_TEMPERATURE, True
-    if slope(low) > 0:
+    if slope(1 / GREATEST_TEMPERATURE) > 0:
         return GREATEST_TEMPERATURE, True
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 2 / (low + high), False
+    found = optimize.brentq(slope, 1 / GREATEST_TEMPERATURE, 1 / LEAST_TEMPERATURE)
+    return 1 / float(found), False
 
 
 def calibrate(
@@ -56,30 +54,29 @@ def calibrate(
 ) -> Calibration:
     """Fit the temperature on validation logits, float [N, K]; measure on test logits."""
     temperature, at_bound = fit_temperature(validation_NK, validation_labels)
-    before = calibration_error(*confidence_and_hits(test_NK, test_labels, 1.0))
-    after = calibration_error(*confidence_and_hits(test_NK, test_labels, temperature))
-    return Calibration(
-        temperature=temperature,
-        at_bound=at_bound,
-        error_before=before,
-        error_after=after,
-        loss_before=float(functional.cross_entropy(test_NK.double(), test_labels)),
-        loss_after=float(functional.cross_entropy(test_NK.double() / temperature, test_labels)),
-    )
+    figures: dict[str, float] = {}
+    for when, divisor in (("before", 1.0), ("after", temperature)):
+        logits_NK = test_NK.double() / divisor
+        probabilities_NK = logits_NK.softmax(1)
+        error = calibration_error(*confidence_and_correct(test_NK, test_labels, divisor))
+        figures[f"error_{when}"] = error
+        figures[f"loss_{when}"] = float(functional.cross_entropy(logits_NK, test_labels))
+        figures[f"brier_{when}"] = brier_score(probabilities_NK, test_labels)
+    return Calibration(temperature=temperature, at_bound=at_bound, **figures)
 
 
-def confidence_and_hits(
+def confidence_and_correct(
     logits_NK: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The label's probability, float [N] in 0..1, and whether it is right, bool [N]."""
-    confidence, read_as = (logits_NK / temperature).softmax(dim=1).max(dim=1)
-    return confidence, read_as == labels
+    """The predicted digit's probability, float [N] in 0..1, and whether it is right, bool [N]."""
+    confidence, predicted = (logits_NK / temperature).softmax(dim=1).max(dim=1)
+    return confidence, predicted == labels
 
 
 def reliability(
     networks_NK: Sequence[Tensor], labels: Tensor, temperatures: Sequence[float]
 ) -> list[Bin]:
-    """Bins of equal width of all networks' answers together; empty bins are left out.
+    """Calibration bins of all networks' answers together; empty bins are left out.
 
     Args:
         networks_NK: Each network's logits, float [N, K], of the same images.
@@ -87,19 +84,12 @@ def reliability(
         temperatures: One for each network.
     """
     found = [
-        confidence_and_hits(logits_NK, labels, temperature)
+        confidence_and_correct(logits_NK, labels, temperature)
         for logits_NK, temperature in zip(networks_NK, temperatures, strict=True)
     ]
-    confidence = torch.cat([one for one, _ in found]).double()
-    hits = torch.cat([one for _, one in found]).double()
-    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
-    place = torch.bucketize(confidence, edges[1:-1])
+    bins = calibration_bins(*(torch.cat(parts) for parts in zip(*found, strict=True)))
     return [
-        Bin(
-            images=int(there.sum()),
-            confidence=float(confidence[there].mean()),
-            accuracy=float(hits[there].mean()),
-        )
-        for number in range(CALIBRATION_BINS)
-        if (there := place == number).any()
+        Bin(images=int(images), confidence=confidence / images, accuracy=correct / images)
+        for images, confidence, correct in zip(*(one.tolist() for one in bins), strict=True)
+        if images
     ]

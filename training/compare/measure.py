@@ -13,23 +13,24 @@ from torch import Tensor
 
 from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
-from training.compare.figures import difference_interval, spread, wilson
-from training.compare.group_result import Cost, Group, Network
-from training.compare.groups import (
-    ModelUnderTest,
-    SubjectGroup,
-    conditions,
-    read_groups,
-    single_seeds,
-    unfair_conditions,
-)
-from training.compare.pairs import Readings, group_pairs
-from training.compare.plan import ComparePlan
-from training.compare.result import Alternative, Comparison, Curve, SizeRun
+from training.compare.groups import CheckpointGroup, read_groups, single_seeds, unfair_conditions
+from training.compare.learning_curve import check_learning_curve, run_learning_curve
 from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
-from training.compare.sizes import run_sizes
-from training.data import CLASSES, Dataset, LabelledImages, split_validation, to_pixels
+from training.compare.schema import (
+    Alternative,
+    ComparePlan,
+    Comparison,
+    Cost,
+    Curve,
+    Group,
+    Network,
+)
+from training.compare.significance import Predictions, group_pairs, holm, welch
+from training.data import Dataset, LabelledImages, split_validation, to_pixels
 from training.device import device_name
+from training.evaluation.classification import accuracy_per_digit, confusion_matrix
+from training.evaluation.grouping import LoadedCheckpoint, conditions
+from training.evaluation.statistics import spread, wilson
 from training.provenance import commit, versions
 
 CPU = torch.device("cpu")
@@ -51,6 +52,7 @@ def compare(
     folder: Path | None = None,
     device: torch.device = CPU,
     say: Callable[[str], None] = lambda text: None,
+    on_measured: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Comparison:
     """Measure digit checkpoints beside each other, several seeds of each model.
 
@@ -61,6 +63,7 @@ def compare(
         folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
         device: Where to compute.
         say: Told what is being done.
+        on_measured: Called with all other figures before ``plan.sizes`` are trained.
 
     Raises:
         CheckpointError: A checkpoint is broken or cannot be compared with the others.
@@ -69,37 +72,37 @@ def compare(
     plan = plan or ComparePlan()
     groups = read_groups(checkpoints, dataset)
     base = _base(plan, groups, dataset, folder)
-    for group in groups:
-        for module in group.modules:
-            module.to(device)
     say(f"reading {len(dataset.test):,} test images with {len(checkpoints)} networks")
     held_out = groups[0].config.validation_images
     _, validation = split_validation(dataset.train, held_out)
-    answers = {
-        group.name: [_answers(module, validation, dataset.test) for module in group.modules]
-        for group in groups
-    }
+    answers = _all_answers(groups, validation, dataset.test, device)
     say("timing, in interleaved rounds")
-    modules = {group.name: group.modules[0] for group in groups}
-    costs = measure_costs(modules, base, plan.timing_rounds)
+    costs = measure_costs({g.name: g.modules[0] for g in groups}, base, plan.timing_rounds)
     measured = [
         _group(group, answers[group.name], validation, dataset.test, costs[group.name])
         for group in groups
     ]
     distorted = evenly(dataset.test, plan.images)
-    return Comparison(
+    comparison = Comparison(
         **_surroundings(dataset, device),
         validation_images=held_out,
         distorted_images=len(distorted),
         base=base,
         warnings=unfair_conditions(groups) + single_seeds(groups) + _changed(groups, measured),
         groups=measured,
-        alternatives=[_alternative(group, measured, base) for group in measured],
-        pairs=group_pairs(_readings(groups, answers), dataset.test.labels, plan.differing_shown),
+        alternatives=_alternatives(measured, base),
+        pairs=group_pairs(_predictions(groups, answers), dataset.test.labels, plan.differing_shown),
         curves=_curves(groups, distorted, say),
-        sizes=_sizes(groups, dataset, plan, folder, device, say),
+        sizes=[],
         picture_index=plan.picture_index,
     )
+    if not plan.sizes or folder is None:
+        return comparison
+    on_measured(comparison)
+    runs, failures = run_learning_curve(
+        groups, dataset, plan.sizes, plan.size_epochs, folder=folder, device=device, say=say
+    )
+    return comparison.model_copy(update={"sizes": runs, "warnings": comparison.warnings + failures})
 
 
 def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
@@ -113,7 +116,7 @@ def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
 
 
 def _base(
-    plan: ComparePlan, groups: Sequence[SubjectGroup], dataset: Dataset, folder: Path | None
+    plan: ComparePlan, groups: Sequence[CheckpointGroup], dataset: Dataset, folder: Path | None
 ) -> str:
     """The base group's name, after a check that the plan fits."""
     names = [group.name for group in groups]
@@ -125,42 +128,41 @@ def _base(
         )
     if plan.sizes and folder is None:
         raise ValueError("sizes are trained, so a folder for their results must be given")
+    if plan.sizes and folder is not None:
+        check_learning_curve(groups, dataset, plan.sizes, folder)
     return plan.base or names[0]
 
 
-def _answers(module: torch.nn.Module, validation: LabelledImages, test: LabelledImages) -> _Answers:
-    return _Answers(*(read_pixels(module, to_pixels(part.images)) for part in (validation, test)))
-
-
-def _readings(
-    groups: Sequence[SubjectGroup], answers: Mapping[str, Sequence[_Answers]]
-) -> dict[str, Readings]:
+def _all_answers(
+    groups: Sequence[CheckpointGroup],
+    validation: LabelledImages,
+    test: LabelledImages,
+    device: torch.device,
+) -> dict[str, list[_Answers]]:
+    parts = [to_pixels(part.images) for part in (validation, test)]
     return {
-        group.name: Readings(
-            [subject.record.config.seed for subject in group.subjects],
+        group.name: [
+            _Answers(*(read_pixels(module.to(device), pixels) for pixels in parts))
+            for module in group.modules
+        ]
+        for group in groups
+    }
+
+
+def _predictions(
+    groups: Sequence[CheckpointGroup], answers: Mapping[str, Sequence[_Answers]]
+) -> dict[str, Predictions]:
+    return {
+        group.name: Predictions(
+            [checkpoint.record.config.seed for checkpoint in group.checkpoints],
             [one.test.argmax(1) for one in answers[group.name]],
         )
         for group in groups
     }
 
 
-def _sizes(
-    groups: Sequence[SubjectGroup],
-    dataset: Dataset,
-    plan: ComparePlan,
-    folder: Path | None,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> list[SizeRun]:
-    if not plan.sizes or folder is None:
-        return []
-    return run_sizes(
-        groups, dataset, plan.sizes, plan.size_epochs, folder=folder, device=device, say=say
-    )
-
-
 def _curves(
-    groups: Sequence[SubjectGroup], data: LabelledImages, say: Callable[[str], None]
+    groups: Sequence[CheckpointGroup], data: LabelledImages, say: Callable[[str], None]
 ) -> list[Curve]:
     modules = {group.name: group.modules for group in groups}
     curves = []
@@ -171,14 +173,14 @@ def _curves(
 
 
 def _group(
-    group: SubjectGroup,
+    group: CheckpointGroup,
     answers: Sequence[_Answers],
     validation: LabelledImages,
     test: LabelledImages,
     cost: Cost,
 ) -> Group:
     networks = [
-        _network(*pair, validation, test) for pair in zip(group.subjects, answers, strict=True)
+        _network(*pair, validation, test) for pair in zip(group.checkpoints, answers, strict=True)
     ]
     logits = [one.test for one in answers]
     temperatures = [network.calibration.temperature for network in networks]
@@ -198,52 +200,61 @@ def _group(
 
 
 def _network(
-    subject: ModelUnderTest, answers: _Answers, validation: LabelledImages, test: LabelledImages
+    checkpoint: LoadedCheckpoint,
+    answers: _Answers,
+    validation: LabelledImages,
+    test: LabelledImages,
 ) -> Network:
-    read_as = answers.test.argmax(1)
-    right = int((read_as == test.labels).sum())
-    confusion = torch.bincount(test.labels * CLASSES + read_as, minlength=CLASSES**2)
-    confusion = confusion.reshape(CLASSES, CLASSES)
+    predicted = answers.test.argmax(1)
+    correct = int((predicted == test.labels).sum())
+    confusion = confusion_matrix(test.labels, predicted)
     return Network(
-        checkpoint=str(subject.folder),
-        seed=subject.record.config.seed,
-        weights_sha256=subject.record.weights.sha256,
-        accuracy=right / len(test),
-        interval=wilson(right, len(test)),
-        accuracy_per_digit=[
-            float(row[digit] / row.sum()) if row.sum() else None
-            for digit, row in enumerate(confusion)
-        ],
+        checkpoint=str(checkpoint.folder),
+        seed=checkpoint.record.config.seed,
+        weights_sha256=checkpoint.record.weights.sha256,
+        accuracy=correct / len(test),
+        interval=wilson(correct, len(test)),
+        accuracy_per_digit=accuracy_per_digit(confusion),
         confusion=confusion.tolist(),
         calibration=calibrate(answers.validation, validation.labels, answers.test, test.labels),
     )
 
 
-def _changed(groups: Sequence[SubjectGroup], measured: Sequence[Group]) -> list[str]:
+def _changed(groups: Sequence[CheckpointGroup], measured: Sequence[Group]) -> list[str]:
     """Lines on networks whose accuracy is not what their checkpoint records."""
+    lines = []
+    for group, figures in zip(groups, measured, strict=True):
+        for checkpoint, network in zip(group.checkpoints, figures.networks, strict=True):
+            recorded = checkpoint.record.test
+            if abs(network.accuracy - recorded.accuracy) > 1 / recorded.images:
+                lines.append(
+                    f"{network.checkpoint} classifies {network.accuracy:.2%} correctly here, its "
+                    f"record says {recorded.accuracy:.2%}: another device or version computes "
+                    "other values"
+                )
+    return lines
+
+
+def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:
+    base = next(group for group in groups if group.name == base_name)
+    tests = [None if group is base else welch(_by_seed(base), _by_seed(group)) for group in groups]
+    p_values = [test and test.p_value for test in tests]
     return [
-        f"{network.checkpoint} reads {network.accuracy:.2%} here, its record says "
-        f"{subject.record.test.accuracy:.2%}: another device or version computes otherwise"
-        for group, seen in zip(groups, measured, strict=True)
-        for subject, network in zip(group.subjects, seen.networks, strict=True)
-        if abs(network.accuracy - subject.record.test.accuracy) > 1 / subject.record.test.images
+        Alternative(
+            name=group.name,
+            difference=group.accuracy.mean - base.accuracy.mean,
+            interval=test and test.interval,
+            p_value=test and test.p_value,
+            p_holm=corrected,
+            parameters_ratio=group.cost.parameters / base.cost.parameters,
+            multiply_adds_ratio=group.cost.multiply_adds / base.cost.multiply_adds,
+        )
+        for group, test, corrected in zip(groups, tests, holm(p_values), strict=True)
     ]
 
 
-def _alternative(group: Group, groups: Sequence[Group], base_name: str) -> Alternative:
-    base = next(one for one in groups if one.name == base_name)
-    seeds: Mapping[str, list[float]] = {
-        one.name: [network.accuracy for network in one.networks] for one in (base, group)
-    }
-    return Alternative(
-        name=group.name,
-        difference=group.accuracy.mean - base.accuracy.mean,
-        interval=None
-        if group is base
-        else difference_interval(seeds[base.name], seeds[group.name]),
-        parameters_ratio=group.cost.parameters / base.cost.parameters,
-        multiply_adds_ratio=group.cost.multiply_adds / base.cost.multiply_adds,
-    )
+def _by_seed(group: Group) -> list[float]:
+    return [network.accuracy for network in group.networks]
 
 
 def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:

@@ -1,26 +1,48 @@
-"""A comparison as two files: ``comparison.json`` and ``comparison.html``."""
+"""A comparison as two files, ``comparison.json`` and ``comparison.html``.
 
+What the page says and how it looks is in ``report.html.jinja``; sentences made from figures are in
+``sentences``, and its pictures in ``charts``.
+"""
+
+import base64
+import io
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from training.checkpoint import CheckpointError, read_checkpoint, write_atomically
-from training.compare.group_result import Group
-from training.compare.layers import first_layer, responses
-from training.compare.page import render
-from training.compare.page_images import Inside
-from training.compare.result import Comparison
-from training.data import Dataset
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from training.atomic import write_atomically
+from training.checkpoint import CheckpointError, read_checkpoint
+from training.compare import charts, sentences
+from training.compare.layers import FirstLayer, Response, first_layer, responses
+from training.compare.robustness import DISTORTIONS, examples
+from training.compare.schema import Comparison, Group
+from training.compare.sentences import over_seeds, p_text, percent, points, points_interval, times
+from training.data import Dataset, to_pixels
 
 PAGE_NAME, JSON_NAME = "comparison.html", "comparison.json"
-RESPONSES = 2  # layers whose answers to an image are drawn
+RESPONSES = 2  # layers whose outputs for an image are drawn
+PICTURE_DPI = 120
+
+
+class Inside(NamedTuple):
+    """What is drawn of a group's first network: the first layer, if that is a picture, and more."""
+
+    name: str
+    layer: FirstLayer | None
+    responses: Sequence[Response]
 
 
 def write_report(comparison: Comparison, dataset: Dataset, folder: Path) -> Path:
     """Write both files into the folder, which is made if need be; returns the page's path.
 
     Args:
-        comparison: What was measured. Its first checkpoint of each group is read again, for the
+        comparison: What was measured. The first checkpoint of each group is read again, for the
             pictures of the weights.
-        dataset: The images that it speaks of.
+        dataset: The images that were measured.
         folder: Where to write.
 
     Raises:
@@ -33,11 +55,43 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path) -> Path
             f"({comparison.data_sha256}), the images given are {dataset.name} ({dataset.sha256})"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    inside = [_inside(group, dataset, comparison.picture_index) for group in comparison.groups]
-    page = render(comparison, dataset.test.images, inside)
+    page = _page(comparison, dataset)
     write_atomically(folder / JSON_NAME, (comparison.model_dump_json(indent=2) + "\n").encode())
     write_atomically(folder / PAGE_NAME, page.encode())
     return folder / PAGE_NAME
+
+
+def _page(comparison: Comparison, dataset: Dataset) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["png"] = _png
+    index = comparison.picture_index
+    shown = to_pixels(dataset.test.images[index].unsqueeze(0))
+    return environment.get_template("report.html.jinja").render(
+        comparison=comparison,
+        rows=_rows(comparison),
+        batches=[f"time, batch {time.batch}" for time in comparison.groups[0].cost.times],
+        inside=[_inside(group, dataset, index) for group in comparison.groups],
+        examples={
+            distortion.name: [image[0, 0].numpy() for image in examples(distortion, shown)]
+            for distortion in DISTORTIONS
+        },
+        test_images=dataset.test.images,
+        charts=charts,
+        sentences=sentences,
+    )
+
+
+def _png(figure: Figure) -> str:
+    """A figure as base64."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PICTURE_DPI, metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _inside(group: Group, dataset: Dataset, index: int) -> Inside:
@@ -49,3 +103,93 @@ def _inside(group: Group, dataset: Dataset, index: int) -> Inside:
         )
     image_HW = dataset.test.images[index]
     return Inside(group.name, first_layer(module), responses(module, image_HW, RESPONSES))
+
+
+def _rows(comparison: Comparison) -> dict[str, list[Any]]:
+    """The cells of the page's tables, row by row."""
+    groups = comparison.groups
+    return {
+        "costs": list(_cost_rows(comparison)),
+        "accuracy": [
+            [
+                group.name,
+                str(group.size),
+                over_seeds(group.accuracy),
+                f"{percent(group.accuracy.low)} to {percent(group.accuracy.high)}",
+                f"{percent(group.networks[0].interval.low)} to "
+                f"{percent(group.networks[0].interval.high)}",
+            ]
+            for group in groups
+        ],
+        "pairs": [
+            [
+                f"{pair.first}, seed {one.first_seed} | {pair.second}, seed {one.second_seed}",
+                f"{one.only_first:,}",
+                f"{one.only_second:,}",
+                p_text(one.p_value),
+            ]
+            for pair in comparison.pairs
+            for one in pair.pairs
+        ],
+        "scores": [row for group in groups for row in _score_rows(group)],
+        "checkpoints": [
+            f"{network.checkpoint} (seed {network.seed})"
+            for group in groups
+            for network in group.networks
+        ],
+        "times": [
+            [
+                group.name,
+                str(time.batch),
+                f"{time.us_per_image:,.0f}",
+                times(time.ratio),
+                f"{time.interval.low:.2f} to {time.interval.high:.2f}",
+            ]
+            for group in groups
+            for time in group.cost.times
+        ],
+    }
+
+
+def _cost_rows(comparison: Comparison) -> Iterator[list[str]]:
+    for one in comparison.alternatives:
+        group, is_base = comparison.group(one.name), one.name == comparison.base
+        counts = (
+            (group.cost.parameters, one.parameters_ratio),
+            (group.cost.multiply_adds, one.multiply_adds_ratio),
+        )
+        yield [
+            one.name,
+            over_seeds(group.accuracy),
+            "base" if is_base else f"{points(one.difference)} ({points_interval(one.interval)})",
+            "" if one.p_holm is None else p_text(one.p_holm),
+            *(f"{n:,}" if is_base else f"{n:,} ({times(ratio)})" for n, ratio in counts),
+            *(times(time.ratio) for time in group.cost.times),
+        ]
+
+
+def _score_rows(group: Group) -> Iterator[list[str]]:
+    """Means over seeds of the proper scores and the calibration error, before and after scaling."""
+    found = [network.calibration for network in group.networks]
+    for name, loss, brier, error in (
+        (
+            "as trained",
+            [one.loss_before for one in found],
+            [one.brier_before for one in found],
+            group.error_before,
+        ),
+        (
+            "temperature-scaled",
+            [one.loss_after for one in found],
+            [one.brier_after for one in found],
+            group.error_after,
+        ),
+    ):
+        known = [value for value in brier if value is not None]
+        mean_brier = f"{statistics.fmean(known):.4f}" if known else "not measured"
+        yield [
+            f"{group.name}, {name}",
+            f"{statistics.fmean(loss):.4f}",
+            mean_brier,
+            percent(error.mean),
+        ]

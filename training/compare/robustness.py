@@ -3,6 +3,7 @@
 Shape suffixes: N images, C channels (1), H and W pixels, A the 2x3 of an affine map.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.compare.figures import falls_below, spread
-from training.compare.result import Curve, GroupCurve
+from training.compare.schema import Curve, GroupCurve
 from training.data import standardise
+from training.evaluation.statistics import spread
 
 BATCH_IMAGES = 1_000
 FALL = 0.9  # the accuracy whose place is told
@@ -244,3 +245,33 @@ def _group_curve(
         unchanged=[spread(values).mean for values in same],
         falls_below=falls_below(distortion.levels, means, distortion.neutral, FALL),
     )
+
+
+def falls_below(
+    levels: Sequence[float], values: Sequence[float], neutral: float, bound: float
+) -> tuple[float | None, float | None]:
+    """The nearest levels below and above the neutral one at which values fall below a bound.
+
+    Args:
+        levels: Ascending, the neutral one among them.
+        values: One a level.
+        neutral: The level to start from.
+        bound: Of the values.
+
+    Returns:
+        Levels, between two measured ones by a straight line; None where the bound is held. Both
+        are the neutral level if its own value is below the bound.
+    """
+    start = levels.index(neutral)
+    points = list(zip(levels, values, strict=True))
+    down, up = points[start::-1], points[start:]
+    return _first_below(down, bound), _first_below(up, bound)
+
+
+def _first_below(points: Sequence[tuple[float, float]], bound: float) -> float | None:
+    if points[0][1] < bound:
+        return points[0][0]
+    for (near, high), (far, low) in itertools.pairwise(points):
+        if low < bound:
+            return near + (far - near) * (high - bound) / (high - low)
+    return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from training.arguments import add_arch, architecture_numbers
+from training.cli import add_arch, architecture_numbers, model_name
 from training.describe.layout import layout, memory_formats
 from training.describe.steps import describe
 from training.describe.table import as_text
@@ -20,7 +20,11 @@ def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.set_defaults(command=_describe)
     parser.add_argument(
-        "name", choices=model_names(), metavar="NAME", help=", ".join(model_names())
+        "name",
+        type=model_name,
+        choices=model_names(),
+        metavar="NAME",
+        help=", ".join(model_names()),
     )
     parser.add_argument(
         "--input-size",

@@ -8,14 +8,12 @@ the output is reached by equally many weights and no chequerboard shows (Odena e
 Shape suffixes: N images, C channels, H and W 28 pixels, F numbers of the code.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 
-class AutoencoderConfig(BaseModel):
+class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
     """The autoencoder's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n1: int = Field(default=16, ge=1, description="channels at 14x14")
     n2: int = Field(default=32, ge=1, description="channels at 7x7")

@@ -18,16 +18,14 @@ Shape suffixes: N images, C channels, H and W pixels, K classes.
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 GROUPS = 2
 
 
-class CnnConfig(BaseModel):
+class CnnConfig(BaseModel, frozen=True, extra="forbid"):
     """The CNN's numbers; the defaults are the classic figure."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n1: int = Field(default=16, ge=1, description="channels of the first convolution")
     n2: int = Field(default=32, ge=1, description="channels of the second convolution")

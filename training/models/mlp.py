@@ -3,14 +3,12 @@
 Shape suffixes: N images, C channels (1), H and W 28 pixels, F = C*H*W features, K classes.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 
-class MlpConfig(BaseModel):
+class MlpConfig(BaseModel, frozen=True, extra="forbid"):
     """The MLP's numbers; the defaults are 784-512-512-10."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hidden: tuple[PositiveInt, ...] = Field(
         default=(512, 512), min_length=1, description="units a layer"

@@ -133,8 +133,8 @@ def _repair(make: Callable[[], Chain], folder: Path, variant: str) -> Repair:
 def _error(content: bytes, source: bytes) -> float:
     """RMS error over RMS of the answers, to samples that nothing was fitted to."""
     asked = _samples(100, 3)
-    found, truth = (OnnxModel(c, "cpu")(asked)["output_0"] for c in (content, source))
-    return float(np.sqrt(np.square(found - truth).mean() / np.square(truth).mean()))
+    found, fp64 = (OnnxModel(c, "cpu")(asked)["output_0"] for c in (content, source))
+    return float(np.sqrt(np.square(found - fp64).mean() / np.square(fp64).mean()))
 
 
 def test_the_guilty_layer_of_int8_stays_in_float32(tmp_path: Path) -> None:
@@ -249,12 +249,12 @@ def test_kept_weights_are_not_rounded_to_float16(tmp_path: Path) -> None:
 
 def test_chance_and_the_number_of_samples_narrow_the_tolerance() -> None:
     """Formulas by hand: two samples' errors, and the largest of ten thousand values."""
-    truth = np.array([[10.0], [10.0]])
-    found = truth + np.array([[0.1], [0.3]])
+    fp64 = np.array([[10.0], [10.0]])
+    found = fp64 + np.array([[0.1], [0.3]])
     # ratio 0.1 / 200; the deviations are +-0.04, so the standard deviation is 0.0566 / 200.
     expected = 10 * np.log10(1 + 3 * (0.04 * 2**0.5 / 200) / (0.1 / 200))
-    assert repair_module._chance_db(found, truth) == pytest.approx(expected)
-    assert repair_module._chance_db(truth, truth) == 0
+    assert repair_module._chance_db(found, fp64) == pytest.approx(expected)
+    assert repair_module._chance_db(fp64, fp64) == 0
     assert repair_module._growth(100, 10_000) == pytest.approx(2**0.5)
     assert repair_module._growth(100, 10) == 1
 

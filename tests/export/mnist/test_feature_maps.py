@@ -116,10 +116,10 @@ def test_the_cut_is_as_the_whole_file_and_the_same_each_time(proofs: dict[str, P
 @pytest.mark.parametrize(
     ("architecture", "words", "shape"),
     [
-        ("rows", "Conv 5, 2 channels", (-1, 2, 28)),
-        ("volume", "Conv 3x5x5, 2 channels", (-1, 2, 3, 24, 24)),
-        pytest.param("branches", "Conv 1x1, 2 channels", (-1, 2, 28, 28), marks=pytest.mark.slow),
-        pytest.param("skip", "Conv 5x5, 4 channels", (-1, 4, 14, 14), marks=pytest.mark.slow),
+        ("conv1d", "Conv 5, 2 channels", (-1, 2, 28)),
+        ("conv3d", "Conv 3x5x5, 2 channels", (-1, 2, 3, 24, 24)),
+        pytest.param("inception", "Conv 1x1, 2 channels", (-1, 2, 28, 28), marks=pytest.mark.slow),
+        pytest.param("resnet", "Conv 5x5, 4 channels", (-1, 4, 14, 14), marks=pytest.mark.slow),
     ],
 )
 def test_other_networks_have_a_first_layer_too(
@@ -127,8 +127,8 @@ def test_other_networks_have_a_first_layer_too(
 ) -> None:
     """Convolutions over rows, over volumes, in branches and before blocks: named and right."""
     numbers = {
-        "branches": {"width": 2},
-        "skip": {"channels": 4, "blocks": 1},
+        "inception": {"width": 2},
+        "resnet": {"channels": 4, "blocks": 1},
     }.get(architecture, {"n1": 2, "n2": 4, "n3": 16})
     torch.manual_seed(0)
     module = ServableModel(build_model(architecture, numbers))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,16 @@ from export.bundle.store import Bundle
 from export.mnist.checkpoint import from_bundle, from_checkpoint
 from export.parity.reference import eager_predict
 from training.__main__ import main as training
-from training.checkpoint import open_checkpoint
-from training.data import DataError, load_dataset, standardise, to_ink, to_pixels
-from training.pairs import fixed_pairs
+from training.checkpoint import CheckpointError, open_checkpoint
+from training.data import DataError, load_dataset, mnist, standardise, to_ink, to_pixels
+from training.evaluation.two_input import fixed_pairs
 
 NUMBERS = {
-    "pair": ["--arch", "n1=2", "--arch", "n2=4", "--arch", "n3=16", "--arch", "n4=16"],
+    "two-input": ["--arch", "n1=2", "--arch", "n2=4", "--arch", "n3=16", "--arch", "n4=16"],
     "autoencoder": ["--arch", "n1=2", "--arch", "n2=4", "--arch", "code=8"],
 }
 
-VARIANTS = {"pair": "onnx,onnx-int8", "autoencoder": "onnx"}
+VARIANTS = {"two-input": "onnx,onnx-int8", "autoencoder": "onnx"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_pair_bundle_takes_two_images_and_gives_three_answers(made: Path) -> None:
     """Its tensors, its labels up to 18, and a passed verdict with every planted fault caught."""
-    bundle = Bundle.open(made / "pair")
+    bundle = Bundle.open(made / "two-input")
     manifest = bundle.manifest
     assert [str(tensor) for tensor in manifest.inputs] == [
         *("first_images=UINT8[-1,28,28]", "second_images=UINT8[-1,28,28]")
@@ -58,10 +59,10 @@ def test_a_pair_bundle_takes_two_images_and_gives_three_answers(made: Path) -> N
     ]
     assert manifest.labels == tuple(str(total) for total in range(19))
     assert {v.variant for v in manifest.parity if v.passed} == {"onnx", "onnx-int8"}
-    figures = json.loads((made / "pair" / "parity.json").read_text())
+    figures = json.loads((made / "two-input" / "parity.json").read_text())
     assert set(figures["rows"][0]["outputs"]) == {"first_logits", "second_logits", "sum_logits"}
     assert all(fault["caught_by"] or fault["not_applicable"] for fault in figures["faults"])
-    record, _ = open_checkpoint(made / "checkpoints" / "pair")
+    record, _ = open_checkpoint(made / "checkpoints" / "two-input")
     assert manifest.training is not None
     assert manifest.training.test_images == record.test.images_name
     assert manifest.proof.name.startswith("pairs of ")
@@ -71,9 +72,9 @@ def test_the_pair_file_answers_as_the_network_does(made: Path, data_dir: Path) -
     """Raw pixels in; logits are the network's, probabilities their softmax; order matters."""
     pairs = fixed_pairs(load_dataset(data_dir).test)
     images = (pairs.first.images[:5], pairs.second.images[:5])
-    model = OnnxModel(Bundle.open(made / "pair").model_path("onnx"), "cpu")
+    model = OnnxModel(Bundle.open(made / "two-input").model_path("onnx"), "cpu")
     answers = model({"first_images": images[0].numpy(), "second_images": images[1].numpy()})
-    _, network = open_checkpoint(made / "checkpoints" / "pair")
+    _, network = open_checkpoint(made / "checkpoints" / "two-input")
     with torch.no_grad():
         expected = network(*(standardise(to_pixels(part)) for part in images))
     for name, logits in zip(("first", "second", "sum"), expected, strict=True):
@@ -107,8 +108,8 @@ def test_an_autoencoder_gives_ink_between_0_and_1(made: Path, data_dir: Path) ->
 
 def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Path) -> None:
     """Network and pairs are rebuilt from the bundle: the same questions, the same answers."""
-    bundle, dataset = Bundle.open(made / "pair"), load_dataset(data_dir)
-    then = from_checkpoint(made / "checkpoints" / "pair", dataset)
+    bundle, dataset = Bundle.open(made / "two-input"), load_dataset(data_dir)
+    then = from_checkpoint(made / "checkpoints" / "two-input", dataset)
     now = from_bundle(bundle, dataset)
     assert now.samples.summary() == then.samples.summary() == bundle.manifest.proof
     for name, array in then.samples.arrays.items():
@@ -116,7 +117,29 @@ def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Pat
     golden = Golden.load(bundle.path("golden"))
     assert len(golden) > 10
     for name, answer in eager_predict(now)(golden.inputs).items():
-        assert np.array_equal(answer, golden.eager[name])
+        assert np.array_equal(answer, golden.fp32[name])
     other = dataclasses.replace(dataset, test=dataset.train)
     with pytest.raises(DataError, match="give the same data"):
         from_bundle(bundle, other)
+
+
+def test_a_bundle_that_names_its_network_by_an_older_name_is_rebuilt(
+    made: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Such bundles were built before the networks were renamed."""
+    shutil.copytree(made / "two-input", tmp_path / "pair")
+    path = tmp_path / "pair" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["training"]["config"]["model"] = "pair"
+    path.write_text(json.dumps(manifest))
+    subject = from_bundle(Bundle.open(tmp_path / "pair"), load_dataset(data_dir))
+    assert [output.name for output in subject.outputs][-1].startswith("sum")
+
+
+def test_a_checkpoint_of_another_split_is_not_exported(
+    made: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be called held out for its guard was in part learned from."""
+    monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
+    with pytest.raises(CheckpointError, match="held out other images"):
+        from_checkpoint(made / "checkpoints" / "autoencoder", load_dataset(data_dir))

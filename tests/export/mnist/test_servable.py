@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from export.convert.pt2 import export_program
 from export.mnist.servable import ServableModel
-from export.parity.reference import corner_images
+from export.parity.reference import edge_case_images
 from tests.export.subjects import tiny_subject
 
 
@@ -50,11 +50,11 @@ def test_a_model_in_training_mode_is_not_exported() -> None:
 
 def test_the_corner_images_are_what_they_say() -> None:
     """Empty, full, checkerboards, single pixels, a ramp: seven images, all different."""
-    corners = corner_images(28, 28)
-    assert {image.shape for image in corners.values()} == {(28, 28)}
-    assert {image.dtype for image in corners.values()} == {np.dtype(np.uint8)}
-    assert len({image.tobytes() for image in corners.values()}) == 7
-    sums = {name: int(image.sum()) for name, image in corners.items()}
+    edge_cases = edge_case_images(28, 28)
+    assert {image.shape for image in edge_cases.values()} == {(28, 28)}
+    assert {image.dtype for image in edge_cases.values()} == {np.dtype(np.uint8)}
+    assert len({image.tobytes() for image in edge_cases.values()}) == 7
+    sums = {name: int(image.sum()) for name, image in edge_cases.items()}
     assert sums["empty"] == 0
     assert sums["full"] == 255 * 784
     assert sums["first pixel"] == sums["last pixel"] == 255

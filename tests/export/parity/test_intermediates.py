@@ -57,8 +57,8 @@ def test_a_file_whose_inside_is_hardly_compared_is_said_to_be() -> None:
 def test_the_same_infinity_is_no_error() -> None:
     """An attention mask holds -inf on all sides; another infinity stays wrong."""
     values = np.array([[-np.inf, 1]], np.float32)
-    found, eager, truth = without_shared_infinities(values, values, values.astype(np.float64))
-    assert (found.tolist(), eager.tolist(), truth.tolist()) == ([[0, 1]],) * 3
-    assert [a.dtype.name for a in (found, truth)] == ["float32", "float64"]
+    found, fp32, fp64 = without_shared_infinities(values, values, values.astype(np.float64))
+    assert (found.tolist(), fp32.tolist(), fp64.tolist()) == ([[0, 1]],) * 3
+    assert [a.dtype.name for a in (found, fp64)] == ["float32", "float64"]
     other, *_ = without_shared_infinities(-values, values, values.astype(np.float64))
     assert other.tolist() == (-values).tolist()

@@ -99,7 +99,9 @@ def test_casts_inside_do_not_spoil_the_reference() -> None:
     expected = x.double().numpy() @ weight.T + bias
     assert found.dtype == np.float64
     assert np.abs(found - expected).max() < 1e-15
-    rounded = module.double()(x.double()).detach().numpy()  # what was taken for the truth before
+    rounded = (
+        module.double()(x.double()).detach().numpy()
+    )  # what was taken for the reference before
     assert np.abs(rounded - expected).max() > 1e-9
 
 

@@ -15,7 +15,7 @@ from export.convert.onnx_export import model_bytes
 from export.convert.pt2 import export_program
 from export.model.under_test import Samples
 from export.parity.adequacy import measure_coverage
-from export.parity.measure import measure_neighbours, measure_row
+from export.parity.measure import measure_cross_sample_leakage, measure_row
 from export.parity.reference import (
     Reference,
     eager_predict,
@@ -53,15 +53,15 @@ def dynamic_int8(proof: ParityRun, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _row(predict: Predict, reference: Reference) -> Row:
-    eager = reference.eager(len(reference), 256)
+    fp32 = reference.fp32_baseline(len(reference), 256)
     answers = run_batched(predict, reference.inputs, 256)
-    return measure_row("onnx", 256, answers, eager, reference, None)
+    return measure_row("onnx", 256, answers, fp32, reference, None)
 
 
 def test_an_honest_model_does_not_look_at_its_neighbours(proof: ParityRun) -> None:
     """Beside white images and beside noise an answer is the same, bit for bit."""
     honest = OnnxModel(model_bytes(proof.translation.model), "cpu")
-    found = measure_neighbours(honest, proof.reference)
+    found = measure_cross_sample_leakage(honest, proof.reference)
     assert set(found) == {"beside the largest values", "beside noise", ALONE}
     assert set(found.values()) == {0.0}
 
@@ -70,7 +70,9 @@ def test_dynamic_int8_looks_at_its_neighbours_and_is_named(
     proof: ParityRun, dynamic_int8: onnx.ModelProto
 ) -> None:
     """Its answers change with the batch, and its operators are refused before anything runs."""
-    found = measure_neighbours(OnnxModel(model_bytes(dynamic_int8), "cpu"), proof.reference)
+    found = measure_cross_sample_leakage(
+        OnnxModel(model_bytes(dynamic_int8), "cpu"), proof.reference
+    )
     assert max(found.values()) > 1e-3
     problems = structure_problems(dynamic_int8, proof.subject.inputs, proof.subject.outputs)
     assert any("depends on the other samples in its batch" in problem for problem in problems)
@@ -85,7 +87,7 @@ def test_a_model_that_mixes_its_batch_is_caught(proof: ParityRun) -> None:
         mixed = answers["logits"] + 1e-3 * answers["logits"].mean(axis=0)
         return answers | {"logits": mixed.astype(np.float32)}
 
-    assert measure_neighbours(mixing, proof.reference)["beside the largest values"] > 1e-6
+    assert measure_cross_sample_leakage(mixing, proof.reference)["beside the largest values"] > 1e-6
 
 
 def test_probabilities_of_other_logits_are_seen(proof: ParityRun) -> None:
@@ -135,7 +137,7 @@ def test_numbers_without_a_domain_have_no_edge_cases() -> None:
     reference = make_reference(numbers, program)
     assert reference.inputs["x"].tolist() == values.tolist()
     assert reference.targets.tolist() == [-1] * 4
-    assert reference.truth["logits"].dtype == np.float64
+    assert reference.fp64["logits"].dtype == np.float64
     edge_cases, left_out = make_edge_reference(numbers, program)
     assert edge_cases is None
     assert "declare them" in left_out["all"]

@@ -18,7 +18,7 @@ EAGER = TRUTH.astype(np.float32)
 
 
 def test_equal_answers_differ_by_nothing() -> None:
-    """The yardstick compared with itself: no error, and an RMS of exactly its own."""
+    """The baseline compared with itself: no error, and an RMS of exactly its own."""
     found = compare(EAGER, EAGER, TRUTH)
     assert (found.scaled_error, found.rms_ratio, found.sqnr_db > 120) == (0, 1, True)
 
@@ -26,13 +26,13 @@ def test_equal_answers_differ_by_nothing() -> None:
 def test_equal_answers_have_one_error_whatever_their_memory_order() -> None:
     """A recurrent layer's states come with axes exchanged: bit-equal is a ratio of exactly 1."""
     for seed in range(20):
-        truth = np.random.default_rng(seed).normal(size=(33, 7, 16))
-        eager = truth.astype(np.float32)
+        fp64 = np.random.default_rng(seed).normal(size=(33, 7, 16))
+        fp32 = fp64.astype(np.float32)
         other, true = (
             np.ascontiguousarray(values.transpose(1, 0, 2)).transpose(1, 0, 2)
-            for values in (eager, truth)
+            for values in (fp32, fp64)
         )
-        found = compare(eager, other, true)
+        found = compare(fp32, other, true)
         assert (found.scaled_error, found.rms_ratio) == (0, 1)
 
 
@@ -59,11 +59,11 @@ def test_a_flipped_label_is_counted() -> None:
 
 def test_a_flip_where_the_reference_wavers_is_counted_apart() -> None:
     """Two best logits within 1% of the largest: the label may tip without a fault."""
-    truth = TRUTH.copy()
-    truth[4, :2] = 20, 19.9
-    candidate = truth.astype(np.float32)
+    fp64 = TRUTH.copy()
+    fp64[4, :2] = 20, 19.9
+    candidate = fp64.astype(np.float32)
     candidate[4, 1] = 20.1
-    labels = compare(candidate, truth.astype(np.float32), truth, logits=True).labels
+    labels = compare(candidate, fp64.astype(np.float32), fp64, logits=True).labels
     assert labels is not None
     assert (labels.flips, labels.decided_flips) == (1, 0)
 
@@ -72,7 +72,7 @@ def test_corner_cases_count_for_errors_alone() -> None:
     """What has no label flips none, and noise is not measured where no scale was fitted."""
     candidate = EAGER.copy()
     candidate[0] = -candidate[0]
-    found = compare(candidate, EAGER, TRUTH, logits=True, corners=1)
+    found = compare(candidate, EAGER, TRUTH, logits=True, edge_cases=1)
     assert found.labels is not None
     assert (found.labels.flips, found.labels.samples, found.worst[0]) == (0, 49, 0)
     assert found.sqnr_db > 120
@@ -90,7 +90,7 @@ def test_the_certificate_is_the_smallest_margin_over_the_largest_error() -> None
 
 
 def test_accuracy_is_over_the_samples_with_a_target() -> None:
-    """Targets of -1 are left out, for the candidate and for eager."""
+    """Targets of -1 are left out, for the candidate and for the baseline."""
     targets = EAGER.argmax(axis=1)
     targets[10:] = -1
     candidate = EAGER.copy()
@@ -184,46 +184,46 @@ def _boxes_and_scores() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 def test_boxes_do_not_hide_a_wrong_score() -> None:
     """A score that is off by 1.2e-3 beside boxes up to 640 is beyond 2e-6 of its own scale."""
-    truth = _boxes_and_scores()
-    eager = truth.astype(np.float32)
-    candidate = eager.copy()
+    fp64 = _boxes_and_scores()
+    fp32 = fp64.astype(np.float32)
+    candidate = fp32.copy()
     candidate[7, 4] += 1.2e-3
-    found = compare(candidate, eager, truth)
+    found = compare(candidate, fp32, fp64)
     assert 1.2e-3 / 640 < 2e-6 < found.scaled_error
     assert found.scaled_error == pytest.approx(1.2e-3 / (640 / 16), rel=0.01)
 
 
 def test_a_channel_that_sums_large_terms_is_scaled_by_them() -> None:
     """A nearly dead channel has the roundings of what it sums, of which eager's own error tells."""
-    truth = RNG.normal(0, 5, (50, 10))
-    truth[:, 0] *= 1e-3
-    eager = truth.astype(np.float32)
-    eager[:, 0] += np.float32(1e-6)
-    found = compare(eager + np.float32(2e-6) * (np.arange(10) == 0), eager, truth)
+    fp64 = RNG.normal(0, 5, (50, 10))
+    fp64[:, 0] *= 1e-3
+    fp32 = fp64.astype(np.float32)
+    fp32[:, 0] += np.float32(1e-6)
+    found = compare(fp32 + np.float32(2e-6) * (np.arange(10) == 0), fp32, fp64)
     assert found.scaled_error == pytest.approx(2e-6 / (1e-6 * 2**24 / 4), rel=0.05)
 
 
 def test_an_edge_case_does_not_hide_errors_of_real_samples() -> None:
     """Where one made-up input gives 1e6, an error of 1e-2 in a real answer of 5 is seen."""
-    truth = TRUTH.copy()
-    truth[0] = 1e6
-    eager = truth.astype(np.float32)
-    candidate = eager.copy()
+    fp64 = TRUTH.copy()
+    fp64[0] = 1e6
+    fp32 = fp64.astype(np.float32)
+    candidate = fp32.copy()
     candidate[9, 1] += 1e-2
-    assert compare(candidate, eager, truth).scaled_error < 1e-7
-    assert compare(candidate, eager, truth, corners=1).scaled_error > 5e-4
-    candidate = eager.copy()
+    assert compare(candidate, fp32, fp64).scaled_error < 1e-7
+    assert compare(candidate, fp32, fp64, edge_cases=1).scaled_error > 5e-4
+    candidate = fp32.copy()
     candidate[0] += 1
-    assert compare(candidate, eager, truth, corners=1).scaled_error == pytest.approx(1e-6)
+    assert compare(candidate, fp32, fp64, edge_cases=1).scaled_error == pytest.approx(1e-6)
 
 
 def test_one_sample_with_huge_logits_makes_no_near_ties_of_others() -> None:
     """Near ties are 1% of the way from a sample's own mean logit to its best."""
-    truth = np.zeros((4, 100))
-    truth[:, 0] = [1e4, 10, 10, 10]
-    truth[:, 1] = [0, 9, 9.92, 9.88]
-    candidate = truth[:, [1, 0, *range(2, 100)]]
-    labels = compare(candidate, truth, truth, logits=True).labels
+    fp64 = np.zeros((4, 100))
+    fp64[:, 0] = [1e4, 10, 10, 10]
+    fp64[:, 1] = [0, 9, 9.92, 9.88]
+    candidate = fp64[:, [1, 0, *range(2, 100)]]
+    labels = compare(candidate, fp64, fp64, logits=True).labels
     assert labels is not None
     assert (labels.flips, labels.near_ties, labels.decided_flips) == (4, 1, 3)
 
@@ -265,12 +265,12 @@ def test_a_floor_is_at_least_the_rounding_of_the_answer() -> None:
 def test_a_few_garbage_samples_fail_a_reduced_precision(garbage: int) -> None:
     """Above 35 dB over 10,000 samples, and still not passed: they are no quantization's noise."""
     generator = np.random.default_rng(2)
-    truth = generator.normal(0, 5, (10_000, 10))
-    candidate = truth + generator.normal(0, 0.05, truth.shape)
+    fp64 = generator.normal(0, 5, (10_000, 10))
+    candidate = fp64 + generator.normal(0, 0.05, fp64.shape)
     row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 1})
-    assert list(violations(compare(candidate, truth, truth, logits=True), row)) == []
+    assert list(violations(compare(candidate, fp64, fp64, logits=True), row)) == []
     candidate[:garbage] *= 0.3
-    found = compare(candidate, truth, truth, logits=True)
+    found = compare(candidate, fp64, fp64, logits=True)
     assert found.sqnr_db > 35
     (complaint,) = violations(found, row)
     assert "the worst sample is off by" in complaint
@@ -318,9 +318,9 @@ def test_more_flips_do_not_excuse_a_fall_of_accuracy() -> None:
 
 def test_a_certificate_needs_twice_the_error() -> None:
     """Two logits change places if each is off by half of their distance: 2 is the bound."""
-    truth = np.array([[1.0, 0.0], [3.0, 0.0]])
+    fp64 = np.array([[1.0, 0.0], [3.0, 0.0]])
     for error, uncertain in ((0.49, 0), (0.51, 1)):
-        candidate = truth + np.array([[error, 0], [0, 0]])
-        labels = compare(candidate, truth, truth, logits=True).labels
+        candidate = fp64 + np.array([[error, 0], [0, 0]])
+        labels = compare(candidate, fp64, fp64, logits=True).labels
         assert labels is not None
         assert labels.uncertain == uncertain

@@ -1,4 +1,4 @@
-"""The self-test plants what it says, each fault is caught, and the first wrong value is named."""
+"""The mutation test makes what it says, mutants are killed, the first wrong value is named."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from onnx import numpy_helper
 from export.bundle.tolerances import BOUNDS, tolerance_for
 from export.parity.judge import explain, first_wrong
 from export.parity.limits import with_local
-from export.parity.mutants import MutationTest, Planted, plant_faults
+from export.parity.mutants import Mutant, MutationTest, make_mutants
 from export.parity.run import ParityRun
-from export.parity.schema import Fault
+from export.parity.schema import MutantResult
 from export.provenance.forms import find_folds
 from export.provenance.state import state_arrays
 from tests.export.subjects import tiny_subject
@@ -33,9 +33,9 @@ def proofs() -> dict[str, ParityRun]:
     return {model: ParityRun.of(tiny_subject(model)) for model in MODELS}
 
 
-def _planted(proof: ParityRun) -> list[Planted]:
+def _planted(proof: ParityRun) -> list[Mutant]:
     folds, state = find_folds(proof.program), state_arrays(proof.subject.module)
-    return list(plant_faults(proof.translation.model, folds, state))
+    return list(make_mutants(proof.translation.model, folds, state))
 
 
 def _checks(proof: ParityRun) -> MutationTest:
@@ -58,7 +58,7 @@ def test_every_fault_is_planted_and_caught(model: str, proofs: dict[str, ParityR
 def test_an_honest_file_is_caught_by_nothing(proofs: dict[str, ParityRun]) -> None:
     """The same checks find nothing wrong with the file that no fault was planted in."""
     for proof in proofs.values():
-        found = _checks(proof).run(Planted("none", "nothing", proof.translation.model))
+        found = _checks(proof).run(Mutant("none", "nothing", proof.translation.model))
         assert found.caught_by == ()
         assert found.figures["exact"] == 0
 
@@ -66,7 +66,7 @@ def test_an_honest_file_is_caught_by_nothing(proofs: dict[str, ParityRun]) -> No
 def test_what_no_answer_shows_is_caught_by_exact_values(proofs: dict[str, ParityRun]) -> None:
     """X * (1/255) changes no answer beyond rounding; exactly rounded operators reveal it."""
     planted = next(p for p in _planted(proofs["cnn"]) if p.name.startswith("x * (1/255)"))
-    found: Fault = _checks(proofs["cnn"]).run(planted)
+    found: MutantResult = _checks(proofs["cnn"]).run(planted)
     assert found.caught_by == ("exact values",)
     assert 0 < found.figures["exact"] < 1e-6
     assert found.figures["rms_ratio"] < 8

@@ -91,9 +91,9 @@ def test_a_declared_range_gives_its_ends_as_edge_cases() -> None:
     subject = _subject(_Steep(), X, Domain(kind="range", low=0, high=100))
     block, left_out = make_edge_reference(subject, _program(subject))
     assert block is not None
-    assert (block.corners, left_out) == ((SMALLEST, LARGEST, SHUFFLED), {})
+    assert (block.edge_cases, left_out) == ((SMALLEST, LARGEST, SHUFFLED), {})
     assert block.inputs["x"][:2].tolist() == [[0] * 3, [100] * 3]
-    assert block.truth["y"][1].tolist() == [1e6] * 3
+    assert block.fp64["y"][1].tolist() == [1e6] * 3
     assert block.targets.tolist() == [-1] * 3
 
 
@@ -102,7 +102,7 @@ def test_an_edge_case_without_a_finite_reference_is_left_out_and_counted() -> No
     subject = _subject(_Root(), X, Domain(kind="range", low=-1, high=4))
     block, left_out = make_edge_reference(subject, _program(subject))
     assert block is not None
-    assert block.corners == (LARGEST, SHUFFLED)
+    assert block.edge_cases == (LARGEST, SHUFFLED)
     assert list(left_out) == [SMALLEST]
     assert "not finite" in left_out[SMALLEST]
     everywhere = _subject(_Root(), X, Domain(kind="range", low=-2, high=-1))

@@ -17,9 +17,9 @@ from export.parity.judge import Judgement, judge
 from export.parity.schema import (
     ALONE,
     Coverage,
-    Fault,
     FileFigures,
     Layer,
+    MutantResult,
     ParityFigures,
     Row,
     WorstSample,
@@ -93,13 +93,13 @@ def _figures(**changes: Any) -> ParityFigures:
         equal=2, folded=1, converted=0, constants=3, error=1e-8, worst="w[0] is 1", problems=()
     )
     faults = (
-        Fault(
+        MutantResult(
             name="a bias dropped",
             planted="bias is 0",
             figures={"scaled_error": 0.1, "weights": math.inf},
             caught_by=("weights",),
         ),
-        Fault(
+        MutantResult(
             name="epsilon",
             planted="",
             figures={},
@@ -116,7 +116,7 @@ def _figures(**changes: Any) -> ParityFigures:
         name="tiny",
         device="cpu",
         proof=SampleSet(name="ten digits", samples=10, sha256="ab" * 32),
-        corners=("empty", "full"),
+        edge_cases=("empty", "full"),
         outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, 10), kind="logits"),),
         tolerances=tuple(tolerance_for(variant, "cpu") for variant in files),
         rows=tuple(_row(variant, size) for size in (4, 1) for variant in files),

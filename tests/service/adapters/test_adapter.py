@@ -182,11 +182,11 @@ def test_digits_answer_with_outputs_predictions_and_verdicts() -> None:
     golden = Golden.load(CNN.path("golden")).first(2)
     adapter = choose_adapter(CNN.manifest, OodDetector.load(CNN.path("guard")))
     assert isinstance(adapter, DigitsAdapter)
-    answer = adapter.encode(golden.eager, golden.inputs)
+    answer = adapter.encode(golden.fp32, golden.inputs)
     assert list(answer) == ["outputs", "predictions"]
-    short = adapter.encode_predictions(golden.eager, golden.inputs, show=False)
+    short = adapter.encode_predictions(golden.fp32, golden.inputs, show=False)
     assert short == {"predictions": answer["predictions"]}
-    shown = adapter.encode_predictions(golden.eager, golden.inputs, show=True)
+    shown = adapter.encode_predictions(golden.fp32, golden.inputs, show=True)
     assert shown == short | {"image": golden.inputs["images"][0].tolist()}
     predictions: Any = shown["predictions"]
     first = predictions[0]

@@ -31,7 +31,7 @@ def _ask(url: str, model: str, body: object) -> httpx.Response:
 def test_the_maps_are_the_checkpoints_activations(model: str, service_url: str) -> None:
     """To four digits, map by map; and the answer says which layer of which model it shows."""
     golden = Golden.load(SERVED_BUNDLES / model / "golden.features.npz")
-    (expected,) = golden.eager.values()
+    (expected,) = golden.fp32.values()
     for image, values in zip(golden.inputs["images"], expected, strict=True):
         answer = _ask(service_url, model, {"images": image.tolist()})
         content = answer.json()

@@ -1,0 +1,98 @@
+"""Options that several commands have: network, precision, images, device."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from training.models import RENAMED
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Group: TypeAlias = "argparse._ActionsContainer"
+
+
+def model_name(name: str) -> str:
+    """A network's name as ``type=`` of an option: an old one is replaced, with a note."""
+    if name in RENAMED:
+        print(
+            f"note: the network {name} is called {RENAMED[name]} now; the old name works for one "
+            "more release",
+            file=sys.stderr,
+        )
+    return RENAMED.get(name, name)
+
+
+def add_arch(parser: Group) -> None:
+    """Add ``--arch``; ``architecture_numbers`` reads what it collects."""
+    parser.add_argument(
+        "--arch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a number of the network, e.g. n1=32, hidden=[256,128] or down=average; may be "
+        "repeated",
+    )
+
+
+def architecture_numbers(pairs: Sequence[str]) -> dict[str, Any]:
+    """The numbers of an architecture as ``--arch`` has them.
+
+    Args:
+        pairs: NAME=VALUE each; a value is JSON, or a word alone.
+
+    Raises:
+        ValueError: Something else; says which.
+    """
+    numbers: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            numbers[name] = json.loads(text)
+        except json.JSONDecodeError as error:
+            if not text.isalpha():
+                raise ValueError(
+                    f"--arch {pair}: NAME=VALUE is expected, the value a number, true, false, a "
+                    "word or a list"
+                ) from error
+            numbers[name] = text
+    return numbers
+
+
+def add_precision(group: Group) -> None:
+    """Add how a step is computed."""
+    group.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="of a step's matrix products; bfloat16 is fast on GPUs and on CPUs with AVX512-BF16 "
+        "or AMX, and slow on others; weights and figures stay float32 (default: float32)",
+    )
+    group.add_argument(
+        "--compiled",
+        action="store_true",
+        default=None,
+        help="compile the step by torch.compile (needs a C++ compiler); on a GPU replay it as a "
+        "CUDA graph",
+    )
+
+
+def add_data_dir(group: Group) -> None:
+    """Add where the images lie."""
+    group.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="the four IDX files (default: $MNIST_DIR, else a download)",
+    )
+
+
+def add_common(group: Group) -> None:
+    """Add where the images lie and where to compute."""
+    add_data_dir(group)
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto is cuda where there is one (default: %(default)s)",
+    )

@@ -1,0 +1,351 @@
+"""The report's charts. Colours are Okabe and Ito's, and never the only difference: markers differ.
+
+Every chart shows single seeds as small points, or their standard deviation as a band or a bar.
+"""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from training.compare.layers import FirstLayer, Response
+from training.compare.schema import Bin, Curve, Group, GroupPair, SizeRun
+from training.evaluation.statistics import Spread
+
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56606a", "#56b4e9", "#1d2329")
+MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups look alike
+GRID, FRAME, INK = "#e3e7eb", "#b8c0c8", "#1d2329"
+PERCENT = 100
+PANEL_IN, WIDE_IN = 5.2, 9.5
+DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
+SPACE = 0.15  # between pictures, of their size
+MOST_FILTERS, COLUMNS = 32, 8
+MOST_MAPS = 16
+UNIT_COLUMNS = 64
+DIFFERING_COLUMNS = 6
+TEXT_ROOM = 16  # pixels of an image: room for the predicted digits above it
+FEW_IMAGES = 20  # a bin's accuracy is a guess below
+
+
+def panel(height_in: float = 3.5, width_in: float = PANEL_IN) -> Figure:
+    """An empty figure in the page's look, as wide as a telephone shows it readably; inches."""
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def show_mosaic(
+    axes: Axes,
+    pictures: Sequence[np.ndarray],
+    columns: int,
+    colours: str,
+    scale: tuple[float, float],
+) -> None:
+    """Pictures of one size, float [H, W], row by row with gaps between them.
+
+    Args:
+        axes: Where; nothing else is drawn of it.
+        pictures: At least one.
+        columns: Pictures a row.
+        colours: A colour map's name.
+        scale: The values of its ends.
+    """
+    height, width = pictures[0].shape
+    rows = -(-len(pictures) // columns)
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, columns)
+        left, top = column * (width + width * SPACE), row * (height + height * SPACE)
+        axes.imshow(
+            picture,
+            cmap=colours,
+            vmin=scale[0],
+            vmax=scale[1],
+            extent=(left, left + width, top + height, top),
+        )
+        frame = Rectangle(
+            (left, top), width, height, fill=False, edgecolor="#b8c0c8", linewidth=0.6
+        )
+        axes.add_patch(frame)
+    axes.set_xlim(-0.02 * width, columns * width * (1 + SPACE))
+    axes.set_ylim(rows * height * (1 + SPACE), -0.02 * height)
+    axes.axis("off")
+
+
+def colour_of(number: int) -> str:
+    """The colour of the group at this position."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker_of(number: int) -> str:
+    """The marker of the group at this position."""
+    return MARKERS[number % len(MARKERS)]
+
+
+def accuracy_figure(groups: Sequence[Group]) -> Figure:
+    """Each network's accuracy with Wilson's interval, and each group's mean."""
+    rows = sum(len(group.networks) for group in groups)
+    figure = panel(1.2 + 0.26 * rows + 0.3 * len(groups), WIDE_IN)
+    axes = figure.subplots()
+    row, ticks, names = 0.0, [], []
+    for number, group in enumerate(groups):
+        first = row
+        for network in group.networks:
+            low, high = network.interval.low, network.interval.high
+            axes.plot([PERCENT * low, PERCENT * high], [row, row], color=colour_of(number), lw=1.2)
+            axes.plot(PERCENT * network.accuracy, row, marker_of(number), color=colour_of(number))
+            ticks.append(row)
+            names.append(f"{group.name}, seed {network.seed}")
+            row += 1
+        mean = PERCENT * group.accuracy.mean
+        axes.plot([mean, mean], [first - 0.4, row - 0.6], color=INK, lw=1.6, ls=":")
+        axes.annotate(
+            f"mean {mean:.2f}%", (mean, first - 0.4), (3, 1), textcoords="offset points", size=9
+        )
+        row += 0.9
+    axes.set_yticks(ticks, names)
+    axes.set_ylim(row - 0.9, -1.1)
+    axes.set(xlabel="test images classified correctly, % (line: 95% interval of Wilson)")
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def digits_figure(groups: Sequence[Group]) -> Figure:
+    """The error rate of each digit: single seeds as small points, their mean as a large one."""
+    figure = panel(3.4, WIDE_IN)
+    axes = figure.subplots()
+    step = 0.7 / len(groups)
+    for number, group in enumerate(groups):
+        shift = (number - (len(groups) - 1) / 2) * step
+        for digit in range(10):
+            found = [network.accuracy_per_digit[digit] for network in group.networks]
+            errors = [PERCENT * (1 - share) for share in found if share is not None]
+            if not errors:
+                continue
+            place = digit + shift
+            axes.plot([place] * len(errors), errors, ".", color=colour_of(number), markersize=4)
+            axes.plot(
+                *(place, sum(errors) / len(errors), marker_of(number)),
+                color=colour_of(number),
+                markersize=8,
+                alpha=0.75,
+                label=group.name if digit == 0 else None,
+            )
+    axes.set_xticks(range(10))
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="digit", ylabel="misclassified, % of the digit's images")
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    figure.legend(loc="outside upper right", ncols=4, frameon=False)
+    return figure
+
+
+def confusion_figures(groups: Sequence[Group]) -> list[Figure]:
+    """All networks of each group together; mistakes are coloured, on one scale for all groups."""
+    matrices = [
+        np.array([network.confusion for network in group.networks]).sum(axis=0) for group in groups
+    ]
+    darkest = max(5, *(int(_mistakes(matrix).max()) for matrix in matrices))
+    return [_confusion(*pair, darkest) for pair in zip(groups, matrices, strict=True)]
+
+
+def _mistakes(matrix: np.ndarray) -> np.ndarray:
+    """Without the diagonal, which holds nearly all images and would hide every mistake."""
+    return np.asarray(matrix - np.diag(np.diag(matrix)))
+
+
+def _confusion(group: Group, matrix: np.ndarray, darkest: int) -> Figure:
+    mistakes = _mistakes(matrix)
+    figure = panel(4.7)
+    axes = figure.subplots()
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
+    for (digit, predicted), count in np.ndenumerate(matrix):
+        if count:
+            dark = mistakes[digit, predicted] > DARK_CELL * darkest
+            shade = "grey" if digit == predicted else "white" if dark else "black"
+            axes.text(predicted, digit, str(count), ha="center", va="center", color=shade, size=8)
+    axes.set(xlabel="predicted", ylabel="digit", xticks=range(10), yticks=range(10))
+    seeds = len(group.networks)
+    axes.set_title(f"{group.name}: {seeds} {'seed' if seeds == 1 else 'seeds'}", loc="left")
+    return figure
+
+
+def reliability_figure(group: Group, number: int) -> Figure:
+    """Accuracy over confidence, before and after temperature scaling."""
+    figure = panel(3.1)
+    before, after = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, bins, error, title in (
+        (before, group.reliability_before, group.error_before, "as trained"),
+        (after, group.reliability_after, group.error_after, "temperature-scaled"),
+    ):
+        axes.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")
+        _bins(axes, bins, colour_of(number))
+        axes.set_title(f"{title}\nerror {PERCENT * error.mean:.2f}%", loc="left", size=10)
+        axes.set(xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
+    before.set_ylabel("share classified correctly")
+    figure.suptitle(group.name, x=0.01, ha="left")
+    return figure
+
+
+def _bins(axes: Axes, bins: Sequence[Bin], colour: str) -> None:
+    many = [one for one in bins if one.images >= FEW_IMAGES]
+    few = [one for one in bins if one.images < FEW_IMAGES]
+    axes.plot(
+        *([one.confidence for one in many], [one.accuracy for one in many], "o-"), color=colour
+    )
+    axes.plot(
+        *([one.confidence for one in few], [one.accuracy for one in few], "o"),
+        color=colour,
+        markerfacecolor="white",
+    )
+
+
+def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:
+    """Accuracy over a distortion's levels: means, the spread over seeds as bands.
+
+    Args:
+        curve: What was measured.
+        images: One image at every level, float [28, 28] in 0..1; shown above.
+    """
+    figure = panel(4.3)
+    above, axes = figure.subplots(2, 1, height_ratios=[1, 5])
+    show_mosaic(above, images, len(images), "gray_r", (0, 1))
+    width = images[0].shape[1]
+    for place, level in enumerate(curve.levels):
+        middle = (place * (1 + SPACE) + 0.5) * width
+        above.text(middle, -1, f"{level:g}", size=8, ha="center", va="bottom")
+    axes.axhline(90, color="grey", lw=0.8, ls=":")
+    for number, group in enumerate(curve.groups):
+        _banded(axes, curve.levels, group.accuracy, number, group.name)
+    axes.set_ylim(0, 101)
+    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="classified correctly, %")
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def invariance_figure(curve: Curve) -> Figure:
+    """Share of images that keep their predicted digit, and the ink that is left in the picture."""
+    figure = panel(4.3)
+    axes = figure.subplots()
+    for number, group in enumerate(curve.groups):
+        kept = [PERCENT * share for share in group.unchanged]
+        axes.plot(
+            *(curve.levels, kept, f"{marker_of(number)}-"),
+            color=colour_of(number),
+            label=group.name,
+            markersize=5,
+        )
+    ink = [PERCENT * share for share in curve.ink_kept]
+    axes.plot(curve.levels, ink, color="grey", ls="--", label="ink left in the picture")
+    axes.set_ylim(0, 101)
+    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="same prediction as unshifted, %")
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_title("Invariance", loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def learning_curve_figure(runs: Sequence[SizeRun]) -> Figure:
+    """The error rate over the number of training images, both as powers of ten."""
+    figure = panel(3.6, 6.4)
+    axes = figure.subplots()
+    for number, name in enumerate(dict.fromkeys(run.group for run in runs)):
+        own = [run for run in runs if run.group == name]
+        errors = [PERCENT * (1 - run.accuracy) for run in own]
+        axes.plot(
+            *([run.size for run in own], errors, f"{marker_of(number)}-"),
+            color=colour_of(number),
+            label=name,
+        )
+    axes.set(xscale="log", xlabel="training images", ylabel="misclassified, % of test images")
+    axes.set_xticks([run.size for run in runs], [f"{run.size:,}" for run in runs])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _banded(
+    axes: Axes, levels: Sequence[float], values: Sequence[Spread], number: int, name: str
+) -> None:
+    means = np.array([PERCENT * value.mean for value in values])
+    spreads = np.array([PERCENT * (value.deviation or 0.0) for value in values])
+    axes.plot(
+        *(levels, means, f"{marker_of(number)}-"),
+        color=colour_of(number),
+        markersize=5,
+        label=name,
+    )
+    if not math.isclose(float(spreads.max()), 0):
+        axes.fill_between(
+            levels, means - spreads, means + spreads, color=colour_of(number), alpha=0.2
+        )
+
+
+def filters_figure(layer: FirstLayer, group: str) -> Figure:
+    """The first filters of a layer: blue negative, white 0, red positive, each by its own scale."""
+    shown = [one.numpy() for one in layer.weights[:MOST_FILTERS]]
+    scaled = [one / max(float(np.abs(one).max()), 1e-12) for one in shown]
+    figure = panel(0.62 * -(-len(shown) // COLUMNS) + 0.4)
+    show_mosaic(figure.subplots(), scaled, COLUMNS, "RdBu_r", (-1, 1))
+    what = "kernels" if layer.is_kernel else "units"
+    figure.suptitle(
+        f"{group}: {len(shown)} of {len(layer.weights)} {what} of {layer.name}", x=0.01, ha="left"
+    )
+    return figure
+
+
+def response_figure(response: Response, group: str) -> Figure:
+    """A layer's output for an image: maps as pictures, units as one strip of cells."""
+    values = response.values.numpy()
+    if values.ndim == 3:  # noqa: PLR2004 - maps, height, width
+        shown = list(values[:MOST_MAPS])
+        figure = panel(0.62 * -(-len(shown) // COLUMNS) + 0.4)
+        top = max(float(values[:MOST_MAPS].max()), 1e-12)
+        show_mosaic(figure.subplots(), shown, COLUMNS, "gray_r", (0, top))
+        height, width = values.shape[1:]
+        what = f"{len(shown)} of {len(values)} maps of {height}x{width} after {response.name}"
+    else:
+        units = values.reshape(-1)
+        rows = -(-units.size // UNIT_COLUMNS)
+        padded = np.full(rows * UNIT_COLUMNS, np.nan)
+        padded[: units.size] = units
+        figure = panel(0.085 * rows + 0.5)
+        axes = figure.subplots()
+        axes.imshow(padded.reshape(rows, UNIT_COLUMNS), cmap="gray_r", vmin=0)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, color=FRAME)
+        what = f"{units.size} units after {response.name}, {int((units > 0).sum())} active"
+    figure.suptitle(f"{group}: {what}", x=0.01, ha="left")
+    return figure
+
+
+def differing_figure(pair: GroupPair, images_NHW: Tensor) -> Figure:
+    """The listed images on which two groups differ, with the digit that each seed predicts."""
+    height, width = images_NHW.shape[1:]
+    rows = -(-len(pair.differing) // DIFFERING_COLUMNS)
+    figure = panel(rows * 2.0, 9.5)
+    axes = figure.subplots()
+    for place, one in enumerate(pair.differing):
+        row, column = divmod(place, DIFFERING_COLUMNS)
+        left, top = column * width * 1.25, row * (height + TEXT_ROOM) + TEXT_ROOM
+        extent = (left, left + width, top + height, top)
+        axes.imshow(images_NHW[one.index].numpy(), cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=FRAME))
+        axes.text(left, top - 1, _caption(one.digit, one.readings), size=8, va="bottom")
+    axes.set(xlim=(-1, DIFFERING_COLUMNS * width * 1.25), ylim=(rows * (height + TEXT_ROOM), 0))
+    axes.axis("off")
+    return figure
+
+
+def _caption(digit: int, readings: dict[str, list[int]]) -> str:
+    lines = [f"{name}: {' '.join(map(str, seen))}" for name, seen in readings.items()]
+    return "\n".join([f"a {digit}", *lines])

@@ -1,0 +1,262 @@
+"""Sentences of the report, made from the figures of a comparison."""
+
+from collections.abc import Iterator, Sequence
+
+from training.compare.schema import (
+    Alternative,
+    BatchTime,
+    Comparison,
+    Curve,
+    Group,
+    GroupCurve,
+    GroupPair,
+    SizeRun,
+)
+from training.evaluation.statistics import Interval, Spread
+
+POINTS = 100
+SIGNIFICANT = 0.05
+LEAST_P = 1e-4  # smaller p values are written as powers of ten
+ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
+TOLD_SHIFT_PX = 4.0
+PAIR = 2
+WHOLE_RATIO = 10  # ratios from here on are told without decimals
+
+
+def percent(share: float) -> str:
+    """A share in per cent, two decimals."""
+    return f"{POINTS * share:.2f}%"
+
+
+def over_seeds(spread: Spread) -> str:
+    """Mean and standard deviation in per cent."""
+    if spread.deviation is None:
+        return f"{percent(spread.mean)} (one seed)"
+    return f"{POINTS * spread.mean:.2f} ± {POINTS * spread.deviation:.2f}%"
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    return f"{POINTS * difference:+.2f} points"
+
+
+def points_interval(interval: Interval | None) -> str:
+    """Its ends, or that there is none: a group has one seed, or all seeds agree."""
+    if interval is None:
+        return "spread over seeds not known"
+    return f"{POINTS * interval.low:+.2f} to {POINTS * interval.high:+.2f}"
+
+
+def times(ratio: float) -> str:
+    """A ratio: "1.64 x"."""
+    digits = 0 if ratio >= WHOLE_RATIO else 2
+    return f"{ratio:.{digits}f} x"
+
+
+def p_text(p_value: float) -> str:
+    """A p value that is never called 0."""
+    return f"{p_value:.1e}" if p_value < LEAST_P else f"{p_value:.4f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def time_at(group: Group, batch: int) -> BatchTime:
+    """The group's time at that batch size."""
+    return next(time for time in group.cost.times if time.batch == batch)
+
+
+def title(comparison: Comparison) -> str:
+    """The page's heading."""
+    names = [group.name for group in comparison.groups]
+    return " against ".join(names) if len(names) == PAIR else f"Comparison of {listed(names)}"
+
+
+def verdict(comparison: Comparison) -> str:
+    """The page's first sentences: each group against the base, many of them in short."""
+    base = comparison.group(comparison.base)
+    lead = (
+        f"{base.name} classifies {percent(base.accuracy.mean)} of {comparison.test_name} correctly"
+    )
+    others = [one for one in comparison.alternatives if one.name != base.name]
+    if not others:
+        return f"{lead}. No other group was given to compare it with."
+    if len(others) < PAIR:
+        return f"{lead}. {_against(comparison, others[0], base)}"
+    ordered = sorted(others, key=lambda one: one.difference, reverse=True)
+    told = [
+        f"{one.name} {points(one.difference)} ({points_interval(one.interval)}; "
+        f"{_significance(one)})"
+        for one in ordered
+    ]
+    return f"{lead}. Against it: {'; '.join(told)}."
+
+
+def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
+    group = comparison.group(one.name)
+    if one.interval is None:
+        known = _significance(one)
+    else:
+        known = f"95% interval over seeds {points_interval(one.interval)}: {_significance(one)}"
+    time = time_at(group, 1)
+    return (
+        f"{group.name} classifies {percent(group.accuracy.mean)} correctly: "
+        f"{points(one.difference)} ({known}), "
+        f"with {times(one.parameters_ratio)} the parameters, {times(one.multiply_adds_ratio)} the "
+        f"multiply-adds and {times(time.ratio)} the time per image of {base.name}."
+    )
+
+
+def is_significant(one: Alternative) -> bool:
+    """Whether the difference is significant at 0.05, corrected for the number of groups."""
+    return one.p_holm is not None and one.p_holm < SIGNIFICANT
+
+
+def _significance(one: Alternative) -> str:
+    """What the corrected p value says."""
+    if one.p_holm is None:
+        return "one seed, or seeds that all agree, do not show how far the seed moves it"
+    p = f"p = {p_text(one.p_holm)} after Holm's correction"
+    return f"significant, {p}" if is_significant(one) else f"not significant, {p}"
+
+
+def mcnemar(pair: GroupPair) -> str:
+    """How many pairs of seeds differ significantly, and which group is ahead in how many."""
+    count = len(pair.pairs)
+    hits = round(pair.significant * count)
+    if pair.first == pair.second:
+        return (
+            f"{pair.first} against itself, two seeds at a time: {hits} of {count} "
+            f"{_pairs(count)} p < 0.05. The seed alone does this."
+        )
+    first_ahead = sum(p.only_first > p.only_second for p in pair.pairs)
+    second_ahead = sum(p.only_first < p.only_second for p in pair.pairs)
+    return (
+        f"{pair.first} against {pair.second}: {hits} of {count} {_pairs(count)} p < 0.05 "
+        f"({pair.significant:.0%}); {pair.first} classifies more images correctly in "
+        f"{first_ahead} of {count}, {pair.second} in {second_ahead}. {_p_range(pair)}"
+    )
+
+
+def _p_range(pair: GroupPair) -> str:
+    least = min(pair.pairs, key=lambda p: p.p_value)
+    most = max(pair.pairs, key=lambda p: p.p_value)
+    if least is most:
+        return f"p is {p_text(least.p_value)} (seeds {least.first_seed} and {least.second_seed})."
+    return (
+        f"p lies between {p_text(least.p_value)} (seeds {least.first_seed} and "
+        f"{least.second_seed}) and {p_text(most.p_value)} (seeds {most.first_seed} and "
+        f"{most.second_seed})."
+    )
+
+
+def _pairs(count: int) -> str:
+    return "pair has" if count == 1 else "pairs have"
+
+
+def calibration(comparison: Comparison) -> Iterator[str]:
+    """For each group: whether it is overconfident, and what temperature scaling changes."""
+    for group in comparison.groups:
+        found = [network.calibration.temperature for network in group.networks]
+        mean = sum(found) / len(found)
+        way = "overconfident" if mean > 1 + ALIKE else "underconfident" if mean < 1 - ALIKE else ""
+        state = f"on average {way}" if way else "well calibrated"
+        change = group.error_after.mean - group.error_before.mean
+        yield (
+            f"{group.name}: temperature {', '.join(f'{t:.2f}' for t in found)}, so it is {state} "
+            f"on validation images; on test images the expected calibration error goes from "
+            f"{percent(group.error_before.mean)} to {percent(group.error_after.mean)} "
+            f"({'better' if change < 0 else 'not better'})."
+        )
+        if any(network.calibration.at_bound for network in group.networks):
+            yield (
+                f"{group.name}: a temperature is only the bound of its search, no estimate: the "
+                "validation images are too few or too easy to fit one."
+            )
+
+
+def robustness(curve: Curve) -> str:
+    """Where each group falls below 90%, and where the groups are furthest apart."""
+    told: dict[str, list[str]] = {}
+    for group in curve.groups:
+        told.setdefault(_fall(curve, group), []).append(group.name)
+    falls = [f"{listed(names)}: {fall}" for fall, names in told.items()]
+    return f"{'; '.join(falls)}. {_greatest_gap(curve)}"
+
+
+def _fall(curve: Curve, group: GroupCurve) -> str:
+    down, up = group.falls_below
+    if down == curve.neutral:
+        return f"below 90% without any {curve.distortion}"
+    if down is None and up is None:
+        return "90% or more throughout"
+    if curve.levels[0] == curve.neutral:
+        return f"below 90% from {up:.3g} {curve.unit} on"
+    places = [
+        f"{word} {place:.3g}"
+        for word, place in (("under", down), ("over", up))
+        if place is not None
+    ]
+    return f"below 90% {' and '.join(places)} {curve.unit}"
+
+
+def _greatest_gap(curve: Curve) -> str:
+    if len(curve.groups) == 1:
+        return ""
+    means = [[group.accuracy[i].mean for group in curve.groups] for i in range(len(curve.levels))]
+    gaps = [max(values) - min(values) for values in means]
+    place = gaps.index(max(gaps))
+    best, worst = (means[place].index(chosen(means[place])) for chosen in (max, min))
+    if best == worst:
+        return "The groups are equal at every level."
+    return (
+        f"The groups are furthest apart at {curve.levels[place]:g} {curve.unit}: "
+        f"{curve.groups[best].name} classifies {percent(means[place][best])} correctly, "
+        f"{curve.groups[worst].name} {percent(means[place][worst])}."
+    )
+
+
+def invariance(curve: Curve) -> str:
+    """How many images keep their predicted digit when shifted."""
+    level = min(curve.levels, key=lambda one: abs(one - TOLD_SHIFT_PX))
+    place = curve.levels.index(level)
+    kept = listed([f"{percent(g.unchanged[place])} with {g.name}" for g in curve.groups])
+    return (
+        "A network that is invariant to translation predicts the same digit for the shifted image "
+        f"as for the unshifted one, right or wrong: at {level:g} {curve.unit} {kept} do. "
+        f"{percent(curve.ink_kept[place])} of the ink is then still in the picture, at "
+        f"{curve.levels[-1]:g} {curve.unit} {percent(curve.ink_kept[-1])}."
+    )
+
+
+def augmentation(comparison: Comparison) -> str:
+    """How far the training images were distorted: such robustness may have been learned."""
+    told = []
+    for group in comparison.groups:
+        shift = group.conditions.get("augment.shift_px", 0)
+        turn = group.conditions.get("augment.rotation_deg", 0)
+        scale = group.conditions.get("augment.scale", 0)
+        if shift or turn or scale:
+            what = f"shifts up to {shift:g} px, {turn:g} degrees and {scale:.0%} of size"
+        else:
+            what = "none"
+        told.append(f"{group.name}: {what}")
+    same = {one.split(": ", 1)[1] for one in told}
+    seen = same.pop() if len(same) == 1 else "; ".join(told)
+    return (
+        f"Distortions in training ({seen}): up to there robustness may have been learned from "
+        "examples; beyond it there were none."
+    )
+
+
+def learning_curve(runs: Sequence[SizeRun]) -> str:
+    """The accuracy with the fewest and with the most training images."""
+    parts = []
+    for size in sorted({runs[0].size, runs[-1].size}):
+        found = [run for run in runs if run.size == size]
+        told = listed([f"{run.group} {percent(run.accuracy)}" for run in found])
+        parts.append(f"with {size:,} training images: {told}")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."

@@ -1,0 +1,188 @@
+"""Whether a difference is significant: over seeds (Welch, Holm) and on one test set (McNemar).
+
+Shape suffixes: N images.
+"""
+
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.compare.schema import Differing, GroupPair, SeedPair
+from training.evaluation.statistics import CONFIDENCE, Interval
+
+SIGNIFICANT = 0.05
+
+
+class Welch(NamedTuple):
+    """A difference of two means: its 95% interval, and the p value of no difference."""
+
+    interval: Interval
+    p_value: float
+
+
+def welch(base: Sequence[float], other: Sequence[float]) -> Welch | None:
+    """Welch's t-test of mean(other) - mean(base), of seeds drawn independently.
+
+    Student's t with unequal variances (B. L. Welch 1947, Biometrika 34, 28-35). None where the
+    spread over seeds is not known: a group has a single seed, or the seeds of both groups agree
+    exactly (few test images), whose estimated variance of 0 would make any difference certain.
+    """
+    from scipy import stats  # noqa: PLC0415 - a second to import
+
+    if min(len(base), len(other)) < 2 or len(set(base)) == len(set(other)) == 1:  # noqa: PLR2004
+        return None
+    with warnings.catch_warnings():
+        # SciPy warns where the seeds of one group agree: what its variance loses is nothing then.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.ttest_ind(list(other), list(base), equal_var=False)
+    interval = found.confidence_interval(CONFIDENCE)
+    return Welch(Interval(low=float(interval.low), high=float(interval.high)), float(found.pvalue))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p values for being several (S. Holm 1979, Scand. J. Statist. 6, 65-70).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none gets smaller than the
+    one before it. With all of them compared to 0.05, one false finding or more among true null
+    hypotheses has a probability of at most 0.05.
+
+    Args:
+        p_values: One for each comparison; None where there is none, which stays None.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        corrected[place] = least
+    return corrected
+
+
+def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]:
+    """McNemar's exact test of two networks on the same images.
+
+    Of the images that one network alone reads rightly, each network would have half by chance if
+    both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12, 153-157;
+    for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
+
+    Args:
+        first_right: bool [N], which images the first network reads rightly.
+        second_right: The same of the second.
+
+    Returns:
+        Images that the first alone reads rightly, that the second alone does, and the two-sided
+        p value, which is 1 if there are none of either.
+    """
+    from scipy import stats  # noqa: PLC0415 - a second to import
+
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    either = only_first + only_second
+    p_value = float(stats.binomtest(only_first, either, 0.5).pvalue) if either else 1.0
+    return only_first, only_second, p_value
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a group's networks read on the test images: seeds, and int64 [N] for each of them."""
+
+    seeds: list[int]
+    predicted: list[Tensor]
+
+
+def group_pairs(
+    groups: Mapping[str, Predictions], labels: Tensor, differing_shown: int
+) -> list[GroupPair]:
+    """Every two groups, then every group of several seeds with itself.
+
+    Args:
+        groups: By name.
+        labels: int64 [N].
+        differing_shown: The most images that are listed for two groups.
+    """
+    between = [
+        _between(*pair, groups, labels, differing_shown)
+        for pair in itertools.combinations(groups, 2)
+    ]
+    within = [
+        _within(name, readings, labels)
+        for name, readings in groups.items()
+        if len(readings.seeds) > 1
+    ]
+    return between + within
+
+
+def _between(
+    first: str, second: str, groups: Mapping[str, Predictions], labels: Tensor, shown: int
+) -> GroupPair:
+    one, other = groups[first], groups[second]
+    pairs = [
+        _seed_pair(one, other, i, j, labels)
+        for i in range(len(one.seeds))
+        for j in range(len(other.seeds))
+    ]
+    gap = _share_right(one, labels) - _share_right(other, labels)
+    # The greatest difference first, the first image first among equals.
+    order = gap.abs().argsort(descending=True, stable=True)[: int((gap != 0).sum())]
+    return GroupPair(
+        first=first,
+        second=second,
+        pairs=pairs,
+        significant=_share_significant(pairs),
+        differing_images=len(order),
+        differing=[
+            Differing(
+                index=int(index),
+                digit=int(labels[index]),
+                readings={
+                    name: [int(predicted[index]) for predicted in groups[name].predicted]
+                    for name in (first, second)
+                },
+            )
+            for index in order[:shown]
+        ],
+    )
+
+
+def _within(name: str, predictions: Predictions, labels: Tensor) -> GroupPair:
+    pairs = [
+        _seed_pair(predictions, predictions, i, j, labels)
+        for i, j in itertools.combinations(range(len(predictions.seeds)), 2)
+    ]
+    return GroupPair(
+        first=name,
+        second=name,
+        pairs=pairs,
+        significant=_share_significant(pairs),
+        differing_images=0,
+        differing=[],
+    )
+
+
+def _seed_pair(one: Predictions, other: Predictions, i: int, j: int, labels: Tensor) -> SeedPair:
+    only_first, only_second, p_value = mcnemar(
+        one.predicted[i] == labels, other.predicted[j] == labels
+    )
+    return SeedPair(
+        first_seed=one.seeds[i],
+        second_seed=other.seeds[j],
+        only_first=only_first,
+        only_second=only_second,
+        p_value=p_value,
+    )
+
+
+def _share_significant(pairs: Sequence[SeedPair]) -> float:
+    return sum(pair.p_value < SIGNIFICANT for pair in pairs) / len(pairs)
+
+
+def _share_right(predictions: Predictions, labels: Tensor) -> Tensor:
+    """Share of the group's networks that read each image rightly, float64 [N]."""
+    return (
+        torch.stack([predicted == labels for predicted in predictions.predicted]).double().mean(0)
+    )

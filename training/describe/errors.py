@@ -1,0 +1,65 @@
+"""The error of a network that cannot be described, and its message."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from training.describe.arguments import family, many, name_arguments, sizes
+
+ADVICE = "give another input size, or change the network"
+
+
+class DescribeError(ValueError):
+    """The network cannot be described; says where, what came and what was expected."""
+
+
+def explained(
+    path: str,
+    name: str,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    error: Exception,
+) -> str:
+    """One line on a call that failed.
+
+    Args:
+        path: Of the module it happened in; "" for the outermost.
+        name: The function's, e.g. "conv2d".
+        arguments: As given to the function.
+        keywords: As given to the function.
+        error: What torch raised.
+    """
+    where = path or "forward"
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "meta" in message and ("item" in message or "device" in message or "data" in message):
+        return (
+            f"{where} ({name}) needs a tensor's values, and a description from shapes has none "
+            f"({message}): make plain tensors buffers, or give describe() real input tensors"
+        )
+    values = name_arguments(name, arguments, keywords)
+    x = values.get("input")
+    reason = _mismatch(name, x, values) if isinstance(x, Tensor) else None
+    if reason:
+        return f"{where} {reason}: {ADVICE}"
+    shapes = ", ".join(sizes(value.shape) for value in arguments if isinstance(value, Tensor))
+    return f"{where} ({name}) cannot take {shapes or 'what it gets'}: {message}; {ADVICE}"
+
+
+def _mismatch(name: str, x: Tensor, values: Mapping[str, Any]) -> str | None:
+    """What a dense layer, a convolution or a pooling gets and what it takes; None for others."""
+    weight = values.get("weight")
+    if name == "linear" and isinstance(weight, Tensor) and x.shape[-1:] != weight.shape[1:]:
+        return f"gets {x.shape[-1]:,} features but takes {weight.shape[1]:,}"
+    kind, n = family(name)
+    if kind not in ("conv", "max_pool", "avg_pool"):
+        return None
+    if x.ndim not in (n + 1, n + 2):
+        return f"gets {sizes(x.shape)} but takes {n} axes after batch and channels"
+    if not isinstance(weight, Tensor):
+        kernel = many(values["kernel_size"], n)
+        return f"gets {sizes(x.shape[-n:])} but its kernel is {sizes(kernel)}"
+    channels = weight.shape[1] * values.get("groups", 1)
+    if x.shape[-n - 1] != channels:
+        return f"gets {x.shape[-n - 1]:,} channels but takes {channels:,}"
+    return f"gets {sizes(x.shape[-n:])} but its kernel is {sizes(weight.shape[2:])}"

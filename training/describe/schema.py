@@ -1,0 +1,129 @@
+"""The fields of a description, which the command line's table and its JSON show."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Shape = tuple[int, ...]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AxisField(_Frozen):
+    """The receptive field along one axis of an input."""
+
+    reach: Literal["window", "scattered", "all", "unknown"] = Field(
+        description="window: a window that moves by `jump`; scattered: a window that moves in no "
+        "regular way (after flattening, say); all: the whole axis; unknown: no rule tells"
+    )
+    size: int | None = Field(description="positions of the input; None for all and unknown")
+    jump: float | None = Field(
+        description="positions of the input from one output to the next (the strides of all "
+        "layers so far, multiplied); None where nothing moves regularly"
+    )
+
+
+class InputField(_Frozen):
+    """The receptive field in one input."""
+
+    input: str = Field(description="the name of forward's argument")
+    axes: tuple[AxisField, ...] = Field(
+        description="the input's axes but the batch's; an image's or a volume's channels, and "
+        "channels where there is but one, are left out"
+    )
+
+
+class Step(_Frozen):
+    """One call of a torch function, in the order of execution."""
+
+    name: str = Field(description="the module's path, or the path and the function's name")
+    what: str = Field(description='in words, e.g. "Conv2d 5x5, 1 -> 16, valid"')
+    function: str = Field(description="torch's function, e.g. conv2d")
+    outputs: tuple[Shape, ...] = Field(description="shapes, the batch axis included")
+    parameters: int = Field(description="those that no step before has, frozen ones included")
+    trainable: int = Field(description="those of them that require a gradient")
+    parameter_formula: str = Field(description='e.g. "16 x (1 x 5 x 5) + 16"')
+    shared: tuple[str, ...] = Field(description="parameters that an earlier step counts")
+    multiply_adds: int = Field(description="for the batch as given: one sample by default")
+    multiply_add_formula: str = Field(
+        description="e.g. 16 x 24 x 24 x (1 x 5 x 5); torch's count, or no formula (counts as 0)"
+    )
+    receptive_field: tuple[InputField, ...] = Field(
+        description="for each input that the step depends on; several outputs are taken together"
+    )
+    activation_bytes: int = Field(
+        description="float32 memory of what it newly writes; 0 for a view and in-place work"
+    )
+
+
+class Named(_Frozen):
+    """A tensor that goes in or comes out."""
+
+    name: str
+    shape: Shape = Field(description="the batch axis included")
+
+
+class Totals(_Frozen):
+    """Sums over the steps, and what no step uses."""
+
+    parameters: int
+    trainable: int
+    frozen: int
+    unused: tuple[str, ...] = Field(description="parameters that forward does not use")
+    buffers: int = Field(description="values in buffers, e.g. running means")
+    multiply_adds: int
+    weight_bytes: int = Field(description="parameters and buffers at 4 bytes each")
+    activation_bytes: int = Field(
+        description="all steps' outputs at 4 bytes a value, kept at once as training does"
+    )
+    input_bytes: int
+
+
+class Ordering(_Frozen):
+    """A tensor's sizes from the slowest axis to the fastest, and its strides."""
+
+    sizes: Shape = Field(description="in the order in which the axes lie in memory")
+    strides: Shape = Field(description="steps in memory, in values, in the order N, C, H, W")
+
+
+class MemoryFormat(_Frozen):
+    """One step's output in both layouts."""
+
+    step: str
+    shape: Shape = Field(description="N, C, H, W: what tensor.shape says in both layouts")
+    channels_first: Ordering = Field(description="NCHW, torch.contiguous_format")
+    channels_last: Ordering = Field(description="NHWC, torch.channels_last")
+
+
+class Cell(_Frozen):
+    """One place in memory and what lies there."""
+
+    offset: int = Field(description="in values from the beginning")
+    channels_first: int
+    channels_first_index: Shape = Field(description="n, c, h, w")
+    channels_last: int
+    channels_last_index: Shape = Field(description="n, c, h, w")
+
+
+class Layout(_Frozen):
+    """A small tensor, value by value, as it lies in memory in both layouts."""
+
+    shape: Shape
+    channels_first_strides: Shape
+    channels_last_strides: Shape
+    cells: tuple[Cell, ...]
+
+
+class Description(_Frozen):
+    """A network, step by step, in evaluation mode."""
+
+    name: str
+    mode: Literal["evaluation"] = "evaluation"
+    inputs: tuple[Named, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[Named, ...] = Field(description="each by the step that gives it")
+    totals: Totals
+    memory_formats: tuple[MemoryFormat, ...] | None = None
+    layout: Layout | None = None

@@ -1,0 +1,1 @@
+"""What trained networks reach on images, alone and together; tables and pictures of it."""

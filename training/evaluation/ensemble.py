@@ -1,0 +1,257 @@
+"""Several networks that answer together, by the mean of their probabilities or by vote.
+
+    python -m training ensemble runs/cnn-0 runs/cnn-1 runs/cnn-2
+    python -m training train --model cnn --teachers runs/cnn-0 runs/cnn-1 runs/cnn-2
+
+The first says what they reach together; the second makes one network of them, which can be
+exported and served (``training.loop.distillation``).
+
+Shape suffixes: M networks, N images, K classes.
+"""
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+from torch.nn.functional import nll_loss, one_hot
+
+from training.atomic import write_atomically
+from training.checkpoint import CheckpointError
+from training.cli import Commands, add_data_dir
+from training.data import Dataset, LabelledImages, load_dataset, split_validation
+from training.evaluation.calibration import brier_score
+from training.evaluation.grouping import LoadedCheckpoint, load_comparable
+from training.evaluation.prediction import predict_logits
+from training.evaluation.statistics import Interval, Spread, spread, wilson
+
+MOST_SUBSETS = 10_000
+
+
+class Subsets(BaseModel, frozen=True, extra="forbid"):
+    """Ensembles of ``size`` networks each: all that can be made of those given.
+
+    They share networks, so their range is narrower than that of independent ensembles.
+
+    Attributes:
+        size: Networks in each.
+        count: How many ensembles.
+        accuracy: Of the mean of their probabilities, over the ensembles.
+    """
+
+    size: int
+    count: int
+    accuracy: Spread
+
+
+class Joint(BaseModel, frozen=True, extra="forbid"):
+    """What networks reach together on some images; shares in 0..1.
+
+    Attributes:
+        images_name: Which images, in words.
+        images: How many.
+        alone: Each network's accuracy, in the order given.
+        mean: Accuracy of the mean of their probabilities.
+        interval: Wilson's 95% interval of ``mean``.
+        vote: Accuracy of what most of them read; of labels with as many votes, the one with the
+            greater mean probability.
+        any_right: Share of images that at least one of them reads rightly.
+        loss: Negative log-likelihood of the mean of their probabilities, nats.
+        brier_score: Of the same, 0..2.
+        subsets: Of all ensembles of a smaller number of these networks, if asked for.
+    """
+
+    images_name: str
+    images: int
+    alone: list[float]
+    mean: float
+    interval: Interval
+    vote: float
+    any_right: float
+    loss: float
+    brier_score: float
+    subsets: Subsets | None
+
+
+class EnsembleRecord(BaseModel, frozen=True, extra="forbid"):
+    """An ensemble's figures, and of which weights they are.
+
+    Attributes:
+        weights_sha256: Of each network.
+        validation: On the images that all of them held out.
+        test: On the test images.
+    """
+
+    weights_sha256: list[str]
+    validation: Joint
+    test: Joint
+
+
+def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | None = None) -> Joint:
+    """The figures of networks that answer together.
+
+    Args:
+        logits_MNK: Their answers, float [M, N, K].
+        labels_N: The digits, int64 [N].
+        images_name: What the images may be called in a table.
+        size: Measure all ensembles of so many of them, too, 1..M.
+    """
+    probabilities_MNK = logits_MNK.double().softmax(2)
+    mean_NK = probabilities_MNK.mean(0)
+    read_MN = logits_MNK.argmax(2)
+    votes_NK = one_hot(read_MN, logits_MNK.shape[2]).sum(0)
+    right_MN = read_MN == labels_N
+    mean_right = int((mean_NK.argmax(1) == labels_N).sum())
+    # A probability is less than one vote, and so decides between equal votes alone.
+    vote_right = int(((votes_NK + mean_NK / 2).argmax(1) == labels_N).sum())
+    return Joint(
+        images_name=images_name,
+        images=len(labels_N),
+        alone=[float(right.double().mean()) for right in right_MN],
+        mean=mean_right / len(labels_N),
+        interval=wilson(mean_right, len(labels_N)),
+        vote=vote_right / len(labels_N),
+        any_right=float(right_MN.any(0).double().mean()),
+        loss=float(nll_loss(mean_NK.log(), labels_N)),
+        brier_score=brier_score(mean_NK, labels_N),
+        subsets=None if size is None else _subsets(probabilities_MNK, labels_N, size),
+    )
+
+
+def _require_size(size: int, members: int) -> None:
+    """Raise ``ValueError`` unless ensembles of ``size`` can all be measured; nothing is yet."""
+    if not 1 <= size <= members:
+        raise ValueError(f"--size {size}: 1 to {members} networks can answer together here")
+    if math.comb(members, size) > MOST_SUBSETS:
+        raise ValueError(
+            f"--size {size} of {members} networks makes {math.comb(members, size):,} ensembles; "
+            f"at most {MOST_SUBSETS:,} are measured: give fewer networks"
+        )
+
+
+def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
+    accuracies = [
+        float((probabilities_MNK[list(chosen)].sum(0).argmax(1) == labels_N).double().mean())
+        for chosen in itertools.combinations(range(len(probabilities_MNK)), size)
+    ]
+    return Subsets(size=size, count=len(accuracies), accuracy=spread(accuracies))
+
+
+def read_teachers(
+    folders: Sequence[Path], dataset: Dataset, validation_images: int
+) -> list[LoadedCheckpoint]:
+    """Checkpoints that may teach a run on these images.
+
+    Args:
+        folders: Of the checkpoints; none: nobody teaches.
+        dataset: What the run learns from.
+        validation_images: How many of them it holds out.
+
+    Raises:
+        CheckpointError: As ``load_comparable``, or they held out other images: they learnt from
+            some of those that this run is tuned on.
+    """
+    if not folders:
+        return []
+    teachers = load_comparable(folders, dataset)
+    held_out = teachers[0].record.data.validation_images
+    if held_out != validation_images:
+        raise CheckpointError(
+            f"the teachers held out {held_out} validation images, this run {validation_images}: "
+            "some of its validation images would be known to them; use the same number"
+        )
+    return teachers
+
+
+def measure(
+    members: Sequence[LoadedCheckpoint], dataset: Dataset, size: int | None = None
+) -> EnsembleRecord:
+    """Ask each network all validation and test images, and join their answers.
+
+    Args:
+        members: From ``load_comparable``.
+        dataset: What they were trained on.
+        size: As for ``joint``.
+    """
+    if size is not None:
+        _require_size(size, len(members))
+    held_out = members[0].record.data.validation_images
+    _, validation = split_validation(dataset.train, held_out)
+
+    def of(data: LabelledImages, name: str) -> Joint:
+        answers = [predict_logits(member.module, data.images) for member in members]
+        return joint(torch.stack(answers), data.labels, name, size)
+
+    return EnsembleRecord(
+        weights_sha256=[member.record.weights.sha256 for member in members],
+        validation=of(validation, f"{len(validation):,} validation images"),
+        test=of(dataset.test, dataset.test_name),
+    )
+
+
+def add_ensemble(commands: Commands) -> None:
+    """Add the command ``ensemble``.
+
+    Args:
+        commands: From ``ArgumentParser.add_subparsers``.
+    """
+    ensemble = commands.add_parser(
+        "ensemble",
+        help="what several checkpoints reach together",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ensemble.set_defaults(command=_ensemble)
+    ensemble.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
+    ensemble.add_argument(
+        "--size",
+        type=int,
+        metavar="K",
+        help="measure all ensembles of K of the checkpoints, too: their mean and range",
+    )
+    add_data_dir(ensemble)
+    ensemble.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+
+
+def _ensemble(arguments: argparse.Namespace) -> int:
+    dataset = load_dataset(arguments.data_dir)
+    record = measure(load_comparable(arguments.checkpoints, dataset), dataset, arguments.size)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(arguments.json, (record.model_dump_json(indent=2) + "\n").encode())
+    for figures in (record.validation, record.test):
+        sys.stdout.write(summary(figures))
+    return 0
+
+
+def summary(figures: Joint) -> str:
+    """Lines for a terminal."""
+    alone = figures.alone
+    low, high = figures.interval.low, figures.interval.high
+    return (
+        f"on {figures.images_name}, {len(alone)} networks:\n"
+        f"  alone      {100 * sum(alone) / len(alone):.2f}% ({100 * min(alone):.2f} to "
+        f"{100 * max(alone):.2f})\n"
+        f"  mean       {100 * figures.mean:.2f}% (95% interval {100 * low:.2f} to "
+        f"{100 * high:.2f})\n"
+        f"  vote       {100 * figures.vote:.2f}%\n"
+        f"  any right  {100 * figures.any_right:.2f}%\n"
+        f"  negative log-likelihood of the mean {figures.loss:.4f} nats, "
+        f"Brier score {figures.brier_score:.4f}\n"
+        f"{_in_words(figures.subsets)}"
+    )
+
+
+def _in_words(subsets: Subsets | None) -> str:
+    if subsets is None:
+        return ""
+    accuracy = subsets.accuracy
+    return (
+        f"  all {subsets.count} ensembles of {subsets.size}: mean {100 * accuracy.mean:.3f}% "
+        f"({100 * accuracy.low:.2f} to {100 * accuracy.high:.2f})\n"
+    )

@@ -1,0 +1,85 @@
+"""What checkpoints reached, over their seeds, as their records say it: nothing is measured anew.
+
+    python -m training summary runs/*
+
+Rows are groups of checkpoints that differ in their seed alone; those of one network and another
+number of epochs, below each other, are the curve that says what more time gives.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from training.checkpoint import CheckpointError, CheckpointRecord, read_record, require_digit_record
+from training.cli import Commands
+from training.evaluation.grouping import group_names, without_seed
+from training.evaluation.statistics import Spread, spread
+
+HEAD = ("network", "parameters", "epochs", "seeds", "validation", "test")
+
+
+def add_summary(commands: Commands) -> None:
+    """Add the command ``summary``.
+
+    Args:
+        commands: From ``ArgumentParser.add_subparsers``.
+    """
+    summary = commands.add_parser(
+        "summary",
+        help="a table of what checkpoints reached, over seeds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    summary.set_defaults(command=_summary)
+    summary.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    records = [
+        require_digit_record(read_record(folder), folder) for folder in arguments.checkpoints
+    ]
+    for line in table(records):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def table(records: Sequence[CheckpointRecord]) -> Iterator[str]:
+    """Lines of Markdown: a heading for each set of test images, and a row for each group.
+
+    Args:
+        records: In any order; rows have the order in which groups first appear.
+    """
+    for name in dict.fromkeys(record.data.test_name for record in records):
+        yield from ("", f"On {name}, mean (least to greatest) over seeds:", "")
+        yield f"| {' | '.join(HEAD)} |"
+        yield f"|{'---|' * len(HEAD)}"
+        groups: dict[str, list[CheckpointRecord]] = {}
+        for record in records:
+            if record.data.test_name == name:
+                groups.setdefault(without_seed(record.config), []).append(record)
+        names = group_names([group[0].config for group in groups.values()])
+        for group_name, group in zip(names, groups.values(), strict=True):
+            yield f"| {' | '.join(_cells(group_name, group))} |"
+
+
+def _cells(name: str, group: Sequence[CheckpointRecord]) -> list[str]:
+    seeds = {record.config.seed for record in group}
+    if len(seeds) < len(group):
+        raise CheckpointError(f"a seed of {name} is there twice: it tells nothing of the spread")
+    return [
+        name,
+        f"{group[0].weights.parameters:,}",
+        str(group[0].config.epochs),
+        str(len(group)),
+        *(
+            _percent(spread([getattr(record, part).accuracy for record in group]))
+            for part in ("validation", "test")
+        ),
+    ]
+
+
+def _percent(figure: Spread) -> str:
+    if figure.deviation is None:
+        return f"{100 * figure.mean:.2f}%"
+    return f"{100 * figure.mean:.3f}% ({100 * figure.low:.2f} to {100 * figure.high:.2f})"

@@ -1,0 +1,1 @@
+"""The training loop: tasks, averaged weights, distillation, several processes, resumption."""
