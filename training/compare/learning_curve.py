@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
 from training.compare.groups import CheckpointGroup
-from training.compare.robustness import read_pixels
+from training.compare.robustness import predict_pixels
 from training.compare.schema import SizeRun
 from training.config import TrainConfig
 from training.data import Dataset, LabelledImages, split_validation, to_pixels, validation_size
@@ -159,7 +159,7 @@ def _accuracy(
             folder=Path(run_folder),
             data_sha256=dataset.sha256,
         )
-    read_as = read_pixels(fitted.module, to_pixels(dataset.test.images)).argmax(1)
+    read_as = predict_pixels(fitted.module, to_pixels(dataset.test.images)).argmax(1)
     return float((read_as == dataset.test.labels).double().mean())
 
 

@@ -15,7 +15,7 @@ from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
 from training.compare.groups import CheckpointGroup, read_groups, single_seeds, unfair_conditions
 from training.compare.learning_curve import check_learning_curve, run_learning_curve
-from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
+from training.compare.robustness import DISTORTIONS, distorted_curve, predict_pixels
 from training.compare.schema import (
     Alternative,
     ComparePlan,
@@ -142,7 +142,7 @@ def _all_answers(
     parts = [to_pixels(part.images) for part in (validation, test)]
     return {
         group.name: [
-            _Answers(*(read_pixels(module.to(device), pixels) for pixels in parts))
+            _Answers(*(predict_pixels(module.to(device), pixels) for pixels in parts))
             for module in group.modules
         ]
         for group in groups
