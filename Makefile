@@ -10,8 +10,8 @@ BUNDLES := artifacts/bundles
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve train bundles gpu loadtest check test test-all test-service monitoring-test \
-  compose-test coverage lock audit clean
+.PHONY: help install demo serve train bundles gpu loadtest check test test-all mutation test-service \
+  monitoring-test compose-test coverage lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ test: $(VENV)/installed ## the fast tests
 
 test-all: $(VENV)/installed ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+mutation: $(VENV)/installed ## which changes of the gate's code no test notices (ARGS="--sample 5")
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 test-service: ## the service's tests where nothing but the service is installed
 	$(PYTHON) -m venv .venv-service

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from loadtest.machine import machine
-from loadtest.report.html_parts import heading, page, panels, picture, table
-from loadtest.report.plots import COLOURS, latency_figure, seconds_figure, wide_figure
-from loadtest.report.tables import result_table
+from loadtest.measure.result import Result
+from loadtest.measure.run import run_scenario
+from loadtest.report.page import Page, Picture, Section, Table
+from loadtest.report.plots import latency_figure, seconds_figure
+from loadtest.report.points import result_section
 from loadtest.report.words import labels
-from loadtest.result import Result
-from loadtest.run import run_scenario
 from loadtest.scenarios import load_profile, load_scenario
 from loadtest.server import running_service
 
 SCENARIOS = ("Concurrency", "Offline")
+PARITY = ("model", "variant", "verdict", "scaled error", "allowed", "labels that differ")
 COLUMNS = (
     *("model", "parameters", "test accuracy", "exports"),
     *("requests/s", "p50 ms", "p99 ms", "wrong answers"),
@@ -82,7 +81,7 @@ def demonstrate(
             )
             profile = load_profile("smoke", duration_s=duration_s, warmup_s=1)
             results = [
-                run_scenario(load_scenario(name), url, folder, profile) for name in SCENARIOS
+                run_scenario(load_scenario(name), url, [folder], profile) for name in SCENARIOS
             ]
             home = checkpoints / folder.name
             stories.append(
@@ -114,101 +113,71 @@ def chain_report(stories: Sequence[ModelStory]) -> str:
     """The page: one table, then a section a stage."""
     results = [result for story in stories for result in story.results]
     data = {story.checkpoint["test"]["images_name"] for story in stories}
-    parts = [
-        table(COLUMNS, [story.cells() for story in stories], bad=["FAILED"]),
-        heading(
-            "Training", "training images are distorted and dropout is on: their error is higher"
-        ),
-        *(_training(story) for story in stories),
-        heading(
-            "Parity",
-            "largest difference to the checkpoint over the largest logit, by batch size; "
-            "float32 rounding is near 5e-7; besides, every ONNX weight is the checkpoint's own",
-        ),
-        picture(_parity_figure(stories), "scaled error by batch size against the tolerance"),
-        heading("Latency under load", "closed loop; every answer compared with the reference"),
-        panels(_load_pictures(results)),
-        result_table(results, labels(results)),
-    ]
-    return page(
-        "From training to a proven service",
-        f"Accuracy on {' and '.join(sorted(data))}. {machine()}; service and load generator share "
-        "these cores, so rates compare the models here and no machines.",
-        parts,
+    training = "training images are distorted and dropout is on: their error is higher"
+    parity = (
+        "largest difference to the checkpoint over the largest logit, of all batch sizes; float32 "
+        "rounding is near 5e-7; besides, every ONNX weight is the checkpoint's own"
     )
+    return Page(
+        title="From training to a proven service",
+        note=f"Accuracy on {' and '.join(sorted(data))}. {machine()}; service and load generator "
+        "share these cores, so rates compare the models here and no machines.",
+        sections=[
+            Section("", tables=[Table(COLUMNS, [s.cells() for s in stories], bad=["FAILED"])]),
+            *(_training(story, training) for story in stories),
+            Section("Parity", [parity], tables=[_parity(story) for story in stories]),
+            Section(
+                "Latency under load",
+                ["closed loop; every answer compared with the reference"],
+                _load_pictures(results),
+            ),
+            result_section("Figures", results, labels(results)),
+        ],
+    ).html()
 
 
-def _load_pictures(results: Sequence[Result]) -> list[str]:
+def _load_pictures(results: Sequence[Result]) -> list[Picture]:
     return [
-        picture(latency_figure(results), "latency by percentile"),
+        Picture(latency_figure(results), "latency by percentile"),
         *(
-            picture(seconds_figure(result, name), f"answers each second: {name}")
+            Picture(seconds_figure(result, name), f"answers each second: {name}")
             for result, name in zip(results, labels(results), strict=True)
         ),
     ]
 
 
-def _training(story: ModelStory) -> str:
+def _training(story: ModelStory, note: str) -> Section:
     home, test = story.checkpoint_folder, story.checkpoint["test"]
     name = story.manifest["name"]
     calibration = 100 * test["expected_calibration_error"]
-    line = (
-        f"<h3>{name}: {100 * test['accuracy']:.2f}%, expected calibration error "
-        f"{calibration:.2f}%</h3>"
+    heading = (
+        f"Training {name}: {100 * test['accuracy']:.2f}%, expected calibration error "
+        f"{calibration:.2f}%"
     )
-    return (
-        line
-        + picture(home / "curves.png", f"{name}: loss and error by epoch")
-        + '<div class="pair">'
-        + picture(home / "confusion.png", f"{name}: confusion matrix")
-        + picture(home / "misclassified.png", f"{name}: misclassified digits")
-        + "</div>"
-    )
+    pictures = [
+        Picture(home / "curves.png", f"{name}: loss and error by epoch"),
+        Picture(home / "confusion.png", f"{name}: confusion matrix"),
+        Picture(home / "misclassified.png", f"{name}: misclassified digits"),
+    ]
+    return Section(heading, [note], pictures)
 
 
-def _parity_figure(stories: Sequence[ModelStory]) -> Figure:
-    figure = wide_figure(3.6)
-    grid = figure.subplots(1, len(stories), sharey=True, squeeze=False)[0]
-    for axes, story in zip(grid, stories, strict=True):
-        rows = story.parity["rows"]
-        sizes = sorted({row["batch_size"] for row in rows})
-        for number, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
-            errors = {
-                row["batch_size"]: row["outputs"]["logits"]["scaled_error"]
-                for row in rows
-                if row["variant"] == variant
-            }
-            axes.plot(
-                *(range(len(sizes)), [errors[size] for size in sizes]),
-                "os^vDP"[number] + "-",
-                color=COLOURS[number],
-                label=variant,
-                fillstyle="none" if number else "full",
-            )
-        (bound,) = {
-            row["scaled_error"]
-            for row in story.parity["tolerances"]
-            if (row["format"], row["precision"]) == ("onnx", "fp32")
-        }
-        axes.axhline(bound, color="#b3261e", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"tolerance of fp32: {bound:.0e}",
-            (0, bound),
-            xytext=(0, 3),
-            textcoords="offset points",
-            color="#b3261e",
-            size=9,
+def _parity(story: ModelStory) -> Table:
+    """The worst error of each variant beside what it may be; None: judged by other figures."""
+    rows = []
+    for verdict in story.manifest["parity"]:
+        tolerance = verdict["tolerance"]
+        name = f"{verdict['format']} {verdict['precision']}"
+        allowed = tolerance["scaled_error"]
+        rows.append(
+            [
+                *(story.manifest["name"], name, "passed" if verdict["passed"] else "FAILED"),
+                f"{verdict['scaled_error']:.1e}",
+                "not judged" if allowed is None else f"{allowed:.0e}",
+                str(verdict["label_flips"]),
+            ]
         )
-        axes.set_yscale("symlog", linthresh=1e-8)
-        axes.set_ylim(-2e-9, 1)
-        axes.set_yticks([0, 1e-8, 1e-6, 1e-4, 1e-2, 1])
-        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-        axes.set(xlabel="batch size, images")
-        axes.set_title(story.manifest["name"], loc="left")
-    grid[0].set_ylabel("scaled error (0 = bit-equal)")
-    handles, names = grid[-1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    return figure
+    return Table(PARITY, rows, bad=["FAILED"])
 
 
 def _ask(url: str, image: Path) -> dict[str, Any]:

@@ -15,12 +15,14 @@ import random
 import sys
 import time
 from argparse import SUPPRESS, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 # Locust loads this file by its path, without the folder that `loadtest` lies in.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import gevent
 from gevent.pool import Pool
 from locust import FastHttpUser, events, task
 from locust.argument_parser import LocustArgumentParser
@@ -28,19 +30,26 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest.clock import waiter
-from loadtest.expectations import ExpectationError, Expectations
-from loadtest.peers.prepared import Prepared
-from loadtest.record import Recorder, Tally, merged
-from loadtest.run import REQUEST_TIMEOUT_S
-from loadtest.scenarios import ENDPOINTS, Scenario, load_scenario, scenario_names
-from loadtest.serverside.watch import API_KEY_VARIABLE
+from loadtest.errors import LoadTestError
+from loadtest.generator.arrivals import Due, drawn, replayed
+from loadtest.generator.clients import hang_up, send_slowly
+from loadtest.generator.clock import waiter
+from loadtest.generator.expectations import Expectations
+from loadtest.generator.payloads import Request
+from loadtest.generator.recorder import Recorder, Tally, merged
+from loadtest.scenarios import (
+    API_KEY_VARIABLE,
+    ENDPOINTS,
+    REQUEST_TIMEOUT_S,
+    Scenario,
+    load_scenario,
+    scenario_names,
+)
 
 logger = logging.getLogger(__name__)
 HTTP_OK = 200
 MOST_IN_FLIGHT = 1024  # of one process
 TALLY = "tally"
-
 GC_EVERY_OBJECTS = 50_000
 
 
@@ -48,10 +57,11 @@ class _Run:
     """What all users of this process share; set before the first one starts."""
 
     scenario: Scenario
-    expectations: Expectations | Prepared
+    expectations: Expectations
     recorder: Recorder
     tallies: ClassVar[dict[str, Tally]] = {}
     processes: ClassVar[set[str]] = set()  # that sent requests, as the master knows them
+    users: ClassVar[int] = 0  # of this process, that were started
     dispatchers: ClassVar[int] = 0  # of an open loop, in this process
     dispatching: ClassVar[int] = 0  # of these, that have not ended
 
@@ -59,7 +69,12 @@ class _Run:
 @events.init_command_line_parser.add_listener
 def _add_arguments(parser: LocustArgumentParser) -> None:
     # Not in a group: locust's web page shows the parser's own arguments alone.
-    parser.add_argument("--bundle", default="artifacts/bundles/cnn", help="the served bundle")
+    parser.add_argument(
+        "--bundle",
+        nargs="+",
+        default=["artifacts/bundles/cnn"],
+        help="the served bundles whose models are asked",
+    )
     parser.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
     parser.add_argument("--changes", default="{}", help="JSON: values in place of the scenario's")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
@@ -68,7 +83,8 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
         "--request-timeout", type=float, default=REQUEST_TIMEOUT_S, help="seconds until an error"
     )
     parser.add_argument("--endpoint", choices=ENDPOINTS, default=None, help="not the scenario's")
-    parser.add_argument("--prepared", default="", help="a peer's requests in place of the bundle's")
+    parser.add_argument("--path", default=None, help="of a peer, in place of this service's")
+    parser.add_argument("--form", default=None, help="of a peer, in place of the endpoint's")
     parser.add_argument("--ceiling", action="store_true", help="any answer of 200 is right")
     parser.add_argument("--result", default="", help="write what was counted to this JSON file")
     # The master tells its workers among how many users the rate of an open loop is divided.
@@ -102,20 +118,21 @@ def _prepare(environment: Environment, **_: Any) -> None:
     _Run.tallies, _Run.processes = {}, set()
     _Run.dispatchers = _Run.dispatching = 0
     changes = {"endpoint": options.endpoint, **json.loads(options.changes)}
-    _Run.scenario = load_scenario(options.scenario, **changes)
+    _Run.scenario = scenario = load_scenario(options.scenario, **changes)
     if isinstance(environment.runner, MasterRunner):
         options.all_users = environment.runner.target_user_count
         _Run.processes = {client.id for client in environment.runner.clients.ready}
         return  # its workers send
+    bundles = options.bundle if isinstance(options.bundle, list) else options.bundle.split()
     try:
-        _Run.expectations = (
-            Prepared(Path(options.prepared))
-            if options.prepared
-            else Expectations(
-                Path(options.bundle), _Run.scenario.images_per_request, _Run.scenario.endpoint
-            )
+        _Run.expectations = Expectations(
+            [Path(bundle) for bundle in bundles],
+            scenario.samples_per_request,
+            options.form or scenario.endpoint,
+            options.path,
         )
-    except ExpectationError as error:
+        _Run.expectations.prepare_trace(scenario)
+    except LoadTestError as error:
         logger.error("%s", error)
         environment.process_exit_code = 2
         if environment.runner is not None:
@@ -126,6 +143,16 @@ def _prepare(environment: Environment, **_: Any) -> None:
     gc.freeze()
     gc.set_threshold(GC_EVERY_OBJECTS, 50, 100)
     _Run.recorder = Recorder(options.warmup, options.window or float("inf"))
+    for number in range(scenario.slow_clients):
+        gevent.spawn(_be_slow, str(environment.host), number)
+
+
+def _be_slow(url: str, number: int) -> None:
+    """One slow client, until the load ends."""
+    requests = _Run.expectations.requests
+    request = requests[number % len(requests)]
+    while not _Run.recorder.is_over:
+        _Run.recorder.slow(send_slowly(url, request, _Run.scenario.slow_byte_ms / 1000))
 
 
 @events.test_stopping.add_listener
@@ -160,7 +187,7 @@ def error_kind(response: Any) -> str:
     return type(response.error).__name__ if response.error else "no answer"
 
 
-class DigitUser(FastHttpUser):
+class ModelUser(FastHttpUser):
     """Sends prepared golden samples and checks each answer.
 
     In a closed loop it sends the next request when the last is answered. In an open loop the users
@@ -184,23 +211,35 @@ class DigitUser(FastHttpUser):
         self._position = random.randrange(  # noqa: S311 - no secret
             len(_Run.expectations.requests)
         )
+        _Run.users += 1
+        seed = f"{_Run.scenario.seed} {os.getpid()} {_Run.users}"
+        self._chance = random.Random(seed)  # noqa: S311 - no secret
+        if _Run.scenario.new_connections:
+            self._further = {**self._further, "connection": "close"}
 
-    def ask(self, due_s: float | None = None) -> None:
+    def ask(self, due_s: float | None = None, position: int | None = None) -> None:
         """One request and its judgement.
 
         Args:
             due_s: When it was due (``time.perf_counter``), if not just now.
+            position: Of the request among the prepared ones; None: the one after the last.
         """
         requests, recorder = _Run.expectations.requests, _Run.recorder
-        position = self._position = (self._position + 1) % len(requests)
+        if position is None:
+            position = self._position = (self._position + 1) % len(requests)
         request, begun_s = requests[position], time.perf_counter()
         due_s = begun_s if due_s is None else due_s
+        if self._chance.random() < _Run.scenario.hang_up_share:
+            wait_s = self._chance.uniform(0, _Run.scenario.hang_up_within_ms / 1000)
+            recorder.hung_up(len(request.positions))
+            hang_up(str(self.host), request, wait_s, self._further)
+            return
         phase = recorder.sent(begun_s - due_s)
         with self.client.post(
-            request.sent.path,
-            data=request.sent.content,  # type: ignore[arg-type]  # bytes are sent as they are
-            headers=request.sent.headers | self._further,
-            name=_Run.scenario.endpoint,
+            request.path,
+            data=request.content,  # type: ignore[arg-type]  # bytes are sent as they are
+            headers=request.headers | self._further,
+            name=request.form,
             catch_response=True,
         ) as response:
             latency_s = time.perf_counter() - due_s
@@ -213,9 +252,9 @@ class DigitUser(FastHttpUser):
                 response.failure(f"wrong answer: {complaint}")
                 recorder.wrong(complaint, position)
             elif phase == "window":
-                recorder.answered(latency_s)
+                recorder.answered(latency_s, len(request.positions))
 
-    def _complaint(self, request: Any, response: Any) -> str | None:
+    def _complaint(self, request: Request, response: Any) -> str | None:
         if self.options.ceiling:
             return None
         expectations = _Run.expectations
@@ -231,32 +270,40 @@ class DigitUser(FastHttpUser):
         else:
             self._dispatch()
 
-    def _dispatch(self) -> None:
+    def _due(self, start_s: float) -> Iterator[Due]:
+        """This user's share of an open loop's requests."""
         scenario, options, runner = _Run.scenario, self.options, self.environment.runner
         users, process = 1, 0
         if isinstance(runner, WorkerRunner):
-            users, process = options.all_users, runner.worker_index
+            users, process = max(1, options.all_users), runner.worker_index
         elif runner is not None:
-            users = runner.target_user_count
+            users = max(1, runner.target_user_count)
         number = _Run.dispatchers
         _Run.dispatchers, _Run.dispatching = number + 1, _Run.dispatching + 1
-        rate = (scenario.rate_per_s or 0.0) / max(1, users)
+        if scenario.trace:
+            processes = max(1, options.expect_workers or 1)
+            share = (number * processes + process, users)
+            return replayed(_Run.expectations, scenario, start_s, share)
         seed = 1_000_000 * scenario.seed + 1_000 * number + process
-        chance = random.Random(seed)  # noqa: S311 - no secret
-        pool, clock, due_s = Pool(MOST_IN_FLIGHT), waiter(), time.perf_counter()
-        end_s = due_s + options.warmup + options.window if options.window else float("inf")
-        while due_s < end_s:
-            due_s += chance.gammavariate(scenario.shape, 1 / (rate * scenario.shape))
-            if due_s > time.perf_counter():
-                clock.until(due_s)
+        whole_s = options.warmup + options.window if options.window else float("inf")
+        return drawn(scenario, start_s, whole_s, users, seed)
+
+    def _dispatch(self) -> None:
+        runner, recorder = self.environment.runner, _Run.recorder
+        pool, clock, start_s = Pool(MOST_IN_FLIGHT), waiter(), time.perf_counter()
+        for due in self._due(start_s):
+            if due.at_s > time.perf_counter():
+                clock.until(due.at_s)
             if pool.full():
-                _Run.recorder.no_room()
+                recorder.no_room()
             else:
-                pool.spawn(self.ask, due_s)
+                pool.spawn(self.ask, due.at_s, due.position)
+        if self.options.window:
+            clock.until(start_s + self.options.warmup + self.options.window)
         clock.close()
-        _Run.recorder.stop()
-        pool.join(options.request_timeout)
-        _Run.recorder.stragglers(len(pool))
+        recorder.stop()
+        pool.join(self.options.request_timeout)
+        recorder.stragglers(len(pool))
         pool.kill()
         _Run.dispatching -= 1
         if not _Run.dispatching and runner is not None and not isinstance(runner, WorkerRunner):

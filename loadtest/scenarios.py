@@ -11,6 +11,8 @@ from loadtest.errors import LoadTestError
 SCENARIOS_FILE = Path(__file__).with_name("scenarios.toml")
 Endpoint = Literal["predict", "predict/image", "infer/json", "infer/binary", "infer/raw"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+API_KEY_VARIABLE = "LOADTEST_API_KEY"
+REQUEST_TIMEOUT_S = 10.0
 
 
 class ScenarioError(LoadTestError):
@@ -29,20 +31,42 @@ class Scenario(BaseModel):
     users: int | None = Field(None, ge=1)
     rate_per_s: float | None = Field(None, gt=0)
     shape: float = Field(1.0, gt=0)
-    images_per_request: int = Field(1, ge=1)
+    ramp_to_per_s: float | None = Field(None, gt=0)
+    trace: str | None = None
+    speed: float = Field(1.0, gt=0)
+    samples_per_request: int = Field(1, ge=1)
     slo_ms: float | None = Field(None, gt=0)
     seed: int = 0
     overload: bool = False
+    of_capacity: float | None = Field(None, gt=0)
+    new_connections: bool = False
+    hang_up_share: float = Field(0.0, ge=0, lt=1)
+    hang_up_within_ms: float = Field(5.0, gt=0)
+    slow_clients: int = Field(0, ge=0)
+    slow_byte_ms: float = Field(50.0, gt=0)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.endpoint == "predict/image" and self.images_per_request != 1:
+        if self.endpoint == "predict/image" and self.samples_per_request != 1:
             raise ValueError("predict/image takes one image a request")
         if self.loop == "closed" and self.users is None:
             raise ValueError("a closed loop needs users")
         if self.loop == "open" and self.rate_per_s is None:
             raise ValueError("an open loop needs rate_per_s")
+        if self.loop == "closed" and (self.trace or self.ramp_to_per_s):
+            raise ValueError("a trace and a ramp need an open loop")
         return self
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the same rate is meant to be answered at all times."""
+        is_even = self.shape >= 1 and self.trace is None and self.ramp_to_per_s is None
+        return is_even and not self.overload
+
+    def rate_at(self, share: float) -> float:
+        """Requests a second that are due when this share of an open loop's time has passed."""
+        first = self.rate_per_s or 0.0
+        return first + min(1.0, share) * ((self.ramp_to_per_s or first) - first)
 
 
 class Profile(BaseModel):

@@ -185,6 +185,8 @@ def _sample_excess(fault: MutantResult, allowed: Tolerance) -> float:
 
 
 def _excess(found: Comparison, allowed: Tolerance) -> float:
+    if not any(violations(found, allowed)):
+        return 0.0
     spread = allowed.sample_spread if allowed.precision != "fp32" else None
     worst = max(
         _over(found.scaled_error, allowed.scaled_error),
@@ -194,9 +196,6 @@ def _excess(found: Comparison, allowed: Tolerance) -> float:
         _over(found.sample_spread, spread),
         0.0 if allowed.sqnr_db is None else 10 ** ((allowed.sqnr_db - found.sqnr_db) / 20),
     )
-    beyond = any(violations(found, allowed))
-    if not beyond:
-        return min(worst, 1.0)
     return float("inf") if isnan(worst) else max(worst, BEYOND)
 
 

@@ -52,11 +52,10 @@ from export.parity.reference import Reference
 from export.parity.schema import EDGE_CASES, Layer, LocalFigures, Row
 
 # What serves is another CPU, with other kernels: it may be off by twice what was measured here.
-# Other kernels of ONNX Runtime on one CPU gave at most 1.17 times (``tests.export.limits``).
+# Other kernels of ONNX Runtime on one CPU gave at most 1.40 times (``tests.export.limits``).
 SERVING_SLACK = 2.0
 # Rounding a function's value is not all that its library may be off by: see ``noise.FUNCTIONS``.
 FUNCTION_ROUNDINGS = 4
-GATED = {"silu"}  # x times a function of it between 0 and 1, which ONNX Runtime approximates
 WEIGHT_CHANGE = 0.01
 
 
@@ -157,8 +156,7 @@ class LocalCheck:
                 earlier = self.floors.get(name)
                 self.floors[name] = floor if earlier is None else floor.or_worse(earlier)
         for name in exact.others & self.floors.keys():
-            least = _least(exact.values[name], exact.gated.get(name))
-            self.floors[name] = self.floors[name].or_worse(least)
+            self.floors[name] = self.floors[name].or_worse(_least(exact.values[name]))
 
     def figures(self, model: onnx.ModelProto) -> dict[str, LocalFigures]:
         """What each operator of a file, honest or spoilt, does, by the name of its value."""
@@ -200,7 +198,6 @@ class _Forced(WideInterpreter):
         bounds: gamma_n * sum |a| |b| of the products, in float64.
         effects: What a weight that is off by 1% changes in the products.
         others: Values of other operators than products.
-        gated: Inputs of those that multiply their input by a gate.
 
     A value behind complex ones is not held against its operator: a file has no complex values that
     could be put in, and ONNX computes a Fourier transform by its sum, PyTorch by a fast one.
@@ -225,7 +222,6 @@ class _Forced(WideInterpreter):
         self.bounds: Arrays = {}
         self.effects: Arrays = {}
         self.others: set[str] = set()
-        self.gated: Arrays = {}
 
     def run_node(self, n: Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -271,8 +267,6 @@ class _Forced(WideInterpreter):
             self._note_product(node, args, kwargs, matched=matched)
         elif name not in PRODUCTS:
             self.others.add(node.name)
-            if name in GATED:
-                self.gated[node.name] = args[0].detach().numpy().copy()
 
     def _note_product(
         self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], *, matched: bool
@@ -327,20 +321,12 @@ def _visible(effect: Array, floor: Floor) -> float:
     )
 
 
-def _least(values: Array, gated: Array | None) -> Floor:
+def _least(values: Array) -> Floor:
     """So many roundings of each channel's largest value: what a function may be off by.
 
     It is not less for exactly rounded operators, which have their own check: bit-equal.
-
-    Args:
-        values: The function's.
-        gated: Its input, if it multiplies that by a gate between 0 and 1. A gate's error is a
-            rounding of 1, however small the gate: runtimes approximate it so.
     """
-    largest_C = channel_largest(np.abs(channelled(values)))
-    if gated is not None and gated.shape == values.shape:
-        largest_C = np.maximum(largest_C, channel_largest(np.abs(channelled(gated))))
-    rounded_C = FUNCTION_ROUNDINGS * UNIT_ROUNDOFF * largest_C
+    rounded_C = FUNCTION_ROUNDINGS * UNIT_ROUNDOFF * channel_largest(np.abs(channelled(values)))
     return Floor(rounded_C, rounded_C, np.zeros(0))
 
 

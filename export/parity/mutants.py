@@ -74,7 +74,8 @@ class _Graph:
         return numpy_helper.to_array(self.tensors[name]).copy()
 
     def put(self, name: str, values: Array) -> None:
-        same = np.ascontiguousarray(values).astype(self.get(name).dtype)
+        before = self.get(name)
+        same = np.ascontiguousarray(values, before.dtype).reshape(before.shape)
         self.tensors[name].CopyFrom(numpy_helper.from_array(same, name))
 
     def weight(self, node: onnx.NodeProto) -> str:
@@ -293,7 +294,7 @@ def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
 
 def _mean(graph: _Graph) -> str:
     node, name, mean = graph.normalisation("Sub")
-    graph.put(name, np.asarray(round(mean, 2), np.float32).reshape(graph.get(name).shape))
+    graph.put(name, np.asarray(round(mean, 2)))
     return f"{node.name} takes {round(mean, 2):g} for {mean:.4g}"
 
 

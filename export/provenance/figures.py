@@ -109,7 +109,7 @@ def where(found: Array, expected: Array, unit: Array | float = 1.0) -> str:
 
 
 def _differences(found: Array, expected: Array, unit: Array | float) -> Array:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         difference = np.abs(found.astype(np.float64) - expected) / unit
     difference = np.where(np.isfinite(difference), difference, np.inf)
     return np.where(found == expected, 0.0, difference)

@@ -37,7 +37,8 @@ def check_reduced(model: onnx.ModelProto, source: onnx.ModelProto) -> WeightFigu
         model: Of reduced precision.
         source: In float32; ``trace.check_weights`` compares it with the checkpoint.
     """
-    return _Comparison(_Graph(model), _Graph(source)).run()
+    with np.errstate(invalid="ignore", divide="ignore"):  # a step of 0 is named, not divided by
+        return _Comparison(_Graph(model), _Graph(source)).run()
 
 
 class _Graph:
@@ -285,8 +286,7 @@ def _has_reduced_range(found: _Graph) -> bool:
 
 
 def _step_problems(place: str, scale: Array, wanted: Array) -> Iterator[str]:
-    with np.errstate(invalid="ignore"):
-        off = np.nan_to_num(np.abs(scale / wanted - 1), nan=np.inf)
+    off = np.nan_to_num(np.abs(scale / wanted - 1), nan=np.inf)
     if np.any(off > ONE_ROUNDING):
         channel = int(np.argmax(off))
         found, asked = np.ravel(scale)[channel], np.ravel(wanted)[channel]

@@ -35,7 +35,8 @@ class Peer(BaseModel):
         requirements: What its environment holds, pinned.
         name: In the table.
         settings: In words, for the table.
-        form: How it is asked: a name of ``peers_forms.FORMS``.
+        form: How it is asked: see ``generator.payloads``.
+        samples: In a request.
         path: Of its URL, where it is asked.
         command: Arguments of its environment's Python; ``{port}`` of the loopback interface,
             ``{file}``, and ``{scratch}``, a folder of its own that is removed afterwards, are
@@ -50,7 +51,8 @@ class Peer(BaseModel):
     requirements: tuple[str, ...]
     name: str = Field(min_length=1)
     settings: str
-    form: Literal["json", "pixels", "open-inference"]
+    form: Literal["json", "tensors", "infer/json", "infer/binary", "infer/raw"]
+    samples: int = Field(1, ge=1)
     path: str = Field(pattern="^/")
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}

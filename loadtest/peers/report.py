@@ -7,24 +7,24 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
+from loadtest.generator.recorder import Tally
 from loadtest.machine import cores, machine
-from loadtest.peers.run import SERVICE, Comparison, Server
-from loadtest.ratios import ratio_interval
-from loadtest.record import Tally
+from loadtest.measure.stats import ratio_interval
+from loadtest.peers.run import Comparison, Server
 
 # What this service's own figures depend on, where it is installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
 SERVERS = (
-    *("server", "settings", "protocol", "body asked, bytes", "body answered, bytes"),
+    *("server", "settings", "form", "body asked, bytes", "body answered, bytes"),
     *("versions", "follows", "measured"),
 )
 FIGURES = (
-    *("connections", "server", "requests/s over this service's", "95% interval"),
+    *("connections", "server", "requests/s over the base's", "95% interval"),
     *("p99 over p50", "95% interval"),
 )
 CHECKS = (
-    *("server", "by wrk", "by our client", "by locust", "our client over wrk", "95% interval"),
-    *("locust over wrk", "95% interval", "locust's share of a core"),
+    *("server", "by wrk", "by locust", "locust over wrk", "95% interval"),
+    "locust's share of a core",
     *("answers verified", "wrong", "other"),
 )
 Interval = tuple[float, float, float]
@@ -38,19 +38,19 @@ def markdown(found: Comparison) -> str:
     if client_cores:
         where = f"servers on core(s) {sorted(service_cores)}, wrk on {sorted(client_cores)}"
     opened = "a new connection for each request" if plan.new_connections else "kept connections"
+    bases = " and ".join(dict.fromkeys(found.base(server).name for server in found.servers))
     head = [
         f"{machine()}; {datetime.now(UTC):%Y-%m-%d}; {where}.",
-        f"One image a request, {plan.rounds} interleaved rounds of {plan.seconds} s each, wrk with",
-        f"one thread and {opened}. Ratios are geometric means of the rounds, to {SERVICE} in the",
-        "same round (above 1: more requests a second than it), with 95% bootstrap intervals of the",
-        "rounds.",
+        f"One sample a request where no number is named, {plan.rounds} interleaved rounds of",
+        f"{plan.seconds} s each, wrk with one thread and {opened}. Ratios are geometric means of",
+        f"the rounds, to {bases} in the same round (above 1: more requests a second than it), with",
+        "95% bootstrap intervals of the rounds.",
     ]
     checked = [
-        f"At {plan.checked_at} connections our own client and locust asked for all golden",
-        "images at once and verified every answer. They take more of a core than wrk does, and as",
-        f"much of each server's time where cores are shared: their ratios to {SERVICE} should be",
-        "near wrk's as long as they take little of a core. Where locust takes a whole one, it has",
-        "measured itself.",
+        f"At {plan.checked_at} connections locust asked for all golden samples and verified every",
+        "answer. It takes more of a core than wrk does, and as much of each server's time where",
+        "cores are shared: its ratios are near wrk's as long as it takes little of a core. Where",
+        "it takes a whole one, it has measured itself.",
     ]
     parts = [
         "\n".join(head),
@@ -64,7 +64,7 @@ def markdown(found: Comparison) -> str:
 
 def as_json(found: Comparison) -> dict[str, Any]:
     """All that the tables are made of, round by round, and every package of every environment."""
-    plan, base = found.plan, found.servers[0]
+    plan = found.plan
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(),
@@ -73,8 +73,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "bundle": plan.bundle.name,
         "rounds": plan.rounds,
         "seconds": plan.seconds,
-        "base": base.name,
-        "servers": [_described(server, base, plan.checked_at) for server in found.servers],
+        "base": found.base(found.servers[0]).name,
+        "servers": [_described(found, server) for server in found.servers],
         "skipped": [
             {"name": peer.name, "requirements": peer.requirements, "reason": reason}
             for peer, reason in found.skipped
@@ -97,8 +97,8 @@ def spreads(server: Server, count: int) -> list[tuple[float, float]]:
     return [(measured.p99_ms, measured.p50_ms) for measured in server.measured.get(count, [])]
 
 
-def _described(server: Server, base: Server, checked_at: int) -> dict[str, Any]:
-    rows = []
+def _described(found: Comparison, server: Server) -> dict[str, Any]:
+    base, rows = found.base(server), []
     for count in server.measured:
         pairs = ratios(server, base, count)
         if pairs:
@@ -112,41 +112,37 @@ def _described(server: Server, base: Server, checked_at: int) -> dict[str, Any]:
                     "p99_over_p50": ratio_interval(spread),
                 }
             )
-    peer = server.peer
+    peer, asked = server.peer, server.expectations
     return {
         "name": server.name,
         "settings": server.settings,
-        "protocol": server.form.protocol,
-        "request_body_bytes": len(server.requests[0].body),
+        "form": server.form,
+        "samples": server.samples,
+        "base": base.name,
+        "request_body_bytes": len(asked.requests[0].content) if asked else None,
         "answer_body_bytes": server.answer_bytes,
         "documentation": peer.documentation if peer else None,
         "requirements": peer.requirements if peer else own_versions(),
         "packages": server.packages,
         "failed": server.failed or None,
         "figures": rows,
-        "check": _check(server, base, checked_at),
+        "check": _check(server, base, found.plan.checked_at),
     }
 
 
 def _check(server: Server, base: Server, count: int) -> dict[str, Any] | None:
     by_wrk = server.measured.get(count, [])
-    rates = list(zip(server.rates, base.rates, strict=False))
-    counts = {len(by_wrk), len(server.rates), len(server.by_locust), len(base.by_locust)}
-    answered = [t.in_window for s in (server, base) for t in s.by_locust]
-    if len(counts) > 1 or not rates or min(*answered, *(min(pair) for pair in rates)) <= 0:
+    rates, ours = ([_rate(t) for t in s.by_locust] for s in (server, base))
+    if not rates or {len(by_wrk), len(ours)} != {len(rates)} or min(*rates, *ours) <= 0:
         return None
     verified, wrong, other = _judged(server)
-    over_wrk = [(r, m.requests_per_s) for r, m in zip(server.rates, by_wrk, strict=True)]
-    found, ours = ([_rate(t) for t in s.by_locust] for s in (server, base))
     return {
-        "ratio_by_locust": ratio_interval(list(zip(found, ours, strict=True))),
+        "connections": count,
+        "ratio_by_locust": ratio_interval(list(zip(rates, ours, strict=True))),
         "locust_over_wrk": ratio_interval(
-            [(rate, m.requests_per_s) for rate, m in zip(found, by_wrk, strict=True)]
+            [(rate, m.requests_per_s) for rate, m in zip(rates, by_wrk, strict=True)]
         ),
         "locust_cpu_share": median(tally.cpu_share for tally in server.by_locust),
-        "connections": count,
-        "ratio_by_the_verifying_client": ratio_interval(rates),
-        "client_over_wrk": ratio_interval(over_wrk),
         "answers_verified": verified,
         "wrong": wrong,
         "other": dict(other),
@@ -158,22 +154,20 @@ def _rate(tally: Tally) -> float:
 
 
 def _judged(server: Server) -> tuple[int, int, Counter[str]]:
-    """Right answers, wrong ones, and what was no answer, of both clients that verify."""
-    other = Counter(server.load.other)
-    if server.load.refused_s:
-        other["HTTP 429"] += len(server.load.refused_s)
+    """Right answers, wrong ones, and what was no answer, as locust counted them."""
+    other: Counter[str] = Counter()
     for tally in server.by_locust:
         other.update(tally.errors)
-    right = len(server.load.accepted_s) + sum(t.in_window for t in server.by_locust)
-    return right, server.load.wrong + sum(t.wrong_answers for t in server.by_locust), other
+    right = sum(tally.in_window for tally in server.by_locust)
+    return right, sum(tally.wrong_answers for tally in server.by_locust), other
 
 
 def _server_rows(found: Comparison) -> Iterator[list[str]]:
     for server in found.servers:
-        peer = server.peer
+        peer, asked = server.peer, server.expectations
         yield [
-            *(server.name, server.settings, server.form.protocol),
-            *(str(len(server.requests[0].body)), str(server.answer_bytes)),
+            *(server.name, server.settings, server.form),
+            *(str(len(asked.requests[0].content)) if asked else "-", str(server.answer_bytes)),
             peer.versions if peer else ", ".join(t.replace("==", " ") for t in own_versions()),
             peer.documentation if peer else "-",
             f"in part; {server.failed}" if server.failed else "yes",
@@ -184,10 +178,9 @@ def _server_rows(found: Comparison) -> Iterator[list[str]]:
 
 
 def _figure_rows(found: Comparison) -> Iterator[list[str]]:
-    base = found.servers[0]
     for count in found.plan.connections:
         for server in found.servers:
-            pairs = ratios(server, base, count)
+            pairs = ratios(server, found.base(server), count)
             if not pairs:
                 yield [str(count), server.name, "failed", "-", "-", "-"]
             else:
@@ -196,21 +189,21 @@ def _figure_rows(found: Comparison) -> Iterator[list[str]]:
 
 
 def _check_rows(found: Comparison) -> Iterator[list[str]]:
-    base, count = found.servers[0], found.plan.checked_at
+    count = found.plan.checked_at
     for server in found.servers:
+        if server.expectations is None:
+            continue
+        base = found.base(server)
         check = _check(server, base, count)
         verified, wrong, other = _judged(server)
         told = ", ".join(f"{kind}: {n}" for kind, n in other.items()) or "0"
         last = [f"{verified:,}", str(wrong), told]
         if check is None:
-            yield [server.name, *"--------", *last]
+            yield [server.name, *"-----", *last]
         else:
             by_wrk = ratio_interval(ratios(server, base, count))[0]
-            by_client = check["ratio_by_the_verifying_client"][0]
-            by_locust = check["ratio_by_locust"][0]
             yield [
-                *(server.name, f"{by_wrk:.2f} x", f"{by_client:.2f} x", f"{by_locust:.2f} x"),
-                *_cells(check["client_over_wrk"]),
+                *(server.name, f"{by_wrk:.2f} x", f"{check['ratio_by_locust'][0]:.2f} x"),
                 *_cells(check["locust_over_wrk"]),
                 *(f"{100 * check['locust_cpu_share']:.0f}%", *last),
             ]

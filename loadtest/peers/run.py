@@ -2,11 +2,11 @@
 
 Each peer runs in an environment of its own; one that cannot be installed or started is skipped with
 its reason. All are up together, and each round asks each in turn, beginning with another one every
-round. Before the clock every golden image's label must be right, one by one and many at once (which
-warms up, too); at one number of connections the project's own client and locust, which verify every
-answer, measure the same as wrk.
+round, so that a busy machine slows all. Before the clock every golden sample's answer must be
+right; at one number of connections locust, which verifies every answer, measures the same as wrk.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,31 +15,25 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
-from loadtest.client.connections import Load, Target
-from loadtest.client.forms import FormError, Request
-from loadtest.client.loops import closed_loop
-from loadtest.client.wrk import Measured, WrkError, by_wrk, require_wrk
 from loadtest.errors import LoadTestError
+from loadtest.generator.expectations import Expectations
+from loadtest.generator.payloads import Form, Model
+from loadtest.generator.recorder import Tally
+from loadtest.generator.wrk import Measured, alone, by_wrk, require_wrk
 from loadtest.machine import cores, pinned
+from loadtest.measure.run import generate
 from loadtest.peers.declared import PEERS, Peer, declared
-from loadtest.peers.forms import FORMS, Form, Golden, ask, judge
-from loadtest.peers.installed import SkippedError, environment, packages, running, told
-from loadtest.peers.prepared import save
-from loadtest.record import Tally
-from loadtest.run import generate
+from loadtest.peers.installed import SkippedError, ask, environment, packages, running, told
 from loadtest.scenarios import Profile, load_scenario
 from loadtest.server import REPOSITORY, running_service
 
 SERVICE = "this service"
+RUNTIME = "ONNX Runtime alone"
 ENVIRONMENTS = REPOSITORY / ".venv-peers"
 CHECKED_AT = 8  # connections, or the nearest number of those that are measured
-WARM_UP_S = 0.7
 LOCUST_WARM_UP_S = 1.0
-OURS = {  # its name, and the form, the processes and the settings in words
-    SERVICE: ("open-inference-raw", 1, "adaptive batches of up to 64, one worker"),
-    f"{SERVICE}, JSON head": ("open-inference", 1, "the same; asked as Triton is"),
-    f"{SERVICE}, 2 workers": ("open-inference-raw", 2, "two workers"),
-}
+MANY = 64  # samples of the larger requests
+QUEUE_SAMPLES = 16_384  # 128 requests of 64 samples each wait, and are not refused
 
 
 class PeersError(LoadTestError):
@@ -48,6 +42,47 @@ class PeersError(LoadTestError):
 
 class WrongAnswerError(RuntimeError):
     """A server answered wrongly before the clock; says which, and how."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """A way to ask this service, which is started with its defaults.
+
+    Attributes:
+        form: Where the model does not take it, the row is left out.
+        rooms: Samples that may wait; None: the default.
+    """
+
+    name: str
+    form: Form
+    settings: str
+    samples: int = 1
+    workers: int = 1
+    rooms: int | None = None
+
+
+BARE = Own(SERVICE, "infer/raw", "adaptive batches of up to 64, one worker")
+HEADED = Own(f"{SERVICE}, JSON head", "infer/binary", "the same; asked as Triton is")
+OWN = (BARE, HEADED, Own(f"{SERVICE}, 2 workers", "infer/raw", "two workers", workers=2))
+FORMS = (
+    Own(f"{SERVICE}, JSON", "predict", "the same; JSON"),
+    Own(f"{SERVICE}, PNG upload", "predict/image", "the same; a PNG file"),
+    Own(f"{SERVICE}, PNG upload in a form", "predict/form", "the same; as a browser sends it"),
+)
+
+
+def forms_of(workers: tuple[int, ...]) -> tuple[Own, ...]:
+    """Every way to ask this service, by one worker or by so many processes."""
+    rows = [BARE, HEADED, *FORMS]
+    rows += [
+        Own(f"{SERVICE}, {count} workers", "infer/raw", f"{count} workers", workers=count)
+        for count in workers
+        if count > 1
+    ]
+    for count in workers:
+        name = f"{SERVICE}, {MANY} samples" + (f", {count} workers" if count > 1 else "")
+        rows.append(Own(name, "infer/raw", "a longer queue", MANY, count, QUEUE_SAMPLES))
+    return tuple(rows)
 
 
 @dataclass(frozen=True)
@@ -60,10 +95,13 @@ class Plan:
         rounds: Each asks every server once at every number of connections.
         seconds: A server's turn.
         words: Only peers whose names hold one of them; all without any.
+        own: The ways in which this service is asked.
+        base: Words in the name of the server that ratios are to, for each number of samples.
+        with_runtime: Whether ONNX Runtime without a server is a row too.
         new_connections: wrk opens a connection for each request.
         split: The client on the last core and the servers on the others, where there are two.
         folder: Of the peers' files.
-        environments: The folder of their environments.
+        environments: The folder of their environments; None: the packages installed here.
     """
 
     bundle: Path = Path("artifacts/bundles/cnn")
@@ -71,10 +109,13 @@ class Plan:
     rounds: int = 5
     seconds: int = 2
     words: tuple[str, ...] = ()
+    own: tuple[Own, ...] = OWN
+    base: str = SERVICE
+    with_runtime: bool = False
     new_connections: bool = False
     split: bool = False
     folder: Path = PEERS
-    environments: Path = ENVIRONMENTS
+    environments: Path | None = ENVIRONMENTS
 
     @property
     def checked_at(self) -> int:
@@ -87,27 +128,26 @@ class Server:
     """One that was asked.
 
     Attributes:
-        requests: For each golden image one.
+        expectations: Its requests, and what they must be answered; None of the runtime alone.
+        path: Where a peer is asked; None of this service.
         answer_bytes: Of a body.
         measured: By wrk, at each number of connections, in each round.
-        rates: Right answers a second by the client that verifies, in each round.
-        by_locust: What locust's users counted at the same number of connections, in each round.
-        load: All that this client was answered.
+        by_locust: What locust's users counted at the number that is checked, in each round.
         failed: Why it has no figures, or not all.
         packages: What its environment holds.
     """
 
     name: str
     settings: str
-    form: Form
+    form: str
     url: str
-    requests: list[Request]
+    samples: int = 1
+    expectations: Expectations | None = None
+    path: str | None = None
     peer: Peer | None = None
     answer_bytes: int = 0
     measured: dict[int, list[Measured]] = field(default_factory=dict)
-    rates: list[float] = field(default_factory=list)
     by_locust: list[Tally] = field(default_factory=list)
-    load: Load = field(default_factory=lambda: Load(0))
     failed: str = ""
     packages: list[str] = field(default_factory=list)
 
@@ -117,23 +157,25 @@ class Comparison:
     """What came of a plan.
 
     Attributes:
-        servers: That ran; the first is the base of the ratios.
-        skipped: The peers that did not, and why.
+        servers: That ran.
+        skipped: The peers that did not, by name, and why.
     """
 
     plan: Plan
     servers: list[Server]
     skipped: list[tuple[Peer, str]]
 
+    def base(self, server: Server) -> Server:
+        """The server that this one's ratios are to."""
+        same = [other for other in self.servers if other.samples == server.samples]
+        return next((other for other in same if self.plan.base in other.name), same[0])
+
     @property
     def wrong(self) -> list[str]:
         """The wrong answers under load, in words."""
         return [
-            f"{server.name}: {server.load.wrong} wrong answers under load, such as: {example}"
-            for server in self.servers
-            for example in server.load.examples[:1]
-        ] + [
-            f"{server.name}: wrong answers to locust, such as: {tally.wrong_examples[0].complaint}"
+            f"{server.name}: {tally.wrong_answers} wrong answers under load, such as: "
+            f"{tally.wrong_examples[0].complaint}"
             for server in self.servers
             for tally in server.by_locust
             if tally.wrong_answers
@@ -148,100 +190,91 @@ def compare_peers(plan: Plan, say: Callable[[str], None]) -> Comparison:
         say: Told what is being done.
 
     Raises:
-        PeersError: wrk or the bundle is not there, a plan that cannot be, or this service failed.
+        PeersError: A plan that cannot be, or this service failed.
+        WrkError: wrk is not there.
+        PayloadError: No bundle there.
         PeerError: A peer's file is not right, or no peer is left.
         WrongAnswerError: A server answered wrongly before the clock.
         ServiceNotReadyError: This service did not start.
     """
     if not plan.connections or min(*plan.connections, plan.rounds, plan.seconds) < 1:
         raise PeersError("connections, rounds and seconds must be positive numbers")
-    try:
-        require_wrk()
-        golden = Golden(plan.bundle)
-    except (WrkError, FormError) as error:
-        raise PeersError(str(error)) from error
+    require_wrk()
+    model = Model(plan.bundle)
     peers = declared(plan.folder, plan.words)
+    found = Comparison(plan, [], [])
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        found = Comparison(plan, [], [])
+        servers = []
         for number, peer in enumerate(peers):
             say(f"{peer.name}: {', '.join(peer.requirements) or 'nothing to install'}")
             try:
-                server = _started(stack, plan, golden, peer, scratch / f"peer-{number}")
+                servers.append(_started(stack, plan, model, peer, scratch / f"peer-{number}"))
             except SkippedError as reason:
                 say(f"{peer.name} is skipped: {reason}")
                 found.skipped.append((peer, str(reason)))
-            else:
-                _verify(server)
-                found.servers.append(server)
-        found.servers = [*_ours(stack, plan, golden, scratch), *found.servers]
-        say(f"warming up {len(found.servers)} servers")
+        found.servers = [*_ours(stack, plan, model, scratch), *servers]
         for server in found.servers:
-            _warm_up(server, plan)
+            _verify(server)
+        if plan.with_runtime:
+            found.servers.append(Server(RUNTIME, "one thread", "none", "", MANY))
         _measure(found, scratch, say)
     return found
 
 
-def _started(stack: ExitStack, plan: Plan, golden: Golden, peer: Peer, scratch: Path) -> Server:
+def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Path) -> Server:
     """The peer, up for as long as the stack is."""
-    form = FORMS[peer.form]
-    requests = golden.requests(peer.name, form, peer.path)
-    python = environment(peer, plan.environments)
+    if not model.takes(peer.form):
+        raise SkippedError(
+            f"its form {peer.form} takes one input and one output; the model has "
+            f"{len(model.inputs)} and {len(model.asked)}"
+        )
+    expectations = Expectations(plan.bundle, peer.samples, peer.form, peer.path)
+    python = Path(sys.executable)
+    if plan.environments is not None:
+        python = environment(peer, plan.environments)
     with _on_cores(plan, of_servers=True):  # its processes are born there
-        url = stack.enter_context(running(peer, python, plan.bundle, scratch, requests[0]))
-    server = Server(peer.name, peer.settings, form, url, requests, peer)
-    server.packages = packages(python)
+        first = expectations.requests[0]
+        url = stack.enter_context(running(peer, python, plan.bundle, scratch, first))
+    server = Server(peer.name, peer.settings, peer.form, url, peer.samples, expectations)
+    server.peer, server.path, server.packages = peer, peer.path, packages(python)
     return server
 
 
-def _ours(stack: ExitStack, plan: Plan, golden: Golden, scratch: Path) -> Iterator[Server]:
+def _ours(stack: ExitStack, plan: Plan, model: Model, scratch: Path) -> Iterator[Server]:
     """This service with its defaults, in each of the ways that it is asked."""
     (scratch / "bundles").mkdir()
     (scratch / "bundles" / "model").symlink_to(plan.bundle.resolve())
-    urls: dict[int, str] = {}
-    for name, (form_name, workers, settings) in OURS.items():
-        form = FORMS[form_name]
-        requests = golden.requests(name, form, f"/v2/models/{golden.model}/infer")
-        if workers not in urls:
+    urls: dict[tuple[int, int | None], str] = {}
+    own = [row for row in plan.own if model.takes(row.form)]
+    for row in own or [replace(HEADED, name=SERVICE)]:  # no bare tensor where there are several
+        key = (row.workers, row.rooms)
+        if key not in urls:
             variables = {"INFERENCE_BUNDLES": str(scratch / "bundles"), "INFERENCE_DEVICE": "cpu"}
-            variables |= {"INFERENCE_WORKERS": str(workers), "INFERENCE_VARIANT": "onnx"}
-            log_file = scratch / f"service-{workers}.log"
+            variables |= {"INFERENCE_WORKERS": str(row.workers), "INFERENCE_VARIANT": "onnx"}
+            if row.rooms is not None:
+                variables["INFERENCE_MAX_QUEUE_SAMPLES"] = str(row.rooms)
             with _on_cores(plan, of_servers=True):
-                started = running_service(log_file, settings=variables)
-                urls[workers] = stack.enter_context(started)
-        server = Server(name, settings, form, urls[workers], requests)
-        _verify(server)
-        yield server
+                started = running_service(scratch / f"service-{len(urls)}.log", settings=variables)
+                urls[key] = stack.enter_context(started)
+        expectations = Expectations(plan.bundle, row.samples, row.form)
+        yield Server(row.name, row.settings, row.form, urls[key], row.samples, expectations)
 
 
 def _verify(server: Server) -> None:
-    """Every golden image, one after the other."""
-    for request in server.requests:
+    """Every golden sample, one request after the other."""
+    if server.expectations is None:
+        return
+    for number, request in enumerate(server.expectations.requests):
         try:
             headers, body = ask(server.url, request)
         except (OSError, HTTPException) as error:
             said = error.read().decode(errors="replace") if isinstance(error, HTTPError) else ""
-            raise WrongAnswerError(f"{server.name}, {request.name}: {error!r} {said}") from error
-        complaint = judge(server.form, request)(headers, body)
+            raise WrongAnswerError(f"{server.name}, sample {number}: {error!r} {said}") from error
+        complaint = server.expectations.complaint(request, body, headers)
         if complaint is not None:
-            raise WrongAnswerError(f"{server.name}, {request.name}: {complaint}")
+            raise WrongAnswerError(f"{server.name}, sample {number}: {complaint}")
         server.answer_bytes = len(body)
-
-
-def _warm_up(server: Server, plan: Plan) -> None:
-    """Many golden images at once: the answers are verified, the time is not taken."""
-    with _on_cores(plan, of_servers=False):
-        try:
-            load, _ = closed_loop(_targets(server), plan.checked_at, WARM_UP_S)
-        except OSError as error:
-            server.failed = f"while warming up: {error!r}"
-            return
-    if load.wrong:
-        raise WrongAnswerError(f"{server.name}, under load: {load.examples[0]}")
-
-
-def _targets(server: Server) -> list[Target]:
-    return [Target(server.url, r.wire(), judge(server.form, r)) for r in server.requests]
 
 
 def _measure(found: Comparison, folder: Path, say: Callable[[str], None]) -> None:
@@ -258,36 +291,32 @@ def _measure(found: Comparison, folder: Path, say: Callable[[str], None]) -> Non
 
 
 def _turn(server: Server, plan: Plan, count: int, folder: Path) -> None:
-    request = server.requests[0]
+    try:
+        with _on_cores(plan, of_servers=False):
+            measured = _by_wrk(server, plan, count, folder)
+            server.measured.setdefault(count, []).append(measured)
+            if count == plan.checked_at and server.expectations is not None:
+                server.by_locust.append(_by_locust(server, plan, count))
+    except (OSError, LoadTestError) as error:
+        server.failed = f"{count} connections: {told(str(error).splitlines())}"
+
+
+def _by_wrk(server: Server, plan: Plan, count: int, folder: Path) -> Measured:
+    if server.expectations is None:
+        return alone(plan.bundle, server.samples, plan.seconds)
+    request = server.expectations.requests[0]
     if plan.new_connections:
         request = replace(request, headers=request.headers | {"connection": "close"})
-    with _on_cores(plan, of_servers=False):
-        try:
-            measured = by_wrk(folder, server.url, request, count, plan.seconds)
-        except WrkError as error:
-            server.failed = f"{count} connections: {told(str(error).splitlines())}"
-            return
-        server.measured.setdefault(count, []).append(measured)
-        if count != plan.checked_at:
-            return
-        try:
-            load, answered = closed_loop(_targets(server), count, plan.seconds)
-            tally = _by_locust(server, plan, count, folder)
-        except (OSError, LoadTestError) as error:
-            server.failed = f"{count} connections: {error!r}"
-            return
-        server.load.add(load)
-        server.rates.append(answered / plan.seconds)
-        server.by_locust.append(tally)
+    return by_wrk(folder, server.url, request, count, plan.seconds)
 
 
-def _by_locust(server: Server, plan: Plan, count: int, folder: Path) -> Tally:
+def _by_locust(server: Server, plan: Plan, count: int) -> Tally:
     """The same again by locust's users, each of whom waits for its answer."""
-    file = folder / "prepared.json"
-    save(file, server.form, server.requests)
-    scenario = load_scenario("Concurrency", users=count)
+    changes = {"users": count, "samples_per_request": server.samples}
+    scenario = load_scenario("Concurrency", **changes, new_connections=plan.new_connections)
     profile = Profile(name="peers", duration_s=plan.seconds, warmup_s=LOCUST_WARM_UP_S, runs=1)
-    return generate(scenario, server.url, plan.bundle, profile, prepared=file)
+    peer = (server.form, server.path or "")
+    return generate(scenario, server.url, [plan.bundle], profile, peer=peer)
 
 
 @contextmanager

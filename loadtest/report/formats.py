@@ -5,12 +5,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.measure.result import Result
 from loadtest.report.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
-from loadtest.result import Result
 
 MARKDOWN_COLUMNS = (
-    *("scenario", "model", "offered", "requests/s", "images/s", "goodput/s"),
-    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "cost per million images", "errors"),
+    *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "cost per million samples", "errors"),
     *("wrong answers", "verdict"),
 )
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -111,7 +111,7 @@ def _kind(result: Result, violations: Sequence[str]) -> str | None:
 def _cells(result: Result) -> list[str]:
     return [
         *(result.scenario, result.model, offered(result)),
-        *(f"{result.requests_per_s:,.0f}", f"{result.images_per_s:,.0f}", goodput(result)),
+        *(f"{result.requests_per_s:,.0f}", f"{result.samples_per_s:,.0f}", goodput(result)),
         *(f"{latency:,.2f}" for latency in result.latency_ms.values()),
         *(cost(result), errors(result), f"{result.wrong_answers:,}"),
         str(result.verdict) if result.verdict.valid else f"**INVALID**: {_reasons(result)}",

@@ -1,183 +1,86 @@
-"""The pages of a load test: what was found, in figures, tables and pictures."""
+"""What a report's page holds, and its HTML; how it looks is in ``page.html.jinja``."""
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from loadtest.report.html_parts import heading, page, panels, paragraph, picture, sentence, tiles
-from loadtest.report.levels import said_nothing
-from loadtest.report.plots import curve_figure, latency_figure, seconds_figure, some
-from loadtest.report.plots_server import batch_figure, machine_figure, waiting_figure
-from loadtest.report.tables import error_table, fact_list, limit_table, result_table
-from loadtest.report.words import (
-    cost,
-    goodput,
-    labels,
-    rate_per_s,
-    run_verdict,
-    sweep_verdict,
-    wrong,
-)
-from loadtest.result import Result
-from loadtest.sweep import Sweep
-
-NO_COUNTERS = (
-    "The server told none of its counters: batch sizes, queue and compute times are not known."
-)
+PICTURE_DPI = 160
+Pairs = Sequence[tuple[str, str]]
 
 
-def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str = "") -> str:
-    """The page of a load test of one or several points.
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page, with its description for those who do not see it."""
 
-    Args:
-        results: In the order in which they shall be shown.
-        missed: Thresholds, in words.
-        over_runs: What several runs of one point say together, in words.
+    source: Figure | Path
+    description: str
+
+    def base64(self) -> str:
+        """Its PNG file, encoded."""
+        if isinstance(self.source, Path):
+            return base64.b64encode(self.source.read_bytes()).decode()
+        buffer = io.BytesIO()
+        self.source.savefig(buffer, format="png", dpi=PICTURE_DPI)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells in rows.
+
+    Attributes:
+        bad: What stands out: cells that hold one of these.
+        dim: Positions of rows that are not to be relied on.
     """
-    words, bad = run_verdict(results, missed)
-    verdict = "; ".join(filter(None, [words, over_runs])), bad
-    figures = [
-        tile
-        for result, name in zip(results, labels(results), strict=True)
-        for tile in _tiles(result, name if len(results) > 1 else "")
-        if result.verdict.valid
-    ]
-    pictures = [
-        *_curve(results),
-        picture(latency_figure(results), "latency by percentile"),
-        *_seconds(some(results)),
-    ]
-    return _whole("Load test", results, verdict, tiles(figures) if figures else "", pictures)
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bad: Sequence[str] = ()
+    dim: Collection[int] = ()
 
 
-def sweep_report(sweep: Sweep) -> str:
-    """The page of a search for the highest rate under the bound.
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; ``facts`` are names and what they are."""
 
-    INVALID points of a rate that was measured again and validly are left out.
+    heading: str
+    notes: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    facts: Pairs = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page.
+
+    Attributes:
+        mark: Stands out behind the title.
+        sentence: What the page is about; ``is_bad`` if it is bad news.
+        tiles: Figures in large letters, each with what it is.
     """
-    measured = {point.offered_per_s for point in sweep.points if point.verdict.valid}
-    points = [p for p in sweep.points if p.verdict.valid or p.offered_per_s not in measured]
-    left_out = len(sweep.points) - len(points)
-    words, bad = sweep_verdict(sweep)
-    if left_out:
-        words += f" ({left_out} INVALID measurements that were repeated are not shown)"
-    at = None if sweep.knee is None else points.index(sweep.points[sweep.knee])
-    figures = [
-        (f"{sweep.slo_ms:g} ms", "bound of p99"),
-        (f"{sweep.capacity_per_s:,.0f}/s", "a closed loop got at most"),
-        (f"{sweep.ceiling_per_s:,.0f}/s", "the generator reaches alone"),
-    ]
-    chosen = [len(points) - 1]
-    if at is not None:
-        knee = points[at]
-        figures = [
-            (f"{knee.offered_per_s or 0:,.0f}/s", "knee, requests offered"),
-            (f"{knee.latency_ms['p99']:.2f} ms", "p99 there"),
-            (f"{goodput(knee)}/s", "goodput there"),
-            *figures,
-        ]
-        chosen = sorted({at, *chosen})
-    pictures = [
-        picture(
-            curve_figure(points, sweep.slo_ms, at),
-            "latency percentiles over the offered rate, with the bound and the knee",
-        ),
-        picture(latency_figure(points), "latency by percentile at the offered rates"),
-        *_seconds([points[i] for i in chosen]),
-    ]
-    return _whole("Load sweep", points, (words, bad), tiles(figures), pictures, at)
 
+    title: str
+    sections: Sequence[Section]
+    note: str = ""
+    mark: str = ""
+    sentence: str = ""
+    is_bad: bool = False
+    tiles: Pairs = ()
+    facts: Pairs = ()
 
-def _whole(
-    title: str,
-    results: Sequence[Result],
-    verdict: tuple[str, bool],
-    figures: str,
-    pictures: Sequence[str],
-    knee: int | None = None,
-) -> str:
-    """A page: the sentence, the headline figures, pictures, tables and where it all was."""
-    words, bad = verdict
-    mark = "" if any(result.verdict.valid for result in results) else "INVALID"
-    names = labels(results)
-    if knee is not None:
-        names[knee] += " (knee)"
-    return page(
-        title,
-        "",
-        [
-            sentence(words[0].upper() + words[1:], bad=bad),
-            figures,
-            fact_list(results),
-            heading("Latency", _hint(results)),
-            panels(pictures),
-            heading("Inside the server", "of the seconds that count, by its own counters"),
-            paragraph(NO_COUNTERS) if said_nothing(results) else "",
-            panels(_server_pictures(results)),
-            heading("Figures", "every answer compared with the bundle's reference"),
-            result_table(results, names),
-            heading("Errors by kind", "; ".join(wrong(r) for r in results if r.wrong_answers)),
-            error_table(results, names),
-            heading(
-                "What may have been the limit",
-                "the generator and the server take the same cores if they share a machine; "
-                "the generator's memory is not recorded",
-            ),
-            limit_table(results, names),
-        ],
-        mark,
-    )
-
-
-def _tiles(result: Result, name: str) -> list[tuple[str, str]]:
-    """The headline figures of a valid result."""
-    of = f", {name}" if name else ""
-    if name:
-        return [(f"{result.requests_per_s:,.0f}/s", f"p99 {result.latency_ms['p99']:.2f} ms{of}")]
-    figures = [
-        (f"{result.requests_per_s:,.0f}/s", "requests answered rightly"),
-        (f"{result.images_per_s:,.0f}/s", "images"),
-        (f"{result.latency_ms['p50']:.2f} ms", "p50"),
-        (f"{result.latency_ms['p99']:.2f} ms", "p99"),
-    ]
-    if result.goodput_per_s is not None:
-        figures.append((f"{goodput(result)}/s", f"goodput, within {result.slo_ms:g} ms"))
-    if result.cost_per_million is not None:
-        figures.append((cost(result), "cost per million images"))
-    return figures
-
-
-def _hint(results: Sequence[Result]) -> str:
-    loops = {result.loop for result in results}
-    since = "from the moment a request was due" if "open" in loops else ""
-    if "closed" in loops:
-        since += f"{', in closed loops ' * bool(since)}from sending a request to its answer"
-    if any(not result.verdict.valid for result in results):
-        return f"{since}; INVALID points have hollow markers or broken lines"
-    return since
-
-
-def _curve(results: Sequence[Result]) -> list[str]:
-    """Only of points that differ in their load alone."""
-    kinds = {(r.model, r.scenario, r.endpoint, r.images_per_request, r.loop) for r in results}
-    if len(kinds) > 1 or len({rate_per_s(result) for result in results}) < 2:  # noqa: PLR2004
-        return []
-    points = sorted(results, key=rate_per_s)
-    figure = curve_figure(points, points[0].slo_ms, None)
-    return [picture(figure, "latency percentiles over the rate")]
-
-
-def _seconds(results: Sequence[Result]) -> list[str]:
-    return [
-        picture(seconds_figure(result, f"Each second: {name}"), f"answers each second, {name}")
-        for result, name in zip(results, labels(results), strict=True)
-    ]
-
-
-def _server_pictures(results: Sequence[Result]) -> list[str]:
-    drawn: list[tuple[Figure | None, str]] = [
-        (batch_figure(results), "batch sizes"),
-        (waiting_figure(results), "time in the queue and in the engine"),
-        (machine_figure(results), "CPU and memory"),
-    ]
-    return [picture(figure, words) for figure, words in drawn if figure is not None]
+    def html(self) -> str:
+        """The page, whole in one file."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("page.html.jinja").render(page=self)

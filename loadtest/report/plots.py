@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from loadtest.measure.result import Result
 from loadtest.report.words import labels, rate_per_s
-from loadtest.result import Result
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56606a")
 BOUND, INK = "#b3261e", "#1d2329"
@@ -68,13 +68,13 @@ def bound_line(axes: Axes, slo_ms: float) -> None:
     )
 
 
-def curve_figure(points: Sequence[Result], slo_ms: float | None, knee: int | None) -> Figure:
-    """Percentiles over the rate; the bound, the knee and what the generator reaches by itself.
+def curve_figure(points: Sequence[Result], slo_ms: float | None, capacity: int | None) -> Figure:
+    """Percentiles over the rate; the bound, the capacity and what the generator reaches by itself.
 
     Args:
         points: By rate; those without an answer have no latency to show.
         slo_ms: The bound, if there is one.
-        knee: Its position among the points, if it was found.
+        capacity: Its position among the points, if it was found.
     """
     figure = panel(3.9)
     axes = figure.subplots()
@@ -109,7 +109,7 @@ def curve_figure(points: Sequence[Result], slo_ms: float | None, knee: int | Non
     axes.set_title("Latency over throughput", loc="left")
     if slo_ms:
         bound_line(axes, slo_ms)
-    _mark_knee(axes, points, knee)
+    _mark_capacity(axes, points, capacity)
     _mark_ceiling(axes, [point.ceiling_per_s for point in points])
     if any(not point.verdict.valid for point in shown):
         axes.plot([], [], "o", color="#56606a", markerfacecolor="white", label="INVALID")
@@ -117,12 +117,12 @@ def curve_figure(points: Sequence[Result], slo_ms: float | None, knee: int | Non
     return figure
 
 
-def _mark_knee(axes: Axes, points: Sequence[Result], knee: int | None) -> None:
-    if knee is None:
+def _mark_capacity(axes: Axes, points: Sequence[Result], capacity: int | None) -> None:
+    if capacity is None:
         return
-    rate, p99 = rate_per_s(points[knee]), points[knee].latency_ms["p99"]
+    rate, p99 = rate_per_s(points[capacity]), points[capacity].latency_ms["p99"]
     axes.axvline(rate, color=INK, linewidth=1, linestyle="-.")
-    axes.plot([rate], [p99], "*", color=INK, markersize=14, zorder=5, label=f"knee: {rate:,.0f}/s")
+    axes.plot([rate], [p99], "*", color=INK, markersize=14, zorder=5, label="capacity")
 
 
 def _mark_ceiling(axes: Axes, ceilings: Sequence[float | None]) -> None:

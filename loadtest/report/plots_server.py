@@ -1,4 +1,4 @@
-"""Figures of what the server said of itself: by load point, or by second if there is one point."""
+"""Figures of what the server said of itself: over time, or by load point if there are several."""
 
 import math
 from collections.abc import Sequence
@@ -8,68 +8,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from loadtest.report.levels import Level, counting, level, samples
+from loadtest.measure.result import MIB, Result
 from loadtest.report.plots import COLOURS, panel, scale_latency
-from loadtest.report.words import MIB, labels
-from loadtest.result import Result
+from loadtest.report.server import counting, level, samples
+from loadtest.report.words import labels
 
-MOST_STRAIGHT = 6  # labels beside each other that need not be turned
-LONG_LABEL = 8  # characters
+COMPUTE = "compute_ms"
 NO_SHARE = 0.005  # rounds to 0%
-DARK_CELL = 0.55
 PALE = "#c9d1d8"
 
 
 def batch_figure(results: Sequence[Result]) -> Figure | None:
-    """How large the batches were, at each load point; None if nobody knows."""
+    """How large the batches were: the shares of one point, or the means of several."""
     levels = [level(result) for result in results]
-    known = [each.sizes for each in levels if each.sizes]
-    if not known:
+    means = _numbers([each["samples_per_batch"] for each in levels])
+    sizes = levels[0]["sizes"]
+    if not any(map(math.isfinite, means)):
         return None
-    sizes = max(map(list, known), key=len)
-    if len(results) == 1:
-        return _histogram(known[0], levels[0])
-    figure = panel(3.9)
+    figure = panel()
     axes = figure.subplots()
-    cells = [[(each.sizes or {}).get(size, 0.0) for each in levels] for size in sizes]
-    axes.imshow(cells, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
-    small = len(results) > MOST_STRAIGHT
-    for row, shares in enumerate(cells):
-        for column, share in enumerate(shares):
-            unknown = levels[column].sizes is None
-            if not unknown and share < NO_SHARE:
-                continue
-            axes.text(
-                *(column, row, "?" if unknown else f"{100 * share:.0f}"),
-                ha="center",
-                va="center",
-                size=8 if small else 9,
-                color="white" if share > DARK_CELL else "#1d2329",
-            )
-    for column, each in enumerate(levels):
-        digits = 0 if small else 1
-        mean = "?" if each.images_per_batch is None else f"{each.images_per_batch:.{digits}f}"
-        size = 8 if small else 9
-        axes.text(
-            column, len(sizes) - 0.4, mean, ha="center", va="bottom", size=size, weight="bold"
-        )
-    axes.set_yticks([*range(len(sizes)), len(sizes) - 0.1], [*sizes, "mean"])
-    axes.set(ylabel="images in a batch")
-    _points(axes, results)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_title("Share of the batches by size, %", loc="left", pad=20)
+    if len(results) > 1 or not sizes:
+        _line(axes, _axis(axes, results), means, results, color=COLOURS[0], marker="o")
+        axes.set(ylabel="mean samples in a batch")
+        axes.set_ylim(0)
+        axes.set_title("Batch sizes", loc="left")
+        return figure
+    bars = axes.bar(range(len(sizes)), list(sizes.values()), 0.8, color=COLOURS[0])
+    axes.bar_label(bars, [_percent(share) for share in sizes.values()], size=9)
+    axes.set_xticks(range(len(sizes)), list(sizes))
+    axes.set_ylim(0, 1.12 * max(sizes.values()))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="samples in a batch", ylabel="share of the batches")
+    axes.set_title(f"Batch sizes, mean {means[0]:.1f}", loc="left")
     return figure
 
 
 def waiting_figure(results: Sequence[Result]) -> Figure | None:
     """What a batch waited and what it was computed for; None if nobody knows."""
-    if len(results) == 1:
-        each = samples(results[0])
-        drawn = [(s.queue_ms, s.compute_ms) for s in each]
-    else:
-        drawn = [(one.queue_ms, one.compute_ms) for one in map(level, results)]
-    queue, compute = (_numbers([pair[i] for pair in drawn]) for i in (0, 1))
+    drawn = _drawn(results)
+    queue, compute = (_numbers([each[name] for each in drawn]) for name in ("queue_ms", COMPUTE))
     if not any(map(math.isfinite, [*queue, *compute])):
         return None
     figure = panel()
@@ -85,47 +62,42 @@ def waiting_figure(results: Sequence[Result]) -> Figure | None:
 
 
 def machine_figure(results: Sequence[Result]) -> Figure | None:
-    """CPU of the server beside the generator's, and the server's memory; None if not known."""
-    one = len(results) == 1
-    seen: list[Any] = samples(results[0]) if one else [level(result) for result in results]
-    cores = _numbers([each.cpu_cores for each in seen])
-    rss = _numbers([None if each.rss_bytes is None else each.rss_bytes / MIB for each in seen])
-    if not any(map(math.isfinite, [*cores, *rss])):
+    """CPU of the server beside the generator's, its memory and open files; None if not known."""
+    drawn = _drawn(results)
+    cores = _numbers([each["cpu_cores"] for each in drawn])
+    memory = [value / MIB for value in _numbers([each["rss_bytes"] for each in drawn])]
+    files = _numbers([each["open_files"] for each in drawn])
+    if not any(map(math.isfinite, [*cores, *memory])):
         return None
-    figure = panel(3.9)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    figure = panel(4.6)
+    above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 2])
     x = _axis(below, results)
     busy = [result.generator_cpu_share for result in results]
     _line(above, x, cores, results, color=COLOURS[0], marker="o", label="server")
-    if one:
+    if len(results) == 1:
         above.axhline(busy[0], color=COLOURS[1], linestyle="--", label="generator, mean")
     else:
         name = "generator's busiest process"
         _line(above, x, busy, results, color=COLOURS[1], marker="s", label=name)
-    above.set_ylim(0, 1.15 * max([*filter(math.isfinite, cores), *busy, 0.1]))
     above.set(ylabel="CPU, cores")
     above.set_title("The machine under it", loc="left")
-    _line(below, x, rss, results, color=COLOURS[2], marker="D", label="server's memory")
-    highest = max([*filter(math.isfinite, rss), 1.0])
-    below.set_ylim(0, 1.2 * highest)
-    below.yaxis.set_major_locator(MaxNLocator(4))
-    below.set(ylabel="MiB")
+    _line(middle, x, memory, results, color=COLOURS[2], marker="D", label="server's memory")
+    middle.set(ylabel="MiB")
+    _line(below, x, files, results, color=COLOURS[3], marker="^", label="server's open files")
+    below.set(ylabel="files")
+    for axes in (above, middle, below):
+        axes.set_ylim(0, 1.2 * (axes.get_ylim()[1] or 1))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
     figure.align_ylabels()
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
-def _histogram(sizes: dict[str, float], seen: Level) -> Figure:
-    figure = panel()
-    axes = figure.subplots()
-    bars = axes.bar(range(len(sizes)), list(sizes.values()), 0.8, color=COLOURS[0])
-    axes.bar_label(bars, [_percent(share) for share in sizes.values()], size=9)
-    axes.set_xticks(range(len(sizes)), list(sizes))
-    axes.set_ylim(0, 1.12 * max(sizes.values()))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(xlabel="images in a batch", ylabel="share of the batches")
-    axes.set_title(f"Batch sizes, mean {seen.images_per_batch or math.nan:.1f}", loc="left")
-    return figure
+def _drawn(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The samples of one point, or the levels of several."""
+    if len(results) == 1:
+        return [sample.model_dump() for sample in samples(results[0])]
+    return [level(result) for result in results]
 
 
 def _percent(share: float) -> str:
@@ -141,41 +113,24 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 def _axis(axes: Axes, results: Sequence[Result]) -> list[float]:
     """The x axis, and where on it the values are: seconds of one point, or points."""
-    if len(results) > 1:
-        _points(axes, results)
-        return list(map(float, range(len(results))))
-    every, first = samples(results[0]), counting(results[0])[0]
-    axes.set(xlabel="seconds since the server is watched (hatched: warm-up)")
-    for each in axes.figure.axes:
-        each.axvspan(
-            *(0, first.at_s - first.seconds), facecolor="#eef1f4", hatch="....", edgecolor=PALE
-        )
-    axes.set_xlim(0, every[-1].at_s)
-    return [sample.at_s - sample.seconds / 2 for sample in every]
-
-
-def _points(axes: Axes, results: Sequence[Result]) -> None:
-    """Load points beside each other; INVALID ones bear an asterisk."""
-    due = all(result.offered_per_s is not None for result in results)
-    names = [name.removesuffix(", INVALID") for name in labels(results)]
-    if due and all(name.endswith("/s") for name in names):
-        names = [name.removesuffix("/s") for name in names]
-        what = "offered requests/s"
-    else:
-        what = ""
+    if len(results) == 1:
+        every, first = samples(results[0]), counting(results[0])[0]
+        axes.set(xlabel="seconds since the server is watched (hatched: warm-up)")
+        for each in axes.figure.axes:
+            end_s = first.at_s - first.seconds
+            each.axvspan(0, end_s, facecolor="#eef1f4", hatch="....", edgecolor=PALE)
+        axes.set_xlim(0, every[-1].at_s)
+        return [sample.at_s - sample.seconds / 2 for sample in every]
     invalid = [not result.verdict.valid for result in results]
-    names = [name + "*" * bad for name, bad in zip(names, invalid, strict=True)]
-    turned = len(names) > MOST_STRAIGHT or max(map(len, names)) > LONG_LABEL
-    axes.set_xticks(
-        range(len(names)),
-        names,
-        rotation=35 if turned else 0,
-        ha="right" if turned else "center",
-        rotation_mode="anchor" if turned else None,
-        fontsize=9,
-    )
+    names = [
+        name.removesuffix(", INVALID") + "*" * bad
+        for name, bad in zip(labels(results), invalid, strict=True)
+    ]
+    look: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, fontsize=9, **look)
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set(xlabel=f"{what}  (* INVALID)" if any(invalid) else what)
+    axes.set(xlabel="(* INVALID)" if any(invalid) else "")
+    return list(map(float, range(len(results))))
 
 
 def _line(
@@ -184,16 +139,9 @@ def _line(
     """A line with markers, hollow ones for INVALID points; nothing joins what has no order."""
     rates = [result.offered_per_s for result in results]
     ordered = None not in rates and rates == sorted(r for r in rates if r is not None)
-    one = len(results) == 1
-    solid = one or ordered
-    colour = look["color"]
+    solid = len(results) == 1 or ordered
     axes.plot(x, y, linestyle="-" if solid else "none", markersize=5, **look)
-    bad = [] if one else [i for i, result in enumerate(results) if not result.verdict.valid]
-    axes.plot(
-        *([x[i] for i in bad], [y[i] for i in bad]),
-        linestyle="none",
-        marker=look["marker"],
-        color=colour,
-        markerfacecolor="white",
-        markersize=5,
-    )
+    if len(results) > 1:
+        bad = [i for i, result in enumerate(results) if not result.verdict.valid]
+        hollow = {**look, "label": None, "linestyle": "none", "markerfacecolor": "white"}
+        axes.plot([x[i] for i in bad], [y[i] for i in bad], markersize=5, **hollow)

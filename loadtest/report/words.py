@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from loadtest.record import REFUSED
-from loadtest.result import Result
-from loadtest.sweep import Sweep
+from loadtest.generator.recorder import REFUSED
+from loadtest.measure.result import Result
+from loadtest.measure.sweep import Sweep
 
 UNKNOWN = "not known"
-MIB = 2**20  # bytes
 
 
 def offered(result: Result) -> str:
@@ -26,7 +25,7 @@ _TELLING: tuple[Callable[[Result], str], ...] = (
     lambda result: result.model,
     lambda result: result.scenario,
     offered,
-    lambda result: f"{result.images_per_request} x {result.endpoint}",
+    lambda result: f"{result.samples_per_request} x {result.endpoint}",
     lambda result: result.variant,
 )
 
@@ -111,24 +110,25 @@ def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, 
 
 
 def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
-    """The sentence of a search for the knee, and whether it is bad news."""
+    """The sentence of a search for the capacity, and whether it is bad news."""
     bad = [wrong(point) for point in sweep.points if point.wrong_answers]
     if bad:
         return f"FAILED: {'; '.join(bad)}", True
-    if sweep.knee is None:
+    if sweep.capacity is None:
         invalid = sum(not point.verdict.valid for point in sweep.points)
         return (
-            f"No knee: no valid point kept p99 under {sweep.slo_ms:g} ms "
-            f"({invalid} of {len(sweep.points)} points are INVALID)"
+            f"No capacity: at no valid point were 99% of the requests answered within "
+            f"{sweep.slo_ms:g} ms ({invalid} of {len(sweep.points)} points are INVALID)"
         ), True
-    knee = sweep.points[sweep.knee]
+    best = sweep.points[sweep.capacity]
     found = (
-        f"Up to {knee.offered_per_s or 0:,.0f} requests/s are answered with a p99 under "
-        f"{sweep.slo_ms:g} ms ({knee.latency_ms['p99']:.2f} ms there)"
+        f"The capacity at {sweep.slo_ms:g} ms is {best.goodput_per_s or 0:,.0f} requests/s of "
+        f"goodput, at {best.offered_per_s or 0:,.0f}/s offered "
+        f"(p99 {best.latency_ms['p99']:.2f} ms)"
     )
-    above = sweep.points[sweep.knee + 1 :]
+    above = [point for point in sweep.points[sweep.capacity + 1 :] if point.verdict.valid]
+    if len(sweep.points) == sweep.capacity + 1:
+        return f"{found}; no higher rate was offered, so it may be higher", False
     if not above:
-        return f"{found}; no higher rate was offered, so the knee may be higher", False
-    if not any(point.verdict.valid for point in above):
-        return f"{found}; every higher point is INVALID, so the knee may be higher", False
-    return f"{found}; that is the knee", False
+        return f"{found}; every higher point is INVALID, so it may be higher", False
+    return f"{found}; {above[0].offered_per_s or 0:,.0f}/s were too much", False

@@ -16,7 +16,7 @@ from http.client import HTTPConnection, HTTPException, RemoteDisconnected
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from loadtest.expectations import Expectations
+from loadtest.generator.expectations import Expectations
 
 CLIENTS = 8
 TIMEOUT_S = 30.0
@@ -126,8 +126,7 @@ class Load:
 
     def _one(self, connection: HTTPConnection, position: int) -> None:
         request = self._expectations.requests[position]
-        sent = request.sent
-        connection.request("POST", sent.path, sent.content, dict(sent.headers))
+        connection.request("POST", request.path, request.content, dict(request.headers))
         answer = connection.getresponse()
         body = answer.read()
         with self._lock:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.record import Tally, new_histogram
-from loadtest.result import Provenance, Result, Verdict, figures
+from loadtest.generator.recorder import Tally, new_histogram
+from loadtest.measure.result import Provenance, Result, Verdict, figures
+from loadtest.measure.sweep import Sweep
 from loadtest.scenarios import load_profile, load_scenario
-from loadtest.serverside.watch import ServerSample, summary
-from loadtest.sweep import Sweep
+from loadtest.telemetry.watch import ServerSample, summary
 
 SECONDS = 4
 BEGAN = "2026-01-02T03:04:05+00:00"
@@ -24,15 +24,15 @@ def encoded(latencies_ms: Sequence[float]) -> str:
 def sample(at_s: float, **known: Any) -> ServerSample:
     """What a server says of a second under load; what is given differs."""
     said: dict[str, Any] = {
-        "images_per_s": 100.0,
+        "samples_per_s": 100.0,
         "requests_per_s": 100.0,
         "refused_per_s": {},
         "batches_per_s": 50.0,
-        "images_per_batch": 2.0,
+        "samples_per_batch": 2.0,
         "batch_sizes": {"1": 30, "2": 10, "4": 10, "8": 0, "+Inf": 0},
         "queue_ms": 0.25,
         "compute_ms": 0.5,
-        "queued_images": 0,
+        "queued_samples": 0,
         "cpu_cores": 0.75,
         "rss_bytes": 256 * 2**20,
     }
@@ -67,6 +67,7 @@ def point(
             "window_s": SECONDS,
             "sent": SECONDS * len(latencies_ms),
             "in_window": SECONDS * len(latencies_ms),
+            "samples": SECONDS * len(latencies_ms),
             "latency_us": encoded([*latencies_ms] * SECONDS),
             "lag_us": encoded([0.125]),
             "windows_us": [encoded(latencies_ms)] * SECONDS,
@@ -105,6 +106,12 @@ def point(
     return Result(**fields)
 
 
-def sweep_of(points: Sequence[Result], knee: int | None) -> Sweep:
+def sweep_of(points: Sequence[Result], capacity: int | None) -> Sweep:
     """A search that met these points."""
-    return Sweep(slo_ms=20, ceiling_per_s=1000, capacity_per_s=500, points=list(points), knee=knee)
+    return Sweep(
+        slo_ms=20,
+        ceiling_per_s=1000,
+        closed_loop_per_s=500,
+        points=list(points),
+        capacity=capacity,
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from loadtest.clock import Polling, TimerFile, Waiter, waiter
+from loadtest.generator.clock import Polling, TimerFile, Waiter, waiter
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
 
@@ -65,6 +65,6 @@ def test_linux_has_the_exact_one_and_a_refusal_is_told(monkeypatch: pytest.Monke
     exact = waiter()
     assert isinstance(exact, TimerFile)
     exact.close()
-    monkeypatch.setattr("loadtest.clock.CLOCK_MONOTONIC", 99)
+    monkeypatch.setattr("loadtest.generator.clock.CLOCK_MONOTONIC", 99)
     with pytest.raises(OSError, match="timerfd: Invalid argument"):
         TimerFile()

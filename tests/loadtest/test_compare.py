@@ -3,30 +3,33 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from loadtest.client.connections import Target
-from loadtest.gate import command
-from loadtest.gate.command import (
+from loadtest.generator.client import Load, Target
+from loadtest.regression import compare as command
+from loadtest.regression.compare import (
     FIGURES,
     MORE,
     ONE,
     TAIL,
     GateError,
     HeadError,
+    Offer,
     Plan,
     answering,
+    closed_turn,
     compared,
     faultless,
+    open_turn,
     orders,
     sides,
 )
-from loadtest.gate.trees import Tree
-from loadtest.gate.turns import Offer, Turn, closed_turn, open_turn
-from loadtest.gate.verdict import (
+from loadtest.regression.trees import Tree
+from loadtest.regression.verdict import (
     IMPROVEMENT,
     INCONCLUSIVE,
     NOTHING,
@@ -70,7 +73,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def _commit(clone: Path, fault: str) -> None:
-    with (clone / "service" / "batcher.py").open("a") as file:
+    with (clone / "service" / "engine" / "batcher.py").open("a") as file:
         file.write(PLANTED.format(fault=fault))
     git(clone, "commit", "--quiet", "--all", "--message", "Plant a fault")
 
@@ -181,14 +184,14 @@ def test_pairs_have_arrivals_of_their_own(monkeypatch: pytest.MonkeyPatch) -> No
     """Both sides of a pair get the same arrivals, turn by turn, and no two pairs the same."""
     seeds: list[list[int]] = []
 
-    def turn(target: Target, seconds: float, offer: Offer) -> Turn:
+    def turn(target: Target, seconds: float, offer: Offer) -> Load:
         seeds[-1].append(offer.seed)
-        return Turn(seconds, 1, [0.1], ())
+        return Load(seconds, answered=1, accepted_s=[0.1])
 
     monkeypatch.setattr(command, "open_turn", turn)
     target = Target("http://127.0.0.1:1", b"", lambda headers, body: None)
     server = command.Server(Tree(Path(), "abc"), target, target)
-    offer = Offer(10, 2, spin=False)
+    offer = Offer(10, spin=False)
     plan = Plan("HEAD", "HEAD", seconds=1.0)
     bench = command._Bench(plan, server, server, server, offer, lambda line: None)
     for number in range(2):
@@ -202,7 +205,8 @@ def test_pairs_have_arrivals_of_their_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_fault_is_heads_or_prevents_the_measurement() -> None:
     """Turns add up, faults too; of head what was wrong is kept; of base nothing can be measured."""
-    right, wrong = Turn(1.0, 2, [0.1], ()), Turn(1.0, 4, [0.2], ("HTTP 500 x 1",))
+    right = Load(1.0, answered=2, accepted_s=[0.1])
+    wrong = Load(1.0, answered=4, accepted_s=[0.2], other=Counter({"HTTP 500": 1}))
     assert faultless(right, "head") == right
     assert (right + wrong).rate == 3
     assert (right + wrong).p99_s == pytest.approx(0.199)
@@ -211,14 +215,14 @@ def test_a_fault_is_heads_or_prevents_the_measurement() -> None:
     with pytest.raises(GateError, match=r"base itself gave .* HTTP 500 x 1$"):
         faultless(right + wrong, "base")
     assert answering(right, "head") == right
-    with pytest.raises(HeadError, match=r"^no right answer within 1 s$"):
-        answering(Turn(1.0, 0, [], ()), "head")
+    with pytest.raises(HeadError, match=r"^no right answer within 1 s x 1$"):
+        answering(Load(1.0), "head")
 
 
 def test_a_server_that_is_gone_is_a_fault() -> None:
     """No connection, in a closed loop and in an open one; no figure is made of it."""
     target = Target(f"http://127.0.0.1:{free_port()}", b"", lambda headers, body: None)
-    for turn in (closed_turn(target, 0.1, 2), open_turn(target, 0.1, Offer(10, 2, spin=False))):
+    for turn in (closed_turn(target, 0.1, 2), open_turn(target, 0.1, Offer(10, spin=False))):
         assert "no connection" in turn.faults[0]
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loadtest import run
 from loadtest.errors import LoadTestError
-from loadtest.noop import noop_server
-from loadtest.record import Tally
-from loadtest.run import generate
+from loadtest.generator.recorder import Tally
+from loadtest.measure import run
+from loadtest.measure.noop import noop_server
+from loadtest.measure.run import generate
+from loadtest.measure.validity import judge
 from loadtest.scenarios import load_profile, load_scenario
-from loadtest.validity import judge
 from tests.tiny import SERVED_BUNDLES
 
 BUNDLE = SERVED_BUNDLES / "cnn"
@@ -47,7 +47,7 @@ def test_a_lost_process_makes_the_measurement_invalid() -> None:
     found: list[Tally] = []
 
     def measure(url: str) -> None:
-        tally = generate(SCENARIO, url, BUNDLE, PROFILE, processes=2, ceiling=True)
+        tally = generate(SCENARIO, url, [BUNDLE], PROFILE, processes=2, ceiling=True)
         found.append(tally)
 
     with noop_server() as url:
@@ -71,7 +71,7 @@ def test_processes_of_a_run_that_is_given_up_are_ended(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(run, "_watch", give_up)
     with noop_server() as url, pytest.raises(LoadTestError, match="given up"):
-        generate(SCENARIO, url, BUNDLE, PROFILE, processes=2, ceiling=True)
+        generate(SCENARIO, url, [BUNDLE], PROFILE, processes=2, ceiling=True)
     give_up_s = time.monotonic() + 5
     while left := _all_generators():
         if time.monotonic() > give_up_s:
@@ -101,5 +101,5 @@ def test_users_of_an_open_loop_share_its_rate() -> None:
     """Four users by hand send what the scenario offers, not four times as much."""
     with noop_server() as url:
         four = SCENARIO.model_copy(update={"users": 4})
-        tally = generate(four, url, BUNDLE, PROFILE, ceiling=True)
+        tally = generate(four, url, [BUNDLE], PROFILE, ceiling=True)
     assert 100 < tally.sent < 230  # 40 a second for 4 seconds are 160

@@ -1,4 +1,4 @@
-"""The no-op server answers each request once, however it is sent, and stalls when told to."""
+"""The no-op server answers each request once, however it is cut, and stalls when told to."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from loadtest.noop import noop_server
+from loadtest.measure.noop import noop_server
 from loadtest.server import REPOSITORY
 
 BODY = b'{"label": "7"}'
@@ -23,10 +23,6 @@ ANSWER = (
 )
 READY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PLAIN = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n\r\n\r\nPOST "
-CHUNKED = (
-    b"POST /any HTTP/1.1\r\nTRANSFER-ENCODING: Chunked\r\n\r\n"
-    b"4;of=more\r\n\r\n\r\n\r\n10\r\n0123456789abcdef\r\n0\r\nTrailer: x\r\n\r\n"
-)
 EMPTY = b"POST / HTTP/1.1\r\n\r\n"
 PROBE = b"GET /readyz HTTP/1.1\r\n\r\n"
 OTHER = b"GET /predict HTTP/1.1\r\n\r\n"
@@ -67,16 +63,16 @@ def test_one_connection_asks_again_and_again(url: str) -> None:
 
 def test_requests_in_one_write_are_answered_in_order(url: str) -> None:
     """Pipelined requests of every kind: as many answers, each its own."""
-    requests = [PLAIN, PROBE, CHUNKED, EMPTY, OTHER, PLAIN]
+    requests = [PLAIN, PROBE, EMPTY, OTHER, PLAIN]
     missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-    answers = [ANSWER, READY, ANSWER, ANSWER, missing, ANSWER]
+    answers = [ANSWER, READY, ANSWER, missing, ANSWER]
     with _connect(url) as connection:
         connection.sendall(b"".join(requests) * 10)
         expected = b"".join(answers) * 10
         assert _read(connection, len(expected)) == expected
 
 
-@pytest.mark.parametrize("request_bytes", [PLAIN, CHUNKED, EMPTY])
+@pytest.mark.parametrize("request_bytes", [PLAIN, EMPTY])
 def test_a_request_that_comes_byte_by_byte_is_answered_when_it_is_whole(
     url: str, request_bytes: bytes
 ) -> None:
@@ -96,36 +92,12 @@ def test_a_request_that_comes_byte_by_byte_is_answered_when_it_is_whole(
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 64])
 def test_it_does_not_matter_where_a_stream_is_cut(url: str, cut: int) -> None:
     """Pieces of any size give the same answers."""
-    stream = (CHUNKED + PLAIN) * 3
+    stream = (EMPTY + PLAIN) * 3
     with _connect(url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for i in range(0, len(stream), cut):
             connection.sendall(stream[i : i + cut])
         assert _read(connection, 6 * len(ANSWER)) == 6 * ANSWER
-
-
-def test_the_connection_closes_behind_the_last_answer(url: str) -> None:
-    """After "Connection: close" and HTTP/1.0 nothing more is answered; nonsense gets a 400."""
-    for request in (
-        b"POST / HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
-        b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
-    ):
-        with _connect(url) as connection:
-            connection.sendall(request + PLAIN)
-            assert _read(connection, 10_000) == ANSWER
-    for nonsense in (b"\x16\x03\x01 hello\r\n\r\n", CHUNKED.replace(b"\n4;", b"\nfour;")):
-        with _connect(url) as connection:
-            connection.sendall(nonsense)
-            assert _read(connection, 10_000).startswith(b"HTTP/1.1 400 ")
-
-
-def test_a_body_that_waits_to_be_asked_for_is_asked_for(url: str) -> None:
-    """What says "Expect: 100-continue" gets it, then sends its body, then gets the answer."""
-    with _connect(url) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-        assert _read(connection, 25) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        connection.sendall(b"{}")
-        assert _read(connection, len(ANSWER)) == ANSWER
 
 
 def test_requests_take_their_time_one_after_the_other() -> None:
@@ -186,7 +158,7 @@ def test_the_server_ends_with_its_block() -> None:
     """Afterwards nobody listens there; where the port is taken it says so and ends."""
     with noop_server() as url:
         port = str(urlsplit(url).port)
-        command = [sys.executable, "-m", "loadtest.noop", "--port", port]
+        command = [sys.executable, "-m", "loadtest.measure.noop", "--port", port]
         ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
         assert ran.returncode != 0
         assert "address already in use" in ran.stderr

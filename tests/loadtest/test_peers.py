@@ -7,17 +7,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from loadtest.__main__ import main
-from loadtest.client.connections import Load, Target
-from loadtest.client.loops import closed_loop
+from loadtest.generator.expectations import Expectations
+from loadtest.generator.payloads import PEER_FORMS
+from loadtest.measure.run import generate
 from loadtest.peers.declared import Peer, PeerError, declared
-from loadtest.peers.forms import FORMS, LENGTH, ask, judge
-from loadtest.peers.installed import SkippedError, environment, packages, running
+from loadtest.peers.installed import SkippedError, ask, environment, packages, running
 from loadtest.peers.run import ENVIRONMENTS, Comparison, Plan, Server
-from tests.loadtest.tiny_peer import BUNDLE, GOLDEN, IMAGES, SERVER, write_peer
+from loadtest.scenarios import Profile, load_scenario
+from tests.loadtest.tiny_peer import ANSWERS, BUNDLE, IMAGES, SERVER, write_peer
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 
@@ -35,7 +35,7 @@ def test_the_repository_declares_its_peers() -> None:
     names = " ".join(peer.name for peer in peers)
     for framework in ("BentoML", "FastAPI", "LitServe", "mosec", "Triton"):
         assert framework in names
-    assert all(peer.form in FORMS and peer.requirements for peer in peers)
+    assert all(peer.form in PEER_FORMS and peer.requirements for peer in peers)
     assert {peer.name for peer in declared(words=["fastapi"])} == {
         "FastAPI",
         "FastAPI, 2 processes",
@@ -50,7 +50,7 @@ def test_the_repository_declares_its_peers() -> None:
     [
         ("dependencies = []", 'dependencies = ["numpy"]', "pin"),
         ('path = "/digits"', 'path = "digits"', "path"),
-        ('form = "pixels"', 'form = "smoke signals"', "form"),
+        ('form = "tensors"', 'form = "smoke signals"', "form"),
         ('settings = "as it comes"', 'setings = "?"', "setings"),
         ("[[tool.peer]]", "[[tool.beer]]", "peer"),
         ("dependencies", "dependencies dependencies", "TOML"),
@@ -77,42 +77,6 @@ def test_a_file_without_the_comment_is_no_peer_and_names_are_unique(tmp_path: Pa
     (tmp_path / "folder" / "__main__.py").write_text(first.read_text())
     with pytest.raises(PeerError, match="several peers bear the name tiny"):
         declared(tmp_path)
-
-
-def test_every_form_asks_for_the_same_pixels_and_reads_the_label() -> None:
-    """JSON and binary bodies hold the image; an answer in each form gives its largest value."""
-    pixels = IMAGES[0].body
-    values = np.eye(10, dtype=np.float32)[[3]]
-    name = {"name": "probabilities", "shape": [1, 10], "parameters": {"binary_data_size": 40}}
-    head = json.dumps({"outputs": [name]}).encode()
-    tensor = {LENGTH: str(len(head))}, head + values.tobytes()
-    answers = {
-        "json": ({}, json.dumps(values.tolist()).encode()),
-        "pixels": ({}, values.tobytes()),
-        "open-inference": tensor,
-        "open-inference-raw": tensor,
-    }
-    assert answers.keys() == FORMS.keys()
-    for form_name, (headers, body) in answers.items():
-        request = GOLDEN.requests("peer", FORMS[form_name], "/")[0]
-        if form_name == "json":
-            asked = np.array(json.loads(request.body)["images"], np.uint8).tobytes()
-        else:
-            asked = request.body[int(request.headers.get(LENGTH, 0)) :]
-        assert asked == pixels
-        assert FORMS[form_name].read(headers, body).argmax(axis=1).tolist() == [3]
-        assert "malformed" in str(judge(FORMS[form_name], request)({LENGTH: "x"}, b"?"))
-
-
-def test_this_service_answers_as_it_is_asked_beside_the_peers(service_url: str) -> None:
-    """Its raw and binary forms pass the judge for every golden image; another digit does not."""
-    for form in (FORMS["open-inference-raw"], FORMS["open-inference"]):
-        requests = GOLDEN.requests("service", form, "/v2/models/cnn/infer")
-        for request, next_one in zip(requests, [*requests[1:], requests[0]], strict=True):
-            headers, body = ask(service_url, request)
-            assert judge(form, request)(headers, body) is None
-            if next_one.labels != request.labels:
-                assert "expected" in str(judge(form, next_one)(headers, body))
 
 
 def _peer(tmp_path: Path, server: str = SERVER, requirements: str = "") -> Peer:
@@ -165,7 +129,7 @@ def test_a_peer_that_answers_wrongly_fails_the_run(
     """Status 1 before anything is measured, and which image got which digit."""
     write_peer(tmp_path / "peers", "tiny", honest=40)
     assert _compare(tmp_path) == 1
-    assert "FAILED: tiny, image 39: label" in capsys.readouterr().err
+    assert "FAILED: tiny, sample 39: probabilities: labels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -175,13 +139,18 @@ class _MixedUp(http.server.BaseHTTPRequestHandler):
     protocol_version, wbufsize = "HTTP/1.1", -1
     last = threading.Lock(), [b""]
 
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
     def do_POST(self) -> None:
         pixels = self.rfile.read(int(self.headers["content-length"]))
         lock, last = self.last
         with lock:
             given, last[0] = last[0] or pixels, pixels
-        best = next(int(r.labels[0]) for r in IMAGES if r.body == given)
-        body = np.eye(10, dtype=np.float32)[best].tobytes()
+        (asked,) = (r for r in IMAGES if r.content == given)
+        body = ANSWERS[asked.positions[0]].tobytes()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -202,16 +171,14 @@ def mixed_up_url() -> Iterator[str]:
 
 
 def test_answers_given_to_the_wrong_requester_are_noticed(mixed_up_url: str) -> None:
-    """The same image again and again is answered rightly; different ones at once are not."""
-    targets = [Target(mixed_up_url, r.wire(), judge(FORMS["pixels"], r)) for r in IMAGES]
-    load, answered = closed_loop(targets[:1], 2, 0.3)
-    assert (load.wrong, dict(load.other)) == (0, {})
-    assert answered > 3
-    load, _ = closed_loop(targets, 8, 0.3)
-    assert load.wrong > 0
-    server = Server("mixed up", "", FORMS["pixels"], mixed_up_url, IMAGES, load=load)
+    """Locust's users ask for all golden images at once, and judge each answer by its own."""
+    scenario = load_scenario("Concurrency", users=4)
+    profile = Profile(name="short", duration_s=1, warmup_s=0.2, runs=1)
+    tally = generate(scenario, mixed_up_url, [BUNDLE], profile, peer=("tensors", "/digits"))
+    assert tally.wrong_answers > 0
+    server = Server("mixed up", "", "tensors", mixed_up_url, by_locust=[tally])
     (told,) = Comparison(Plan(), [server], []).wrong
-    assert told.startswith(f"mixed up: {load.wrong} wrong answers under load, such as: label")
+    assert told.startswith(f"mixed up: {tally.wrong_answers} wrong answers under load, such as: ")
 
 
 def test_without_wrk_a_bundle_or_a_sound_plan_the_reason_is_given(
@@ -262,7 +229,7 @@ def test_the_whole_command_measures_verifies_and_reports(
 
     write_peer(tmp_path / "peers", "tiny", honest=len(IMAGES) + 2)
     assert _compare(tmp_path, "--peers", "tiny") == 1
-    assert "FAILED: tiny, under load: label" in capsys.readouterr().err
+    assert "FAILED: tiny: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -273,13 +240,14 @@ def test_every_peer_of_the_repository_answers_rightly(peer: Peer, tmp_path: Path
         python = environment(peer, ENVIRONMENTS)
     except SkippedError as reason:
         pytest.skip(str(reason))
-    form = FORMS[peer.form]
-    requests = GOLDEN.requests(peer.name, form, peer.path)
-    with running(peer, python, BUNDLE, tmp_path / "scratch", requests[0]) as url:
-        for request in requests:
-            assert judge(form, request)(*ask(url, request)) is None
-        targets = [Target(url, r.wire(), judge(form, r)) for r in requests]
-        load, answered = closed_loop(targets, 16, 1)
-    assert isinstance(load, Load)
-    assert (load.wrong, load.refused_s, dict(load.other)) == (0, [], {})
-    assert answered > 10
+    expectations = Expectations(BUNDLE, peer.samples, peer.form, peer.path)
+    first = expectations.requests[0]
+    scenario = load_scenario("Concurrency", users=16, samples_per_request=peer.samples)
+    profile = Profile(name="short", duration_s=1, warmup_s=0.5, runs=1)
+    with running(peer, python, BUNDLE, tmp_path / "scratch", first) as url:
+        for request in expectations.requests:
+            headers, body = ask(url, request)
+            assert expectations.complaint(request, body, headers) is None
+        tally = generate(scenario, url, [BUNDLE], profile, peer=(peer.form, peer.path))
+    assert (tally.wrong_answers, tally.errors) == (0, {})
+    assert tally.in_window > 10

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.ratios import ratio_interval
+from loadtest.measure.stats import ratio_interval
 
 
 def test_an_interval_holds_its_estimate_and_is_the_same_again() -> None:

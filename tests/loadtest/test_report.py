@@ -4,10 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from loadtest.report.levels import level
-from loadtest.report.page import run_report, sweep_report
+from loadtest.measure.result import Result
+from loadtest.report.points import run_report, sweep_report
+from loadtest.report.server import level
 from loadtest.report.words import labels, sweep_verdict
-from loadtest.result import Result
 from tests.loadtest.points import point, sample, sweep_of
 
 EVIL = "<script src=http://evil.example/x.js></script>\"'&"
@@ -66,11 +66,11 @@ def test_the_figures_are_those_of_the_result() -> None:
     (name,) = labels([result])
     expected = {
         "requests/s": "4",
-        "images/s": "4",
+        "samples/s": "4",
         "goodput/s": "3",  # 40 ms is over the scenario's bound of 20 ms
         "p50 ms": f"{result.latency_ms['p50']:,.2f}",
         "p99.9 ms": f"{result.latency_ms['p99.9']:,.2f}",
-        "cost per million images": "50",  # 0.72 an hour is 0.0002 a second, 0.00005 an image
+        "cost per million samples": "50",  # 0.72 an hour is 0.0002 a second, 0.00005 an image
         "errors": "HTTP 429: 3, HTTP 500: 1",
         "HTTP 500": "1",
         "no room to send": "7",
@@ -187,42 +187,44 @@ def test_idle_seconds_and_the_warm_up_are_left_out() -> None:
         sample(6, **idle),
     ]
     found = level(point(samples=seen, warmup_s=1.0))
-    assert found.cpu_cores == pytest.approx(1.5)
-    assert found.sizes == pytest.approx({"1": 40 / 70, "2": 10 / 70, "3-4": 10 / 70, "5-8": 1 / 7})
+    assert found["cpu_cores"] == pytest.approx(1.5)
+    assert found["sizes"] == pytest.approx(
+        {"1": 40 / 70, "2": 10 / 70, "3-4": 10 / 70, "5-8": 1 / 7}
+    )
 
 
 @pytest.mark.parametrize(
-    ("knee", "above", "words"),
+    ("capacity", "above", "words"),
     [
-        (1, [], "no higher rate was offered, so the knee may be higher"),
-        (1, [["late"]], "every higher point is INVALID, so the knee may be higher"),
-        (1, [["late"], []], "that is the knee"),
-        (None, [["late"]], "No knee: no valid point kept p99 under 20 ms (1 of 3 points"),
+        (1, [], "no higher rate was offered, so it may be higher"),
+        (1, [["late"]], "every higher point is INVALID, so it may be higher"),
+        (1, [["late"], []], "301/s were too much"),
+        (None, [["late"]], "No capacity: at no valid point were 99% of the requests answered"),
     ],
 )
-def test_a_knee_is_no_more_certain_than_what_lies_above_it(
-    knee: int | None, above: list[list[str]], words: str
+def test_a_capacity_is_no_more_certain_than_what_lies_above_it(
+    capacity: int | None, above: list[list[str]], words: str
 ) -> None:
-    """Only a valid point above the knee says that the service can do no more."""
+    """Only a valid point above it says that the service can do no more."""
     points = [point(rate=100), point(rate=200)]
     points += [
         point(rate=300 + i, latencies_ms=[90], invalid=reasons) for i, reasons in enumerate(above)
     ]
-    sentence, _ = sweep_verdict(sweep_of(points, knee))
+    sentence, _ = sweep_verdict(sweep_of(points, capacity))
     assert words in sentence
-    assert words.replace("'", "&#x27;") in sweep_report(sweep_of(points, knee))
+    assert words.replace("'", "&#39;") in sweep_report(sweep_of(points, capacity))
 
 
-def test_a_sweep_shows_the_knee_and_every_point() -> None:
-    """The knee is in large letters and marked in the tables; so are points without any answer."""
+def test_a_sweep_shows_the_capacity_and_every_point() -> None:
+    """The capacity is in large letters and marked in the tables; dead points are there, too."""
     dead = point(rate=900, latencies_ms=[], invalid=["no right answer"])
     points = [point(rate=100), point(rate=300), point(rate=600, latencies_ms=[80]), dead]
     page = _Page(sweep_report(sweep_of(points, 1)))
     tiles = page.tiles()
-    assert tiles["knee, requests offered"] == "300/s"
-    assert tiles["goodput there"] == "4/s"
+    assert tiles["capacity, goodput"] == "4/s"
+    assert tiles["offered there"] == "300/s"
     assert tiles["the generator reaches alone"] == "1,000/s"
-    for name in ("100/s", "300/s (knee)", "600/s", "900/s, INVALID"):
+    for name in ("100/s", "300/s (capacity)", "600/s", "900/s, INVALID"):
         assert len(page.cells(name, "requests/s")) == 1
     assert sum(tag == "img" for tag, _ in page.tags) == 7
 
@@ -232,7 +234,7 @@ def test_a_sweep_leaves_out_what_was_repeated_validly() -> None:
     points = [point(invalid=["late"]), point(), point(rate=300, invalid=["late"])]
     page = _Page(sweep_report(sweep_of(points, 1)))
     assert "1 INVALID measurements that were repeated are not shown" in page.all_text()
-    assert len(page.cells("100/s (knee)", "requests/s")) == 1
+    assert len(page.cells("100/s (capacity)", "requests/s")) == 1
     assert len(page.cells("300/s, INVALID", "requests/s")) == 1
 
 

@@ -24,15 +24,15 @@ def test_every_scenario_of_the_file_is_usable() -> None:
         assert scenario.name == name
         assert scenario.description
         assert (scenario.users is None) == (scenario.loop == "open")
-    assert load_scenario("MultiStream").images_per_request == 8
+    assert load_scenario("MultiStream").samples_per_request == 8
     assert load_profile("full").duration_s >= 60 > load_profile("smoke").duration_s >= 10
     assert price_per_hour() == 0
 
 
 def test_the_command_line_goes_before_the_file() -> None:
     """A given number replaces the file's; None does not; a rate opens a loop and users close it."""
-    scenario = load_scenario("Concurrency", users=3, images_per_request=None)
-    assert (scenario.users, scenario.images_per_request) == (3, 1)
+    scenario = load_scenario("Concurrency", users=3, samples_per_request=None)
+    assert (scenario.users, scenario.samples_per_request) == (3, 1)
     opened = load_scenario("Concurrency", rate_per_s=50.0)
     assert (opened.loop, opened.users, opened.rate_per_s) == ("open", None, 50.0)
     closed = load_scenario("Server", users=2)
@@ -45,7 +45,7 @@ def test_the_command_line_goes_before_the_file() -> None:
     [
         ("Flood", {}, "known: SingleStream"),
         ("Concurrency", {"users": 0}, "users"),
-        ("Upload", {"images_per_request": 2}, "one image a request"),
+        ("Upload", {"samples_per_request": 2}, "one image a request"),
         ("Server", {"rate_per_s": -1}, "rate_per_s"),
         ("Server", {"rate_per_s": None, "loop": "closed"}, "needs users"),
         ("Concurrency", {"loop": "open"}, "needs rate_per_s"),

@@ -1,10 +1,10 @@
-"""The search for the knee: what it offers, and where it ends."""
+"""The search for the capacity: what it offers, and where it ends."""
 
 import pytest
 
-from loadtest.result import Result
-from loadtest.runs import over_runs
-from loadtest.sweep import FIRST_SHARES, MOST_STEPS, _confirmed, _search, concurrency, keeps
+from loadtest.measure.result import Result
+from loadtest.measure.stats import over_runs
+from loadtest.measure.sweep import FIRST_SHARES, MOST_STEPS, _confirmed, _search, concurrency, keeps
 from tests.loadtest.points import point
 
 
@@ -66,7 +66,7 @@ def test_what_is_not_answered_is_late() -> None:
     assert keeps(point(latencies_ms=[5.0] * 100, tally={"in_window": 400, "sent": 402}), SLO_MS)
 
 
-def test_a_midpoint_that_says_nothing_does_not_lower_the_knee() -> None:
+def test_a_midpoint_that_says_nothing_does_not_lower_the_capacity() -> None:
     """The rate between 70 and 90 cannot be judged; rates beside it are offered in its place."""
     offered: list[float] = []
 
@@ -78,8 +78,8 @@ def test_a_midpoint_that_says_nothing_does_not_lower_the_knee() -> None:
     assert max(rate for rate in offered if rate <= 85) >= 0.95 * 85
 
 
-def test_the_knee_must_hold_in_most_of_its_runs() -> None:
-    """One lucky run of a rate that is too much does not make the knee; the next lower one does."""
+def test_the_capacity_must_hold_in_most_of_its_runs() -> None:
+    """One lucky run of a rate that is too much is not the capacity; the next lower rate is."""
     lucky, lower = point(rate=200), point(rate=100)
     points, asked = [lower, lucky], []
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.gate.trees import TreeError, checked_out, serving
+from loadtest.regression.trees import TreeError, checked_out, serving
 from tests.loadtest.repositories import small_repository, trees
 
 

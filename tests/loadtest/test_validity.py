@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.record import Tally, new_histogram
+from loadtest.generator.recorder import Tally, new_histogram
+from loadtest.measure.validity import judge, queries_needed
 from loadtest.scenarios import load_profile, load_scenario
-from loadtest.validity import judge, queries_needed
 
 SERVER = load_scenario("Server", rate_per_s=200.0)
 CLOSED = load_scenario("Concurrency")

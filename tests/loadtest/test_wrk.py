@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from loadtest.client.forms import Forms
-from loadtest.client.wrk import WrkError, by_wrk
+from loadtest.generator.payloads import Model, prepare
+from loadtest.generator.wrk import WrkError, alone, by_wrk
 from tests.tiny import SERVED_BUNDLES
 
+BUNDLE = SERVED_BUNDLES / "cnn"
 SAID = """Running 1s test
   Latency Distribution
      50%  1.00ms
@@ -25,7 +27,7 @@ def _by_wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, further: str) -> fl
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{SAID.format(further=further)}END\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    request = Forms(SERVED_BUNDLES / "cnn").raw("service", "raw")
+    request = prepare(Model(BUNDLE), "infer/raw")[0]
     return by_wrk(tmp_path, "http://127.0.0.1:1", request, 1, 1).requests_per_s
 
 
@@ -48,3 +50,16 @@ def test_a_run_with_errors_is_refused(
     """Requests that were lost, timed out or refused make the rate worth nothing."""
     with pytest.raises(WrkError, match=further.strip().split(":")[0]):
         _by_wrk(tmp_path, monkeypatch, further)
+
+
+def test_the_runtime_alone_gives_figures_or_says_what_is_wrong(served_bundle: Path) -> None:
+    """A rate of batches and their times; a bundle of other golden answers is refused."""
+    measured = alone(served_bundle, samples=8, seconds=1)
+    assert measured.requests_per_s > 10
+    assert 0 < measured.p50_ms <= measured.p99_ms
+    with np.load(served_bundle / "golden.npz") as content:
+        arrays = dict(content)
+    arrays["eager/probabilities"] = np.roll(arrays["eager/probabilities"], 1, axis=1)
+    np.savez(served_bundle / "golden.npz", **arrays)
+    with pytest.raises(WrkError, match="wrongly"):
+        alone(served_bundle, samples=8, seconds=1)

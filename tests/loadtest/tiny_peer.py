@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from loadtest.peers.forms import FORMS, Golden
+from loadtest.generator.expectations import Expectations
 from tests.tiny import SERVED_BUNDLES
 
 BUNDLE = SERVED_BUNDLES / "cnn"
-GOLDEN = Golden(BUNDLE)
-IMAGES = GOLDEN.requests("peer", FORMS["pixels"], "/digits")
+EXPECTATIONS = Expectations(BUNDLE, 1, "tensors", "/digits")
+IMAGES = EXPECTATIONS.requests
+ANSWERS = EXPECTATIONS.models[0].eager["probabilities"]
 
 HEAD = """# /// script
 # dependencies = [{requirements}]
@@ -16,16 +17,16 @@ HEAD = """# /// script
 # [[tool.peer]]
 # name = "{name}"
 # settings = "as it comes"
-# form = "pixels"
+# form = "tensors"
 # path = "/digits"
 # command = ["{{file}}", "{{port}}"]
 # environment = {{ ANSWERS = "{answers}", HONEST = "{honest}" }}
 # documentation = "https://docs.python.org/3/library/http.server.html"
 # ///
 """
-# Knows the golden images' digits by heart; after so many answers it says 1 more.
+# Knows the golden images' answers by heart; after so many answers it turns them round.
 SERVER = """
-import http.server, json, os, struct, sys
+import http.server, json, os, sys
 answers, honest = json.loads(open(os.environ["ANSWERS"]).read()), int(os.environ["HONEST"])
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,8 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pixels = self.rfile.read(int(self.headers["content-length"]))
         wrong = Handler.given >= honest
         Handler.given += 1
-        best = (answers[pixels.hex()] + wrong) % 10
-        body = struct.pack("10f", *(float(i == best) for i in range(10)))
+        body = bytes.fromhex(answers[pixels.hex()])
+        body = body[4:] + body[:4] if wrong else body
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -56,7 +57,8 @@ def write_peer(
     """A peer's file; it needs nothing but Python."""
     folder.mkdir(exist_ok=True)
     answers = folder / "answers.json"
-    answers.write_text(json.dumps({r.body.hex(): int(r.labels[0]) for r in IMAGES}))
+    known = {r.content.hex(): ANSWERS[r.positions[0]].tobytes().hex() for r in IMAGES}
+    answers.write_text(json.dumps(known))
     head = HEAD.format(name=name, answers=answers, honest=honest, requirements=requirements)
     file = folder / f"{name}.py"
     file.write_text(f'"""A peer."""\n\n{head}{server}')

@@ -8,26 +8,48 @@ does not do. With PLAIN=1 they cannot be imported here, so that it runs as insta
 
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["bentoml==1.4.39", "onnxruntime==1.31.1", "numpy==2.4.6"]
+# dependencies = ["bentoml==1.4.39", "uvloop==0.23.0", "httptools==0.9.0", "onnxruntime==1.31.1",
+#     "numpy==2.4.6"]
 #
 # [[tool.peer]]
 # name = "BentoML's tutorial"
-# settings = "batchable=True, batches of up to 64, one worker"
+# settings = "batchable=True, batches of up to 64, one worker, as pip install bentoml leaves it"
 # form = "json"
 # path = "/predict"
 # command = ["-m", "bentoml", "serve", "loadtest.peers.servers.bentoml_tutorial:Tutorial",
 #     "--host", "127.0.0.1", "--port", "{port}"]
-# environment = { BENTOML_DO_NOT_TRACK = "True", BENTOML_HOME = "{scratch}/bentoml" }
+# environment = { BENTOML_DO_NOT_TRACK = "True", BENTOML_HOME = "{scratch}/bentoml", PLAIN = "1" }
+# documentation = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"
+#
+# [[tool.peer]]
+# name = "BentoML's tutorial, uvloop and httptools"
+# settings = "the same, with uvloop and httptools installed"
+# form = "json"
+# path = "/predict"
+# command = ["-m", "bentoml", "serve", "loadtest.peers.servers.bentoml_tutorial:Tutorial",
+#     "--host", "127.0.0.1", "--port", "{port}"]
+# environment = { BENTOML_DO_NOT_TRACK = "True", BENTOML_HOME = "{scratch}/bentoml", PLAIN = "0" }
+# documentation = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"
+#
+# [[tool.peer]]
+# name = "BentoML's tutorial, 64 samples"
+# settings = "as the first"
+# form = "json"
+# samples = 64
+# path = "/predict"
+# command = ["-m", "bentoml", "serve", "loadtest.peers.servers.bentoml_tutorial:Tutorial",
+#     "--host", "127.0.0.1", "--port", "{port}"]
+# environment = { BENTOML_DO_NOT_TRACK = "True", BENTOML_HOME = "{scratch}/bentoml", PLAIN = "1" }
 # documentation = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"
 # ///
 
 import os
 import sys
-from pathlib import Path
 
 import bentoml
 import numpy as np
-import onnxruntime as ort
+
+from loadtest.peers.servers.served import Served
 
 PLAIN = os.environ.get("PLAIN") == "1"
 if PLAIN:  # before uvicorn looks for them, which it does when the worker starts to serve
@@ -41,13 +63,10 @@ class Tutorial:
     """One model, one endpoint."""
 
     def __init__(self) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        path = Path(os.environ["BUNDLE"]) / "model.onnx"
-        self.runtime = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.served = Served()
+        (self.input,) = self.served.inputs
 
     @bentoml.api(batchable=True, max_batch_size=64)
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Pixels [N, 28, 28] to probabilities [N, 10]."""
-        (probabilities,) = self.runtime.run(["probabilities"], {"images": images.astype(np.uint8)})
-        return np.asarray(probabilities)
+    def predict(self, samples: np.ndarray) -> np.ndarray:
+        """Samples [N, ...] to the first output [N, ...]."""
+        return self.served.run({self.input.name: samples.astype(self.input.dtype)})[0]

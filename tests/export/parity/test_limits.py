@@ -199,18 +199,25 @@ def test_a_fourier_transform_is_not_held_against_another_algorithm() -> None:
     assert all(figures.largest < 4 and figures.rms < 3 for figures in found.values())
 
 
-def test_a_gate_may_be_off_by_a_rounding_of_1() -> None:
+@pytest.mark.parametrize("gate", [nn.SiLU(), nn.GELU(), nn.Sigmoid()])
+def test_a_gate_may_be_off_by_roundings_of_1(gate: nn.Module) -> None:
     """Where a channel's inputs are far below 0, its answers are small and the gate's error is not.
 
-    In torchvision's efficientnet_b0 honest files of such channels were up to 9 times beyond.
+    In torchvision's efficientnet_b0 honest files of such channels were up to 9 times beyond; of a
+    sigmoid whose answers are all below 0.06, as those of a rare class are, up to 43 times.
     """
     torch.manual_seed(0)
     layer = nn.Linear(16, 8)
-    nn.init.constant_(layer.bias, -12)
-    run = _run(nn.Sequential(layer, nn.SiLU(), nn.Linear(8, 3)), (16,))
-    found = run.local(run.translation.model).figures(run.translation.model)
-    assert len(found) >= 3
-    assert all(figures.largest < 4 and figures.rms < 3 for figures in found.values())
+    nn.init.constant_(layer.bias, -6)
+    run = _run(nn.Sequential(layer, gate), (16,))
+    found = _row(run).outputs["y"]
+    assert found.floor_rms is not None
+    assert found.floor_largest is not None
+    assert found.floor_rms < 3 / 2
+    assert found.floor_largest < 4 / 2
+    inside = run.local(run.translation.model).figures(run.translation.model)
+    assert len(inside) >= 2
+    assert all(figures.largest < 4 / 2 and figures.rms < 3 / 2 for figures in inside.values())
 
 
 def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
@@ -241,26 +248,6 @@ def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
     assert 1e-5 < (with_error(0.5).scaled_error or 0) <= 1e-3
     chosen = ALLOWED.model_copy(update={"scaled_error": 1e-9})
     assert with_error(2.04e-6, chosen) == chosen
-
-
-@pytest.mark.parametrize(
-    ("changes", "refused"),
-    [
-        ({"scaled_error": 1e-3}, False),
-        ({"scaled_error": 1.1e-3}, True),
-        ({"rms_ratio": 100}, False),
-        ({"rms_ratio": 101}, True),
-        ({"weights": 1e-3}, True),
-        ({"largest_multiple": 5}, True),
-        ({"evidence": None}, True),
-    ],
-)
-def test_a_derived_row_is_accepted_up_to_its_cap(changes: dict[str, Any], refused: bool) -> None:
-    """A bundle may carry its network's own numbers, but no more than float32 can need."""
-    row = ALLOWED.model_copy(update={"reason": "derived: from the network"} | changes)
-    assert bool(row.beyond_table()) == refused
-    if "scaled_error" in changes:
-        assert row.model_copy(update={"reason": "mine"}).beyond_table()
 
 
 def test_a_head_of_zeros_builds_nothing_unless_somebody_says_why(

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from export.bundle.metrics import Array, Arrays
 from export.bundle.tolerances import tolerance_for
-from export.convert.precision import to_fp16, to_int8
+from export.convert.precision import NothingQuantizedError, to_fp16, to_int8
 from export.parity.run import ParityRun
 from export.provenance.figures import WeightFigures
 from export.provenance.reduced import check_reduced
@@ -17,6 +17,15 @@ from tests.export.provenance.networks import NETWORKS, copied, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]
+# Nothing of theirs would be quantized: the last layer stays as it is.
+NOT_QUANTIZED = {
+    "lstm",
+    "lstm of 2 layers and directions",
+    "gru",
+    "normalised",
+    "audio",
+    "computed",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +59,13 @@ def test_an_honest_reduced_file_is_no_false_alarm(name: str) -> None:
     model = exported(name).model
     half = check_reduced(to_fp16(model), model)
     assert not _is_killed(half, "onnx-fp16")
+    if name in NOT_QUANTIZED:
+        with pytest.raises(NothingQuantizedError):
+            to_int8(model, _samples(name, model))
+        return
     quantized = check_reduced(to_int8(model, _samples(name, model)), model)
     assert not _is_killed(quantized, "onnx-int8")
     assert quantized.consumed == half.consumed > 0
-
-
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_step_that_holds_no_value_is_named() -> None:
-    """A mask of minus infinity gives the quantizer an infinite step, and every answer is NaN."""
-    model = exported("encoder").model
-    found = check_reduced(to_int8(model, _samples("encoder", model)), model)
-    assert any("has the step inf: int8 cannot hold its values" in p for p in found.problems)
 
 
 @pytest.mark.parametrize("factor", [8.0, 1.5, 1.01])
@@ -115,8 +120,10 @@ def test_a_number_of_the_code_is_compared_too(variant: str, proofs: dict[str, Pa
     assert _is_killed(check_reduced(reduced, model), variant)
 
 
-@pytest.mark.parametrize("variant", ["onnx-fp16", "onnx-int8"])
-@pytest.mark.parametrize("name", ["mobile", "audio"])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("mobile", "onnx-fp16"), ("mobile", "onnx-int8"), ("audio", "onnx-fp16")],
+)
 def test_every_change_of_one_number_in_a_reduced_file_is_seen(name: str, variant: str) -> None:
     """Every stored number, those of one element among them: 10 roundings or a step off."""
     model = exported(name).model

@@ -16,10 +16,10 @@ import pytest
 
 from export.bundle.golden import Golden
 from export.bundle.metrics import Arrays
-from loadtest.client.connections import Load, Target
-from loadtest.client.forms import Forms, judge
-from loadtest.client.loops import closed_loop, open_loop
-from loadtest.ratios import percentile
+from loadtest.generator.client import Load, closed_loop, open_loop
+from loadtest.generator.expectations import Expectations
+from loadtest.measure.stats import percentile
+from loadtest.regression.compare import target as target_of
 from loadtest.server import running_service
 from service.engine.batcher import Batcher
 from service.models.loader import load_verified_models
@@ -154,13 +154,12 @@ def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
 
     Afterwards the service is ready and answers at once.
     """
-    forms, images = Forms(SERVED_BUNDLES / "cnn"), np.resize(IMAGES, (BATCH, 28, 28))
-    request = forms.raw("service", "raw", BATCH)
+    images = np.resize(IMAGES, (BATCH, 28, 28))
+    expectations = Expectations(SERVED_BUNDLES / "cnn", BATCH, "infer/raw")
     settings = BASE | {"INFERENCE_MAX_QUEUE_SAMPLES": "128", "INFERENCE_MAX_REQUEST_SAMPLES": "64"}
     with running_service(tmp_path / "log", settings=settings) as url:
-        target = Target(url, request.wire(), judge(forms, request))
-        _, answered = closed_loop([target], 4, OFFERED_S)
-        rate = answered / OFFERED_S
+        target = target_of(url, expectations)
+        rate = closed_loop(target, 4, OFFERED_S).rate
         loads = {factor: open_loop(target, factor * rate, OFFERED_S) for factor in (1, 2)}
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             assert client.get("/readyz").status_code == 200

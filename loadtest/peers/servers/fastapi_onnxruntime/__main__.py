@@ -1,4 +1,4 @@
-"""FastAPI and ONNX Runtime: raw pixels in, raw probabilities out, nothing between.
+"""FastAPI and ONNX Runtime: raw tensors in, raw tensors out, nothing between.
 
 FastAPI has no batching. A run of one image is shorter than a thread's turn, so it stays in the
 event loop.
@@ -16,7 +16,7 @@ event loop.
 # [[tool.peer]]
 # name = "FastAPI"
 # settings = "uvicorn[standard], one process, no batching"
-# form = "pixels"
+# form = "tensors"
 # path = "/predict"
 # command = ["-m", "uvicorn", "loadtest.peers.servers.fastapi_onnxruntime.__main__:app",
 #     "--port", "{port}", "--no-access-log"]
@@ -25,30 +25,23 @@ event loop.
 # [[tool.peer]]
 # name = "FastAPI, 2 processes"
 # settings = "uvicorn[standard], two processes, no batching"
-# form = "pixels"
+# form = "tensors"
 # path = "/predict"
 # command = ["-m", "uvicorn", "loadtest.peers.servers.fastapi_onnxruntime.__main__:app",
 #     "--port", "{port}", "--no-access-log", "--workers", "2"]
 # documentation = "https://fastapi.tiangolo.com/deployment/server-workers/"
 # ///
 
-import os
-from pathlib import Path
-
-import numpy as np
-import onnxruntime as ort
 from fastapi import FastAPI, Request, Response
 
-options = ort.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-model = Path(os.environ["BUNDLE"]) / "model.onnx"
-runtime = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+from loadtest.peers.servers.served import Served, encode
+
+served = Served()
 app = FastAPI()
 
 
 @app.post("/predict")
 async def predict(request: Request) -> Response:
-    """Pixels, uint8 [N, 28, 28], to probabilities, float32 [N, 10]."""
-    images = np.frombuffer(await request.body(), np.uint8).reshape(-1, 28, 28)
-    (probabilities,) = runtime.run(["probabilities"], {"images": images})
-    return Response(probabilities.tobytes(), media_type="application/octet-stream")
+    """The bytes of the inputs to the bytes of the outputs."""
+    outputs = served.run(served.decode(await request.body()))
+    return Response(encode(outputs), media_type="application/octet-stream")

@@ -11,62 +11,55 @@ slows what is measured beside them a little.
 # [[tool.peer]]
 # name = "LitServe"
 # settings = "batches of up to 64 within 1 ms, fast_queue, one worker, one HTTP process"
-# form = "pixels"
+# form = "tensors"
 # path = "/predict"
 # command = ["{file}", "{port}"]
+# environment = { PYTHONPATH = "." }
 # documentation = "https://lightning.ai/docs/litserve/features/batching"
 # ///
 
-import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import litserve
-import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
 from fastapi import Body, Response
 
+from loadtest.peers.servers.served import Array, Arrays, Served, encode
+
 BATCH, WAIT_S = 64, 0.001
-Array = npt.NDArray[np.generic]
 
 
-class Digits(litserve.LitAPI):
-    """One image a request."""
+class Model(litserve.LitAPI):
+    """One sample a request."""
 
     def setup(self, device: str) -> None:
         """Load the model, in the worker's process."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        model = Path(os.environ["BUNDLE"]) / "model.onnx"
-        self.runtime = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.served = Served()
 
     # The annotation is FastAPI's: without one LitServe takes JSON.
-    def decode_request(self, request: Annotated[bytes, Body()]) -> Array:
-        """An image, uint8 [28, 28]."""
-        return np.frombuffer(request, np.uint8).reshape(28, 28)
+    def decode_request(self, request: Annotated[bytes, Body()]) -> Arrays:
+        """The tensors of a sample."""
+        return self.served.decode(request)
 
-    def batch(self, inputs: list[Array]) -> Array:
-        """A batch, uint8 [N, 28, 28]."""
-        return np.stack(inputs)
+    def batch(self, inputs: list[Arrays]) -> Arrays:
+        """The tensors of a batch."""
+        return self.served.batch(inputs)
 
-    def predict(self, x: Array) -> Array:
-        """Probabilities, float32 [N, 10]."""
-        (probabilities,) = self.runtime.run(["probabilities"], {"images": x})
-        return np.asarray(probabilities)
+    def predict(self, x: Arrays) -> list[Array]:
+        """The outputs of a batch."""
+        return self.served.run(x)
 
-    def unbatch(self, output: Array) -> list[Array]:
+    def unbatch(self, output: list[Array]) -> list[list[Array]]:
         """Each request's part."""
-        return list(output)
+        return [[values[i] for values in output] for i in range(len(output[0]))]
 
-    def encode_response(self, output: Array) -> Response:
-        """Raw probabilities."""
-        return Response(output.tobytes(), media_type="application/octet-stream")
+    def encode_response(self, output: list[Array]) -> Response:
+        """The bytes of the outputs."""
+        return Response(encode(output), media_type="application/octet-stream")
 
 
 if __name__ == "__main__":
-    api = Digits(max_batch_size=BATCH, batch_timeout=WAIT_S)
+    api = Model(max_batch_size=BATCH, batch_timeout=WAIT_S)
     server = litserve.LitServer(api, accelerator="cpu", fast_queue=True)
     server.run(
         host="127.0.0.1",

@@ -11,64 +11,59 @@ batching: both are shown.
 # [[tool.peer]]
 # name = "mosec"
 # settings = "batches of up to 64 within 1 ms, one worker"
-# form = "pixels"
+# form = "tensors"
 # path = "/inference"
 # command = ["{file}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]
-# environment = { BATCH = "64", WORKERS = "1" }
+# environment = { BATCH = "64", WORKERS = "1", PYTHONPATH = "." }
 # documentation = "https://mosecorg.github.io/mosec/"
 #
 # [[tool.peer]]
 # name = "mosec, 2 workers"
 # settings = "no batching, two workers"
-# form = "pixels"
+# form = "tensors"
 # path = "/inference"
 # command = ["{file}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]
-# environment = { BATCH = "1", WORKERS = "2" }
+# environment = { BATCH = "1", WORKERS = "2", PYTHONPATH = "." }
 # documentation = "https://mosecorg.github.io/mosec/"
 # ///
 
 import os
-from pathlib import Path
 from typing import Any
 
 import mosec
-import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
+
+from loadtest.peers.servers.served import Array, Arrays, Served, encode
 
 BATCH, WORKERS = int(os.environ["BATCH"]), int(os.environ["WORKERS"])
 WAIT_MS = 1
-Array = npt.NDArray[np.generic]
 
 
-class Digits(mosec.Worker):
-    """One image a request."""
+class Model(mosec.Worker):
+    """One sample a request."""
 
     resp_mime_type = "application/octet-stream"
 
     def __init__(self) -> None:
         super().__init__()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        model = Path(os.environ["BUNDLE"]) / "model.onnx"
-        self.runtime = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.served = Served()
 
-    def deserialize(self, data: bytes) -> Array:
-        """An image, uint8 [28, 28]."""
-        return np.frombuffer(data, np.uint8).reshape(28, 28)
+    def deserialize(self, data: bytes) -> Arrays:
+        """The tensors of a sample."""
+        return self.served.decode(data)
 
     def forward(self, data: Any) -> Any:
-        """Probabilities, float32 [10], of each image; mosec gives a list where batches are on."""
-        images = np.stack(data) if isinstance(data, list) else data[None]
-        (probabilities,) = self.runtime.run(["probabilities"], {"images": images})
-        return list(probabilities) if isinstance(data, list) else probabilities[0]
+        """The outputs of each sample; mosec gives a list where batches are on."""
+        if not isinstance(data, list):
+            return [values[0] for values in self.served.run(data)]
+        outputs = self.served.run(self.served.batch(data))
+        return [[values[i] for values in outputs] for i in range(len(data))]
 
-    def serialize(self, data: Array) -> bytes:
-        """Raw probabilities."""
-        return data.tobytes()
+    def serialize(self, data: list[Array]) -> bytes:
+        """The bytes of the outputs."""
+        return encode(data)
 
 
 if __name__ == "__main__":
     server = mosec.Server()
-    server.append_worker(Digits, num=WORKERS, max_batch_size=BATCH, max_wait_time=WAIT_MS)
+    server.append_worker(Model, num=WORKERS, max_batch_size=BATCH, max_wait_time=WAIT_MS)
     server.run()

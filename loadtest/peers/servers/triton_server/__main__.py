@@ -11,36 +11,31 @@ binding; Triton's own container, which has one, is another server and would give
 # [[tool.peer]]
 # name = "Triton (pytriton)"
 # settings = "dynamic batcher, batches of up to 64, no delay; ONNX Runtime through Python"
-# form = "open-inference"
-# path = "/v2/models/digits/infer"
+# form = "infer/binary"
+# path = "/v2/models/model/infer"
 # command = ["{file}", "{port}", "{scratch}/workspace"]
+# environment = { PYTHONPATH = "." }
 # documentation = "https://triton-inference-server.github.io/pytriton/latest/binding_models/"
 # ///
 
 import os
 import sys
 import sysconfig
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
+from loadtest.peers.servers.served import Array, Served
+
 BATCH = 64
-options = ort.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-model = Path(os.environ["BUNDLE"]) / "model.onnx"
-runtime = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+served = Served()
 
 
 @batch
-def predict(images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-    """Pixels, uint8 [N, 28, 28], to probabilities, float32 [N, 10]."""
-    (probabilities,) = runtime.run(["probabilities"], {"images": images})
-    return [probabilities]
+def predict(**inputs: Array) -> list[Array]:
+    """The outputs of a batch."""
+    return served.run(inputs)
 
 
 if __name__ == "__main__":
@@ -57,10 +52,12 @@ if __name__ == "__main__":
     )
     with Triton(config=config, workspace=sys.argv[2]) as triton:
         triton.bind(
-            model_name="digits",
+            model_name="model",
             infer_func=predict,
-            inputs=[Tensor(name="images", dtype=np.uint8, shape=(28, 28))],
-            outputs=[Tensor(name="probabilities", dtype=np.float32, shape=(10,))],
+            inputs=[Tensor(name=t.name, dtype=t.dtype.type, shape=t.shape) for t in served.inputs],
+            outputs=[
+                Tensor(name=t.name, dtype=t.dtype.type, shape=t.shape) for t in served.outputs
+            ],
             config=ModelConfig(max_batch_size=BATCH, batcher=DynamicBatcher()),
         )
         triton.serve()

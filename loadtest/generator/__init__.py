@@ -1,0 +1,1 @@
+"""Sends requests and counts what comes of them: arrivals, bodies, judgement, counts."""

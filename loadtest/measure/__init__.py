@@ -1,0 +1,1 @@
+"""Load points and searches: figures, verdicts, and statistics over runs."""
