@@ -23,7 +23,7 @@ MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups lo
 GRID, FRAME, INK = "#e3e7eb", "#b8c0c8", "#1d2329"
 PERCENT = 100
 PANEL_IN, WIDE_IN = 5.2, 9.5
-DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
+DARK_CELL = 0.6  # of the darkest: black digits are unreadable on it
 SPACE = 0.15  # between pictures, of their size
 MOST_FILTERS, COLUMNS = 32, 8
 MOST_MAPS = 16
@@ -347,5 +347,5 @@ def differing_figure(pair: GroupPair, images_NHW: Tensor) -> Figure:
 
 
 def _caption(digit: int, readings: dict[str, list[int]]) -> str:
-    lines = [f"{name}: {' '.join(map(str, seen))}" for name, seen in readings.items()]
+    lines = [f"{name}: {' '.join(map(str, predicted))}" for name, predicted in readings.items()]
     return "\n".join([f"a {digit}", *lines])

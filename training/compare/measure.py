@@ -1,4 +1,4 @@
-"""A comparison from checkpoints and images: everything is measured here, nothing is drawn.
+"""Measures a comparison from checkpoints and images; ``report`` draws it.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels, K classes.
 """
@@ -62,7 +62,7 @@ def compare(
         plan: What else is measured; None: the default plan.
         folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
         device: Where to compute.
-        say: Told what is being done.
+        say: Called with a line about each stage.
         on_measured: Called with all other figures before ``plan.sizes`` are trained.
 
     Raises:
@@ -72,7 +72,7 @@ def compare(
     plan = plan or ComparePlan()
     groups = read_groups(checkpoints, dataset)
     base = _base(plan, groups, dataset, folder)
-    say(f"reading {len(dataset.test):,} test images with {len(checkpoints)} networks")
+    say(f"classifying {len(dataset.test):,} test images with {len(checkpoints)} networks")
     held_out = groups[0].config.validation_images
     _, validation = split_validation(dataset.train, held_out)
     answers = _all_answers(groups, validation, dataset.test, device)

@@ -1,7 +1,7 @@
 """A comparison as two files, ``comparison.json`` and ``comparison.html``.
 
-What the page says and how it looks is in ``report.html.jinja``; sentences made from figures are in
-``sentences``, and its pictures in ``charts``.
+``report.html.jinja`` is the page's text and look, ``sentences`` makes sentences from figures, and
+``charts`` draws its pictures.
 """
 
 import base64

@@ -18,7 +18,7 @@ from training.data import standardise
 from training.evaluation.statistics import spread
 
 BATCH_IMAGES = 1_000
-BOUND = 0.9  # the report says where the accuracy falls below it
+BOUND = 0.9  # the report states where the accuracy falls below it
 NOISE_SEED = 20_132
 BLUR_REACH = 3  # standard deviations of the Gaussian on each side
 
