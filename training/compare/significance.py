@@ -67,8 +67,8 @@ def mcnemar(first_correct: Tensor, second_correct: Tensor) -> tuple[int, int, fl
     """McNemar's exact test of two networks on the same images.
 
     Of the images that one network alone classifies correctly, each network would have half by
-    chance if both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12, 153-157;
-    for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
+    chance if both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12,
+    153-157; for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
 
     Args:
         first_correct: bool [N], which images the first network classifies correctly.
