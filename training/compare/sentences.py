@@ -254,7 +254,8 @@ def augmentation(comparison: Comparison) -> str:
 def learning_curve(runs: Sequence[SizeRun]) -> str:
     """The accuracy with the fewest and with the most training images."""
     parts = []
-    for size in sorted({runs[0].size, runs[-1].size}):
+    sizes = {run.size for run in runs}
+    for size in sorted({min(sizes), max(sizes)}):
         found = [run for run in runs if run.size == size]
         texts = listed([f"{run.group} {percent(run.accuracy)}" for run in found])
         parts.append(f"with {size:,} training images: {texts}")
