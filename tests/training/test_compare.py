@@ -3,6 +3,7 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from training.compare import ComparePlan, Comparison, compare, words, write_repo
 from training.compare.group_result import Interval
 from training.compare.groups import group_names, read_groups, single_seeds, unfair_conditions
 from training.compare.sizes import run_sizes
-from training.config import TrainConfig
-from training.data import Dataset, load_dataset
+from training.config import DistilConfig, TrainConfig, preset
+from training.data import Dataset, LabelledImages, load_dataset
 from training.evaluation.classification import evaluate
+from training.loop.fit import DivergedError, Fitted, fit
 
 PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)
 
@@ -137,12 +139,18 @@ def test_the_sentences_follow_the_figures(compared: Comparison) -> None:
     told = words.curve_sentence(curve.model_copy(update={"groups": spoilt}))
     assert told.startswith("mlp and cnn: below 90% from 3.25 pixels on. The groups are")
     other = compared.alternatives[1]
-    for interval, said in (
-        (Interval(low=0.01, high=0.05), "95% interval over seeds +1.00 to +5.00)"),
-        (Interval(low=-0.01, high=0.05), "these seeds cannot tell the two apart"),
-        (None, "one seed alone is there"),
+    for interval, p_holm, said in (
+        (
+            Interval(low=0.01, high=0.05),
+            0.02,
+            "95% interval over seeds +1.00 to +5.00: significant",
+        ),
+        (Interval(low=-0.01, high=0.05), 0.06, "not significant, p = 0.0600"),
+        (None, None, "one seed, or seeds that all agree"),
     ):
-        changed = other.model_copy(update={"difference": 0.0321, "interval": interval})
+        changed = other.model_copy(
+            update={"difference": 0.0321, "interval": interval, "p_holm": p_holm}
+        )
         altered = compared.model_copy(update={"alternatives": [changed]})
         assert "cnn reads" in words.verdict(altered)
         assert "+3.21 points" in words.verdict(altered)
@@ -173,20 +181,104 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
     assert "mind: one seed alone of mlp, cnn" in printed
     first = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
     runs = [(run.group, run.size, run.epoch_images) for run in first.sizes]
-    assert runs == [("mlp", 64, 128), ("mlp", 128, 128), ("cnn", 64, 128), ("cnn", 128, 128)]
+    assert runs == [("mlp", 64, 116), ("mlp", 128, 116), ("cnn", 64, 116), ("cnn", 128, 116)]
     assert caplog.text.count("training mlp on") == 2
     assert "Training-set size" in (tmp_path / "comparison.html").read_text()
     said: list[str] = []
     dataset = load_dataset(data_dir)
     groups = read_groups(folders[2:3], dataset)
-    again = run_sizes(
+    again, failures = run_sizes(
         groups, dataset, [64, 128], 1, folder=tmp_path, device=torch.device("cpu"), say=said.append
     )
-    assert (again, said) == (first.sizes[2:], [])
-    cut = run_sizes(
+    assert (again, failures, said) == (first.sizes[2:], [], [])
+    cut, _ = run_sizes(
         groups, dataset, [64], 1, folder=tmp_path, device=torch.device("cpu"), say=said.append
     )
-    assert ([run.epoch_images for run in cut], len(said)) == ([64], 1)
+    assert ([run.epoch_images for run in cut], len(said)) == ([58], 1)
+
+
+def test_sizes_of_a_distilled_group_are_refused_before_anything_is_measured(
+    folders: list[Path], dataset: Dataset, tmp_path: Path
+) -> None:
+    """A record names its teachers by hash alone, so that the run cannot be repeated here."""
+    distil = DistilConfig(teachers=("0" * 64,))
+    distilled = _relative(tmp_path / "distilled", folders[1], dataset, distil=distil)
+    said: list[str] = []
+    plan = PLAN.model_copy(update={"sizes": (64,)})
+    with pytest.raises(ValueError, match=r"--sizes.*distilled.*teachers"):
+        compare([folders[1], distilled], dataset, plan, folder=tmp_path, say=said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"), [((64, 1_501), "1,500 training images"), ((20,), "batch_size 32")]
+)
+def test_sizes_that_cannot_be_trained_are_refused_before_anything_is_measured(
+    folders: list[Path], dataset: Dataset, tmp_path: Path, sizes: tuple[int, ...], named: str
+) -> None:
+    """More labels than there are, and an epoch that is shorter than one batch."""
+    said: list[str] = []
+    plan = PLAN.model_copy(update={"sizes": sizes})
+    with pytest.raises(ValueError, match=named):
+        compare(folders[1:3], dataset, plan, folder=tmp_path, say=said.append)
+    assert said == []
+
+
+def test_a_run_that_fails_costs_no_measurement(
+    folders: list[Path],
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that diverges is left out with a warning; a crash leaves what was measured before."""
+    command = ["compare", str(folders[1]), "--data-dir", str(data_dir), "--images", "10"]
+    command += ["--out", str(tmp_path), "--sizes", "64", "128", "--size-epochs", "1"]
+
+    def diverge(config: TrainConfig, train: LabelledImages, *rest: object, **kw: object) -> Fitted:
+        if len(train.labels.unique(return_counts=True)[1]) and fails:
+            raise fails.pop()
+        return fit(config, train, *rest, **kw)  # type: ignore[arg-type]
+
+    fails: list[BaseException] = [DivergedError("the training loss became nan in epoch 1")]
+    monkeypatch.setattr("training.compare.sizes.fit", diverge)
+    assert main(command) == 0
+    figures = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
+    assert [run.size for run in figures.sizes] == [128]
+    assert any("64" in line and "became nan" in line for line in figures.warnings)
+
+    for path in tmp_path.iterdir():
+        path.unlink()
+    fails.append(MemoryError("no memory left"))
+    with pytest.raises(MemoryError):
+        main(command)
+    figures = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
+    assert (figures.sizes, len(figures.curves)) == ([], 5)
+    assert (tmp_path / "comparison.html").is_file()
+
+
+def test_a_size_is_a_budget_of_labels(
+    folders: list[Path], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images that validate a run are among the N that it may know."""
+    seen: list[tuple[LabelledImages, LabelledImages]] = []
+
+    def watched(
+        config: TrainConfig, train: LabelledImages, validation: LabelledImages, **rest: Any
+    ) -> Fitted:
+        seen.append((train, validation))
+        return fit(config, train, validation, **rest)
+
+    monkeypatch.setattr("training.compare.sizes.fit", watched)
+    groups = read_groups(folders[1:2], dataset)
+    device = torch.device("cpu")
+    run_sizes(groups, dataset, [100, 400], 1, folder=tmp_path, device=device, say=lambda _: None)
+    for (train, validation), size in zip(seen, (100, 400), strict=True):
+        known, held_out = (
+            {bytes(image.numpy()) for image in part.images} for part in (train, validation)
+        )
+        assert len(held_out) == size // 10
+        assert len(known | held_out) == size
+        assert len(train) == 360
 
 
 def test_a_broken_cache_of_sizes_is_refused(
@@ -254,3 +346,44 @@ def test_names_tell_groups_apart() -> None:
         "cnn-strided",
         "mlp",
     ]
+
+
+def test_a_preset_of_the_plain_network_keeps_the_plain_name() -> None:
+    """The CNN's full preset has batch normalisation; only a further difference is a variant."""
+    assert group_names([preset("cnn", "full")]) == ["cnn"]
+    assert group_names([preset("cnn", "quick"), preset("cnn-batch-norm", "quick")]) == [
+        "cnn",
+        "cnn-batch-norm",
+    ]
+    assert group_names([preset("cnn", "best"), preset("cnn-strided", "best")]) == [
+        "cnn",
+        "cnn-strided",
+    ]
+    both = TrainConfig(model="cnn", architecture={"n1": 4, "batch_norm": True, "down": "strided"})
+    assert group_names([both]) == ["cnn"]
+
+
+def test_several_groups_against_one_base_are_corrected(compared: Comparison) -> None:
+    """A p value of 0.03 is significant alone, and is not beside another comparison."""
+    other = compared.alternatives[1]
+    changed = other.model_copy(
+        update={"p_value": 0.03, "interval": Interval(low=0.01, high=0.05), "difference": 0.03}
+    )
+    for corrected in (0.03, 0.06):
+        one = changed.model_copy(update={"p_holm": corrected})
+        for told in ([one], [one, one]):
+            verdict = words.verdict(compared.model_copy(update={"alternatives": told}))
+            assert ("not significant" in verdict) == (corrected > 0.05)
+            assert f"p = {corrected:.4f} after Holm's correction" in verdict
+
+
+def test_the_report_shows_the_proper_scores(
+    compared: Comparison, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Beside the calibration error, which is one bin at 99.5%: log-likelihood and Brier score."""
+    text = write_report(compared, dataset, tmp_path).read_text()
+    for group in compared.groups:
+        of = [network.calibration for network in group.networks]
+        assert f"{sum(one.loss_before for one in of) / len(of):.4f}" in text
+        assert f"{sum(one.brier_before or 0 for one in of) / len(of):.4f}" in text
+    assert "Brier" in text

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from training.compare.calibration import calibrate, fit_temperature, reliability
 from training.compare.cost import measure_costs, multiply_adds
-from training.compare.figures import difference_interval, falls_below, mcnemar, spread, wilson
+from training.compare.figures import (
+    falls_below,
+    holm,
+    mcnemar,
+    spread,
+    welch,
+    wilson,
+)
 from training.compare.layers import first_layer, responses
 from training.compare.measure import evenly
 from training.compare.pairs import Readings, group_pairs
@@ -48,13 +55,34 @@ def test_mcnemar_is_the_binomial_of_the_discordant_images() -> None:
 
 def test_intervals_over_seeds() -> None:
     """Welch by hand: variances 1 and 4 of three each, 2.94 degrees of freedom; one seed: none."""
-    found = difference_interval([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    found = welch([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
     assert found is not None
     reach = 3.2182 * math.sqrt(5 / 3)  # Student's 97.5% point at 50 / 17 degrees of freedom
-    assert (found.low, found.high) == pytest.approx((2 - reach, 2 + reach), abs=2e-3)
-    assert difference_interval([1.0], [2.0, 3.0]) is None
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        (2 - reach, 2 + reach), abs=2e-3
+    )
+    assert welch([1.0], [2.0, 3.0]) is None
     assert spread([1.0, 3.0]).deviation == pytest.approx(math.sqrt(2))
     assert spread([1.0]).deviation is None
+
+
+def test_seeds_that_agree_give_no_interval() -> None:
+    """No spread was seen on either side, so none is known; an interval of no width would claim."""
+    assert welch([0.5, 0.5, 0.5], [0.6, 0.6]) is None
+    assert welch([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]) is None
+    one_side = welch([0.5, 0.5, 0.5], [0.6, 0.7, 0.8])
+    assert one_side is not None
+    reach = 4.3027 * 0.1 / math.sqrt(3)  # Student's 97.5% point at 2 degrees of freedom
+    assert (one_side.interval.low, one_side.interval.high) == pytest.approx(
+        (0.2 - reach, 0.2 + reach), abs=1e-5
+    )
+
+
+def test_holm_multiplies_the_least_p_value_the_most() -> None:
+    """Three comparisons: 3 x 0.01, 2 x 0.03, then no less than the one before; None stays."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([None, 0.04]) == [None, 0.04]
+    assert holm([0.9, 0.8]) == [1, 1]
 
 
 def test_where_a_curve_falls_below_its_bound() -> None:
@@ -79,6 +107,12 @@ def test_the_temperature_is_found_on_validation_images_alone() -> None:
     )
     assert found.error_after < 0.02 < 0.1 < found.error_before
     assert found.loss_after < found.loss_before
+    assert found.brier_before is not None
+    assert found.brier_after is not None
+    assert found.brier_after < found.brier_before
+    half_NK = torch.tensor([[0.0, 0.0]])
+    even = calibrate(half_NK, torch.tensor([0]), half_NK, torch.tensor([0]))
+    assert (even.brier_before, even.loss_before) == pytest.approx((0.5, math.log(2)))
     shuffled = calibrate(
         *(2.5 * true_NK[half[0]], labels[half[0]], true_NK[half[1]], labels[half[0]])
     )
@@ -161,6 +195,8 @@ def test_costs_count_parameters_and_multiply_adds() -> None:
     convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
     assert multiply_adds(dense) == 7_840
     assert multiply_adds(convolution) == 26 * 26 * 2 * 9 + 13_520
+    for name, counted in (("cnn", 1_116_416), ("cnn-batch-norm", 1_127_808)):
+        assert multiply_adds(build_model(name, {})) == counted  # as describe and README have it
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -176,12 +212,10 @@ def test_costs_count_parameters_and_multiply_adds() -> None:
 def test_parts_of_the_training_images_are_nested_and_repeated() -> None:
     """Four of ten images, then six: the four are among the six, each as often as it takes."""
     train = LabelledImages(torch.zeros(10, 28, 28, dtype=torch.uint8), torch.arange(10))
-    four, six = part_of(train, 4, 12), part_of(train, 6, 12)
+    (four, _), (six, _) = part_of(train, 4, 0, 12), part_of(train, 6, 0, 12)
     assert len(four) == len(six) == 12
     assert four.labels.bincount(minlength=10).tolist().count(3) == 4
     assert set(four.labels.tolist()) < set(six.labels.tolist())
-    with pytest.raises(ValueError, match="--sizes 11, but only 10 training images"):
-        part_of(train, 11, 12)
 
 
 def test_images_are_taken_evenly() -> None:

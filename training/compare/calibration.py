@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.compare.group_result import Bin, Calibration
-from training.evaluation.calibration import CALIBRATION_BINS, calibration_error
+from training.evaluation.calibration import CALIBRATION_BINS, brier_score, calibration_error
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 HALVINGS = 60  # of the inverse temperature's range: far below what a float64 can tell apart
@@ -58,13 +58,16 @@ def calibrate(
     temperature, at_bound = fit_temperature(validation_NK, validation_labels)
     before = calibration_error(*confidence_and_hits(test_NK, test_labels, 1.0))
     after = calibration_error(*confidence_and_hits(test_NK, test_labels, temperature))
+    scaled_NK = test_NK.double() / temperature
     return Calibration(
         temperature=temperature,
         at_bound=at_bound,
         error_before=before,
         error_after=after,
         loss_before=float(functional.cross_entropy(test_NK.double(), test_labels)),
-        loss_after=float(functional.cross_entropy(test_NK.double() / temperature, test_labels)),
+        loss_after=float(functional.cross_entropy(scaled_NK, test_labels)),
+        brier_before=brier_score(test_NK.double().softmax(1), test_labels),
+        brier_after=brier_score(scaled_NK.softmax(1), test_labels),
     )
 
 

@@ -8,7 +8,7 @@ from training.compare.measure import compare
 from training.compare.plan import ComparePlan
 from training.compare.report import JSON_NAME, write_report
 from training.compare.result import Comparison
-from training.compare.words import over_seeds, points, points_interval, times
+from training.compare.words import over_seeds, p_text, points, points_interval, times
 from training.data import load_dataset
 from training.device import chosen_device
 
@@ -53,7 +53,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="+",
         default=[],
         metavar="N",
-        help="train each group's config on so many training images, too; default: do not train",
+        help="train each group's config with so many labelled images, too; default: do not train",
     )
     parser.add_argument(
         "--size-epochs",
@@ -84,6 +84,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     dataset = load_dataset(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
+
+    def keep(measured: Comparison) -> None:
+        write_report(measured, dataset, arguments.out)
+
     comparison = compare(
         arguments.checkpoints,
         dataset,
@@ -91,6 +95,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         folder=arguments.out,
         device=chosen_device(arguments.device),
         say=logger.info,
+        on_measured=keep,
     )
     page = write_report(comparison, dataset, arguments.out)
     text = f"{summary(comparison)}\nreport: {page}\nfigures: {page.with_name(JSON_NAME)}"
@@ -100,7 +105,18 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def summary(comparison: Comparison) -> str:
     """A short table for a terminal, and what the comparison is to be read with."""
-    rows = [("group", "seeds", "accuracy", "against base", "95% interval", "parameters", "time")]
+    rows = [
+        (
+            "group",
+            "seeds",
+            "accuracy",
+            "against base",
+            "95% interval",
+            "p (Holm)",
+            "parameters",
+            "time",
+        )
+    ]
     for one in comparison.alternatives:
         group = comparison.group(one.name)
         is_base = one.name == comparison.base
@@ -109,6 +125,7 @@ def summary(comparison: Comparison) -> str:
                 *(one.name, str(len(group.networks)), over_seeds(group.accuracy)),
                 "base" if is_base else points(one.difference),
                 "" if is_base else points_interval(one.interval),
+                "" if one.p_holm is None else p_text(one.p_holm),
                 f"{group.cost.parameters:,}",
                 times(group.cost.times[0].ratio),
             )

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from training.compare.group_result import BatchTime, Cost, Interval
+from training.describe import describe
 
 BATCHES = (1, 64)
 LEAST_S = 0.02  # of one reading: far above what the clock and one call's start take
@@ -17,16 +17,8 @@ IMAGE_SHAPE = (1, 28, 28)
 
 
 def multiply_adds(module: nn.Module) -> int:
-    """Multiply-adds of one image in convolutions and matrix products, as PyTorch counts them.
-
-    ``FlopCounterMode`` counts a multiplication and an addition as two operations; what is no
-    matrix product (activations, pooling, normalisation) is not counted.
-    """
-    device = next(module.parameters()).device
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module(torch.zeros(1, *IMAGE_SHAPE, device=device))
-    return int(counter.get_total_flops()) // 2
+    """Multiply-adds of one image, batch normalisation included: ``describe``'s total."""
+    return describe(module, [IMAGE_SHAPE]).totals.multiply_adds
 
 
 def measure_costs(modules: Mapping[str, nn.Module], base: str, rounds: int) -> dict[str, Cost]:

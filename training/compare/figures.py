@@ -1,9 +1,10 @@
 """Statistics of networks on test images, and over seeds."""
 
 import itertools
-import math
 import statistics
+import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -63,25 +64,49 @@ def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]
     return only_first, only_second, p_value
 
 
-def difference_interval(base: Sequence[float], other: Sequence[float]) -> Interval | None:
-    """95% interval of mean(other) - mean(base), of seeds drawn independently.
+class Welch(NamedTuple):
+    """A difference of two means: its 95% interval, and the p value of no difference."""
 
-    Student's t with unequal variances (B. L. Welch 1947, Biometrika 34, 28-35). None if either
-    has one value alone: then nothing is known of the spread.
+    interval: Interval
+    p_value: float
+
+
+def welch(base: Sequence[float], other: Sequence[float]) -> Welch | None:
+    """Welch's t-test of mean(other) - mean(base), of seeds drawn independently.
+
+    Student's t with unequal variances (B. L. Welch 1947, Biometrika 34, 28-35). None where the
+    spread over seeds is not known: a group has a single seed, or the seeds of both groups agree
+    exactly (few test images), whose estimated variance of 0 would make any difference certain.
     """
     from scipy import stats  # noqa: PLC0415 - see wilson
 
-    if min(len(base), len(other)) < 2:  # noqa: PLR2004 - a variance takes two
+    if min(len(base), len(other)) < 2 or len(set(base)) == len(set(other)) == 1:  # noqa: PLR2004
         return None
-    difference = statistics.fmean(other) - statistics.fmean(base)
-    squares = [statistics.variance(values) / len(values) for values in (base, other)]
-    if not sum(squares):
-        return Interval(low=difference, high=difference)
-    freedom = sum(squares) ** 2 / sum(
-        square**2 / (len(values) - 1) for square, values in zip(squares, (base, other), strict=True)
-    )
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(sum(squares))
-    return Interval(low=difference - reach, high=difference + reach)
+    with warnings.catch_warnings():
+        # SciPy warns where the seeds of one group agree: what its variance loses is nothing then.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.ttest_ind(list(other), list(base), equal_var=False)
+    interval = found.confidence_interval(CONFIDENCE)
+    return Welch(Interval(low=float(interval.low), high=float(interval.high)), float(found.pvalue))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p values for being several (S. Holm 1979, Scand. J. Statist. 6, 65-70).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none gets smaller than the
+    one before it. With all of them compared to 0.05, one false finding or more among true null
+    hypotheses has a probability of at most 0.05.
+
+    Args:
+        p_values: One for each comparison; None where there is none, which stays None.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        corrected[place] = least
+    return corrected
 
 
 def falls_below(

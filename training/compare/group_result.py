@@ -48,8 +48,10 @@ class Calibration(Part):
             rightly): ``temperature`` is a bound, and no estimate.
         error_before: Expected calibration error (15 bins) of the network as it is.
         error_after: The same after temperature scaling.
-        loss_before: Mean cross-entropy as it is.
+        loss_before: Negative log-likelihood (mean cross-entropy), nats, as it is.
         loss_after: The same after temperature scaling.
+        brier_before: Brier score, 0..2, as it is; None in older results.
+        brier_after: The same after temperature scaling.
     """
 
     temperature: float
@@ -58,6 +60,8 @@ class Calibration(Part):
     error_after: float
     loss_before: float
     loss_after: float
+    brier_before: float | None = None
+    brier_after: float | None = None
 
 
 class Network(Part):
@@ -98,7 +102,7 @@ class BatchTime(Part):
 
 
 class Cost(Part):
-    """What one image costs: trainable parameters, multiply-adds of matrix products, times."""
+    """What one image costs: trainable parameters, multiply-adds as ``describe`` counts, times."""
 
     parameters: int
     multiply_adds: int

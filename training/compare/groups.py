@@ -14,9 +14,9 @@ from training.checkpoint import (
     read_checkpoint,
     require_same_images,
 )
-from training.config import TrainConfig
+from training.config import PRESETS, TrainConfig
 from training.data import Dataset
-from training.models import VARIANTS
+from training.models import VARIANTS, architecture_config
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,30 @@ def group_names(configs: Sequence[TrainConfig]) -> list[str]:
 
 
 def _variant(config: TrainConfig) -> str:
-    """The variant with the most numbers that all agree with the config's, else the model."""
-    fitting = [
-        (len(numbers), name)
-        for name, (model, numbers) in VARIANTS.items()
-        if model == config.model
-        and all(config.architecture.get(key) == value for key, value in numbers.items())
-    ]
-    return max(fitting)[1] if fitting else config.model
+    """The variant that a config is, else the model.
+
+    A record holds numbers and no variant's name. The numbers of one of the model's own presets are
+    the plain model, whatever they are: the full preset of ``cnn`` has batch normalisation. A
+    preset with one variant's numbers is that variant. Other numbers are a variant's if of all
+    numbers that variants fix exactly its own differ from the defaults.
+    """
+    variants: dict[str, dict[str, Any]] = {
+        name: fixed for name, (m, fixed) in VARIANTS.items() if m == config.model
+    }
+    own = [one.architecture for (model, _), one in PRESETS.items() if model == config.model]
+    if config.architecture in own:
+        return config.model
+    for name, fixed in variants.items():
+        if any(config.architecture == {**base, **fixed} for base in own):
+            return name
+    defaults = architecture_config(config.model, {}).model_dump()
+    changed = {
+        key: config.architecture[key]
+        for fixed in variants.values()
+        for key in fixed
+        if config.architecture[key] != defaults[key]
+    }
+    return next((name for name, fixed in variants.items() if fixed == changed), config.model)
 
 
 def unfair_conditions(groups: Sequence[SubjectGroup]) -> list[str]:

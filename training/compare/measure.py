@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
-from training.compare.figures import difference_interval, spread, wilson
+from training.compare.figures import holm, spread, welch, wilson
 from training.compare.group_result import Cost, Group, Network
 from training.compare.groups import (
     ModelUnderTest,
@@ -25,9 +25,9 @@ from training.compare.groups import (
 )
 from training.compare.pairs import Readings, group_pairs
 from training.compare.plan import ComparePlan
-from training.compare.result import Alternative, Comparison, Curve, SizeRun
+from training.compare.result import Alternative, Comparison, Curve
 from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
-from training.compare.sizes import run_sizes
+from training.compare.sizes import check_sizes, run_sizes
 from training.data import CLASSES, Dataset, LabelledImages, split_validation, to_pixels
 from training.device import device_name
 from training.provenance import commit, versions
@@ -51,6 +51,7 @@ def compare(
     folder: Path | None = None,
     device: torch.device = CPU,
     say: Callable[[str], None] = lambda text: None,
+    on_measured: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Comparison:
     """Measure digit checkpoints beside each other, several seeds of each model.
 
@@ -61,6 +62,7 @@ def compare(
         folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
         device: Where to compute.
         say: Told what is being done.
+        on_measured: Called with all other figures before ``plan.sizes`` are trained.
 
     Raises:
         CheckpointError: A checkpoint is broken or cannot be compared with the others.
@@ -69,37 +71,37 @@ def compare(
     plan = plan or ComparePlan()
     groups = read_groups(checkpoints, dataset)
     base = _base(plan, groups, dataset, folder)
-    for group in groups:
-        for module in group.modules:
-            module.to(device)
     say(f"reading {len(dataset.test):,} test images with {len(checkpoints)} networks")
     held_out = groups[0].config.validation_images
     _, validation = split_validation(dataset.train, held_out)
-    answers = {
-        group.name: [_answers(module, validation, dataset.test) for module in group.modules]
-        for group in groups
-    }
+    answers = _all_answers(groups, validation, dataset.test, device)
     say("timing, in interleaved rounds")
-    modules = {group.name: group.modules[0] for group in groups}
-    costs = measure_costs(modules, base, plan.timing_rounds)
+    costs = measure_costs({g.name: g.modules[0] for g in groups}, base, plan.timing_rounds)
     measured = [
         _group(group, answers[group.name], validation, dataset.test, costs[group.name])
         for group in groups
     ]
     distorted = evenly(dataset.test, plan.images)
-    return Comparison(
+    comparison = Comparison(
         **_surroundings(dataset, device),
         validation_images=held_out,
         distorted_images=len(distorted),
         base=base,
         warnings=unfair_conditions(groups) + single_seeds(groups) + _changed(groups, measured),
         groups=measured,
-        alternatives=[_alternative(group, measured, base) for group in measured],
+        alternatives=_alternatives(measured, base),
         pairs=group_pairs(_readings(groups, answers), dataset.test.labels, plan.differing_shown),
         curves=_curves(groups, distorted, say),
-        sizes=_sizes(groups, dataset, plan, folder, device, say),
+        sizes=[],
         picture_index=plan.picture_index,
     )
+    if not plan.sizes or folder is None:
+        return comparison
+    on_measured(comparison)
+    runs, failures = run_sizes(
+        groups, dataset, plan.sizes, plan.size_epochs, folder=folder, device=device, say=say
+    )
+    return comparison.model_copy(update={"sizes": runs, "warnings": comparison.warnings + failures})
 
 
 def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
@@ -125,11 +127,25 @@ def _base(
         )
     if plan.sizes and folder is None:
         raise ValueError("sizes are trained, so a folder for their results must be given")
+    if plan.sizes and folder is not None:
+        check_sizes(groups, dataset, plan.sizes, folder)
     return plan.base or names[0]
 
 
-def _answers(module: torch.nn.Module, validation: LabelledImages, test: LabelledImages) -> _Answers:
-    return _Answers(*(read_pixels(module, to_pixels(part.images)) for part in (validation, test)))
+def _all_answers(
+    groups: Sequence[SubjectGroup],
+    validation: LabelledImages,
+    test: LabelledImages,
+    device: torch.device,
+) -> dict[str, list[_Answers]]:
+    parts = [to_pixels(part.images) for part in (validation, test)]
+    return {
+        group.name: [
+            _Answers(*(read_pixels(module.to(device), pixels) for pixels in parts))
+            for module in group.modules
+        ]
+        for group in groups
+    }
 
 
 def _readings(
@@ -142,21 +158,6 @@ def _readings(
         )
         for group in groups
     }
-
-
-def _sizes(
-    groups: Sequence[SubjectGroup],
-    dataset: Dataset,
-    plan: ComparePlan,
-    folder: Path | None,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> list[SizeRun]:
-    if not plan.sizes or folder is None:
-        return []
-    return run_sizes(
-        groups, dataset, plan.sizes, plan.size_epochs, folder=folder, device=device, say=say
-    )
 
 
 def _curves(
@@ -230,20 +231,26 @@ def _changed(groups: Sequence[SubjectGroup], measured: Sequence[Group]) -> list[
     ]
 
 
-def _alternative(group: Group, groups: Sequence[Group], base_name: str) -> Alternative:
-    base = next(one for one in groups if one.name == base_name)
-    seeds: Mapping[str, list[float]] = {
-        one.name: [network.accuracy for network in one.networks] for one in (base, group)
-    }
-    return Alternative(
-        name=group.name,
-        difference=group.accuracy.mean - base.accuracy.mean,
-        interval=None
-        if group is base
-        else difference_interval(seeds[base.name], seeds[group.name]),
-        parameters_ratio=group.cost.parameters / base.cost.parameters,
-        multiply_adds_ratio=group.cost.multiply_adds / base.cost.multiply_adds,
-    )
+def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:
+    base = next(group for group in groups if group.name == base_name)
+    tests = [None if group is base else welch(_by_seed(base), _by_seed(group)) for group in groups]
+    p_values = [test and test.p_value for test in tests]
+    return [
+        Alternative(
+            name=group.name,
+            difference=group.accuracy.mean - base.accuracy.mean,
+            interval=test and test.interval,
+            p_value=test and test.p_value,
+            p_holm=corrected,
+            parameters_ratio=group.cost.parameters / base.cost.parameters,
+            multiply_adds_ratio=group.cost.multiply_adds / base.cost.multiply_adds,
+        )
+        for group, test, corrected in zip(groups, tests, holm(p_values), strict=True)
+    ]
+
+
+def _by_seed(group: Group) -> list[float]:
+    return [network.accuracy for network in group.networks]
 
 
 def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:

@@ -65,7 +65,10 @@ class Alternative(Part):
     Attributes:
         name: The group.
         difference: Mean accuracy less the base's.
-        interval: Welch's, over seeds; None if a group has one seed alone.
+        interval: Welch's, over seeds, of this comparison alone; None if a group has one seed or
+            all seeds of both groups agree.
+        p_value: Welch's two-sided test of the same difference; None as above.
+        p_holm: The same corrected for the number of groups (Holm); None as above.
         parameters_ratio: Over the base's.
         multiply_adds_ratio: Over the base's.
     """
@@ -73,6 +76,8 @@ class Alternative(Part):
     name: str
     difference: float
     interval: Interval | None
+    p_value: float | None = None
+    p_holm: float | None = None
     parameters_ratio: float
     multiply_adds_ratio: float
 
@@ -123,7 +128,7 @@ class SizeRun(Part):
     Attributes:
         group: Whose config it has.
         seed: Of the run.
-        size: Different images it was trained on.
+        size: Labelled images that the run may use, a tenth of them for validation.
         epochs: Of ``epoch_images`` images each, the part being repeated as often as it takes.
         epoch_images: Images an epoch.
         accuracy: On all test images.

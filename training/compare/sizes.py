@@ -1,10 +1,13 @@
 """Accuracy against the number of training images: small runs, cached as soon as each is done.
 
+A size is a budget of labels: a tenth of them (at most the config's number of validation images)
+validates the run and the rest is learned from, so that no run knows more labels than its size.
+
 The rule that makes runs comparable: every run of a group makes the same number of updates and
-sees the same number of images. An epoch has as many images as the largest size; a smaller part is
-repeated as often as it takes, each copy distorted anew where the config says so. Parts are nested:
-the first images of one fixed order, so that a larger part holds all of a smaller one. All else
-(batch size, learning rate, validation images) is the group's config. One seed a group.
+sees the same number of images. An epoch has as many images as the largest size trains on; a smaller
+part is repeated as often as it takes, each copy distorted anew where the config says so. Budgets
+are nested: the first images of one fixed order, so that a larger one holds all of a smaller one.
+All else (batch size, learning rate) is the group's config. One seed a group.
 """
 
 import hashlib
@@ -22,29 +25,62 @@ from training.compare.groups import SubjectGroup
 from training.compare.result import SizeRun
 from training.compare.robustness import read_pixels
 from training.config import TrainConfig
-from training.data import Dataset, LabelledImages, split_validation, to_pixels
-from training.loop.fit import fit
+from training.data import Dataset, LabelledImages, split_validation, to_pixels, validation_size
+from training.loop.fit import DivergedError, fit
 
 CACHE_NAME = "sizes.json"
 ORDER_SEED = 20_133
-RULE = 1  # counts up when the rule above changes: older cached runs are then not taken
+LEAST_SIZE = 10  # labels: a tenth of them validates
+RULE = 2  # counts up when the rule above changes: older cached runs are then not taken
 
 _RUNS = TypeAdapter(list[SizeRun])
 
 
-def part_of(train: LabelledImages, size: int, epoch_images: int) -> LabelledImages:
-    """The first ``size`` images of the fixed order, repeated until there are ``epoch_images``.
+def part_of(
+    train: LabelledImages, size: int, held_out: int, epoch_images: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """The first ``size`` images of the fixed order, split into (to learn from, to validate on).
+
+    Args:
+        train: All training images.
+        size: How many of them the run may use.
+        held_out: How many of these validate it.
+        epoch_images: What those to learn from are repeated to.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(ORDER_SEED))
+    learned, validation = split_validation(train.select(order[:size]), held_out)
+    return learned.select(torch.arange(epoch_images) % len(learned)), validation
+
+
+def check_sizes(
+    groups: Sequence[SubjectGroup], dataset: Dataset, sizes: Sequence[int], folder: Path
+) -> None:
+    """Refuse what ``run_sizes`` could not train, before anything is measured.
 
     Raises:
-        ValueError: More images are asked for than there are.
+        ValueError: A size is too small or larger than the training set, no batch fits the largest
+            one, or a group was distilled, whose teachers are known by their hash alone.
+        CheckpointError: The cache in the folder is no such file.
     """
-    if size > len(train):
+    least, most, there = min(sizes), max(sizes), len(dataset.train)
+    if least < LEAST_SIZE or most > there:
         raise ValueError(
-            f"--sizes {size}, but only {len(train)} training images are left beside the "
-            "validation images"
+            f"--sizes {least} to {most}: there are {there:,} training images; "
+            f"give numbers from {LEAST_SIZE} to {there}"
         )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(ORDER_SEED))
-    return train.select(order[torch.arange(epoch_images) % size])
+    for group in groups:
+        if group.config.distil is not None:
+            raise ValueError(
+                f"--sizes trains each group's config, but {group.name} was distilled and its "
+                "teachers are not at hand; leave out these checkpoints, or --sizes"
+            )
+        trained = most - validation_size(group.config.validation_images, most)
+        if trained < group.config.batch_size:
+            raise ValueError(
+                f"--sizes {most} leaves {trained} images to learn from, fewer than batch_size "
+                f"{group.config.batch_size} of {group.name}; give a larger size as well"
+            )
+    _read(folder / CACHE_NAME)
 
 
 def run_sizes(
@@ -56,49 +92,54 @@ def run_sizes(
     folder: Path,
     device: torch.device,
     say: Callable[[str], None],
-) -> list[SizeRun]:
+) -> tuple[list[SizeRun], list[str]]:
     """Train each group's config on parts of the training images and measure on test images.
+
+    Returns the runs, and a line for each run that diverged and is left out.
 
     Args:
         groups: Whose configs are trained, with their first seed.
         dataset: The images.
-        sizes: Of the parts, images.
+        sizes: Of the parts, images; see ``check_sizes``.
         epochs: Of each run.
         folder: Where runs are cached; those of the same config, data and rule are not made again.
         device: Where to train.
         say: Told about each run.
 
     Raises:
-        ValueError: A size is larger than the training set, or no batch fits the largest one.
         CheckpointError: The cache is no such file.
     """
     cache = folder / CACHE_NAME
     known = {run.key: run for run in _read(cache)}
     largest = max(sizes)
-    runs = []
+    runs, failures = [], []
     for group in groups:
-        held_out = group.config.validation_images
-        train, validation = split_validation(dataset.train, held_out)
         config = group.config.with_changes(epochs=epochs)
+        epoch_images = largest - validation_size(config.validation_images, largest)
         for size in sorted(set(sizes)):
             key = _key(config, dataset.sha256, size, largest)
             if key not in known:
                 say(f"training {group.name} on {size:,} images")
-                part = part_of(train, size, largest)
-                accuracy = _accuracy(config, part, validation, dataset, device, folder)
+                held_out = validation_size(config.validation_images, size)
+                part = part_of(dataset.train, size, held_out, epoch_images)
+                try:
+                    accuracy = _accuracy(config, *part, dataset, device, folder)
+                except DivergedError as error:
+                    failures.append(f"{group.name} on {size:,} images is left out: {error}")
+                    continue
                 known[key] = SizeRun(
                     group=group.name,
                     seed=config.seed,
                     size=size,
                     epochs=epochs,
-                    epoch_images=largest,
+                    epoch_images=epoch_images,
                     accuracy=accuracy,
                     key=key,
                 )
                 write_atomically(cache, _RUNS.dump_json(list(known.values()), indent=2))
             # The cache may know it by the name that it had among other groups.
             runs.append(known[key].model_copy(update={"group": group.name}))
-    return runs
+    return runs, failures
 
 
 def _accuracy(

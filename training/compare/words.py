@@ -6,6 +6,7 @@ from training.compare.group_result import BatchTime, Group, Interval, Spread
 from training.compare.result import Alternative, Comparison, Curve, GroupCurve, GroupPair, SizeRun
 
 POINTS = 100
+SIGNIFICANT = 0.05
 LEAST_P = 1e-4  # smaller p values are told as powers of ten
 ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
 TOLD_SHIFT_PX = 4.0
@@ -31,9 +32,9 @@ def points(difference: float) -> str:
 
 
 def points_interval(interval: Interval | None) -> str:
-    """Its ends, or why there is none."""
+    """Its ends, or that there is none: a group has one seed, or all seeds agree."""
     if interval is None:
-        return "one seed: not known"
+        return "spread over seeds not known"
     return f"{POINTS * interval.low:+.2f} to {POINTS * interval.high:+.2f}"
 
 
@@ -75,7 +76,9 @@ def verdict(comparison: Comparison) -> str:
         return f"{lead}. {_against(comparison, others[0], base)}"
     ordered = sorted(others, key=lambda one: one.difference, reverse=True)
     told = [
-        f"{one.name} {points(one.difference)} ({points_interval(one.interval)})" for one in ordered
+        f"{one.name} {points(one.difference)} ({points_interval(one.interval)}; "
+        f"{_significance(one)})"
+        for one in ordered
     ]
     return f"{lead}. Against it: {'; '.join(told)}."
 
@@ -83,20 +86,28 @@ def verdict(comparison: Comparison) -> str:
 def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
     group = comparison.group(one.name)
     if one.interval is None:
-        known = "one seed alone is there, so how far the seed moves it is not known"
-    elif one.interval.low > 0 or one.interval.high < 0:
-        known = f"95% interval over seeds {points_interval(one.interval)}"
+        known = _significance(one)
     else:
-        known = (
-            f"95% interval over seeds {points_interval(one.interval)}, which holds 0: "
-            "these seeds cannot tell the two apart"
-        )
+        known = f"95% interval over seeds {points_interval(one.interval)}: {_significance(one)}"
     time = time_at(group, 1)
     return (
         f"{group.name} reads {percent(group.accuracy.mean)}: {points(one.difference)} ({known}), "
         f"with {times(one.parameters_ratio)} the parameters, {times(one.multiply_adds_ratio)} the "
         f"multiply-adds and {times(time.ratio)} the time per image of {base.name}."
     )
+
+
+def is_significant(one: Alternative) -> bool:
+    """Whether the difference is significant at 0.05, corrected for the number of groups."""
+    return one.p_holm is not None and one.p_holm < SIGNIFICANT
+
+
+def _significance(one: Alternative) -> str:
+    """What the corrected p value says."""
+    if one.p_holm is None:
+        return "one seed, or seeds that all agree, do not show how far the seed moves it"
+    p = f"p = {p_text(one.p_holm)} after Holm's correction"
+    return f"significant, {p}" if is_significant(one) else f"not significant, {p}"
 
 
 def mcnemar_sentence(pair: GroupPair) -> str:
