@@ -23,7 +23,7 @@ from export.bundle.store import Bundle
 from export.mnist.ood_detector import OodDetector
 from service.adapters.digits import convert_picture
 from tests.service.drawn import KINDS, made, pictures, read_idx, read_test_set, some
-from training.compare.figures import wilson
+from training.evaluation.statistics import wilson
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 TIMED, ROUNDS = (1, 64, 512), 200

@@ -11,12 +11,13 @@ import torch
 from training.__main__ import main
 from training.checkpoint import CheckpointError, read_checkpoint, write_record, write_weights
 from training.compare import ComparePlan, Comparison, compare, words, write_report
-from training.compare.group_result import Interval
-from training.compare.groups import group_names, read_groups, single_seeds, unfair_conditions
+from training.compare.groups import read_groups, single_seeds, unfair_conditions
 from training.compare.sizes import run_sizes
 from training.config import DistilConfig, TrainConfig, preset
 from training.data import Dataset, LabelledImages, load_dataset
 from training.evaluation.classification import evaluate
+from training.evaluation.grouping import group_names
+from training.evaluation.statistics import Interval
 from training.loop.fit import DivergedError, Fitted, fit
 
 PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)

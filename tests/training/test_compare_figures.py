@@ -8,14 +8,7 @@ from torch import Tensor, nn
 
 from training.compare.calibration import calibrate, fit_temperature, reliability
 from training.compare.cost import measure_costs, multiply_adds
-from training.compare.figures import (
-    falls_below,
-    holm,
-    mcnemar,
-    spread,
-    welch,
-    wilson,
-)
+from training.compare.figures import falls_below, holm, mcnemar, welch
 from training.compare.layers import first_layer, responses
 from training.compare.measure import evenly
 from training.compare.pairs import Readings, group_pairs
@@ -30,6 +23,7 @@ from training.compare.robustness import (
 from training.compare.sizes import part_of
 from training.data import PIXEL_MEAN, PIXEL_STD, LabelledImages
 from training.evaluation.calibration import calibration_error
+from training.evaluation.statistics import spread, wilson
 from training.models import build_model
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.compare.group_result import Bin, Calibration
-from training.evaluation.calibration import CALIBRATION_BINS, brier_score, calibration_error
+from training.evaluation.calibration import brier_score, calibration_bins, calibration_error
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 HALVINGS = 60  # of the inverse temperature's range: far below what a float64 can tell apart
@@ -93,16 +93,10 @@ def reliability(
         confidence_and_hits(logits_NK, labels, temperature)
         for logits_NK, temperature in zip(networks_NK, temperatures, strict=True)
     ]
-    confidence = torch.cat([one for one, _ in found]).double()
-    hits = torch.cat([one for _, one in found]).double()
-    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
-    place = torch.bucketize(confidence, edges[1:-1])
+    confidence, hits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    bins = calibration_bins(confidence.double(), hits)
     return [
-        Bin(
-            images=int(there.sum()),
-            confidence=float(confidence[there].mean()),
-            accuracy=float(hits[there].mean()),
-        )
-        for number in range(CALIBRATION_BINS)
-        if (there := place == number).any()
+        Bin(images=int(images), confidence=sure / images, accuracy=correct / images)
+        for images, sure, correct in zip(*(sums.tolist() for sums in bins), strict=True)
+        if images
     ]

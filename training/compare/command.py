@@ -4,6 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from training.cli import add_data_dir
 from training.compare.measure import compare
 from training.compare.plan import ComparePlan
 from training.compare.report import JSON_NAME, write_report
@@ -68,9 +69,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="INDEX",
         help="the test image whose feature maps are drawn; default: %(default)s",
     )
-    parser.add_argument(
-        "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
-    )
+    add_data_dir(parser)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from training.compare.group_result import BatchTime, Cost, Interval
+from training.compare.group_result import BatchTime, Cost
 from training.describe import describe
+from training.evaluation.statistics import Interval
 
 BATCHES = (1, 64)
 LEAST_S = 0.02  # of one reading: far above what the clock and one call's start take

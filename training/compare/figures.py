@@ -1,43 +1,15 @@
 """Statistics of networks on test images, and over seeds."""
 
 import itertools
-import statistics
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from training.compare.group_result import Interval, Spread
+from training.evaluation.statistics import CONFIDENCE, Interval
 
-CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, sample standard deviation (n - 1) and range of one value or more."""
-    return Spread(
-        mean=statistics.fmean(values),
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
-        low=min(values),
-        high=max(values),
-    )
-
-
-def wilson(right: int, images: int) -> Interval:
-    """95% score interval of a share, 0..1 (E. B. Wilson 1927, JASA 22, 209-212).
-
-    Args:
-        right: Images read rightly, 0..images.
-        images: At least 1.
-
-    Raises:
-        ValueError: The numbers are not of such a share.
-    """
-    from scipy import stats  # noqa: PLC0415 - a second to import
-
-    found = stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(low=float(found.low), high=float(found.high))
 
 
 def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]:
@@ -55,7 +27,7 @@ def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]
         Images that the first alone reads rightly, that the second alone does, and the two-sided
         p value, which is 1 if there are none of either.
     """
-    from scipy import stats  # noqa: PLC0415 - see wilson
+    from scipy import stats  # noqa: PLC0415 - a second to import
 
     only_first = int((first_right & ~second_right).sum())
     only_second = int((second_right & ~first_right).sum())
@@ -78,7 +50,7 @@ def welch(base: Sequence[float], other: Sequence[float]) -> Welch | None:
     spread over seeds is not known: a group has a single seed, or the seeds of both groups agree
     exactly (few test images), whose estimated variance of 0 would make any difference certain.
     """
-    from scipy import stats  # noqa: PLC0415 - see wilson
+    from scipy import stats  # noqa: PLC0415 - a second to import
 
     if min(len(base), len(other)) < 2 or len(set(base)) == len(set(other)) == 1:  # noqa: PLR2004
         return None

@@ -8,27 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from training.evaluation.statistics import Interval, Spread
+
 
 class Part(BaseModel):
     """A part of the result; unknown fields are refused, so that a misspelt one is noticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Interval(Part):
-    """A 95% interval: its ends, in the unit of the figure it belongs to."""
-
-    low: float
-    high: float
-
-
-class Spread(Part):
-    """A figure over seeds: mean, sample standard deviation (None: one seed), least, greatest."""
-
-    mean: float
-    deviation: float | None
-    low: float
-    high: float
 
 
 class Bin(Part):

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
-from training.compare.figures import holm, spread, welch, wilson
+from training.compare.figures import holm, welch
 from training.compare.group_result import Cost, Group, Network
 from training.compare.groups import (
-    ModelUnderTest,
     SubjectGroup,
-    conditions,
     read_groups,
     single_seeds,
     unfair_conditions,
@@ -28,8 +26,11 @@ from training.compare.plan import ComparePlan
 from training.compare.result import Alternative, Comparison, Curve
 from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
 from training.compare.sizes import check_sizes, run_sizes
-from training.data import CLASSES, Dataset, LabelledImages, split_validation, to_pixels
+from training.data import Dataset, LabelledImages, split_validation, to_pixels
 from training.device import device_name
+from training.evaluation.classification import accuracy_per_digit, confusion_matrix
+from training.evaluation.grouping import LoadedCheckpoint, conditions
+from training.evaluation.statistics import spread, wilson
 from training.provenance import commit, versions
 
 CPU = torch.device("cpu")
@@ -199,22 +200,18 @@ def _group(
 
 
 def _network(
-    subject: ModelUnderTest, answers: _Answers, validation: LabelledImages, test: LabelledImages
+    subject: LoadedCheckpoint, answers: _Answers, validation: LabelledImages, test: LabelledImages
 ) -> Network:
     read_as = answers.test.argmax(1)
     right = int((read_as == test.labels).sum())
-    confusion = torch.bincount(test.labels * CLASSES + read_as, minlength=CLASSES**2)
-    confusion = confusion.reshape(CLASSES, CLASSES)
+    confusion = confusion_matrix(test.labels, read_as)
     return Network(
         checkpoint=str(subject.folder),
         seed=subject.record.config.seed,
         weights_sha256=subject.record.weights.sha256,
         accuracy=right / len(test),
         interval=wilson(right, len(test)),
-        accuracy_per_digit=[
-            float(row[digit] / row.sum()) if row.sum() else None
-            for digit, row in enumerate(confusion)
-        ],
+        accuracy_per_digit=accuracy_per_digit(confusion),
         confusion=confusion.tolist(),
         calibration=calibrate(answers.validation, validation.labels, answers.test, test.labels),
     )

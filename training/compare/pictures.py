@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from training.compare.group_result import Bin, Group, Spread
+from training.compare.group_result import Bin, Group
 from training.compare.result import Curve, SizeRun
+from training.evaluation.statistics import Spread
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56606a", "#56b4e9", "#1d2329")
 MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups look alike

@@ -4,7 +4,8 @@ Accuracies and shares are in 0..1, as everywhere here. "Points" are hundredths o
 is "by seed" has the order of the group's networks.
 """
 
-from training.compare.group_result import Group, Interval, Part, Spread
+from training.compare.group_result import Group, Part
+from training.evaluation.statistics import Interval, Spread
 
 SCHEMA_VERSION = 1
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.compare.figures import falls_below, spread
+from training.compare.figures import falls_below
 from training.compare.result import Curve, GroupCurve
 from training.data import standardise
+from training.evaluation.statistics import spread
 
 BATCH_IMAGES = 1_000
 FALL = 0.9  # the accuracy whose place is told

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from training.compare.group_result import BatchTime, Group, Interval, Spread
+from training.compare.group_result import BatchTime, Group
 from training.compare.result import Alternative, Comparison, Curve, GroupCurve, GroupPair, SizeRun
+from training.evaluation.statistics import Interval, Spread
 
 POINTS = 100
 SIGNIFICANT = 0.05
