@@ -3,8 +3,8 @@
 ``describe(module, inputs)`` is for any module; ``python -m training describe NAME`` is its command.
 """
 
-from training.describe.description import Description
-from training.describe.misfit import DescribeError
+from training.describe.errors import DescribeError
+from training.describe.schema import Description
 from training.describe.steps import describe
 
 __all__ = ["DescribeError", "Description", "describe"]

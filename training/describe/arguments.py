@@ -1,53 +1,37 @@
-"""Which argument of a torch function is which; torch's built-in functions do not tell."""
+"""Names of the arguments of torch's functions, which built-in functions do not have themselves."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SPATIAL = re.compile(r"((?:conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool|lp_pool))([123])d")
+SPATIAL = re.compile(r"(conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool)([123])d")
 
-CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-TRANSPOSED = (
-    "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
-)  # fmt: skip
-MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-AVERAGE_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-NORM = ("input", "running_mean", "running_var", "weight", "bias")
-MATRICES = ("input", "mat2")
-
-# In the order of torch's documentation; only those that a description asks for.
+# In the order of torch's documentation, as far as a description needs them.
 NAMES: dict[str, tuple[str, ...]] = {
-    **{f"conv{n}d": CONVOLUTION for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": TRANSPOSED for n in (1, 2, 3)},
-    **{f"max_pool{n}d": MAX_POOL for n in (1, 2, 3)},
-    **{f"avg_pool{n}d": AVERAGE_POOL for n in (1, 2, 3)},
-    **{f"lp_pool{n}d": ("input", "norm_type", "kernel_size", "stride") for n in (1, 2, 3)},
-    **{f"adaptive_{kind}_pool{n}d": ("input", "output_size") for n in (1, 2, 3)
-       for kind in ("avg", "max")},
-    "batch_norm": NORM,
-    "instance_norm": NORM,
+    "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose": (
+        "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
+    ),
+    "max_pool": ("input", "kernel_size", "stride", "padding", "dilation"),
+    "avg_pool": ("input", "kernel_size", "stride", "padding"),
+    "adaptive_avg_pool": ("input", "output_size"),
+    "adaptive_max_pool": ("input", "output_size"),
+    "batch_norm": ("input", "running_mean", "running_var", "weight", "bias"),
     "layer_norm": ("input", "normalized_shape", "weight", "bias"),
-    "rms_norm": ("input", "normalized_shape", "weight"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
     "linear": ("input", "weight", "bias"),
-    "embedding": ("input", "weight"),
     "prelu": ("input", "weight"),
-    "pad": ("input", "pad", "mode"),
-    "interpolate": ("input", "size", "scale_factor", "mode", "align_corners"),
-    "pixel_shuffle": ("input", "upscale_factor"),
+    "pad": ("input", "pad"),
     "dropout": ("input", "p"),
     "cat": ("tensors", "dim"),
-    "concat": ("tensors", "dim"),
     "stack": ("tensors", "dim"),
-    "matmul": MATRICES,
-    "mm": MATRICES,
-    "bmm": MATRICES,
-    "addmm": ("bias", "input", "mat2"),
-    "baddbmm": ("bias", "input", "mat2"),
+    "matmul": ("input", "other"),
 }  # fmt: skip
 
 
-def bound(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+def name_arguments(
+    name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments by name; those of functions not in ``NAMES`` are "input", "dim" and keywords.
 
     Args:
@@ -55,12 +39,8 @@ def bound(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> d
         arguments: As given.
         keywords: As given.
     """
-    names = NAMES.get(name, ("input", "dim"))
-    values = dict(zip(names, arguments, strict=False)) | dict(keywords)
-    for short, long in (("other", "mat2"), ("axis", "dim"), ("axes", "dim")):
-        if short in values:
-            values.setdefault(long, values[short])
-    return values
+    names = NAMES.get(family(name)[0], ("input", "dim"))
+    return dict(zip(names, arguments, strict=False)) | dict(keywords)
 
 
 def family(name: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ Shape suffixes: N images, C channels, H and W pixels.
 
 import torch
 
-from training.describe.description import (
+from training.describe.schema import (
     Cell,
     Description,
     Layout,

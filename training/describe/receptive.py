@@ -1,153 +1,154 @@
-"""How far an output sees: the part of one input axis that a position of a tensor depends on.
+"""The receptive field: the part of each input axis that one value of a tensor depends on.
 
-An ``Axis`` follows one axis of one input through a network. Its windows are exact, and those far
-from the border, where no padding cuts them off. Every operation along an axis is told as the
-positions that one output position reads (``sources``) and as a period: what output o + period
-reads is what o reads, moved by ``moved`` positions. A convolution of stride s has period 1 and
-moves by s; a transposed one has period s and moves by 1; resizing from a to b has period b and
-moves by a. Windows may differ within a period, which is why several are kept.
+For convolutions and poolings this is the recurrence of Araujo, Norris and Sim, "Computing
+Receptive Fields of Convolutional Neural Networks" (Distill, 2019, doi 10.23915/distill.00021),
+far from the border, where no padding cuts a window off. A window of an input axis grows by
+(kernel - 1) x dilation x jump, and the jump is multiplied by the stride.
 
-For plain convolutions and poolings this is the recurrence of Araujo, Norris and Sim, "Computing
-Receptive Fields of Convolutional Neural Networks" (Distill, 2019, doi 10.23915/distill.00021):
-size + (kernel - 1) x dilation x jump, jump x stride.
+A function without a rule (a transposed convolution, resizing, a Fourier transform) makes the field
+"unknown", unless everything was seen before.
 """
 
-from collections.abc import Callable, Collection, Iterable
-from enum import Enum
-from fractions import Fraction
-from math import gcd, lcm
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
-Window = tuple[int, int]  # first and last position of the input that is seen
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-MOST_WINDOWS = 10_000  # a longer period is not followed: the field is unknown then
-
-
-class Reach(Enum):
-    """How much is known of what a position sees."""
-
-    WINDOW = "window"  # windows of the stated size, one jump apart
-    SCATTERED = "scattered"  # windows still, but no longer one jump apart (flattened, say)
-    ALL = "all"
-    UNKNOWN = "unknown"
+from training.describe.arguments import family, many
+from training.describe.rules import ATTENTION, REDUCTIONS, bound, is_pointwise
+from training.describe.trace import Call
 
 
 class Axis(NamedTuple):
-    """What positions of a tensor see along one axis of one input.
+    """What the values of a tensor depend on along one axis of one input.
 
     Attributes:
-        reach: What is known.
+        reach: "window": windows of one size, ``jump`` apart; "scattered": windows that move in no
+            regular way (after flattening); "all": the whole axis; "unknown": no rule tells.
         dims: The tensor's dimensions along which the window moves; empty if it stays.
-        windows: For each position of a period; None for one that sees nothing.
-        shift: By how much the windows move from one period to the next, in input positions.
+        first: Where the window of position 0 begins; below 0 in the padding.
+        last: Where it ends.
+        jump: Input positions from one window to the next.
     """
 
-    reach: Reach
+    reach: Literal["window", "scattered", "all", "unknown"]
     dims: frozenset[int] = frozenset()
-    windows: tuple[Window | None, ...] = ((0, 0),)
-    shift: int = 0
+    first: int = 0
+    last: int = 0
+    jump: int = 1
 
     @property
     def size(self) -> int | None:
-        """The widest window, in input positions; None if not a window (all, or unknown)."""
-        if self.reach in (Reach.ALL, Reach.UNKNOWN):
-            return None
-        return max((last - first + 1 for first, last in filter(None, self.windows)), default=0)
+        """Positions in the window; None if the field is not a window (all, or unknown)."""
+        return self.last - self.first + 1 if self.is_known else None
 
     @property
-    def jump(self) -> Fraction | None:
-        """By how much the window moves from one position to the next, in input positions."""
-        if self.reach is not Reach.WINDOW or not self.dims:
-            return None
-        return Fraction(abs(self.shift), len(self.windows))
+    def is_known(self) -> bool:
+        """Whether it is a window that has a size."""
+        return self.reach in ("window", "scattered")
 
-    def at(self, position: int) -> Window | None:
-        """The window of a position, which may lie outside the tensor (as padding does)."""
-        periods, phase = divmod(position, len(self.windows))
-        window = self.windows[phase]
-        return window and (window[0] + periods * self.shift, window[1] + periods * self.shift)
-
-    def through(
-        self, dim: int, sources: Callable[[int], Iterable[int]], moved: int = 1, period: int = 1
-    ) -> "Axis":
-        """After an operation along ``dim``; see the module's docstring for its arguments."""
-        if self.reach in (Reach.ALL, Reach.UNKNOWN) or dim not in self.dims:
+    def convolved(self, dim: int, kernel: int, stride: int, padding: int, dilation: int) -> "Axis":
+        """After a convolution or pooling along ``dim``; ``padding`` is that before position 0."""
+        if not self.is_known or dim not in self.dims:
             return self
-        length = period * (len(self.windows) // gcd(len(self.windows), moved))
-        if self.reach is Reach.SCATTERED or length > MOST_WINDOWS:
-            return UNKNOWN
-        windows = tuple(_hull(self.at(source) for source in sources(o)) for o in range(length))
-        shift = self.shift * moved * (length // period) // len(self.windows)
-        return self._replace(windows=windows, shift=shift)
+        if self.reach == "scattered":
+            return self if kernel == stride == 1 else UNKNOWN
+        first = self.first - padding * self.jump
+        last = self.last + ((kernel - 1) * dilation - padding) * self.jump
+        return Axis("window", self.dims, first, last, self.jump * stride)
 
     def reduced(self, dims: Collection[int]) -> "Axis":
-        """After an operation whose every output reads all positions along ``dims``."""
-        if self.reach in (Reach.ALL, Reach.UNKNOWN) or not self.dims & set(dims):
+        """After a function whose every output depends on all positions along ``dims``."""
+        if not self.is_known or not self.dims & set(dims):
             return self
         return ALL if self.dims <= set(dims) else UNKNOWN
 
     def renumbered(self, number: Callable[[int], int]) -> "Axis":
-        """The same with the tensor's dimensions numbered anew."""
+        """The same where the tensor's dimensions have other numbers."""
         return self._replace(dims=frozenset(map(number, self.dims)))
+
+    def fixed(self) -> "Axis":
+        """A window of the same size that does not move any more."""
+        return self._replace(dims=frozenset())
 
     def scattered(self, dims: Iterable[int]) -> "Axis":
         """Windows of the same size that move along ``dims`` in no regular way."""
-        if self.size is None:
+        if not self.is_known:
             return self
-        return Axis(Reach.SCATTERED, frozenset(dims), ((0, max(self.size - 1, 0)),))
-
-    def fixed(self, position: int) -> "Axis":
-        """What is left when one position is picked out."""
-        if self.reach is Reach.WINDOW:
-            return Axis(Reach.WINDOW, windows=(self.at(position),))
-        return self.scattered(())
+        return Axis("scattered", frozenset(dims), self.first, self.last)
 
     def joined(self, other: "Axis") -> "Axis":
-        """Where two paths meet: what either of them sees."""
-        for reach, both in ((Reach.ALL, ALL), (Reach.UNKNOWN, UNKNOWN)):
-            if reach in (self.reach, other.reach):
-                return both
-        if not (self.regular and other.regular and self.dims == other.dims):
-            wider = max(self, other, key=lambda axis: axis.size or 0)
-            return wider.scattered(self.dims | other.dims)
-        length = lcm(len(self.windows), len(other.windows))
-        if self.jump != other.jump or length > MOST_WINDOWS:
-            return UNKNOWN
-        windows = tuple(_hull((self.at(o), other.at(o))) for o in range(length))
-        shift = self.shift * (length // len(self.windows))
-        return Axis(Reach.WINDOW, self.dims, windows, shift)
-
-    @property
-    def regular(self) -> bool:
-        """Whether its windows lie one jump apart."""
-        return self.reach is Reach.WINDOW
+        """What either of two tensors depends on that are added or concatenated."""
+        for whole in (ALL, UNKNOWN):
+            if whole.reach in (self.reach, other.reach):
+                return whole
+        if self.reach == other.reach == "window" and self.dims == other.dims:
+            if self.jump != other.jump:
+                return UNKNOWN
+            ends = min(self.first, other.first), max(self.last, other.last)
+            return Axis("window", self.dims, *ends, self.jump)
+        return wider(self, other).scattered(self.dims | other.dims)
 
 
-ALL = Axis(Reach.ALL)
-UNKNOWN = Axis(Reach.UNKNOWN)
+ALL = Axis("all")
+UNKNOWN = Axis("unknown")
 
-# What a tensor sees: for each input that it depends on, by its number, that input's axes but the
-# batch's. A tensor that depends on no input (a weight, say) has an empty field.
+# What a tensor depends on: for each input, by its number, that input's axes but the batch's. A
+# tensor that depends on no input (a weight) has an empty field.
 Field = dict[int, tuple[Axis, ...]]
+FieldOf = Callable[[Tensor], Field]
 
 
 def whole_input(number: int, ndim: int) -> Field:
-    """The field of an input itself: each position sees itself.
+    """The field of an input itself, whose every position depends on that position.
 
     Args:
         number: Which input it is.
         ndim: Its number of dimensions, the batch's included.
     """
-    return {number: tuple(Axis(Reach.WINDOW, frozenset({dim}), shift=1) for dim in range(1, ndim))}
+    return {number: tuple(Axis("window", frozenset({dim})) for dim in range(1, ndim))}
 
 
-def changed(field: Field, change: Callable[[Axis], Axis]) -> Field:
-    """The field with each of its axes changed."""
+def wider(first: Axis, second: Axis) -> Axis:
+    """The axis with the larger window; one without a size before all others."""
+    return max(first, second, key=lambda axis: (not axis.is_known, axis.size or 0))
+
+
+def fields_after(call: Call, field_of: FieldOf) -> list[Field]:
+    """The field of each output of a call.
+
+    Args:
+        call: What was called.
+        field_of: Gives the field of a tensor that came before.
+    """
+    values = bound(call)
+    field = _join(field_of(tensor) for tensor in call.tensors)
+    x = values.get("input")
+    after: Field | None = None
+    if call.name in ATTENTION:
+        after = _changed(field, lambda _: ALL)
+    elif call.name.startswith("new_") or call.name.endswith("_like"):
+        after = {}  # made from a shape, not from values
+    elif is_pointwise(call):
+        after = _broadcast(call, field_of)
+    elif call.name in ("cat", "stack"):
+        after = _concatenated(call, values, field_of)
+    elif isinstance(x, Tensor) and not any(field_of(t) for t in call.tensors if t is not x):
+        after = _of_one_tensor(call, x, field, values)
+        if after is None and (views := _views(call, x, field)):
+            return views
+    if after is None:
+        after = _changed(field, lambda axis: ALL if axis.reach == "all" else UNKNOWN)
+    return [after] * len(call.outputs)
+
+
+def _changed(field: Field, change: Callable[[Axis], Axis]) -> Field:
     return {number: tuple(map(change, axes)) for number, axes in field.items()}
 
 
-def join(fields: Iterable[Field]) -> Field:
-    """What at least one of the fields sees."""
+def _join(fields: Iterable[Field]) -> Field:
     joined: Field = {}
     for field in fields:
         for number, axes in field.items():
@@ -156,8 +157,146 @@ def join(fields: Iterable[Field]) -> Field:
     return joined
 
 
-def _hull(windows: Iterable[Window | None]) -> Window | None:
-    seen = [window for window in windows if window is not None]
-    if not seen:
+def _broadcast(call: Call, field_of: FieldOf) -> Field:
+    """Dimensions are aligned from the last one on; along a repeated one the window stays."""
+    shape = call.outputs[0].shape
+
+    def aligned(tensor: Tensor) -> Field:
+        missing = len(shape) - tensor.ndim
+
+        def align(axis: Axis) -> Axis:
+            repeated = any(tensor.shape[dim] == 1 != shape[dim + missing] for dim in axis.dims)
+            return axis.fixed() if repeated else axis.renumbered(lambda dim: dim + missing)
+
+        return _changed(field_of(tensor), align)
+
+    return _join(map(aligned, call.tensors))
+
+
+def _concatenated(call: Call, values: Mapping[str, Any], field_of: FieldOf) -> Field:
+    """``cat`` and ``stack``: along the joined dimension nothing moves regularly any more."""
+    dim = values.get("dim", 0) % call.outputs[0].ndim
+    fields = [field_of(tensor) for tensor in call.tensors]
+    if call.name == "stack":
+        fields = [
+            _changed(field, lambda axis: axis.renumbered(lambda d: d + (d >= dim)))
+            for field in fields
+        ]
+    return _changed(
+        _join(fields), lambda axis: axis.scattered(axis.dims) if dim in axis.dims else axis
+    )
+
+
+def _of_one_tensor(call: Call, x: Tensor, field: Field, values: Mapping[str, Any]) -> Field | None:
+    """Convolutions, poolings, paddings, dense layers, norms, reductions; None for others."""
+    kind, n = family(call.name)
+    if kind == "conv":
+        field = _changed(field, lambda axis: _channels(call, x, axis, values))
+    if kind in ("conv", "max_pool", "avg_pool") or call.name == "pad":
+        for window in _windows(call.name, x, values):
+            field = _changed(field, lambda axis, window=window: axis.convolved(*window))  # type: ignore[misc]
+        return field
+    if kind in ("adaptive_avg_pool", "adaptive_max_pool"):
+        for dim in range(x.ndim - n, x.ndim):
+            field = _changed(field, _adaptive(dim, x.shape[dim], call.outputs[0].shape[dim]))
+        return field
+    if call.name == "linear":
+        return _changed(field, lambda axis: axis.reduced([x.ndim - 1]))
+    if call.name in ("layer_norm", "group_norm"):
+        first = 1 if call.name == "group_norm" else x.ndim - len(values["normalized_shape"])
+        return _changed(field, lambda axis: axis.reduced(range(first, x.ndim)))
+    return _reduction(call, x, field, values) if call.name in REDUCTIONS else None
+
+
+def _channels(call: Call, x: Tensor, axis: Axis, values: Mapping[str, Any]) -> Axis:
+    """A convolution depends on all channels of its group, a depthwise one on its own channel."""
+    dim, groups = x.ndim - family(call.name)[1] - 1, values.get("groups", 1)
+    if groups == 1:
+        return axis.reduced([dim])
+    is_depthwise = groups == x.shape[dim] == call.outputs[0].shape[dim]
+    return axis if is_depthwise or dim not in axis.dims else UNKNOWN
+
+
+def _windows(name: str, x: Tensor, values: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """For each dimension that is worked on: itself, kernel, stride, padding before, dilation."""
+    if name == "pad":
+        lefts = values["pad"][::2]
+        return [(x.ndim - 1 - i, 1, 1, left, 1) for i, left in enumerate(lefts)]
+    kind, n = family(name)
+    kernel = values["weight"].shape[2:] if kind == "conv" else many(values["kernel_size"], n)
+    stride = many(values.get("stride") or (1 if kind == "conv" else kernel), n)
+    dilation = many(values.get("dilation", 1), n)
+    padding = values.get("padding", 0)
+    if isinstance(padding, str):
+        is_same = padding == "same"
+        padding = [d * (k - 1) // 2 * is_same for k, d in zip(kernel, dilation, strict=True)]
+    dims = range(x.ndim - n, x.ndim)
+    return list(zip(dims, kernel, stride, many(padding, n), dilation, strict=True))
+
+
+def _adaptive(dim: int, given: int, made: int) -> Callable[[Axis], Axis]:
+    """Adaptive pooling from ``given`` to ``made`` positions, which may not divide evenly."""
+
+    def change(axis: Axis) -> Axis:
+        if made == 1:
+            return axis.reduced([dim])
+        if given % made:
+            return UNKNOWN if axis.is_known and dim in axis.dims else axis
+        return axis.convolved(dim, given // made, given // made, 0, 1)
+
+    return change
+
+
+def _reduction(call: Call, x: Tensor, field: Field, values: Mapping[str, Any]) -> Field:
+    given = values.get("dim")
+    dims = {dim % x.ndim for dim in many(given, 1)} if given is not None else set(range(x.ndim))
+    field = _changed(field, lambda axis: axis.reduced(dims))
+    if call.outputs[0].ndim == x.ndim:
+        return field
+    return _changed(
+        field, lambda axis: axis.renumbered(lambda d: d - sum(gone < d for gone in dims))
+    )
+
+
+def _views(call: Call, x: Tensor, field: Field) -> list[Field] | None:
+    """Functions that give the same values in another shape, or some of them (a slice).
+
+    The function is called again on a tensor that lies dense in memory, whose strides then tell
+    where its dimensions went. None if the output does not share the input's memory.
+    """
+    if any(out is x for out in call.outputs):
         return None
-    return min(first for first, _ in seen), max(last for _, last in seen)
+    dense = torch.empty(x.shape, dtype=x.dtype, device="meta")
+    try:
+        again = tree_map(lambda leaf: dense if leaf is x else leaf, (call.arguments, call.keywords))
+        outputs = tree_leaves(call.function(*again[0], **again[1]))
+    except RuntimeError:
+        return None
+    memory = dense.untyped_storage()._cdata
+    if any(out.untyped_storage()._cdata != memory for out in outputs):
+        return None
+    return [_changed(field, _moved(dense, out)) for out in outputs]
+
+
+def _moved(dense: Tensor, view: Tensor) -> Callable[[Axis], Axis]:
+    """Where an axis of ``dense`` lies in its view: along one dimension, or scattered."""
+
+    def moved(axis: Axis) -> Axis:
+        along: set[int] = set()
+        partly: set[int] = set()
+        for dim in axis.dims:
+            step, end = dense.stride(dim), dense.stride(dim) * dense.shape[dim]
+            for d, (stride, size) in enumerate(zip(view.stride(), view.shape, strict=True)):
+                reach = stride * (size - 1)
+                if 0 < reach < end and stride % step == 0:
+                    along.add(d)
+                elif 0 < stride < end and reach >= step:
+                    partly.add(d)
+        if axis.reach == "window" and len(along) == 1 and not partly:
+            (dim,), (new,) = axis.dims, along
+            start = int(view.storage_offset()) // dense.stride(dim) % dense.shape[dim]
+            sliced = axis.convolved(dim, 1, view.stride(new) // dense.stride(dim), -start, 1)
+            return sliced.renumbered(lambda _: new)
+        return axis.scattered(along | partly) if along or partly else axis.fixed()
+
+    return moved

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.describe.description import AxisField, Description, InputField, Named, Step, Totals
-from training.describe.fields import fields_after
-from training.describe.formulas import in_words, multiply_adds, parameters
-from training.describe.misfit import DescribeError
-from training.describe.receptive import UNKNOWN, Axis, Field, whole_input
+from training.describe.errors import DescribeError
+from training.describe.receptive import UNKNOWN, Axis, Field, fields_after, whole_input, wider
+from training.describe.rules import in_words, multiply_adds, parameters
+from training.describe.schema import AxisField, Description, InputField, Named, Step, Totals
 from training.describe.trace import Call, Trace, trace
 
 FLOAT32_BYTES = 4
@@ -138,7 +137,7 @@ class _Walk:
         for field in fields:
             for number, axes in field.items():
                 before = widest.get(number, axes)
-                widest[number] = tuple(map(_wider, before, axes))
+                widest[number] = tuple(map(wider, before, axes))
         return tuple(
             InputField(input=self.input_names[i], axes=tuple(map(_axis, self._axes(i, widest[i]))))
             for i in sorted(widest)
@@ -198,15 +197,9 @@ def _names(calls: Sequence[Call], alone: Sequence[bool]) -> list[str]:
     return names
 
 
-def _wider(first: Axis, second: Axis) -> Axis:
-    if None in (first.size, second.size):
-        return first if first.size is None else second
-    return max(first, second, key=lambda axis: axis.size or 0)
-
-
 def _axis(axis: Axis) -> AxisField:
-    jump = None if axis.jump is None else float(axis.jump)
-    return AxisField(reach=axis.reach.value, size=axis.size, jump=jump)
+    is_regular = axis.reach == "window" and len(axis.dims) > 0
+    return AxisField(reach=axis.reach, size=axis.size, jump=axis.jump if is_regular else None)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from training.describe.arguments import sizes
-from training.describe.description import (
+from training.describe.rules import NO_FORMULA, Formula
+from training.describe.schema import (
     AxisField,
     Description,
     InputField,
@@ -13,7 +14,6 @@ from training.describe.description import (
     Step,
     Totals,
 )
-from training.describe.formulas import Formula
 
 KIB = 2**10
 
@@ -25,7 +25,7 @@ Evaluation mode: dropout is idle, batch normalisation uses its running figures.
   jump           how far that part moves from one output to the next; -: it does not move regularly
   multiply-adds  products that are summed up. Biases, poolings, activations count as none.
                  Batch normalisation is one for each value: a scale and a shift.
-                 A function without a rule (a Fourier transform, say) is not counted either
+                 no formula: there is no rule for this function, and it counts as none
   #2             the second call of the same module or function"""
 
 FORMATS = """\
@@ -104,7 +104,9 @@ def _parameters(step: Step) -> str:
 
 
 def _formula(text: str, value: int) -> str:
-    return str(Formula(text, value)) if value else "-"
+    if value:
+        return str(Formula(text, value))
+    return text if text == NO_FORMULA.text else "-"
 
 
 def _each_input(

@@ -1,4 +1,4 @@
-"""Runs a module once and notes every torch function that it calls.
+"""Runs a module once and records every torch function that it calls.
 
 ``TorchFunctionMode`` sees calls as they are written (``conv2d``, ``cat``, ``x + y``), whether a
 layer or ``forward`` makes them; what a call itself calls it does not see. Hooks tell in which
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.describe.misfit import DescribeError, explained
+from training.describe.errors import DescribeError, explained
 
 # What torch and a network's own checks raise for tensors that do not fit.
 FROM_FORWARD = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)

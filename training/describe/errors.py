@@ -1,11 +1,11 @@
-"""Says in plain words why a network cannot take a tensor."""
+"""The error of a network that cannot be described, and its message."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from training.describe.arguments import bound, family, many, sizes
+from training.describe.arguments import family, many, name_arguments, sizes
 
 ADVICE = "give another input size, or change the network"
 
@@ -37,30 +37,29 @@ def explained(
             f"{where} ({name}) needs a tensor's values, and a description from shapes has none "
             f"({message}): make plain tensors buffers, or give describe() real input tensors"
         )
-    values = bound(name, arguments, keywords)
+    values = name_arguments(name, arguments, keywords)
     x = values.get("input")
-    reason = _misfit(where, name, x, values) if isinstance(x, Tensor) else None
+    reason = _mismatch(name, x, values) if isinstance(x, Tensor) else None
     if reason:
-        return f"{reason}: {ADVICE}"
+        return f"{where} {reason}: {ADVICE}"
     shapes = ", ".join(sizes(value.shape) for value in arguments if isinstance(value, Tensor))
     return f"{where} ({name}) cannot take {shapes or 'what it gets'}: {message}; {ADVICE}"
 
 
-def _misfit(where: str, name: str, x: Tensor, values: Mapping[str, Any]) -> str | None:
+def _mismatch(name: str, x: Tensor, values: Mapping[str, Any]) -> str | None:
+    """What a dense layer, a convolution or a pooling gets and what it takes; None for others."""
     weight = values.get("weight")
     if name == "linear" and isinstance(weight, Tensor) and x.shape[-1:] != weight.shape[1:]:
-        return f"{where} gets {x.shape[-1]:,} features but takes {weight.shape[1]:,}"
+        return f"gets {x.shape[-1]:,} features but takes {weight.shape[1]:,}"
     kind, n = family(name)
-    convolution = kind in ("conv", "conv_transpose")
-    if not convolution and kind not in ("max_pool", "avg_pool"):
+    if kind not in ("conv", "max_pool", "avg_pool"):
         return None
     if x.ndim not in (n + 1, n + 2):
-        return f"{where} gets {sizes(x.shape)} but takes {n} axes after batch and channels"
-    if convolution and isinstance(weight, Tensor):
-        channels = weight.shape[0]
-        if kind == "conv":
-            channels = weight.shape[1] * values.get("groups", 1)
-        if x.shape[-n - 1] != channels:
-            return f"{where} gets {x.shape[-n - 1]:,} channels but takes {channels:,}"
-    kernel = weight.shape[2:] if isinstance(weight, Tensor) else many(values["kernel_size"], n)
-    return f"{where} gets {sizes(x.shape[-n:])} but its kernel is {sizes(kernel)}"
+        return f"gets {sizes(x.shape)} but takes {n} axes after batch and channels"
+    if not isinstance(weight, Tensor):
+        kernel = many(values["kernel_size"], n)
+        return f"gets {sizes(x.shape[-n:])} but its kernel is {sizes(kernel)}"
+    channels = weight.shape[1] * values.get("groups", 1)
+    if x.shape[-n - 1] != channels:
+        return f"gets {x.shape[-n - 1]:,} channels but takes {channels:,}"
+    return f"gets {sizes(x.shape[-n:])} but its kernel is {sizes(weight.shape[2:])}"

@@ -1,4 +1,4 @@
-"""What a description holds; the command line's table and its JSON show the same."""
+"""The fields of a description, which the command line's table and its JSON show."""
 
 from typing import Literal
 
@@ -20,8 +20,8 @@ class AxisField(_Frozen):
     )
     size: int | None = Field(description="positions of the input; None for all and unknown")
     jump: float | None = Field(
-        description="positions of the input from one output to the next (the stride of all layers "
-        "so far); None where nothing moves regularly"
+        description="positions of the input from one output to the next (the strides of all "
+        "layers so far, multiplied); None where nothing moves regularly"
     )
 
 
@@ -47,7 +47,9 @@ class Step(_Frozen):
     parameter_formula: str = Field(description='e.g. "16 x (1 x 5 x 5) + 16"')
     shared: tuple[str, ...] = Field(description="parameters that an earlier step counts")
     multiply_adds: int = Field(description="for the batch as given: one sample by default")
-    multiply_add_formula: str
+    multiply_add_formula: str = Field(
+        description="e.g. 16 x 24 x 24 x (1 x 5 x 5); torch's count, or no formula (counts as 0)"
+    )
     receptive_field: tuple[InputField, ...] = Field(
         description="for each input that the step depends on; several outputs are taken together"
     )
