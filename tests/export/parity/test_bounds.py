@@ -246,5 +246,6 @@ def test_a_multiple_is_at_least_1() -> None:
         with pytest.raises(ToleranceError, match="cannot be"):
             changed([f"onnx.cpu.{field}=-1e-9"], None)
     for field in ("flip_share", "tie_share", "accuracy_drop"):
-        with pytest.raises(ToleranceError, match="cannot be"):
-            changed([f"onnx-int8.cpu.{field}=1.01"], "a test")
+        for share in ("1.01", "-0.01"):
+            with pytest.raises(ToleranceError, match="cannot be"):
+                changed([f"onnx-int8.cpu.{field}={share}"], "a test")

@@ -134,6 +134,7 @@ def test_noise_is_in_decibels() -> None:
     truth = np.array([[100.0], [3.0], [4.0]])
     noise = np.array([[50.0], [0.3], [0.4]])
     assert compare(truth + noise, truth, truth, edge_cases=1).sqnr_db == pytest.approx(20)
+    assert compare(11 * truth, truth, truth).sqnr_db == pytest.approx(-20)
     assert compare(truth, truth, truth).sqnr_db == float("inf")
     assert compare(truth, 0 * truth, 0 * truth).sqnr_db == float("-inf")
 
