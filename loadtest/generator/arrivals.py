@@ -100,9 +100,10 @@ def read_trace(path: Path) -> list[Event]:
     """The requests of a trace, by their time.
 
     A file of CSV with a head, or of JSON lines. ``time`` is a number of seconds or a date in ISO
-    8601; ``model`` and ``samples`` may be left out. A line of the service's access log in JSON is
-    such a line: it is written when the request was answered, so its ``duration_s`` is taken off,
-    and other lines of that log (those without a ``path`` that asks a model) are left out.
+    8601; ``model`` and ``samples`` may be left out (any model, one sample). A line of the service's
+    access log in JSON is such a line: it is written when the request was answered, so its
+    ``duration_s`` is taken off, and it does not say how many samples were sent, so one is. Other
+    lines of that log, which name no model, are left out.
 
     Raises:
         TraceError: No such file, or a line that is none.

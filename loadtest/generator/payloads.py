@@ -37,7 +37,7 @@ Array = npt.NDArray[Any]
 # Of this service, and of servers that know no protocol: one list of samples as JSON, and the bytes
 # of one tensor after the other.
 Form = Endpoint | Literal["predict/form", "json", "tensors"]
-PEER_FORMS = ("json", "tensors", "infer/json", "infer/binary", "infer/raw")
+PeerForm = Literal["json", "tensors", "infer/json", "infer/binary", "infer/raw"]
 PICTURES: tuple[Form, ...] = ("predict/image", "predict/form")
 
 

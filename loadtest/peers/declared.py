@@ -12,14 +12,17 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtest.errors import LoadTestError
+from loadtest.generator.payloads import PeerForm
 
 PEERS = Path(__file__).with_name("servers")
 _BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+# Names of forms that are accepted for one more release.
+EARLIER = {"pixels": "tensors", "open-inference": "infer/binary"}
 _PINNED = re.compile(r"[\w.-]+(\[[\w,.-]+\])?==[\w.!+-]+")
 
 
@@ -51,7 +54,7 @@ class Peer(BaseModel):
     requirements: tuple[str, ...]
     name: str = Field(min_length=1)
     settings: str
-    form: Literal["json", "tensors", "infer/json", "infer/binary", "infer/raw"]
+    form: PeerForm
     samples: int = Field(1, ge=1)
     path: str = Field(pattern="^/")
     command: tuple[str, ...] = Field(min_length=1)
@@ -105,6 +108,10 @@ def _read(file: Path) -> list[Peer]:
         if loose:
             raise PeerError(f"{file}: pin the dependencies {loose} by ==")
         given = {"file": file.resolve(), "requirements": requirements}
-        return [Peer.model_validate({**table, **given}) for table in tables]
+        forms = ({"form": EARLIER.get(table["form"], table["form"])} for table in tables)
+        return [
+            Peer.model_validate({**table, **form, **given})
+            for table, form in zip(tables, forms, strict=True)
+        ]
     except (KeyError, TypeError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise PeerError(f"{file}: its script comment is not a peer's: {error!r}") from error

@@ -10,8 +10,8 @@ from loadtest.report.words import brief, cost, errors, goodput, labels, offered,
 
 MARKDOWN_COLUMNS = (
     *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
-    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "cost per million samples", "errors"),
-    *("wrong answers", "verdict"),
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, of a core"),
+    *("cost per million samples", "errors", "wrong answers", "verdict"),
 )
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -113,6 +113,7 @@ def _cells(result: Result) -> list[str]:
         *(result.scenario, result.model, offered(result)),
         *(f"{result.requests_per_s:,.0f}", f"{result.samples_per_s:,.0f}", goodput(result)),
         *(f"{latency:,.2f}" for latency in result.latency_ms.values()),
+        f"{100 * result.generator_cpu_share:.0f}%",
         *(cost(result), errors(result), f"{result.wrong_answers:,}"),
         str(result.verdict) if result.verdict.valid else f"**INVALID**: {_reasons(result)}",
     ]

@@ -6,12 +6,13 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from loadtest.__main__ import main
 from loadtest.generator.expectations import Expectations
-from loadtest.generator.payloads import PEER_FORMS
+from loadtest.generator.payloads import PeerForm
 from loadtest.measure.run import generate
 from loadtest.peers.declared import Peer, PeerError, declared
 from loadtest.peers.installed import SkippedError, ask, environment, packages, running
@@ -35,7 +36,7 @@ def test_the_repository_declares_its_peers() -> None:
     names = " ".join(peer.name for peer in peers)
     for framework in ("BentoML", "FastAPI", "LitServe", "mosec", "Triton"):
         assert framework in names
-    assert all(peer.form in PEER_FORMS and peer.requirements for peer in peers)
+    assert all(peer.form in get_args(PeerForm) and peer.requirements for peer in peers)
     assert {peer.name for peer in declared(words=["fastapi"])} == {
         "FastAPI",
         "FastAPI, 2 processes",
@@ -64,6 +65,16 @@ def test_a_comment_that_is_not_right_is_refused(
     file.write_text(file.read_text().replace(was, becomes, 1))
     with pytest.raises(PeerError, match=rf"(?s)tiny\.py.*{told}"):
         declared(tmp_path)
+
+
+def test_earlier_names_of_forms_are_accepted(tmp_path: Path) -> None:
+    """A peer's file of an earlier release asks as it did."""
+    file = write_peer(tmp_path, "tiny")
+    for earlier, now in (("pixels", "tensors"), ("open-inference", "infer/binary")):
+        file.write_text(file.read_text().replace('form = "tensors"', f'form = "{earlier}"'))
+        (peer,) = declared(tmp_path)
+        assert peer.form == now
+        file.write_text(file.read_text().replace(f'form = "{earlier}"', 'form = "tensors"'))
 
 
 def test_a_file_without_the_comment_is_no_peer_and_names_are_unique(tmp_path: Path) -> None:
