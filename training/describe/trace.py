@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.describe.errors import DescribeError, explained
@@ -112,6 +112,8 @@ class _Recorder(TorchFunctionMode):
         changed = arguments[0] if name == "setitem" else result
         if outputs := tuple(_tensors(changed)):
             flops = counter.get_total_flops()
+            # Copies of the lists among the arguments: forward may append to them afterwards.
+            arguments, given = tree_map(lambda leaf: leaf, (arguments, given))
             call = Call(
                 path, module_class, number, name, function, arguments, given, outputs, flops
             )
