@@ -65,7 +65,7 @@ def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
     assert "must be bit-equal" in _changed(figures, layers=layers)[0]
     unseen: dict[str, Any] = {"figures": {}, "outputs": {}, "local": None}
     faults = (figures.faults[0].model_copy(update=unseen), *figures.faults[1:])
-    assert "would not have caught one weight +1%" in _changed(figures, faults=faults)[0]
+    assert "would not have killed one weight +1%" in _changed(figures, faults=faults)[0]
     neighbours = figures.neighbours | {"onnx": {"beside noise": 1e-9}}
     assert "an answer depends on its batch" in _changed(figures, neighbours=neighbours)[0]
     file = figures.files["onnx"].model_copy(update={"problems": ("opset: asked for 20",)})
