@@ -179,7 +179,7 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
     printed = capsys.readouterr().out
     assert re.search(r"cnn +1 +\d\d\.\d\d% \(one seed\) +[+-]\d+\.\d\d points", printed)
     assert f"report: {tmp_path / 'comparison.html'}" in printed
-    assert "mind: one seed alone of mlp, cnn" in printed
+    assert "note: one seed alone of mlp, cnn" in printed
     first = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
     runs = [(run.group, run.size, run.epoch_images) for run in first.sizes]
     assert runs == [("mlp", 64, 116), ("mlp", 128, 116), ("cnn", 64, 116), ("cnn", 128, 116)]

@@ -1,8 +1,8 @@
 """Runs a module once and records every torch function that it calls.
 
 ``TorchFunctionMode`` sees calls as they are written (``conv2d``, ``cat``, ``x + y``), whether a
-layer or ``forward`` makes them; what a call itself calls it does not see. Hooks tell in which
-module it happens. On the device "meta" tensors have shapes and no values: nothing is allocated or
+layer or ``forward`` makes them; calls within a call are not recorded. Hooks record in which module
+each happens. On the device "meta" tensors have shapes and no values: nothing is allocated or
 computed.
 """
 
@@ -180,11 +180,13 @@ def _refuse_what_cannot_be_read(module: nn.Module) -> None:
                 "it was made from"
             )
         if any(isinstance(weight, UninitializedParameter) for weight in part.parameters()):
-            raise DescribeError(f"{where} is lazy and has no weights yet: run it once, then ask")
+            raise DescribeError(
+                f"{where} is lazy and has no weights yet: run it once before describe()"
+            )
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy without values: ``deepcopy`` is told what to take in place of each tensor."""
+    """A copy without values: ``deepcopy`` gets a stand-in for each tensor."""
     stand_ins: dict[int, Any] = {}
     for parameter in module.parameters():
         empty = torch.empty_like(parameter, device="meta")
