@@ -122,6 +122,11 @@ class Plan:
         """The number of connections at which every answer is verified."""
         return min(self.connections, key=lambda count: abs(count - CHECKED_AT))
 
+    def peers(self) -> list[Peer]:
+        """The peers to ask: with requests of as many samples as this service is asked for."""
+        sizes = {own.samples for own in self.own}
+        return [peer for peer in declared(self.folder, self.words) if peer.samples in sizes]
+
 
 @dataclass
 class Server:
@@ -201,7 +206,7 @@ def compare_peers(plan: Plan, say: Callable[[str], None]) -> Comparison:
         raise PeersError("connections, rounds and seconds must be positive numbers")
     require_wrk()
     model = Model(plan.bundle)
-    peers = declared(plan.folder, plan.words)
+    peers = plan.peers()
     found = Comparison(plan, [], [])
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

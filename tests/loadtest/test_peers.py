@@ -16,7 +16,7 @@ from loadtest.generator.payloads import PeerForm
 from loadtest.measure.run import generate
 from loadtest.peers.declared import Peer, PeerError, declared
 from loadtest.peers.installed import SkippedError, ask, environment, packages, running
-from loadtest.peers.run import ENVIRONMENTS, Comparison, Plan, Server
+from loadtest.peers.run import ENVIRONMENTS, Comparison, Plan, Server, forms_of
 from loadtest.scenarios import Profile, load_scenario
 from tests.loadtest.tiny_peer import ANSWERS, BUNDLE, IMAGES, SERVER, write_peer
 
@@ -65,6 +65,14 @@ def test_a_comment_that_is_not_right_is_refused(
     file.write_text(file.read_text().replace(was, becomes, 1))
     with pytest.raises(PeerError, match=rf"(?s)tiny\.py.*{told}"):
         declared(tmp_path)
+
+
+def test_peers_are_asked_for_as_many_samples_as_this_service() -> None:
+    """By default for one; large requests are for those who ask this service for such, too."""
+    tutorials = [peer.samples for peer in Plan(words=("tutorial",)).peers()]
+    assert tutorials == [1, 1]
+    every = Plan(words=("tutorial",), own=forms_of((1,)))
+    assert sorted(peer.samples for peer in every.peers()) == [1, 1, 64]
 
 
 def test_earlier_names_of_forms_are_accepted(tmp_path: Path) -> None:

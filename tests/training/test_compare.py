@@ -179,7 +179,7 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
     printed = capsys.readouterr().out
     assert re.search(r"cnn +1 +\d\d\.\d\d% \(one seed\) +[+-]\d+\.\d\d points", printed)
     assert f"report: {tmp_path / 'comparison.html'}" in printed
-    assert "mind: one seed alone of mlp, cnn" in printed
+    assert "note: one seed alone of mlp, cnn" in printed
     first = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
     runs = [(run.group, run.size, run.epoch_images) for run in first.sizes]
     assert runs == [("mlp", 64, 116), ("mlp", 128, 116), ("cnn", 64, 116), ("cnn", 128, 116)]
@@ -378,6 +378,19 @@ def test_several_groups_against_one_base_are_corrected(compared: Comparison) -> 
             verdict = sentences.verdict(compared.model_copy(update={"alternatives": told}))
             assert ("not significant" in verdict) == (corrected > 0.05)
             assert f"p = {corrected:.4f} after Holm's correction" in verdict
+
+
+def test_results_without_the_newer_figures_are_read(compared: Comparison) -> None:
+    """A JSON from before the corrected p values and the Brier score is still a comparison."""
+    old = compared.model_dump()
+    for alternative in old["alternatives"]:
+        del alternative["p_value"], alternative["p_holm"]
+    for group in old["groups"]:
+        for network in group["networks"]:
+            del network["calibration"]["brier_before"], network["calibration"]["brier_after"]
+    read = Comparison.model_validate(old)
+    assert read.groups[0].accuracy == compared.groups[0].accuracy
+    assert read.alternatives[1].p_holm is None
 
 
 def test_the_report_shows_the_proper_scores(

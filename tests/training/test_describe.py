@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -138,6 +139,31 @@ def test_the_receptive_field_is_what_gradients_reach(chain: str) -> None:
     module = nn.Sequential(*CHAINS[chain])
     stated = [size for _, size, _ in _sees(describe(module, [(1, 20, 20)]))]
     assert stated == _measured(module, (1, 20, 20))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "vit_b_16"])
+def test_torchvisions_classifiers_have_formulas(name: str) -> None:
+    """Every step has a formula or torch's count, and a logit depends on the whole image."""
+    with torch.device("meta"):
+        module = torchvision.models.get_model(name)
+    shown = describe(module, [(3, 224, 224)])
+    assert not [step.name for step in shown.steps if step.multiply_add_formula == "no formula"]
+    assert {reach for reach, _, _ in _sees(shown)} == {"all"}
+
+
+def test_a_list_that_grows_after_a_call_does_not_change_the_call() -> None:
+    """DenseNet concatenates a list to which it appends afterwards."""
+
+    def grow(x_NCHW: torch.Tensor) -> torch.Tensor:
+        features = [x_NCHW]
+        for _ in range(2):
+            features.append(torch.cat(features, 1).relu())
+        return torch.cat(features, 1)
+
+    shown = describe(Calls(grow), [(1, 4, 4)])
+    what = [step.what for step in shown.steps if step.function == "cat"]
+    assert what == [f"cat {count} along axis 1" for count in (1, 2, 3)]
+    assert _sees(shown) == [("window", 1, 1)] * 2
 
 
 def test_what_no_rule_knows_is_not_guessed() -> None:

@@ -3,7 +3,6 @@
 Every chart shows single seeds as small points, or their standard deviation as a band or a bar.
 """
 
-import math
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -11,19 +10,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from training.compare.layers import FirstLayer, Response
 from training.compare.schema import Bin, Curve, Group, GroupPair, SizeRun
-from training.evaluation.statistics import Spread
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56606a", "#56b4e9", "#1d2329")
 MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups look alike
 GRID, FRAME, INK = "#e3e7eb", "#b8c0c8", "#1d2329"
 PERCENT = 100
 PANEL_IN, WIDE_IN = 5.2, 9.5
-DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
+DARK_CELL = 0.6  # of the darkest: black digits are unreadable on it
 SPACE = 0.15  # between pictures, of their size
 MOST_FILTERS, COLUMNS = 32, 8
 MOST_MAPS = 16
@@ -67,9 +64,7 @@ def show_mosaic(
             vmax=scale[1],
             extent=(left, left + width, top + height, top),
         )
-        frame = Rectangle(
-            (left, top), width, height, fill=False, edgecolor="#b8c0c8", linewidth=0.6
-        )
+        frame = Rectangle((left, top), width, height, fill=False, edgecolor=FRAME, linewidth=0.6)
         axes.add_patch(frame)
     axes.set_xlim(-0.02 * width, columns * width * (1 + SPACE))
     axes.set_ylim(rows * height * (1 + SPACE), -0.02 * height)
@@ -220,11 +215,16 @@ def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:
         above.text(middle, -1, f"{level:g}", size=8, ha="center", va="bottom")
     axes.axhline(90, color="grey", lw=0.8, ls=":")
     for number, group in enumerate(curve.groups):
-        _banded(axes, curve.levels, group.accuracy, number, group.name)
+        means = PERCENT * np.array([value.mean for value in group.accuracy])
+        _line(axes, curve.levels, means, number, group.name)
+        spreads = PERCENT * np.array([value.deviation or 0.0 for value in group.accuracy])
+        if spreads.any():
+            colour = colour_of(number)
+            axes.fill_between(
+                curve.levels, means - spreads, means + spreads, color=colour, alpha=0.2
+            )
     axes.set_ylim(0, 101)
-    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="classified correctly, %")
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _label(figure, axes, f"{curve.distortion}, {curve.unit}", "classified correctly, %")
     return figure
 
 
@@ -234,60 +234,43 @@ def invariance_figure(curve: Curve) -> Figure:
     axes = figure.subplots()
     for number, group in enumerate(curve.groups):
         kept = [PERCENT * share for share in group.unchanged]
-        axes.plot(
-            *(curve.levels, kept, f"{marker_of(number)}-"),
-            color=colour_of(number),
-            label=group.name,
-            markersize=5,
-        )
+        _line(axes, curve.levels, kept, number, group.name)
     ink = [PERCENT * share for share in curve.ink_kept]
     axes.plot(curve.levels, ink, color="grey", ls="--", label="ink left in the picture")
     axes.set_ylim(0, 101)
-    axes.set(xlabel=f"{curve.distortion}, {curve.unit}", ylabel="same prediction as unshifted, %")
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_title("Invariance", loc="left")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _label(figure, axes, f"{curve.distortion}, {curve.unit}", "same prediction as unshifted, %")
     return figure
 
 
 def learning_curve_figure(runs: Sequence[SizeRun]) -> Figure:
-    """The error rate over the number of training images, both as powers of ten."""
+    """The error rate over the number of training images, which is drawn as powers of ten."""
     figure = panel(3.6, 6.4)
     axes = figure.subplots()
     for number, name in enumerate(dict.fromkeys(run.group for run in runs)):
         own = [run for run in runs if run.group == name]
         errors = [PERCENT * (1 - run.accuracy) for run in own]
-        axes.plot(
-            *([run.size for run in own], errors, f"{marker_of(number)}-"),
-            color=colour_of(number),
-            label=name,
-        )
-    axes.set(xscale="log", xlabel="training images", ylabel="misclassified, % of test images")
+        _line(axes, [run.size for run in own], errors, number, name)
+    axes.set_xscale("log")
     axes.set_xticks([run.size for run in runs], [f"{run.size:,}" for run in runs])
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _label(figure, axes, "training images", "misclassified, % of test images")
     return figure
 
 
-def _banded(
-    axes: Axes, levels: Sequence[float], values: Sequence[Spread], number: int, name: str
+def _line(
+    axes: Axes, x: Sequence[float], y: Sequence[float] | np.ndarray, number: int, name: str
 ) -> None:
-    means = np.array([PERCENT * value.mean for value in values])
-    spreads = np.array([PERCENT * (value.deviation or 0.0) for value in values])
-    axes.plot(
-        *(levels, means, f"{marker_of(number)}-"),
-        color=colour_of(number),
-        markersize=5,
-        label=name,
-    )
-    if not math.isclose(float(spreads.max()), 0):
-        axes.fill_between(
-            levels, means - spreads, means + spreads, color=colour_of(number), alpha=0.2
-        )
+    """A group's line in its colour and with its marker."""
+    axes.plot(x, y, f"{marker_of(number)}-", color=colour_of(number), markersize=5, label=name)
+
+
+def _label(figure: Figure, axes: Axes, x: str, y: str) -> None:
+    """Names of the axes, horizontal grid lines, and the groups' names below the chart."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
 def filters_figure(layer: FirstLayer, group: str) -> Figure:
@@ -347,5 +330,5 @@ def differing_figure(pair: GroupPair, images_NHW: Tensor) -> Figure:
 
 
 def _caption(digit: int, readings: dict[str, list[int]]) -> str:
-    lines = [f"{name}: {' '.join(map(str, seen))}" for name, seen in readings.items()]
+    lines = [f"{name}: {' '.join(map(str, predicted))}" for name, predicted in readings.items()]
     return "\n".join([f"a {digit}", *lines])

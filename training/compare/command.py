@@ -4,11 +4,13 @@ import argparse
 import logging
 from pathlib import Path
 
+from training.cli import add_data_dir
 from training.compare.measure import compare
 from training.compare.report import JSON_NAME, write_report
 from training.compare.schema import ComparePlan, Comparison
 from training.compare.sentences import over_seeds, p_text, points, points_interval, times
 from training.data import load_dataset
+from training.describe.table import aligned
 from training.device import chosen_device
 
 logger = logging.getLogger(__name__)
@@ -67,9 +69,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="INDEX",
         help="the test image whose feature maps are drawn; default: %(default)s",
     )
-    parser.add_argument(
-        "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
-    )
+    add_data_dir(parser)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
 
 
@@ -103,7 +103,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def summary(comparison: Comparison) -> str:
-    """A short table for a terminal, and what the comparison is to be read with."""
+    """A short table for a terminal, and the warnings."""
     rows = [
         (
             "group",
@@ -129,10 +129,5 @@ def summary(comparison: Comparison) -> str:
                 times(group.cost.times[0].ratio),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    warned = [f"mind: {line}" for line in comparison.warnings]
-    return "\n".join([f"on {comparison.test_name}:", *lines, *warned])
+    notes = [f"note: {line}" for line in comparison.warnings]
+    return "\n".join([f"on {comparison.test_name}:", aligned(rows), *notes])

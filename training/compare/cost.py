@@ -12,7 +12,7 @@ from training.describe import describe
 from training.evaluation.statistics import Interval
 
 BATCHES = (1, 64)
-LEAST_S = 0.02  # of one reading: far above what the clock and one call's start take
+LEAST_S = 0.02  # of one timing: far above the clock's resolution and the cost of one call
 US_PER_S = 1_000_000
 IMAGE_SHAPE = (1, 28, 28)
 

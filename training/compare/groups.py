@@ -55,14 +55,14 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[CheckpointGro
 
 def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:
     """What differs between the groups' training besides the model, in words; empty if nothing."""
-    told = [conditions(group.config) for group in groups]
-    keys = dict.fromkeys(key for one in told for key in one)
+    trained = [conditions(group.config) for group in groups]
+    keys = dict.fromkeys(key for one in trained for key in one)
     lines = [
         f"not trained alike, {key}: "
-        + ", ".join(f"{g.name} {one.get(key)}" for g, one in zip(groups, told, strict=True))
+        + ", ".join(f"{g.name} {one.get(key)}" for g, one in zip(groups, trained, strict=True))
         + "; a difference may come from that"
         for key in keys
-        if len({json.dumps(one.get(key)) for one in told}) > 1
+        if len({json.dumps(one.get(key)) for one in trained}) > 1
     ]
     for package in ("torch", "python"):
         found = {c.record.versions.get(package, "?") for g in groups for c in g.checkpoints}

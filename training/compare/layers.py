@@ -1,4 +1,4 @@
-"""What the first layer of a network looks for, and what it makes of one image.
+"""The first layer's weights as pictures, and the first layers' outputs for one image.
 
 Shape suffixes: N images, C channels, H and W pixels, U units, M maps.
 """
@@ -37,7 +37,7 @@ class Response(NamedTuple):
 def first_layer(module: nn.Module) -> FirstLayer | None:
     """The first convolution or dense layer that an image passes; None if it is no picture.
 
-    None if the first such layer is neither a 2D convolution nor reads the 784 pixels.
+    None if the first such layer is neither a 2D convolution nor a dense layer of the 784 pixels.
     """
     found = _executed(module, torch.zeros(1, *IMAGE_SHAPE, dtype=torch.uint8))
     for name, layer, _ in found:

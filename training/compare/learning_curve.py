@@ -1,13 +1,12 @@
-"""Accuracy against the number of training images: small runs, cached as soon as each is done.
+"""Accuracy against the number of training images: small runs, each cached when it is done.
 
-A size is a budget of labels: a tenth of them (at most the config's number of validation images)
-validates the run and the rest is learned from, so that no run knows more labels than its size.
+A size is a budget of labels. A tenth of them (at most the config's number of validation images)
+validates the run, and the network learns from the rest.
 
-The rule that makes runs comparable: every run of a group makes the same number of updates and
-sees the same number of images. An epoch has as many images as the largest size trains on; a smaller
-part is repeated as often as it takes, each copy distorted anew where the config says so. Budgets
-are nested: the first images of one fixed order, so that a larger one holds all of a smaller one.
-All else (batch size, learning rate) is the group's config. One seed a group.
+All runs of a group make the same number of updates. An epoch has as many images as the largest
+size trains on. Smaller parts are repeated to that number, and each copy is distorted for itself if
+the config augments. Budgets are nested: they are the first images of one fixed order. Everything
+else (batch size, learning rate) is the group's config. Each group trains its first seed.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
 from training.compare.groups import CheckpointGroup
-from training.compare.robustness import read_pixels
+from training.compare.robustness import predict_pixels
 from training.compare.schema import SizeRun
 from training.config import TrainConfig
 from training.data import Dataset, LabelledImages, split_validation, to_pixels, validation_size
@@ -31,7 +30,7 @@ from training.loop.fit import DivergedError, fit
 CACHE_NAME = "sizes.json"
 ORDER_SEED = 20_133
 LEAST_SIZE = 10  # labels: a tenth of them validates
-RULE = 2  # counts up when the rule above changes: older cached runs are then not taken
+RULE = 2  # increased when the rule above changes, so that older cached runs are not used
 
 _RUNS = TypeAdapter(list[SizeRun])
 
@@ -104,7 +103,7 @@ def run_learning_curve(
         epochs: Of each run.
         folder: Where runs are cached; those of the same config, data and rule are not made again.
         device: Where to train.
-        say: Told about each run.
+        say: Called with a line about each run.
 
     Raises:
         CheckpointError: The cache is no such file.
@@ -159,13 +158,13 @@ def _accuracy(
             folder=Path(run_folder),
             data_sha256=dataset.sha256,
         )
-    read_as = read_pixels(fitted.module, to_pixels(dataset.test.images)).argmax(1)
+    read_as = predict_pixels(fitted.module, to_pixels(dataset.test.images)).argmax(1)
     return float((read_as == dataset.test.labels).double().mean())
 
 
 def _key(config: TrainConfig, data_sha256: str, size: int, epoch_images: int) -> str:
-    told = [config.model_dump(mode="json"), data_sha256, size, epoch_images, RULE]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    parts = [config.model_dump(mode="json"), data_sha256, size, epoch_images, RULE]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _read(cache: Path) -> list[SizeRun]:

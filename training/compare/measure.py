@@ -1,4 +1,4 @@
-"""A comparison from checkpoints and images: everything is measured here, nothing is drawn.
+"""Measures a comparison from checkpoints and images; ``report`` draws it.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels, K classes.
 """
@@ -15,7 +15,7 @@ from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
 from training.compare.groups import CheckpointGroup, read_groups, single_seeds, unfair_conditions
 from training.compare.learning_curve import check_learning_curve, run_learning_curve
-from training.compare.robustness import DISTORTIONS, distorted_curve, read_pixels
+from training.compare.robustness import DISTORTIONS, distorted_curve, predict_pixels
 from training.compare.schema import (
     Alternative,
     ComparePlan,
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _Logits:
     """Logits of a network, float [N, K]: of the validation images and of the test images."""
 
     validation: Tensor
@@ -62,7 +62,7 @@ def compare(
         plan: What else is measured; None: the default plan.
         folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
         device: Where to compute.
-        say: Told what is being done.
+        say: Called with a line about each stage.
         on_measured: Called with all other figures before ``plan.sizes`` are trained.
 
     Raises:
@@ -72,14 +72,14 @@ def compare(
     plan = plan or ComparePlan()
     groups = read_groups(checkpoints, dataset)
     base = _base(plan, groups, dataset, folder)
-    say(f"reading {len(dataset.test):,} test images with {len(checkpoints)} networks")
+    say(f"classifying {len(dataset.test):,} test images with {len(checkpoints)} networks")
     held_out = groups[0].config.validation_images
     _, validation = split_validation(dataset.train, held_out)
-    answers = _all_answers(groups, validation, dataset.test, device)
+    logits = _predict_all(groups, validation, dataset.test, device)
     say("timing, in interleaved rounds")
     costs = measure_costs({g.name: g.modules[0] for g in groups}, base, plan.timing_rounds)
     measured = [
-        _group(group, answers[group.name], validation, dataset.test, costs[group.name])
+        _group(group, logits[group.name], validation, dataset.test, costs[group.name])
         for group in groups
     ]
     distorted = evenly(dataset.test, plan.images)
@@ -91,7 +91,7 @@ def compare(
         warnings=unfair_conditions(groups) + single_seeds(groups) + _changed(groups, measured),
         groups=measured,
         alternatives=_alternatives(measured, base),
-        pairs=group_pairs(_predictions(groups, answers), dataset.test.labels, plan.differing_shown),
+        pairs=group_pairs(_predictions(groups, logits), dataset.test.labels, plan.differing_shown),
         curves=_curves(groups, distorted, say),
         sizes=[],
         picture_index=plan.picture_index,
@@ -133,16 +133,16 @@ def _base(
     return plan.base or names[0]
 
 
-def _all_answers(
+def _predict_all(
     groups: Sequence[CheckpointGroup],
     validation: LabelledImages,
     test: LabelledImages,
     device: torch.device,
-) -> dict[str, list[_Answers]]:
+) -> dict[str, list[_Logits]]:
     parts = [to_pixels(part.images) for part in (validation, test)]
     return {
         group.name: [
-            _Answers(*(read_pixels(module.to(device), pixels) for pixels in parts))
+            _Logits(*(predict_pixels(module.to(device), pixels) for pixels in parts))
             for module in group.modules
         ]
         for group in groups
@@ -150,12 +150,12 @@ def _all_answers(
 
 
 def _predictions(
-    groups: Sequence[CheckpointGroup], answers: Mapping[str, Sequence[_Answers]]
+    groups: Sequence[CheckpointGroup], logits: Mapping[str, Sequence[_Logits]]
 ) -> dict[str, Predictions]:
     return {
         group.name: Predictions(
             [checkpoint.record.config.seed for checkpoint in group.checkpoints],
-            [one.test.argmax(1) for one in answers[group.name]],
+            [one.test.argmax(1) for one in logits[group.name]],
         )
         for group in groups
     }
@@ -174,15 +174,15 @@ def _curves(
 
 def _group(
     group: CheckpointGroup,
-    answers: Sequence[_Answers],
+    logits: Sequence[_Logits],
     validation: LabelledImages,
     test: LabelledImages,
     cost: Cost,
 ) -> Group:
     networks = [
-        _network(*pair, validation, test) for pair in zip(group.checkpoints, answers, strict=True)
+        _network(*pair, validation, test) for pair in zip(group.checkpoints, logits, strict=True)
     ]
-    logits = [one.test for one in answers]
+    test_logits = [one.test for one in logits]
     temperatures = [network.calibration.temperature for network in networks]
     return Group(
         name=group.name,
@@ -193,19 +193,19 @@ def _group(
         accuracy=spread([network.accuracy for network in networks]),
         error_before=spread([network.calibration.error_before for network in networks]),
         error_after=spread([network.calibration.error_after for network in networks]),
-        reliability_before=reliability(logits, test.labels, [1.0] * len(logits)),
-        reliability_after=reliability(logits, test.labels, temperatures),
+        reliability_before=reliability(test_logits, test.labels, [1.0] * len(networks)),
+        reliability_after=reliability(test_logits, test.labels, temperatures),
         cost=cost,
     )
 
 
 def _network(
     checkpoint: LoadedCheckpoint,
-    answers: _Answers,
+    logits: _Logits,
     validation: LabelledImages,
     test: LabelledImages,
 ) -> Network:
-    predicted = answers.test.argmax(1)
+    predicted = logits.test.argmax(1)
     correct = int((predicted == test.labels).sum())
     confusion = confusion_matrix(test.labels, predicted)
     return Network(
@@ -216,7 +216,7 @@ def _network(
         interval=wilson(correct, len(test)),
         accuracy_per_digit=accuracy_per_digit(confusion),
         confusion=confusion.tolist(),
-        calibration=calibrate(answers.validation, validation.labels, answers.test, test.labels),
+        calibration=calibrate(logits.validation, validation.labels, logits.test, test.labels),
     )
 
 

@@ -1,7 +1,7 @@
 """A comparison as two files, ``comparison.json`` and ``comparison.html``.
 
-What the page says and how it looks is in ``report.html.jinja``; sentences made from figures are in
-``sentences``, and its pictures in ``charts``.
+``report.html.jinja`` is the page's text and look, ``sentences`` makes sentences from figures, and
+``charts`` draws its pictures.
 """
 
 import base64
@@ -18,7 +18,7 @@ from training.atomic import write_atomically
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.compare import charts, sentences
 from training.compare.layers import FirstLayer, Response, first_layer, responses
-from training.compare.robustness import DISTORTIONS, examples
+from training.compare.robustness import DISTORTIONS
 from training.compare.schema import Comparison, Group
 from training.compare.sentences import over_seeds, p_text, percent, points, points_interval, times
 from training.data import Dataset, to_pixels
@@ -78,7 +78,9 @@ def _page(comparison: Comparison, dataset: Dataset) -> str:
         batches=[f"time, batch {time.batch}" for time in comparison.groups[0].cost.times],
         inside=[_inside(group, dataset, index) for group in comparison.groups],
         examples={
-            distortion.name: [image[0, 0].numpy() for image in examples(distortion, shown)]
+            distortion.name: [
+                distortion.at(shown, level)[0][0, 0].numpy() for level in distortion.levels
+            ]
             for distortion in DISTORTIONS
         },
         test_images=dataset.test.images,

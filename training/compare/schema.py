@@ -49,7 +49,7 @@ class Part(BaseModel):
 
 
 class Bin(Part):
-    """A bin of the reliability diagram: images, their mean confidence, the share read rightly."""
+    """A bin of the reliability diagram: images, mean confidence, and the share that is correct."""
 
     images: int
     confidence: float
@@ -61,8 +61,8 @@ class Calibration(Part):
 
     Attributes:
         temperature: What logits are divided by: it gives the validation images the least loss.
-        at_bound: No least loss lies between the bounds of the search (few images, all read
-            rightly): ``temperature`` is a bound, and no estimate.
+        at_bound: No least loss lies between the bounds of the search (few images, all
+            correct): ``temperature`` is a bound, and no estimate.
         error_before: Expected calibration error (15 bins) of the network as it is.
         error_after: The same after temperature scaling.
         loss_before: Negative log-likelihood (mean cross-entropy), nats, as it is.
@@ -88,10 +88,10 @@ class Network(Part):
         checkpoint: Its folder, as it was given.
         seed: Of its run.
         weights_sha256: Which weights these are.
-        accuracy: Share read rightly.
+        accuracy: Share of test images classified correctly.
         interval: Wilson's, for other test images like these.
         accuracy_per_digit: For each digit; None if it does not occur.
-        confusion: Row: digit; column: what it was read as; images.
+        confusion: Row: digit; column: predicted digit; images.
         calibration: See there.
     """
 
@@ -130,7 +130,7 @@ class Group(Part):
     """Networks that differ in their seed alone.
 
     Attributes:
-        name: The model's or variant's, with what tells it from others of that name.
+        name: The model's or variant's, with what differs from others of that name.
         model: A key of ``training.models.ARCHITECTURES``.
         architecture: Its numbers.
         conditions: How it was trained: the config without model, numbers and seed.
@@ -167,9 +167,9 @@ class SeedPair(Part):
     Attributes:
         first_seed: Of the first group's network.
         second_seed: Of the second group's.
-        only_first: Images that the first alone reads rightly.
-        only_second: Images that the second alone reads rightly.
-        p_value: How often chance alone would part two equally good networks at least so unevenly.
+        only_first: Images that the first alone classifies correctly.
+        only_second: Images that the second alone classifies correctly.
+        p_value: Probability of a division at least so uneven between equally good networks.
     """
 
     first_seed: int
@@ -180,7 +180,7 @@ class SeedPair(Part):
 
 
 class Differing(Part):
-    """A test image on which groups differ, and what each network read, by group and by seed."""
+    """A test image on which groups differ, and each network's prediction, by group and by seed."""
 
     index: int
     digit: int
@@ -190,16 +190,16 @@ class Differing(Part):
 class GroupPair(Part):
     """Two groups, every network of the first against every one of the second.
 
-    Of a group and itself (``first`` equals ``second``): every two of its seeds, the yardstick of
-    what the seed alone does.
+    Of a group and itself (``first`` equals ``second``): every two of its seeds, which shows how
+    much the seed alone changes.
 
     Attributes:
         first: A group's name.
         second: Another's.
         pairs: Each pair of networks.
         significant: Share of pairs with a p value below 0.05.
-        differing_images: Test images that some networks read and whose share of right networks
-            differs between the groups; 0 of a group and itself.
+        differing_images: Test images whose share of correct networks differs between the groups;
+            0 of a group and itself.
         differing: The first of them, the greatest difference first.
     """
 
@@ -260,8 +260,8 @@ class Curve(Part):
         how: What was done to the image, in words.
         neutral: The level that changes nothing.
         levels: Ascending.
-        ink_kept: Mean share of the undistorted images' ink that is there, one entry a level: what
-            leaves the picture no network can read. Above 1 where a distortion adds ink.
+        ink_kept: Mean share of the undistorted images' ink that is there, one entry a level: no
+            network can use what has left the picture. Above 1 where a distortion adds ink.
         groups: One for each group.
     """
 
@@ -284,7 +284,7 @@ class SizeRun(Part):
         epochs: Of ``epoch_images`` images each, the part being repeated as often as it takes.
         epoch_images: Images an epoch.
         accuracy: On all test images.
-        key: Hash of the config, the data, the size and the rule; what the cache knows it by.
+        key: Hash of the config, the data, the size and the rule; the key of the cache.
     """
 
     group: str
@@ -313,7 +313,7 @@ class Comparison(Part):
         alternatives: One for each group, the base among them.
         pairs: Every two groups, then every group and itself.
         curves: One for each distortion.
-        sizes: Runs on parts of the training images; empty if none was asked for.
+        sizes: Runs on parts of the training images; empty without ``ComparePlan.sizes``.
         picture_index: The test image whose feature maps are drawn.
         device: Where it was measured, with its number of threads.
         versions: Of the packages that computed.

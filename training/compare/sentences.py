@@ -12,15 +12,15 @@ from training.compare.schema import (
     GroupPair,
     SizeRun,
 )
+from training.compare.significance import SIGNIFICANT
 from training.evaluation.statistics import Interval, Spread
 
 POINTS = 100
-SIGNIFICANT = 0.05
 LEAST_P = 1e-4  # smaller p values are written as powers of ten
 ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
-TOLD_SHIFT_PX = 4.0
+STATED_SHIFT_PX = 4.0
 PAIR = 2
-WHOLE_RATIO = 10  # ratios from here on are told without decimals
+WHOLE_RATIO = 10  # ratios from here on have no decimals
 
 
 def percent(share: float) -> str:
@@ -86,12 +86,12 @@ def verdict(comparison: Comparison) -> str:
     if len(others) < PAIR:
         return f"{lead}. {_against(comparison, others[0], base)}"
     ordered = sorted(others, key=lambda one: one.difference, reverse=True)
-    told = [
+    texts = [
         f"{one.name} {points(one.difference)} ({points_interval(one.interval)}; "
         f"{_significance(one)})"
         for one in ordered
     ]
-    return f"{lead}. Against it: {'; '.join(told)}."
+    return f"{lead}. Against it: {'; '.join(texts)}."
 
 
 def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
@@ -115,7 +115,7 @@ def is_significant(one: Alternative) -> bool:
 
 
 def _significance(one: Alternative) -> str:
-    """What the corrected p value says."""
+    """Whether the difference is significant, by the corrected p value."""
     if one.p_holm is None:
         return "one seed, or seeds that all agree, do not show how far the seed moves it"
     p = f"p = {p_text(one.p_holm)} after Holm's correction"
@@ -179,10 +179,10 @@ def calibration(comparison: Comparison) -> Iterator[str]:
 
 def robustness(curve: Curve) -> str:
     """Where each group falls below 90%, and where the groups are furthest apart."""
-    told: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for group in curve.groups:
-        told.setdefault(_fall(curve, group), []).append(group.name)
-    falls = [f"{listed(names)}: {fall}" for fall, names in told.items()]
+        texts.setdefault(_fall(curve, group), []).append(group.name)
+    falls = [f"{listed(names)}: {fall}" for fall, names in texts.items()]
     return f"{'; '.join(falls)}. {_greatest_gap(curve)}"
 
 
@@ -220,7 +220,7 @@ def _greatest_gap(curve: Curve) -> str:
 
 def invariance(curve: Curve) -> str:
     """How many images keep their predicted digit when shifted."""
-    level = min(curve.levels, key=lambda one: abs(one - TOLD_SHIFT_PX))
+    level = min(curve.levels, key=lambda one: abs(one - STATED_SHIFT_PX))
     place = curve.levels.index(level)
     kept = listed([f"{percent(g.unchanged[place])} with {g.name}" for g in curve.groups])
     return (
@@ -233,7 +233,7 @@ def invariance(curve: Curve) -> str:
 
 def augmentation(comparison: Comparison) -> str:
     """How far the training images were distorted: such robustness may have been learned."""
-    told = []
+    texts = []
     for group in comparison.groups:
         shift = group.conditions.get("augment.shift_px", 0)
         turn = group.conditions.get("augment.rotation_deg", 0)
@@ -242,9 +242,9 @@ def augmentation(comparison: Comparison) -> str:
             what = f"shifts up to {shift:g} px, {turn:g} degrees and {scale:.0%} of size"
         else:
             what = "none"
-        told.append(f"{group.name}: {what}")
-    same = {one.split(": ", 1)[1] for one in told}
-    seen = same.pop() if len(same) == 1 else "; ".join(told)
+        texts.append(f"{group.name}: {what}")
+    same = {one.split(": ", 1)[1] for one in texts}
+    seen = same.pop() if len(same) == 1 else "; ".join(texts)
     return (
         f"Distortions in training ({seen}): up to there robustness may have been learned from "
         "examples; beyond it there were none."
@@ -254,9 +254,10 @@ def augmentation(comparison: Comparison) -> str:
 def learning_curve(runs: Sequence[SizeRun]) -> str:
     """The accuracy with the fewest and with the most training images."""
     parts = []
-    for size in sorted({runs[0].size, runs[-1].size}):
+    sizes = {run.size for run in runs}
+    for size in sorted({min(sizes), max(sizes)}):
         found = [run for run in runs if run.size == size]
-        told = listed([f"{run.group} {percent(run.accuracy)}" for run in found])
-        parts.append(f"with {size:,} training images: {told}")
+        texts = listed([f"{run.group} {percent(run.accuracy)}" for run in found])
+        parts.append(f"with {size:,} training images: {texts}")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."

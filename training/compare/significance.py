@@ -63,25 +63,25 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]:
+def mcnemar(first_correct: Tensor, second_correct: Tensor) -> tuple[int, int, float]:
     """McNemar's exact test of two networks on the same images.
 
-    Of the images that one network alone reads rightly, each network would have half by chance if
-    both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12, 153-157;
-    for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
+    Of the images that one network alone classifies correctly, each network would have half by
+    chance if both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12,
+    153-157; for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
 
     Args:
-        first_right: bool [N], which images the first network reads rightly.
-        second_right: The same of the second.
+        first_correct: bool [N], which images the first network classifies correctly.
+        second_correct: The same of the second.
 
     Returns:
-        Images that the first alone reads rightly, that the second alone does, and the two-sided
-        p value, which is 1 if there are none of either.
+        Images that the first alone classifies correctly, that the second alone does, and the
+        two-sided p value, which is 1 if there are none of either.
     """
     from scipy import stats  # noqa: PLC0415 - a second to import
 
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((second_right & ~first_right).sum())
+    only_first = int((first_correct & ~second_correct).sum())
+    only_second = int((second_correct & ~first_correct).sum())
     either = only_first + only_second
     p_value = float(stats.binomtest(only_first, either, 0.5).pvalue) if either else 1.0
     return only_first, only_second, p_value
@@ -89,7 +89,7 @@ def mcnemar(first_right: Tensor, second_right: Tensor) -> tuple[int, int, float]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a group's networks read on the test images: seeds, and int64 [N] for each of them."""
+    """A group's seeds, and each network's predicted digits of the test images, int64 [N]."""
 
     seeds: list[int]
     predicted: list[Tensor]
@@ -106,61 +106,46 @@ def group_pairs(
         differing_shown: The most images that are listed for two groups.
     """
     between = [
-        _between(*pair, groups, labels, differing_shown)
-        for pair in itertools.combinations(groups, 2)
+        _pair(first, second, groups, labels, differing_shown)
+        for first, second in itertools.combinations(groups, 2)
     ]
     within = [
-        _within(name, readings, labels)
-        for name, readings in groups.items()
-        if len(readings.seeds) > 1
+        _pair(name, name, groups, labels, 0)
+        for name, group in groups.items()
+        if len(group.seeds) > 1
     ]
     return between + within
 
 
-def _between(
+def _pair(
     first: str, second: str, groups: Mapping[str, Predictions], labels: Tensor, shown: int
 ) -> GroupPair:
     one, other = groups[first], groups[second]
-    pairs = [
-        _seed_pair(one, other, i, j, labels)
-        for i in range(len(one.seeds))
-        for j in range(len(other.seeds))
-    ]
-    gap = _share_right(one, labels) - _share_right(other, labels)
+    if one is other:
+        places = list(itertools.combinations(range(len(one.seeds)), 2))
+    else:
+        places = list(itertools.product(range(len(one.seeds)), range(len(other.seeds))))
+    pairs = [_seed_pair(one, other, i, j, labels) for i, j in places]
+    gap = _share_correct(one, labels) - _share_correct(other, labels)
     # The greatest difference first, the first image first among equals.
     order = gap.abs().argsort(descending=True, stable=True)[: int((gap != 0).sum())]
     return GroupPair(
         first=first,
         second=second,
         pairs=pairs,
-        significant=_share_significant(pairs),
+        significant=sum(pair.p_value < SIGNIFICANT for pair in pairs) / len(pairs),
         differing_images=len(order),
         differing=[
             Differing(
-                index=int(index),
+                index=index,
                 digit=int(labels[index]),
                 readings={
-                    name: [int(predicted[index]) for predicted in groups[name].predicted]
+                    name: [int(digits[index]) for digits in groups[name].predicted]
                     for name in (first, second)
                 },
             )
-            for index in order[:shown]
+            for index in order[:shown].tolist()
         ],
-    )
-
-
-def _within(name: str, predictions: Predictions, labels: Tensor) -> GroupPair:
-    pairs = [
-        _seed_pair(predictions, predictions, i, j, labels)
-        for i, j in itertools.combinations(range(len(predictions.seeds)), 2)
-    ]
-    return GroupPair(
-        first=name,
-        second=name,
-        pairs=pairs,
-        significant=_share_significant(pairs),
-        differing_images=0,
-        differing=[],
     )
 
 
@@ -177,12 +162,8 @@ def _seed_pair(one: Predictions, other: Predictions, i: int, j: int, labels: Ten
     )
 
 
-def _share_significant(pairs: Sequence[SeedPair]) -> float:
-    return sum(pair.p_value < SIGNIFICANT for pair in pairs) / len(pairs)
-
-
-def _share_right(predictions: Predictions, labels: Tensor) -> Tensor:
-    """Share of the group's networks that read each image rightly, float64 [N]."""
+def _share_correct(predictions: Predictions, labels: Tensor) -> Tensor:
+    """Share of the group's networks that classify each image correctly, float64 [N]."""
     return (
         torch.stack([predicted == labels for predicted in predictions.predicted]).double().mean(0)
     )

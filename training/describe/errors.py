@@ -11,7 +11,7 @@ ADVICE = "give another input size, or change the network"
 
 
 class DescribeError(ValueError):
-    """The network cannot be described; says where, what came and what was expected."""
+    """The network cannot be described; the message has where, what came and what was expected."""
 
 
 def explained(

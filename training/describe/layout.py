@@ -50,7 +50,7 @@ def layout(shape: Shape = EXAMPLE) -> Layout:
         x_NCHW.clone(memory_format=form) for form in (torch.contiguous_format, torch.channels_last)
     )
     cells = []
-    # as_strided reads the memory as it lies, whatever the shape says.
+    # as_strided gives the values in the order of memory, whatever the shape.
     in_first, in_last = (x.as_strided((x.numel(),), (1,)).tolist() for x in (first, last))
     for offset, (a, b) in enumerate(zip(in_first, in_last, strict=True)):
         cells.append(

@@ -26,7 +26,8 @@ class Axis(NamedTuple):
 
     Attributes:
         reach: "window": windows of one size, ``jump`` apart; "scattered": windows that move in no
-            regular way (after flattening); "all": the whole axis; "unknown": no rule tells.
+            regular way (after flattening); "all": the whole axis; "unknown": there is no
+            rule.
         dims: The tensor's dimensions along which the window moves; empty if it stays.
         first: Where the window of position 0 begins; below 0 in the padding.
         last: Where it ends.
@@ -261,8 +262,8 @@ def _reduction(call: Call, x: Tensor, field: Field, values: Mapping[str, Any]) -
 def _views(call: Call, x: Tensor, field: Field) -> list[Field] | None:
     """Functions that give the same values in another shape, or some of them (a slice).
 
-    The function is called again on a tensor that lies dense in memory, whose strides then tell
-    where its dimensions went. None if the output does not share the input's memory.
+    The function is called again on a tensor that lies dense in memory, whose strides then show
+    where its dimensions are. None if the output does not share the input's memory.
     """
     if any(out is x for out in call.outputs):
         return None

@@ -16,7 +16,7 @@ class AxisField(_Frozen):
 
     reach: Literal["window", "scattered", "all", "unknown"] = Field(
         description="window: a window that moves by `jump`; scattered: a window that moves in no "
-        "regular way (after flattening, say); all: the whole axis; unknown: no rule tells"
+        "regular way (after flattening, say); all: the whole axis; unknown: there is no rule"
     )
     size: int | None = Field(description="positions of the input; None for all and unknown")
     jump: float | None = Field(
@@ -92,7 +92,7 @@ class MemoryFormat(_Frozen):
     """One step's output in both layouts."""
 
     step: str
-    shape: Shape = Field(description="N, C, H, W: what tensor.shape says in both layouts")
+    shape: Shape = Field(description="N, C, H, W: tensor.shape in both layouts")
     channels_first: Ordering = Field(description="NCHW, torch.contiguous_format")
     channels_last: Ordering = Field(description="NHWC, torch.channels_last")
 

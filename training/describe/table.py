@@ -21,7 +21,7 @@ LEGEND = """\
 Evaluation mode: dropout is idle, batch normalisation uses its running figures.
   sees           the part of the input that one output value depends on, axis by axis; its textbook
                  size, far from the border, which may exceed the input; where branches meet, what
-                 the widest of them sees. all: the whole axis; ?: no rule tells
+                 the widest of them sees. all: the whole axis; ?: there is no rule
   jump           how far that part moves from one output to the next; -: it does not move regularly
   multiply-adds  products that are summed up. Biases, poolings, activations count as none.
                  Batch normalisation is one for each value: a scale and a shift.
@@ -36,7 +36,7 @@ Values and parameters are the same; many convolutions run faster channels last, 
 
 
 def as_text(description: Description) -> str:
-    """The whole description, several tables where asked for."""
+    """The whole description: the steps, the totals, and the memory tables that it holds."""
     parts = [_title(description), _steps(description), _totals(description.totals), LEGEND]
     if description.memory_formats is not None:
         parts.append(_memory_formats(description.memory_formats))

@@ -1,8 +1,8 @@
 """Runs a module once and records every torch function that it calls.
 
 ``TorchFunctionMode`` sees calls as they are written (``conv2d``, ``cat``, ``x + y``), whether a
-layer or ``forward`` makes them; what a call itself calls it does not see. Hooks tell in which
-module it happens. On the device "meta" tensors have shapes and no values: nothing is allocated or
+layer or ``forward`` makes them; calls within a call are not recorded. Hooks record in which module
+each happens. On the device "meta" tensors have shapes and no values: nothing is allocated or
 computed.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.describe.errors import DescribeError, explained
@@ -112,6 +112,8 @@ class _Recorder(TorchFunctionMode):
         changed = arguments[0] if name == "setitem" else result
         if outputs := tuple(_tensors(changed)):
             flops = counter.get_total_flops()
+            # Copies of the lists among the arguments: forward may append to them afterwards.
+            arguments, given = tree_map(lambda leaf: leaf, (arguments, given))
             call = Call(
                 path, module_class, number, name, function, arguments, given, outputs, flops
             )
@@ -180,11 +182,13 @@ def _refuse_what_cannot_be_read(module: nn.Module) -> None:
                 "it was made from"
             )
         if any(isinstance(weight, UninitializedParameter) for weight in part.parameters()):
-            raise DescribeError(f"{where} is lazy and has no weights yet: run it once, then ask")
+            raise DescribeError(
+                f"{where} is lazy and has no weights yet: run it once before describe()"
+            )
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy without values: ``deepcopy`` is told what to take in place of each tensor."""
+    """A copy without values: ``deepcopy`` gets a stand-in for each tensor."""
     stand_ins: dict[int, Any] = {}
     for parameter in module.parameters():
         empty = torch.empty_like(parameter, device="meta")

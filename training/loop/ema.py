@@ -31,4 +31,4 @@ def averaged_model(module: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(list(averages), list(values), weight)
 
     averaged = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
-    return averaged.requires_grad_(requires_grad=False)
+    return averaged
