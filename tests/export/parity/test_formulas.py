@@ -184,7 +184,8 @@ def test_channels_are_the_second_axis_and_the_last() -> None:
 def test_a_near_tie_is_1_percent_of_the_way_from_the_mean(second: float, near: bool) -> None:
     """Best logit 100, mean 0: within 1.0 of the best the second is a near tie."""
     rest = -(100 + second) / 2
-    assert near_ties(np.array([[100, second, rest, rest]])).tolist() == [near]
+    logits = np.array([[100, second, rest, rest]])
+    assert near_ties(logits).tolist() == near_ties(logits + 64).tolist() == [near]
     assert margins(np.array([[100, rest, second, rest]])).tolist() == pytest.approx([100 - second])
 
 
