@@ -380,6 +380,19 @@ def test_several_groups_against_one_base_are_corrected(compared: Comparison) -> 
             assert f"p = {corrected:.4f} after Holm's correction" in verdict
 
 
+def test_results_without_the_newer_figures_are_read(compared: Comparison) -> None:
+    """A JSON from before the corrected p values and the Brier score is still a comparison."""
+    old = compared.model_dump()
+    for alternative in old["alternatives"]:
+        del alternative["p_value"], alternative["p_holm"]
+    for group in old["groups"]:
+        for network in group["networks"]:
+            del network["calibration"]["brier_before"], network["calibration"]["brier_after"]
+    read = Comparison.model_validate(old)
+    assert read.groups[0].accuracy == compared.groups[0].accuracy
+    assert read.alternatives[1].p_holm is None
+
+
 def test_the_report_shows_the_proper_scores(
     compared: Comparison, dataset: Dataset, tmp_path: Path
 ) -> None:

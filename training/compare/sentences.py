@@ -12,10 +12,10 @@ from training.compare.schema import (
     GroupPair,
     SizeRun,
 )
+from training.compare.significance import SIGNIFICANT
 from training.evaluation.statistics import Interval, Spread
 
 POINTS = 100
-SIGNIFICANT = 0.05
 LEAST_P = 1e-4  # smaller p values are written as powers of ten
 ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
 STATED_SHIFT_PX = 4.0
