@@ -113,9 +113,9 @@ def test_the_time_to_connect_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
 def test_waiting_for_a_connection_takes_no_core() -> None:
     """The only connection waits 500 ms for its answer; the next request waits without work."""
     with _server(ANSWERS[:1], pause_s=0.5) as url:
-        begun_s = time.process_time()
+        begun_s = time.thread_time()  # other threads of this process are not the client's
         open_loop(Target(url, REQUEST, _judge), 10, 0.2, connections=1)
-        assert time.process_time() - begun_s < 0.25
+        assert time.thread_time() - begun_s < 0.25
 
 
 def test_arrivals_are_those_of_their_seed() -> None:

@@ -60,8 +60,10 @@ def test_two_inputs_and_two_outputs_are_exported_and_proven(pair_bundle: Path) -
         *(("kind", (-1, 3), "logits"), ("score", (-1,), "values"))
     ]
     assert {v.variant for v in manifest.parity if v.passed} == {
-        *("onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen", "pt2")
+        *("onnx", "onnx-fp16", "torchscript", "torchscript-frozen", "pt2")
     }
+    # Each of its products is the last one before one of the outputs.
+    assert "none of its weights would be in int8" in manifest.not_built["onnx-int8"]
     assert manifest.factory is not None
     assert manifest.factory.arguments == {"width": WIDTH}
     assert manifest.training is None
@@ -84,7 +86,7 @@ def test_the_file_answers_as_the_module_does(pair_bundle: Path) -> None:
     assert set(golden.inputs) == {"picture", "numbers"}
 
 
-@pytest.mark.parametrize("variant", ["onnx", "onnx-int8", "torchscript"])
+@pytest.mark.parametrize("variant", ["onnx", "onnx-fp16", "torchscript"])
 def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_path: Path) -> None:
     """Two inputs and two outputs at /v2, in JSON and in binary; /predict says where to ask."""
     settings = {"INFERENCE_BUNDLES": str(pair_bundle.parent), "INFERENCE_VARIANT": variant}
@@ -103,7 +105,7 @@ def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_
             outputs = [triton.InferRequestedOutput(n, binary_data=binary) for n in expected]
             found = client.infer("pair", inputs, outputs=outputs)
             for name, tensor in expected.items():
-                loose = 0.1 if variant == "onnx-int8" else 1e-5
+                loose = 0.01 if variant == "onnx-fp16" else 1e-5
                 assert np.allclose(found.as_numpy(name), tensor.numpy(), atol=loose)
         client.close()
         refused = httpx.post(f"{url}/predict", json={"images": [[0] * 28] * 28})
@@ -118,7 +120,7 @@ def test_it_is_proven_again_from_the_bundle_with_the_same_samples(
 ) -> None:
     """Quick without anything, in full with the file of samples, and with no other file."""
     assert main(["check", str(pair_bundle), "--quick"]) == 0
-    assert main(["check", str(pair_bundle), "--quick", "--variant", "onnx-int8"]) == 0
+    assert main(["check", str(pair_bundle), "--quick", "--variant", "onnx-fp16"]) == 0
     check = ["check", str(pair_bundle), "--model", "tests.export.subjects:pair"]
     check += ["--arguments", f'{{"width": {WIDTH}}}']
     assert main([*check, "--inputs", str(given / "samples.npz")]) == 0
