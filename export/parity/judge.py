@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from math import isnan
 
 from export.bundle.manifest import FeatureMaps, ParityVerdict
-from export.bundle.metrics import Comparison
 from export.bundle.tolerances import (
     COVERAGE,
     LARGEST_MULTIPLE,
@@ -28,12 +27,11 @@ from export.parity.schema import (
     Row,
 )
 
-# A mutant is seen clearly if it is so many times beyond its limit: an honest file with other
+# A fault is seen clearly if it is so many times beyond its limit: an honest file with other
 # rounding, another CPU's for example, may come near the limit, never near this.
 CLEARLY = 2
 # As many samples as must be given at all; copies of one sample are one.
 LEAST_DISTINCT = 4
-BEYOND = 1 + 1e-9  # of what is beyond a limit that has no unit to say by how much
 PASSED, FAILED, INCONCLUSIVE = "PASSED", "FAILED", "INCONCLUSIVE"
 
 
@@ -147,20 +145,12 @@ def kills(fault: MutantResult, allowed: Tolerance) -> tuple[str, ...]:
     """The checks that kill a mutant under a tolerance, from what was measured of it."""
     weights, exact = fault.figures.get("weights", 0.0), fault.figures.get("exact", 0.0)
     checks = {
-        "samples": _sample_excess(fault, allowed) > 1,
+        "samples": _samples_kill(fault, allowed),
         "layers": fault.local is not None and _local_violation(fault.local, allowed),
         "weights": allowed.weights is not None and not weights <= allowed.weights,
         "exact values": exact != 0,
     }
     return tuple(check for check, beyond in checks.items() if beyond)
-
-
-def is_seen_clearly(fault: MutantResult, allowed: Tolerance) -> bool:
-    """Whether samples show a mutant far beyond its limit, in the answers or inside."""
-    if fault.figures.get("exact", 0.0) != 0:
-        return True
-    local = _local_excess(fault.local, allowed) if fault.local else 0.0
-    return max(_sample_excess(fault, allowed), local) >= CLEARLY
 
 
 def blind_layers(layers: tuple[Layer, ...]) -> list[Layer]:
@@ -172,46 +162,22 @@ def blind_layers(layers: tuple[Layer, ...]) -> list[Layer]:
     ]
 
 
-def _sample_excess(fault: MutantResult, allowed: Tolerance) -> float:
-    """How many times beyond the tightest limit of the answers; above 1 if any is violated."""
-    found = [_excess(output, allowed) for output in fault.outputs.values()]
+def _samples_kill(fault: MutantResult, allowed: Tolerance) -> bool:
+    """Whether any of its answers is beyond a limit."""
+    if any(any(violations(output, allowed)) for output in fault.outputs.values()):
+        return True
+    bounds: dict[str, float | None] = {"softmax_error": allowed.softmax_error}
     if not fault.outputs:  # an older file
-        pairs = (
-            (fault.figures.get("scaled_error"), allowed.scaled_error),
-            (fault.figures.get("rms_ratio"), allowed.rms_ratio),
-        )
-        found = [_over(figure, bound) for figure, bound in pairs]
-    return max([*found, _over(fault.figures.get("softmax_error"), allowed.softmax_error)])
-
-
-def _excess(found: Comparison, allowed: Tolerance) -> float:
-    if not any(violations(found, allowed)):
-        return 0.0
-    spread = allowed.sample_spread if allowed.precision != "fp32" else None
-    worst = max(
-        _over(found.scaled_error, allowed.scaled_error),
-        _over(found.rms_ratio, allowed.rms_ratio),
-        _over(found.floor_rms, allowed.rms_multiple),
-        _over(found.floor_largest, allowed.largest_multiple),
-        _over(found.sample_spread, spread),
-        0.0 if allowed.sqnr_db is None else 10 ** ((allowed.sqnr_db - found.sqnr_db) / 20),
-    )
-    return float("inf") if isnan(worst) else max(worst, BEYOND)
+        bounds |= {"scaled_error": allowed.scaled_error, "rms_ratio": allowed.rms_ratio}
+    return any(_over(fault.figures.get(name), bound) > 1 for name, bound in bounds.items())
 
 
 def _local_violation(found: LocalFigures, allowed: Tolerance) -> bool:
-    return not _local_excess(found, allowed) <= 1
-
-
-def _local_excess(found: LocalFigures, allowed: Tolerance) -> float:
     most = allowed.largest_multiple
     # Who allows more than LARGEST_MULTIPLE allows as much more than the bound of a sum's rounding.
     bound = None if most is None else max(1.0, most / LARGEST_MULTIPLE)
-    return max(
-        _over(found.rms, allowed.rms_multiple),
-        _over(found.largest, most),
-        _over(found.bound, bound),
-    )
+    pairs = ((found.rms, allowed.rms_multiple), (found.largest, most), (found.bound, bound))
+    return any(_over(figure, limit) > 1 for figure, limit in pairs)
 
 
 def _local_words(found: LocalFigures | None) -> str:
