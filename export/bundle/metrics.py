@@ -365,6 +365,11 @@ def channelled(values: Array) -> Array:
     return wide.reshape(len(wide), 1) if wide.ndim == 1 else wide
 
 
+def pooled(values: Array) -> Array:
+    """[N, ...] as [N, 1, M, 1]: all values are of one channel, and so have one scale."""
+    return values.reshape(len(values), 1, -1, 1)
+
+
 def _by_sample(values: Array) -> Array:
     """The largest value of each sample, [N]."""
     return np.asarray(values.max(axis=tuple(range(1, values.ndim)), initial=0))
