@@ -58,8 +58,8 @@ def test_a_mutant_is_killed_beyond_a_limit(change: dict[str, float], killed: boo
     [
         ({"sqnr_db": 35}, False),
         ({"sqnr_db": 34.9}, True),
-        ({"sample_spread": 16}, False),
-        ({"sample_spread": 16.1}, True),
+        ({"sample_spread": 40}, False),
+        ({"sample_spread": 40.1}, True),
         ({"scaled_error": 1.0, "rms_ratio": 99.0}, False),
     ],
 )
