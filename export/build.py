@@ -117,12 +117,12 @@ def build(
         ParityError: The fp32 ONNX file, a required variant or the gate itself failed.
         BundleError: ``target`` is in the way.
     """
-    wish = wish or Wish()
+    wish, progress = wish or Wish(), progress or Progress()
     with staged(target) as folder, Workers() as workers, torch_threads(1):
         draft, figures = _measured(subject, folder, Setting(), wish, workers, progress)
         judgement = judge(figures, figures.tolerances)
         if not judgement.by_variant["onnx"] and not judgement.general:
-            draft, figures = _repair(draft, figures, wish, workers, progress or Progress())
+            draft, figures = _repair(draft, figures, wish, workers, progress)
             judgement = judge(figures, figures.tolerances)
         left_out = _left_out(draft, figures, judgement)
         missing = draft.manifest.not_built | left_out
@@ -158,6 +158,7 @@ def look(
     """
     subject = dataclasses.replace(subject, samples=subject.samples.first(QUICK_SAMPLES))
     wish, setting = wish or Wish(), Setting(runs=QUICK_RUNS)
+    progress = progress or Progress()
     with tempfile.TemporaryDirectory() as folder, Workers() as workers, torch_threads(1):
         draft, figures = _measured(subject, Path(folder), setting, wish, workers, progress)
     return figures, draft.manifest.not_built
@@ -182,10 +183,9 @@ def _measured(
     setting: Setting,
     wish: Wish,
     workers: Workers,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[_Draft, ParityFigures]:
     """All files of the bundle, and what the gate measures of them."""
-    progress = progress or Progress()
     draft = _draft(subject, folder, wish, workers, progress)
     return draft, draft.proof.measure(
         draft.bundle.variants,

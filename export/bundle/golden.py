@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from export.bundle.manifest import BundleError, TensorSpec
-from export.bundle.metrics import Array, Arrays, compare, pooled, softmax_error
+from export.bundle.metrics import Array, Arrays, compare, softmax_error
 from export.bundle.tolerances import Tolerance, violations
 
 # A service runs batches of any size: the samples are asked in one batch, one by one, and in
@@ -56,7 +56,7 @@ class Golden:
             {name: array[:count] for name, array in part.items()}
             for part in (self.inputs, self.fp32, self.fp64)
         )
-        return Golden(inputs, fp32, fp64, self.targets[:count])
+        return Golden(inputs, fp32, fp64, self.targets[:count], self.one_scale)
 
     def labels(self, logits: str = "logits") -> Array:
         """int64 [G], what the reference reads the samples as."""
@@ -176,10 +176,8 @@ def judge_answers(
             failures.append(f"{spec.name}: has shape {shapes[0]}, expected {shapes[1]}")
         elif spec.kind != "probabilities":
             logits = spec.kind == "logits"
-            compared = (answer, fp32, golden.fp64[spec.name])
-            if golden.one_scale:
-                compared = (pooled(compared[0]), pooled(compared[1]), pooled(compared[2]))
-            found = compare(*compared, logits=logits)
+            fp64, one_scale = golden.fp64[spec.name], golden.one_scale
+            found = compare(answer, fp32, fp64, logits=logits, one_scale=one_scale)
             worst = max(worst, found.scaled_error)
             wrong = max(wrong, found.labels.flips if found.labels else 0)
             failures += [f"{spec.name}: {complaint}" for complaint in violations(found, tolerance)]

@@ -176,6 +176,7 @@ def compare(
     targets_N: Array | None = None,
     edge_cases: int = 0,
     floor: Floor | None = None,
+    one_scale: bool = False,
 ) -> Comparison:
     """Compare one output's values for the same samples.
 
@@ -188,6 +189,7 @@ def compare(
         edge_cases: How many of the first samples are edge cases, which are made up. They have no
             labels, and a quantization never saw them.
         floor: Of this output, for the figures that are multiples of it.
+        one_scale: All values are of one channel, and so have one scale.
 
     Raises:
         ValueError: The shapes differ.
@@ -197,7 +199,8 @@ def compare(
             f"shapes differ: candidate {candidate.shape}, fp32 baseline {fp32.shape}, fp64 "
             f"reference {fp64.shape}"
         )
-    found, baseline, true = (channelled(values) for values in (candidate, fp32, fp64))
+    shaped = _pooled if one_scale else channelled
+    found, baseline, true = (shaped(values) for values in (candidate, fp32, fp64))
     finite = np.isfinite(found)
     difference = np.where(finite, np.abs(found - baseline), np.inf)
     error = np.where(finite, np.abs(found - true), np.inf)
@@ -365,9 +368,9 @@ def channelled(values: Array) -> Array:
     return wide.reshape(len(wide), 1) if wide.ndim == 1 else wide
 
 
-def pooled(values: Array) -> Array:
-    """[N, ...] as [N, 1, M, 1]: all values are of one channel, and so have one scale."""
-    return values.reshape(len(values), 1, -1, 1)
+def _pooled(values: Array) -> Array:
+    """float64 [N, 1, M, 1]: one channel of all M values of a sample."""
+    return channelled(values).reshape(len(values), 1, -1, 1)
 
 
 def _by_sample(values: Array) -> Array:

@@ -38,8 +38,21 @@ FEW_CHANNELS = 4
 BARRIER = "int8_barrier"
 # Of an infinite value they make another one; a softmax behind a mask makes 0 of it.
 HANDS_ON_INFINITIES = {
-    *("Where", "Add", "Sub", "Mul", "Concat", "Cast", "Identity"),
-    *("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Gather", "Flatten"),
+    "Where",
+    "Add",
+    "Sub",
+    "Mul",
+    "Concat",
+    "Cast",
+    "Identity",
+    "Expand",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Transpose",
+    "Slice",
+    "Gather",
+    "Flatten",
 }
 # Operators with weights, which begin a layer in float16.
 WITH_WEIGHTS = PRODUCTS | {"ConvTranspose", "LSTM", "GRU", "RNN"}

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from export.bundle.golden import BATCH_SIZES, Golden, Predict, run_batched
 from export.bundle.manifest import FileEntry, TensorSpec
-from export.bundle.metrics import Arrays, compare, pooled
+from export.bundle.metrics import Arrays, compare
 from export.bundle.store import file_entry
 from export.convert.onnx_export import OnnxExport, model_bytes, set_metadata
 from export.mnist.servable import INPUTS
@@ -198,7 +198,7 @@ def measure_first_layer(
         if found is None or found.shape != fp32.shape:
             problems.append(f"gives {None if found is None else found.shape}, not {fp32.shape}")
         else:
-            by_batch[batch_size] = compare(pooled(found), pooled(fp32), pooled(fp64))
+            by_batch[batch_size] = compare(found, fp32, fp64, one_scale=True)
     return FeatureFigures(
         layer=first.layer,
         output=first.output,
