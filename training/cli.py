@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +11,36 @@ from training.models import RENAMED
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Group: TypeAlias = "argparse._ActionsContainer"
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    short: str,
+    description: str | None,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add a command whose texts keep their line breaks.
+
+    Args:
+        commands: From ``ArgumentParser.add_subparsers``.
+        name: What is typed.
+        run: Takes the parsed arguments and gives the exit status.
+        short: Its line in the list of commands.
+        description: Stands above its options.
+        epilog: Stands below them.
+    """
+    command = commands.add_parser(
+        name,
+        help=short,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=run)
+    return command
 
 
 def model_name(name: str) -> str:

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from training.cli import Commands, add_common, add_precision, model_name
+from training.cli import Commands, add_command, add_common, add_precision, model_name
 from training.config import Preset, TrainConfig, preset
 from training.data import (
     PIXEL_MEAN,
@@ -191,13 +191,13 @@ def add_speed(commands: Commands) -> None:
     Args:
         commands: From ``ArgumentParser.add_subparsers``.
     """
-    speed = commands.add_parser(
+    speed = add_command(
+        commands,
         "speed",
-        help="time to an accuracy on the CPU, beside PyTorch's example",
+        _speed,
+        short="time to an accuracy on the CPU, beside PyTorch's example",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    speed.set_defaults(command=_speed)
     speed.add_argument(
         "--model", default="cnn", type=model_name, metavar="NAME", help="(default: %(default)s)"
     )

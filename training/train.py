@@ -24,6 +24,7 @@ from training.cli import (
     Commands,
     Group,
     add_arch,
+    add_command,
     add_common,
     add_precision,
     architecture_numbers,
@@ -87,14 +88,14 @@ def add_train(commands: Commands) -> None:
     Args:
         commands: From ``ArgumentParser.add_subparsers``.
     """
-    train = commands.add_parser(
+    train = add_command(
+        commands,
         "train",
-        help="train a network and write a checkpoint",
+        _train,
+        short="train a network and write a checkpoint",
         description=f"Train a network on MNIST and write a checkpoint.\n\n{_models()}",
         epilog=f"{_presets()}\n\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.set_defaults(command=_train)
     _add_what(train.add_argument_group("what to train"))
     _add_how(train.add_argument_group("how to train it (defaults: the preset's)"))
     where = train.add_argument_group("where")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from training.compare.layers import FirstLayer, Response
 from training.compare.schema import Bin, Curve, Group, GroupPair, SizeRun
+from training.evaluation.plots import LEAST_DARKEST, draw_confusion, mistakes_of
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56606a", "#56b4e9", "#1d2329")
 MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups look alike
 GRID, FRAME, INK = "#e3e7eb", "#b8c0c8", "#1d2329"
 PERCENT = 100
 PANEL_IN, WIDE_IN = 5.2, 9.5
-DARK_CELL = 0.6  # of the darkest: black digits are unreadable on it
 SPACE = 0.15  # between pictures, of their size
 MOST_FILTERS, COLUMNS = 32, 8
 MOST_MAPS = 16
@@ -144,26 +144,14 @@ def confusion_figures(groups: Sequence[Group]) -> list[Figure]:
     matrices = [
         np.array([network.confusion for network in group.networks]).sum(axis=0) for group in groups
     ]
-    darkest = max(5, *(int(_mistakes(matrix).max()) for matrix in matrices))
+    darkest = max(LEAST_DARKEST, *(int(mistakes_of(matrix).max()) for matrix in matrices))
     return [_confusion(*pair, darkest) for pair in zip(groups, matrices, strict=True)]
 
 
-def _mistakes(matrix: np.ndarray) -> np.ndarray:
-    """Without the diagonal, which holds nearly all images and would hide every mistake."""
-    return np.asarray(matrix - np.diag(np.diag(matrix)))
-
-
 def _confusion(group: Group, matrix: np.ndarray, darkest: int) -> Figure:
-    mistakes = _mistakes(matrix)
     figure = panel(4.7)
     axes = figure.subplots()
-    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
-    for (digit, predicted), count in np.ndenumerate(matrix):
-        if count:
-            dark = mistakes[digit, predicted] > DARK_CELL * darkest
-            shade = "grey" if digit == predicted else "white" if dark else "black"
-            axes.text(predicted, digit, str(count), ha="center", va="center", color=shade, size=8)
-    axes.set(xlabel="predicted", ylabel="digit", xticks=range(10), yticks=range(10))
+    draw_confusion(axes, matrix, darkest)
     seeds = len(group.networks)
     axes.set_title(f"{group.name}: {seeds} {'seed' if seeds == 1 else 'seeds'}", loc="left")
     return figure

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from training.cli import add_data_dir
+from training.cli import Commands, add_command, add_data_dir
 from training.compare.measure import compare
 from training.compare.report import JSON_NAME, write_report
 from training.compare.schema import ComparePlan, Comparison
@@ -29,17 +29,17 @@ example: three seeds of each, one page
 """
 
 
-def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_compare(commands: Commands) -> None:
     """Add the subcommand to a parser's commands."""
     defaults = ComparePlan()
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compare",
-        help="measure checkpoints beside each other and write a report",
+        _compare,
+        short="measure checkpoints beside each other and write a report",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=_compare)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report")
     parser.add_argument(

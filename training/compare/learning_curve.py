@@ -21,10 +21,10 @@ from pydantic import TypeAdapter, ValidationError
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
 from training.compare.groups import CheckpointGroup
-from training.compare.robustness import predict_pixels
 from training.compare.schema import SizeRun
 from training.config import TrainConfig
-from training.data import Dataset, LabelledImages, split_validation, to_pixels, validation_size
+from training.data import Dataset, LabelledImages, split_validation, validation_size
+from training.evaluation.prediction import predict_logits
 from training.loop.fit import DivergedError, fit
 
 CACHE_NAME = "sizes.json"
@@ -158,7 +158,7 @@ def _accuracy(
             folder=Path(run_folder),
             data_sha256=dataset.sha256,
         )
-    read_as = predict_pixels(fitted.module, to_pixels(dataset.test.images)).argmax(1)
+    read_as = predict_logits(fitted.module, dataset.test.images).argmax(1)
     return float((read_as == dataset.test.labels).double().mean())
 
 

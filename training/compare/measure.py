@@ -15,7 +15,7 @@ from training.compare.calibration import calibrate, reliability
 from training.compare.cost import measure_costs
 from training.compare.groups import CheckpointGroup, read_groups, single_seeds, unfair_conditions
 from training.compare.learning_curve import check_learning_curve, run_learning_curve
-from training.compare.robustness import DISTORTIONS, distorted_curve, predict_pixels
+from training.compare.robustness import DISTORTIONS, distorted_curve
 from training.compare.schema import (
     Alternative,
     ComparePlan,
@@ -30,6 +30,7 @@ from training.data import Dataset, LabelledImages, split_validation, to_pixels
 from training.device import device_name
 from training.evaluation.classification import accuracy_per_digit, confusion_matrix
 from training.evaluation.grouping import LoadedCheckpoint, conditions
+from training.evaluation.prediction import predict_logits
 from training.evaluation.statistics import spread, wilson
 from training.provenance import commit, versions
 
@@ -139,10 +140,11 @@ def _predict_all(
     test: LabelledImages,
     device: torch.device,
 ) -> dict[str, list[_Logits]]:
-    parts = [to_pixels(part.images) for part in (validation, test)]
     return {
         group.name: [
-            _Logits(*(predict_pixels(module.to(device), pixels) for pixels in parts))
+            _Logits(
+                *(predict_logits(module.to(device), part.images) for part in (validation, test))
+            )
             for module in group.modules
         ]
         for group in groups

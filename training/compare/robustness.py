@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional
 
 from training.compare.schema import Curve, GroupCurve
 from training.data import standardise
+from training.evaluation.prediction import BATCH_IMAGES
 from training.evaluation.statistics import spread
 
-BATCH_IMAGES = 1_000
 BOUND = 0.9  # the report states where the accuracy falls below it
 NOISE_SEED = 20_132
 BLUR_REACH = 3  # standard deviations of the Gaussian on each side
@@ -49,7 +49,7 @@ class Distortion(NamedTuple):
 
 
 @torch.inference_mode()
-def predict_pixels(module: nn.Module, pixels_NCHW: Tensor) -> Tensor:
+def _predict(module: nn.Module, pixels_NCHW: Tensor) -> Tensor:
     """Logits, float32 [N, 10] on the CPU, of pixels in 0..1, float [N, 1, 28, 28].
 
     The module must be in evaluation mode.
@@ -153,7 +153,7 @@ def distorted_curve(
         labels: int64 [N].
     """
     plain = {
-        name: [predict_pixels(module, pixels_NCHW).argmax(1) for module in modules]
+        name: [_predict(module, pixels_NCHW).argmax(1) for module in modules]
         for name, modules in groups.items()
     }
     # By group, level and seed: the share of correct images and of unchanged predictions.
@@ -166,7 +166,7 @@ def distorted_curve(
         for name, modules in groups.items():
             # [V, N] for each seed: versions of each image.
             predicted = [
-                torch.stack([predict_pixels(module, one).argmax(1) for one in versions])
+                torch.stack([_predict(module, one).argmax(1) for one in versions])
                 for module in modules
             ]
             correct[name].append([_share(seed == labels) for seed in predicted])

@@ -23,7 +23,7 @@ from torch.nn.functional import nll_loss, one_hot
 
 from training.atomic import write_atomically
 from training.checkpoint import CheckpointError
-from training.cli import Commands, add_data_dir
+from training.cli import Commands, add_command, add_data_dir
 from training.data import Dataset, LabelledImages, load_dataset, split_validation
 from training.evaluation.calibration import brier_score
 from training.evaluation.grouping import LoadedCheckpoint, load_comparable
@@ -200,13 +200,13 @@ def add_ensemble(commands: Commands) -> None:
     Args:
         commands: From ``ArgumentParser.add_subparsers``.
     """
-    ensemble = commands.add_parser(
+    ensemble = add_command(
+        commands,
         "ensemble",
-        help="what several checkpoints reach together",
+        _ensemble,
+        short="what several checkpoints reach together",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ensemble.set_defaults(command=_ensemble)
     ensemble.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
     ensemble.add_argument(
         "--size",

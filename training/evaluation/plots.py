@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from training.evaluation.prediction import predict
 
 BLUE, ORANGE = "#1f6fb4", "#d9730d"
 SHOWN, PAIRS_SHOWN, RECONSTRUCTIONS_SHOWN = 40, 30, 12
+LEAST_DARKEST = 5  # mistakes in the darkest cell: fewer are not shown as many
 DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
 
 
@@ -87,13 +89,17 @@ def _errors(record: AnyRecord) -> tuple[dict[str, list[float]], str]:
     }, f"error rate (% of {counted})"
 
 
-def _confusion(record: CheckpointRecord) -> Figure:
-    matrix = np.array(record.test.confusion)
-    # The diagonal holds nearly all images and would hide every mistake: colour mistakes alone.
-    mistakes = matrix - np.diag(np.diag(matrix))
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
-    axes = figure.subplots()
-    darkest = max(5, int(mistakes.max()))
+def draw_confusion(axes: Axes, matrix: np.ndarray, darkest: int) -> None:
+    """Draw a confusion matrix, int [10, 10], in which mistakes alone are coloured.
+
+    The diagonal holds nearly all images and would hide every mistake.
+
+    Args:
+        axes: Where to.
+        matrix: Row: the digit; column: what was predicted.
+        darkest: So many mistakes have the darkest colour.
+    """
+    mistakes = mistakes_of(matrix)
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
     for (digit, predicted), count in np.ndenumerate(matrix):
         if count:
@@ -101,6 +107,18 @@ def _confusion(record: CheckpointRecord) -> Figure:
             shade = "grey" if digit == predicted else "white" if dark else "black"
             axes.text(predicted, digit, str(count), ha="center", va="center", color=shade, size=8)
     axes.set(xlabel="predicted", ylabel="digit", xticks=range(10), yticks=range(10))
+
+
+def mistakes_of(matrix: np.ndarray) -> np.ndarray:
+    """A confusion matrix without its diagonal."""
+    return np.asarray(matrix - np.diag(np.diag(matrix)))
+
+
+def _confusion(record: CheckpointRecord) -> Figure:
+    matrix = np.array(record.test.confusion)
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    draw_confusion(axes, matrix, max(LEAST_DARKEST, int(mistakes_of(matrix).max())))
     axes.set_title(f"{record.config.model}: {record.test.images_name}", loc="left", size=10)
     return figure
 

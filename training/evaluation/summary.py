@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from training.checkpoint import CheckpointError, CheckpointRecord, read_record, require_digit_record
-from training.cli import Commands
+from training.cli import Commands, add_command
 from training.evaluation.grouping import group_names, without_seed
 from training.evaluation.statistics import Spread, spread
 
@@ -25,13 +25,13 @@ def add_summary(commands: Commands) -> None:
     Args:
         commands: From ``ArgumentParser.add_subparsers``.
     """
-    summary = commands.add_parser(
+    summary = add_command(
+        commands,
         "summary",
-        help="a table of what checkpoints reached, over seeds",
+        _summary,
+        short="a table of what checkpoints reached, over seeds",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    summary.set_defaults(command=_summary)
     summary.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
 
 
