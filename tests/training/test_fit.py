@@ -67,8 +67,7 @@ def test_resuming_with_other_settings_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A resumed run must be the same run: the message says what differs."""
-    arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
-    arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "64"]
+    arguments = _short_run(data_dir, tmp_path)
     _interrupted(arguments, monkeypatch)
     assert main([*arguments, "--resume", "--seed", "3"]) == 1
     assert "seed: 0 then, 3 now" in capsys.readouterr().err
@@ -93,6 +92,13 @@ def test_the_last_epoch_is_kept_however_good_an_earlier_one_looked(
     assert record.validation.accuracy == record.history[-1].validation_accuracy
 
 
+def _short_run(data_dir: Path, out: Path) -> list[str]:
+    """The command of a run of one epoch."""
+    arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
+    arguments += ["--out", str(out), "--epochs", "1", "--batch-size", "64"]
+    return arguments
+
+
 def _interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command that is interrupted behind its last epoch: the state is there."""
 
@@ -111,8 +117,7 @@ def test_an_unfinished_run_is_not_overwritten_unasked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Without --resume or --restart the state stays, and both ways on are named."""
-    arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
-    arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "64"]
+    arguments = _short_run(data_dir, tmp_path)
     _interrupted(arguments, monkeypatch)
     state = (tmp_path / "resume.safetensors").read_bytes()
     assert main(arguments) == 1
@@ -131,8 +136,7 @@ def test_two_runs_do_not_share_a_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """While one run writes there, another one is refused; afterwards the folder is free."""
-    arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
-    arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "64"]
+    arguments = _short_run(data_dir, tmp_path)
     evaluate, statuses = DigitTask.evaluate, list[int]()
 
     def starting_another(task: DigitTask, *further: Any) -> Any:
@@ -155,8 +159,7 @@ def test_a_run_is_not_resumed_on_another_split(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The same number of validation images, but other ones: some of them were learnt from."""
-    arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
-    arguments += ["--out", str(tmp_path), "--epochs", "1", "--batch-size", "64"]
+    arguments = _short_run(data_dir, tmp_path)
     _interrupted(arguments, monkeypatch)
     monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
     assert main([*arguments, "--resume"]) == 1
