@@ -71,7 +71,9 @@ class Noop:
             await self._came.wait()
             while self._due:
                 due_s, connection = self._due.popleft()
-                await asyncio.sleep(due_s - time.monotonic())
+                # uvloop counts in milliseconds, so that a sleep can end a fraction of one early.
+                while (left_s := due_s - time.monotonic()) > 0:
+                    await asyncio.sleep(left_s)
                 connection.write(self.answer)
             self._came.clear()
 
