@@ -193,7 +193,7 @@ def test_requests_are_counted_beside_those_of_http(
 
 @dataclass(frozen=True)
 class Guarded:
-    """A service with a key, a log, two workers, and batches that wait for half a second."""
+    """A service with a key, a log, two workers, and batches that wait for a second."""
 
     url: str
     target: str
@@ -210,7 +210,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         "INFERENCE_GRPC_PORT": str(port),
         "INFERENCE_API_KEY": KEY,
         "INFERENCE_WORKERS": "2",
-        "INFERENCE_BATCH_WAIT_MS": "500",
+        "INFERENCE_BATCH_WAIT_MS": "1000",
         "INFERENCE_ACCESS_LOG_SHARE": "1",
         "INFERENCE_LOG_FORMAT": "json",
         "INFERENCE_DRAIN_S": "0.2",
@@ -269,7 +269,7 @@ def test_a_request_whose_client_gave_up_is_not_computed(guarded: Guarded) -> Non
     give_up_s = time.monotonic() + 20
     while _count(guarded.url, gone) == before[0] and time.monotonic() < give_up_s:
         time.sleep(0.1)
-    time.sleep(0.6)  # the waiting batch ends
+    time.sleep(1.1)  # the waiting batch ends
     assert (_count(guarded.url, gone), _count(guarded.url, batches)) == (before[0] + 1, before[1])
 
 
@@ -282,7 +282,7 @@ def test_no_accepted_request_is_lost_when_the_service_stops(guarded: Guarded) ->
         with triton.InferenceServerClient(guarded.target) as client:
             assert client.is_server_live()
             sent.wait()
-            return client.infer("cnn", [_input(IMAGES)], headers={"x-api-key": KEY})
+            return client.infer("cnn", [_input(IMAGES[:1])], headers={"x-api-key": KEY})
 
     with ThreadPoolExecutor(16) as pool:
         answers = pool.map(ask, range(16))
@@ -290,7 +290,7 @@ def test_no_accepted_request_is_lost_when_the_service_stops(guarded: Guarded) ->
         time.sleep(0.1)
         main.terminate()
         for answer in answers:
-            assert np.array_equal(answer.as_numpy("logits").argmax(1), LOGITS.argmax(1))
+            assert np.array_equal(answer.as_numpy("logits").argmax(1), LOGITS[:1].argmax(1))
     main.wait(30)
     with pytest.raises(grpc.RpcError) as caught, grpc.insecure_channel(guarded.target) as late:
         _call(late, b"", "ServerLive")
