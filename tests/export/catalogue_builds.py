@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from export.formats import VARIANTS
 from tests.export.catalogue import NETWORKS, write_network, write_samples
 
 SAMPLES, CALIBRATION = 64, 32
+SHOWN = 100  # characters of a reason; the manifest has all of it
 COLUMNS = (
-    *("network", "million parameters", "in the bundle", "layers kept in float32", "left out"),
+    *("network", "numbers in its weights", "in the bundle", "layers kept in float32", "left out"),
     *("processor seconds", "seconds that passed"),
 )
 
@@ -97,7 +99,7 @@ def build_network(
 def _cells(name: str, built: CatalogueBuild) -> list[str]:
     with safe_open(built.sources / f"{name}.safetensors", "np") as weights:
         numbers = sum(weights.get_tensor(key).size for key in weights.keys())  # noqa: SIM118
-    cells = [name, f"{numbers / 1e6:.2f}"]
+    cells = [name, f"{numbers:,}"]
     if built.status:
         cells += ["nothing", "", built.printed.strip().splitlines()[-1]]
     else:
@@ -110,9 +112,12 @@ def _cells(name: str, built: CatalogueBuild) -> list[str]:
 
 
 def _reasons(manifest: Manifest) -> list[str]:
-    """Why there is none of a variant; of several failures the first."""
+    """How the reasons begin why there is none of a variant."""
     missing = {v: manifest.not_built[v] for v in VARIANTS if v in manifest.not_built}
-    return [f"{v}: {reason.partition('; ')[0].strip()}" for v, reason in missing.items()]
+    return [
+        f"{variant}: {textwrap.shorten(reason, SHOWN, placeholder=' ...')}"
+        for variant, reason in missing.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
