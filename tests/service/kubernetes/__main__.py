@@ -1,0 +1,28 @@
+"""Prints what a rollout by the manifests does to the real service, as JSON.
+
+python -m tests.service.kubernetes [BUNDLES]
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.service.kubernetes.kubelet import PodManifest, roll_out
+from tests.service.kubernetes.render import render_overlay
+from tests.tiny import SERVED_BUNDLES
+
+
+def main() -> int:
+    """Roll the overlay ``cpu`` out once; the status is 1 if a request was lost."""
+    bundles = Path(sys.argv[1]) if len(sys.argv) > 1 else SERVED_BUNDLES
+    manifest = PodManifest.read(render_overlay("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        found = roll_out(manifest, Path(folder), bundles)
+    print(json.dumps(dataclasses.asdict(found), indent=2))
+    return 1 if found.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
