@@ -3,14 +3,15 @@
 python -m tests.service.kubernetes.crds_agree CRD_FILE KIND
 """
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.service.kubernetes.schemas import load_schema
+from tests.service.kubernetes.schemas import CUSTOM, load_schema
 
 COMPARED = ("pattern", "minLength", "minItems", "minimum", "maximum", "enum")
 # Every object of Kubernetes has these; definitions leave them open.
@@ -64,15 +65,20 @@ def _compare_limits(reduced: dict[str, Any], full: dict[str, Any], path: str) ->
         yield f"{path}: required {reduced.get('required')}, not {full.get('required')}"
 
 
-def main() -> None:
-    """Compare, and end with a message for each difference."""
-    file, kind = sys.argv[1:]
-    reduced = load_schema(kind)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print each difference; the status is 1 if there is one."""
+    parser = argparse.ArgumentParser(prog="python -m tests.service.kubernetes.crds_agree")
+    parser.add_argument("file", type=Path, help="the project's own definition, as YAML")
+    parser.add_argument("kind", choices=CUSTOM)
+    arguments = parser.parse_args(argv)
+    reduced = load_schema(arguments.kind)
     version = reduced["properties"]["apiVersion"]["const"].rsplit("/", 1)[1]
-    versions = yaml.safe_load(Path(file).read_text())["spec"]["versions"]
+    versions = yaml.safe_load(arguments.file.read_text())["spec"]["versions"]
     full = next(one for one in versions if one["name"] == version)["schema"]["openAPIV3Schema"]
-    sys.exit("\n".join(find_differences(reduced, full)) or 0)
+    differences = list(find_differences(reduced, full))
+    sys.stdout.writelines(f"{difference}\n" for difference in differences)
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

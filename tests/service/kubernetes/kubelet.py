@@ -5,7 +5,6 @@ periods, timeouts and thresholds, on SIGTERM follows the grace period and then S
 are sent to pods that are ready. Other than in a cluster, paths and ports are this machine's.
 """
 
-import json
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -85,7 +85,7 @@ class PodManifest:
         """Read the pod of an overlay's Deployment."""
         container: Object = pod_of(objects)[1]["containers"][0]
         return cls(
-            _image_command(),
+            container["command"],
             # A key whose Secret is optional and missing is no variable.
             {one["name"]: one["value"] for one in container["env"] if "value" in one},
             Probe.read(container["startupProbe"]),
@@ -100,15 +100,6 @@ class PodManifest:
 def _pre_stop_s(container: Object) -> float:
     hook: dict[str, Any] = container.get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})
     return float(hook["sleep"]["seconds"])
-
-
-def _image_command() -> list[str]:
-    """The command of the image, which the manifest leaves as it is."""
-    lines = (ROOT / "service" / "Dockerfile").read_text().splitlines()
-    command: list[str] = json.loads(
-        next(line for line in lines if line.startswith("CMD ")).removeprefix("CMD ")
-    )
-    return command
 
 
 class Pod:
@@ -206,8 +197,10 @@ class Pod:
         if self._is_ready:
             self._is_ready, self._unready_since_s = False, time.monotonic()
         assert self._process is not None
+        # Before their parent ends: afterwards nobody could tell whose they were.
         for process in self._processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
 
     def memory_bytes(self) -> int:
@@ -215,17 +208,12 @@ class Pod:
         return sum(process.memory_info().rss for process in self._processes())
 
     def _processes(self) -> list[psutil.Process]:
-        """The live processes of the pod: those of its session."""
+        """The process and its children, which BentoML starts in sessions of their own."""
         assert self._process is not None
-        found = []
-        for process in psutil.process_iter():
-            try:
-                is_of_pod = os.getsid(process.pid) == self._process.pid
-            except ProcessLookupError:
-                continue
-            if is_of_pod and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        return found
+        if self._process.poll() is not None:
+            return []
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
 
     def _repeat(self, probe: Probe, report: Callable[[int], None]) -> None:
         """Probe in a thread until the pod ends; report the number of failures in a row."""

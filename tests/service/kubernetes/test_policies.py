@@ -159,6 +159,8 @@ def test_the_pod_suits_the_image(overlay: str) -> None:
     users = [words for name, words in dockerfile if name == "RUN" and "useradd" in words]
     assert str(pod["securityContext"]["runAsUser"]) in users[0]
     assert ("EXPOSE", [str(container["ports"][0]["containerPort"])]) in dockerfile
+    served = [words for name, words in dockerfile if name == "CMD"][-1]
+    assert " ".join(served).endswith(" ".join(["exec", *container["command"]]))
     assert any("BENTOML_HOME=/tmp/bentoml" in words for name, words in dockerfile if name == "ENV")
     tmp = next(volume for volume in pod["volumes"] if volume["name"] == "tmp")
     tmpfs = services()["service"]["tmpfs"]
