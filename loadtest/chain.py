@@ -96,19 +96,6 @@ def demonstrate(
     return stories
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: names to the left, figures to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
 def chain_report(stories: Sequence[ModelStory]) -> str:
     """The page: one table, then a section a stage."""
     results = [result for story in stories for result in story.results]

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
-from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
+from loadtest.chain import COLUMNS, chain_report, demonstrate
 from loadtest.generator.arrivals import read_trace
 from loadtest.generator.payloads import Model, usable_form
 from loadtest.machine import cores, pinned
@@ -22,6 +22,7 @@ from loadtest.measure.stats import Runs, repeated
 from loadtest.measure.sweep import USERS, closed_loop_rate, concurrency, sweep
 from loadtest.report.formats import to_junit, to_markdown, write_all
 from loadtest.report.points import run_report, sweep_report
+from loadtest.report.tables import text_table
 from loadtest.report.words import run_verdict, sweep_verdict
 from loadtest.scenarios import (
     ENDPOINTS,

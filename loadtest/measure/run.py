@@ -9,8 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,7 +26,7 @@ from loadtest.machine import machine
 from loadtest.measure.result import Provenance, Result, beside_the_load, figures
 from loadtest.measure.validity import judge
 from loadtest.scenarios import REQUEST_TIMEOUT_S, Profile, Scenario
-from loadtest.server import REPOSITORY, free_port
+from loadtest.server import REPOSITORY, ask_ready, free_port
 from loadtest.telemetry.watch import ServerWatch
 from loadtest.telemetry.watch import summary as server_summary
 
@@ -223,9 +221,8 @@ def require_ready(url: str) -> None:
     if not url.startswith(("http://", "https://")):
         raise LoadTestError(f"{url!r} is no URL; expected one such as http://localhost:3000")
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=10):  # noqa: S310 - checked above
-            pass
-    except (urllib.error.URLError, OSError) as error:
+        ask_ready(url, timeout_s=10)
+    except OSError as error:
         raise LoadTestError(
             f"no service is ready at {url} ({error}); start one with: make serve"
         ) from error

@@ -17,6 +17,7 @@ from loadtest.measure.result import Result, count_up_to
 from loadtest.measure.run import generate, run_scenario
 from loadtest.measure.stats import Spread, over_runs
 from loadtest.measure.validity import queries_needed
+from loadtest.report.tables import markdown_table
 from loadtest.scenarios import Profile, Scenario, load_profile
 
 CAPACITY_USERS = 32
@@ -29,6 +30,10 @@ ATTEMPTS = 2  # at a point that turns out invalid
 LEAST_IN_TIME = 0.99  # of what was sent: answered rightly and within the bound
 # Low rates take as long as it needs to say something of p99, with a request or two over the bound.
 ENOUGH_REQUESTS = 1.1 * queries_needed(1)
+COLUMNS = (
+    *("offered/s", "answered/s", "goodput/s", "not answered", "p50 ms", "p99 ms"),
+    *("sent late, p99", "generator", "verdict"),
+)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -54,24 +59,27 @@ class Sweep(BaseModel):
 
     def table(self) -> str:
         """The points for a terminal, and what was found."""
+        rows = [
+            [
+                f"{point.offered_per_s:,.0f}" + " **capacity**" * (i == self.capacity),
+                f"{point.requests_per_s:,.0f}",
+                f"{point.goodput_per_s or 0:,.0f}",
+                f"{100 * _unanswered(point):.1f}%",
+                f"{point.latency_ms['p50']:.2f}",
+                f"{point.latency_ms['p99']:.2f}",
+                f"{point.lag_ms['p99']:.2f}",
+                f"{100 * point.generator_cpu_share:.0f}%",
+                str(point.verdict),
+            ]
+            for i, point in enumerate(self.points)
+        ]
         lines = [
             f"bound: p99 < {self.slo_ms:g} ms; the generator alone reaches "
             f"{self.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
             f"{self.closed_loop_per_s:,.0f}",
             "",
-            "| offered/s | answered/s | goodput/s | not answered | p50 ms | p99 ms "
-            "| sent late, p99 | generator | verdict |",
-            f"|{9 * '---|'}",
+            markdown_table(COLUMNS, rows),
         ]
-        for i, point in enumerate(self.points):
-            mark = " **capacity**" if i == self.capacity else ""
-            lines.append(
-                f"| {point.offered_per_s:,.0f}{mark} | {point.requests_per_s:,.0f} | "
-                f"{point.goodput_per_s or 0:,.0f} | {100 * _unanswered(point):.1f}% | "
-                f"{point.latency_ms['p50']:.2f} | "
-                f"{point.latency_ms['p99']:.2f} | {point.lag_ms['p99']:.2f} | "
-                f"{100 * point.generator_cpu_share:.0f}% | {point.verdict} |"
-            )
         if self.capacity is None:
             lines += ["", "no valid point kept the bound: there is no capacity to report"]
         else:

@@ -3,16 +3,14 @@
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.client import HTTPException
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from loadtest.generator.payloads import Request
 from loadtest.peers.declared import Peer
-from loadtest.server import REPOSITORY, free_port, stop
+from loadtest.server import ServiceNotReadyError, free_port, started
 
 START_TIMEOUT_S = 90.0
 ASK_TIMEOUT_S = 20.0
@@ -74,6 +72,7 @@ def running(
         SkippedError: It ended or was not ready in time; the end of its log.
     """
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
 
     def filled(text: str) -> str:
         for name, value in {"port": port, "file": peer.file, "scratch": scratch}.items():
@@ -85,22 +84,21 @@ def running(
     variables |= {"BUNDLE": str(bundle.resolve()), "VIRTUAL_ENV": str(python.parent.parent)}
     variables["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     scratch.mkdir(parents=True, exist_ok=True)
-    log_file = scratch / "log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [str(python), *(filled(part) for part in peer.command)],
-            cwd=REPOSITORY,
-            env=variables,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = [str(python), *(filled(part) for part in peer.command)]
+    with ExitStack() as stack:
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(process, url, request, log_file)
-            yield url
-        finally:
-            stop(process)
+            stack.enter_context(
+                started(
+                    command,
+                    scratch / "log",
+                    lambda: ask(url, request),
+                    variables=variables,
+                    timeout_s=START_TIMEOUT_S,
+                )
+            )
+        except ServiceNotReadyError as error:
+            raise SkippedError(f"{error.how}: {told(error.said)}") from error
+        yield url
 
 
 def ask(url: str, request: Request) -> tuple[dict[str, str], bytes]:
@@ -129,20 +127,3 @@ def told(lines: Sequence[str], count: int = TOLD_LINES) -> str:
     """The last lines that say something, short enough for a table's cell."""
     said = [line.strip() for line in lines if line.strip()]
     return (" / ".join(said[-count:]) or "without a word").replace("|", "/")[-TOLD_LETTERS:]
-
-
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], url: str, request: Request, log_file: Path
-) -> None:
-    give_up_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < give_up_s and process.poll() is None:
-        try:
-            ask(url, request)
-        except (OSError, HTTPException):
-            time.sleep(0.1)
-        else:
-            return
-    how = f"not ready within {START_TIMEOUT_S:g} s"
-    if process.poll() is not None:
-        how = f"ended with status {process.returncode} at its start"
-    raise SkippedError(f"{how}: {told(log_file.read_text(errors='replace').splitlines())}")

@@ -9,8 +9,9 @@ from typing import Any
 
 from loadtest.generator.recorder import Tally
 from loadtest.machine import cores, machine
-from loadtest.measure.stats import ratio_interval
+from loadtest.measure.stats import Interval, ratio_interval
 from loadtest.peers.run import Comparison, Server
+from loadtest.report.tables import markdown_table
 
 # What this service's own figures depend on, where it is installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
@@ -27,7 +28,6 @@ CHECKS = (
     "locust's share of a core",
     *("answers verified", "wrong", "other"),
 )
-Interval = tuple[float, float, float]
 
 
 def markdown(found: Comparison) -> str:
@@ -54,10 +54,10 @@ def markdown(found: Comparison) -> str:
     ]
     parts = [
         "\n".join(head),
-        _table(SERVERS, _server_rows(found)),
-        _table(FIGURES, _figure_rows(found)),
+        markdown_table(SERVERS, list(_server_rows(found))),
+        markdown_table(FIGURES, list(_figure_rows(found))),
         "\n".join(checked),
-        _table(CHECKS, _check_rows(found)),
+        markdown_table(CHECKS, list(_check_rows(found))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -223,8 +223,3 @@ def own_versions() -> list[str]:
 def _cells(interval: Interval) -> list[str]:
     estimate, low, high = interval
     return [f"{estimate:.2f} x", f"{low:.2f} to {high:.2f}"]
-
-
-def _table(columns: tuple[str, ...], rows: Iterator[list[str]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

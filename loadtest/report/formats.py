@@ -1,11 +1,11 @@
 """Load points for other programs and people: Markdown, JUnit XML, and all files of a report."""
 
-import re
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from loadtest.measure.result import Result
+from loadtest.report.tables import Case, junit, markdown_table, plain
 from loadtest.report.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
 
 MARKDOWN_COLUMNS = (
@@ -13,7 +13,6 @@ MARKDOWN_COLUMNS = (
     *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, of a core"),
     *("cost per million samples", "errors", "wrong answers", "verdict"),
 )
-_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
@@ -24,15 +23,12 @@ def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
         verdict: The sentence; without it, what can be said without thresholds.
     """
     first = results[0].provenance
-    rows = [_cells(result) for result in results]
     lines = [
-        _plain(verdict or run_verdict(results, [])[0]),
+        plain(verdict or run_verdict(results, [])[0]),
         "",
-        f"| {' | '.join(MARKDOWN_COLUMNS)} |",
-        "|---|---|" + "---:|" * (len(MARKDOWN_COLUMNS) - 3) + "---|",
-        *(f"| {' | '.join(map(_plain, row))} |" for row in rows),
+        markdown_table(MARKDOWN_COLUMNS, [_cells(result) for result in results]),
         "",
-        _plain(
+        plain(
             f"{first.machine}; commit {first.commit}; {first.began}; seed {results[0].seed}; "
             + ", ".join(f"{name} {version}" for name, version in first.versions.items())
         ),
@@ -50,34 +46,26 @@ def to_junit(results: Sequence[Result], missed: Sequence[list[str]]) -> str:
         results: One or more.
         missed: For each of them, what it missed, in words.
     """
-    suite = ET.Element("testsuite", name="loadtest", timestamp=_local(results[0]))
-    counts = {"failure": 0, "error": 0}
-    for result, name, violations in zip(results, labels(results), missed, strict=True):
-        case = ET.SubElement(
-            suite,
-            "testcase",
-            classname=_clean(f"loadtest.{result.scenario}.{result.model}"),
-            name=_clean(name.removesuffix(", INVALID")),
-            time=f"{result.duration_s:.3f}",
-        )
-        if kind := _kind(result, violations):
-            counts[kind] += 1
-            said = _clean("\n".join([*violations, *result.verdict.reasons]))
-            reasons = result.verdict.reasons if kind == "error" else violations
-            message = "; ".join(reasons) or wrong(result)
-            if kind == "error":
-                message = f"INVALID: {message}"
-            ET.SubElement(case, kind, message=_clean(message)).text = said
-        figures = f"{brief(result)}; errors: {errors(result)}; wrong: {result.wrong_answers}"
-        ET.SubElement(case, "system-out").text = _clean(figures)
-    suite.set("tests", str(len(results)))
-    suite.set("failures", str(counts["failure"]))
-    suite.set("errors", str(counts["error"]))
-    suite.set("time", f"{sum(result.duration_s for result in results):.3f}")
-    root = ET.Element("testsuites")
-    root.append(suite)
-    ET.indent(root)
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
+    cases = [
+        _case(result, name, violations)
+        for result, name, violations in zip(results, labels(results), missed, strict=True)
+    ]
+    return junit("loadtest", cases, results[0].provenance.began)
+
+
+def _case(result: Result, name: str, violations: Sequence[str]) -> Case:
+    case = Case(
+        f"loadtest.{result.scenario}.{result.model}",
+        name.removesuffix(", INVALID"),
+        text="\n".join([*violations, *result.verdict.reasons]),
+        output=f"{brief(result)}; errors: {errors(result)}; wrong: {result.wrong_answers}",
+        seconds=result.duration_s,
+    )
+    if result.wrong_answers or (result.verdict.valid and violations):
+        return replace(case, kind="failure", message="; ".join(violations) or wrong(result))
+    if not result.verdict.valid:
+        return replace(case, kind="error", message=str(result.verdict))
+    return case
 
 
 def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) -> Path:
@@ -100,14 +88,6 @@ def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) ->
     return stem.with_name(f"{stem.name}.html")
 
 
-def _kind(result: Result, violations: Sequence[str]) -> str | None:
-    if result.wrong_answers:
-        return "failure"
-    if not result.verdict.valid:
-        return "error"
-    return "failure" if violations else None
-
-
 def _cells(result: Result) -> list[str]:
     return [
         *(result.scenario, result.model, offered(result)),
@@ -115,24 +95,5 @@ def _cells(result: Result) -> list[str]:
         *(f"{latency:,.2f}" for latency in result.latency_ms.values()),
         f"{100 * result.generator_cpu_share:.0f}%",
         *(cost(result), errors(result), f"{result.wrong_answers:,}"),
-        str(result.verdict) if result.verdict.valid else f"**INVALID**: {_reasons(result)}",
+        str(result.verdict).replace("INVALID", "**INVALID**", 1),
     ]
-
-
-def _reasons(result: Result) -> str:
-    return "; ".join(result.verdict.reasons)
-
-
-def _plain(text: str) -> str:
-    """Text that ends no cell, opens no tag and starts no line."""
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
-
-
-def _clean(text: str) -> str:
-    """Without the characters that XML has no way to write."""
-    return _NO_XML.sub("?", text)
-
-
-def _local(result: Result) -> str:
-    """The date as JUnit's schema wants it: without a zone."""
-    return result.provenance.began.removesuffix("+00:00")
