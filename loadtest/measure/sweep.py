@@ -17,7 +17,6 @@ from loadtest.measure.result import Result, count_up_to
 from loadtest.measure.run import generate, run_scenario
 from loadtest.measure.stats import Spread, over_runs
 from loadtest.measure.validity import queries_needed
-from loadtest.report.tables import markdown_table
 from loadtest.scenarios import Profile, Scenario, load_profile
 
 CAPACITY_USERS = 32
@@ -30,10 +29,6 @@ ATTEMPTS = 2  # at a point that turns out invalid
 LEAST_IN_TIME = 0.99  # of what was sent: answered rightly and within the bound
 # Low rates take as long as it needs to say something of p99, with a request or two over the bound.
 ENOUGH_REQUESTS = 1.1 * queries_needed(1)
-COLUMNS = (
-    *("offered/s", "answered/s", "goodput/s", "not answered", "p50 ms", "p99 ms"),
-    *("sent late, p99", "generator", "verdict"),
-)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -57,37 +52,6 @@ class Sweep(BaseModel):
     capacity: int | None
     over_runs: dict[str, Spread] = {}
 
-    def table(self) -> str:
-        """The points for a terminal, and what was found."""
-        rows = [
-            [
-                f"{point.offered_per_s:,.0f}" + " **capacity**" * (i == self.capacity),
-                f"{point.requests_per_s:,.0f}",
-                f"{point.goodput_per_s or 0:,.0f}",
-                f"{100 * _unanswered(point):.1f}%",
-                f"{point.latency_ms['p50']:.2f}",
-                f"{point.latency_ms['p99']:.2f}",
-                f"{point.lag_ms['p99']:.2f}",
-                f"{100 * point.generator_cpu_share:.0f}%",
-                str(point.verdict),
-            ]
-            for i, point in enumerate(self.points)
-        ]
-        lines = [
-            f"bound: p99 < {self.slo_ms:g} ms; the generator alone reaches "
-            f"{self.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
-            f"{self.closed_loop_per_s:,.0f}",
-            "",
-            markdown_table(COLUMNS, rows),
-        ]
-        if self.capacity is None:
-            lines += ["", "no valid point kept the bound: there is no capacity to report"]
-        else:
-            found = self.points[self.capacity]
-            lines += ["", f"capacity: {found.goodput_per_s:,.0f} requests/s of goodput"]
-            lines += [f"{name} there, over its runs: {s}" for name, s in self.over_runs.items()]
-        return "\n".join(lines)
-
 
 def keeps(result: Result, slo_ms: float) -> bool:
     """Is it a valid point at which 99% of the requests sent are answered within the bound?"""
@@ -101,11 +65,6 @@ def _too_much(result: Result, slo_ms: float) -> bool:
     """
     in_time = count_up_to(result.latency_us, slo_ms)
     return in_time < LEAST_IN_TIME * max(1, result.sent)
-
-
-def _unanswered(result: Result) -> float:
-    """The share of the requests sent that was refused or failed."""
-    return 1 - result.requests / result.sent if result.sent else 1.0
 
 
 def sweep(

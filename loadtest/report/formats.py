@@ -6,9 +6,16 @@ from pathlib import Path
 
 from loadtest.measure.result import Result
 from loadtest.report.tables import Case, junit, markdown_table, plain
-from loadtest.report.words import brief, cost, errors, goodput, labels, offered, run_verdict, wrong
+from loadtest.report.words import brief, cells, errors, labels, run_verdict, wrong
 
 MARKDOWN_COLUMNS = (
+    *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, of a core"),
+    *("cost per million samples", "errors", "wrong answers", "verdict"),
+)
+
+
+COLUMNS = (
     *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
     *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, of a core"),
     *("cost per million samples", "errors", "wrong answers", "verdict"),
@@ -26,7 +33,7 @@ def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
     lines = [
         plain(verdict or run_verdict(results, [])[0]),
         "",
-        markdown_table(MARKDOWN_COLUMNS, [_cells(result) for result in results]),
+        markdown_table(COLUMNS, [cells(result, COLUMNS) for result in results]),
         "",
         plain(
             f"{first.machine}; commit {first.commit}; {first.began}; seed {results[0].seed}; "
@@ -86,14 +93,3 @@ def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) ->
     for ending, text in texts.items():
         stem.with_name(f"{stem.name}.{ending}").write_text(text, encoding="utf-8")
     return stem.with_name(f"{stem.name}.html")
-
-
-def _cells(result: Result) -> list[str]:
-    return [
-        *(result.scenario, result.model, offered(result)),
-        *(f"{result.requests_per_s:,.0f}", f"{result.samples_per_s:,.0f}", goodput(result)),
-        *(f"{latency:,.2f}" for latency in result.latency_ms.values()),
-        f"{100 * result.generator_cpu_share:.0f}%",
-        *(cost(result), errors(result), f"{result.wrong_answers:,}"),
-        str(result.verdict).replace("INVALID", "**INVALID**", 1),
-    ]

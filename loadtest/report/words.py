@@ -4,9 +4,14 @@ from collections.abc import Callable, Sequence
 
 from loadtest.generator.recorder import REFUSED
 from loadtest.measure.result import Result
-from loadtest.measure.sweep import Sweep
+from loadtest.measure.sweep import CAPACITY_USERS, Sweep
+from loadtest.report.tables import markdown_table
 
 UNKNOWN = "not known"
+SWEEP_COLUMNS = (
+    *("offered", "requests/s", "goodput/s", "not answered", "p50 ms", "p99 ms"),
+    *("sent late p99 ms", "generator CPU, of a core", "verdict"),
+)
 
 
 def offered(result: Result) -> str:
@@ -90,6 +95,42 @@ def brief(result: Result) -> str:
     )
 
 
+FIGURES: dict[str, Callable[[Result], str]] = {
+    "scenario": lambda r: r.scenario,
+    "model": lambda r: r.model,
+    "offered": offered,
+    "validity": lambda r: "valid" if r.verdict.valid else "INVALID",
+    "samples/ request": lambda r: str(r.samples_per_request),
+    "requests/s": lambda r: f"{r.requests_per_s:,.0f}",
+    "samples/s": lambda r: f"{r.samples_per_s:,.0f}",
+    "goodput/s": goodput,
+    "not answered": lambda r: f"{100 * (1 - r.requests / r.sent if r.sent else 1):.1f}%",
+    "p50 ms": lambda r: f"{r.latency_ms['p50']:,.2f}",
+    "p90 ms": lambda r: f"{r.latency_ms['p90']:,.2f}",
+    "p95 ms": lambda r: f"{r.latency_ms['p95']:,.2f}",
+    "p99 ms": lambda r: f"{r.latency_ms['p99']:,.2f}",
+    "p99.9 ms": lambda r: f"{r.latency_ms['p99.9']:,.2f}",
+    "sent late p50 ms": lambda r: f"{r.lag_ms['p50']:,.2f}",
+    "sent late p99 ms": lambda r: f"{r.lag_ms['p99']:,.2f}",
+    "generator CPU, of a core": lambda r: f"{100 * r.generator_cpu_share:.0f}%",
+    "processes": lambda r: str(r.processes),
+    "cost per million samples": cost,
+    "errors": errors,
+    "sent": lambda r: f"{r.sent:,}",
+    "answered rightly": lambda r: f"{r.requests:,}",
+    "wrong answers": lambda r: f"{r.wrong_answers:,}",
+    "no room to send": lambda r: f"{r.no_room:,}",
+    "no answer": lambda r: f"{r.stragglers:,}",
+    "verdict": lambda r: str(r.verdict).replace("INVALID", "**INVALID**", 1),
+}
+"""What is told of a result in a table's column, by the column's name."""
+
+
+def cells(result: Result, columns: Sequence[str]) -> list[str]:
+    """A result's cells under some of the columns of ``FIGURES``."""
+    return [FIGURES[column](result) for column in columns]
+
+
 def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, bool]:
     """The sentence of a load test, and whether it is bad news."""
     valid = [result for result in results if result.verdict.valid]
@@ -132,3 +173,21 @@ def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
     if not above:
         return f"{found}; every higher point is INVALID, so it may be higher", False
     return f"{found}; {above[0].offered_per_s or 0:,.0f}/s were too much", False
+
+
+def sweep_table(sweep: Sweep) -> str:
+    """The points of a search for a terminal, and what was found."""
+    rows = [cells(point, SWEEP_COLUMNS) for point in sweep.points]
+    lines = [
+        f"bound: p99 < {sweep.slo_ms:g} ms; the generator alone reaches "
+        f"{sweep.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
+        f"{sweep.closed_loop_per_s:,.0f}",
+        "",
+    ]
+    found = ["", "no valid point kept the bound: there is no capacity to report"]
+    if sweep.capacity is not None:
+        rows[sweep.capacity][0] += " **capacity**"
+        goodput_per_s = sweep.points[sweep.capacity].goodput_per_s or 0
+        found = ["", f"capacity: {goodput_per_s:,.0f} requests/s of goodput"]
+        found += [f"{name} there, over its runs: {s}" for name, s in sweep.over_runs.items()]
+    return "\n".join([*lines, markdown_table(SWEEP_COLUMNS, rows), *found])
