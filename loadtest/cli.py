@@ -20,7 +20,7 @@ from loadtest.measure.run import (
     summary,
 )
 from loadtest.measure.stats import Runs, repeated
-from loadtest.measure.sweep import USERS, closed_loop_rate, concurrency, sweep
+from loadtest.measure.sweep import USERS, concurrency, sweep, with_capacity
 from loadtest.peers import run as peers
 from loadtest.peers.report import as_json
 from loadtest.peers.report import markdown as peers_tables
@@ -41,11 +41,15 @@ from loadtest.scenarios import (
     price_per_hour,
     scenario_names,
 )
-from loadtest.server import running_service
+from loadtest.server import only_bundle, running_service
 
 KEPT, MISSED, INVALID = 0, 1, 3
 TUTORIAL = "BentoML's tutorial"
-LEAST_RATE = 1.0  # requests/s
+# Options that are in place of the scenario's field of the same name.
+SCENARIO_OPTIONS = (
+    *("users", "ramp_to_per_s", "speed", "samples_per_request", "endpoint", "slo_ms", "seed"),
+    *("hang_up_share", "slow_clients", "new_connections"),
+)
 TRACE_MARGIN_S = 1.0
 NEARLY_UNIFORM = 100.0  # the shape of gamma distributed gaps that scatter by a tenth
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -204,11 +208,8 @@ def _run(arguments: argparse.Namespace) -> int:
         max_error_share=arguments.max_error_share,
     )
     timeout_s = arguments.request_timeout
-    if scenario.of_capacity is not None and arguments.rate is None and not scenario.trace:
-        rate = scenario.of_capacity * closed_loop_rate(
-            scenario, arguments.url, arguments.bundle, arguments.processes
-        )
-        scenario = scenario.model_copy(update={"rate_per_s": max(rate, LEAST_RATE)})
+    if arguments.rate is None and not scenario.trace:
+        scenario = with_capacity(scenario, arguments.url, arguments.bundle, arguments.processes)
     found = repeated(
         scenario, profile.runs, lambda one: _measured(arguments, one, profile, timeout_s)
     )
@@ -320,9 +321,7 @@ def _overload(arguments: argparse.Namespace) -> int:
     service_cores, client_cores = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "bundles").mkdir()
-        (folder / "bundles" / "model").symlink_to(bundle.resolve())
-        settings = {"INFERENCE_BUNDLES": str(folder / "bundles")}
+        settings = {"INFERENCE_BUNDLES": str(only_bundle(folder, bundle))}
         settings |= dict(text.split("=", 1) for text in arguments.settings)
         with pinned(service_cores):  # its processes are born there
             url = stack.enter_context(running_service(folder / "log", settings=settings))
@@ -337,16 +336,15 @@ def _overload(arguments: argparse.Namespace) -> int:
 def _at(arguments: argparse.Namespace, url: str, factor: float) -> Runs:
     """The rounds of one share, each of a capacity that is measured anew."""
     shape = 1.0 if arguments.arrivals == "poisson" else NEARLY_UNIFORM
-    base = load_scenario("Overload", samples_per_request=arguments.images, shape=shape)
+    changes = {"samples_per_request": arguments.images, "shape": shape, "of_capacity": factor}
+    base = load_scenario("Overload", **changes, overload=factor > 1)
+    bundles = [arguments.bundle]
     endpoint = usable_form([Model(arguments.bundle)], base.endpoint)
-    base = base.model_copy(update={"endpoint": endpoint, "overload": factor > 1})
+    base = base.model_copy(update={"endpoint": endpoint})
     profile = load_profile("smoke", duration_s=arguments.seconds, warmup_s=0.5)
 
     def measure(scenario: Scenario) -> Result:
-        bundles = [arguments.bundle]
-        rate = factor * closed_loop_rate(scenario, url, bundles, processes=1)
-        scenario = scenario.model_copy(update={"rate_per_s": max(rate, LEAST_RATE)})
-        found = run_scenario(scenario, url, bundles, profile)
+        found = run_scenario(with_capacity(scenario, url, bundles), url, bundles, profile)
         print(f"{factor:g} x the capacity: {summary(found)}", flush=True)
         return found
 
@@ -446,21 +444,9 @@ def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
         whole_s = events[-1].at_s / arguments.speed + TRACE_MARGIN_S
         rate, warmup_s = len(events) / whole_s, 0.0
         duration_s = whole_s if duration_s is None else min(duration_s, whole_s)
-    scenario = load_scenario(
-        arguments.scenario,
-        users=arguments.users,
-        rate_per_s=rate,
-        ramp_to_per_s=arguments.ramp_to,
-        trace=None if arguments.trace is None else str(arguments.trace.resolve()),
-        speed=arguments.speed,
-        samples_per_request=arguments.samples_per_request,
-        endpoint=arguments.endpoint,
-        slo_ms=arguments.slo_ms,
-        seed=arguments.seed,
-        hang_up_share=arguments.hang_up_share,
-        slow_clients=arguments.slow_clients,
-        new_connections=arguments.new_connections or None,
-    )
+    given = {name: getattr(arguments, name) for name in SCENARIO_OPTIONS}
+    trace = None if arguments.trace is None else str(arguments.trace.resolve())
+    scenario = load_scenario(arguments.scenario, **given, rate_per_s=rate, trace=trace)
     profile = load_profile(
         arguments.profile, duration_s=duration_s, warmup_s=warmup_s, runs=arguments.runs
     )
@@ -497,14 +483,22 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
     parser.add_argument("--warmup", type=float, help="seconds, in place of the profile's")
     parser.add_argument("--users", type=int, help="of a closed loop")
     parser.add_argument("--rate", type=float, help="of an open loop, requests/s")
-    parser.add_argument("--ramp-to", type=float, help="requests/s at the end, climbing evenly")
+    parser.add_argument(
+        "--ramp-to",
+        type=float,
+        dest="ramp_to_per_s",
+        metavar="RATE",
+        help="requests/s at the end, climbing evenly",
+    )
     parser.add_argument(
         "--trace", type=Path, help="CSV or JSON lines of time, model, samples, or an access log"
     )
     parser.add_argument("--speed", type=float, default=1.0, help="how much faster a trace goes")
     parser.add_argument("--hang-up-share", type=float, help="clients that do not wait, 0 to 1")
     parser.add_argument("--slow-clients", type=int, help="that send byte by byte, beside the load")
-    parser.add_argument("--new-connections", action="store_true", help="each request opens one")
+    parser.add_argument(
+        "--new-connections", action="store_const", const=True, help="each request opens one"
+    )
     # The earlier name is accepted for one more release.
     parser.add_argument("--samples-per-request", "--images-per-request", type=int)
     parser.add_argument("--endpoint", choices=ENDPOINTS)

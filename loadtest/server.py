@@ -43,6 +43,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def only_bundle(folder: Path, bundle: Path) -> Path:
+    """A new folder of bundles within this one, that holds a link to one bundle and nothing else."""
+    bundles = folder / "bundles"
+    bundles.mkdir()
+    (bundles / "model").symlink_to(bundle.resolve())
+    return bundles
+
+
 @contextmanager
 def started(
     command: Sequence[str],

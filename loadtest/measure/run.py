@@ -140,17 +140,10 @@ def generate(
     ceiling: bool = False,
     peer: tuple[str, str] | None = None,
 ) -> Tally:
-    """Run locust and return what it counted.
+    """Run locust and return what it counted; the other arguments are those of ``run_scenario``.
 
-    Args:
-        scenario: See ``run_scenario``.
-        url: See there.
-        bundles: See there.
-        profile: See there.
-        request_timeout_s: See there.
-        processes: See there.
-        ceiling: Take any answer of 200 for right: the server does nothing.
-        peer: The form and the path by which another server than this service is asked.
+    With ``ceiling`` any answer of 200 is right, for the server does nothing. ``peer`` is the form
+    and the path by which another server than this service is asked.
 
     Raises:
         LoadTestError: Locust failed, or a bundle is not there.

@@ -21,6 +21,7 @@ from loadtest.scenarios import Profile, Scenario, load_profile
 
 CAPACITY_USERS = 32
 CAPACITY_S = 3.0
+LEAST_RATE = 1.0  # requests/s
 FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the capacity: the curve before the search
 NEAR_ENOUGH = 0.05  # of the capacity
 MOST_STEPS = 6
@@ -217,6 +218,16 @@ def closed_loop_rate(
 ) -> float:
     """Right answers a second that a closed loop of many users gets of a running service."""
     return _rate(_closed(scenario, url, bundles, processes))
+
+
+def with_capacity(
+    scenario: Scenario, url: str, bundles: Sequence[Path], processes: int = 1
+) -> Scenario:
+    """The scenario; if its rate is a multiple of the capacity, with the rate that this means."""
+    if scenario.of_capacity is None:
+        return scenario
+    rate = scenario.of_capacity * closed_loop_rate(scenario, url, bundles, processes)
+    return scenario.model_copy(update={"rate_per_s": max(rate, LEAST_RATE)})
 
 
 def ceiling_per_s(scenario: Scenario, bundles: Sequence[Path], processes: int) -> float:

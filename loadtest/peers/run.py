@@ -25,7 +25,7 @@ from loadtest.measure.run import generate
 from loadtest.peers.declared import PEERS, Peer, declared
 from loadtest.peers.installed import SkippedError, ask, environment, packages, running, told
 from loadtest.scenarios import Profile, load_scenario
-from loadtest.server import REPOSITORY, running_service
+from loadtest.server import REPOSITORY, only_bundle, running_service
 
 SERVICE = "this service"
 RUNTIME = "ONNX Runtime alone"
@@ -248,14 +248,13 @@ def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Pa
 
 def _ours(stack: ExitStack, plan: Plan, model: Model, scratch: Path) -> Iterator[Server]:
     """This service with its defaults, in each of the ways that it is asked."""
-    (scratch / "bundles").mkdir()
-    (scratch / "bundles" / "model").symlink_to(plan.bundle.resolve())
+    bundles = only_bundle(scratch, plan.bundle)
     urls: dict[tuple[int, int | None], str] = {}
     own = [row for row in plan.own if model.takes(row.form)]
     for row in own or [replace(HEADED, name=SERVICE)]:  # no bare tensor where there are several
         key = (row.workers, row.rooms)
         if key not in urls:
-            variables = {"INFERENCE_BUNDLES": str(scratch / "bundles"), "INFERENCE_DEVICE": "cpu"}
+            variables = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_DEVICE": "cpu"}
             variables |= {"INFERENCE_WORKERS": str(row.workers), "INFERENCE_VARIANT": "onnx"}
             if row.rooms is not None:
                 variables["INFERENCE_MAX_QUEUE_SAMPLES"] = str(row.rooms)

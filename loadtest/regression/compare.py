@@ -28,7 +28,7 @@ from loadtest.measure.run import generate
 from loadtest.regression.trees import Tree, TreeError, checked_out, serving
 from loadtest.regression.verdict import LEAST_THROUGHPUT, MOST_P99, Figure, Outcome, Pair, Row
 from loadtest.scenarios import Endpoint, Profile, load_scenario
-from loadtest.server import REPOSITORY
+from loadtest.server import REPOSITORY, only_bundle
 
 MANY = 64  # samples of the larger requests
 CLIENTS = 32  # that ask for one sample each
@@ -237,8 +237,7 @@ def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[Bench]:
     service_cores, client_cores = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
-        (folder / "bundles").mkdir()
-        (folder / "bundles" / "model").symlink_to(plan.bundle.resolve())
+        bundles = only_bundle(folder, plan.bundle)
 
         def served(name: str, ref: str) -> Server:
             tree: Tree = stack.enter_context(checked_out(plan.repository, ref, folder / name))
@@ -247,7 +246,7 @@ def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[Bench]:
             tell(f"starting {name}: {ref} ({tree.commit})")
             with pinned(set(sorted(service_cores)[:1])):  # its processes are born there
                 log_file = folder / f"{name}.log"
-                url = stack.enter_context(serving(tree, folder / "bundles", log_file))
+                url = stack.enter_context(serving(tree, bundles, log_file))
             return Server(side, url)
 
         base, again = served("base", plan.base), served("again", plan.base)
