@@ -33,7 +33,6 @@ class ModelStory:
     """What is known of one model, from its weights to its answers under load."""
 
     manifest: dict[str, Any]
-    parity: dict[str, Any]
     checkpoint: dict[str, Any]
     checkpoint_folder: Path
     results: list[Result]
@@ -87,7 +86,6 @@ def demonstrate(
             stories.append(
                 ModelStory(
                     manifest=manifest,
-                    parity=json.loads((folder / "parity.json").read_text()),
                     checkpoint=json.loads((home / "checkpoint.json").read_text()),
                     checkpoint_folder=home,
                     results=results,

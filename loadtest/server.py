@@ -97,7 +97,6 @@ def running_service(
     *,
     port: int | None = None,
     settings: Mapping[str, str] | None = None,
-    service: str = SERVICE,
     options: Sequence[str] = (),
     trusted: ssl.SSLContext | None = None,
 ) -> Iterator[str]:
@@ -107,7 +106,6 @@ def running_service(
         log_file: Where its output goes.
         port: Where to listen; a free port if None.
         settings: Environment variables on top of this process's own.
-        service: What ``bentoml serve`` shall serve.
         options: Further ones of ``bentoml serve``.
         trusted: Whose certificates are believed; if given, the service is asked by TLS.
 
@@ -119,7 +117,7 @@ def running_service(
     """
     port = port or free_port()
     url = f"http{'' if trusted is None else 's'}://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "bentoml", "serve", service]
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]
     variables = {
         **os.environ,
