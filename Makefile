@@ -7,22 +7,65 @@ BIN := $(VENV)/bin
 MODELS := mlp cnn
 CHECKPOINTS := artifacts/checkpoints
 BUNDLES := artifacts/bundles
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet -c constraints.txt
+
+# Which builds of PyTorch and ONNX Runtime `make install` takes. docs/install.md gives the sizes.
+#   auto  what .venv holds already; otherwise cuda if nvidia-smi lists a GPU, and cpu if not
+#   cuda  the default builds, with NVIDIA's libraries
+#   cpu   PyTorch's CPU wheels, from the index below or a find-links folder of pip; where neither
+#         has them, the default builds without the packages that a CPU never loads
+DEVICE ?= auto
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# An empty file is from before it recorded the builds: these were the default ones.
+HELD = $(shell test -e $(VENV)/installed && { grep . $(VENV)/installed || echo cuda; })
+FOUND = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),cuda,cpu)
+BUILDS = $(if $(filter auto,$(DEVICE)),$(or $(HELD),$(FOUND)),$(DEVICE))
+EXTRAS := train,track,serve-core,loadtest,dev
+pinned = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
+CPU_TORCH = torch==$(call pinned,torch)+cpu torchvision==$(call pinned,torchvision)+cpu
+CPU_RUNTIME = onnxruntime==$(call pinned,onnxruntime-gpu)
+# Fails within seconds where the index cannot be reached.
+OFFERS = $(PIP) index versions --timeout 3 --retries 0 --index-url $(TORCH_CPU_INDEX)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve train bundles gpu loadtest check test test-all mutation test-service \
-  monitoring-test compose-test coverage lock audit clean
+.PHONY: help install install-cuda install-cpu demo serve train bundles gpu loadtest check test test-all \
+  mutation test-service monitoring-test compose-test coverage lock audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-install: $(VENV)/installed ## make .venv with everything (6.6 GB, some minutes)
+install: $(VENV)/installed ## make .venv with everything (DEVICE=cpu or cuda; some minutes)
 
 $(VENV)/installed: pyproject.toml constraints.txt
+	@case '$(BUILDS)' in cpu|cuda) ;; \
+	  *) echo "DEVICE is '$(DEVICE)'; expected auto, cpu or cuda" >&2; exit 2 ;; esac
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): PyTorch and the CUDA libraries, several GB, some minutes"
-	$(INSTALL) -e '.[train,track,export,serve,loadtest,dev]'
-	@touch $@
+	@$(MAKE) --no-print-directory install-$(BUILDS)
+	@echo $(BUILDS) > $@
+	@echo "==> installed in $(VENV). Other builds: rm -r $(VENV) && make install DEVICE=cpu (or cuda)"
+
+# Called by the rule above.
+install-cuda:
+	@echo "==> DEVICE=cuda: installing the default builds with NVIDIA's libraries (6.9 GB)"
+	$(INSTALL) -e '.[$(EXTRAS),export,serve]'
+
+install-cpu:
+	@if $(OFFERS) torch 2>/dev/null | grep -qF '$(call pinned,torch)+cpu' \
+	  && $(OFFERS) torchvision 2>/dev/null | grep -qF '$(call pinned,torchvision)+cpu'; then \
+	  echo "==> DEVICE=cpu: installing PyTorch's CPU wheels (about 2 GB in all)"; \
+	  set -x; \
+	  $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX) \
+	    -e '.[$(EXTRAS),export-core]' $(CPU_TORCH) $(CPU_RUNTIME); \
+	else \
+	  echo "==> DEVICE=cpu: found no $(CPU_TORCH) at $(TORCH_CPU_INDEX) or in pip's find-links."; \
+	  echo "==> Installing the default builds without triton and ONNX Runtime's GPU build (5.5 GB)."; \
+	  echo "==> Name another index by TORCH_CPU_INDEX=URL, or a folder of wheels by PIP_FIND_LINKS."; \
+	  set -x; \
+	  $(INSTALL) -e '.[$(EXTRAS),export-core]' $(CPU_RUNTIME) \
+	    && $(PIP) uninstall --quiet --yes triton; \
+	fi
 
 demo: bundles ## train, export, prove, serve, predict, load-test, report
 	@for model in $(MODELS); do \
@@ -70,7 +113,7 @@ mutation: $(VENV)/installed ## which changes of the gate's code no test notices 
 test-service: ## the service's tests where nothing but the service is installed
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install --disable-pip-version-check --quiet \
-	  -c constraints.txt -e '.[serve,tracing]' pytest 'tritonclient[http]' schemathesis trustme \
+	  -c constraints.txt -e '.[serve,tracing,grpc]' pytest 'tritonclient[http]' grpcio-tools schemathesis trustme \
 	  playwright axe-playwright-python
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
 	.venv-service/bin/python -m pytest -m "not slow" tests/service

@@ -8,7 +8,7 @@ import gc
 import os
 import subprocess
 import sys
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import bentoml
 
@@ -19,7 +19,7 @@ from service.models.registry import ModelRegistry
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import make_tracing
-from service.settings import ROOT, SettingsError, list_old_names, read_settings
+from service.settings import ROOT, Settings, SettingsError, list_old_names, read_settings
 from service.transport.asgi_app import make_app
 from service.transport.context import CONTEXT
 from service.transport.direct_router import DirectRouter
@@ -28,9 +28,26 @@ from service.transport.http1 import register
 from service.transport.shutdown import GracefulShutdown
 from service.web.pages import PAGE_PATHS, page_routes
 
+if TYPE_CHECKING:
+    from service.transport.grpc_server import GrpcServer
+
+
+def _make_grpc_server(settings: Settings) -> "GrpcServer | None":
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.transport.grpc_server import GrpcServer  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise SettingsError(
+            "INFERENCE_GRPC_PORT asks for gRPC, which needs another package: pip install grpcio"
+        ) from error
+    return GrpcServer(settings)
+
+
 try:
     SETTINGS = read_settings()
     TRACING = make_tracing(SETTINGS)
+    GRPC = _make_grpc_server(SETTINGS)
     logs.configure(SETTINGS)
 except SettingsError as error:
     raise SystemExit(f"error: {error}") from None
@@ -41,6 +58,11 @@ GC_EVERY_OBJECTS = 50_000
 def _bentoml_openapi() -> dict[str, Any]:
     service = cast("bentoml.Service[Any]", DigitClassifier)  # what the decorator makes of the class
     return dict(service.openapi_spec.asdict())
+
+
+async def _stop_grpc() -> None:
+    if GRPC is not None:
+        await GRPC.stop()
 
 
 register()
@@ -75,6 +97,11 @@ class DigitClassifier:
         ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
         if ran.returncode != 0:
             raise logs.end_process(SETTINGS, ran.stdout or "the models cannot be verified")
+        if GRPC is not None:
+            try:
+                GRPC.require_free_port()
+            except SettingsError as error:
+                raise logs.end_process(SETTINGS, str(error)) from None
 
     def __init__(self) -> None:
         """Verify every model in this worker, on its device; only then it answers."""
@@ -85,7 +112,7 @@ class DigitClassifier:
         self._health = HealthMonitor(
             self._models, metrics, SETTINGS.golden_check_s, lambda: self._shutdown.leave()
         )
-        self._shutdown = GracefulShutdown(self._health, metrics, SETTINGS.drain_s)
+        self._shutdown = GracefulShutdown(self._health, metrics, SETTINGS.drain_s, _stop_grpc)
         self._handler = Handler(self._models, SETTINGS, self._health, metrics)
         CONTEXT.serve(
             RequestGate(SETTINGS, PAGE_PATHS, TRACING),
@@ -104,6 +131,8 @@ class DigitClassifier:
         """Begin to check golden samples, and take over SIGTERM."""
         self._health.start()
         self._shutdown.start()
+        if GRPC is not None:
+            await GRPC.start()
 
     def __is_ready__(self) -> bool:
         """Whether requests may be sent here, for BentoML's /readyz."""

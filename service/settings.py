@@ -78,6 +78,15 @@ class Settings(BaseModel):
     max_json_depth: int = Field(
         32, ge=8, le=500, description="nesting depth of JSON lists and objects"
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="port of the Open Inference Protocol over gRPC; without one gRPC is off",
+    )
+    grpc_host: str = Field(
+        "127.0.0.1", min_length=1, description="address that gRPC listens on; 0.0.0.0: all"
+    )
     max_connections: int = Field(
         4096, ge=1, description="open connections of a worker; further ones get 503"
     )

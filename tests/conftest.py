@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.server import running_service
+from loadtest.server import free_port, running_service
 from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 
 # The official files, where somebody has them: see `official_mnist`. The processes that pytest-xdist
@@ -70,12 +70,19 @@ def served_bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def grpc_port() -> int:
+    """The port at which the service of ``service_url`` speaks gRPC."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def service_url(grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real service, serving the repository's tiny bundles."""
     log_file = tmp_path_factory.mktemp("service") / "service.log"
     settings = {
         "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
         "INFERENCE_DEVICE": "cpu",
+        "INFERENCE_GRPC_PORT": str(grpc_port),
         "INFERENCE_MAX_REQUEST_SAMPLES": "100",
         "INFERENCE_MAX_BODY_BYTES": "1000000",
         "INFERENCE_MAX_IMAGE_PIXELS": "1000000",

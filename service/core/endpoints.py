@@ -1,6 +1,7 @@
 """The inference endpoints: how each decodes a request and encodes the model's outputs.
 
 infer          POST /v2/models/MODEL[/versions/VERSION]/infer   Open Inference Protocol
+infer_grpc     inference.GRPCInferenceService/ModelInfer        the same over gRPC
 predict        POST /models/MODEL/predict                       named tensors, or an image file
                POST /predict                                    28x28 pixels as JSON (digits)
 predict_image  POST /predict/image                              an image file (digits)
@@ -18,6 +19,7 @@ from service.core.messages import Job, Request, Target
 from service.models.feature_maps import JSON_BYTES
 from service.models.registry import ModelRegistry, ServedModel
 from service.protocol.errors import InvalidInputError, ServiceError
+from service.protocol.grpc_messages import encode_model_infer, parse_message, read_model_infer
 from service.protocol.json_values import encode_json
 from service.protocol.oip import BINARY_TYPE, decode_infer, encode_infer
 from service.protocol.query import MODEL, SHOW, decode_query
@@ -41,6 +43,7 @@ class Endpoints:
         self._limits = settings.limits
         self._decoders: dict[str, Callable[[Request], Job]] = {
             "infer": self._decode_infer,
+            "infer_grpc": self._decode_infer_grpc,
             "predict": self._decode_predict,
             "predict_image": self._decode_predict_image,
             "features": self._decode_features,
@@ -89,6 +92,16 @@ class Endpoints:
         return self._make_job(
             model, asked.inputs, lambda outputs: encode_infer(outputs, asked, model.manifest)
         )
+
+    def _decode_infer_grpc(self, request: Request) -> Job:
+        message = parse_message("ModelInferRequest", request.body)
+        model = self._models.get(message.model_name, message.model_version or None)
+        asked = read_model_infer(message, model.manifest, self._limits)
+
+        def encode(outputs: Arrays) -> tuple[bytes, None]:
+            return encode_model_infer(outputs, asked, model.manifest), None
+
+        return self._make_job(model, asked.inputs, encode)
 
     def _decode_predict(self, request: Request) -> Job:
         if request.target.model is not None:

@@ -129,9 +129,12 @@ def _serve(
         count_accepted=count_accepted,
     )
     has_maps = verified.feature_maps is not None
+    endpoints = ["infer", *verified.adapter.endpoints]
+    endpoints += ["features"] if has_maps else []
+    endpoints += ["infer_grpc"] if settings.grpc_port is not None else []
     metrics.add_model(
         verified.identity,
-        ["infer", *verified.adapter.endpoints, *(["features"] if has_maps else [])],
+        endpoints,
         read_queued=lambda: batcher.queued_samples,
         limit=settings.max_queue_samples,
     )

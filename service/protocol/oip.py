@@ -42,20 +42,26 @@ class _OutputParameters(msgspec.Struct, frozen=True):
     shared_memory_region: Any = None
 
 
-class _Output(msgspec.Struct, frozen=True):
+class RequestedOutput(msgspec.Struct, frozen=True):
+    """An output that the client asks for; ``parameters`` say in which form."""
+
     name: str
     parameters: _OutputParameters = _OutputParameters()
 
 
-class _Parameters(msgspec.Struct, frozen=True):
+class InferParameters(msgspec.Struct, frozen=True):
+    """Whether outputs are returned as raw bytes unless they say otherwise."""
+
     binary_data_output: bool = False
 
 
-class _Request(msgspec.Struct, frozen=True):
+class InferBody(msgspec.Struct, frozen=True):
+    """An inference request as the client sent it, not checked against a model."""
+
     inputs: list[InputTensor]
     id: str | None = None
-    parameters: _Parameters = _Parameters()
-    outputs: list[_Output] | None = None
+    parameters: InferParameters = InferParameters()
+    outputs: list[RequestedOutput] | None = None
 
 
 class InferRequest(msgspec.Struct, frozen=True):
@@ -95,11 +101,29 @@ def decode_infer(
     header = body[:length]
     decode = _decode_cached if length < min(len(body), MAX_CACHED_BYTES) else _decode_header
     asked = decode(header, limits.json_depth)
+    return check_request(asked, memoryview(body)[length:], manifest, limits)
+
+
+def check_request(
+    asked: InferBody, blobs: memoryview, manifest: Manifest, limits: Limits
+) -> InferRequest:
+    """Check a request against the model it names, whichever transport it came by.
+
+    Args:
+        asked: The request.
+        blobs: The raw values of those inputs that have no data, one after the other.
+        manifest: The model's.
+        limits: Of one request.
+
+    Raises:
+        InvalidInputError: Something does not fit the model.
+        PayloadTooLargeError: There are more samples than allowed.
+    """
     if asked.id is not None and len(asked.id) > MAX_ID_CHARACTERS:
         raise InvalidInputError(
             f"id has {len(asked.id):,} characters, at most {MAX_ID_CHARACTERS:,} are given back"
         )
-    inputs = read_inputs(asked.inputs, memoryview(body)[length:], manifest, limits.samples)
+    inputs = read_inputs(asked.inputs, blobs, manifest, limits.samples)
     return InferRequest(inputs, _requested_outputs(asked, manifest), asked.id)
 
 
@@ -187,8 +211,8 @@ def _parse_length(given: str, body_length: int) -> int:
     return length
 
 
-def _decode_header(header: bytes, max_depth: int) -> _Request:
-    asked = convert_json(parse_json(header, EXPECTED, max_depth), _Request, EXPECTED)
+def _decode_header(header: bytes, max_depth: int) -> InferBody:
+    asked = convert_json(parse_json(header, EXPECTED, max_depth), InferBody, EXPECTED)
     if asked.outputs is not None and not asked.outputs:
         raise InvalidInputError(
             "outputs is an empty list; expected one output or more; leave the field out to get all"
@@ -200,7 +224,7 @@ def _decode_header(header: bytes, max_depth: int) -> _Request:
 _decode_cached = lru_cache(maxsize=256)(_decode_header)
 
 
-def _requested_outputs(asked: _Request, manifest: Manifest) -> dict[str, bool]:
+def _requested_outputs(asked: InferBody, manifest: Manifest) -> dict[str, bool]:
     is_binary = asked.parameters.binary_data_output
     names = [spec.name for spec in manifest.outputs]
     if asked.outputs is None:

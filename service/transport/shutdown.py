@@ -8,6 +8,7 @@ server stops.
 import asyncio
 import logging
 import signal
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 
@@ -26,9 +27,19 @@ HANDSHAKE_GRACE_S, MOST_GRACES = 0.2, 10
 class GracefulShutdown:
     """Ends this worker; lives in its event loop."""
 
-    def __init__(self, health: HealthMonitor, metrics: Metrics, drain_s: float) -> None:
-        """Accept connections for ``drain_s`` seconds from SIGTERM on."""
+    def __init__(
+        self,
+        health: HealthMonitor,
+        metrics: Metrics,
+        drain_s: float,
+        stop_grpc: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Accept connections for ``drain_s`` seconds from SIGTERM on.
+
+        ``stop_grpc`` accepts no further gRPC requests and returns once the accepted ones ended.
+        """
         self._health, self._metrics, self._drain_s = health, metrics, drain_s
+        self._stop_grpc = stop_grpc
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -58,6 +69,7 @@ class GracefulShutdown:
     async def _drain(self, server: uvicorn.Server) -> None:
         """Stop once no connection was accepted for a while."""
         await asyncio.sleep(self._drain_s)
+        stopping = asyncio.ensure_future(self._stop_grpc())
         for listening in server.servers:
             drop_handshakes(listening)
         for _ in range(MOST_GRACES):
@@ -65,6 +77,7 @@ class GracefulShutdown:
             await asyncio.sleep(HANDSHAKE_GRACE_S)
             if CONTEXT.accepted == accepted:
                 break
+        await stopping
         self._stop()
 
     def _stop(self) -> None:

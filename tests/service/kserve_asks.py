@@ -1,6 +1,6 @@
 """What KServe's client reads of a service, as JSON; run where KServe's SDK is installed.
 
-python -m tests.service.kserve_asks URL GOLDEN
+python -m tests.service.kserve_asks URL GRPC_ADDRESS GOLDEN
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
 
 
@@ -19,6 +19,18 @@ def _request(images: Any, *, binary: bool, wanted_binary: bool) -> Any:
     tensor.set_data_from_numpy(images, binary_data=binary)
     output = RequestedOutput("logits", parameters={"binary_data": wanted_binary})
     return InferRequest("cnn", [tensor], request_id="7", request_outputs=[output])
+
+
+async def _ask_by_grpc(address: str, images: Any) -> dict[str, Any]:
+    async with InferenceGRPCClient(address) as client:
+        answer = await client.infer(_request(images, binary=True, wanted_binary=True))
+        logits = next(output for output in answer.outputs if output.name == "logits")
+        return {
+            "id": answer.id,
+            "logits": logits.as_numpy().tolist(),
+            "live": await client.is_server_live(),
+            "ready": [await client.is_server_ready(), await client.is_model_ready("cnn")],
+        }
 
 
 async def _ask(url: str, images: Any) -> dict[str, Any]:
@@ -47,5 +59,8 @@ async def _ask(url: str, images: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with np.load(sys.argv[2]) as golden:
-        print(json.dumps(asyncio.run(_ask(sys.argv[1], golden["inputs/images"]))))  # noqa: T201
+    with np.load(sys.argv[3]) as golden:
+        samples = golden["inputs/images"]
+    found = asyncio.run(_ask(sys.argv[1], samples))
+    found["grpc"] = asyncio.run(_ask_by_grpc(sys.argv[2], samples))
+    print(json.dumps(found))  # noqa: T201

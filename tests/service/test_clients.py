@@ -65,7 +65,7 @@ def test_a_refusal_reaches_the_caller_in_words(client: triton.InferenceServerCli
 
 
 @pytest.fixture(scope="module")
-def kserve(service_url: str) -> dict[str, Any]:
+def kserve(service_url: str, grpc_port: int) -> dict[str, Any]:
     """What KServe's client reads, in an environment that is made once and takes half a minute.
 
     KServe wants psutil<6, protobuf<7, pandas<3 and python-dateutil<3: not beside our pins.
@@ -76,7 +76,8 @@ def kserve(service_url: str) -> dict[str, Any]:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", KSERVE], check=True)
         made.touch()
-    command = [python, "-m", "tests.service.kserve_asks", service_url, str(SAMPLES)]
+    address = f"127.0.0.1:{grpc_port}"
+    command = [python, "-m", "tests.service.kserve_asks", service_url, address, str(SAMPLES)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)
@@ -84,7 +85,7 @@ def kserve(service_url: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["json", "binary"])
+@pytest.mark.parametrize("form", ["json", "binary", "grpc"])
 def test_kserves_client_gets_the_references_answers(form: str, kserve: dict[str, Any]) -> None:
     """All golden images in one request, in and out by one form."""
     assert kserve[form]["id"] == "7"
@@ -104,3 +105,4 @@ def test_kserves_client_reads_models_and_refusals(kserve: dict[str, Any]) -> Non
 def test_kserves_client_reads_health(kserve: dict[str, Any]) -> None:
     """The server is live and ready."""
     assert (kserve["is_server_live"], kserve["is_server_ready"]) == (True, True)
+    assert (kserve["grpc"]["live"], kserve["grpc"]["ready"]) == (True, [True, True])

@@ -90,9 +90,10 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bento_installs_what_the_service_needs() -> None:
-    """The packages of `bentoml build` are those of the extra `serve`, one for one."""
+    """The packages of `bentoml build` are those of the extras `serve` and `grpc`, one for one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    needed = {*extras["serve"], *extras["serve-core"], *project["project"]["dependencies"]}
+    needed = {*project["project"]["dependencies"]}
+    needed.update(*(extras[name] for name in ("serve", "serve-core", "grpc")))
     needed.remove("proven-digits[serve-core]")
     assert set(project["tool"]["bentoml"]["build"]["python"]["packages"]) == needed
