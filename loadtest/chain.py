@@ -13,7 +13,7 @@ from typing import Any
 from loadtest.machine import machine
 from loadtest.measure.result import Result
 from loadtest.measure.run import run_scenario
-from loadtest.report.page import Page, Picture, Section, Table
+from loadtest.report.formats import Page, Picture, Section, Table
 from loadtest.report.plots import latency_figure, seconds_figure
 from loadtest.report.points import result_section
 from loadtest.report.words import labels

@@ -26,8 +26,8 @@ from loadtest.peers.report import as_json
 from loadtest.peers.report import markdown as peers_tables
 from loadtest.regression import compare
 from loadtest.regression.trees import PRESENT
+from loadtest.report.formats import text_table
 from loadtest.report.points import run_report, sweep_report
-from loadtest.report.tables import text_table
 from loadtest.report.words import (
     run_verdict,
     sweep_table,

@@ -99,11 +99,7 @@ def decoded(encoded: str) -> HdrHistogram:
 
 
 def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
-    """What several processes counted at the same time, as if one had.
-
-    Args:
-        tallies: Of those that reported.
-        expected: How many sent requests.
+    """What several processes counted at once, of so many expected, as if one had.
 
     Raises:
         ValueError: There are none.

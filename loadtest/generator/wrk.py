@@ -16,6 +16,7 @@ from loadtest.generator.payloads import Request
 from loadtest.server import REPOSITORY
 
 WRK = "wrk"
+TIMEOUT_S = 20  # an answer that takes longer is lost
 ALONE = "loadtest.peers.servers.onnxruntime_alone"
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _ERRORS = re.compile(r"^\s*(Non-2xx .*|Socket errors: .*)$", re.MULTILINE)
@@ -86,7 +87,8 @@ def by_wrk(
     lines += [f'wrk.headers["{name}"] = "{value}"' for name, value in request.headers.items()]
     lines += [_KEEP_ANSWERS.format(file=answers)] if judge else []
     script.write_text("\n".join(lines) + "\n")
-    command = [WRK, "-t1", f"-c{count}", f"-d{seconds}s", "--latency", "-s", str(script)]
+    command = [WRK, "-t1", f"-c{count}", f"-d{seconds}s", "--latency", f"--timeout={TIMEOUT_S}s"]
+    command += ["-s", str(script)]
     ran = subprocess.run([*command, url + request.path], capture_output=True, text=True)
     if errors := _ERRORS.findall(ran.stdout):
         raise WrkError(f"{request.form}: {'; '.join(errors)}")

@@ -151,14 +151,7 @@ def percentiles_ms(encoded: str, shares: Sequence[float] = PERCENTILES) -> dict[
 
 
 def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) -> dict[str, Any]:
-    """The measured fields of ``Result``.
-
-    Args:
-        tally: Of all processes.
-        scenario: What was sent.
-        profile: For how long.
-        price: Of the serving machine's hour; 0 if it is not stated.
-    """
+    """The measured fields of ``Result``."""
     histogram = decoded(tally.latency_us)
     per_s = tally.in_window / tally.window_s
     samples_per_s = tally.samples / tally.window_s

@@ -88,13 +88,7 @@ class Runs(BaseModel):
 
 
 def repeated(scenario: Scenario, runs: int, measure: Callable[[Scenario], Result]) -> Runs:
-    """Measure a point so many times.
-
-    Args:
-        scenario: What is offered; each run has a seed of its own, the first the scenario's.
-        runs: How many.
-        measure: Takes one.
-    """
+    """Measure a point so many times, each with a seed of its own, the first the scenario's."""
     results = [
         measure(scenario.model_copy(update={"seed": scenario.seed + number}))
         for number in range(runs)

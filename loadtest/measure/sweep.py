@@ -141,12 +141,7 @@ def _kept(measured: Callable[[float], Result], rate: float, slo_ms: float) -> bo
 
 
 def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[Result]:
-    """A closed loop of ever more users; stops where not one request is answered.
-
-    Args:
-        users: How many, ascending.
-        measure: Takes a point of so many.
-    """
+    """A closed loop of ever more users; stops where not one request is answered."""
     points: list[Result] = []
     for count in users:
         points.append(measure(count))
@@ -158,14 +153,7 @@ def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[
 def _confirmed(
     points: list[Result], measured: Callable[[float], Result], slo_ms: float, runs: int
 ) -> Result | None:
-    """The point of most goodput that keeps the bound in most of its runs; of these, the middle one.
-
-    Args:
-        points: All that was measured; ``measured`` adds to them.
-        measured: Takes another run.
-        slo_ms: The bound.
-        runs: Of a rate that shall be the capacity.
-    """
+    """The point of most goodput that keeps the bound in most of its runs, or None."""
     for point in sorted(points, key=_goodput_and_rate, reverse=True):
         if not keeps(point, slo_ms):
             continue

@@ -11,7 +11,7 @@ from loadtest.generator.recorder import Tally
 from loadtest.machine import cores, machine
 from loadtest.measure.stats import Interval, ratio_interval
 from loadtest.peers.run import Comparison, Server
-from loadtest.report.tables import markdown_table
+from loadtest.report.formats import markdown_table
 
 # What this service's own figures depend on, where it is installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")

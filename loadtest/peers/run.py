@@ -22,8 +22,17 @@ from loadtest.generator.recorder import Tally
 from loadtest.generator.wrk import Measured, alone, by_wrk, require_wrk
 from loadtest.machine import cores, pinned
 from loadtest.measure.run import generate
-from loadtest.peers.declared import PEERS, Peer, declared
-from loadtest.peers.installed import SkippedError, ask, environment, packages, running, told
+from loadtest.peers.peer import (
+    PEERS,
+    Peer,
+    SkippedError,
+    ask,
+    declared,
+    environment,
+    packages,
+    running,
+    told,
+)
 from loadtest.scenarios import Profile, load_scenario
 from loadtest.server import REPOSITORY, only_bundle, running_service
 
@@ -188,11 +197,7 @@ class Comparison:
 
 
 def compare_peers(plan: Plan, say: Callable[[str], None]) -> Comparison:
-    """Install, start, verify and measure all; stop them.
-
-    Args:
-        plan: What is measured.
-        say: Told what is being done.
+    """Install, start, verify and measure all, and stop them; ``say`` is told what is being done.
 
     Raises:
         PeersError: A plan that cannot be, or this service failed.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadtest.measure.stats import Interval, ratio_interval
-from loadtest.report.tables import Case, junit, markdown_table
+from loadtest.report.formats import Case, junit, markdown_table
 
 LEAST_THROUGHPUT = 0.95  # head over base: surely less is a regression
 MOST_P99 = 1.10  # surely more is one

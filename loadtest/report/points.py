@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loadtest.measure.result import MIB, Result, beside_the_load
 from loadtest.measure.sweep import Sweep
-from loadtest.report.page import Page, Pairs, Picture, Section, Table
+from loadtest.report.formats import Page, Pairs, Picture, Section, Table
 from loadtest.report.plots import curve_figure, latency_figure, seconds_figure, some
 from loadtest.report.server import (
     batch_figure,

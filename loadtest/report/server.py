@@ -67,7 +67,7 @@ def batch_figure(results: Sequence[Result]) -> Figure | None:
     if len(results) > 1 or not sizes:
         _line(axes, _axis(axes, results), means, results, color=COLOURS[0], marker="o")
         axes.set(ylabel="mean samples in a batch")
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.set_title("Batch sizes", loc="left")
         return figure
     bars = axes.bar(range(len(sizes)), list(sizes.values()), 0.8, color=COLOURS[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from loadtest.generator.recorder import REFUSED
 from loadtest.measure.result import Result
 from loadtest.measure.sweep import CAPACITY_USERS, Sweep
-from loadtest.report.tables import Case, junit, markdown_table, plain
+from loadtest.report.formats import Case, junit, markdown_table, plain
 
 UNKNOWN = "not known"
 MARKDOWN_COLUMNS = (
@@ -201,12 +201,7 @@ def sweep_table(sweep: Sweep) -> str:
 
 
 def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
-    """A sentence, a table, and where it was.
-
-    Args:
-        results: One or more.
-        verdict: The sentence; without it, what can be said without thresholds.
-    """
+    """A sentence, a table, and where it was."""
     first = results[0].provenance
     lines = [
         plain(verdict or run_verdict(results, [])[0]),
@@ -226,10 +221,6 @@ def to_junit(results: Sequence[Result], missed: Sequence[list[str]]) -> str:
 
     A wrong answer is a failure, whatever else is said of the point; else INVALID is an error, for
     nothing is known of its thresholds; else a missed threshold is a failure.
-
-    Args:
-        results: One or more.
-        missed: For each of them, what it missed, in words.
     """
     cases = [
         _case(result, name, violations)
@@ -254,14 +245,7 @@ def _case(result: Result, name: str, violations: Sequence[str]) -> Case:
 
 
 def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) -> Path:
-    """Write the files of one report beside each other.
-
-    Args:
-        stem: Their path without an ending; its folder is made.
-        json: What goes into ``.json``.
-        html: Into ``.html``.
-        markdown: Into ``.md``.
-        junit: Into ``.xml``.
+    """Write the files of one report beside each other; ``stem`` is their path without an ending.
 
     Returns:
         The page.

@@ -270,6 +270,7 @@ def test_a_slower_commit_is_found(clone: Path) -> None:
     """Batches that sleep 5 ms: far less throughput, and no other verdict than the noise allows."""
     _commit(clone, SLOW)
     outcome = compared(_plan(clone, "HEAD~1", "HEAD", pairs=3))
+    assert not outcome.problem
     (slower,) = (row for row in outcome.rows if row.figure == ONE)
     assert slower.ratio.high < 0.8
     if slower.verdict != INCONCLUSIVE:
