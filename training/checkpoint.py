@@ -239,12 +239,32 @@ def require_same_images(record: AnyRecord, dataset: Dataset, folder: Path) -> No
             f"({dataset.sha256[:SHOWN_HASH]}); give its own images with --data-dir, or train it "
             "anew on these"
         )
-    _, held_out = split_validation(dataset.train, record.data.validation_images)
-    if record.data.split_sha256 is None:
-        logger.warning("%s does not record which images it held out, only how many", folder)
-    elif record.data.split_sha256 != fingerprint(held_out):
+    require_same_split(
+        record.data.split_sha256, dataset, record.data.validation_images, str(folder)
+    )
+
+
+def require_same_split(
+    split_sha256: str | None, dataset: Dataset, validation_images: int, name: str
+) -> None:
+    """Check that this code still holds out the images that a checkpoint did.
+
+    Args:
+        split_sha256: Their fingerprint as the checkpoint recorded it; None in old records: a
+            warning is logged.
+        dataset: The images that it was trained on.
+        validation_images: How many it held out.
+        name: The checkpoint's, for the message.
+
+    Raises:
+        CheckpointError: Others would be held out now.
+    """
+    _, held_out = split_validation(dataset.train, validation_images)
+    if split_sha256 is None:
+        logger.warning("%s does not record which images it held out, only how many", name)
+    elif split_sha256 != fingerprint(held_out):
         raise CheckpointError(
-            f"{folder} held out other images than this version of the code does: it was trained "
+            f"{name} held out other images than this version of the code does: it was trained "
             "on some of those that would now be called held out; train it anew"
         )
 

@@ -311,12 +311,14 @@ class TrainingSummary(_Strict):
         test_accuracy: Share of test samples whose answers are all right, 0..1; None of a network
             whose answers are not right or wrong.
         expected_calibration_error: 0..1; None of a network with more than one probability.
+        split_sha256: Fingerprint of the images held out for validation; None in older bundles.
     """
 
     config: dict[str, Any]
     parameters: int
     data_name: str
     data_sha256: str
+    split_sha256: str | None = None
     test_images: str = Field(description="what the accuracy was measured on, in words")
     test_accuracy: float | None = Field(ge=0, le=1)
     expected_calibration_error: float | None = Field(ge=0, le=1)

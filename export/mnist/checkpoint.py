@@ -27,6 +27,7 @@ from training.checkpoint import (
     load_weights,
     open_checkpoint,
     require_same_images,
+    require_same_split,
 )
 from training.config import TrainConfig
 from training.data import CLASSES, DataError, Dataset, LabelledImages, split_validation
@@ -62,11 +63,16 @@ def from_bundle(bundle: Bundle, dataset: Dataset) -> ModelUnderTest:
     Raises:
         BundleError: It is no bundle of a checkpoint.
         DataError: The images are not those of the bundle.
+        CheckpointError: Other images would be held out now than those that the guard was made of.
     """
     training, weights = bundle.manifest.training, bundle.path("weights")
     if training is None:
         raise BundleError(f"{bundle.folder} is no bundle of a checkpoint")
     config = TrainConfig.model_validate(training.config)
+    if dataset.sha256 == training.data_sha256:  # else refused below, as a checkpoint is
+        require_same_split(
+            training.split_sha256, dataset, config.validation_images, str(bundle.folder)
+        )
     module = build_model(config.model, config.architecture)
     digest = next(f.sha256 for f in bundle.manifest.files if f.role == "weights")
     load_weights(module, weights, digest)
@@ -172,6 +178,7 @@ def _summary(record: AnyRecord) -> TrainingSummary:
         parameters=record.weights.parameters,
         data_name=record.data.name,
         data_sha256=record.data.sha256,
+        split_sha256=record.data.split_sha256,
         test_images=test.images_name,
         test_accuracy=None if isinstance(test, ImageEvaluation) else test.accuracy,
         expected_calibration_error=(

@@ -15,7 +15,7 @@ JOBS = {"loadtest", "loadtest-worker", "train"}  # they end by themselves
 KEYS = {
     *("image", "build", "command", "environment", "ports", "volumes", "tmpfs", "networks"),
     *("read_only", "cap_drop", "security_opt", "restart", "profiles", "scale", "deploy"),
-    *("depends_on", "healthcheck", "stop_grace_period"),
+    *("depends_on", "healthcheck", "stop_grace_period", "init"),
 }
 BUILT = {name: ROOT / str(s["build"]["dockerfile"]) for name, s in SERVICES.items() if "build" in s}
 each_service = pytest.mark.parametrize("name", SERVICES)
@@ -60,6 +60,7 @@ def test_a_service_is_limited(name: str) -> None:
 def test_a_service_is_hardened(name: str) -> None:
     """Nothing of it can be written or gained, and its ports are this machine's alone."""
     service = SERVICES[name]
+    assert service["init"] is True
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -128,6 +129,16 @@ def test_the_proxy_sees_a_drain_before_it_ends() -> None:
     (hard_stop,) = re.findall(r"hard-stop-after (\S+)", config)
     assert Settings.model_fields["timeout_s"].default < _seconds(hard_stop)
     assert _seconds(hard_stop) < _seconds(SERVICES["proxy"]["stop_grace_period"])
+
+
+def test_the_load_test_keeps_its_result() -> None:
+    """It writes all files into a volume, whose folder belongs to the user of the image."""
+    service = SERVICES["loadtest"]
+    assert "results:/results" in service["volumes"]
+    written = [word.partition("=")[2] for word in service["command"] if "/results" in word]
+    assert written == ["/results/result.json", "/results/report.html", "/results/requests"]
+    said = (ROOT / "loadtest" / "Dockerfile").read_text()
+    assert "mkdir /results && chown digits /results" in said
 
 
 def test_the_gpu_is_reserved_for_its_profile_alone() -> None:

@@ -1,5 +1,6 @@
 """The images hold what they run and nothing more."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -94,3 +95,32 @@ def test_the_small_image_runs_the_release_that_was_proven() -> None:
     named = [re.sub(found[1], found[2], line) for line in lines if re.match(found[1], line)]
     assert len(named) == 1
     assert re.fullmatch(r"onnxruntime==\d+\.\d+\.\d+", named[0])
+
+
+def test_a_container_without_bundles_says_what_to_do_and_waits(tmp_path: Path) -> None:
+    """It starts the service as soon as there is a bundle, and never ends to be restarted."""
+    bundles, programs = tmp_path / "bundles", tmp_path / "bin"
+    for folder in (bundles, programs):
+        folder.mkdir()
+    stub = programs / "bentoml"
+    stub.write_text('#!/bin/sh\necho "started: $*"\n')
+    stub.chmod(0o755)
+    (command,) = re.findall(r"^CMD (until .*?)\Z", SERVICE.read_text(), re.MULTILINE | re.DOTALL)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "INFERENCE_BUNDLES": str(bundles),
+        "BUNDLES_POLL_S": "0.01",
+    }
+    with subprocess.Popen(
+        ["sh", "-c", command], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert f"no bundle in {bundles}" in said
+        assert "make bundles" in said
+        assert "sudo chown -R $USER artifacts" in said
+        assert process.poll() is None
+        (bundles / "cnn").mkdir()
+        (bundles / "cnn" / "manifest.json").touch()
+        *_, last = process.stdout.read().splitlines()
+    assert last.startswith("started: serve service.app:DigitClassifier")

@@ -190,8 +190,10 @@ def _check_docker(words: Words) -> None:
         at = rest.index("--profile")
         assert rest[at + 1] in profiles, rest[at + 1]
         del rest[at : at + 2]
-    named = [word for word in rest if not word.startswith("-")][1:]
-    assert set(named) <= {*services, "N"}, named
+    command, *named = [word for word in rest if not word.startswith("-")]
+    if command == "cp":
+        named = [word.partition(":")[0] for word in named if ":" in word]
+    assert set(named) <= set(services), named
 
 
 def _check_prometheus(words: Words) -> None:

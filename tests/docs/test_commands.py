@@ -1,7 +1,6 @@
 """Every command of the README and docs/ exists, and runs unless its block says what it needs."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,22 +16,10 @@ from tests.docs.pages import (
     find_inline_commands,
     split_words,
 )
-from tests.tiny import SERVED_BUNDLES
 
 BLOCKS = [block for page in PAGES for block in find_blocks(page)]
 RUN_HERE = [block for block in BLOCKS if not block.needs]
 LOCAL = re.compile(r"(https?://)?localhost:3000")
-
-
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the repository's root, with the tests' tiny bundles in artifacts/."""
-    folder = tmp_path_factory.mktemp("workspace")
-    for entry in ROOT.iterdir():
-        if not entry.name.startswith(".") and entry.name != "artifacts":
-            (folder / entry.name).symlink_to(entry)
-    shutil.copytree(SERVED_BUNDLES, folder / "artifacts" / "bundles")
-    return folder
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_the_readme_stays_short() -> None:
     head = "\n".join(text.splitlines()[: FIRST_COMMAND_BEFORE_LINE - 1])
     assert re.search(r"^make demo", head, re.MULTILINE)
     assert re.search(r"^curl .*/predict/image$", head, re.MULTILINE)
+
+
+def test_the_version_is_the_newest_of_the_changelog() -> None:
+    """CHANGELOG.md keeps Unreleased first, and then the version of pyproject.toml with its date."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, newest, *_ = re.findall(r"^## \[(.+)$", text, re.MULTILINE)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert unreleased == "Unreleased]"
+    assert re.fullmatch(rf"{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", newest)
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)

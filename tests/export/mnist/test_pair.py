@@ -143,3 +143,17 @@ def test_a_checkpoint_of_another_split_is_not_exported(
     monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
     with pytest.raises(CheckpointError, match="held out other images"):
         from_checkpoint(made / "checkpoints" / "autoencoder", load_dataset(data_dir))
+
+
+def test_a_bundle_of_another_split_is_not_checked(
+    made: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest says which images were held out, an older manifest names none."""
+    bundle, dataset = Bundle.open(made / "two-input"), load_dataset(data_dir)
+    monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
+    with pytest.raises(CheckpointError, match="two-input held out other images"):
+        from_bundle(bundle, dataset)
+    assert bundle.manifest.training is not None
+    older = bundle.manifest.training.model_copy(update={"split_sha256": None})
+    manifest = bundle.manifest.model_copy(update={"training": older})
+    assert from_bundle(dataclasses.replace(bundle, manifest=manifest), dataset).training == older

@@ -1,0 +1,30 @@
+"""The workflows of GitHub Actions: pinned actions, and steps that can fail."""
+
+import re
+
+import yaml
+
+from tests.docs.pages import ROOT
+
+TEXT = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+WORKFLOW = yaml.safe_load(TEXT)
+
+
+def test_every_action_is_pinned_by_commit() -> None:
+    """A tag can be moved to other code; a commit cannot. The tag stands beside it."""
+    used = re.findall(r"uses: (.+)", TEXT)
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+
+
+def test_a_command_before_a_pipe_can_fail_its_step() -> None:
+    """The shell is bash with pipefail, which GitHub Actions takes where it is named."""
+    assert WORKFLOW["defaults"]["run"]["shell"] == "bash"
+
+
+def test_a_slower_pull_request_fails() -> None:
+    """The performance gate compares with the pull request's base, strictly."""
+    steps = " ".join(step.get("run", "") for step in WORKFLOW["jobs"]["performance"]["steps"])
+    assert "loadtest compare" in steps
+    assert "--strict" in steps
