@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,17 +31,30 @@ from export.bundle.tolerances import (
     TOLERANCES,
     Tolerance,
     tolerance_for,
-    violations,
     with_rows,
 )
 from export.convert.onnx_export import model_bytes, set_metadata
-from export.convert.repair import REPAIRABLE, Questions, Repair, failure_of, summary_of
+from export.convert.repair import (
+    REPAIRABLE,
+    Questions,
+    Repair,
+    failure_of,
+    refusal_of,
+    summary_of,
+)
 from export.formats import NO_CALIBRATION, VARIANTS, model_entry, write_models
 from export.mnist.feature_maps import FEATURES_NAME, NoFirstLayerError, write_features
 from export.mnist.ood_detector import LEAST_HELD_OUT, UNUSUAL_BELOW, fit
 from export.model.under_test import Learned, ModelUnderTest
 from export.parity.candidates import QUICK_RUNS, Setting, Workers
-from export.parity.judge import INCONCLUSIVE, Judgement, explain, first_wrong, judge
+from export.parity.judge import (
+    INCONCLUSIVE,
+    Judgement,
+    explain,
+    first_wrong,
+    is_inexact,
+    judge,
+)
 from export.parity.measure import torch_threads
 from export.parity.reference import choose_golden, make_edge_cases
 from export.parity.run import ParityRun
@@ -212,16 +226,17 @@ def _draft(
     subject = dataclasses.replace(subject, name=wish.name or subject.name, weights=weights)
     progress.expect(6)
     progress.step("export")
-    proof = ParityRun.of(subject)
-    entries, not_built = write_models(proof, folder, version, wish.variants, workers, progress)
+    with ThreadPoolExecutor(1) as lane:  # fits the guard while this thread exports
+        fitted = lane.submit(_write_guard, subject.learned, folder / "guard.npz")
+        proof = ParityRun.of(subject)
+        entries, not_built = write_models(proof, folder, version, wish.variants, workers, progress)
+        guard, why = fitted.result()
     golden, path = choose_golden(proof.reference), folder / "golden.npz"
     golden.save(path)
     entries += [entry, file_entry(path, role="golden")]
-    guard = None
-    if why := _no_guard(subject.learned):
+    if guard is None:
         not_built["guard"] = why
-    elif subject.learned:
-        guard = _write_guard(subject.learned, folder / "guard.npz")
+    else:
         entries.append(file_entry(folder / "guard.npz", role="guard"))
     features: list[FileEntry] = []
     try:
@@ -254,23 +269,24 @@ def _draft(
     return _Draft(proof, Bundle(folder, manifest), tuple(features))
 
 
-def _no_guard(learned: Learned | None) -> str:
-    """Why usual images cannot be told from others; empty if they can."""
+def _write_guard(learned: Learned | None, path: Path) -> tuple[GuardSummary | None, str]:
+    """Write what tells usual images from others.
+
+    Returns:
+        What it was made of; or None, and why usual images cannot be told from others.
+    """
     if learned is None:
-        return "it is not known which images it learned from, or it reads something else"
+        return None, "it is not known which images it learned from, or it reads something else"
     if len(learned.held_out) < LEAST_HELD_OUT:
-        return f"{len(learned.held_out)} images were held out of training, too few to compare with"
-    return ""
-
-
-def _write_guard(learned: Learned, path: Path) -> GuardSummary:
-    """Write what tells usual images from others, and say what it was made of."""
+        held_out = f"{len(learned.held_out)} images were held out of training"
+        return None, f"{held_out}, too few to compare with"
     fit(learned.images, learned.held_out).save(path)
-    return GuardSummary(
+    summary = GuardSummary(
         learned=_sample_set(f"training images of {learned.name}", learned.images),
         held_out=_sample_set(f"validation images of {learned.name}", learned.held_out),
         unusual_below=UNUSUAL_BELOW,
     )
+    return summary, ""
 
 
 def _sample_set(name: str, images: Array) -> SampleSet:
@@ -318,10 +334,9 @@ def _repairable(subject: ModelUnderTest, figures: ParityFigures, wish: Wish) -> 
         variant
         for variant in REPAIRABLE
         if any(
-            any(violations(found, tolerance_for(variant, "cpu", wish.tolerances)))
+            is_inexact(row, tolerance_for(variant, "cpu", wish.tolerances))
             for row in figures.rows
             if row.variant == variant
-            for found in row.outputs.values()
         )
     ]
 
@@ -351,6 +366,7 @@ def _search(
                 variant, samples.arrays, samples.targets, edge_cases, len(subject.samples)
             ),
             worker=workers.onnx,
+            helper=workers.torch,
             folder=Path(folder),
             progress=progress,
         ).search()
@@ -372,6 +388,8 @@ def _left_out(draft: _Draft, figures: ParityFigures, judgement: Judgement) -> di
                 reason += f"; {explain(layers, allowed)}"
         if variant in draft.manifest.repaired:
             reason += f"; that is the repaired file, {draft.manifest.repaired[variant].summary()}"
+            judged = draft.manifest.proof.samples
+            reason += f"; {refusal_of(figures.repairs[variant], judged)}"
         elif variant in figures.repairs:
             reason += f"; {failure_of(figures.repairs[variant])}"
         elif variant in REPAIRABLE and draft.proof.subject.calibration is None:

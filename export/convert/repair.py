@@ -9,6 +9,7 @@ to one half of them, the other half judges the trials. Knows no torch.
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,7 +100,8 @@ class Repair:
         outputs: The model's; probabilities are not compared, their logits are.
         questions: What trials are asked.
         worker: Where files are converted and run.
-        folder: For the ranges of activations.
+        helper: Another worker, which ranks half of the layers.
+        folder: For the float32 file and the ranges of activations.
         progress: Is told each trial.
     """
 
@@ -109,6 +111,7 @@ class Repair:
     outputs: tuple[TensorSpec, ...]
     questions: Questions
     worker: Worker
+    helper: Worker
     folder: Path
     progress: Progress
 
@@ -187,15 +190,25 @@ class Repair:
         self.progress.step(f"{self.variant}: rank {len(self.layers)} layers")
         few = {name: array[:RANKED] for name, array in self.questions.asked.items()}
         expected = {name: array[:RANKED] for name, array in self._expected.asked.items()}
-        shares = []
-        for layer in self.layers:
-            others = [other for other in self.layers if other is not layer]
-            try:
-                found = self._answers(others, method, few, {}).asked
-                shares.append(max(_noise(found[s.name], expected[s.name]) for s in self._compared))
-            except Exception:  # noqa: BLE001 - whatever it was, this layer is guilty
-                shares.append(math.inf)
-        order = sorted(range(len(shares)), key=lambda i: -shares[i])
+        ranges = None if method is None else self._ranges(method)
+        waiting = iter(enumerate(self.layers))
+        shares = dict[int, float]()
+
+        def rank_some(worker: Worker) -> None:
+            for position, layer in waiting:
+                nodes = [n for other in self.layers if other is not layer for n in other.nodes]
+                arguments = (self._path, nodes, ranges, few)
+                try:
+                    found = self._call(_convert_and_run, *arguments, worker=worker)
+                    shares[position] = max(
+                        _noise(found[s.name], expected[s.name]) for s in self._compared
+                    )
+                except Exception:  # noqa: BLE001 - whatever it was, this layer is guilty
+                    shares[position] = math.inf
+
+        with ThreadPoolExecutor(2) as lanes:
+            list(lanes.map(rank_some, (self.worker, self.helper)))
+        order = sorted(shares, key=lambda i: (-shares[i], i))
         return [self.layers[i] for i in order], [shares[i] for i in order]
 
     def _try(
@@ -258,9 +271,16 @@ class Repair:
     ) -> _Answers:
         nodes = [node for layer in kept for node in layer.nodes]
         ranges = None if method is None else self._ranges(method)
-        converted: bytes = self._call(_convert, self.source, nodes, ranges)
-        found: _Answers = self._call(_ask, converted, asked, edge_cases)
+        arguments = (self._path, nodes, ranges, asked, edge_cases)
+        found: _Answers = self._call(_convert_and_ask, *arguments)
         return found
+
+    @cached_property
+    def _path(self) -> Path:
+        """The float32 file, where workers read it: a network's weights would fill their pipe."""
+        path = self.folder / "fp32.onnx"
+        path.write_bytes(self.source)
+        return path
 
     def _ranges(self, method: Calibration) -> Ranges:
         ranges = Ranges(self.folder / f"{method}.json", method)
@@ -289,8 +309,10 @@ class Repair:
     def _compared(self) -> list[TensorSpec]:
         return [spec for spec in self.outputs if spec.kind != "probabilities"]
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self.worker.call(function, *arguments, timeout_s=CONVERSION_S)
+    def _call(
+        self, function: Callable[..., Any], *arguments: Any, worker: Worker | None = None
+    ) -> Any:
+        return (worker or self.worker).call(function, *arguments, timeout_s=CONVERSION_S)
 
 
 def summary_of(figures: RepairFigures) -> RepairSummary | None:
@@ -316,6 +338,19 @@ def failure_of(figures: RepairFigures) -> str:
         f"{max(len(trial.kept) for trial in figures.trials)} of {len(figures.layers)} layers kept "
         f"in float32; the nearest keeps {len(nearest.kept)}: "
         f"{nearest.complaint or 'passed, but the file that failed was made so'}"
+    )
+
+
+def refusal_of(figures: RepairFigures, judged: int) -> str:
+    """What to do where the gate refuses a file that a search found, for the manifest.
+
+    Args:
+        figures: The search.
+        judged: How many samples the gate asked.
+    """
+    return (
+        f"{figures.samples:,} calibration samples had found it good enough, the gate's {judged:,} "
+        "did not: use more calibration samples (--calibration)"
     )
 
 
@@ -398,10 +433,20 @@ def _growth(values: int, further: int) -> float:
 # What follows runs in a worker.
 
 
-def _convert(source: bytes, kept: list[str], ranges: Ranges | None) -> bytes:
-    model = onnx.ModelProto.FromString(source)
+def _convert(source: Path, kept: list[str], ranges: Ranges | None) -> bytes:
+    model = onnx.load(source)
     converted = to_fp16(model, kept) if ranges is None else to_int8(model, None, kept, ranges)
     return bytes(converted.SerializeToString(deterministic=True))
+
+
+def _convert_and_run(source: Path, kept: list[str], ranges: Ranges | None, asked: Arrays) -> Arrays:
+    return run_batched(OnnxModel(_convert(source, kept, ranges), "cpu"), asked, BATCH)
+
+
+def _convert_and_ask(
+    source: Path, kept: list[str], ranges: Ranges | None, asked: Arrays, edge_cases: Arrays
+) -> _Answers:
+    return _ask(_convert(source, kept, ranges), asked, edge_cases)
 
 
 def _ask(content: bytes, asked: Arrays, edge_cases: Arrays) -> _Answers:

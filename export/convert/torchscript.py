@@ -83,8 +83,12 @@ def _drop_debug_records(path: Path) -> None:
         # The last two are written by the writer itself.
         if not name.endswith((".debug_pkl", "version", ".data/serialization_id"))
     }
+    # By an older format's version operators would be read as they were then: x / 255 of integers
+    # was rounded down.
+    format_version = int(reader.get_record("version"))
     del reader
     writer = torch._C.PyTorchFileWriter(str(path))
+    writer.set_min_version(format_version)
     for name, content in records.items():
         writer.write_record(name, content, len(content))
     writer.write_end_of_file()

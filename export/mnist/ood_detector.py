@@ -35,6 +35,8 @@ SIDE, PIXEL_MAX = 28, 255
 PIXELS = SIDE * SIDE
 # A component has length 1: 28 x 255 x 2048 < 2^24, up to which float32 holds all whole numbers.
 STEPS = 2048
+# So many products of two pixels add up to less than 2^24: float32 holds the sum exactly.
+EXACT_ROWS = 2**24 // 255**2
 # So few images at a time that BLAS asks no other thread for help, which would spin after it.
 ROWS = 4
 # Below these, in squared grey levels and squared deviations, lies nothing but rounding.
@@ -209,8 +211,11 @@ def _numbers(images_NHW: Array, mean_P: Array, basis_PC: Array, weight_C: Array)
 
 def _covariance(pixels_NP: Array, mean_P: Array) -> Array:
     """float64 [P, P]; its sums are of whole numbers, and so exact in any order."""
-    centred_NP = pixels_NP - mean_P.astype(np.float64)
-    return np.asarray(centred_NP.T @ centred_NP / len(centred_NP))
+    sums_PP = np.zeros((pixels_NP.shape[1], pixels_NP.shape[1]))
+    for start in range(0, len(pixels_NP), EXACT_ROWS):
+        centred_NP = pixels_NP[start : start + EXACT_ROWS] - mean_P
+        sums_PP += centred_NP.T @ centred_NP
+    return np.asarray(sums_PP / len(pixels_NP))
 
 
 def _rounded(values: Array) -> Array:

@@ -7,12 +7,14 @@ value that is wrong.
 """
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import helper
 from torch.fx import Node
 
 from export.bundle.metrics import Array, Arrays, compare
@@ -85,11 +87,23 @@ class Inside:
         """Each float value of an ONNX graph that the program knows too, in order."""
         return self.compare(model).layers
 
+    def exact_error(self, model: onnx.ModelProto) -> float:
+        """The largest error of the values that exactly rounded operators alone lead to.
+
+        Only these operators of the file are run.
+        """
+        values = _run_part(model, _leading_to(model, self._exact), self._inputs)
+        layers = self._compare(model, values).layers
+        return max((layer.max_abs_error for layer in layers if layer.exact), default=0.0)
+
     def compare(self, model: onnx.ModelProto) -> "Compared":
         """Hold each float value of an ONNX graph against the program's of that name, in order."""
+        return self._compare(model, onnx_values(model, self._inputs))
+
+    def _compare(self, model: onnx.ModelProto, values: Arrays) -> "Compared":
         producers = {output: node for node in model.graph.node for output in node.output}
         layers, unmatched = [], []
-        for name, found in onnx_values(model, self._inputs).items():
+        for name, found in values.items():
             if found.dtype.kind != "f" or not found.size:
                 continue
             fp32, fp64 = self._fp32.get(name), self._fp64.get(name)
@@ -162,11 +176,102 @@ def onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
     known = {value.name for value in opened.graph.output}
     names = [name for node in opened.graph.node for name in node.output if name]
     opened.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
+    return _run(opened, names, inputs)
+
+
+class RecordedFile:
+    """An ONNX file's values for some inputs, from which copies that differ in few nodes are run.
+
+    A node that is as in the file gives what it gave there, as long as its inputs are the same. So
+    of a copy only the nodes that differ are run, on the inputs that they have in the file.
+
+    Attributes:
+        values: Every value of the file, in the order of its nodes.
+    """
+
+    def __init__(self, model: onnx.ModelProto, inputs: Arrays) -> None:
+        """Run the file once."""
+        self._model, self._inputs = model, inputs
+        self.values = onnx_values(model, inputs)
+        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def changed_values(self, model: onnx.ModelProto, known: Collection[str]) -> Arrays:
+        """The values of a copy that its own changes reach without passing a known value.
+
+        Args:
+            model: The copy; its values bear the same names.
+            known: Values that are held against their own operator: what lies behind one is given
+                the file's value of it, not the copy's.
+        """
+        nodes, before = model.graph.node, self._model.graph.node
+        has_blocks = any(part.HasField("g") for node in nodes for part in node.attribute)
+        if has_blocks or [list(n.output) for n in nodes] != [list(n.output) for n in before]:
+            return onnx_values(model, self._inputs)
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        changed = {name for name, part in stored.items() if part != self._stored.get(name)}
+        kept = []
+        for node, honest in zip(nodes, before, strict=True):
+            if node != honest or changed.intersection(node.input):
+                kept.append(node)
+                changed |= {name for name in node.output if name and name not in known}
+        if not kept:
+            return {}
+        given = {
+            name: array
+            for name, array in {**self._inputs, **self.values}.items()
+            if name not in stored and name not in changed
+        }
+        return _run_part(model, kept, given)
+
+
+def _run_part(model: onnx.ModelProto, nodes: list[onnx.NodeProto], given: Arrays) -> Arrays:
+    """What some nodes of a model give.
+
+    Args:
+        model: Theirs.
+        nodes: In the order of computation.
+        given: Values that they take; they may be among those that the nodes give.
+    """
+    names = [name for node in nodes for name in node.output if name]
+    taken = {name for node in nodes for name in node.input}
+    inputs = {f"{name}.given": array for name, array in given.items() if name in taken}
+    part = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    part.graph.name = model.graph.name
+    part.graph.initializer.extend(t for t in model.graph.initializer if t.name in taken)
+    part.graph.input.extend(
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in inputs.items()
+    )
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    part.graph.node.extend(nodes)
+    for node in part.graph.node:
+        node.input[:] = [f"{name}.given" if name in given else name for name in node.input]
+    return _run(part, names, inputs)
+
+
+def _leading_to(model: onnx.ModelProto, wanted: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that lead to some values, in order."""
+    needed, kept = set(wanted), list[onnx.NodeProto]()
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _run(model: onnx.ModelProto, names: list[str], inputs: Arrays) -> Arrays:
+    """Values of a model by name, nothing optimised away."""
+    if not names:
+        return {}
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(
-        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return dict(zip(names, session.run(names, inputs), strict=True))
 

@@ -278,9 +278,7 @@ def _place(row: Row) -> str:
 
 
 def _row_violations(row: Row, allowed: Tolerance, figures: ParityFigures) -> Iterator[str]:
-    if row.block == EDGE_CASES:
-        floors = [found.floor_largest for found in row.outputs.values()]
-        allowed = _for_edge_cases(allowed, has_floor=any(floor is not None for floor in floors))
+    allowed = _for_block(row, allowed)
     for output, found in row.outputs.items():
         worst = figures.describe(found.worst[0], row.block)
         for complaint in violations(found, allowed):
@@ -297,12 +295,22 @@ def _row_violations(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
         )
 
 
-def _for_edge_cases(allowed: Tolerance, *, has_floor: bool) -> Tolerance:
-    """What edge cases may differ by: their largest error, by their own floor where there is one.
+def is_inexact(row: Row, allowed: Tolerance) -> bool:
+    """Whether an answer is beyond the tolerance."""
+    allowed = _for_block(row, allowed)
+    return any(any(violations(found, allowed)) for found in row.outputs.values())
 
-    The RMS of a handful of values is a lottery, and the scaled error that samples may have says
-    nothing of answers far beyond them.
+
+def _for_block(row: Row, allowed: Tolerance) -> Tolerance:
+    """A tolerance for a row's block of samples.
+
+    Edge cases may differ by their largest error, by their own floor where there is one. The RMS of
+    a handful of values is a lottery, and the scaled error that samples may have says nothing of
+    answers far beyond them.
     """
+    if row.block != EDGE_CASES:
+        return allowed
+    has_floor = any(found.floor_largest is not None for found in row.outputs.values())
     changes: dict[str, float | None] = {"rms_ratio": None}
     if allowed.scaled_error and has_floor:  # 0: they must be bit-equal all the same
         changes |= {"scaled_error": None, "batch_invariance": None}

@@ -7,6 +7,7 @@ rounding; at its own layer it does not.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from export.bundle.tolerances import (
     tolerance_for,
 )
 from export.model.program import Program, named_nodes, operator_of
-from export.parity.intermediates import onnx_values, without_shared_infinities
+from export.parity.intermediates import RecordedFile, without_shared_infinities
 from export.parity.interpreter import WideInterpreter, run_program
 from export.parity.noise import (
     PRODUCTS,
@@ -140,16 +141,17 @@ class LocalCheck:
             inputs: A few samples.
             model: The honest file, float32.
         """
-        self._program, self._inputs = program, inputs
-        honest = onnx_values(model, inputs)
+        self._file = RecordedFile(model, inputs)
+        honest = self._file.values
         self._names = {node.name: name for name, node in named_nodes(program, outputs).items()}
         exact = _Forced(program, self._names, honest, double=True)
-        self._run(exact)
+        run_program(exact, inputs)
+        self._exact, self._forced = exact.values, exact.forced
         self._bounds, self._effects = exact.bounds, exact.effects
         self.floors: dict[str, Floor] = {}
         for disturbance in (None, PermutedSums(0), SequentialSums(0), SequentialSums(1)):
             rounded = _Forced(program, self._names, honest, double=False, disturbance=disturbance)
-            self._run(rounded)
+            run_program(rounded, inputs)
             for name, values in rounded.values.items():
                 found, true = without_shared_infinities(values, exact.values[name])
                 floor = Floor.of(found, true, 0)
@@ -159,21 +161,30 @@ class LocalCheck:
             self.floors[name] = self.floors[name].or_worse(_least(exact.values[name]))
 
     def figures(self, model: onnx.ModelProto) -> dict[str, LocalFigures]:
-        """What each operator of a file, honest or spoilt, does, by the name of its value."""
-        values = onnx_values(model, self._inputs)
-        exact = _Forced(self._program, self._names, values, double=True, with_products=False)
-        self._run(exact)
+        """What each operator of a file, honest or spoilt, does, by the name of its value.
+
+        An operator's error is its own: each is given the honest file's values before it, so that
+        float64's answers hold for every copy, and of a copy only what differs needs to be run.
+        """
+        return self._honest | self._figures(self._file.changed_values(model, self._forced))
+
+    @cached_property
+    def _honest(self) -> dict[str, LocalFigures]:
+        return self._figures(self._file.values)
+
+    def _figures(self, values: Arrays) -> dict[str, LocalFigures]:
+        """What came of those of the values that an operator's floor is known of."""
         by_name = {}
         for node, name in self._names.items():
             found = values.get(name)
-            if found is None or node not in exact.values or node not in self.floors:
+            if found is None or node not in self._exact or node not in self.floors:
                 continue
-            true = exact.values[node]
+            true = self._exact[node]
             if found.shape == true.shape and true.ndim > 0 and true.size:
-                by_name[name] = self._figures(node, found, true)
+                by_name[name] = self._figures_of(node, found, true)
         return by_name
 
-    def _figures(self, node: str, found: Array, true: Array) -> LocalFigures:
+    def _figures_of(self, node: str, found: Array, true: Array) -> LocalFigures:
         found, true = without_shared_infinities(found, true)
         error = np.abs(channelled(found) - channelled(true))
         error = np.where(np.isfinite(error), error, np.inf)
@@ -186,9 +197,6 @@ class LocalCheck:
             visible=None if effect is None else _visible(channelled(effect), floor),
         )
 
-    def _run(self, program: "_Forced") -> None:
-        run_program(program, self._inputs)
-
 
 class _Forced(WideInterpreter):
     """Runs a program in which each value that the file has takes the file's place.
@@ -198,6 +206,7 @@ class _Forced(WideInterpreter):
         bounds: gamma_n * sum |a| |b| of the products, in float64.
         effects: What a weight that is off by 1% changes in the products.
         others: Values of other operators than products.
+        forced: The names of the file's values that took the program's place.
 
     A value behind complex ones is not held against its operator: a file has no complex values that
     could be put in, and ONNX computes a Fourier transform by its sum, PyTorch by a fast one.
@@ -211,17 +220,17 @@ class _Forced(WideInterpreter):
         *,
         double: bool,
         disturbance: Disturbance | None = None,
-        with_products: bool = True,
     ) -> None:
         super().__init__(program, double=double)
         self._names, self._recorded = names, recorded
-        self._disturbance, self._with_products = disturbance, with_products
+        self._disturbance = disturbance
         self._constant: set[Node] = set()
         self._complex: set[Node] = set()
         self.values: Arrays = {}
         self.bounds: Arrays = {}
         self.effects: Arrays = {}
         self.others: set[str] = set()
+        self.forced: set[str] = set()
 
     def run_node(self, n: Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -249,6 +258,7 @@ class _Forced(WideInterpreter):
             self._note(n, args, kwargs, result, matched=recorded is not None)
         if recorded is None:
             return result
+        self.forced.add(self._names[n.name])
         return torch.from_numpy(recorded.copy()).to(result.dtype)
 
     def _note(
@@ -263,7 +273,7 @@ class _Forced(WideInterpreter):
         name = operator_of(node)
         if matched or name in PRODUCTS:
             self.values[node.name] = result.detach().resolve_conj().numpy().copy()
-        if name in PRODUCTS and self.double and self._with_products:
+        if name in PRODUCTS and self.double:
             self._note_product(node, args, kwargs, matched=matched)
         elif name not in PRODUCTS:
             self.others.add(node.name)

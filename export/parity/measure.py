@@ -8,7 +8,7 @@ It measures and does not judge (``judge`` does), so that figures can be judged a
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +83,8 @@ def in_lanes(
     candidates: Mapping[str, Candidate],
     ask: Callable[[Candidate], Any],
     meanwhile: Callable[[], Any] = lambda: None,
+    *,
+    at_once: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Exception], Any]:
     """Ask candidates something, those of one process one after the other, the processes at once.
 
@@ -90,17 +92,19 @@ def in_lanes(
         candidates: By variant.
         ask: What each is asked.
         meanwhile: What this process does at the same time.
+        at_once: False: one after the other, this process last. Threads that wait for each other
+            take many times as long where other processes have the cores.
 
     Returns:
         The answers and the errors by variant, and what ``meanwhile`` returned.
     """
     with ThreadPoolExecutor(1) as onnx_lane, ThreadPoolExecutor(1) as torch_lane:
-        asked = {
-            variant: (torch_lane if candidate.file.needs_torch else onnx_lane).submit(
-                ask, candidate
-            )
-            for variant, candidate in candidates.items()
-        }
+        asked = {}
+        for variant, candidate in candidates.items():
+            lane = torch_lane if candidate.file.needs_torch and at_once else onnx_lane
+            asked[variant] = lane.submit(ask, candidate)
+        if not at_once:
+            wait(asked.values())
         own = meanwhile()
     answers: dict[str, Any] = {}
     errors: dict[str, Exception] = {}
@@ -117,6 +121,7 @@ def measure_rows(
     reference: Reference,
     runs: Sequence[tuple[int, int]],
     narrow: int,
+    baseline: Callable[[Reference, int, int, int], Arrays],
     progress: Progress,
 ) -> tuple[list[Row], dict[str, str]]:
     """Each candidate's answers at each batch size, compared with the reference's.
@@ -126,6 +131,7 @@ def measure_rows(
         reference: Samples and the checkpoint's answers.
         runs: Batch sizes and threads; the first runs over every sample.
         narrow: How many samples the others run over, unless one batch takes more.
+        baseline: Gives ``eager_answers``.
         progress: Is told each.
 
     Returns:
@@ -147,7 +153,8 @@ def measure_rows(
         answers, errors, fp32 = in_lanes(
             {v: candidate for v, candidate in candidates.items() if v not in broken},
             functools.partial(_answers, run=run),
-            functools.partial(eager_answers, reference, *run),
+            functools.partial(baseline, reference, *run),
+            at_once=threads == 1,
         )
         for variant, error in errors.items():
             broken[variant] = f"dies running batches of {batch_size}: {in_one_line(error)}"

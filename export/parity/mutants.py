@@ -223,14 +223,13 @@ class MutationTest:
             else check_reduced(planted.model, self._source)
         )
         local = list(self._local.figures(planted.model).values()) if self._local else []
-        exact = [x.max_abs_error for x in self._inside.layers(planted.model) if x.exact]
         found = list(row.outputs.values())
         figures = {
             "scaled_error": max(c.scaled_error for c in found),
             "rms_ratio": max(c.rms_ratio for c in found),
             "label_flips": float(max((c.labels.flips for c in found if c.labels), default=0)),
             "weights": float("inf") if weights.problems else weights.error,
-            "exact": max(exact, default=0.0),
+            "exact": self._inside.exact_error(planted.model),
             "softmax_error": row.softmax_error,
         }
         fault = MutantResult(

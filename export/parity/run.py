@@ -39,10 +39,12 @@ from export.parity.candidates import (
     store_samples,
 )
 from export.parity.intermediates import Compared, Inside
+from export.parity.judge import is_inexact
 from export.parity.limits import LocalCheck, derived, is_float32, with_local
 from export.parity.measure import (
     affordable,
     count_distinct,
+    eager_answers,
     in_lanes,
     measure_cross_sample_leakage,
     measure_rows,
@@ -235,7 +237,7 @@ class ParityRun:
             tolerances: The table, or a changed one; the mutation test asks for it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
-            again: The fp32 file was measured before: leave out its values inside and mutants.
+            again: The fp32 file was measured before: measure the others alone.
             progress: Is told each step.
 
         Raises:
@@ -244,6 +246,8 @@ class ParityRun:
         """
         source, progress = variants["onnx"], progress or Progress()
         variants = {"onnx-tf32": source} if setting.tf32 else {"onnx": source, **variants}
+        if again:
+            variants = {v: path for v, path in variants.items() if v != "onnx"}
         outputs = tuple(spec.name for spec in self.subject.outputs)
         files, not_checked = choose_files(variants, outputs, setting)
         table = tuple(tolerance_for(file.variant, setting.device, tolerances) for file in files)
@@ -251,31 +255,25 @@ class ParityRun:
         progress.step("reference")
         with torch_threads(1), tempfile.TemporaryDirectory() as folder:
             candidates = self._candidates(files, workers, Path(folder))
-            answered = self._ask(candidates, setting, progress)
+            answered = self._ask(candidates, setting, None if again else files[0].variant, progress)
             shown = None
             if features is not None:
                 part = dataclasses.replace(files[0], path=features)
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
             # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file, nor does a second run with a repaired variant.
+            # tells nothing new of the file.
             on_cpu = setting.device == "cpu"
             table = tuple(self._derived(row, answered.rows) for row in table)
             nothing: dict[str, Any] = {"layers": (), "faults": ()}
             inside = self._inside(source, table[0]) if on_cpu and not again else nothing
-            return self._figures(
-                variants,
-                answered,
-                device=setting.device,
-                tolerances=table,
-                **inside,
-                reduced_faults={
-                    row.variant: self.reduced_faults(variants[row.variant], source, row)
-                    for row in (_alive_reduced(table, answered) if on_cpu else ())
-                },
-                features=shown,
-                not_checked=not_checked,
-            )
+            reduced = _reduced_within(table, answered) if on_cpu else ()
+            inside["reduced_faults"] = {
+                row.variant: self.reduced_faults(variants[row.variant], source, row)
+                for row in reduced
+            }
+            inside |= {"features": shown, "not_checked": not_checked, "tolerances": table}
+            return self._figures(variants, source, answered, device=setting.device, **inside)
 
     def _inside(self, source: Path, allowed: Tolerance) -> dict[str, Any]:
         """The values inside the fp32 file and its mutants, as fields of ``ParityFigures``."""
@@ -301,10 +299,10 @@ class ParityRun:
         return blocks
 
     def _figures(
-        self, variants: dict[str, Path], answered: "_Answered", **found: Any
+        self, variants: dict[str, Path], source: Path, answered: "_Answered", **found: Any
     ) -> ParityFigures:
         """Everything together; ``found`` are fields of ``ParityFigures``."""
-        main, source = next(iter(variants)), next(iter(variants.values()))
+        main = [row for row in answered.rows if row.variant == answered.main]
         edge_cases, left_out = self.edge_cases
         return ParityFigures(
             name=self.subject.name,
@@ -320,7 +318,7 @@ class ParityRun:
             coverage=answered.coverage,
             variation=measure_variation(self.reference),
             distinct=count_distinct(self.reference),
-            worst=worst_samples([r for r in answered.rows if r.variant == main], self.reference),
+            worst=worst_samples(main, self.reference) if main else (),
             broken=answered.broken,
             versions=versions(["torch", "onnx", "numpy"])
             | {"onnxruntime": onnxruntime.__version__},  # its distribution may be -gpu or not
@@ -328,26 +326,31 @@ class ParityRun:
         )
 
     def _ask(
-        self, candidates: list[dict[str, Candidate]], setting: Setting, progress: Progress
+        self,
+        candidates: list[dict[str, Candidate]],
+        setting: Setting,
+        main: str | None,
+        progress: Progress,
     ) -> "_Answered":
         """Open the files and ask them everything that takes a run.
 
         Args:
             candidates: By variant, for each block.
             setting: Where and how they run.
+            main: The variant that must run.
             progress: Is told each step.
 
         Raises:
-            BundleError: The first of them cannot be opened or run.
+            BundleError: It cannot be opened or run.
         """
-        main, rows = next(iter(candidates[0])), list[Row]()
+        rows = list[Row]()
         states, broken = _open_all(candidates[0], strict=setting.strict)
         for block, all_of_it in zip(self._blocks_on(setting.device), candidates, strict=True):
             if main in broken:
                 raise BundleError(f"{main}: {broken[main]}")
             alive = {v: candidate for v, candidate in all_of_it.items() if v not in broken}
             runs = FEW_RUNS if block.block else affordable(setting.runs, self.operations)
-            found, died = measure_rows(alive, block, runs, self.narrow, progress)
+            found, died = measure_rows(alive, block, runs, self.narrow, self._baseline, progress)
             rows += found
             broken |= died
         if main in broken:
@@ -357,19 +360,34 @@ class ParityRun:
         neighbours, errors, coverage = in_lanes(
             alive,
             lambda candidate: measure_cross_sample_leakage(candidate, self.reference),
-            lambda: measure_coverage(self.program, self.reference.inputs, self.narrow),
+            lambda: self._coverage,
         )
         broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
         if main in broken:
             raise BundleError(f"{main}: {broken[main]}")
         kept = tuple(row for row in rows if row.variant not in broken)
-        return _Answered(kept, states, neighbours, coverage, broken)
+        return _Answered(main, kept, states, neighbours, coverage, broken)
 
     def _blocks_on(self, device: Device) -> tuple[Reference, ...]:
         """The blocks; a device that rounds in other ways is not held to the CPU's floors."""
         if device == "cpu":
             return self.blocks
         return tuple(dataclasses.replace(block, floors={}) for block in self.blocks)
+
+    def _baseline(self, block: Reference, count: int, batch_size: int, threads: int) -> Arrays:
+        """The checkpoint's own answers; they are computed once, also for files made later."""
+        key = (block.block, count, batch_size, threads)
+        if key not in self._baselines:
+            self._baselines[key] = eager_answers(block, count, batch_size, threads)
+        return self._baselines[key]
+
+    @cached_property
+    def _baselines(self) -> dict[tuple[str, int, int, int], Arrays]:
+        return {}
+
+    @cached_property
+    def _coverage(self) -> Coverage:
+        return measure_coverage(self.program, self.reference.inputs, self.narrow)
 
     def _derived(self, row: Tolerance, rows: Sequence[Row]) -> Tolerance:
         """A tolerance, widened as far as the network's own rounding asks for."""
@@ -441,9 +459,11 @@ class _Answered:
     """What came of running the files; ``broken`` have no rows.
 
     Attributes:
+        main: The variant that must run, if there is one.
         states: By variant, the tensors of PyTorch's files; None for ONNX files.
     """
 
+    main: str | None
     rows: tuple[Row, ...]
     states: dict[str, Arrays | None]
     neighbours: dict[str, dict[str, float]]
@@ -451,9 +471,19 @@ class _Answered:
     broken: dict[str, str]
 
 
-def _alive_reduced(table: tuple[Tolerance, ...], answered: _Answered) -> list[Tolerance]:
-    """The rows of reduced precision whose files could be run."""
-    return [r for r in table if r.variant in REDUCED and r.variant not in answered.broken]
+def _reduced_within(table: tuple[Tolerance, ...], answered: _Answered) -> list[Tolerance]:
+    """The rows of reduced precision whose files run, and answer within them.
+
+    A file whose own answers are refused is left out of the bundle, or another takes its place:
+    that its spoilt copies are refused as well shows nothing.
+    """
+    return [
+        allowed
+        for allowed in table
+        if allowed.variant in REDUCED
+        and allowed.variant not in answered.broken
+        and not any(is_inexact(r, allowed) for r in answered.rows if r.variant == allowed.variant)
+    ]
 
 
 def _open_all(

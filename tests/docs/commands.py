@@ -20,6 +20,7 @@ Words = Sequence[str]
 # Programs of the shell and of the machine: nothing of the project can be wrong about them.
 PLAIN = {"git", "cd", "mkdir", "rm", "apt-get"}
 FOREIGN_MODULES = {"pip", "venv"}
+LOCUST_OPTIONS = {"--host"}  # of locust itself
 MODULE_OPTION = 2  # python -m
 
 
@@ -150,10 +151,9 @@ def _check_bentoml(words: Words) -> None:
 
 
 def _check_locust(words: Words) -> None:
-    assert (ROOT / words[words.index("-f") + 1]).is_file()
-    text = (ROOT / "loadtest" / "locustfile.py").read_text()
-    for word in words:
-        assert not word.startswith("--bundle") or "--bundle" in text
+    file = ROOT / words[words.index("-f") + 1]
+    declared = {*re.findall(r'"(--[a-z-]+)"', file.read_text()), *LOCUST_OPTIONS}
+    assert {word for word in words if word.startswith("--")} <= declared, words
 
 
 def _check_tool(words: Words) -> None:

@@ -3,12 +3,8 @@
 Slow: each is exported by the command line in every format and proven, then all are served at once.
 """
 
-import contextlib
-import io
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 
-from export.__main__ import main
 from export.bundle.manifest import DTYPES, Manifest, TensorSpec
 from export.bundle.metrics import Array, Arrays, scaled_difference
 from export.bundle.store import Bundle
@@ -26,54 +21,32 @@ from export.model.under_test import read_samples
 from export.parity.reference import eager_predict
 from export.parity.schema import ParityFigures
 from loadtest.server import running_service
-from tests.export.catalogue import NETWORKS, network_under_test, write_network, write_samples
+from tests.export.catalogue import NETWORKS, network_under_test, write_samples
+from tests.export.catalogue_builds import CatalogueBuild, build_network
 
 pytestmark = pytest.mark.slow
 
-SAMPLES, CALIBRATION, ASKED = 64, 32, 5
+ASKED = 5
 LEAST_MUTANTS = 6
-# The two that take the longest have not been built in whole with the derived limits yet.
-BUILT = [name for name in NETWORKS if name not in {"efficientnet_b0", "vgg11"}]
 HEADER_LENGTH = "inference-header-content-length"
 
 
-@dataclass(frozen=True)
-class Built:
-    """What came of a build: the exit status, what it printed, and where it read and wrote."""
-
-    status: int
-    printed: str
-    seconds: float
-    sources: Path
-    bundle: Path
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CatalogueBuild]:
     """Each network, built in all variants; a failure is found by the tests."""
     folder = tmp_path_factory.mktemp("catalogue")
     found = {}
-    for name in BUILT:
+    for name in NETWORKS:
         sources = folder / "sources" / name
         sources.mkdir(parents=True)
-        bundle = folder / "bundles" / name
-        found[name] = _build(name, sources, bundle)
+        found[name] = build_network(name, sources, folder / "bundles" / name)
     return found
 
 
-def _build(name: str, sources: Path, bundle: Path) -> Built:
-    command = ["build", *write_network(name, sources, samples=SAMPLES), "--out", str(bundle)]
-    calibration = sources / "calibration.npz"
-    write_samples(name, calibration, CALIBRATION, seed=1)
-    command += ["--calibration", str(calibration), "--name", name]
-    printed, started = io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = main(command)
-    return Built(status, printed.getvalue(), time.perf_counter() - started, sources, bundle)
-
-
 @pytest.fixture(scope="module")
-def url(built: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(
+    built: dict[str, CatalogueBuild], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A service of all bundles that were built."""
     one = next(iter(built.values()))
     settings = {
@@ -86,8 +59,10 @@ def url(built: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_it_is_built_and_what_is_missing_has_a_reason(name: str, built: dict[str, Built]) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_built_and_what_is_missing_has_a_reason(
+    name: str, built: dict[str, CatalogueBuild]
+) -> None:
     """There is always onnx; each other variant is proven, or left out for a reason in words."""
     found = built[name]
     assert found.status == 0, found.printed
@@ -99,8 +74,10 @@ def test_it_is_built_and_what_is_missing_has_a_reason(name: str, built: dict[str
         assert (variant in verdicts) != (variant in manifest.not_built), variant
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_each_mutant_of_each_onnx_file_is_killed(name: str, built: dict[str, Built]) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_mutant_of_each_onnx_file_is_killed(
+    name: str, built: dict[str, CatalogueBuild]
+) -> None:
     """In float32, float16 and int8, as far as the variant was built; most mutants apply."""
     bundle = Bundle.open(built[name].bundle)
     figures = ParityFigures.model_validate_json(bundle.path("parity").read_bytes())
@@ -114,9 +91,9 @@ def test_each_mutant_of_each_onnx_file_is_killed(name: str, built: dict[str, Bui
         assert not survived
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_service_answers_as_the_module_does(
-    name: str, built: dict[str, Built], url: str, tmp_path: Path
+    name: str, built: dict[str, CatalogueBuild], url: str, tmp_path: Path
 ) -> None:
     """Samples that the bundle was not proven on, at every size, within the bundle's tolerance."""
     manifest = Bundle.open(built[name].bundle).manifest

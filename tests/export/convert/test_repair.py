@@ -22,7 +22,14 @@ from export.convert import repair as repair_module
 from export.convert.onnx_export import model_bytes, translate
 from export.convert.precision import convert_bytes, reducible_layers, to_fp16, to_int8
 from export.convert.pt2 import export_program
-from export.convert.repair import MOST_TRIALS, Questions, Repair, failure_of, summary_of
+from export.convert.repair import (
+    MOST_TRIALS,
+    Questions,
+    Repair,
+    failure_of,
+    refusal_of,
+    summary_of,
+)
 from export.model.factory import from_factory
 from export.parity.saturation import bound_saturation
 from export.parity.schema import ParityFigures
@@ -125,6 +132,7 @@ def _repair(make: Callable[[], Chain], folder: Path, variant: str) -> Repair:
         outputs=OUTPUTS,
         questions=Questions.of(variant, _samples(200, 2), None, {}, 500),
         worker=Here(),
+        helper=Here(),
         folder=folder,
         progress=Progress(),
     )
@@ -205,6 +213,10 @@ def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> No
     assert figures.trials[0].surely
     assert (figures.trials[0].kept, figures.trials[0].calibration) == ((), "minmax")
     assert figures.chosen > 0
+    assert (
+        "100 calibration samples had found it good enough, the gate's 1,000 did not: use more"
+        in (refusal_of(figures, judged=1_000))
+    )
     only = figures.model_copy(update={"trials": figures.trials[:1], "chosen": None})
     assert "passed, but the file that failed was made so" in failure_of(only)
 
@@ -291,9 +303,11 @@ def test_a_repaired_variant_is_in_the_bundle(
     """The command says so, manifest and parity.json keep it; only calibration was searched."""
     asked: list[Arrays] = []
 
-    def record(repair: Repair, function: Callable[..., Any], *arguments: Any) -> Any:
+    def record(
+        repair: Repair, function: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
         asked.extend(argument for argument in arguments if isinstance(argument, dict))
-        return call(repair, function, *arguments)
+        return call(repair, function, *arguments, **options)
 
     call = Repair._call
     monkeypatch.setattr(Repair, "_call", record)

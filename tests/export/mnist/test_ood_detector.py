@@ -9,7 +9,14 @@ import pytest
 
 from export.bundle.manifest import BundleError
 from export.bundle.metrics import Array
-from export.mnist.ood_detector import PIXEL_MAX, UNUSUAL_BELOW, OodDetector, fit
+from export.mnist.ood_detector import (
+    EXACT_ROWS,
+    PIXEL_MAX,
+    UNUSUAL_BELOW,
+    OodDetector,
+    _covariance,
+    fit,
+)
 from tests.service.drawn import read_idx
 
 HELD_OUT = 300
@@ -31,6 +38,16 @@ def others(data_dir: Path) -> Array:
 def guard(images: Array) -> OodDetector:
     """Fitted to 1,200 of them, 300 held out."""
     return fit(images[HELD_OUT:], images[:HELD_OUT])
+
+
+@pytest.mark.parametrize("ground", [0, 130])
+def test_the_covariance_is_exact(ground: int) -> None:
+    """Float32 holds every sum of a block of rows, also of the largest pixels there are."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * EXACT_ROWS + 1, 784)).astype(np.uint8)
+    pixels[:EXACT_ROWS] = 255
+    centred = pixels.astype(np.int64) - ground
+    expected = (centred.T @ centred) / len(pixels)
+    assert np.array_equal(_covariance(pixels, np.full(784, ground, np.float32)), expected)
 
 
 def test_a_p_value_counts_the_held_out_images_that_are_as_strange(

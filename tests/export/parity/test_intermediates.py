@@ -3,9 +3,10 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from export.bundle.tolerances import tolerance_for
-from export.parity.intermediates import without_shared_infinities
+from export.parity.intermediates import RecordedFile, onnx_values, without_shared_infinities
 from export.parity.judge import explain, inside_words
 from export.parity.run import ParityRun
 from tests.export.subjects import tiny_subject
@@ -62,3 +63,54 @@ def test_the_same_infinity_is_no_error() -> None:
     assert [a.dtype.name for a in (found, fp64)] == ["float32", "float64"]
     other, *_ = without_shared_infinities(-values, values, values.astype(np.float64))
     assert other.tolist() == (-values).tolist()
+
+
+def _spoilt(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """A copy with another weight in its first product, and the name of that product's value."""
+    changed: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
+    node = next(node for node in changed.graph.node if node.op_type == "Gemm")
+    weight = next(t for t in changed.graph.initializer if t.name == node.input[1])
+    values = numpy_helper.to_array(weight).copy()
+    values *= 1.01
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    return changed, str(node.output[0])
+
+
+def test_of_a_copy_only_what_differs_is_run(proof: ParityRun) -> None:
+    """It is given the file's own values, so that what lies behind a known value stays as it was."""
+    model, inputs = proof.translation.model, proof.reference.first(8)
+    file = RecordedFile(model, inputs)
+    assert file.changed_values(model, known=()) == {}
+    spoilt, name = _spoilt(model)
+    whole = onnx_values(spoilt, inputs)
+    found = file.changed_values(spoilt, known=file.values.keys())
+    assert found.keys() == {name}
+    assert np.array_equal(found[name], whole[name])
+    assert not np.array_equal(found[name], file.values[name])
+
+
+def test_a_change_reaches_the_values_behind_an_unknown_one(proof: ParityRun) -> None:
+    """Up to the next known value; a graph of other nodes is run in whole."""
+    model, inputs = proof.translation.model, proof.reference.first(8)
+    file = RecordedFile(model, inputs)
+    spoilt, name = _spoilt(model)
+    whole = onnx_values(spoilt, inputs)
+    found = file.changed_values(spoilt, known=file.values.keys() - {name})
+    behind = {v for node in spoilt.graph.node if name in node.input for v in node.output}
+    assert found.keys() == {name, *behind}
+    assert all(np.array_equal(values, whole[key]) for key, values in found.items())
+    assert file.changed_values(spoilt, known=()).keys() > found.keys()
+    renamed = _renamed(model, {"relu"})
+    assert file.changed_values(renamed, known=()).keys() == onnx_values(renamed, inputs).keys()
+
+
+def test_the_error_of_exact_values_needs_no_other_values(proof: ParityRun) -> None:
+    """It is that of a run of the whole file, 0 unless one of them was changed."""
+    model = proof.translation.model
+    assert proof.inside.exact_error(model) == 0
+    other: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
+    node = next(node for node in other.graph.node if node.op_type == "Sub")
+    mean = next(t for t in other.graph.initializer if t.name == node.input[1])
+    mean.CopyFrom(numpy_helper.from_array(np.float32(0.13).reshape(mean.dims), mean.name))
+    errors = [x.max_abs_error for x in proof.inside.layers(other) if x.exact]
+    assert proof.inside.exact_error(other) == max(errors) > 1e-4

@@ -15,6 +15,7 @@ from export.parity.judge import (
     explain,
     first_wrong,
     inside_words,
+    is_inexact,
     judge,
     kills,
 )
@@ -350,6 +351,15 @@ def test_problems_of_files_and_weights_fail_their_variant() -> None:
     spoilt = figures.model_copy(update={"files": figures.files | {"onnx": file}})
     expected = ["onnx: opset: asked for 20", "onnx weights: w is not in the file"]
     assert judge(spoilt, spoilt.tolerances).by_variant["onnx"] == expected
+
+
+def test_an_answer_beyond_the_tolerance_is_inexact() -> None:
+    """Of an edge case the largest error alone counts, as in the verdict."""
+    assert not is_inexact(made.row(), ONNX)
+    beyond = 2 * (ONNX.rms_ratio or 0)
+    assert is_inexact(made.row(outputs={"logits": made.comparison(rms_ratio=beyond)}), ONNX)
+    assert not is_inexact(made.edge_row(rms_ratio=beyond), ONNX)
+    assert is_inexact(made.edge_row(floor_largest=100.0), ONNX)
 
 
 def test_a_mutant_that_nothing_kills_fails_the_gate() -> None:
