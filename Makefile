@@ -114,7 +114,7 @@ test-service: ## the service's tests where nothing but the service is installed
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install --disable-pip-version-check --quiet \
 	  -c constraints.txt -e '.[serve,tracing,grpc]' pytest 'tritonclient[http]' grpcio-tools schemathesis trustme \
-	  playwright axe-playwright-python
+	  playwright axe-playwright-python kubernetes-validate jsonschema jsonpatch
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
 	.venv-service/bin/python -m pytest -m "not slow" tests/service
 

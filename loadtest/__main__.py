@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 from loadtest import cli
 from loadtest.errors import LoadTestError
-from loadtest.peers import command as peers
-from loadtest.regression import command as regression
 
 IMPOSSIBLE = 2
 
@@ -24,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (cli.add_run, cli.add_sweep, cli.add_overload, peers.add_peers):
-        add(commands)
-    for add in (peers.add_yardstick, regression.add_compare, cli.add_demo):
+    for add in cli.COMMANDS:
         add(commands)
     arguments = parser.parse_args(argv)
     try:

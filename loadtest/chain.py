@@ -13,7 +13,7 @@ from typing import Any
 from loadtest.machine import machine
 from loadtest.measure.result import Result
 from loadtest.measure.run import run_scenario
-from loadtest.report.page import Page, Picture, Section, Table
+from loadtest.report.formats import Page, Picture, Section, Table
 from loadtest.report.plots import latency_figure, seconds_figure
 from loadtest.report.points import result_section
 from loadtest.report.words import labels
@@ -33,7 +33,6 @@ class ModelStory:
     """What is known of one model, from its weights to its answers under load."""
 
     manifest: dict[str, Any]
-    parity: dict[str, Any]
     checkpoint: dict[str, Any]
     checkpoint_folder: Path
     results: list[Result]
@@ -87,26 +86,12 @@ def demonstrate(
             stories.append(
                 ModelStory(
                     manifest=manifest,
-                    parity=json.loads((folder / "parity.json").read_text()),
                     checkpoint=json.loads((home / "checkpoint.json").read_text()),
                     checkpoint_folder=home,
                     results=results,
                 )
             )
     return stories
-
-
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: names to the left, figures to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
 
 
 def chain_report(stories: Sequence[ModelStory]) -> str:

@@ -1,13 +1,14 @@
-"""The commands that measure load points: ``run``, ``sweep``, ``overload`` and ``demo``."""
+"""The commands: their options, what they print, and their exit status."""
 
 import argparse
+import json
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from loadtest.chain import COLUMNS, chain_report, demonstrate, text_table
+from loadtest.chain import COLUMNS, chain_report, demonstrate
 from loadtest.generator.arrivals import read_trace
 from loadtest.generator.payloads import Model, usable_form
 from loadtest.machine import cores, pinned
@@ -19,10 +20,22 @@ from loadtest.measure.run import (
     summary,
 )
 from loadtest.measure.stats import Runs, repeated
-from loadtest.measure.sweep import USERS, closed_loop_rate, concurrency, sweep
-from loadtest.report.formats import to_junit, to_markdown, write_all
+from loadtest.measure.sweep import USERS, concurrency, sweep, with_capacity
+from loadtest.peers import run as peers
+from loadtest.peers.report import as_json
+from loadtest.peers.report import markdown as peers_tables
+from loadtest.regression import compare
+from loadtest.regression.trees import PRESENT
+from loadtest.report.formats import text_table
 from loadtest.report.points import run_report, sweep_report
-from loadtest.report.words import run_verdict, sweep_verdict
+from loadtest.report.words import (
+    run_verdict,
+    sweep_table,
+    sweep_verdict,
+    to_junit,
+    to_markdown,
+    write_all,
+)
 from loadtest.scenarios import (
     ENDPOINTS,
     REQUEST_TIMEOUT_S,
@@ -34,10 +47,15 @@ from loadtest.scenarios import (
     price_per_hour,
     scenario_names,
 )
-from loadtest.server import running_service
+from loadtest.server import only_bundle, running_service
 
 KEPT, MISSED, INVALID = 0, 1, 3
-LEAST_RATE = 1.0  # requests/s
+TUTORIAL = "BentoML's tutorial"
+# Options that are in place of the scenario's field of the same name.
+SCENARIO_OPTIONS = (
+    *("users", "ramp_to_per_s", "speed", "samples_per_request", "endpoint", "slo_ms", "seed"),
+    *("hang_up_share", "slow_clients", "new_connections"),
+)
 TRACE_MARGIN_S = 1.0
 NEARLY_UNIFORM = 100.0  # the shape of gamma distributed gaps that scatter by a tenth
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -100,6 +118,94 @@ def add_demo(commands: Commands) -> None:
     demo.add_argument("--duration", type=float, default=8, help="seconds a scenario and model")
 
 
+def add_peers(commands: Commands) -> None:
+    """Declare ``peers``: this service beside other servers of the same model."""
+    plan = peers.Plan()
+    parser = commands.add_parser(
+        "peers",
+        help="beside other servers of the same model, each in an environment of its own",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(command=_peers)
+    _add_rounds(parser, rounds=plan.rounds, seconds=plan.seconds)
+    parser.add_argument(
+        "--new-connections", action="store_true", help="wrk opens one for each request"
+    )
+    parser.add_argument(
+        "--cores",
+        choices=["shared", "split"],
+        default="shared",
+        help="split: the client on the last core, the servers on the others, where there are two",
+    )
+    parser.add_argument(
+        "--peers", nargs="+", default=[], metavar="WORD", help="only whose names hold one"
+    )
+    parser.add_argument("--base", default=plan.base, help="whose rates the ratios are to")
+    parser.add_argument(
+        "--all-forms", action="store_true", help="ask this service in every form, and the runtime"
+    )
+    parser.add_argument("--folder", type=Path, default=plan.folder, help="of the peers' files")
+    parser.add_argument(
+        "--environments", type=Path, default=plan.environments, help="made where they are missing"
+    )
+    parser.add_argument(
+        "--here", action="store_true", help="run the peers by the packages installed here"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("artifacts/peers"), help="for peers.md and peers.json"
+    )
+
+
+def add_yardstick(commands: Commands) -> None:
+    """Declare ``yardstick``: ``peers`` with every form of this service and BentoML's tutorial."""
+    parser = commands.add_parser(
+        "yardstick", help="peers: every form of this service beside BentoML's tutorial"
+    )
+    parser.set_defaults(command=_yardstick)
+    _add_rounds(parser, rounds=3, seconds=3)
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1], help="processes; each a service of its own"
+    )
+    parser.add_argument(
+        "--forms", nargs="+", default=[], metavar="WORD", help="only those whose names hold one"
+    )
+
+
+def add_compare(commands: Commands) -> None:
+    """Declare ``compare``: two commits of the service."""
+    parser = commands.add_parser("compare", help="is a commit slower than another? paired ratios")
+    parser.set_defaults(command=_compare)
+    plan = compare.Plan("", "")
+    present = f"{PRESENT[0]} or {PRESENT[1]!r}: the files as they are"
+    parser.add_argument("--base", required=True, metavar="REF", help="a commit")
+    parser.add_argument(
+        "--head", required=True, metavar="REF", help=f"one that may be slower; {present}"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=plan.bundle, help="both serve it; default: %(default)s"
+    )
+    parser.add_argument(
+        "--repository", type=Path, default=plan.repository, help="of the commits; default: this"
+    )
+    parser.add_argument("--pairs", type=int, default=plan.pairs, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=plan.seconds, help="of each side in a pair"
+    )
+    parser.add_argument("--seed", type=int, default=plan.seed, help="of the turns' order")
+    parser.add_argument("--strict", action="store_true", help="exit status 3 for a regression")
+    parser.add_argument("--out", type=Path, help="for compare.json, compare.xml (JUnit), .md")
+
+
+def _add_rounds(parser: argparse.ArgumentParser, *, rounds: int, seconds: int) -> None:
+    plan = peers.Plan()
+    parser.add_argument("--bundle", type=Path, default=plan.bundle, help="that all serve")
+    parser.add_argument(
+        "--connections", type=int, nargs="+", default=list(plan.connections), metavar="NUMBER"
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved")
+    parser.add_argument("--seconds", type=int, default=seconds, help="of a server in a round")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     scenario, profile = _point(arguments)
     thresholds = Thresholds(
@@ -108,11 +214,8 @@ def _run(arguments: argparse.Namespace) -> int:
         max_error_share=arguments.max_error_share,
     )
     timeout_s = arguments.request_timeout
-    if scenario.of_capacity is not None and arguments.rate is None and not scenario.trace:
-        rate = scenario.of_capacity * closed_loop_rate(
-            scenario, arguments.url, arguments.bundle, arguments.processes
-        )
-        scenario = scenario.model_copy(update={"rate_per_s": max(rate, LEAST_RATE)})
+    if arguments.rate is None and not scenario.trace:
+        scenario = with_capacity(scenario, arguments.url, arguments.bundle, arguments.processes)
     found = repeated(
         scenario, profile.runs, lambda one: _measured(arguments, one, profile, timeout_s)
     )
@@ -138,7 +241,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         profile,
         processes=arguments.processes,
         price_per_hour=arguments.price_per_hour,
-        tell=lambda words: print(words, file=sys.stderr),
+        tell=_tell,
     )
     # A rate above the capacity is too much by design: wrong answers alone are a fault here.
     report = write_all(
@@ -148,7 +251,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         markdown=to_markdown(found.points, sweep_verdict(found)[0]),
         junit=to_junit(found.points, [[] for _ in found.points]),
     )
-    print(found.table())
+    print(sweep_table(found))
     print(f"report: {report}")
     if any(result.wrong_answers for result in found.points):
         return MISSED
@@ -204,7 +307,7 @@ def _written(found: Runs, stem: Path, thresholds: Thresholds, *, accept_invalid:
     for line in filter(None, [together, f"report: {report}"]):
         print(line)
     for failure in missed:
-        print(f"FAILED: {failure}", file=sys.stderr)
+        _tell(f"FAILED: {failure}")
     if any(result.wrong_answers for result in found.runs):
         return MISSED
     valid = any(result.verdict.valid for result in found.runs)
@@ -224,9 +327,7 @@ def _overload(arguments: argparse.Namespace) -> int:
     service_cores, client_cores = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "bundles").mkdir()
-        (folder / "bundles" / "model").symlink_to(bundle.resolve())
-        settings = {"INFERENCE_BUNDLES": str(folder / "bundles")}
+        settings = {"INFERENCE_BUNDLES": str(only_bundle(folder, bundle))}
         settings |= dict(text.split("=", 1) for text in arguments.settings)
         with pinned(service_cores):  # its processes are born there
             url = stack.enter_context(running_service(folder / "log", settings=settings))
@@ -241,20 +342,81 @@ def _overload(arguments: argparse.Namespace) -> int:
 def _at(arguments: argparse.Namespace, url: str, factor: float) -> Runs:
     """The rounds of one share, each of a capacity that is measured anew."""
     shape = 1.0 if arguments.arrivals == "poisson" else NEARLY_UNIFORM
-    base = load_scenario("Overload", samples_per_request=arguments.images, shape=shape)
+    changes = {"samples_per_request": arguments.images, "shape": shape, "of_capacity": factor}
+    base = load_scenario("Overload", **changes, overload=factor > 1)
+    bundles = [arguments.bundle]
     endpoint = usable_form([Model(arguments.bundle)], base.endpoint)
-    base = base.model_copy(update={"endpoint": endpoint, "overload": factor > 1})
+    base = base.model_copy(update={"endpoint": endpoint})
     profile = load_profile("smoke", duration_s=arguments.seconds, warmup_s=0.5)
 
     def measure(scenario: Scenario) -> Result:
-        bundles = [arguments.bundle]
-        rate = factor * closed_loop_rate(scenario, url, bundles, processes=1)
-        scenario = scenario.model_copy(update={"rate_per_s": max(rate, LEAST_RATE)})
-        found = run_scenario(scenario, url, bundles, profile)
+        found = run_scenario(with_capacity(scenario, url, bundles), url, bundles, profile)
         print(f"{factor:g} x the capacity: {summary(found)}", flush=True)
         return found
 
     return repeated(base, arguments.rounds, measure)
+
+
+def _peers(arguments: argparse.Namespace) -> int:
+    return _beside(
+        arguments,
+        arguments.out,
+        words=tuple(arguments.peers),
+        own=peers.forms_of((1, 2)) if arguments.all_forms else peers.OWN,
+        base=arguments.base,
+        with_runtime=arguments.all_forms,
+        new_connections=arguments.new_connections,
+        split=arguments.cores == "split",
+        folder=arguments.folder,
+        environments=None if arguments.here else arguments.environments,
+    )
+
+
+def _yardstick(arguments: argparse.Namespace) -> int:
+    own = peers.forms_of(tuple(arguments.workers))
+    words = [word.lower() for word in arguments.forms]
+    return _beside(
+        arguments,
+        Path("artifacts/yardstick"),
+        words=(TUTORIAL,),
+        own=tuple(r for r in own if not words or any(word in r.name.lower() for word in words)),
+        base=TUTORIAL,
+        with_runtime=True,
+        environments=None,
+    )
+
+
+def _beside(arguments: argparse.Namespace, out: Path, **plan: Any) -> int:
+    """Measure this service beside peers, print and write the tables; 1: one answered wrongly."""
+    given = {name: getattr(arguments, name) for name in ("bundle", "rounds", "seconds")}
+    made = peers.Plan(**given, **plan, connections=tuple(arguments.connections))
+    try:
+        found = peers.compare_peers(made, lambda words: _tell(f"... {words}"))
+    except peers.WrongAnswerError as error:
+        _tell(f"FAILED: {error}")
+        return MISSED
+    record = as_json(found)
+    text = peers_tables(found, record)
+    print(text, end="")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "peers.md").write_text(text)
+    (out / "peers.json").write_text(json.dumps(record, indent=2) + "\n")
+    for wrong in found.wrong:
+        _tell(f"FAILED: {wrong}")
+    return MISSED if found.wrong else KEPT
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name) for name in compare.Plan.__dataclass_fields__}
+    outcome = compare.compared(compare.Plan(**given), _tell)
+    print(outcome.markdown())
+    if arguments.out is not None:
+        outcome.write(arguments.out)
+    return outcome.status
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -271,7 +433,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(f"\nreport: {report.resolve()}")
     missed = [f for story in stories for r in story.results for f in Thresholds().missed(r)]
     for failure in missed:
-        print(f"FAILED: {failure}", file=sys.stderr)
+        _tell(f"FAILED: {failure}")
     return MISSED if missed else KEPT
 
 
@@ -288,21 +450,9 @@ def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
         whole_s = events[-1].at_s / arguments.speed + TRACE_MARGIN_S
         rate, warmup_s = len(events) / whole_s, 0.0
         duration_s = whole_s if duration_s is None else min(duration_s, whole_s)
-    scenario = load_scenario(
-        arguments.scenario,
-        users=arguments.users,
-        rate_per_s=rate,
-        ramp_to_per_s=arguments.ramp_to,
-        trace=None if arguments.trace is None else str(arguments.trace.resolve()),
-        speed=arguments.speed,
-        samples_per_request=arguments.samples_per_request,
-        endpoint=arguments.endpoint,
-        slo_ms=arguments.slo_ms,
-        seed=arguments.seed,
-        hang_up_share=arguments.hang_up_share,
-        slow_clients=arguments.slow_clients,
-        new_connections=arguments.new_connections or None,
-    )
+    given = {name: getattr(arguments, name) for name in SCENARIO_OPTIONS}
+    trace = None if arguments.trace is None else str(arguments.trace.resolve())
+    scenario = load_scenario(arguments.scenario, **given, rate_per_s=rate, trace=trace)
     profile = load_profile(
         arguments.profile, duration_s=duration_s, warmup_s=warmup_s, runs=arguments.runs
     )
@@ -339,14 +489,22 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
     parser.add_argument("--warmup", type=float, help="seconds, in place of the profile's")
     parser.add_argument("--users", type=int, help="of a closed loop")
     parser.add_argument("--rate", type=float, help="of an open loop, requests/s")
-    parser.add_argument("--ramp-to", type=float, help="requests/s at the end, climbing evenly")
+    parser.add_argument(
+        "--ramp-to",
+        type=float,
+        dest="ramp_to_per_s",
+        metavar="RATE",
+        help="requests/s at the end, climbing evenly",
+    )
     parser.add_argument(
         "--trace", type=Path, help="CSV or JSON lines of time, model, samples, or an access log"
     )
     parser.add_argument("--speed", type=float, default=1.0, help="how much faster a trace goes")
     parser.add_argument("--hang-up-share", type=float, help="clients that do not wait, 0 to 1")
     parser.add_argument("--slow-clients", type=int, help="that send byte by byte, beside the load")
-    parser.add_argument("--new-connections", action="store_true", help="each request opens one")
+    parser.add_argument(
+        "--new-connections", action="store_const", const=True, help="each request opens one"
+    )
     # The earlier name is accepted for one more release.
     parser.add_argument("--samples-per-request", "--images-per-request", type=int)
     parser.add_argument("--endpoint", choices=ENDPOINTS)
@@ -365,3 +523,9 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
         help="status 0 for figures that say nothing, too: right answers are all that is asked for",
     )
     parser.add_argument("--processes", type=int, default=1, help="of the generator")
+
+
+COMMANDS = (
+    *(add_run, add_sweep, add_overload, add_peers),
+    *(add_yardstick, add_compare, add_demo),
+)

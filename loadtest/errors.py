@@ -1,8 +1,8 @@
 """The load test's errors: whatever cannot be measured says why, and ends a command with status 2.
 
 LoadTestError
-├── ScenarioError, ExpectationError, NoopError, ServiceNotReadyError
-├── YardstickError, OverloadError, PeersError, PeerError, WrkError, FormError
+├── ScenarioError, TraceError, PayloadError, ServiceNotReadyError
+├── PeersError, PeerError, WrkError
 └── GateError, TreeError
 """
 

@@ -18,14 +18,7 @@ ANSWER_BYTES = 65_536
 
 
 def hang_up(url: str, request: Request, wait_s: float, further: Mapping[str, str]) -> None:
-    """Send a whole request, wait, and close the connection without reading the answer.
-
-    Args:
-        url: The service's.
-        request: What is sent.
-        wait_s: Seconds from sending to hanging up.
-        further: Headers beside the request's own.
-    """
+    """Send a whole request, wait, and close the connection without reading the answer."""
     asked = replace(request, headers={**request.headers, **further})
     with suppress(OSError), _connected(url) as connection:
         connection.sendall(asked.wire())

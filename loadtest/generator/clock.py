@@ -9,7 +9,6 @@ import ctypes
 import os
 import sys
 import time
-from typing import Protocol
 
 import gevent
 from gevent.hub import get_hub
@@ -22,22 +21,19 @@ NANOSECONDS = 10**9  # in a second
 POLL_S = 0.002
 
 
-class Waiter(Protocol):
-    """Waits."""
+class Waiter:
+    """By gevent's sleep, and by asking again and again where that is not exact enough."""
 
     def until(self, moment_s: float) -> None:
         """Return not before this moment of ``time.perf_counter``; other greenlets run."""
+        while (left_s := moment_s - time.perf_counter()) > 0:
+            gevent.sleep(max(0.0, left_s - POLL_S))
 
     def close(self) -> None:
         """Give back what it holds."""
 
 
-def waiter() -> Waiter:
-    """The most exact one that this system has."""
-    return TimerFile() if sys.platform == "linux" else Polling()
-
-
-class TimerFile:
+class TimerFile(Waiter):
     """By Linux's timerfd, whose clock is that of ``time.perf_counter``."""
 
     def __init__(self) -> None:
@@ -74,13 +70,6 @@ class TimerFile:
         return answer
 
 
-class Polling:
-    """By gevent's sleep, and by asking again and again where that is not exact enough."""
-
-    def until(self, moment_s: float) -> None:
-        """See ``Waiter``."""
-        while (left_s := moment_s - time.perf_counter()) > 0:
-            gevent.sleep(max(0.0, left_s - POLL_S))
-
-    def close(self) -> None:
-        """See ``Waiter``."""
+def waiter() -> Waiter:
+    """The most exact one that this system has."""
+    return TimerFile() if sys.platform == "linux" else Waiter()

@@ -21,6 +21,12 @@ MICROSECONDS = 1000  # in a millisecond
 REFUSED = "HTTP 429"
 # An HDR histogram takes some 150 kB: these bound the memory, however long a load is.
 MOST_WINDOWS = 128
+# Fields of several tallies that are added, and those of which the largest counts.
+SUMMED = (
+    *("processes", "sent", "in_window", "samples", "hung_up", "hung_up_samples"),
+    *("wrong_answers", "no_room", "stragglers"),
+)
+LARGEST = ("window_s", "window_width_s", "cpu_share")
 T = TypeVar("T")
 Phase = Literal["warm-up", "window", "over"]
 
@@ -41,8 +47,8 @@ class Tally(BaseModel):
         window_s: Seconds that counted.
         sent: Requests of that window.
         samples: In the right answers that came within it.
-        hung_up: Requests whose client hung up before the answer, and their samples; they are not
-            among those sent.
+        hung_up: Requests whose client hung up before the answer; they are not among those sent.
+        hung_up_samples: In these.
         slow: What became of slow clients' requests.
         in_window: Right answers that came within it.
         latency_us, lag_us: Encoded HDR histograms: of right answers, from the moment they were due
@@ -64,7 +70,8 @@ class Tally(BaseModel):
     sent: int
     in_window: int
     samples: int = 0
-    hung_up: tuple[int, int] = (0, 0)
+    hung_up: int = 0
+    hung_up_samples: int = 0
     slow: dict[str, int] = {}
     latency_us: str
     lag_us: str
@@ -92,11 +99,7 @@ def decoded(encoded: str) -> HdrHistogram:
 
 
 def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
-    """What several processes counted at the same time, as if one had.
-
-    Args:
-        tallies: Of those that reported.
-        expected: How many sent requests.
+    """What several processes counted at once, of so many expected, as if one had.
 
     Raises:
         ValueError: There are none.
@@ -106,20 +109,15 @@ def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
     width_s = max(t.window_width_s for t in tallies)
     refused = [_joined(t.refused_each_window, round(width_s / t.window_width_s)) for t in tallies]
     windows = [_joined(t.windows_us, round(width_s / t.window_width_s)) for t in tallies]
-    errors: Counter[str] = Counter()
-    for tally in tallies:
-        errors.update(tally.errors)
+    counters = {
+        name: dict(sum((Counter(getattr(t, name)) for t in tallies), Counter[str]()))
+        for name in ("errors", "slow")
+    }
     return Tally(
-        processes=sum(t.processes for t in tallies),
-        window_s=max(t.window_s for t in tallies),
-        sent=sum(t.sent for t in tallies),
-        in_window=sum(t.in_window for t in tallies),
-        samples=sum(t.samples for t in tallies),
-        hung_up=(sum(t.hung_up[0] for t in tallies), sum(t.hung_up[1] for t in tallies)),
-        slow=dict(sum((Counter(t.slow) for t in tallies), Counter[str]())),
-        latency_us=_added([t.latency_us for t in tallies]),
-        lag_us=_added([t.lag_us for t in tallies]),
-        window_width_s=width_s,
+        **{name: sum(getattr(t, name) for t in tallies) for name in SUMMED},
+        **{name: max(getattr(t, name) for t in tallies) for name in LARGEST},
+        **{name: _added([getattr(t, name) for t in tallies]) for name in ("latency_us", "lag_us")},
+        **counters,
         windows_us=[
             _added([text for group in each for text in group])
             for each in zip_longest(*windows, fillvalue=[])
@@ -127,12 +125,7 @@ def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
         refused_each_window=[
             sum(sum(group) for group in each) for each in zip_longest(*refused, fillvalue=[])
         ],
-        errors=dict(errors),
-        wrong_answers=sum(t.wrong_answers for t in tallies),
         wrong_examples=[w for t in tallies for w in t.wrong_examples][:KEPT_WRONG_ANSWERS],
-        no_room=sum(t.no_room for t in tallies),
-        stragglers=sum(t.stragglers for t in tallies),
-        cpu_share=max(t.cpu_share for t in tallies),
         named=next((t.named for t in tallies if t.named), None),
         lost_processes=max(0, expected - len(tallies)),
     )
@@ -193,11 +186,9 @@ class Recorder:
         """Start the clock: the warm-up begins now, and behind it the window that counts."""
         self._latency, self._lag = new_histogram(), new_histogram()
         self._windows = Windows()
+        self._counted: Counter[str] = Counter()  # by the name of a field of Tally
         self._errors: Counter[str] = Counter()
         self._wrong: list[WrongAnswer] = []
-        self._wrong_answers = self._sent = self._in_window = 0
-        self._no_room = self._stragglers = self._samples = 0
-        self._hung_up, self._hung_up_samples = 0, 0
         self._slow: Counter[str] = Counter()
         self._process = psutil.Process()
         self._cpu_s: float | None = None
@@ -213,7 +204,7 @@ class Recorder:
             return "warm-up"
         if not self._open():
             return "over"
-        self._sent += 1
+        self._counted["sent"] += 1
         self._lag.record_value(max(1, round(late_s * 1e6)))
         return "window"
 
@@ -223,8 +214,8 @@ class Recorder:
         self._latency.record_value(value)
         # Answers to what was in flight at the stop have a latency, but belong to no second.
         if self._open():
-            self._in_window += 1
-            self._samples += samples
+            self._counted["in_window"] += 1
+            self._counted["samples"] += samples
             self._windows.answered(time.perf_counter() - self._start_s, value)
 
     def failed(self, kind: str, phase: Phase = "window") -> None:
@@ -237,15 +228,15 @@ class Recorder:
 
     def wrong(self, complaint: str, position: int) -> None:
         """A wrong answer came; counted in the warm-up too, for none is excusable."""
-        self._wrong_answers += 1
+        self._counted["wrong_answers"] += 1
         if len(self._wrong) < KEPT_WRONG_ANSWERS:
             self._wrong.append(WrongAnswer(complaint=complaint, position=position))
 
     def hung_up(self, samples: int) -> None:
         """A client sends a request of so many samples, and will not wait for its answer."""
         if self._counts() and self._open():
-            self._hung_up += 1
-            self._hung_up_samples += samples
+            self._counted["hung_up"] += 1
+            self._counted["hung_up_samples"] += samples
 
     def slow(self, outcome: str) -> None:
         """A slow client's request was answered, or its connection closed."""
@@ -253,11 +244,11 @@ class Recorder:
 
     def no_room(self) -> None:
         """A request was due while as many were in flight as there may be."""
-        self._no_room += 1
+        self._counted["no_room"] += 1
 
     def stragglers(self, count: int) -> None:
         """So many requests had no answer when the time to wait for them was over."""
-        self._stragglers += count
+        self._counted["stragglers"] += count
         if count:
             self._errors["no answer in time"] += count
 
@@ -288,10 +279,7 @@ class Recorder:
         windows_us, refused = self._windows.whole(window_s)
         return Tally(
             window_s=window_s,
-            sent=self._sent,
-            in_window=self._in_window,
-            samples=self._samples,
-            hung_up=(self._hung_up, self._hung_up_samples),
+            **{name: self._counted[name] for name in SUMMED if name != "processes"},
             slow=dict(self._slow),
             latency_us=_encoded(self._latency),
             lag_us=_encoded(self._lag),
@@ -299,10 +287,7 @@ class Recorder:
             windows_us=windows_us,
             refused_each_window=refused,
             errors=dict(self._errors),
-            wrong_answers=self._wrong_answers,
             wrong_examples=self._wrong,
-            no_room=self._no_room,
-            stragglers=self._stragglers,
             cpu_share=cpu_s / window_s,
             named=self.named,
         )

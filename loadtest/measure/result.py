@@ -12,6 +12,12 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 SPECTRUM = (*range(0, 91, 5), 92.5, 95, 97.5, 98, 99, 99.5, 99.9, 99.99, 100)
 SECONDS_PER_HOUR = 3600
 MIB = 2**20  # bytes
+# Fields that a result has from what was counted and from what was asked, under the same names.
+OF_TALLY = (
+    *("processes", "sent", "latency_us", "errors", "wrong_answers", "window_width_s"),
+    *("refused_each_window", "no_room", "stragglers", "hung_up", "hung_up_samples"),
+)
+OF_SCENARIO = ("loop", "endpoint", "samples_per_request", "shape", "seed", "slo_ms", "overload")
 LONG_S = 60.0  # below this growth is noise
 
 
@@ -145,14 +151,7 @@ def percentiles_ms(encoded: str, shares: Sequence[float] = PERCENTILES) -> dict[
 
 
 def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) -> dict[str, Any]:
-    """The measured fields of ``Result``.
-
-    Args:
-        tally: Of all processes.
-        scenario: What was sent.
-        profile: For how long.
-        price: Of the serving machine's hour; 0 if it is not stated.
-    """
+    """The measured fields of ``Result``."""
     histogram = decoded(tally.latency_us)
     per_s = tally.in_window / tally.window_s
     samples_per_s = tally.samples / tally.window_s
@@ -161,22 +160,15 @@ def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) ->
     if scenario.slo_ms is not None:
         within = count_up_to(tally.latency_us, scenario.slo_ms)
         goodput = per_s * within / max(1, histogram.get_total_count())
+    windows = [decoded(text) for text in tally.windows_us]
     return {
-        **_over_time(tally),
+        **{name: getattr(tally, name) for name in OF_TALLY},
+        **{name: getattr(scenario, name) for name in OF_SCENARIO},
         "scenario": scenario.name,
-        "loop": scenario.loop,
-        "endpoint": scenario.endpoint,
-        "samples_per_request": scenario.samples_per_request,
         "users": scenario.users or 0,
         "offered_per_s": scenario.rate_per_s,
-        "shape": scenario.shape,
-        "seed": scenario.seed,
-        "slo_ms": scenario.slo_ms,
-        "overload": scenario.overload,
-        "processes": tally.processes,
         "duration_s": tally.window_s,
         "warmup_s": profile.warmup_s,
-        "sent": tally.sent,
         "requests": int(histogram.get_total_count()),
         "requests_per_s": per_s,
         "samples_per_s": samples_per_s,
@@ -186,31 +178,15 @@ def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) ->
         else None,
         "latency_ms": percentiles_ms(tally.latency_us),
         "latency_spectrum_ms": list(zip(map(float, SPECTRUM), spectrum.values(), strict=True)),
-        "latency_us": tally.latency_us,
         "lag_ms": percentiles_ms(tally.lag_us),
-        "errors": tally.errors,
-        "wrong_answers": tally.wrong_answers,
         "wrong_answer_examples": [wrong.complaint for wrong in tally.wrong_examples],
         "wrong_answer_positions": [wrong.position for wrong in tally.wrong_examples],
-        "no_room": tally.no_room,
-        "stragglers": tally.stragglers,
-        "hung_up": tally.hung_up[0],
-        "hung_up_samples": tally.hung_up[1],
-        "slow_clients": tally.slow,
-        "generator_cpu_share": tally.cpu_share,
-    }
-
-
-def _over_time(tally: Tally) -> dict[str, Any]:
-    """The fields of each window of time."""
-    windows = [decoded(text) for text in tally.windows_us]
-    return {
-        "window_width_s": tally.window_width_s,
         "requests_each_window": [int(each.get_total_count()) for each in windows],
         "p99_each_window_ms": [
             float(each.get_value_at_percentile(99)) / MICROSECONDS for each in windows
         ],
-        "refused_each_window": tally.refused_each_window,
+        "slow_clients": tally.slow,
+        "generator_cpu_share": tally.cpu_share,
     }
 
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,7 +26,7 @@ from loadtest.machine import machine
 from loadtest.measure.result import Provenance, Result, beside_the_load, figures
 from loadtest.measure.validity import judge
 from loadtest.scenarios import REQUEST_TIMEOUT_S, Profile, Scenario
-from loadtest.server import REPOSITORY, free_port
+from loadtest.server import REPOSITORY, ask_ready, free_port
 from loadtest.telemetry.watch import ServerWatch
 from loadtest.telemetry.watch import summary as server_summary
 
@@ -142,17 +140,10 @@ def generate(
     ceiling: bool = False,
     peer: tuple[str, str] | None = None,
 ) -> Tally:
-    """Run locust and return what it counted.
+    """Run locust and return what it counted; the other arguments are those of ``run_scenario``.
 
-    Args:
-        scenario: See ``run_scenario``.
-        url: See there.
-        bundles: See there.
-        profile: See there.
-        request_timeout_s: See there.
-        processes: See there.
-        ceiling: Take any answer of 200 for right: the server does nothing.
-        peer: The form and the path by which another server than this service is asked.
+    With ``ceiling`` any answer of 200 is right, for the server does nothing. ``peer`` is the form
+    and the path by which another server than this service is asked.
 
     Raises:
         LoadTestError: Locust failed, or a bundle is not there.
@@ -223,9 +214,8 @@ def require_ready(url: str) -> None:
     if not url.startswith(("http://", "https://")):
         raise LoadTestError(f"{url!r} is no URL; expected one such as http://localhost:3000")
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=10):  # noqa: S310 - checked above
-            pass
-    except (urllib.error.URLError, OSError) as error:
+        ask_ready(url, timeout_s=10)
+    except OSError as error:
         raise LoadTestError(
             f"no service is ready at {url} ({error}); start one with: make serve"
         ) from error

@@ -1,7 +1,7 @@
 """What a few runs or interleaved rounds say together, and how surely."""
 
 from collections.abc import Callable, Sequence
-from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -14,9 +14,15 @@ SHARE = 0.95
 FEWEST = 2  # one run says nothing of how much the next would differ
 
 
-def ratio_interval(
-    pairs: Sequence[tuple[float, float]], seed: int = 0
-) -> tuple[float, float, float]:
+class Interval(NamedTuple):
+    """An estimate, and where the truth lies with a probability of 95%."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Interval:
     """The geometric mean of paired ratios, with its 95% percentile bootstrap interval.
 
     A pair is what two things gave in the same round, so that a busy machine slows both. The
@@ -28,9 +34,6 @@ def ratio_interval(
     Args:
         pairs: A measure and its base in each round, both above 0.
         seed: Of the draws; the same pairs and seed give the same interval.
-
-    Returns:
-        The estimate, and the lower and the upper end of its interval.
 
     Raises:
         ValueError: No pair, or a number that is not finite and above 0.
@@ -45,14 +48,7 @@ def ratio_interval(
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     outside = 50 * (1 - SHARE)
     low, high = np.percentile(logarithms[drawn].mean(axis=1), (outside, 100 - outside))
-    estimate = logarithms.mean()
-    return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))
-
-
-def percentile(rounds_s: Sequence[Sequence[float]], share: float) -> float:
-    """The median of the rounds' percentiles, seconds (one hiccup decides nothing); NaN of none."""
-    found = [float(np.percentile(values_s, share)) for values_s in rounds_s if values_s]
-    return median(found) if found else float("nan")
+    return Interval(*np.exp([logarithms.mean(), low, high]).tolist())
 
 
 class Spread(BaseModel):
@@ -92,13 +88,7 @@ class Runs(BaseModel):
 
 
 def repeated(scenario: Scenario, runs: int, measure: Callable[[Scenario], Result]) -> Runs:
-    """Measure a point so many times.
-
-    Args:
-        scenario: What is offered; each run has a seed of its own, the first the scenario's.
-        runs: How many.
-        measure: Takes one.
-    """
+    """Measure a point so many times, each with a seed of its own, the first the scenario's."""
     results = [
         measure(scenario.model_copy(update={"seed": scenario.seed + number}))
         for number in range(runs)

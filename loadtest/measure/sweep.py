@@ -21,6 +21,7 @@ from loadtest.scenarios import Profile, Scenario, load_profile
 
 CAPACITY_USERS = 32
 CAPACITY_S = 3.0
+LEAST_RATE = 1.0  # requests/s
 FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the capacity: the curve before the search
 NEAR_ENOUGH = 0.05  # of the capacity
 MOST_STEPS = 6
@@ -52,34 +53,6 @@ class Sweep(BaseModel):
     capacity: int | None
     over_runs: dict[str, Spread] = {}
 
-    def table(self) -> str:
-        """The points for a terminal, and what was found."""
-        lines = [
-            f"bound: p99 < {self.slo_ms:g} ms; the generator alone reaches "
-            f"{self.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
-            f"{self.closed_loop_per_s:,.0f}",
-            "",
-            "| offered/s | answered/s | goodput/s | not answered | p50 ms | p99 ms "
-            "| sent late, p99 | generator | verdict |",
-            f"|{9 * '---|'}",
-        ]
-        for i, point in enumerate(self.points):
-            mark = " **capacity**" if i == self.capacity else ""
-            lines.append(
-                f"| {point.offered_per_s:,.0f}{mark} | {point.requests_per_s:,.0f} | "
-                f"{point.goodput_per_s or 0:,.0f} | {100 * _unanswered(point):.1f}% | "
-                f"{point.latency_ms['p50']:.2f} | "
-                f"{point.latency_ms['p99']:.2f} | {point.lag_ms['p99']:.2f} | "
-                f"{100 * point.generator_cpu_share:.0f}% | {point.verdict} |"
-            )
-        if self.capacity is None:
-            lines += ["", "no valid point kept the bound: there is no capacity to report"]
-        else:
-            found = self.points[self.capacity]
-            lines += ["", f"capacity: {found.goodput_per_s:,.0f} requests/s of goodput"]
-            lines += [f"{name} there, over its runs: {s}" for name, s in self.over_runs.items()]
-        return "\n".join(lines)
-
 
 def keeps(result: Result, slo_ms: float) -> bool:
     """Is it a valid point at which 99% of the requests sent are answered within the bound?"""
@@ -93,11 +66,6 @@ def _too_much(result: Result, slo_ms: float) -> bool:
     """
     in_time = count_up_to(result.latency_us, slo_ms)
     return in_time < LEAST_IN_TIME * max(1, result.sent)
-
-
-def _unanswered(result: Result) -> float:
-    """The share of the requests sent that was refused or failed."""
-    return 1 - result.requests / result.sent if result.sent else 1.0
 
 
 def sweep(
@@ -173,12 +141,7 @@ def _kept(measured: Callable[[float], Result], rate: float, slo_ms: float) -> bo
 
 
 def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[Result]:
-    """A closed loop of ever more users; stops where not one request is answered.
-
-    Args:
-        users: How many, ascending.
-        measure: Takes a point of so many.
-    """
+    """A closed loop of ever more users; stops where not one request is answered."""
     points: list[Result] = []
     for count in users:
         points.append(measure(count))
@@ -190,14 +153,7 @@ def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[
 def _confirmed(
     points: list[Result], measured: Callable[[float], Result], slo_ms: float, runs: int
 ) -> Result | None:
-    """The point of most goodput that keeps the bound in most of its runs; of these, the middle one.
-
-    Args:
-        points: All that was measured; ``measured`` adds to them.
-        measured: Takes another run.
-        slo_ms: The bound.
-        runs: Of a rate that shall be the capacity.
-    """
+    """The point of most goodput that keeps the bound in most of its runs, or None."""
     for point in sorted(points, key=_goodput_and_rate, reverse=True):
         if not keeps(point, slo_ms):
             continue
@@ -250,6 +206,16 @@ def closed_loop_rate(
 ) -> float:
     """Right answers a second that a closed loop of many users gets of a running service."""
     return _rate(_closed(scenario, url, bundles, processes))
+
+
+def with_capacity(
+    scenario: Scenario, url: str, bundles: Sequence[Path], processes: int = 1
+) -> Scenario:
+    """The scenario; if its rate is a multiple of the capacity, with the rate that this means."""
+    if scenario.of_capacity is None:
+        return scenario
+    rate = scenario.of_capacity * closed_loop_rate(scenario, url, bundles, processes)
+    return scenario.model_copy(update={"rate_per_s": max(rate, LEAST_RATE)})
 
 
 def ceiling_per_s(scenario: Scenario, bundles: Sequence[Path], processes: int) -> float:

@@ -48,13 +48,7 @@ def queries_needed(over: int) -> int:
 
 
 def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
-    """May these figures be believed?
-
-    Args:
-        tally: Of all processes.
-        scenario: What was sent.
-        profile: How long it should have been.
-    """
+    """May these figures be believed?"""
     reasons = []
     if tally.lost_processes:
         processes = tally.processes + tally.lost_processes

@@ -1,4 +1,4 @@
-"""The comparison with the peers as Markdown and as JSON: ratios, no absolute times."""
+"""The comparison with the peers as JSON and as Markdown: ratios, no absolute times."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from typing import Any
 
 from loadtest.generator.recorder import Tally
 from loadtest.machine import cores, machine
-from loadtest.measure.stats import ratio_interval
+from loadtest.measure.stats import Interval, ratio_interval
 from loadtest.peers.run import Comparison, Server
+from loadtest.report.formats import markdown_table
 
 # What this service's own figures depend on, where it is installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
@@ -27,42 +28,10 @@ CHECKS = (
     "locust's share of a core",
     *("answers verified", "wrong", "other"),
 )
-Interval = tuple[float, float, float]
+Record = dict[str, Any]
 
 
-def markdown(found: Comparison) -> str:
-    """Its head and three tables: the servers, their figures, the cross-check."""
-    plan = found.plan
-    service_cores, client_cores = cores() if plan.split else (set[int](), set[int]())
-    where = "all servers and wrk share all cores"
-    if client_cores:
-        where = f"servers on core(s) {sorted(service_cores)}, wrk on {sorted(client_cores)}"
-    opened = "a new connection for each request" if plan.new_connections else "kept connections"
-    bases = " and ".join(dict.fromkeys(found.base(server).name for server in found.servers))
-    head = [
-        f"{machine()}; {datetime.now(UTC):%Y-%m-%d}; {where}.",
-        f"One sample a request where no number is named, {plan.rounds} interleaved rounds of",
-        f"{plan.seconds} s each, wrk with one thread and {opened}. Ratios are geometric means of",
-        f"the rounds, to {bases} in the same round (above 1: more requests a second than it), with",
-        "95% bootstrap intervals of the rounds.",
-    ]
-    checked = [
-        f"At {plan.checked_at} connections locust asked for all golden samples and verified every",
-        "answer. It takes more of a core than wrk does, and as much of each server's time where",
-        "cores are shared: its ratios are near wrk's as long as it takes little of a core. Where",
-        "it takes a whole one, it has measured itself.",
-    ]
-    parts = [
-        "\n".join(head),
-        _table(SERVERS, _server_rows(found)),
-        _table(FIGURES, _figure_rows(found)),
-        "\n".join(checked),
-        _table(CHECKS, _check_rows(found)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(found: Comparison) -> Record:
     """All that the tables are made of, round by round, and every package of every environment."""
     plan = found.plan
     return {
@@ -82,37 +51,45 @@ def as_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def ratios(server: Server, base: Server, count: int) -> list[tuple[float, float]]:
-    """Requests a second of both in each round; empty unless both have all rounds."""
-    ours, theirs = base.measured.get(count, []), server.measured.get(count, [])
-    if len(ours) != len(theirs):
-        return []
-    return [
-        (own.requests_per_s, other.requests_per_s) for own, other in zip(theirs, ours, strict=True)
+def markdown(found: Comparison, record: Record) -> str:
+    """Its head and three tables: the servers, their figures, the cross-check.
+
+    Args:
+        found: What was compared.
+        record: What ``as_json`` made of it.
+    """
+    plan = found.plan
+    where = "all servers and wrk share all cores"
+    if record["cores"] == "split":
+        service_cores, client_cores = cores()
+        where = f"servers on core(s) {sorted(service_cores)}, wrk on {sorted(client_cores)}"
+    opened = "a new connection for each request" if plan.new_connections else "kept connections"
+    bases = " and ".join(dict.fromkeys(server["base"] for server in record["servers"]))
+    head = [
+        f"{record['machine']}; {record['date']}; {where}.",
+        f"One sample a request where no number is named, {plan.rounds} interleaved rounds of",
+        f"{plan.seconds} s each, wrk with one thread and {opened}. Ratios are geometric means of",
+        f"the rounds, to {bases} in the same round (above 1: more requests a second than it), with",
+        "95% bootstrap intervals of the rounds.",
     ]
+    checked = [
+        f"At {plan.checked_at} connections locust asked for all golden samples and verified every",
+        "answer. It takes more of a core than wrk does, and as much of each server's time where",
+        "cores are shared: its ratios are near wrk's as long as it takes little of a core. Where",
+        "it takes a whole one, it has measured itself.",
+    ]
+    parts = [
+        "\n".join(head),
+        markdown_table(SERVERS, list(_server_rows(found, record))),
+        markdown_table(FIGURES, list(_figure_rows(record, plan.connections))),
+        "\n".join(checked),
+        markdown_table(CHECKS, list(_check_rows(record, plan.checked_at))),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def spreads(server: Server, count: int) -> list[tuple[float, float]]:
-    """The p99 and the p50 of each round."""
-    return [(measured.p99_ms, measured.p50_ms) for measured in server.measured.get(count, [])]
-
-
-def _described(found: Comparison, server: Server) -> dict[str, Any]:
-    base, rows = found.base(server), []
-    for count in server.measured:
-        pairs = ratios(server, base, count)
-        if pairs:
-            spread = spreads(server, count)
-            rows.append(
-                {
-                    "connections": count,
-                    "ratios": [own / other for own, other in pairs],
-                    "ratio": ratio_interval(pairs),
-                    "p99_over_p50_of_rounds": [p99 / p50 for p99, p50 in spread],
-                    "p99_over_p50": ratio_interval(spread),
-                }
-            )
-    peer, asked = server.peer, server.expectations
+def _described(found: Comparison, server: Server) -> Record:
+    base, peer, asked = found.base(server), server.peer, server.expectations
     return {
         "name": server.name,
         "settings": server.settings,
@@ -125,27 +102,47 @@ def _described(found: Comparison, server: Server) -> dict[str, Any]:
         "requirements": peer.requirements if peer else own_versions(),
         "packages": server.packages,
         "failed": server.failed or None,
-        "figures": rows,
+        "figures": [f for count in server.measured if (f := _figures(server, base, count))],
         "check": _check(server, base, found.plan.checked_at),
     }
 
 
-def _check(server: Server, base: Server, count: int) -> dict[str, Any] | None:
-    by_wrk = server.measured.get(count, [])
-    rates, ours = ([_rate(t) for t in s.by_locust] for s in (server, base))
-    if not rates or {len(by_wrk), len(ours)} != {len(rates)} or min(*rates, *ours) <= 0:
+def _figures(server: Server, base: Server, count: int) -> Record | None:
+    """Ratios at a number of connections; None unless both servers have all rounds."""
+    ours, theirs = base.measured.get(count, []), server.measured[count]
+    if len(ours) != len(theirs):
         return None
-    verified, wrong, other = _judged(server)
+    pairs = [(a.requests_per_s, b.requests_per_s) for a, b in zip(theirs, ours, strict=True)]
+    spread = [(measured.p99_ms, measured.p50_ms) for measured in theirs]
     return {
         "connections": count,
+        "ratios": [own / other for own, other in pairs],
+        "ratio": ratio_interval(pairs),
+        "p99_over_p50_of_rounds": [p99 / p50 for p99, p50 in spread],
+        "p99_over_p50": ratio_interval(spread),
+    }
+
+
+def _check(server: Server, base: Server, count: int) -> Record | None:
+    """What locust counted, and its rates where both servers have all rounds; None: not asked."""
+    if server.expectations is None:
+        return None
+    by_wrk = server.measured.get(count, [])
+    rates, ours = ([_rate(t) for t in s.by_locust] for s in (server, base))
+    errors = sum((Counter(tally.errors) for tally in server.by_locust), Counter[str]())
+    counted: Record = {
+        "connections": count,
+        "answers_verified": sum(tally.in_window for tally in server.by_locust),
+        "wrong": sum(tally.wrong_answers for tally in server.by_locust),
+        "other": dict(errors),
+    }
+    if not rates or {len(by_wrk), len(ours)} != {len(rates)} or min(*rates, *ours) <= 0:
+        return counted
+    compared = [(rate, m.requests_per_s) for rate, m in zip(rates, by_wrk, strict=True)]
+    return counted | {
         "ratio_by_locust": ratio_interval(list(zip(rates, ours, strict=True))),
-        "locust_over_wrk": ratio_interval(
-            [(rate, m.requests_per_s) for rate, m in zip(rates, by_wrk, strict=True)]
-        ),
+        "locust_over_wrk": ratio_interval(compared),
         "locust_cpu_share": median(tally.cpu_share for tally in server.by_locust),
-        "answers_verified": verified,
-        "wrong": wrong,
-        "other": dict(other),
     }
 
 
@@ -153,60 +150,52 @@ def _rate(tally: Tally) -> float:
     return tally.in_window / tally.window_s
 
 
-def _judged(server: Server) -> tuple[int, int, Counter[str]]:
-    """Right answers, wrong ones, and what was no answer, as locust counted them."""
-    other: Counter[str] = Counter()
-    for tally in server.by_locust:
-        other.update(tally.errors)
-    right = sum(tally.in_window for tally in server.by_locust)
-    return right, sum(tally.wrong_answers for tally in server.by_locust), other
-
-
-def _server_rows(found: Comparison) -> Iterator[list[str]]:
-    for server in found.servers:
-        peer, asked = server.peer, server.expectations
+def _server_rows(found: Comparison, record: Record) -> Iterator[list[str]]:
+    for server in record["servers"]:
         yield [
-            *(server.name, server.settings, server.form),
-            *(str(len(asked.requests[0].content)) if asked else "-", str(server.answer_bytes)),
-            peer.versions if peer else ", ".join(t.replace("==", " ") for t in own_versions()),
-            peer.documentation if peer else "-",
-            f"in part; {server.failed}" if server.failed else "yes",
+            *(server["name"], server["settings"], server["form"]),
+            *(str(server["request_body_bytes"] or "-"), str(server["answer_body_bytes"])),
+            ", ".join(text.replace("==", " ") for text in server["requirements"]),
+            server["documentation"] or "-",
+            f"in part; {server['failed']}" if server["failed"] else "yes",
         ]
     for peer, reason in found.skipped:
         what = [peer.name, peer.settings, "-", "-", "-", peer.versions, peer.documentation]
         yield [*what, f"skipped: {reason}"]
 
 
-def _figure_rows(found: Comparison) -> Iterator[list[str]]:
-    for count in found.plan.connections:
-        for server in found.servers:
-            pairs = ratios(server, found.base(server), count)
-            if not pairs:
-                yield [str(count), server.name, "failed", "-", "-", "-"]
+def _figure_rows(record: Record, connections: tuple[int, ...]) -> Iterator[list[str]]:
+    for count in connections:
+        for server in record["servers"]:
+            figures = _at(server, count)
+            if figures is None:
+                yield [str(count), server["name"], "failed", "-", "-", "-"]
             else:
-                rate, spread = ratio_interval(pairs), ratio_interval(spreads(server, count))
-                yield [str(count), server.name, *_cells(rate), *_cells(spread)]
+                cells = [*_cells(figures["ratio"]), *_cells(figures["p99_over_p50"])]
+                yield [str(count), server["name"], *cells]
 
 
-def _check_rows(found: Comparison) -> Iterator[list[str]]:
-    count = found.plan.checked_at
-    for server in found.servers:
-        if server.expectations is None:
-            continue
-        base = found.base(server)
-        check = _check(server, base, count)
-        verified, wrong, other = _judged(server)
-        told = ", ".join(f"{kind}: {n}" for kind, n in other.items()) or "0"
-        last = [f"{verified:,}", str(wrong), told]
+def _check_rows(record: Record, count: int) -> Iterator[list[str]]:
+    for server in record["servers"]:
+        check = server["check"]
         if check is None:
-            yield [server.name, *"-----", *last]
+            continue
+        told = ", ".join(f"{kind}: {n}" for kind, n in check["other"].items()) or "0"
+        last = [f"{check['answers_verified']:,}", str(check["wrong"]), told]
+        figures = _at(server, count)
+        if figures is None or "ratio_by_locust" not in check:
+            yield [server["name"], *"-----", *last]
         else:
-            by_wrk = ratio_interval(ratios(server, base, count))[0]
             yield [
-                *(server.name, f"{by_wrk:.2f} x", f"{check['ratio_by_locust'][0]:.2f} x"),
-                *_cells(check["locust_over_wrk"]),
+                *(server["name"], _cells(figures["ratio"])[0]),
+                *(_cells(check["ratio_by_locust"])[0], *_cells(check["locust_over_wrk"])),
                 *(f"{100 * check['locust_cpu_share']:.0f}%", *last),
             ]
+
+
+def _at(server: Record, count: int) -> Record | None:
+    """The figures at a number of connections."""
+    return next((f for f in server["figures"] if f["connections"] == count), None)
 
 
 def own_versions() -> list[str]:
@@ -221,10 +210,4 @@ def own_versions() -> list[str]:
 
 
 def _cells(interval: Interval) -> list[str]:
-    estimate, low, high = interval
-    return [f"{estimate:.2f} x", f"{low:.2f} to {high:.2f}"]
-
-
-def _table(columns: tuple[str, ...], rows: Iterator[list[str]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return [f"{interval.estimate:.2f} x", f"{interval.low:.2f} to {interval.high:.2f}"]

@@ -22,10 +22,19 @@ from loadtest.generator.recorder import Tally
 from loadtest.generator.wrk import Measured, alone, by_wrk, require_wrk
 from loadtest.machine import cores, pinned
 from loadtest.measure.run import generate
-from loadtest.peers.declared import PEERS, Peer, declared
-from loadtest.peers.installed import SkippedError, ask, environment, packages, running, told
+from loadtest.peers.peer import (
+    PEERS,
+    Peer,
+    SkippedError,
+    ask,
+    declared,
+    environment,
+    packages,
+    running,
+    told,
+)
 from loadtest.scenarios import Profile, load_scenario
-from loadtest.server import REPOSITORY, running_service
+from loadtest.server import REPOSITORY, only_bundle, running_service
 
 SERVICE = "this service"
 RUNTIME = "ONNX Runtime alone"
@@ -188,11 +197,7 @@ class Comparison:
 
 
 def compare_peers(plan: Plan, say: Callable[[str], None]) -> Comparison:
-    """Install, start, verify and measure all; stop them.
-
-    Args:
-        plan: What is measured.
-        say: Told what is being done.
+    """Install, start, verify and measure all, and stop them; ``say`` is told what is being done.
 
     Raises:
         PeersError: A plan that cannot be, or this service failed.
@@ -248,14 +253,13 @@ def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Pa
 
 def _ours(stack: ExitStack, plan: Plan, model: Model, scratch: Path) -> Iterator[Server]:
     """This service with its defaults, in each of the ways that it is asked."""
-    (scratch / "bundles").mkdir()
-    (scratch / "bundles" / "model").symlink_to(plan.bundle.resolve())
+    bundles = only_bundle(scratch, plan.bundle)
     urls: dict[tuple[int, int | None], str] = {}
     own = [row for row in plan.own if model.takes(row.form)]
     for row in own or [replace(HEADED, name=SERVICE)]:  # no bare tensor where there are several
         key = (row.workers, row.rooms)
         if key not in urls:
-            variables = {"INFERENCE_BUNDLES": str(scratch / "bundles"), "INFERENCE_DEVICE": "cpu"}
+            variables = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_DEVICE": "cpu"}
             variables |= {"INFERENCE_WORKERS": str(row.workers), "INFERENCE_VARIANT": "onnx"}
             if row.rooms is not None:
                 variables["INFERENCE_MAX_QUEUE_SAMPLES"] = str(row.rooms)

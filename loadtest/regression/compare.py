@@ -2,42 +2,46 @@
 
 First base beside itself: what then seems to differ is this machine's noise. Then base and head. In
 each pair of measurements the sides take short turns, and who begins is drawn. All servers are up
-all the time, and only the one that is asked works; every answer is verified.
+all the time, and only the one that is asked works; every answer is verified. wrk measures the
+throughput, which is more than locust's users could ask for on one core; locust measures the tail at
+a rate that does not wait for answers, of requests so large that it takes little of its core.
 """
 
 import os
 import random
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from loadtest.errors import LoadTestError
-from loadtest.generator.client import Load, Target, closed_loop, open_loop
 from loadtest.generator.expectations import Expectations
 from loadtest.generator.payloads import Model, PayloadError, usable_form
+from loadtest.generator.recorder import decoded
+from loadtest.generator.wrk import WrkError, by_wrk, require_wrk
 from loadtest.machine import cores, machine, pinned
+from loadtest.measure.result import percentiles_ms
+from loadtest.measure.run import generate
 from loadtest.regression.trees import Tree, TreeError, checked_out, serving
 from loadtest.regression.verdict import LEAST_THROUGHPUT, MOST_P99, Figure, Outcome, Pair, Row
-from loadtest.server import REPOSITORY
+from loadtest.scenarios import Endpoint, Profile, load_scenario
+from loadtest.server import REPOSITORY, only_bundle
 
 MANY = 64  # samples of the larger requests
 CLIENTS = 32  # that ask for one sample each
 CLIENTS_OF_MANY = 4  # 256 samples at once: fewer than any queue holds, so nothing is refused
-CONNECTIONS = 256  # of the open loop, for the same reason
 SHARE = 0.6  # of base's capacity, that the open loop offers
-WARM_UP_S = 1.0  # seconds, of each server with each request
-LONGEST_TURN_S = 0.5
-TURN_WARM_UP_S = 0.1  # connections are new in each turn
+WARM_UP_S = 0.5  # of locust's users in each of their turns
+TURN_S = 1  # of wrk, which knows whole seconds alone
 LEAST_PAIRS = 2
 
 ONE = Figure(f"throughput, 1 sample, {CLIENTS} connections", LEAST_THROUGHPUT)
 MORE = Figure(f"throughput, {MANY} samples, {CLIENTS_OF_MANY} connections", LEAST_THROUGHPUT)
-TAIL = Figure(f"p99, 1 sample, at {SHARE:.0%} of base's capacity", MOST_P99)
+TAIL = Figure(f"p99, {MANY} samples, at {SHARE:.0%} of base's capacity", MOST_P99)
 FIGURES = (ONE, MORE, TAIL)
 
 Tell = Callable[[str], None]
@@ -62,7 +66,7 @@ class Plan:
         bundle: The folder of the bundle that both serve.
         repository: Whose commits they are.
         pairs: For each figure; as many of base and itself.
-        seconds: Of each side in a pair; taken in short turns.
+        seconds: Of each side in a pair; wrk takes them in turns of a second.
         seed: Of the order within pairs, and of the bootstrap.
         strict: Shall a regression fail?
     """
@@ -77,43 +81,32 @@ class Plan:
     strict: bool = False
 
 
-class Offer(NamedTuple):
-    """Requests that do not wait for answers.
-
-    Attributes:
-        rate: Requests a second.
-        spin: As in ``open_loop``.
-        seed: Of the arrivals.
-    """
-
-    rate: float
-    spin: bool
-    seed: int = 0
-
-
 class Server(NamedTuple):
-    """One that is up.
+    """One that is up, and whose commit it is: "base" or "head"."""
+
+    side: str
+    url: str
+
+
+@dataclass
+class Bench:
+    """Servers that are up, and how they are asked.
 
     Attributes:
-        one: Asked for one sample.
-        many: Asked for MANY.
+        asked: Prepared requests, by their number of samples.
+        rate: That the open loop offers, requests a second.
+        scratch: A folder for wrk's files.
     """
-
-    tree: Tree
-    one: Target
-    many: Target
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """Servers that are up, warm, and answer rightly; and how they are asked."""
 
     plan: Plan
     base: Server
     again: Server
     head: Server
-    offer: Offer
+    form: Endpoint
+    asked: Mapping[int, Expectations]
+    scratch: Path
     tell: Tell
+    rate: float = 0.0
     same: dict[Figure, list[Pair]] = field(default_factory=dict)
     pairs: dict[Figure, list[Pair]] = field(default_factory=dict)
 
@@ -124,45 +117,74 @@ class _Bench:
             GateError: Base gave wrong answers or errors.
             HeadError: Head did.
         """
+        for server in (self.head, self.again, self.base):  # warms them up
+            self.throughput(ONE, server)
+            self.rate = SHARE * self.throughput(MORE, server)
         seed, count = self.plan.seed, self.plan.pairs
         for what, other, found in (("A/A", self.again, self.same), ("A/B", self.head, self.pairs)):
             turns = orders(count, f"{seed} {what}")
             for number, drawn in enumerate(turns, 1):
                 self.tell(f"{what} pair {number} of {count}")
                 for figure, base_first in drawn.items():
-                    pair = self._pair(figure, other, base_first, f"{seed} {what} {number}")
+                    pair = self.pair(figure, other, base_first, f"{seed} {what} {number}")
                     found.setdefault(figure, []).append(pair)
         return [Row(figure, self.same[figure], self.pairs[figure], seed) for figure in FIGURES]
 
-    def _pair(self, figure: Figure, other: Server, base_first: bool, seed: str) -> Pair:
-        """What other and base gave; see ``sides`` for their turns.
-
-        Both sides get the arrivals of the same seeds, a seed for each turn.
-        """
-        chance = random.Random(seed)  # noqa: S311 - no secret
-        count = max(1, round(self.plan.seconds / LONGEST_TURN_S))
-        taken: dict[bool, Load] = {}
-        seeds = [chance.randrange(2**32) for _ in range(count)]
-        left = {True: list(seeds), False: list(seeds)}
+    def pair(self, figure: Figure, other: Server, base_first: bool, seed: str) -> Pair:
+        """What other and base gave; see ``sides`` for their turns."""
+        arrivals = random.Random(seed).randrange(2**32)  # noqa: S311 - no secret; both get them
+        count = 1 if figure is TAIL else max(1, round(self.plan.seconds / TURN_S))
+        found: dict[bool, list[float]] = {True: [], False: []}
         for asks_base in sides(count, base_first):
             server = self.base if asks_base else other
-            turn = self._turn(figure, server, count, left[asks_base].pop())
-            taken[asks_base] = taken[asks_base] + turn if asks_base in taken else turn
-        for asks_base, turn in taken.items():
-            answering(turn, "head" if other is self.head and not asks_base else "base")
-        if figure is TAIL:
-            return taken[False].p99_s, taken[True].p99_s
-        return taken[False].rate, taken[True].rate
+            if figure is TAIL:
+                found[asks_base].append(self.p99_ms(server, arrivals))
+            else:
+                found[asks_base].append(self.throughput(figure, server))
+        return fmean(found[False]), fmean(found[True])
 
-    def _turn(self, figure: Figure, server: Server, count: int, seed: int) -> Load:
-        seconds = self.plan.seconds / count
-        if figure is TAIL:
-            turn = open_turn(server.one, seconds, self.offer._replace(seed=seed))
-        elif figure is MORE:
-            turn = closed_turn(server.many, seconds, CLIENTS_OF_MANY)
-        else:
-            turn = closed_turn(server.one, seconds, CLIENTS)
-        return faultless(turn, "head" if server is self.head else "base")
+    def throughput(self, figure: Figure, server: Server) -> float:
+        """Right answers a second to clients that each wait for their answer before they ask again.
+
+        Raises:
+            GateError: Base gave wrong answers or errors.
+            HeadError: Head did.
+        """
+        samples, clients = (1, CLIENTS) if figure is ONE else (MANY, CLIENTS_OF_MANY)
+        asked = self.asked[samples]
+        try:
+            measured = by_wrk(self.scratch, server.url, asked.requests[0], clients, TURN_S, asked)
+        except WrkError as error:
+            raise fault(server, str(error)) from error
+        return measured.requests_per_s
+
+    def p99_ms(self, server: Server, seed: int) -> float:
+        """The p99 at the rate of ``Bench.rate``, from the moment a request was due.
+
+        Raises:
+            GateError: Base gave wrong answers or errors.
+            HeadError: Head did.
+        """
+        asked = {"samples_per_request": MANY, "endpoint": self.form, "seed": seed}
+        scenario = load_scenario("Server", rate_per_s=self.rate, **asked)
+        profile = Profile(name="compare", duration_s=self.plan.seconds, warmup_s=WARM_UP_S, runs=1)
+        tally = generate(scenario, server.url, [self.plan.bundle], profile)
+        faults = [f"{kind} x {count}" for kind, count in sorted(tally.errors.items())]
+        if tally.wrong_answers:
+            example = tally.wrong_examples[0].complaint
+            faults.append(f"wrong answers x {tally.wrong_answers}, such as: {example}")
+        elif not decoded(tally.latency_us).get_total_count():
+            faults.append(f"no right answer to what was sent within {self.plan.seconds:g} s")
+        if faults:
+            raise fault(server, *faults)
+        return percentiles_ms(tally.latency_us, [99])["p99"]
+
+
+def fault(server: Server, *words: str) -> Exception:
+    """What is to be raised where a server gave wrong answers or errors."""
+    if server.side == "head":
+        return HeadError(*words)
+    return GateError(f"base itself gave wrong answers or errors: {'; '.join(words)}")
 
 
 def sides(count: int, base_first: bool) -> list[bool]:
@@ -183,126 +205,46 @@ def orders(pairs: int, seed: str) -> list[dict[Figure, bool]]:
     return [{figure: drawn[figure][number] for figure in FIGURES} for number in range(pairs)]
 
 
-def closed_turn(target: Target, seconds: float, clients: int) -> Load:
-    """Some clients that each wait for their answer before they ask again."""
-    return _taken(lambda: closed_loop(target, clients, seconds, TURN_WARM_UP_S), seconds)
-
-
-def open_turn(target: Target, seconds: float, offer: Offer) -> Load:
-    """Requests at times of chance, which are those of the offer's seed."""
-
-    def take() -> Load:
-        return open_loop(
-            target,
-            offer.rate,
-            seconds,
-            arrivals="poisson",
-            connections=CONNECTIONS,
-            spin=offer.spin,
-            seed=offer.seed,
-        )
-
-    return _taken(take, seconds)
-
-
-def _taken(take: Callable[[], Load], seconds: float) -> Load:
-    """Take a turn; a server that is gone is a fault, too."""
-    try:
-        return take()
-    except OSError as error:
-        return Load(seconds, other=Counter({f"no connection ({error})": 1}))
-
-
-def faultless(turn: Load, side: str) -> Load:
-    """The turn, if there was nothing wrong.
-
-    Raises:
-        HeadError: There were wrong answers or errors, and it was head's turn.
-        GateError: It was base's.
-    """
-    if turn.faults and side == "head":
-        raise HeadError(*turn.faults)
-    if turn.faults:
-        raise GateError(f"base itself gave wrong answers or errors: {'; '.join(turn.faults)}")
-    return turn
-
-
-def answering(turn: Load, side: str) -> Load:
-    """The turn, if there was a right answer in time and nothing wrong; else as ``faultless``."""
-    if not turn.answered:
-        turn = turn + Load(0, other=Counter({f"no right answer within {turn.seconds:g} s": 1}))
-    return faultless(turn, side)
-
-
 def compared(plan: Plan, tell: Tell = lambda line: None) -> Outcome:
-    """Compare two commits.
-
-    Args:
-        plan: What is measured.
-        tell: Given a line now and then, while it takes its minutes.
-    """
+    """Compare two commits; ``tell`` gets a line now and then, while it takes its minutes."""
     facts = _facts(plan)
     try:
         if plan.pairs < LEAST_PAIRS or plan.seconds <= 0:
             raise GateError(f"at least {LEAST_PAIRS} pairs, and turns of more than 0 s, are needed")
+        require_wrk()
         with _bench(plan, facts, tell) as bench:
             rows = bench.measure()
     except HeadError as error:
         return Outcome(facts, faults=error.args, strict=plan.strict)
-    except (GateError, TreeError, PayloadError) as error:
+    except (GateError, TreeError, PayloadError, WrkError) as error:
         return Outcome(facts, problem=str(error), strict=plan.strict)
     return Outcome(facts, rows, strict=plan.strict)
 
 
 @contextmanager
-def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[_Bench]:
-    """Check out, serve, ask once; the client has its core for the time of the block."""
-    expectations = [_expectations(plan.bundle, count) for count in (1, MANY)]
+def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[Bench]:
+    """Check out and serve; the client has its core for the time of the block."""
+    form = usable_form([Model(plan.bundle)], "infer/raw")  # bare where the model has one input
+    asked = {samples: Expectations(plan.bundle, samples, form) for samples in (1, MANY)}
     service_cores, client_cores = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
-        (folder / "bundles").mkdir()
-        (folder / "bundles" / "model").symlink_to(plan.bundle.resolve())
-        servers = []
-        for name, ref in (("base", plan.base), ("again", plan.base), ("head", plan.head)):
-            tree = stack.enter_context(checked_out(plan.repository, ref, folder / name))
-            if name != "again":
-                facts[name] = f"{ref} ({tree.commit})"
+        bundles = only_bundle(folder, plan.bundle)
+
+        def served(name: str, ref: str) -> Server:
+            tree: Tree = stack.enter_context(checked_out(plan.repository, ref, folder / name))
+            side = "head" if name == "head" else "base"
+            facts[side] = f"{ref} ({tree.commit})"
             tell(f"starting {name}: {ref} ({tree.commit})")
             with pinned(set(sorted(service_cores)[:1])):  # its processes are born there
                 log_file = folder / f"{name}.log"
-                url = stack.enter_context(serving(tree, folder / "bundles", log_file))
-            one, many = (target(url, each) for each in expectations)
-            servers.append(Server(tree, one, many))
+                url = stack.enter_context(serving(tree, bundles, log_file))
+            return Server(side, url)
+
+        base, again = served("base", plan.base), served("again", plan.base)
+        head = served("head", plan.head)
         stack.enter_context(pinned(client_cores))
-        rate = SHARE * _warm_up(servers)
-        offer = Offer(rate, spin=bool(client_cores))
-        base, again, head = servers
-        yield _Bench(plan, base, again, head, offer, tell)
-
-
-def _expectations(bundle: Path, samples: int) -> Expectations:
-    """Requests of the bundle, bare where it has one input."""
-    return Expectations(bundle, samples, usable_form([Model(bundle)], "infer/raw"))
-
-
-def target(url: str, expectations: Expectations) -> Target:
-    """The first of these requests, to a server."""
-    request = expectations.requests[0]
-
-    def judge(headers: Mapping[str, str], body: bytes) -> str | None:
-        return expectations.complaint(request, body, headers)
-
-    return Target(url, request.wire(), judge)
-
-
-def _warm_up(servers: list[Server]) -> float:
-    """Ask each server both requests for a moment; what base can do, requests a second."""
-    rates = []
-    for server, side in zip(servers, ("base", "base", "head"), strict=True):
-        faultless(closed_turn(server.many, WARM_UP_S, CLIENTS_OF_MANY), side)
-        rates.append(answering(closed_turn(server.one, WARM_UP_S, CLIENTS), side).rate)
-    return rates[0]
+        yield Bench(plan, base, again, head, form, asked, folder, tell)
 
 
 def _facts(plan: Plan) -> Facts:

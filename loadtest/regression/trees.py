@@ -13,6 +13,7 @@ from loadtest.errors import LoadTestError
 from loadtest.server import ServiceNotReadyError, running_service
 
 PRESENT = ("WORKTREE", ".")  # the files as they are, committed or not
+QUEUE_SAMPLES = 16_384  # 256 requests of 64
 # A hook of the repository would run in each new tree.
 GIT = ("git", "-c", "core.hooksPath=/dev/null")
 
@@ -115,6 +116,9 @@ def serving(tree: Tree, bundles: Path, log_file: Path) -> Iterator[str]:
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": "",
     }
+    if "INFERENCE_MAX_QUEUE_SAMPLES" not in os.environ:
+        # The earlier name, too. What waits after a moment's pause of this machine is not refused.
+        settings["DIGITS_MAX_QUEUE_IMAGES"] = str(QUEUE_SAMPLES)
     options = ["--working-dir", str(tree.path)]
     try:
         with running_service(log_file, settings=settings, options=options) as url:

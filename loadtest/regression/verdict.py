@@ -6,12 +6,12 @@ Ratios only: seconds of one machine on one day say nothing on another.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree as ET
 
-from loadtest.measure.stats import ratio_interval
+from loadtest.measure.stats import Interval, ratio_interval
+from loadtest.report.formats import Case, junit, markdown_table
 
 LEAST_THROUGHPUT = 0.95  # head over base: surely less is a regression
 MOST_P99 = 1.10  # surely more is one
@@ -25,14 +25,6 @@ PASSED, FAILED, IMPOSSIBLE, SLOWER = 0, 1, 2, 3  # exit status
 COLUMNS = ("figure", "A/A interval", "head / base", "verdict")
 Pair = tuple[float, float]
 """A measure and base's."""
-
-
-class Interval(NamedTuple):
-    """A ratio, and where it lies with a probability of 95 %."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 class Figure(NamedTuple):
@@ -84,12 +76,12 @@ class Row:
     @property
     def floor(self) -> Interval:
         """Of base to itself."""
-        return interval(self.same, self.seed)
+        return ratio_interval(self.same, self.seed)
 
     @property
     def ratio(self) -> Interval:
         """Of head to base."""
-        return interval(self.pairs, self.seed)
+        return ratio_interval(self.pairs, self.seed)
 
     @property
     def verdict(self) -> str:
@@ -117,11 +109,6 @@ class Row:
             "ratios": [head / base for head, base in self.pairs],
             "verdict": self.verdict,
         }
-
-
-def interval(pairs: Sequence[Pair], seed: int) -> Interval:
-    """The geometric mean of the ratios and its interval; see ``statistics``."""
-    return Interval(*ratio_interval(pairs, seed))
 
 
 @dataclass(frozen=True)
@@ -156,8 +143,7 @@ class Outcome:
         """A table, and all that it takes to read it."""
         lines = [f"- {name}: {fact}" for name, fact in self.facts.items()]
         if self.rows:
-            lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-            lines += [f"| {' | '.join(row.cells())} |" for row in self.rows]
+            lines += ["", markdown_table(COLUMNS, [row.cells() for row in self.rows])]
             lines += [
                 "",
                 "Geometric means of paired ratios with bootstrapped 95 % intervals; A/A is base "
@@ -182,26 +168,23 @@ class Outcome:
 
     def junit(self) -> str:
         """For continuous integration; a case for the answers and one for each figure."""
-        suite = ET.Element("testsuite", name="loadtest compare")
-        answers = ET.SubElement(suite, "testcase", classname="compare", name="answers of head")
+        answers = Case("compare", "answers of head")
         if self.problem:
-            ET.SubElement(answers, "error", message="not measured").text = _allowed(self.problem)
+            answers = replace(answers, kind="error", message="not measured", text=self.problem)
         elif self.faults:
-            words = _allowed("\n".join(self.faults))
-            ET.SubElement(answers, "failure", message="wrong answers or errors").text = words
+            words = "\n".join(self.faults)
+            message = "wrong answers or errors"
+            answers = replace(answers, kind="failure", message=message, text=words)
+        cases = [answers]
         for row in self.rows:
-            name, text = row.figure.name, " | ".join(row.cells())
-            case = ET.SubElement(suite, "testcase", classname="compare", name=name)
+            text = " | ".join(row.cells())
+            case = Case("compare", row.figure.name, output=text)
             if row.verdict == REGRESSION and self.strict:
-                ET.SubElement(case, "failure", message=REGRESSION).text = text
+                case = replace(case, kind="failure", message=REGRESSION, text=text)
             elif row.verdict == INCONCLUSIVE:
-                ET.SubElement(case, "skipped", message=INCONCLUSIVE)
-            ET.SubElement(case, "system-out").text = text
-        for kind, name in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-            suite.set(name, str(len(suite.findall(f"*/{kind}"))))
-        suite.set("tests", str(len(suite.findall("testcase"))))
-        ET.indent(suite)
-        return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+                case = replace(case, kind="skipped", message=INCONCLUSIVE)
+            cases.append(case)
+        return junit("loadtest compare", cases, str(self.facts.get("date", "")))
 
     def write(self, folder: Path) -> None:
         """Write compare.json, compare.xml (JUnit) and compare.md."""
@@ -209,8 +192,3 @@ class Outcome:
         (folder / "compare.json").write_text(json.dumps(self.record(), indent=2) + "\n")
         (folder / "compare.xml").write_text(self.junit(), encoding="utf-8")
         (folder / "compare.md").write_text(self.markdown() + "\n")
-
-
-def _allowed(text: str) -> str:
-    """Without the control characters that XML cannot say."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

@@ -28,15 +28,10 @@ MOST_LINES = 8
 PANEL_IN = 5.2
 
 
-def wide_figure(height_in: float, width_in: float = 9.5) -> Figure:
-    """An empty figure in the pages' look, as wide as the page; inches."""
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    return Figure(figsize=(width_in, height_in), layout="constrained")
-
-
 def panel(height_in: float = 3.4) -> Figure:
-    """An empty figure half as wide as the page, and as wide as a telephone."""
-    return wide_figure(height_in, PANEL_IN)
+    """An empty figure in the pages' look, half as wide as the page, and as wide as a telephone."""
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    return Figure(figsize=(PANEL_IN, height_in), layout="constrained")
 
 
 def scale_latency(axes: Axes, values: Sequence[float], *, log: bool | None = None) -> None:

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 
 from loadtest.measure.result import MIB, Result, beside_the_load
 from loadtest.measure.sweep import Sweep
-from loadtest.report.page import Page, Pairs, Picture, Section, Table
+from loadtest.report.formats import Page, Pairs, Picture, Section, Table
 from loadtest.report.plots import curve_figure, latency_figure, seconds_figure, some
-from loadtest.report.plots_server import batch_figure, machine_figure, waiting_figure
-from loadtest.report.server import level, samples
+from loadtest.report.server import (
+    batch_figure,
+    level,
+    machine_figure,
+    samples,
+    waiting_figure,
+)
 from loadtest.report.words import (
+    cells,
     cost,
-    errors,
     goodput,
     known,
     labels,
@@ -24,15 +29,15 @@ NO_COUNTERS = (
     "The server told none of its counters: batch sizes, queue and compute times are not known."
 )
 RESULT_COLUMNS = (
-    *("point", "verdict", "samples/ request", "requests/s", "samples/s", "goodput/s"),
+    *("samples/ request", "requests/s", "samples/s", "goodput/s"),
     *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "cost per million samples", "errors"),
     "wrong answers",
 )
-LIMIT_COLUMNS = (
-    *("point", "server CPU, cores", "server memory, MiB", "server open files", "server GPU"),
+SERVER_COLUMNS = (*("server CPU, cores", "server memory, MiB", "server open files", "server GPU"),)
+GENERATOR_COLUMNS = (
     *("generator CPU, of a core", "processes", "sent late p50 ms", "sent late p99 ms"),
-    *("ceiling, requests/s", "of it used"),
 )
+CEILING_COLUMNS = ("ceiling, requests/s", "of it used")
 
 
 def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str = "") -> str:
@@ -129,24 +134,15 @@ def _page(
 
 def result_section(heading: str, results: Sequence[Result], names: Sequence[str]) -> Section:
     """Points below each other; INVALID ones stand out, and below the table it is said why."""
-    rows = [
-        [
-            *(name, "valid" if r.verdict.valid else "INVALID", str(r.samples_per_request)),
-            *(f"{r.requests_per_s:,.0f}", f"{r.samples_per_s:,.0f}", goodput(r)),
-            *(f"{latency:,.2f}" for latency in r.latency_ms.values()),
-            *(cost(r), errors(r), f"{r.wrong_answers:,}"),
-        ]
-        for r, name in zip(results, names, strict=True)
-    ]
     lacking = {}
     if all(result.goodput_per_s is None for result in results):
         lacking["goodput/s"] = "no bound is set: there is no goodput"
     if all(result.cost_per_million is None for result in results):
         lacking["cost per million samples"] = "no price per hour is stated: there is no cost"
-    kept = [i for i, column in enumerate(RESULT_COLUMNS) if column not in lacking]
+    columns = [column for column in RESULT_COLUMNS if column not in lacking]
     table = Table(
-        [RESULT_COLUMNS[i] for i in kept],
-        [[row[i] for i in kept] for row in rows],
+        ["point", "verdict", *columns],
+        [[name, *cells(r, ["validity", *columns])] for r, name in zip(results, names, strict=True)],
         bad=["INVALID"],
         dim=_invalid(results),
     )
@@ -197,28 +193,27 @@ def _limits(results: Sequence[Result], names: Sequence[str]) -> Table:
         memory = None if seen["rss_bytes"] is None else seen["rss_bytes"] / MIB
         server = [known(seen["cpu_cores"]), known(memory, ",.0f")]
         server += [known(seen["open_files"], ",.0f"), known(seen["gpu_percent"], ".0f", "%")]
-        generator = [f"{100 * result.generator_cpu_share:.0f}%", str(result.processes)]
-        generator += [f"{result.lag_ms[name]:,.2f}" for name in ("p50", "p99")]
         reached = ["not measured", "not known"]
         if ceiling:
             reached = [f"{ceiling:,.0f}", f"{100 * result.requests_per_s / ceiling:.0f}%"]
-        rows.append([name, *server, *generator, *reached])
-    return Table(LIMIT_COLUMNS, rows, dim=_invalid(results))
+        rows.append([name, *server, *cells(result, GENERATOR_COLUMNS), *reached])
+    columns = ["point", *SERVER_COLUMNS, *GENERATOR_COLUMNS, *CEILING_COLUMNS]
+    return Table(columns, rows, dim=_invalid(results))
 
 
 def _errors(results: Sequence[Result], names: Sequence[str]) -> Table:
     """What became of the requests."""
     kinds = list(dict.fromkeys(kind for result in results for kind in result.errors))
+    before, behind = ("sent", "answered rightly", "wrong answers"), ("no room to send", "no answer")
     rows = [
         [
-            *(name, f"{r.sent:,}", f"{r.requests:,}", f"{r.wrong_answers:,}"),
+            *(name, *cells(r, before)),
             *(f"{r.errors.get(kind, 0):,}" for kind in kinds),
-            *(f"{r.no_room:,}", f"{r.stragglers:,}"),
+            *cells(r, behind),
         ]
         for r, name in zip(results, names, strict=True)
     ]
-    columns = ["point", "sent", "answered rightly", "wrong", *kinds]
-    return Table([*columns, "no room to send", "no answer"], rows, dim=_invalid(results))
+    return Table(["point", *before, *kinds, *behind], rows, dim=_invalid(results))
 
 
 def _tiles(result: Result, name: str) -> Pairs:

@@ -1,12 +1,24 @@
-"""What a load test found, in words: for pages, Markdown and a terminal alike."""
+"""What a load test found, in words: for pages, a terminal, Markdown and JUnit's XML alike."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from loadtest.generator.recorder import REFUSED
 from loadtest.measure.result import Result
-from loadtest.measure.sweep import Sweep
+from loadtest.measure.sweep import CAPACITY_USERS, Sweep
+from loadtest.report.formats import Case, junit, markdown_table, plain
 
 UNKNOWN = "not known"
+MARKDOWN_COLUMNS = (
+    *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, of a core"),
+    *("cost per million samples", "errors", "wrong answers", "verdict"),
+)
+SWEEP_COLUMNS = (
+    *("offered", "requests/s", "goodput/s", "not answered", "p50 ms", "p99 ms"),
+    *("sent late p99 ms", "generator CPU, of a core", "verdict"),
+)
 
 
 def offered(result: Result) -> str:
@@ -90,6 +102,42 @@ def brief(result: Result) -> str:
     )
 
 
+FIGURES: dict[str, Callable[[Result], str]] = {
+    "scenario": lambda r: r.scenario,
+    "model": lambda r: r.model,
+    "offered": offered,
+    "validity": lambda r: "valid" if r.verdict.valid else "INVALID",
+    "samples/ request": lambda r: str(r.samples_per_request),
+    "requests/s": lambda r: f"{r.requests_per_s:,.0f}",
+    "samples/s": lambda r: f"{r.samples_per_s:,.0f}",
+    "goodput/s": goodput,
+    "not answered": lambda r: f"{100 * (1 - r.requests / r.sent if r.sent else 1):.1f}%",
+    "p50 ms": lambda r: f"{r.latency_ms['p50']:,.2f}",
+    "p90 ms": lambda r: f"{r.latency_ms['p90']:,.2f}",
+    "p95 ms": lambda r: f"{r.latency_ms['p95']:,.2f}",
+    "p99 ms": lambda r: f"{r.latency_ms['p99']:,.2f}",
+    "p99.9 ms": lambda r: f"{r.latency_ms['p99.9']:,.2f}",
+    "sent late p50 ms": lambda r: f"{r.lag_ms['p50']:,.2f}",
+    "sent late p99 ms": lambda r: f"{r.lag_ms['p99']:,.2f}",
+    "generator CPU, of a core": lambda r: f"{100 * r.generator_cpu_share:.0f}%",
+    "processes": lambda r: str(r.processes),
+    "cost per million samples": cost,
+    "errors": errors,
+    "sent": lambda r: f"{r.sent:,}",
+    "answered rightly": lambda r: f"{r.requests:,}",
+    "wrong answers": lambda r: f"{r.wrong_answers:,}",
+    "no room to send": lambda r: f"{r.no_room:,}",
+    "no answer": lambda r: f"{r.stragglers:,}",
+    "verdict": lambda r: str(r.verdict).replace("INVALID", "**INVALID**", 1),
+}
+"""What is told of a result in a table's column, by the column's name."""
+
+
+def cells(result: Result, columns: Sequence[str]) -> list[str]:
+    """A result's cells under some of the columns of ``FIGURES``."""
+    return [FIGURES[column](result) for column in columns]
+
+
 def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, bool]:
     """The sentence of a load test, and whether it is bad news."""
     valid = [result for result in results if result.verdict.valid]
@@ -132,3 +180,78 @@ def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
     if not above:
         return f"{found}; every higher point is INVALID, so it may be higher", False
     return f"{found}; {above[0].offered_per_s or 0:,.0f}/s were too much", False
+
+
+def sweep_table(sweep: Sweep) -> str:
+    """The points of a search for a terminal, and what was found."""
+    rows = [cells(point, SWEEP_COLUMNS) for point in sweep.points]
+    lines = [
+        f"bound: p99 < {sweep.slo_ms:g} ms; the generator alone reaches "
+        f"{sweep.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
+        f"{sweep.closed_loop_per_s:,.0f}",
+        "",
+    ]
+    found = ["", "no valid point kept the bound: there is no capacity to report"]
+    if sweep.capacity is not None:
+        rows[sweep.capacity][0] += " **capacity**"
+        goodput_per_s = sweep.points[sweep.capacity].goodput_per_s or 0
+        found = ["", f"capacity: {goodput_per_s:,.0f} requests/s of goodput"]
+        found += [f"{name} there, over its runs: {s}" for name, s in sweep.over_runs.items()]
+    return "\n".join([*lines, markdown_table(SWEEP_COLUMNS, rows), *found])
+
+
+def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
+    """A sentence, a table, and where it was."""
+    first = results[0].provenance
+    lines = [
+        plain(verdict or run_verdict(results, [])[0]),
+        "",
+        markdown_table(MARKDOWN_COLUMNS, [cells(result, MARKDOWN_COLUMNS) for result in results]),
+        "",
+        plain(
+            f"{first.machine}; commit {first.commit}; {first.began}; seed {results[0].seed}; "
+            + ", ".join(f"{name} {version}" for name, version in first.versions.items())
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_junit(results: Sequence[Result], missed: Sequence[list[str]]) -> str:
+    """JUnit's XML, one test case a point.
+
+    A wrong answer is a failure, whatever else is said of the point; else INVALID is an error, for
+    nothing is known of its thresholds; else a missed threshold is a failure.
+    """
+    cases = [
+        _case(result, name, violations)
+        for result, name, violations in zip(results, labels(results), missed, strict=True)
+    ]
+    return junit("loadtest", cases, results[0].provenance.began)
+
+
+def _case(result: Result, name: str, violations: Sequence[str]) -> Case:
+    case = Case(
+        f"loadtest.{result.scenario}.{result.model}",
+        name.removesuffix(", INVALID"),
+        text="\n".join([*violations, *result.verdict.reasons]),
+        output=f"{brief(result)}; errors: {errors(result)}; wrong: {result.wrong_answers}",
+        seconds=result.duration_s,
+    )
+    if result.wrong_answers or (result.verdict.valid and violations):
+        return replace(case, kind="failure", message="; ".join(violations) or wrong(result))
+    if not result.verdict.valid:
+        return replace(case, kind="error", message=str(result.verdict))
+    return case
+
+
+def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) -> Path:
+    """Write the files of one report beside each other; ``stem`` is their path without an ending.
+
+    Returns:
+        The page.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    texts = {"json": json, "md": markdown, "xml": junit, "html": html}
+    for ending, text in texts.items():
+        stem.with_name(f"{stem.name}.{ending}").write_text(text, encoding="utf-8")
+    return stem.with_name(f"{stem.name}.html")

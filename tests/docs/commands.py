@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -182,6 +183,11 @@ def _check_curl(words: Words) -> None:
 
 
 def _check_docker(words: Words) -> None:
+    if words[1] == "build":
+        assert (ROOT / words[words.index("-f") + 1]).is_file()
+        return
+    if words[1] == "push":
+        return
     assert words[1] == "compose"
     services = yaml.safe_load(compose_text())["services"]
     profiles = {profile for service in services.values() for profile in service.get("profiles", [])}
@@ -194,6 +200,13 @@ def _check_docker(words: Words) -> None:
     if command == "cp":
         named = [word.partition(":")[0] for word in named if ":" in word]
     assert set(named) <= set(services), named
+
+
+def _check_cluster_tool(words: Words) -> None:
+    """Check files and folders that kubectl or helm is given."""
+    for option, path in pairwise(words):
+        if option in {"-k", "-f", "--values"}:
+            assert (ROOT / path).exists(), path
 
 
 def _check_prometheus(words: Words) -> None:
@@ -211,5 +224,6 @@ CHECKS: dict[str, Callable[[Words], None]] = {
     "curl": _check_curl,
     "docker": _check_docker,
     "prometheus": _check_prometheus,
+    **dict.fromkeys(("kubectl", "helm"), _check_cluster_tool),
     **dict.fromkeys(("ruff", "mypy", "lint-imports", "pre-commit"), _check_tool),
 }

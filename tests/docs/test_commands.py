@@ -77,6 +77,8 @@ def test_every_command_in_a_sentence_exists(page: Path) -> None:
         ".venv/bin/python -m export check artifacts/bundles/cnn --no-such-option",
         "curl http://localhost:3000/no/such/endpoint",
         "docker compose --profile no-such-profile up",
+        "docker build -f no-such.Dockerfile .",
+        "kubectl apply -k service/kubernetes/overlays/no-such-overlay",
         "no-such-program",
     ],
 )

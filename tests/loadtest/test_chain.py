@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.__main__ import main
-from loadtest.chain import text_table
+from loadtest.report.formats import text_table
 
 DIGIT = Path(__file__).parent.parent / "service" / "digit.png"
 

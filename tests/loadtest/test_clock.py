@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from loadtest.generator.clock import Polling, TimerFile, Waiter, waiter
+from loadtest.generator.clock import TimerFile, Waiter, waiter
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
 
 
-@pytest.fixture(params=[pytest.param(TimerFile, marks=on_linux), Polling])
+@pytest.fixture(params=[pytest.param(TimerFile, marks=on_linux), Waiter])
 def clock(request: pytest.FixtureRequest) -> Iterator[Waiter]:
     """Each kind."""
     made: Waiter = request.param()

@@ -301,7 +301,7 @@ def test_what_cannot_be_made_is_status_2_whatever_it_was(
     monkeypatch.setattr("loadtest.measure.noop.START_TIMEOUT_S", 0.0)
     command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
     assert main([*command, "--out", str(tmp_path)]) == 2
-    assert "no-op server did not start" in capsys.readouterr().err
+    assert "was not ready within 0 s" in capsys.readouterr().err
 
 
 def test_the_service_is_offered_less_and_more_than_it_can(

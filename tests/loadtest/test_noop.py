@@ -16,11 +16,10 @@ import pytest
 
 from loadtest.measure.noop import noop_server
 from loadtest.server import REPOSITORY
+from tests.loadtest.slow_server import slow_server
 
-BODY = b'{"label": "7"}'
-ANSWER = (
-    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{"label": "7"}'
-)
+BODY = b"{}"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 READY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PLAIN = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n\r\n\r\nPOST "
 EMPTY = b"POST / HTTP/1.1\r\n\r\n"
@@ -30,7 +29,7 @@ OTHER = b"GET /predict HTTP/1.1\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with noop_server(BODY) as found:
+    with noop_server() as found:
         yield found
 
 
@@ -102,8 +101,8 @@ def test_it_does_not_matter_where_a_stream_is_cut(url: str, cut: int) -> None:
 
 def test_requests_take_their_time_one_after_the_other() -> None:
     """Ten on two connections, at once, of 20 ms each: the last answer comes after 200 ms."""
-    with noop_server(service_s=0.02) as url, _connect(url) as one, _connect(url) as other:
-        size = len(ANSWER) - len(BODY) - 1 + len(b"{}")
+    with slow_server(service_s=0.02) as url, _connect(url) as one, _connect(url) as other:
+        size = len(ANSWER)
         start_s = time.monotonic()
         for connection in (one, other):
             connection.sendall(EMPTY * 5)
@@ -124,7 +123,7 @@ def test_it_stalls_once_and_answers_all_that_waited_at_once() -> None:
             assert json.load(answer) == {}
         answered_s.append(time.monotonic())
 
-    with noop_server(stall_at_s=stall_at_s, stall_s=stall_s) as url:
+    with slow_server(stall_at_s=stall_at_s, stall_s=stall_s) as url:
         time.sleep(0.4)  # the clock begins with the first request, not with the server
         first_s = time.monotonic()
         ask(url)
@@ -146,7 +145,7 @@ def test_it_stalls_once_and_answers_all_that_waited_at_once() -> None:
 
 def test_a_probe_starts_no_clock() -> None:
     """/readyz is answered, and only the first POST begins the time until the stall."""
-    with noop_server(stall_at_s=0.0, stall_s=0.4) as url:
+    with slow_server(stall_at_s=0.0, stall_s=0.4) as url:
         with urllib.request.urlopen(f"{url}/readyz") as answer:
             assert answer.status == 200
         start_s = time.monotonic()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from loadtest.generator.recorder import decoded
-from loadtest.measure.noop import noop_server
 from loadtest.measure.result import percentiles_ms
 from loadtest.measure.run import generate
 from loadtest.measure.validity import judge
 from loadtest.scenarios import Profile, Scenario, load_scenario
+from tests.loadtest.slow_server import slow_server
 from tests.tiny import SERVED_BUNDLES
 
 RATE, SECONDS, STALL_S, SERVICE_S, STALL_AT_S = 40.0, 8.0, 1.5, 0.005, 3.0
@@ -22,7 +22,7 @@ OPEN = load_scenario("Server", rate_per_s=RATE)
 
 
 def _loaded(scenario: Scenario, tmp_path: Path) -> dict[str, float]:
-    with noop_server(stall_at_s=STALL_AT_S, stall_s=STALL_S, service_s=SERVICE_S) as url:
+    with slow_server(stall_at_s=STALL_AT_S, stall_s=STALL_S, service_s=SERVICE_S) as url:
         tally = generate(scenario, url, [BUNDLE], PROFILE, ceiling=True, request_timeout_s=5)
     assert tally.errors == {}
     assert decoded(tally.latency_us).get_total_count() == tally.sent

@@ -14,8 +14,16 @@ from loadtest.__main__ import main
 from loadtest.generator.expectations import Expectations
 from loadtest.generator.payloads import PeerForm
 from loadtest.measure.run import generate
-from loadtest.peers.declared import Peer, PeerError, declared
-from loadtest.peers.installed import SkippedError, ask, environment, packages, running
+from loadtest.peers.peer import (
+    Peer,
+    PeerError,
+    SkippedError,
+    ask,
+    declared,
+    environment,
+    packages,
+    running,
+)
 from loadtest.peers.run import ENVIRONMENTS, Comparison, Plan, Server, forms_of
 from loadtest.scenarios import Profile, load_scenario
 from tests.loadtest.tiny_peer import ANSWERS, BUNDLE, IMAGES, SERVER, write_peer

@@ -18,9 +18,15 @@ import pytest
 
 from loadtest.measure.noop import noop_server
 from loadtest.server import REPOSITORY, free_port
-from loadtest.telemetry.counters import Figures, between, read
 from loadtest.telemetry.usage import Processes
-from loadtest.telemetry.watch import ServerSample, ServerWatch, summary
+from loadtest.telemetry.watch import (
+    Figures,
+    ServerSample,
+    ServerWatch,
+    between,
+    read,
+    summary,
+)
 from tests.service.processes import main_process, worker_processes
 
 BLANK = [[0] * 28] * 28

@@ -1,15 +1,18 @@
 """What wrk says is believed only where every request was answered."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loadtest.generator.expectations import Expectations
 from loadtest.generator.payloads import Model, prepare
 from loadtest.generator.wrk import WrkError, alone, by_wrk
 from tests.tiny import SERVED_BUNDLES
 
 BUNDLE = SERVED_BUNDLES / "cnn"
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 SAID = """Running 1s test
   Latency Distribution
      50%  1.00ms
@@ -63,3 +66,21 @@ def test_the_runtime_alone_gives_figures_or_says_what_is_wrong(served_bundle: Pa
     np.savez(served_bundle / "golden.npz", **arrays)
     with pytest.raises(WrkError, match="wrongly"):
         alone(served_bundle, samples=8, seconds=1)
+
+
+@needs_wrk
+def test_every_answer_is_verified_where_a_judge_is_given(
+    service_url: str, served_bundle: Path, tmp_path: Path
+) -> None:
+    """The service's answers are right; against other golden samples the complaint is told."""
+    honest = Expectations(BUNDLE, 3, "infer/raw")
+    request = honest.requests[0]
+    assert by_wrk(tmp_path, service_url, request, 4, 1, honest).requests_per_s > 1
+    assert honest.named == ("cpu", "onnx")
+    with np.load(served_bundle / "golden.npz") as content:
+        arrays = dict(content)
+    arrays["truth/logits"] = np.roll(arrays["truth/logits"], 1, axis=1)
+    np.savez(served_bundle / "golden.npz", **arrays)
+    spoilt = Expectations(served_bundle, 3, "infer/raw")
+    with pytest.raises(WrkError, match="wrong answers, such as: probabilities: labels"):
+        by_wrk(tmp_path, service_url, spoilt.requests[0], 4, 1, spoilt)

@@ -16,10 +16,11 @@ import pytest
 
 from export.bundle.golden import Golden
 from export.bundle.metrics import Arrays
-from loadtest.generator.client import Load, closed_loop, open_loop
-from loadtest.generator.expectations import Expectations
-from loadtest.measure.stats import percentile
-from loadtest.regression.compare import target as target_of
+from loadtest.generator.recorder import Tally, decoded
+from loadtest.measure.result import percentiles_ms
+from loadtest.measure.run import generate
+from loadtest.measure.sweep import closed_loop_rate
+from loadtest.scenarios import Profile, load_scenario
 from loadtest.server import running_service
 from service.engine.batcher import Batcher
 from service.models.loader import load_verified_models
@@ -29,11 +30,12 @@ from tests.service.answers import RAW, parsed, raw_request, read_logits
 from tests.service.processes import worker_processes
 from tests.tiny import SERVED_BUNDLES
 
-GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
+CNN = SERVED_BUNDLES / "cnn"
+GOLDEN = Golden.load(CNN / "golden.npz")
 IMAGES, LABELS = GOLDEN.inputs["images"], GOLDEN.labels()
 URL = "/v2/models/cnn/infer"
 BATCH = 64
-OFFERED_S = 2.0
+PROFILE = Profile(name="overload", duration_s=2.0, warmup_s=0.5, runs=1)
 BASE = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
 QUEUE = {"INFERENCE_MAX_QUEUE_SAMPLES": "8", "INFERENCE_MAX_REQUEST_SAMPLES": "8"}
 SLOW_CLIENTS = 60
@@ -150,35 +152,38 @@ def test_in_the_event_loop_too_what_does_not_fit_is_refused(tmp_path: Path) -> N
 
 
 def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
-    """Requests of 64 images at fixed times, twice as many as get done: 200 and right, or 429.
+    """Requests of 64 images at drawn times, twice as many as get done: 200 and right, or 429.
 
     Afterwards the service is ready and answers at once.
     """
     images = np.resize(IMAGES, (BATCH, 28, 28))
-    expectations = Expectations(SERVED_BUNDLES / "cnn", BATCH, "infer/raw")
     settings = BASE | {"INFERENCE_MAX_QUEUE_SAMPLES": "128", "INFERENCE_MAX_REQUEST_SAMPLES": "64"}
     with running_service(tmp_path / "log", settings=settings) as url:
-        target = target_of(url, expectations)
-        rate = closed_loop(target, 4, OFFERED_S).rate
-        loads = {factor: open_loop(target, factor * rate, OFFERED_S) for factor in (1, 2)}
+        scenario, bundles = load_scenario("Overload", samples_per_request=BATCH), [CNN]
+        rate = closed_loop_rate(scenario, url, bundles, processes=1)
+        tallies = {}
+        for factor in (1, 2):
+            offered = scenario.model_copy(update={"rate_per_s": factor * rate})
+            tallies[factor] = generate(offered, url, bundles, PROFILE)
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             assert client.get("/readyz").status_code == 200
             after = client.post(URL, content=images.tobytes(), headers=RAW)
             assert client.get("/healthz/deep").status_code == 200
     assert (read_logits(after).argmax(axis=1) == np.resize(LABELS, BATCH)).all()
-    for factor, load in loads.items():
-        _assert_sound(load)
-        told = f"{len(load.refused_s)} of {load.asked} refused, p99 of the others "
-        told += f"{1000 * percentile([load.accepted_s], 99):.1f} ms"
+    for factor, tally in tallies.items():
+        _assert_sound(tally)
+        p99_ms = percentiles_ms(tally.latency_us, [99])["p99"]
+        told = f"{tally.errors} of {tally.sent} refused, p99 of the others {p99_ms:.1f} ms"
         sys.stdout.write(f"{factor} x {rate:.0f}/s of {BATCH} images: {told}\n")
-    assert loads[2].refused_s
+    assert tallies[2].errors
 
 
-def _assert_sound(load: Load) -> None:
-    assert (load.wrong, load.other) == (0, {}), load.examples
-    assert load.accepted_s
-    assert all(seconds >= 1 for seconds in load.retry_after_s)
-    assert len(load.accepted_s) + len(load.refused_s) == load.asked
+def _assert_sound(tally: Tally) -> None:
+    assert (tally.wrong_answers, tally.stragglers) == (0, 0), tally.wrong_examples
+    assert tally.errors.keys() <= {"HTTP 429"}
+    answered = decoded(tally.latency_us).get_total_count()
+    assert answered > 0
+    assert answered + sum(tally.errors.values()) == tally.sent
 
 
 def _slow_ones() -> list[tuple[bytes, bytes]]:

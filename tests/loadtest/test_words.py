@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.report.formats import to_junit, to_markdown, write_all
+from loadtest.report.words import to_junit, to_markdown, write_all
 from tests.loadtest.points import point
 
 

@@ -1,0 +1,18 @@
+"""The machine's cores are divided between service and client."""
+
+import os
+
+import pytest
+
+from loadtest.machine import cores, pinned
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no such call here")
+def test_service_and_client_have_their_own_cores() -> None:
+    """No core is in both sets, and afterwards all are there again."""
+    before = os.sched_getaffinity(0)
+    services, clients = cores()
+    assert not services & clients
+    with pinned(clients):
+        assert os.sched_getaffinity(0) == (clients or before)
+    assert os.sched_getaffinity(0) == before
