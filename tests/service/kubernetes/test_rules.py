@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from service.settings import ROOT
-from tests.service.kubernetes.render import KUBERNETES, find, render_overlay
+from tests.service.kubernetes.render import KUBERNETES, OVERLAYS, find, render_overlay
 from tests.service.kubernetes.rules import MANIFEST, make_prometheus_rule
 
 ADAPTER = yaml.safe_load(
@@ -26,16 +26,16 @@ def test_the_prometheus_rule_holds_the_rules_of_the_monitoring_folder() -> None:
     assert sum("alert" in rule for rule in alerts) == 14
 
 
-def test_the_job_of_the_rules_is_the_name_of_the_service() -> None:
-    """The operator labels every series with the Service's name as its job, and rules select it."""
-    objects = render_overlay("cpu")
-    service = find(objects, "Service")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_operator_gives_every_series_the_job_of_the_rules(overlay: str) -> None:
+    """The ServiceMonitor selects one Service, takes the job from its label and its port by name."""
+    objects = render_overlay(overlay)
     monitor = find(objects, "ServiceMonitor")["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    services = [one for one in objects if one["kind"] == "Service"]
+    (service,) = (one for one in services if wanted <= one["metadata"]["labels"].items())
     jobs = set(re.findall(r'job="([^"]+)"', MANIFEST.read_text()))
-    assert jobs == {service["metadata"]["name"]}
-    assert "jobLabel" not in monitor
-    labels = service["metadata"]["labels"]
-    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    assert jobs == {service["metadata"]["labels"][monitor["jobLabel"]]}
     ports = {port["name"] for port in service["spec"]["ports"]}
     assert {endpoint["port"] for endpoint in monitor["endpoints"]} <= ports
 
