@@ -56,6 +56,16 @@ def test_what_a_function_raises_is_raised_here() -> None:
         worker.call(int, "x", timeout_s=60)
 
 
+def test_the_threads_of_a_worker_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is set before a worker loads PyTorch, which reads it once; who has set it is obeyed."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with Worker() as worker:
+        assert worker.call(os.getenv, "OMP_WAIT_POLICY", timeout_s=60) == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    with Worker() as worker:
+        assert worker.call(os.getenv, "OMP_WAIT_POLICY", timeout_s=60) == "ACTIVE"
+
+
 def test_a_worker_knows_what_it_was_asked_for_and_no_more() -> None:
     """No torch in a process that runs ONNX files alone."""
     with Worker() as worker:
