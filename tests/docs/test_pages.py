@@ -25,17 +25,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in find_anchors(target), f"{page.name}: {link}"
 
 
-# Remove a page from here once the README links it.
-NOT_IN_README_YET = {"kubernetes.md"}
-
-
 def test_every_page_is_in_the_index() -> None:
     """docs/README.md, the README and llms.txt lead to each page of docs/."""
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     for index in (ROOT / "docs" / "README.md", ROOT / "README.md", ROOT / "llms.txt"):
         linked = {Path(link.partition("#")[0]).name for link in find_links(index)}
-        awaited = NOT_IN_README_YET if index == ROOT / "README.md" else set()
-        assert pages <= linked | awaited, f"{index}: {pages - linked}"
+        assert pages <= linked, f"{index}: {pages - linked}"
 
 
 def test_pages_that_the_code_names_are_there() -> None:

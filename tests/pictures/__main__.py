@@ -7,7 +7,7 @@ page    the service's page with a drawn digit, in Chromium
 gate    the pipeline, and what each stage refuses
 faults  the MLP's faults by checks, from tests.export.other_gates with ten draws
 layers  the error of each value inside the CNN's ONNX file, from its bundle's parity.json
-sweep   latency over throughput, from `python -m loadtest sweep` of a service that is started for it
+sweep   latency over users of the CNN, from `python -m loadtest sweep --scenario Concurrency`
 """
 
 import argparse
@@ -81,7 +81,7 @@ def make_layers(bundles: Path, out: Path) -> list[Path]:
 
 def make_sweep(bundles: Path, out: Path) -> list[Path]:
     """The curve of a sweep of the CNN; the load test runs in a process of its own, as always."""
-    from loadtest.measure.sweep import Sweep  # noqa: PLC0415 - imports locust
+    from loadtest.measure.stats import Runs  # noqa: PLC0415 - not for the other pictures
     from loadtest.server import running_service  # noqa: PLC0415
     from tests.pictures.charts import draw_sweep  # noqa: PLC0415
 
@@ -91,10 +91,10 @@ def make_sweep(bundles: Path, out: Path) -> list[Path]:
         with running_service(folder / "service.log", settings=settings) as url:
             command = [sys.executable, "-m", "loadtest", "sweep", "--url", url]
             command += ["--bundle", str((bundles / "cnn").resolve()), "--out", str(folder)]
+            command += ["--scenario", "Concurrency", "--endpoint", "infer/raw"]
             subprocess.run([*command, "--accept-invalid"], cwd=ROOT, check=True)
-        found = Sweep.model_validate_json((folder / "sweep-cnn-Server.json").read_bytes())
-    draw = partial(draw_sweep, found.points, found.slo_ms, found.capacity, "cnn")
-    return save_both(draw, out, "sweep")
+        found = Runs.model_validate_json((folder / "sweep-cnn-Concurrency.json").read_bytes())
+    return save_both(partial(draw_sweep, found.runs, "cnn"), out, "sweep")
 
 
 PICTURES: dict[str, Callable[[Path, Path], list[Path]]] = {

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter
 from export.bundle.tolerances import Tolerance
 from export.parity.schema import Layer
 from loadtest.measure.result import Result
-from loadtest.report.words import rate_per_s
 from tests.pictures.palette import Palette
 
 OUR_CHECKS = ("samples", "layers", "weights", "exact values")
@@ -135,15 +134,11 @@ def _add_layer_legend(figure: Figure, axes: Axes, palette: Palette) -> None:
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
 
 
-def draw_sweep(
-    points: Sequence[Result], slo_ms: float, capacity: int | None, name: str, palette: Palette
-) -> Figure:
-    """Latency over the offered rate, with the bound and the capacity.
+def draw_sweep(points: Sequence[Result], name: str, palette: Palette) -> Figure:
+    """Latency over the number of users of a closed loop.
 
     Args:
-        points: By rate; INVALID ones have hollow markers.
-        slo_ms: The bound of p99.
-        capacity: Position of the capacity among the points, if there is one.
+        points: By users; INVALID ones have hollow markers.
         name: The model's.
         palette: The colours.
     """
@@ -153,32 +148,27 @@ def draw_sweep(
     colours = (palette.quiet, palette.second, palette.accent)
     for percentile, colour in zip(PLOTTED_PERCENTILES, colours, strict=True):
         _draw_percentile(axes, shown, percentile, colour)
-    axes.axhline(slo_ms, color=palette.bad_ink, linestyle="--", label=f"SLO: p99 < {slo_ms:g} ms")
-    if capacity is not None:
-        best = points[capacity]
-        place = (rate_per_s(best), best.latency_ms["p99"])
-        axes.plot(*place, "*", color=palette.ink, markersize=15, label="capacity at the SLO")
     if any(not point.verdict.valid for point in shown):
         axes.plot([], [], "o", markerfacecolor="none", color=palette.quiet, label="INVALID")
     _scale_latency(axes, [point.latency_ms[p] for point in shown for p in PLOTTED_PERCENTILES])
-    axes.set(xlabel="offered requests/s", ylabel="latency, ms")
-    axes.set_xlim(0, None)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set(xlabel="users, each with one request at a time", ylabel="latency, ms")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([point.users for point in shown], [f"{point.users}" for point in shown])
     axes.grid(axis="y", color=palette.quiet, alpha=0.25, linewidth=0.7)
-    axes.set_title(f"{name}: latency over throughput", loc="left")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    axes.set_title(f"{name}: latency in a closed loop", loc="left")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
 def _draw_percentile(axes: Axes, points: Sequence[Result], percentile: str, colour: str) -> None:
-    """A line through the valid points, and hollow markers at the INVALID ones."""
-    line: dict[str, Any] = {"marker": PLOTTED_PERCENTILES[percentile], "color": colour}
-    styles: dict[bool, dict[str, Any]]
-    styles = {True: {"label": percentile}, False: {"linestyle": "none", "markerfacecolor": "none"}}
-    for valid, style in styles.items():
-        chosen = [point for point in points if point.verdict.valid is valid]
-        rates = [rate_per_s(point) for point in chosen]
-        axes.plot(rates, [point.latency_ms[percentile] for point in chosen], **line, **style)
+    """A line through all points, whose marker is hollow at the INVALID ones."""
+    marker = PLOTTED_PERCENTILES[percentile]
+    latencies = [point.latency_ms[percentile] for point in points]
+    axes.plot([point.users for point in points], latencies, color=colour, linewidth=1.2)
+    axes.plot([], [], marker, color=colour, label=percentile)
+    for point, latency in zip(points, latencies, strict=True):
+        face = colour if point.verdict.valid else "none"
+        axes.plot(point.users, latency, marker, color=colour, markerfacecolor=face)
 
 
 def _scale_latency(axes: Axes, values: Sequence[float]) -> None:
