@@ -24,7 +24,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
+@pytest.mark.parametrize("model", ["cnn", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_two_builds_of_a_checkpoint_are_byte_identical(
     model: str, bundles: Path, checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from tests.export.faults import change_one_weight
 from tests.rehash import rehash
 from tests.tiny import SERVED_BUNDLES
 
-FACTORS = [1.01, 0.99, -1.0, float("nan")]
+FACTORS = [1.01, *(pytest.param(f, marks=pytest.mark.slow) for f in (0.99, -1.0, float("nan")))]
 needs_cuda = pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device on this machine")
 without_cuda = pytest.mark.skipif(cuda_device_count() > 0, reason="this machine has a CUDA device")
 

@@ -172,6 +172,7 @@ def test_several_models_are_asked_in_one_run(folder: Path, url: str, tmp_path: P
         assert f'model="{name}"' in metrics
 
 
+@pytest.mark.slow
 def test_sweep_finds_the_capacity_of_a_foreign_network(
     folder: Path, url: str, tmp_path: Path
 ) -> None:

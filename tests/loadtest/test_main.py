@@ -304,6 +304,7 @@ def test_what_cannot_be_made_is_status_2_whatever_it_was(
     assert "was not ready within 0 s" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_service_is_offered_less_and_more_than_it_can(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

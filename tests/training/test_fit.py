@@ -36,7 +36,7 @@ def test_the_same_seed_gives_the_same_weights(
     assert _weights_sha256(other) != _weights_sha256(checkpoints / "cnn")
 
 
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
+@pytest.mark.parametrize("model", ["cnn", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_weights(
     model: str, checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +180,7 @@ def test_a_loss_that_is_no_number_stops_the_run_in_words(
     assert not (tmp_path / "checkpoint.json").exists()
 
 
+@pytest.mark.slow
 def test_half_precision_learns_and_repeats(data_dir: Path, tmp_path: Path) -> None:
     """bfloat16 gives other weights than float32, the same ones again, and no worse answers."""
     folders = [

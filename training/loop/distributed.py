@@ -12,6 +12,7 @@ Every process reads the data and, with ``--resume``, the state of the run: on se
 checkpoint's folder must be one that all of them see. Only the first process writes and prints.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,5 +90,9 @@ def init_distributed(device: torch.device) -> Iterator[tuple[DistributedContext,
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield current_context(), device
+        distributed.barrier()  # no process leaves while another still sends to it
     finally:
+        # DistributedDataParallel is part of reference cycles and holds the group: collected only
+        # when Python ends, the group's threads would abort the process.
+        gc.collect()
         distributed.destroy_process_group()

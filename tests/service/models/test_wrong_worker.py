@@ -78,9 +78,13 @@ def service(request: pytest.FixtureRequest, services: dict[str, Injected]) -> In
 
 def test_the_main_process_opens_no_model(service: Injected) -> None:
     """Workers open ONNX sessions; the process that restarts them does not."""
-    opened = {int(line) for line in service.session_pids.read_text().split()}
-    assert service.workers() <= opened
-    assert main_process(service.url).pid not in opened
+
+    def opened() -> set[int]:
+        return {int(line) for line in service.session_pids.read_text().split()}
+
+    # The service is ready with its first worker; the second one may still be opening its models.
+    assert wait_for(lambda: service.workers() <= opened(), REPLACED_WITHIN_S), opened()
+    assert main_process(service.url).pid not in opened()
 
 
 @dataclass

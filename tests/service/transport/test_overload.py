@@ -151,6 +151,7 @@ def test_in_the_event_loop_too_what_does_not_fit_is_refused(tmp_path: Path) -> N
         assert 1 <= _assert_refused_or_right(_burst(url, connections)) <= 2
 
 
+@pytest.mark.slow
 def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
     """Requests of 64 images at drawn times, twice as many as get done: 200 and right, or 429.
 
