@@ -122,19 +122,22 @@ def encode_model_infer(outputs: Arrays, asked: InferRequest, manifest: Manifest)
     return bytes(response.SerializeToString())
 
 
+def encode_message(message: str, /, **fields: Any) -> bytes:
+    """Encode a message of these fields."""
+    return bytes(MESSAGES[message](**fields).SerializeToString())
+
+
 def encode_server_metadata() -> bytes:
     """Encode the ``ServerMetadataResponse``; the extensions of HTTP bodies do not belong to it."""
     metadata = server_metadata()
-    return bytes(
-        MESSAGES["ServerMetadataResponse"](
-            name=metadata["name"], version=metadata["version"]
-        ).SerializeToString()
+    return encode_message(
+        "ServerMetadataResponse", name=metadata["name"], version=metadata["version"]
     )
 
 
 def encode_model_metadata(manifest: Manifest) -> bytes:
     """Encode a model's ``ModelMetadataResponse``."""
-    return bytes(MESSAGES["ModelMetadataResponse"](**model_metadata(manifest)).SerializeToString())
+    return encode_message("ModelMetadataResponse", **model_metadata(manifest))
 
 
 def _read_input(tensor: Any, raw: bytes | None) -> InputTensor:

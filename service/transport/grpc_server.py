@@ -22,8 +22,8 @@ from service.core.messages import Target
 from service.observability.records import Exchange
 from service.protocol.errors import UnknownModelError
 from service.protocol.grpc_messages import (
-    MESSAGES,
     SERVICE,
+    encode_message,
     encode_model_metadata,
     encode_server_metadata,
     parse_message,
@@ -165,11 +165,11 @@ async def _infer(content: bytes, exchange: Exchange) -> messages.Response:
 
 
 async def _report_live(_: bytes, __: Exchange) -> messages.Response:
-    return _ok(_encode("ServerLiveResponse", live=True))
+    return _ok(encode_message("ServerLiveResponse", live=True))
 
 
 async def _report_ready(_: bytes, __: Exchange) -> messages.Response:
-    return _ok(_encode("ServerReadyResponse", ready=CONTEXT.handler.health.is_ready))
+    return _ok(encode_message("ServerReadyResponse", ready=CONTEXT.handler.health.is_ready))
 
 
 async def _report_model_ready(content: bytes, _: Exchange) -> messages.Response:
@@ -178,8 +178,8 @@ async def _report_model_ready(content: bytes, _: Exchange) -> messages.Response:
     try:
         CONTEXT.handler.models.get(asked.name, asked.version or None)
     except UnknownModelError:
-        return _ok(_encode("ModelReadyResponse", ready=False))
-    return _ok(_encode("ModelReadyResponse", ready=CONTEXT.handler.health.is_ready))
+        return _ok(encode_message("ModelReadyResponse", ready=False))
+    return _ok(encode_message("ModelReadyResponse", ready=CONTEXT.handler.health.is_ready))
 
 
 async def _describe_server(_: bytes, __: Exchange) -> messages.Response:
@@ -194,10 +194,6 @@ async def _describe_model(content: bytes, _: Exchange) -> messages.Response:
 
 def _ok(body: bytes) -> messages.Response:
     return messages.Response(HTTPStatus.OK, b"", body)
-
-
-def _encode(name: str, **fields: bool) -> bytes:
-    return bytes(MESSAGES[name](**fields).SerializeToString())
 
 
 def _to_bytes(value: str | bytes) -> bytes:

@@ -259,6 +259,7 @@ def test_a_request_whose_client_gave_up_is_not_computed(guarded: Guarded) -> Non
     """It is counted as client_gone, and no batch is run for it."""
     gone = r'inference_refused_requests_total\{[^}]*"client_gone"[^}]*\}'
     batches = r'inference_batch_samples_count\{model="cnn"\}'
+    time.sleep(1.1)  # each worker has added what it buffered of the requests before
     before = _count(guarded.url, gone), _count(guarded.url, batches)
     with (
         triton.InferenceServerClient(guarded.target) as client,
