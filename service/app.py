@@ -19,6 +19,7 @@ from service.models.registry import ModelRegistry
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import make_tracing
+from service.rollout.coordinator import RolloutCoordinator
 from service.settings import ROOT, Settings, SettingsError, list_old_names, read_settings
 from service.transport.asgi_app import make_app
 from service.transport.context import CONTEXT
@@ -109,17 +110,18 @@ class DigitClassifier:
         self._models = ModelRegistry(
             load_verified_models(SETTINGS), SETTINGS, metrics, lambda: CONTEXT.accepted
         )
+        self._rollouts = RolloutCoordinator(self._models, SETTINGS, metrics, self._route)
         self._health = HealthMonitor(
-            self._models, metrics, SETTINGS.golden_check_s, lambda: self._shutdown.leave()
+            self._models,
+            metrics,
+            SETTINGS.golden_check_s,
+            lambda: self._shutdown.leave(),
+            self._rollouts.report_fault,
         )
         self._shutdown = GracefulShutdown(self._health, metrics, SETTINGS.drain_s, _stop_grpc)
         self._handler = Handler(self._models, SETTINGS, self._health, metrics)
-        CONTEXT.serve(
-            RequestGate(SETTINGS, PAGE_PATHS, TRACING),
-            self._handler,
-            DirectRouter(self._models.all() if SETTINGS.fast_path else []),
-            SETTINGS,
-        )
+        CONTEXT.serve(RequestGate(SETTINGS, PAGE_PATHS, TRACING), self._handler, SETTINGS)
+        self._route()
         # What is alive now stays alive: the collector need not look at it again and again, nor
         # after every 700 new objects; a request makes dozens, and none in reference cycles.
         gc.collect()
@@ -131,8 +133,13 @@ class DigitClassifier:
         """Begin to check golden samples, and take over SIGTERM."""
         self._health.start()
         self._shutdown.start()
+        self._rollouts.start()
         if GRPC is not None:
             await GRPC.start()
+
+    def _route(self) -> None:
+        """Find the URLs of all versions that are loaded."""
+        CONTEXT.route(DirectRouter(self._models.loaded() if SETTINGS.fast_path else []))
 
     def __is_ready__(self) -> bool:
         """Whether requests may be sent here, for BentoML's /readyz."""
@@ -141,6 +148,7 @@ class DigitClassifier:
     @bentoml.on_shutdown
     def close(self) -> None:
         """Let running batches end, and send the traces that are left."""
+        self._rollouts.close()
         self._handler.close()
         self._models.close()
         if TRACING is not None:

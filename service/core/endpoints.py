@@ -48,10 +48,6 @@ class Endpoints:
             "predict_image": self._decode_predict_image,
             "features": self._decode_features,
         }
-        self._identity_lines = {
-            model.manifest.name: _identity_lines(model) if settings.answer_headers else b""
-            for model in models.all()
-        }
 
     def check_target(self, target: Target) -> None:
         """Find what is wrong with a request before its body is read.
@@ -87,7 +83,7 @@ class Endpoints:
 
     def _decode_infer(self, request: Request) -> Job:
         target = request.target
-        model = self._models.get(target.model, target.version)
+        model = self._choose(request, target.model, target.version)
         asked = decode_infer(request.body, request.json_length, model.manifest, self._limits)
         return self._make_job(
             model, asked.inputs, lambda outputs: encode_infer(outputs, asked, model.manifest)
@@ -95,7 +91,7 @@ class Endpoints:
 
     def _decode_infer_grpc(self, request: Request) -> Job:
         message = parse_message("ModelInferRequest", request.body)
-        model = self._models.get(message.model_name, message.model_version or None)
+        model = self._choose(request, message.model_name, message.model_version or None)
         asked = read_model_infer(message, model.manifest, self._limits)
 
         def encode(outputs: Arrays) -> tuple[bytes, None]:
@@ -108,18 +104,19 @@ class Endpoints:
             return self._decode_named(request)
         asked = decode_predict(request.body, self._limits)
         query = decode_query(request.target.query, (MODEL,))
-        model = self._models.choose(query.model, asked.model)
+        name = self._models.choose_name(query.model, asked.model)
+        model = self._choose(request, name)
         return self._make_predictions_job(model, {IMAGES: asked.images})
 
     def _decode_predict_image(self, request: Request) -> Job:
         # An unknown model is refused before any pixel is decoded.
         query = decode_query(request.target.query, (MODEL, SHOW))
-        model = self._models.get(query.model)
+        model = self._choose(request, query.model)
         inputs = self._decode_upload(request, _require_digits(model))
         return self._make_predictions_job(model, inputs, show=query.show)
 
     def _decode_named(self, request: Request) -> Job:
-        model = self._models.get(request.target.model)
+        model = self._choose(request, request.target.model)
         adapter = model.adapter
         decode_query(request.target.query, ())
         if _is_upload(request):
@@ -136,11 +133,14 @@ class Endpoints:
         model = self._models.get(request.target.model)
         maps = model.require_feature_maps()
         inputs = {IMAGES: decode_one_image(request.body, self._limits)}
-        name = model.manifest.name
-        lines = self._identity_lines[name]
-        if lines:  # always the fp32 file, whichever variant answers inference requests
-            lines = _identity_lines(model, maps.variant, maps.provider)
-        return Job(name, maps.batcher, inputs, 1, lambda maps: (maps[JSON_BYTES][0], None), lines)
+        # Always the fp32 file of the stable version, whichever variant answers inference requests.
+        lines = self._identity_lines(model, maps.variant, maps.provider)
+
+        def encode(outputs: Arrays) -> tuple[bytes, None]:
+            return outputs[JSON_BYTES][0], None
+
+        manifest = model.manifest
+        return Job(manifest.name, manifest.version, maps.batcher, inputs, 1, encode, lines)
 
     def _make_predictions_job(
         self, model: ServedModel, inputs: Arrays, *, show: bool = False
@@ -159,8 +159,27 @@ class Endpoints:
         return self._make_job(model, inputs, encode)
 
     def _make_job(self, model: ServedModel, inputs: Arrays, encode: Encode) -> Job:
-        name, samples = model.manifest.name, len(next(iter(inputs.values())))
-        return Job(name, model.batcher, inputs, samples, encode, self._identity_lines[name])
+        manifest, samples = model.manifest, len(next(iter(inputs.values())))
+        lines = self._identity_lines(model, model.variant, model.engine.provider)
+        return Job(manifest.name, manifest.version, model.batcher, inputs, samples, encode, lines)
+
+    def _choose(
+        self, request: Request, name: str | None, version: str | None = None
+    ) -> ServedModel:
+        """Return the model that answers a request: the named version, the stable one or a canary.
+
+        Raises:
+            UnknownModelError: No such model, or not in this version.
+        """
+        if version is None and not request.is_stable_only:
+            return self._models.route(name, request.request_id)
+        return self._models.get(name, version)
+
+    def _identity_lines(self, model: ServedModel, variant: str, provider: str) -> bytes:
+        """Return the header lines that say which model computed an answer."""
+        if not self._settings.answer_headers:
+            return b""
+        return _identity_lines(model.manifest.name, model.manifest.version, variant, provider)
 
 
 def _require_digits(model: ServedModel) -> DigitsAdapter:
@@ -189,16 +208,15 @@ def _holds_small_png(request: Request) -> bool:
         return True  # decoding finds the same fault at once and describes it
 
 
-def _identity_lines(
-    model: ServedModel, variant: str | None = None, provider: str | None = None
-) -> bytes:
+@lru_cache(maxsize=64)
+def _identity_lines(name: str, version: str, variant: str, provider: str) -> bytes:
     headers = {
-        "x-model": model.manifest.name,
-        "x-model-version": model.manifest.version,
-        "x-model-variant": variant or model.variant,
-        "x-provider": provider or model.engine.provider,
+        "x-model": name,
+        "x-model-version": version,
+        "x-model-variant": variant,
+        "x-provider": provider,
     }
-    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+    return "".join(f"{header}: {value}\r\n" for header, value in headers.items()).encode("latin-1")
 
 
 @lru_cache(maxsize=1024)

@@ -9,11 +9,12 @@ from time import perf_counter
 from export.bundle.metrics import Arrays
 from service.core.endpoints import Endpoints, answer_lines
 from service.core.messages import Job, Request, Response, describe_failure
+from service.engine.batcher import EngineError
 from service.models.health import HealthMonitor
 from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.observability.records import BatchTiming
-from service.protocol.errors import ErrorKind
+from service.protocol.errors import ErrorKind, ServiceError
 from service.settings import Settings
 
 # Each may hold a decoded image of the largest size, or the values of the largest JSON body.
@@ -74,11 +75,12 @@ class Handler:
 class InflightRequest:
     """A request between its decoding and its response: the batcher's result sink."""
 
-    __slots__ = ("_handler", "_is_done", "_job", "_request", "_respond")
+    __slots__ = ("_failure", "_handler", "_is_done", "_job", "_request", "_respond")
 
     def __init__(self, handler: Handler, request: Request, respond: Respond) -> None:
         self._handler, self._request, self._respond = handler, request, respond
         self._job: Job | None = None
+        self._failure: tuple[str, EngineError] | None = None
         self._is_done = False
 
     def receive_job(self, future: "asyncio.Future[Job]") -> None:
@@ -126,10 +128,15 @@ class InflightRequest:
         self._respond(Response(HTTPStatus.OK, lines, body, None, job.model, timing))
         seconds = perf_counter() - request.started_s
         handler.metrics.record_answer(job.model, request.target.endpoint, job.samples, seconds)
+        observer = handler.models.observer(job.model)
+        if observer is not None and request.target.endpoint != "features":
+            if self._failure is not None:
+                observer.record_failure(*self._failure)
+            observer.record_answer(job.version, job.inputs, outputs, timing, seconds)
 
     def fail(self, error: BaseException) -> None:
-        """Respond with a refusal."""
-        if self._is_done:
+        """Respond with a refusal, unless the stable version can answer for a canary that failed."""
+        if self._is_done or (isinstance(error, EngineError) and self._ask_stable(error)):
             return
         self._is_done = True
         target = self._request.target
@@ -137,3 +144,22 @@ class InflightRequest:
         where = f"{target.endpoint} of {model}" if model else target.endpoint
         failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
         self._respond(self._handler.refuse(failure, where, self._request.request_id))
+
+    def _ask_stable(self, error: EngineError) -> bool:
+        """Queue the request for the stable version if a canary's engine failed for it.
+
+        If the stable version answers, the fault is the canary's, and is recorded as such. A request
+        that names its version is not answered by another one.
+        """
+        job, request, models = self._job, self._request, self._handler.models
+        if job is None or request.is_stable_only or request.target.version is not None:
+            return False
+        if job.version == models.get(job.model).manifest.version:
+            return False
+        self._failure = job.version, error
+        request.is_stable_only = True
+        try:
+            self.enqueue(self._handler.endpoints.decode(request))
+        except ServiceError as refusal:
+            self.fail(refusal)
+        return True

@@ -45,6 +45,7 @@ class Request:
         request_id: As in the answer's header.
         started_s: When its head had been read, by ``time.perf_counter``.
         is_connected: Returns False once the client has gone.
+        is_stable_only: The stable version answers it, although the canary would: it failed.
     """
 
     target: Target
@@ -54,6 +55,7 @@ class Request:
     request_id: bytes
     started_s: float
     is_connected: Callable[[], bool]
+    is_stable_only: bool = False
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class Job:
 
     Attributes:
         model: The model's name.
+        version: The version that computes it.
         batcher: The model's batcher.
         inputs: By name, checked, N samples each.
         samples: N.
@@ -71,6 +74,7 @@ class Job:
     """
 
     model: str
+    version: str
     batcher: Batcher
     inputs: Arrays
     samples: int

@@ -10,6 +10,7 @@ A long one runs in the batcher's thread, so that the event loop reads further re
 
 import asyncio
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Batcher:
         on_batch: Callable[[BatchTiming], None] = lambda timing: None,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Make a batcher.
+        """Make a batcher; its thread ends when nothing holds the batcher any more.
 
         Args:
             predict: Runs one batch, never two at a time.
@@ -111,11 +112,17 @@ class Batcher:
         self._accepted, self._accepting_since_s = 0, 0.0
         self._thread: Thread | None = None
         self._thread_work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        weakref.finalize(self, self._thread_work.put, None)
 
     @property
     def queued_samples(self) -> int:
         """Samples that wait; those of the running batch are not counted."""
         return self._queued_samples
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch runs and nothing waits."""
+        return not self._is_running
 
     def enqueue(
         self, inputs: Arrays, samples: int, sink: ResultSink, *, is_exempt: bool = False
@@ -233,7 +240,8 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         if self._thread is None:
-            self._thread = Thread(target=self._run_thread, name="engine", daemon=True)
+            arguments = (self._thread_work,)
+            self._thread = Thread(target=_run_thread, args=arguments, name="engine", daemon=True)
             self._thread.start()
         left_s = batch[0].arrived_s + self._deadline_s - time.perf_counter()
         expiry = loop.call_later(left_s, self._expire, batch)
@@ -248,10 +256,6 @@ class Batcher:
                 loop.call_soon_threadsafe(receive, computed)
 
         self._thread_work.put(work)
-
-    def _run_thread(self) -> None:
-        while (work := self._thread_work.get()) is not None:
-            work()
 
     def _is_accepting(self) -> bool:
         """Whether connections are still being accepted and the batch may wait for them."""
@@ -335,6 +339,13 @@ class Batcher:
                 item.sink.succeed(part, timing)
             start = end
         self._on_batch(BatchTiming(samples, start_s - batch[0].arrived_s, compute_s))
+
+
+def _run_thread(thread_work: "SimpleQueue[Callable[[], None] | None]") -> None:
+    """Run what is queued until None comes; holds only the queue, so that a batcher can be freed."""
+    while (work := thread_work.get()) is not None:
+        work()
+        del work  # it holds the batcher
 
 
 @dataclass(slots=True)

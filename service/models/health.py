@@ -37,10 +37,19 @@ class HealthMonitor:
         metrics: Metrics,
         interval_s: float,
         on_failure: Callable[[], None] = lambda: None,
+        on_fault: Callable[[ServedModel, list[str]], None] = lambda model, failures: None,
     ) -> None:
-        """Begin ready; ``on_failure`` is called after a check in which a model answered wrongly."""
+        """Begin ready.
+
+        Args:
+            models: What is checked.
+            metrics: Where checks are recorded.
+            interval_s: Seconds between checks.
+            on_failure: Called after a check in which a stable version answered wrongly.
+            on_fault: Called with each version that answered wrongly, and what was wrong.
+        """
         self._models, self._metrics = models, metrics
-        self._interval_s, self._on_failure = interval_s, on_failure
+        self._interval_s, self._on_failure, self._on_fault = interval_s, on_failure, on_fault
         metrics.set_golden_interval(interval_s)
         self._task: asyncio.Task[None] | None = None
         self.is_draining = False
@@ -65,10 +74,14 @@ class HealthMonitor:
 
     async def check(self) -> dict[str, list[str]]:
         """Check every model now and return what was wrong, by model."""
-        for model in self._models.all():
+        for model in self._models.loaded():
             name = model.manifest.name
+            if model is not self._models.get(name):
+                await self._check_candidate(model)
+                continue
             failures = await self._check_model(model)
             if failures:
+                self._on_fault(model, failures)
                 logger.error("%s fails its golden samples: %s", name, "; ".join(failures))
                 self.failures[name] = failures
             elif failures is not None:
@@ -77,18 +90,22 @@ class HealthMonitor:
             self._on_failure()
         return dict(self.failures)
 
+    async def _check_candidate(self, model: ServedModel) -> None:
+        """Check a version that is not the stable one: a wrong answer ends its roll-out alone."""
+        try:
+            failures, _ = await self._ask(model)
+        except ServiceError:
+            return  # a full queue says nothing of the version
+        except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
+            failures = [repr(error)]
+        if failures:
+            self._on_fault(model, failures)
+
     async def _check_model(self, model: ServedModel) -> list[str] | None:
         """Return what was wrong with a model's answers, or None if it could not be asked."""
-        golden, tolerance = model.samples, model.tolerance
-        if tolerance.scaled_error is not None:  # other tolerances judge all samples together
-            golden = golden.first(max(SAMPLES, count_to_check(model.engine)))
-        name = model.manifest.name
+        name, tolerance = model.manifest.name, model.tolerance
         try:
-            together, _ = await model.batcher.submit(golden.inputs, is_exempt=True)
-            alone, _ = await model.batcher.submit(golden.first(1).inputs, is_exempt=True)
-            # Small batches may run in another session than large ones: judge one sample twice.
-            names = [spec.name for spec in model.manifest.outputs]
-            mixed = {key: np.concatenate([alone[key], together[key][1:]]) for key in names}
+            failures, worst = await self._ask(model)
         except ServiceError as error:
             logger.warning("the golden samples of %s were not checked: %s", name, error)
             self._metrics.record_skipped_check(name)
@@ -96,16 +113,28 @@ class HealthMonitor:
         except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
             self._metrics.record_golden_check(name, passed=False)
             return [repr(error)]
+        self._metrics.record_golden_check(
+            name, passed=not failures, error=worst, bound=tolerance.scaled_error
+        )
+        return failures
+
+    async def _ask(self, model: ServedModel) -> tuple[list[str], float]:
+        """Return what was wrong with a model's answers, and the worst scaled error."""
+        golden, tolerance = model.samples, model.tolerance
+        if tolerance.scaled_error is not None:  # other tolerances judge all samples together
+            golden = golden.first(max(SAMPLES, count_to_check(model.engine)))
+        together, _ = await model.batcher.submit(golden.inputs, is_exempt=True)
+        alone, _ = await model.batcher.submit(golden.first(1).inputs, is_exempt=True)
+        # Small batches may run in another session than large ones: judge one sample twice.
+        names = [spec.name for spec in model.manifest.outputs]
+        mixed = {key: np.concatenate([alone[key], together[key][1:]]) for key in names}
         judged = [
             judge_answers(golden, answers, model.manifest.outputs, tolerance)
             for answers in (together, mixed)
         ]
         failures = [failure for found in judged for failure in found.failures]
         worst = max(found.scaled_error for found in judged)
-        self._metrics.record_golden_check(
-            name, passed=not failures, error=worst, bound=tolerance.scaled_error
-        )
-        return list(dict.fromkeys(failures))
+        return list(dict.fromkeys(failures)), worst
 
     async def _run(self) -> None:
         while True:

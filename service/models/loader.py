@@ -2,12 +2,15 @@
 
 A model that does not answer its golden samples within its tolerance is not served. As a command,
 ``python -m service.models.loader`` verifies the configured bundles and exits; the parent process of
-the service runs it, so that it never opens a model, or a CUDA context, itself.
+the service runs it, so that it never opens a model, or a CUDA context, itself. With a folder as its
+argument it verifies this bundle alone: a roll-out does so before a worker opens a new version.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from export.bundle.golden import Golden, GoldenResult, check_golden
 from export.bundle.manifest import BundleError, Manifest, TensorSpec
@@ -17,11 +20,18 @@ from export.bundle.tolerances import Device, Tolerance
 from export.mnist.ood_detector import OodDetector
 from service.adapters.adapter import choose_adapter
 from service.adapters.tensors import TensorsAdapter
-from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
+from service.engine.engines import (
+    LOWEST_PRIORITY,
+    Engine,
+    choose_threads,
+    open_engine,
+    required_tolerance,
+)
 from service.models.feature_maps import FeatureMapServer
 from service.protocol.answers import Identity
 from service.protocol.errors import NoFeatureMapsError
 from service.settings import Settings, read_settings
+from service.versions.state import DESIRED_NAME, RolloutError, find_rollouts
 
 
 class VerificationError(RuntimeError):
@@ -71,14 +81,17 @@ class VerifiedModel:
 def load_verified_models(settings: Settings) -> list[VerifiedModel]:
     """Open every bundle in the configured folder and verify it on its device.
 
+    Of a model with versions it is the stable one.
+
     Raises:
         BundleError: No bundle, one that is damaged or not proven, two of one name, or none of the
             default model's name.
         DeviceUnavailableError: The configured device is not available.
         VerificationError: A model answered its golden samples wrongly.
+        RolloutError: A file of a roll-out cannot be read.
     """
     device = choose_device(settings.device)
-    folders = find_bundles(settings.bundles)
+    folders = _find_stable(settings.bundles)
     if not folders:
         raise BundleError(
             f"no bundle in {settings.bundles.resolve()}: make them with `make bundles`, or name "
@@ -86,7 +99,10 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
         )
     verified: dict[str, VerifiedModel] = {}
     for folder in folders:
-        model = _load(Bundle.open(folder), device, settings)
+        if (folder.parent / DESIRED_NAME).exists():
+            model = load_version(folder, settings, folder.parent.name)
+        else:
+            model = load_model(Bundle.open(folder), device, settings)
         name = model.manifest.name
         if name in verified:
             raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
@@ -97,6 +113,42 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
             f"{settings.bundles}; there are: {', '.join(verified)}"
         )
     return list(verified.values())
+
+
+def load_version(folder: Path, settings: Settings, name: str) -> VerifiedModel:
+    """Open a version of a model, and verify it on the configured device.
+
+    Args:
+        folder: ``bundles/NAME/VERSION``.
+        settings: The service's.
+        name: The model's.
+
+    Raises:
+        BundleError: It is damaged or not proven, or its manifest has another name or version.
+        DeviceUnavailableError: The configured device is not available.
+        VerificationError: It answered its golden samples wrongly.
+    """
+    bundle = Bundle.open(folder)
+    found = bundle.manifest.name, bundle.manifest.version
+    if found != (name, folder.name):
+        raise BundleError(
+            f"{folder} holds {found[0]} version {found[1]}, expected {name} version {folder.name}; "
+            "add versions by: python -m service.rollout stage"
+        )
+    return load_model(bundle, choose_device(settings.device), settings)
+
+
+def _find_stable(bundles: Path) -> list[Path]:
+    """Return the folder of each model's bundle, by the models' names."""
+    folders = {folder.name: folder for folder in find_bundles(bundles)}
+    for rollout in find_rollouts(bundles):
+        if rollout.name in folders:
+            raise BundleError(
+                f"{rollout.folder} is a bundle and holds a {rollout.desired_path.name}; move the "
+                f"bundle's files to {rollout.folder}/VERSION"
+            )
+        folders[rollout.name] = rollout.bundle(rollout.starting_state().stable)
+    return [folders[name] for name in sorted(folders)]
 
 
 def verify_golden(
@@ -120,7 +172,8 @@ def verify_golden(
     return result
 
 
-def _load(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
+def load_model(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
+    """Open a bundle's model and verify it on a device; raises as ``load_version`` does."""
     manifest = bundle.manifest
     variant, tolerance = settings.variant, required_tolerance(manifest, device, settings)
     bundle.model_path(variant)  # raises with the reason if the bundle has no such variant
@@ -183,11 +236,19 @@ def _load_feature_maps(
     return FeatureMapServer(engine, maps, identity, settings.timeout_s)
 
 
-def main() -> int:
-    """Verify the configured bundles; print what is wrong, if anything is, and return the status."""
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
+    """Verify the configured bundles, or the one named; print what is wrong, and return the status.
+
+    One bundle is verified beside a running service, and so at a low priority.
+    """
     try:
-        load_verified_models(read_settings())
-    except (BundleError, DeviceUnavailableError, VerificationError) as error:
+        if arguments:
+            os.nice(LOWEST_PRIORITY)
+            folder = Path(arguments[0])
+            load_version(folder, read_settings(), folder.parent.name)
+        else:
+            load_verified_models(read_settings())
+    except (BundleError, DeviceUnavailableError, VerificationError, RolloutError) as error:
         sys.stdout.write(str(error))
         return 1
     return 0

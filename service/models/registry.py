@@ -1,14 +1,18 @@
-"""The models that a worker serves, each with its batcher, found by name."""
+"""The models that a worker serves, each version with its batcher, found by name and version."""
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from service.engine.batcher import Batcher
-from service.engine.engines import warm_up
+from export.bundle.metrics import Arrays
+from service.engine.batcher import Batcher, EngineError
+from service.engine.engines import lower_priority, warm_up
 from service.models.loader import VerifiedModel
 from service.observability.metrics import Metrics
+from service.observability.records import BatchTiming
 from service.protocol.answers import ModelCard
 from service.protocol.errors import InvalidInputError, UnknownModelError, quote_value
 from service.protocol.oip import describe_tensor
@@ -22,11 +26,22 @@ LOOP_BUDGET_S = 0.005
 logger = logging.getLogger("bentoml.service")  # BentoML shows only its own loggers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel(VerifiedModel):
-    """A verified model with its batcher."""
+    """A verified model with its batcher.
+
+    Attributes:
+        summary: The log line for the time when it begins to be served; takes ``identity``'s values.
+    """
 
     batcher: Batcher
+    summary: str
+
+    def close(self) -> None:
+        """End its threads after the batches that run."""
+        self.batcher.close()
+        if self.feature_maps is not None:
+            self.feature_maps.batcher.close()
 
     def describe(self, *, is_default: bool) -> ModelCard:
         """Return the model's entry of GET /models."""
@@ -47,6 +62,64 @@ class ServedModel(VerifiedModel):
         }
 
 
+class AnswerObserver(Protocol):
+    """Watches the answers of a model while its versions are replaced."""
+
+    def record_answer(
+        self, version: str, inputs: Arrays, outputs: Arrays, timing: BatchTiming, seconds: float
+    ) -> None:
+        """Receive one answered request; must not raise."""
+
+    def record_failure(self, version: str, error: EngineError) -> None:
+        """Receive one request that a version's engine could not compute."""
+
+
+@dataclass(frozen=True)
+class ModelVersions:
+    """The versions of one model and their roles; a roll-out replaces it as a whole.
+
+    Attributes:
+        stable: Answers all requests that do not name a version, except for the canary's.
+        canary: Answers a share of them.
+        canary_share: That share, 0 to 1.
+        shadow: Answers no request that does not name it.
+        observer: Watches the answers; None if the model has no roll-outs.
+    """
+
+    stable: ServedModel
+    canary: ServedModel | None = None
+    canary_share: float = 0.0
+    shadow: ServedModel | None = None
+    observer: AnswerObserver | None = None
+
+    @property
+    def loaded(self) -> list[ServedModel]:
+        """Every version, the stable one first."""
+        return [model for model in (self.stable, self.canary, self.shadow) if model is not None]
+
+    def get(self, version: str) -> ServedModel:
+        """Return a version.
+
+        Raises:
+            UnknownModelError: It is not served; lists what there is.
+        """
+        for model in self.loaded:
+            if model.manifest.version == version:
+                return model
+        known = " and ".join(model.manifest.version for model in self.loaded)
+        raise UnknownModelError(
+            f"{self.stable.manifest.name} is served in version {known}, not {quote_value(version)}"
+        )
+
+    def route(self, request_id: bytes) -> ServedModel:
+        """Return the version that answers a request which names none: the same in all workers."""
+        if self.canary is None:
+            return self.stable
+        digest = hashlib.blake2b(request_id, digest_size=4).digest()
+        is_canary = int.from_bytes(digest, "big") < self.canary_share * 2**32
+        return self.canary if is_canary else self.stable
+
+
 class ModelRegistry:
     """All models of a worker, by name."""
 
@@ -58,31 +131,53 @@ class ModelRegistry:
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
         """Warm every model up and make its batcher; ``Batcher`` explains ``count_accepted``."""
-        self._models = {
-            model.manifest.name: _serve(model, settings, metrics, count_accepted)
-            for model in verified
-        }
+        self._settings, self._metrics = settings, metrics
+        self._count_accepted = count_accepted
+        self._versions = dict[str, ModelVersions]()
+        for model in verified:
+            name = model.manifest.name
+            self.replace(name, ModelVersions(self.prepare(model)))
+            golden = model.golden
+            metrics.record_golden_check(
+                name, passed=True, error=golden.scaled_error, bound=golden.scaled_error_bound
+            )
         self.default = settings.default_model or verified[0].manifest.name
 
+    def versions(self, name: str | None) -> ModelVersions:
+        """Return the versions of the model of that name, or of the default one.
+
+        Raises:
+            UnknownModelError: No such model; lists what there is.
+        """
+        found = self._versions.get(self.default if name is None else name)
+        if found is None:
+            known = ", ".join(self._versions)
+            raise UnknownModelError(f"no model {quote_value(name)} is served; there are: {known}")
+        return found
+
     def get(self, name: str | None, version: str | None = None) -> ServedModel:
-        """Return the model of that name, or the default one.
+        """Return a version of the model of that name, or of the default one; by default stable.
 
         Raises:
             UnknownModelError: No such model, or not in this version; lists what there is.
         """
-        model = self._models.get(self.default if name is None else name)
-        if model is None:
-            known = ", ".join(self._models)
-            raise UnknownModelError(f"no model {quote_value(name)} is served; there are: {known}")
-        if version is not None and version != model.manifest.version:
-            raise UnknownModelError(
-                f"{model.manifest.name} is served in version {model.manifest.version}, not "
-                f"{quote_value(version)}"
-            )
-        return model
+        found = self.versions(name)
+        return found.stable if version is None else found.get(version)
 
-    def choose(self, in_query: str | None, in_body: str | None) -> ServedModel:
-        """Return the model that a request names in its URL or in its body.
+    def route(self, name: str | None, request_id: bytes) -> ServedModel:
+        """Return the version that answers a request which names no version.
+
+        Raises:
+            UnknownModelError: No such model; lists what there is.
+        """
+        return self.versions(name).route(request_id)
+
+    def observer(self, name: str) -> AnswerObserver | None:
+        """Return what watches the answers of a served model, if anything does."""
+        return self._versions[name].observer
+
+    def choose_name(self, in_query: str | None, in_body: str | None) -> str:
+        """Return the name of the model that a request names in its URL or in its body.
 
         Raises:
             UnknownModelError: No such model.
@@ -94,63 +189,95 @@ class ModelRegistry:
                 f"the URL names the model {quote_value(in_query)} and the body "
                 f"{quote_value(in_body)}; name one"
             )
-        return model
+        return model.manifest.name
 
     def all(self) -> list[ServedModel]:
-        """Return every model, by name."""
-        return list(self._models.values())
+        """Return the stable version of every model, by name."""
+        return [versions.stable for versions in self._versions.values()]
+
+    def loaded(self) -> list[ServedModel]:
+        """Return every version of every model."""
+        return [model for versions in self._versions.values() for model in versions.loaded]
+
+    def list_versions(self, name: str) -> list[str]:
+        """Return the versions of a model, the stable one first."""
+        return [model.manifest.version for model in self.versions(name).loaded]
+
+    def prepare(self, verified: VerifiedModel, *, is_shadow: bool = False) -> ServedModel:
+        """Warm a verified model up and make its batcher; it answers nothing before ``replace``.
+
+        May be called in another thread than the event loop's.
+        """
+        return _prepare(verified, self._settings, self._metrics, self._count_accepted, is_shadow)
+
+    def replace(self, name: str, versions: ModelVersions) -> None:
+        """Serve these versions of a model from now on; called in the event loop.
+
+        Requests that were decoded before keep the version that they began with: their jobs hold
+        it, and its engine and thread end when the last of them does.
+        """
+        old = self._versions.get(name)
+        before = [] if old is None else old.loaded
+        self._versions[name] = versions
+        stable = versions.stable
+        endpoints = ["infer", *stable.adapter.endpoints]
+        endpoints += ["features"] if stable.feature_maps is not None else []
+        endpoints += ["infer_grpc"] if self._settings.grpc_port is not None else []
+        for model in versions.loaded:
+            if model not in before:
+                self._metrics.add_version(model.identity)
+                logger.info(model.summary, *model.identity.values())
+        for model in before:
+            if model not in versions.loaded:
+                self._metrics.remove_version(model.identity)
+        self._metrics.add_model(
+            name,
+            endpoints,
+            read_queued=lambda: sum(model.batcher.queued_samples for model in versions.loaded),
+            limit=self._settings.max_queue_samples,
+        )
 
     def close(self) -> None:
         """End all engines."""
-        for model in self._models.values():
-            model.batcher.close()
-            if model.feature_maps is not None:
-                model.feature_maps.batcher.close()
+        for model in self.loaded():
+            model.close()
 
 
-def _serve(
+def _prepare(
     verified: VerifiedModel,
     settings: Settings,
     metrics: Metrics,
     count_accepted: Callable[[], int],
+    is_shadow: bool,
 ) -> ServedModel:
-    """Warm a model up, make its batcher, and record in log and metrics what is served."""
+    """Warm a model up and make its batcher."""
     manifest, engine, golden = verified.manifest, verified.engine, verified.golden
     batch_s = warm_up(engine, manifest, settings.max_batch_samples)
-    max_loop_samples = _choose_max_loop_samples(batch_s, engine.device, settings)
+    max_loop_samples = 0
+    if not is_shadow:
+        max_loop_samples = _choose_max_loop_samples(batch_s, engine.device, settings)
+    predict = verified.adapter.extend(engine)
     batcher = Batcher(
-        verified.adapter.extend(engine),
+        lower_priority(predict) if is_shadow else predict,
         max_batch_samples=settings.max_batch_samples,
         max_queue_samples=settings.max_queue_samples,
         max_loop_samples=max_loop_samples,
         deadline_s=settings.timeout_s,
         wait_s=settings.batch_wait_ms / 1000,
-        on_batch=functools.partial(metrics.record_batch, manifest.name),
+        on_batch=_ignore if is_shadow else functools.partial(metrics.record_batch, manifest.name),
         count_accepted=count_accepted,
     )
-    has_maps = verified.feature_maps is not None
-    endpoints = ["infer", *verified.adapter.endpoints]
-    endpoints += ["features"] if has_maps else []
-    endpoints += ["infer_grpc"] if settings.grpc_port is not None else []
-    metrics.add_model(
-        verified.identity,
-        endpoints,
-        read_queued=lambda: batcher.queued_samples,
-        limit=settings.max_queue_samples,
+    summary = (
+        "serving %s version %s (%s) on %s (%s): "
+        f"{golden.samples} golden samples right, batches of {settings.max_batch_samples} take "
+        f"{1000 * batch_s[settings.max_batch_samples]:.1f} ms; batches of up to "
+        f"{max_loop_samples} samples run in the event loop, others in a thread"
     )
-    metrics.record_golden_check(
-        manifest.name, passed=True, error=golden.scaled_error, bound=golden.scaled_error_bound
-    )
-    logger.info(
-        "serving %s version %s (%s) on %s (%s): %d golden samples right, batches of %d "
-        "take %.1f ms; batches of up to %d samples run in the event loop, others in a thread",
-        *verified.identity.values(),
-        golden.samples,
-        settings.max_batch_samples,
-        1000 * batch_s[settings.max_batch_samples],
-        max_loop_samples,
-    )
-    return ServedModel(**vars(verified), batcher=batcher)
+    return ServedModel(**vars(verified), batcher=batcher, summary=summary)
+
+
+def _ignore(_: BatchTiming) -> None:
+    """Leave a shadow's batches out of the metrics of the model."""
 
 
 def _choose_max_loop_samples(batch_s: dict[int, float], device: str, settings: Settings) -> int:

@@ -9,7 +9,7 @@ twice a second, and before each scrape.
 import asyncio
 import time
 from collections import Counter as Count
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import Counter, Gauge
 
@@ -33,6 +33,7 @@ class Metrics:
         self._make_request_metrics()
         self._make_model_gauges()
         self._make_golden_metrics()
+        self._make_rollout_metrics()
         self._worker_exits = Counter(
             "inference_worker_exits", "Workers that ended themselves, by reason.", ["reason"]
         )
@@ -96,7 +97,8 @@ class Metrics:
         )
         self._info = Gauge(
             "inference_model_info",
-            "1 for each model served: version, variant, device and the runtime's provider.",
+            "1 for each model served, 0 for a version that was replaced: version, variant, device "
+            "and the runtime's provider.",
             ["model", "version", "variant", "device", "provider"],
             multiprocess_mode="livemax",
         )
@@ -139,24 +141,99 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+    def _make_rollout_metrics(self) -> None:
+        """Metrics of models with versions; each version that is served adds its series."""
+        labels = ["model", "version"]
+        self._generation = Gauge(
+            "inference_rollout_generation",
+            "Generation of the desired state that this model's workers serve; the smallest.",
+            ["model"],
+            multiprocess_mode="livemin",
+        )
+        self._returns = Counter(
+            "inference_rollout_returns",
+            "Versions that the service took back by itself, by their role.",
+            ["model", "role"],
+        )
+        self._version_duration = BufferedHistogram(
+            "inference_version_request_duration_seconds",
+            "From a request's receipt to its answer, by version; of models with versions.",
+            labels,
+            buckets=REQUEST_SECONDS,
+        )
+        self._version_failures = Counter(
+            "inference_version_failures",
+            "Requests that a version's engine could not compute.",
+            labels,
+        )
+        self._shadow_comparisons = Counter(
+            "inference_shadow_comparisons", "Shadow answers that were compared.", labels
+        )
+        self._shadow_disagreements = Counter(
+            "inference_shadow_disagreements",
+            "Shadow answers that differed too much from the stable version's.",
+            labels,
+        )
+        self._version_answers = dict[tuple[str, str], BufferedHistogram]()
+
+    def set_rollout(self, model: str, generation: int, versions: Iterable[str]) -> None:
+        """Begin the series of a model's versions, and set the generation that is served."""
+        self._generation.labels(model).set(generation)
+        for role in ("canary", "shadow", "stable"):
+            self._returns.labels(model, role)
+        for version in versions:
+            self._version_failures.labels(model, version)
+            self._shadow_comparisons.labels(model, version)
+            self._shadow_disagreements.labels(model, version)
+            key = model, version
+            if key not in self._version_answers:
+                self._version_answers[key] = self._version_duration.labels(*key)
+
+    def record_version_answer(self, model: str, version: str, seconds: float) -> None:
+        """Record an answered request of a model with versions; called in the event loop."""
+        self._version_answers[model, version].observe(seconds)
+
+    def record_version_failure(self, model: str, version: str) -> None:
+        """Record a request that a version's engine could not compute."""
+        self._version_failures.labels(model, version).inc()
+
+    def record_shadow_comparison(self, model: str, version: str, *, is_disagreement: bool) -> None:
+        """Record a shadow answer that was compared with the stable version's."""
+        self._shadow_comparisons.labels(model, version).inc()
+        if is_disagreement:
+            self._shadow_disagreements.labels(model, version).inc()
+
+    def record_return(self, model: str, role: str) -> None:
+        """Record that the service took a version back."""
+        self._returns.labels(model, role).inc()
+
+    def add_version(self, identity: Identity) -> None:
+        """Begin to list a version of a model as served."""
+        self._info.labels(**identity).set(1)
+
+    def remove_version(self, identity: Identity) -> None:
+        """List a version of a model as no longer served: files that workers share keep the row."""
+        self._info.labels(**identity).set(0)
+
     def add_model(
         self,
-        identity: Identity,
+        model: str,
         endpoints: Sequence[str],
         read_queued: Callable[[], int],
         limit: int,
     ) -> None:
         """Begin a model's series; ``read_queued`` returns how many of its samples wait."""
-        model = identity["model"]
-        self._info.labels(**identity).set(1)
         self._golden_failures.labels(model)
         self._golden_skipped.labels(model)
         self._queue_limit.labels(model).set(limit)
         self._queued.labels(model).set(0)
         self._read_queued[model] = read_queued
-        histograms = (self._batch_samples, self._compute, self._queue)
-        self._batches[model] = [histogram.labels(model) for histogram in histograms]
+        if model not in self._batches:
+            histograms = (self._batch_samples, self._compute, self._queue)
+            self._batches[model] = [histogram.labels(model) for histogram in histograms]
         for endpoint in endpoints:  # from the start: a rate needs the zero before the first one
+            if (model, endpoint) in self._answers:
+                continue
             self._requests.labels(model, endpoint)
             self._samples.labels(model, endpoint)
             self._answers[model, endpoint] = self._duration.labels(model, endpoint)
@@ -225,6 +302,8 @@ class Metrics:
                 self._requests.labels(*key).inc(requests)
                 self._samples.labels(*key).inc(self._answered_samples[key])
         self._answered_samples.clear()
+        for version_duration in self._version_answers.values():
+            version_duration.flush()
         for histograms in self._batches.values():
             for histogram in histograms:
                 histogram.flush()

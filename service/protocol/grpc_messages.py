@@ -5,6 +5,7 @@ KServe's clients register the same names in protobuf's default pool, and a secon
 name is an error there.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,9 @@ def encode_server_metadata() -> bytes:
     )
 
 
-def encode_model_metadata(manifest: Manifest) -> bytes:
-    """Encode a model's ``ModelMetadataResponse``."""
-    return encode_message("ModelMetadataResponse", **model_metadata(manifest))
+def encode_model_metadata(manifest: Manifest, versions: Sequence[str]) -> bytes:
+    """Encode a model's ``ModelMetadataResponse``; ``versions`` are all that are served."""
+    return encode_message("ModelMetadataResponse", **model_metadata(manifest, versions))
 
 
 def _read_input(tensor: Any, raw: bytes | None) -> InputTensor:

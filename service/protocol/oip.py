@@ -7,7 +7,7 @@ the only input's values and nothing else; its answer has binary outputs.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -180,11 +180,11 @@ def server_metadata() -> ServerMetadata:
     return {"name": "proven-digits", "version": "2", "extensions": EXTENSIONS}
 
 
-def model_metadata(manifest: Manifest) -> ModelMetadata:
-    """The answer to ``GET /v2/models/MODEL``."""
+def model_metadata(manifest: Manifest, versions: Sequence[str] = ()) -> ModelMetadata:
+    """The answer to ``GET /v2/models/MODEL``; ``versions`` are all that are served, if several."""
     return {
         "name": manifest.name,
-        "versions": [manifest.version],
+        "versions": list(versions) or [manifest.version],
         "platform": PLATFORM,
         "inputs": [describe_tensor(spec) for spec in manifest.inputs],
         "outputs": [describe_tensor(spec) for spec in manifest.outputs],

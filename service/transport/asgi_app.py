@@ -154,7 +154,9 @@ async def _describe_server(_: Request) -> Response:
 
 
 async def _describe_model(request: Request) -> Response:
-    return JSONResponse(model_metadata(_named_model(request).manifest))
+    manifest = _named_model(request).manifest
+    versions = CONTEXT.handler.models.list_versions(manifest.name)
+    return JSONResponse(model_metadata(manifest, versions))
 
 
 async def _report_live(_: Request) -> Response:

@@ -32,11 +32,14 @@ class ServerContext:
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
 
-    def serve(
-        self, gate: RequestGate, handler: Handler, router: DirectRouter, settings: Settings
-    ) -> None:
+    def serve(self, gate: RequestGate, handler: Handler, settings: Settings) -> None:
         """Begin to answer with the handler's verified models."""
-        self.gate, self._handler, self.router, self.settings = gate, handler, router, settings
+        self.gate, self._handler, self.settings = gate, handler, settings
+
+    def route(self, router: DirectRouter) -> None:
+        """Let these URLs bypass ASGI from now on, and no others."""
+        self.router = router
+        self.remembered.clear()
 
     @property
     def is_ready(self) -> bool:

@@ -34,11 +34,18 @@ class DirectRouter:
     """Maps the exact bytes of a URL to its target."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
-        """Collect the URLs of these models; without any, all requests take the ASGI transport."""
+        """Collect the URLs of these models; without any, all requests take the ASGI transport.
+
+        The versions of one model have the same URLs, except for the one that names the version.
+        """
         self._targets: dict[bytes, Target] = {}
         for model in models:
             name = model.manifest.name
-            urls = {path: Target("infer", name) for path in infer_paths(model.manifest)}
+            by_name, by_version = infer_paths(model.manifest)
+            urls = {
+                by_name: Target("infer", name),
+                by_version: Target("infer", name, model.manifest.version),
+            }
             urls[f"/models/{name}/predict"] = Target("predict", name)
             if model.feature_maps is not None:
                 urls[f"/models/{name}/features"] = Target("features", name)

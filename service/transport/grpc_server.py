@@ -188,8 +188,9 @@ async def _describe_server(_: bytes, __: Exchange) -> messages.Response:
 
 async def _describe_model(content: bytes, _: Exchange) -> messages.Response:
     asked = parse_message("ModelMetadataRequest", content)
-    model = CONTEXT.handler.models.get(asked.name, asked.version or None)
-    return _ok(encode_model_metadata(model.manifest))
+    models = CONTEXT.handler.models
+    model = models.get(asked.name, asked.version or None)
+    return _ok(encode_model_metadata(model.manifest, models.list_versions(model.manifest.name)))
 
 
 def _ok(body: bytes) -> messages.Response:

@@ -1,0 +1,1 @@
+"""Replaces a model's version while it serves, judged by its proof; see ``docs/rollout.md``."""

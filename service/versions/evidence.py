@@ -1,0 +1,174 @@
+"""Decides by figures whether a candidate is taken back, with stated error rates.
+
+Rates are judged by Wald's likelihood ratio of "the rate is at the bound" against "the rate is
+beyond it", which may be looked at after every request: while the true rate is at most the bound,
+the ratio ever exceeds 1 / ALPHA with a probability of at most ALPHA (Ville's inequality; Wald,
+"Sequential Tests of Statistical Hypotheses", 1945).
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from service.versions.state import DesiredState, VersionFigures
+
+# The probability that a version whose rate is at the bound is ever taken back for it.
+ALPHA = 0.001
+# Ten buckets in each factor of ten, from 10 microseconds to 100 seconds.
+BUCKETS_S = tuple(10 ** (exponent / 10 - 5) for exponent in range(71))
+# Fewer answers of the stable version do not show its 99th percentile.
+LEAST_FOR_P99 = 300
+SLOW_SHARE, CLEARLY_SLOW_SHARE = 0.01, 0.05
+MAX_ERROR_SHARE = 0.01
+
+
+def is_beyond(events: int, trials: int, bound: float, beyond: float | None = None) -> bool:
+    """Whether events are clearly more frequent than the bound.
+
+    With a true rate of ``beyond`` about ln(1 / ALPHA) / KL(beyond, bound) trials show it: 900 for
+    a bound of 0.02, 50 for rates of half and more.
+
+    Args:
+        events: How many of the trials were events.
+        trials: How many there were.
+        bound: The rate that is allowed, 0 to 1.
+        beyond: The rate of the other hypothesis; by default twice the bound.
+    """
+    high = min(2 * bound, 0.9) if beyond is None else beyond
+    ratio = events * math.log(high / bound)
+    ratio += (trials - events) * math.log((1 - high) / (1 - bound))
+    return ratio >= math.log(1 / ALPHA)
+
+
+def bucket_of(seconds: float) -> int:
+    """Return the index of the bucket that a time is counted in."""
+    return bisect_left(BUCKETS_S, seconds)
+
+
+def find_percentile(counts: Sequence[int], share: float) -> float:
+    """Return the upper end of the bucket that holds a percentile, in seconds."""
+    totals = np.cumsum(counts)
+    index = int(np.searchsorted(totals, share * totals[-1]))
+    return BUCKETS_S[min(index, len(BUCKETS_S) - 1)]
+
+
+def is_slower(candidate: Sequence[int], stable: Sequence[int], ratio: float) -> float | None:
+    """Whether a candidate's 99th percentile is clearly beyond ``ratio`` times the stable one's.
+
+    More than one in a hundred of the candidate's times would have to be longer than that.
+
+    Args:
+        candidate: Its times, counted in ``BUCKETS_S``.
+        stable: The stable version's in the same time.
+        ratio: At least 1.
+
+    Returns:
+        The stable version's percentile in seconds if it is, otherwise None.
+    """
+    if not candidate or sum(stable) < LEAST_FOR_P99:
+        return None
+    p99_s = find_percentile(stable, 0.99)
+    slow = sum(candidate[bucket_of(p99_s * ratio) + 1 :])
+    if is_beyond(slow, sum(candidate), SLOW_SHARE, CLEARLY_SLOW_SHARE):
+        return p99_s
+    return None
+
+
+def add_figures(parts: Iterable[VersionFigures]) -> VersionFigures:
+    """Add what several workers counted of one version."""
+    figures = list(parts)
+    worst = max(figures, key=lambda part: part.worst)
+    return VersionFigures(
+        requests=sum(part.requests for part in figures),
+        engine_errors=sum(part.engine_errors for part in figures),
+        durations=_add_counts(part.durations for part in figures),
+        compute=_add_counts(part.compute for part in figures),
+        compared=sum(part.compared for part in figures),
+        disagreed=sum(part.disagreed for part in figures),
+        skipped=sum(part.skipped for part in figures),
+        worst=worst.worst,
+        worst_words=worst.worst_words,
+        same_weights=any(part.same_weights for part in figures),
+    )
+
+
+def _add_counts(parts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    columns = [part for part in parts if part]
+    return tuple(sum(column) for column in zip(*columns, strict=True))
+
+
+def judge(state: DesiredState, figures: dict[str, VersionFigures]) -> tuple[str, str] | None:
+    """Find a candidate that has to be taken back.
+
+    Args:
+        state: The live state.
+        figures: By version, of all workers since the state went live.
+
+    Returns:
+        Its role, "canary" or "shadow", and the reason with the figure; None if there is none.
+    """
+    stable = figures.get(state.stable, VersionFigures())
+    if state.canary is not None:
+        canary = figures.get(state.canary.version, VersionFigures())
+        reason = _judge_canary(state, canary, stable)
+        if reason:
+            return "canary", reason
+    if state.shadow is not None:
+        reason = _judge_shadow(state, figures.get(state.shadow.version, VersionFigures()))
+        if reason:
+            return "shadow", reason
+    return None
+
+
+def judge_promoted(figures: VersionFigures) -> str | None:
+    """Return why a version that was just promoted has to be replaced by the previous one."""
+    errors, trials = figures.engine_errors, figures.requests + figures.engine_errors
+    if is_beyond(errors, trials, MAX_ERROR_SHARE, 5 * MAX_ERROR_SHARE):
+        return f"{errors} of {trials} requests failed in its engine"
+    return None
+
+
+def _judge_canary(
+    state: DesiredState, canary: VersionFigures, stable: VersionFigures
+) -> str | None:
+    if canary.engine_errors:
+        return (
+            f"its engine failed for {canary.engine_errors} requests that the stable version "
+            "answered"
+        )
+    ratio = state.limits.max_p99_ratio
+    for what in ("durations", "compute"):
+        counts = getattr(canary, what)
+        p99_s = is_slower(counts, getattr(stable, what), ratio)
+        if p99_s is not None:
+            name = "requests" if what == "durations" else "batches in the engine"
+            return (
+                f"the 99th percentile of its {name} is {1000 * find_percentile(counts, 0.99):.3g} "
+                f"ms > {ratio:g} x the stable version's {1000 * p99_s:.3g} ms"
+            )
+    return None
+
+
+def _judge_shadow(state: DesiredState, shadow: VersionFigures) -> str | None:
+    if shadow.engine_errors:
+        return (
+            f"its engine failed for {shadow.engine_errors} requests that the stable version "
+            "answered"
+        )
+    if shadow.same_weights:
+        if shadow.disagreed:
+            return (
+                f"{shadow.disagreed} of {shadow.compared} answers differ by more than its "
+                f"tolerance: {shadow.worst_words}"
+            )
+        return None
+    bound = state.limits.max_disagreement
+    if is_beyond(shadow.disagreed, shadow.compared, bound):
+        return (
+            f"{shadow.disagreed} of {shadow.compared} answers disagree with the stable version's "
+            f"({shadow.disagreed / shadow.compared:.1%} > {bound:.1%}, error rate {ALPHA:g}): "
+            f"{shadow.worst_words}"
+        )
+    return None
