@@ -47,9 +47,8 @@ class AnswerComparer:
             RolloutError: The weights differ, there are no labels, and no largest difference is set.
         """
         bounds = (stable.tolerance.scaled_error, candidate.tolerance.scaled_error)
-        self.same_weights = None not in bounds and _weights(stable.manifest) == _weights(
-            candidate.manifest
-        )
+        weights = {_weights(stable.manifest), _weights(candidate.manifest)}
+        self.same_weights = None not in bounds and None not in weights and len(weights) == 1
         self._bound = limits.max_difference
         if self.same_weights:
             self._bound = sum(bound for bound in bounds if bound is not None)

@@ -28,7 +28,7 @@ def is_beyond(events: int, trials: int, bound: float, beyond: float | None = Non
     """Whether events are clearly more frequent than the bound.
 
     With a true rate of ``beyond`` about ln(1 / ALPHA) / KL(beyond, bound) trials show it: 900 for
-    a bound of 0.02, 50 for rates of half and more.
+    a bound of 0.02 and a rate of 0.04, 20 for a rate of a half.
 
     Args:
         events: How many of the trials were events.

@@ -56,7 +56,7 @@ def make_bundle(
         axes: By tensor, the names of its variable axes.
         domains: By input, the values that it may have.
         kinds: By output, "logits" or "probabilities".
-        fields: Further fields of the manifest: task, labels, preprocessing.
+        fields: Further fields of the manifest: version, task, labels, preprocessing.
     """
     with staged(folder / name) as staging:
         path = staging / "model.onnx"
@@ -71,7 +71,7 @@ def make_bundle(
         model_fields = {"format": "onnx", "precision": "fp32", "opset": OPSET}
         manifest = Manifest(
             name=name,
-            version=VERSION,
+            version=fields.pop("version", VERSION),
             architecture="tests",
             inputs=tuple(
                 spec.model_copy(update={"domain": (domains or {}).get(spec.name)})

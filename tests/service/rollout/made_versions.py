@@ -1,0 +1,120 @@
+"""Versions of a tiny classifier, right and wrong ones: x FP32 [-1, 4] to logits FP32 [-1, 3]."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from export.bundle.metrics import Array, Arrays
+from tests.rehash import rehash
+from tests.service.made_bundles import make_bundle, make_model
+from tests.tiny import SERVED_BUNDLES
+
+NAME = "tiny"
+LABELS = ("a", "b", "c")
+# An input whose first number is this is beyond what the version of ``make_failing`` can compute.
+UNLUCKY = 1000.0
+HIDDEN = 4096
+
+
+def weights(seed: int = 0) -> Array:
+    """The weights of a version, float32 [4, 3]."""
+    return np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+
+
+def samples(count: int, seed: int = 1) -> Array:
+    """Inputs, float32 [count, 4]."""
+    return np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
+
+
+def make_version(
+    folder: Path,
+    version: str,
+    seed: int = 0,
+    *,
+    nodes: list[NodeProto] | None = None,
+    constants: Arrays | None = None,
+    classes: int = 3,
+) -> Path:
+    """Write a version to ``folder / VERSION / NAME``; it computes x @ weights(seed).
+
+    Args:
+        folder: Of all sources.
+        version: Its name.
+        seed: Of its weights.
+        nodes: Others than the one matrix product; they compute "logits".
+        constants: Of these nodes, besides "weights".
+        classes: How many of the columns it keeps.
+    """
+    model = make_model(
+        nodes or [helper.make_node("MatMul", ["x", "weights"], ["logits"])],
+        [("x", "FP32", [None, 4])],
+        [("logits", "FP32", [None, classes])],
+        {"weights": weights(seed)[:, :classes]} | (constants or {}),
+    )
+    fields: dict[str, Any] = {"version": version, "labels": LABELS[:classes]}
+    make_bundle(
+        folder / version,
+        NAME,
+        model,
+        {"x": samples(12, seed=2)},
+        kinds={"logits": "logits"},
+        **fields,
+    )
+    return folder / version / NAME
+
+
+def make_slow(folder: Path, version: str) -> Path:
+    """A version with the same answers that takes many times as long."""
+    generator = np.random.default_rng(0)
+    wide = {
+        "up": generator.normal(size=(4, HIDDEN)).astype(np.float32),
+        "deep": generator.normal(size=(HIDDEN, 256)).astype(np.float32),
+        "down": np.zeros((256, 3), np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "weights"], ["right"]),
+        helper.make_node("MatMul", ["x", "up"], ["hidden"]),
+        helper.make_node("Sin", ["hidden"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "deep"], ["deeper"]),
+        helper.make_node("MatMul", ["deeper", "down"], ["nothing"]),
+        helper.make_node("Add", ["right", "nothing"], ["logits"]),
+    ]
+    return make_version(folder, version, nodes=nodes, constants=wide)
+
+
+def make_failing(folder: Path, version: str) -> Path:
+    """A version with the same answers, whose engine fails for inputs that hold ``UNLUCKY``."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weights"], ["right"]),
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["position"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["zeros", "position"], ["zero"]),
+        helper.make_node("Add", ["right", "zero"], ["logits"]),
+    ]
+    zeros = np.zeros(100, np.float32)
+    return make_version(folder, version, nodes=nodes, constants={"zeros": zeros})
+
+
+def make_digits_version(folder: Path, version: str) -> Path:
+    """The small CNN of the repository under another version; its weights stay the same."""
+    bundle = Path(shutil.copytree(SERVED_BUNDLES / "cnn", folder / version))
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+    return bundle
+
+
+def flip_byte(bundle: Path) -> None:
+    """Change one byte of the model's file."""
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+
+
+def swap_model(bundle: Path, other: Path) -> None:
+    """Put another version's model into a bundle and make its hash right."""
+    shutil.copy(other / "model.onnx", bundle / "model.onnx")
+    rehash(bundle, "model.onnx")

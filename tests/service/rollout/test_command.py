@@ -1,0 +1,166 @@
+"""The commands stage versions, change the desired state, and say why they refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.rollout.__main__ import main
+from service.versions.state import RolloutFolder
+from tests.service.rollout.made_versions import NAME, flip_byte, make_version
+from tests.tiny import SERVED_BUNDLES
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of some versions: "narrow" has other outputs."""
+    folder = tmp_path_factory.mktemp("sources")
+    made = {version: make_version(folder, version, seed) for seed, version in enumerate("abc")}
+    return made | {"narrow": make_version(folder, "narrow", classes=2)}
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, sources: dict[str, Path]) -> Path:
+    """A bundles folder with the versions a, b and narrow of the model; a is stable."""
+    folder = tmp_path / "bundles"
+    for version in ("a", "b", "narrow"):
+        assert _run(folder, "stage", NAME, str(sources[version])) == 0
+    return folder
+
+
+def _run(bundles: Path, *arguments: str) -> int:
+    return main([*arguments, "--bundles", str(bundles)])
+
+
+def test_the_first_version_is_stable_and_others_wait(bundles: Path) -> None:
+    """Staging serves nothing new."""
+    folder = RolloutFolder(bundles / NAME)
+    desired = folder.read_desired()
+    assert (desired.generation, desired.stable, desired.canary) == (1, "a", None)
+    assert (folder.bundle("b") / "manifest.json").is_file()
+
+
+def test_a_bundle_without_versions_becomes_the_stable_version(
+    tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    """The old form is converted when a second version comes."""
+    bundles = tmp_path / "bundles"
+    shutil.copytree(sources["a"], bundles / NAME)
+    assert _run(bundles, "stage", NAME, str(sources["b"])) == 0
+    folder = RolloutFolder(bundles / NAME)
+    assert folder.read_desired().stable == "a"
+    names = {path.name for path in folder.folder.iterdir()}
+    assert names == {"a", "b", "rollout.json", ".rollout"}
+    assert [path.name for path in bundles.iterdir()] == [NAME]
+
+
+def test_staging_again_changes_nothing_and_another_content_is_refused(
+    bundles: Path, sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Versions never change."""
+    assert _run(bundles, "stage", NAME, str(sources["a"])) == 0
+    other = make_version(tmp_path, "a", seed=9)
+    assert _run(bundles, "stage", NAME, str(other)) == 2
+    assert "versions never change" in capsys.readouterr().err
+
+
+def test_what_cannot_be_staged_is_refused(
+    bundles: Path, sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged bundle, one of another model, and what is no bundle; nothing is left over."""
+    damaged = Path(shutil.copytree(sources["c"], tmp_path / "damaged"))
+    flip_byte(damaged)
+    before = sorted(path.name for path in (bundles / NAME).iterdir())
+    for source, words in (
+        (damaged, "was altered"),
+        (SERVED_BUNDLES / "cnn", "is a bundle of cnn, not of tiny"),
+        (tmp_path / "nowhere", "is no bundle"),
+    ):
+        assert _run(bundles, "stage", NAME, str(source)) == 2
+        assert words in capsys.readouterr().err
+    assert sorted(path.name for path in (bundles / NAME).iterdir()) == before
+
+
+def test_each_command_makes_the_next_generation(bundles: Path) -> None:
+    """Canary, shadow instead of it, promotion, and the way back."""
+    folder = RolloutFolder(bundles / NAME)
+    assert _run(bundles, "canary", NAME, "b", "--share", "0.25", "--max-p99-ratio", "3") == 0
+    state = folder.read_desired()
+    assert state.canary is not None
+    assert (state.canary.version, state.canary.share) == ("b", 0.25)
+    assert state.limits.max_p99_ratio == 3
+    assert _run(bundles, "shadow", NAME, "b") == 0
+    state = folder.read_desired()
+    assert (state.canary, state.shadow is not None) == (None, True)
+    assert _run(bundles, "promote", NAME) == 0
+    state = folder.read_desired()
+    assert (state.stable, state.previous, state.shadow) == ("b", "a", None)
+    assert _run(bundles, "rollback", NAME) == 0
+    state = folder.read_desired()
+    assert (state.stable, state.previous, state.generation) == ("a", None, 5)
+
+
+def test_another_contract_needs_a_word(bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with exit code 1 and what differs; allowed if asked for."""
+    for command in ("canary", "shadow", "promote"):
+        assert _run(bundles, command, NAME, "narrow") == 1
+        found = capsys.readouterr().err
+        assert "logits=FP32[-1,3] became logits=FP32[-1,2]" in found
+        assert "--allow-contract-change" in found
+    assert _run(bundles, "canary", NAME, "narrow", "--allow-contract-change") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["promote", NAME], "has no canary and no shadow"),
+        (["promote", NAME, "a"], "is the stable one already"),
+        (["promote", NAME, "z"], "no version z; there are: a, b, narrow"),
+        (["rollback", NAME], "no previous version"),
+        (["canary", NAME, "b", "--share", "2"], "less than or equal to 1"),
+        (["canary", NAME, "b", "--max-p99-ratio", "0.5"], "greater than or equal to 1"),
+        (["canary", NAME, "a"], "two of the roles"),
+        (["canary", "other", "b"], "rollout.json is missing"),
+        (["status", "other"], "rollout.json is missing"),
+    ],
+)
+def test_wrong_use_is_explained(
+    bundles: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, and nothing changes."""
+    before = RolloutFolder(bundles / NAME).read_desired()
+    assert _run(bundles, *arguments) == 2
+    assert words in capsys.readouterr().err
+    assert RolloutFolder(bundles / NAME).read_desired() == before
+    assert not (bundles / "other").exists()
+
+
+def test_waiting_without_a_service_ends_in_time(
+    bundles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 3, and the question whether the service runs."""
+    assert _run(bundles, "promote", NAME, "b", "--wait", "0.2") == 3
+    assert "is the service running" in capsys.readouterr().out
+
+
+def test_the_status_is_printed_as_words_and_as_json(
+    bundles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both name the versions and the outcome."""
+    assert _run(bundles, "status") == 0
+    assert "versions: a, b, narrow" in capsys.readouterr().out
+    assert _run(bundles, "status", NAME, "--json") == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    assert (status["outcome"], status["workers"]) == ("pending", [])
+
+
+def test_the_command_needs_no_torch_and_no_onnx_runtime() -> None:
+    """It runs where nothing but the service is installed, and starts at once."""
+    code = (
+        "import sys, service.rollout.__main__\n"
+        "assert not {'torch', 'onnxruntime', 'bentoml'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
