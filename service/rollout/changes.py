@@ -116,7 +116,8 @@ def promote(
             version = candidate.version
         if version == base.stable:
             raise RolloutError(f"{folder.name} version {version} is the stable one already")
-        allow = allow_contract_change or base.allow_contract_change
+        was_allowed = candidate is not None and candidate.version == version
+        allow = allow_contract_change or (was_allowed and base.allow_contract_change)
         _require_version(folder, base, version, allow)
         state = base.successor(
             f"promote {version}",

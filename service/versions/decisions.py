@@ -146,7 +146,14 @@ def _take_back(
 ) -> Decision:
     """Replace the desired state by one without the versions that have to be taken back."""
     live = record.live
+    versions = {
+        "stable": live.stable,
+        "canary": live.canary.version if live.canary else None,
+        "shadow": live.shadow.version if live.shadow else None,
+    }
     found = _find_roles_to_take_back(record, reports, faults, now_s)
+    if is_pending(desired, record):  # it may have been taken back already
+        found = {role: why for role, why in found.items() if versions[role] in desired.versions}
     if not found:
         return Decision(desired, record)
     changes: dict[str, Any] = {}
@@ -154,11 +161,6 @@ def _take_back(
         changes = {"stable": live.previous, "previous": None, "canary": None, "shadow": None}
     else:
         changes = dict.fromkeys(found)
-    versions = {
-        "stable": live.stable,
-        "canary": live.canary.version if live.canary else None,
-        "shadow": live.shadow.version if live.shadow else None,
-    }
     reason = "; ".join(
         f"the service took the {role} version {versions[role]} back: {why}"
         for role, why in found.items()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +12,7 @@ import pytest
 
 from export.bundle.manifest import BundleError
 from export.bundle.session import DeviceUnavailableError, cuda_device_count
+from loadtest.server import REPOSITORY
 from service.adapters.digits import DigitsAdapter
 from service.models.loader import VerificationError, load_verified_models
 from service.models.registry import ModelRegistry
@@ -91,6 +94,49 @@ def test_an_empty_folder_and_an_unknown_default_are_refused(tmp_path: Path) -> N
         load_verified_models(Settings(bundles=tmp_path))
     with pytest.raises(BundleError, match=r"INFERENCE_DEFAULT_MODEL=rnn.*cnn, mlp"):
         load_verified_models(Settings(bundles=SERVED_BUNDLES, default_model="rnn"))
+
+
+def test_a_replaced_version_ends_with_its_last_request() -> None:
+    """A job that was decoded before is answered by its version; then thread and engine are gone."""
+    code = """
+import asyncio, threading, weakref
+import numpy as np
+from service.models.loader import load_verified_models
+from service.models.registry import ModelRegistry, ModelVersions
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from tests.tiny import SERVED_BUNDLES
+
+settings = Settings(bundles=SERVED_BUNDLES, device="cpu", default_model="cnn", engine="thread")
+models = ModelRegistry(load_verified_models(settings), settings, Metrics())
+
+def engine_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "engine"]
+
+async def main():
+    inputs = {"images": np.zeros((1, 28, 28), np.uint8)}
+    old = models.get("cnn")
+    await old.batcher.submit(inputs)
+    (thread,) = engine_threads()
+    underway = asyncio.ensure_future(old.batcher.submit(inputs))
+    await asyncio.sleep(0)
+    verified = load_verified_models(settings)[0]
+    models.replace("cnn", ModelVersions(models.prepare(verified)))
+    assert models.get("cnn") is not old
+    outputs, _ = await underway
+    assert outputs["logits"].shape == (1, 10)
+    gone = weakref.ref(old), weakref.ref(old.engine), weakref.ref(old.batcher)
+    del old, underway, outputs
+    await asyncio.sleep(0)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert [found() for found in gone] == [None, None, None]
+
+import gc
+gc.disable()  # references alone must free it, since the service hardly ever collects
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 @pytest.mark.skipif(cuda_device_count() > 0, reason="this machine has a CUDA device")

@@ -134,6 +134,16 @@ def test_a_pending_state_is_superseded_when_the_canary_is_taken_back() -> None:
     assert found.record.is_refused(3)
 
 
+def test_a_version_is_taken_back_once() -> None:
+    """While the state without it is pending, the same figures make no further states."""
+    live = _state(2, **CANARY)
+    figures = {"b": VersionFigures(requests=99, engine_errors=1)}
+    report = _report(1, active=2, figures=figures)
+    first = _decide(live, live, report)
+    again = _decide(first.desired, live, report, record=first.record)
+    assert again == Decision(first.desired, first.record)
+
+
 def test_a_canary_that_a_new_worker_cannot_load_is_taken_back() -> None:
     """A respawned worker that cannot serve the live state does not stay behind for ever."""
     live = _state(2, **CANARY)
