@@ -10,8 +10,11 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.server import running_service
 from service.protocol.errors import ErrorKind
+from service.rollout.status import wait_for
 from service.settings import ROOT
+from service.versions.state import RolloutFolder
 from tests.service.monitoring.promql import (
     MONITORING,
     RULES,
@@ -23,6 +26,7 @@ from tests.service.monitoring.promql import (
     recorded,
     rules,
 )
+from tests.service.rollout.made_versions import make_digits_rollout
 
 DOCUMENT = (ROOT / "docs" / "monitoring.md").read_text()
 TESTS = RULES / "tests" / "alerts.yml"
@@ -35,9 +39,19 @@ needs_promtool = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def exposed(service_url: str) -> dict[str, Metric]:
-    """The metrics that the real service exposes, by name; without their old names."""
-    text = httpx.get(service_url + "/metrics").text
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Metric]]:
+    """The metrics of a real service whose CNN has versions, by name; without their old names."""
+    folder = tmp_path_factory.mktemp("monitoring")
+    bundles = make_digits_rollout(folder)
+    settings = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_DEVICE": "cpu"}
+    with running_service(folder / "service.log", settings=settings) as url:
+        outcome, why = wait_for(RolloutFolder(bundles / "cnn"), 2, 40)
+        assert outcome == "live", why
+        yield _read_exposed(url)
+
+
+def _read_exposed(url: str) -> dict[str, Metric]:
+    text = httpx.get(f"{url}/metrics").text
     return {
         metric.name: metric
         for metric in text_string_to_metric_families(text)

@@ -9,6 +9,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from export.bundle.metrics import Array, Arrays
+from service.rollout.changes import set_candidate, stage
+from service.versions.state import RolloutFolder
 from tests.rehash import rehash
 from tests.service.made_bundles import make_bundle, make_model
 from tests.tiny import SERVED_BUNDLES
@@ -105,6 +107,16 @@ def make_digits_version(folder: Path, version: str) -> Path:
     path = bundle / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
     return bundle
+
+
+def make_digits_rollout(folder: Path) -> Path:
+    """A bundles folder with the MLP, and two versions of the CNN of which one is a canary."""
+    bundles = folder / "bundles"
+    shutil.copytree(SERVED_BUNDLES / "mlp", bundles / "mlp")
+    for version in ("v1", "v2"):
+        stage(RolloutFolder(bundles / "cnn"), make_digits_version(folder / "sources", version))
+    set_candidate(RolloutFolder(bundles / "cnn"), "canary", "v2", 0.5, {})
+    return bundles
 
 
 def flip_byte(bundle: Path) -> None:

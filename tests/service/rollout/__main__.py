@@ -1,0 +1,173 @@
+"""Measures roll-outs under verified load, and prints the tables of docs/rollout.md.
+
+    python -m tests.service.rollout --promotions 20 --workers 1 2
+
+The client checks each answer and runs on the same cores as the service. Its load is 70% of what
+both reach together when every connection asks without a pause. "In the flip" are the requests that
+were due between the command and half a second after the last worker began to serve the version.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+from loadtest.server import REPOSITORY, running_service
+from service.rollout.status import read_status
+from service.versions.state import RolloutFolder
+from tests.service.processes import worker_processes
+from tests.service.rollout.made_versions import make_digits_version
+from tests.service.rollout.open_loop import Answered, OpenLoopClient
+
+MODEL = "cnn"
+LOAD = 0.7
+AFTER_S, BETWEEN_S = 0.5, 2.0
+
+
+@dataclass
+class Flip:
+    """One promotion: when it was asked for, and when the last worker served it (Unix time)."""
+
+    asked_s: float
+    live_s: float
+    rss_bytes: int
+
+
+class Load:
+    """A client in a thread of its own."""
+
+    def __init__(self, url: str, rate: float | None) -> None:
+        """Begin to ask at a rate, or without pauses if it is None."""
+        self._loop = uvloop.new_event_loop()
+        self._stop = asyncio.Event()
+        self._client = OpenLoopClient(url, MODEL)
+        self._rate = rate
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._client.run(self._rate, self._stop))
+        self._loop.close()
+
+    def stop(self) -> Answered:
+        """Stop asking, and return what came."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        return self._client.found
+
+
+@contextmanager
+def _service(folder: Path, workers: int) -> Iterator[tuple[str, Path]]:
+    bundles = folder / f"bundles-{workers}"
+    for name in ("v1", "v2"):
+        _command("stage", MODEL, str(folder / "sources" / name), "--bundles", str(bundles))
+    settings = {
+        "INFERENCE_BUNDLES": str(bundles),
+        "INFERENCE_DEVICE": "cpu",
+        "INFERENCE_WORKERS": str(workers),
+    }
+    with running_service(folder / f"{workers}.log", settings=settings) as url:
+        time.sleep(2)
+        yield url, bundles
+
+
+def _command(*arguments: str) -> None:
+    ran = subprocess.run(
+        ["nice", "-n", "19", sys.executable, "-m", "service.rollout", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode != 0:
+        raise SystemExit(
+            f"{' '.join(arguments)}: exit code {ran.returncode}: {ran.stdout}{ran.stderr}"
+        )
+
+
+def _rss(url: str) -> int:
+    return sum(worker.memory_info().rss for worker in worker_processes(url))
+
+
+def _measure_capacity(url: str, seconds: float) -> float:
+    load = Load(url, None)
+    time.sleep(seconds)
+    found = load.stop()
+    return len(found.took_s) / seconds
+
+
+def _promote(url: str, bundles: Path, version: str) -> Flip:
+    """Promote in a process of its own, at the lowest priority: it is no part of the service."""
+    asked_s = time.time()
+    command = ["promote", MODEL, version, "--wait", "--bundles", str(bundles)]
+    _command(*command)
+    live_s = time.time()
+    time.sleep(BETWEEN_S)
+    return Flip(asked_s, live_s, _rss(url))
+
+
+def _row(workers: int, folder: Path, promotions: int) -> str:
+    with _service(folder, workers) as (url, bundles):
+        _measure_capacity(url, 2)  # warms the client and the service up
+        capacity = _measure_capacity(url, 5)
+        load = Load(url, LOAD * capacity)
+        time.sleep(5)
+        first_s, first_rss = time.time(), _rss(url)
+        flips = [_promote(url, bundles, f"v{2 - i % 2}") for i in range(promotions)]
+        found = load.stop()
+        assert read_status(RolloutFolder(bundles / MODEL))["live"]["generation"] == promotions + 1
+    sent, took = np.array(found.sent_s), np.array(found.took_s)
+    in_flip = np.zeros(len(sent), bool)
+    for flip in flips:
+        in_flip |= (sent >= flip.asked_s) & (sent < flip.live_s + AFTER_S)
+    before = np.quantile(took[sent < first_s], 0.99)
+    quiet = np.quantile(took[(sent >= first_s) & ~in_flip], 0.99)
+    during = np.quantile(took[in_flip], 0.99)
+    to_live = np.array([flip.live_s - flip.asked_s for flip in flips])
+    middle, last = flips[len(flips) // 2].rss_bytes, flips[-1].rss_bytes
+    return (
+        f"| {workers} | {len(took):,} | {found.failed} | {found.wrong} | {during / before:.2f} x | "
+        f"{during / quiet:.2f} x | {np.median(to_live):.1f} s | {to_live.max():.1f} s | "
+        f"{(middle - first_rss) / 2**20:+.0f} MiB | {(last - middle) / 2**20:+.0f} MiB |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--promotions", type=int, default=20)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    print(
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"bentoml {version_of('bentoml')}, {time.strftime('%Y-%m-%d')}"
+    )
+    print(
+        "| workers | answers | failed | wrong | p99 in the flips over before | ... over between "
+        "them | time to live, median | longest | memory of the first half | of the second half |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        for name in ("v1", "v2"):
+            make_digits_version(folder / "sources", name)
+        for workers in arguments.workers:
+            print(_row(workers, folder, arguments.promotions), flush=True)
+
+
+if __name__ == "__main__":
+    main()
