@@ -61,6 +61,7 @@ export class Model {
   #show({ answer, tookMs, batch, computeMs }) {
     this.prediction = answer.predictions[0];
     const { label, probabilities } = this.prediction;
+    this.#text(".name", answer.version === this.card.version ? answer.model : `${answer.model} version ${answer.version}`);
     this.#text(".digit", label);
     this.#text(".confidence", `${percent(this.certainty)} sure`);
     this.#text(".time", milliseconds(tookMs));

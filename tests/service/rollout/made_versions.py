@@ -109,13 +109,13 @@ def make_digits_version(folder: Path, version: str) -> Path:
     return bundle
 
 
-def make_digits_rollout(folder: Path) -> Path:
+def make_digits_rollout(folder: Path, share: float = 0.5) -> Path:
     """A bundles folder with the MLP, and two versions of the CNN of which one is a canary."""
     bundles = folder / "bundles"
     shutil.copytree(SERVED_BUNDLES / "mlp", bundles / "mlp")
     for version in ("v1", "v2"):
         stage(RolloutFolder(bundles / "cnn"), make_digits_version(folder / "sources", version))
-    set_candidate(RolloutFolder(bundles / "cnn"), "canary", "v2", 0.5, {})
+    set_candidate(RolloutFolder(bundles / "cnn"), "canary", "v2", share, {})
     return bundles
 
 

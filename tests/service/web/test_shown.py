@@ -1,12 +1,16 @@
 """The page in a real Chromium: what it shows beside readings, to whom, and through what faults."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from service.rollout.status import wait_for
+from service.versions.state import RolloutFolder
 from tests.service.browser import NOTHING, ONE, SEVEN, STATUS, Server, Visit
+from tests.service.rollout.made_versions import make_digits_rollout
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -245,6 +249,24 @@ def test_the_page_outlives_the_service(browser: "Browser", server: Server) -> No
     assert visit.readings()["cnn"] == "1"
     assert visit.page.inner_text("#connection-words") == "2 models ready"
     visit.close(expected=STATUS)
+
+
+def test_the_version_that_answered_is_named(
+    browser: "Browser", server: Server, tmp_path: Path
+) -> None:
+    """If a canary answers and not the version whose proof is shown."""
+    bundles = make_digits_rollout(tmp_path, share=1)
+    server.stop()
+    server.start(INFERENCE_BUNDLES=str(bundles))
+    assert wait_for(RolloutFolder(bundles / "cnn"), 2, 40)[0] == "live"
+    visit = Visit(browser, server.url)
+    visit.draw(ONE)
+    visit.settled()
+    assert visit.readings() == {"cnn version v2": "1", "mlp": visit.readings()["mlp"]}
+    assert visit.page.locator(".proof[data-model=cnn]").get_by_text("v1").count() == 1
+    visit.close()
+    server.stop()
+    server.start()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: "Browser", server: Server) -> None:
