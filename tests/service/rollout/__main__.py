@@ -29,10 +29,21 @@ from loadtest.server import REPOSITORY, running_service
 from service.rollout.status import read_status
 from service.versions.state import RolloutFolder
 from tests.service.processes import worker_processes
-from tests.service.rollout.made_versions import make_digits_version
+from tests.service.rollout.made_versions import (
+    NAME,
+    UNLUCKY,
+    make_digits_version,
+    make_failing,
+    make_slow,
+    make_version,
+)
 from tests.service.rollout.open_loop import Answered, OpenLoopClient
+from tests.service.rollout.rollout_service import asked, serving
+from tests.service.wire import wait_for as wait_until
 
 MODEL = "cnn"
+INJECTED = Path(__file__).with_name("injected")
+RETURN_WITHIN_S = 120.0
 LOAD = 0.7
 AFTER_S, BETWEEN_S = 0.5, 2.0
 
@@ -146,11 +157,64 @@ def _row(workers: int, folder: Path, promotions: int) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong version: the role that it is given, and what each hundredth request holds."""
+
+    source: Path
+    command: tuple[str, ...]
+    unlucky: float | None = None
+
+
+def _wrong_versions(folder: Path) -> dict[str, Wrong]:
+    canary = ("--share", "0.3")
+    return {
+        "its engine fails for one request in a hundred": Wrong(
+            make_failing(folder, "failing"), ("canary", "failing", *canary), UNLUCKY
+        ),
+        "takes several times as long": Wrong(
+            make_slow(folder, "slow"), ("canary", "slow", *canary)
+        ),
+        "ends its process at one request in a hundred": Wrong(
+            make_version(folder, "deadly"), ("canary", "deadly", *canary), UNLUCKY
+        ),
+        "other weights, as a shadow": Wrong(
+            make_version(folder, "other", seed=1), ("shadow", "other")
+        ),
+    }
+
+
+def _measure_returns(folder: Path, rounds: int) -> Iterator[str]:
+    """Give a service of two workers wrong versions; one row for each kind."""
+    settings = {"PYTHONPATH": str(INJECTED), "INJECTED_DEADLY_VERSION": "deadly"}
+    seeds = {"right": 0, "failing": 0, "slow": 0, "deadly": 0, "other": 1}
+    with serving(folder, make_version(folder, "right"), **settings) as service:
+        for kind, wrong in _wrong_versions(folder).items():
+            service.stage(wrong.source)
+            returned_s, answers, failed, bad = list[float](), 0, 0, 0
+            for _ in range(rounds):
+                role, version, *options = wrong.command
+                service.require(role, NAME, version, *options, "--wait")
+                start_s = time.monotonic()
+                with asked(service, seeds, clients=4, unlucky=wrong.unlucky) as load:
+                    if not wait_until(service.is_back, RETURN_WITHIN_S):
+                        raise SystemExit(f"{kind}: not taken back: {service.status()}")
+                    returned_s.append(time.monotonic() - start_s)
+                answers += load.answers.total()
+                wrong_answers = sum("wrong answer" in mistake for mistake in load.mistakes)
+                bad, failed = bad + wrong_answers, failed + len(load.mistakes) - wrong_answers
+            yield (
+                f"| {kind} | {np.median(returned_s):.1f} s | {max(returned_s):.1f} s | "
+                f"{answers:,} | {failed} | {bad} |"
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--promotions", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5, help="of each wrong version")
     arguments = parser.parse_args(argv)
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -167,6 +231,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             make_digits_version(folder / "sources", name)
         for workers in arguments.workers:
             print(_row(workers, folder, arguments.promotions), flush=True)
+        print(
+            "\n| wrong version | until no worker has it, median | longest | answers | failed | "
+            "wrong |"
+        )
+        print("|---|---|---|---|---|---|")
+        for row in _measure_returns(folder / "wrong", arguments.rounds):
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

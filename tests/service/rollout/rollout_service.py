@@ -1,5 +1,7 @@
 """A running service with versions of the tiny classifier, and clients that check each answer."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -37,6 +39,16 @@ class RolloutService:
     def run(self, *arguments: str) -> int:
         """Run a command of the roll-out and return its exit code."""
         return main([*arguments, "--bundles", str(self.bundles)])
+
+    def require(self, *arguments: str) -> None:
+        """Run a command of the roll-out in a process of its own, which must succeed."""
+        command = [sys.executable, "-m", "service.rollout", *arguments, "--bundles"]
+        subprocess.run([*command, str(self.bundles)], check=True, stdout=subprocess.DEVNULL)
+
+    def is_back(self) -> bool:
+        """Whether no candidate is left, in any worker."""
+        live = self.status()["live"]
+        return live["canary"] is None and live["shadow"] is None and self.is_settled()
 
     def status(self) -> dict[str, Any]:
         """What ``status --json`` prints."""
@@ -164,6 +176,7 @@ def asked(
 @contextmanager
 def serving(folder: Path, first: Path, **settings: str) -> Iterator[RolloutService]:
     """Run a service whose only model has one version."""
+    folder.mkdir(exist_ok=True)
     bundles = folder / "bundles"
     assert main(["stage", NAME, str(first), "--bundles", str(bundles)]) == 0
     variables = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_WORKERS": "2", **settings}

@@ -72,12 +72,6 @@ def service(shared: RolloutService) -> RolloutService:
     return shared
 
 
-def _returned(service: RolloutService) -> bool:
-    """Whether no candidate is left, in any worker."""
-    live = service.status()["live"]
-    return live["canary"] is None and live["shadow"] is None and service.is_settled()
-
-
 def test_a_canary_answers_its_share_chosen_by_the_request_id(service: RolloutService) -> None:
     """The same request gets the same version from every worker, and each answer names its own."""
     assert service.run("canary", NAME, "b", "--share", "0.3", "--wait") == 0
@@ -158,7 +152,7 @@ def test_a_canary_whose_engine_fails_is_taken_back_and_no_client_notices(
     """Its failed requests are answered by the stable version, and the reason names the figure."""
     assert service.run("canary", NAME, "failing", "--share", "1", "--wait") == 0
     with asked(service, SEEDS, unlucky=UNLUCKY) as load:
-        assert wait_for(lambda: _returned(service), WITHIN_S)
+        assert wait_for(service.is_back, WITHIN_S)
     assert load.mistakes == []
     assert load.answers["failing"] > 0
     status = service.status()
@@ -181,7 +175,7 @@ def test_a_slow_canary_is_taken_back(service: RolloutService) -> None:
     """The reason names both percentiles."""
     assert service.run("canary", NAME, "slow", "--share", "0.3", "--wait") == 0
     with asked(service, SEEDS, clients=4) as load:
-        assert wait_for(lambda: _returned(service), WITHIN_S)
+        assert wait_for(service.is_back, WITHIN_S)
     assert load.mistakes == []
     assert "99th percentile" in service.status()["live"]["reason"]
 
@@ -190,7 +184,7 @@ def test_a_version_that_ends_workers_is_taken_back(service: RolloutService) -> N
     """Only requests in the worker that died are lost; after two deaths the canary is gone."""
     assert service.run("canary", NAME, "deadly", "--share", "0.5", "--wait") == 0
     with asked(service, SEEDS, unlucky=UNLUCKY) as load:
-        assert wait_for(lambda: _returned(service), WITHIN_S)
+        assert wait_for(service.is_back, WITHIN_S)
     assert not any("wrong answer" in mistake for mistake in load.mistakes)
     assert "workers ended unexpectedly" in service.status()["live"]["reason"]
 
@@ -199,7 +193,7 @@ def test_a_retrained_shadow_that_disagrees_is_taken_back(service: RolloutService
     """No client gets its answers; the worst disagreements are kept with inputs and answers."""
     assert service.run("shadow", NAME, "c", "--wait") == 0
     with asked(service, SEEDS, clients=4) as load:
-        assert wait_for(lambda: _returned(service), WITHIN_S)
+        assert wait_for(service.is_back, WITHIN_S)
     assert load.mistakes == []
     assert set(load.answers) == {"a"}
     reason = service.status()["live"]["reason"]
