@@ -14,7 +14,7 @@ from service.models.health import HealthMonitor
 from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.observability.records import BatchTiming
-from service.protocol.errors import ErrorKind, ServiceError
+from service.protocol.errors import DeadlineError, ErrorKind, ServiceError
 from service.settings import Settings
 
 # Each may hold a decoded image of the largest size, or the values of the largest JSON body.
@@ -139,11 +139,19 @@ class InflightRequest:
         if self._is_done or (isinstance(error, EngineError) and self._ask_stable(error)):
             return
         self._is_done = True
+        if isinstance(error, DeadlineError):
+            self._record_timeout()
         target = self._request.target
         model = self._job.model if self._job else target.model
         where = f"{target.endpoint} of {model}" if model else target.endpoint
         failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
         self._respond(self._handler.refuse(failure, where, self._request.request_id))
+
+    def _record_timeout(self) -> None:
+        job = self._job
+        observer = None if job is None else self._handler.models.observer(job.model)
+        if job is not None and observer is not None:
+            observer.record_timeout(job.version, perf_counter() - self._request.started_s)
 
     def _ask_stable(self, error: EngineError) -> bool:
         """Queue the request for the stable version if a canary's engine failed for it.

@@ -70,6 +70,9 @@ class AnswerObserver(Protocol):
     ) -> None:
         """Receive one answered request; must not raise."""
 
+    def record_timeout(self, version: str, seconds: float) -> None:
+        """Receive one request that got no answer in time; must not raise."""
+
     def record_failure(self, version: str, error: EngineError) -> None:
         """Receive one request that a version's engine could not compute."""
 

@@ -109,6 +109,9 @@ class RolloutCoordinator:
             for rollout in self._rollouts.values():
                 try:
                     await rollout.follow(self._run_in_thread)
+                except (RolloutError, BundleError) as error:
+                    logger.error("%s is not followed now: %s", rollout.name, error)
+                    await asyncio.sleep(CONSULT_S)
                 except Exception:  # a full disk must not end the following for ever
                     logger.exception("the roll-out of %s cannot be followed now", rollout.name)
                     await asyncio.sleep(CONSULT_S)
@@ -176,12 +179,14 @@ class ModelRollout:
             return
         self._update_report()
         await run_in_thread(self._consult)
+        if self._go_live():
+            await run_in_thread(self._consult)
         # The live state first: a worker that was just started serves what the others serve.
         for state in self._states_to_load():
             await run_in_thread(self._load, state)
             await run_in_thread(self._consult)
-        if self._go_live():
-            await run_in_thread(self._consult)
+            if self._go_live():
+                await run_in_thread(self._consult)
 
     def _is_due(self) -> bool:
         """Whether a file changed, something is pending, or it is time to report and judge."""
@@ -339,6 +344,8 @@ class ModelRollout:
         if self._report.active == loaded.state.generation:
             return False
         state = loaded.state
+        if state.shadow is not None:
+            self._folder.remove_samples(os.getpid())
         self._metrics.set_rollout(self.name, state.generation, state.versions)
         self._models.replace(self.name, loaded.versions)
         self._active, self._prepared = loaded, None

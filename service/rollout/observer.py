@@ -80,6 +80,12 @@ class VersionObserver:
         if self._shadow is not None and version == self._state.stable:
             self._ask_shadow(self._shadow, inputs, outputs)
 
+    def record_timeout(self, version: str, seconds: float) -> None:
+        """Count the time of a request that got no answer: an engine that hangs is slow, too."""
+        counts = self._counts.get(version)
+        if counts is not None:
+            counts.durations[bucket_of(seconds)] += 1
+
     def record_failure(self, version: str, error: EngineError) -> None:
         """Count one request that a version's engine could not compute."""
         counts = self._counts.get(version)

@@ -292,6 +292,13 @@ class RolloutFolder:
                 path.with_suffix(".lock").unlink(missing_ok=True)
         return dead
 
+    def remove_samples(self, pid: int) -> None:
+        """Remove the samples of earlier shadows: a worker's own, and those of dead workers."""
+        live = set(self.live_reports()) - {str(pid)}
+        for path in self.samples.glob("*.npz"):
+            if path.stem not in live:
+                path.unlink(missing_ok=True)
+
 
 class ReportFile:
     """A worker's own report: its lock says that the worker lives."""
