@@ -21,7 +21,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 HELD = $(shell test -e $(VENV)/installed && { grep . $(VENV)/installed || echo cuda; })
 FOUND = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),cuda,cpu)
 BUILDS = $(if $(filter auto,$(DEVICE)),$(or $(HELD),$(FOUND)),$(DEVICE))
-EXTRAS := train,track,serve-core,loadtest,dev
+EXTRAS := train,track,serve-core,score,loadtest,dev
 pinned = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 CPU_TORCH = torch==$(call pinned,torch)+cpu torchvision==$(call pinned,torchvision)+cpu
 CPU_RUNTIME = onnxruntime==$(call pinned,onnxruntime-gpu)

@@ -8,6 +8,7 @@ the service runs it, so that it never opens a model, or a CUDA context, itself.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from export.bundle.golden import Golden, GoldenResult, check_golden
 from export.bundle.manifest import BundleError, Manifest, TensorSpec
@@ -97,6 +98,17 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
             f"{settings.bundles}; there are: {', '.join(verified)}"
         )
     return list(verified.values())
+
+
+def load_verified_model(folder: Path, settings: Settings) -> VerifiedModel:
+    """Open the bundle in a folder and verify it on the configured device.
+
+    Raises:
+        BundleError: The bundle is missing, damaged or not proven.
+        DeviceUnavailableError: The configured device is not available.
+        VerificationError: The model answered its golden samples wrongly.
+    """
+    return _load(Bundle.open(folder), choose_device(settings.device), settings)
 
 
 def verify_golden(
