@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from service.score.errors import ScoreError
-from service.score.run import PART_ROWS, Options, score
+from service.score.run import Options, score
 from service.score.source import FORMATS
 
 ALL_SCORED, QUARANTINED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -73,7 +73,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "--part-rows",
         type=_count,
         metavar="N",
-        help=f"rows of a part, which a killed run computes again (default: {PART_ROWS})",
+        help="rows of a part, the most that a killed actor computes again; whole row groups of "
+        "Parquet (default: 32 MiB of input values)",
     )
     parser.add_argument(
         "--actors", type=_count, metavar="N", help="processes (default: one a core, or a GPU)"

@@ -15,7 +15,7 @@ The first axis of every array counts rows (N).
 import gzip
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +30,7 @@ from service.protocol.errors import ServiceError
 from service.protocol.tensors import InputTensor, read_inputs, sample_bytes
 from service.score.errors import ScoreError
 
-Mapping = dict[str, tuple[str, ...]]
+InputColumns = Mapping[str, tuple[str, ...]]
 """The columns that each input is read from."""
 DecodePicture = Callable[[bytes], Arrays]
 PICTURE_TASKS = ("digits", "image-classification")
@@ -67,7 +67,7 @@ def takes_pictures(manifest: Manifest) -> bool:
 
 
 def check_columns(
-    file: str, schema: pa.Schema, manifest: Manifest, mapping: Mapping, key: str | None
+    file: str, schema: pa.Schema, manifest: Manifest, mapping: InputColumns, key: str | None
 ) -> None:
     """Check that a file has the columns of every input, of types that fit.
 
@@ -189,7 +189,7 @@ def _find_list_problem(types: list[pa.DataType], spec: TensorSpec) -> str | None
 
 
 def read_rows(
-    batch: pa.RecordBatch, manifest: Manifest, mapping: Mapping, decode: DecodePicture
+    batch: pa.RecordBatch, manifest: Manifest, mapping: InputColumns, decode: DecodePicture
 ) -> tuple[list[Rows], dict[int, str]]:
     """Convert the columns of some rows to the model's inputs.
 

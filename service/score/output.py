@@ -106,7 +106,7 @@ class OutputFolder:
         Raises:
             ScoreError: Something else lies here.
         """
-        manifest = self._read(MANIFEST, RunManifest)
+        manifest = self.read(MANIFEST, RunManifest)
         if manifest is None and self._filesystem.exists(self._root):
             if not self._filesystem.isdir(self._root):
                 raise ScoreError(f"the output {self.url} is a file; expected a folder to write to")
@@ -131,7 +131,7 @@ class OutputFolder:
         for part in parts:
             if f"{part.name}.json" not in recorded:
                 continue
-            record = self._read(_record_name(part.name), PartRecord)
+            record = self.read(_record_name(part.name), PartRecord)
             if record is not None and sizes.get(_file_name(part.name)) == record.size_bytes:
                 found[part.name] = record
         return found
@@ -236,7 +236,12 @@ class OutputFolder:
             return {}
         return {str(info["name"]): info["size"] for info in infos if info["type"] == "file"}
 
-    def _read(self, name: str, type_: type[T]) -> T | None:
+    def read(self, name: str, type_: type[T]) -> T | None:
+        """Read a JSON file; None if it is not there.
+
+        Raises:
+            ScoreError: It is damaged.
+        """
         path = self.path(name)
         try:
             content = self._filesystem.cat_file(path)

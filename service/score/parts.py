@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from export.bundle.manifest import Manifest, TensorSpec
-from service.score.columns import Mapping, check_columns, is_damage
+from service.score.columns import InputColumns, check_columns, is_damage
 from service.score.errors import ScoreError
 from service.score.source import IDX_TYPES, Source, SourceFile
 
@@ -84,7 +84,7 @@ class Plan(NamedTuple):
 
 
 def plan_parts(
-    source: Source, manifest: Manifest, mapping: Mapping, key: str | None, part_rows: int
+    source: Source, manifest: Manifest, mapping: InputColumns, key: str | None, part_rows: int
 ) -> Plan:
     """Divide an input into parts, and find the files that cannot be read.
 

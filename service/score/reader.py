@@ -18,7 +18,7 @@ from service.adapters.tensors import TensorsAdapter
 from service.protocol.errors import ServiceError
 from service.protocol.tensors import sample_bytes
 from service.score.answers import NAMES
-from service.score.columns import Mapping, find_refused, is_damage, read_rows
+from service.score.columns import InputColumns, find_refused, is_damage, read_rows
 from service.score.errors import ScoreError
 from service.score.parts import IdxPart, ImagesPart, ParquetPart, Part, read_idx_header
 from service.score.source import Location
@@ -60,7 +60,7 @@ class PartReader:
     def __init__(
         self,
         location: Location,
-        mapping: Mapping,
+        mapping: InputColumns,
         key: str | None,
         key_type: pa.DataType | None,
         batch_size: int,

@@ -1,6 +1,7 @@
 """A run from its options to its summary: ``score``."""
 
 import hashlib
+import math
 import platform
 import sys
 import time
@@ -13,11 +14,12 @@ import msgspec
 import pyarrow as pa
 from tqdm import tqdm
 
-from export.bundle.manifest import BundleError
+from export.bundle.manifest import BundleError, Manifest
 from export.bundle.session import DeviceUnavailableError, choose_device
 from export.bundle.store import MANIFEST_NAME, Bundle
 from service.engine.engines import count_cores
-from service.score.columns import Mapping, takes_pictures
+from service.protocol.tensors import sample_bytes
+from service.score.columns import InputColumns, takes_pictures
 from service.score.errors import ScoreError
 from service.score.output import SUMMARY, OutputFolder, PartRecord, RunManifest
 from service.score.parts import ImagesPart, Part, plan_parts
@@ -26,8 +28,30 @@ from service.score.scorer import Job, peak_rss_bytes
 from service.score.source import Format, Source, find_source
 from service.settings import Settings, SettingsError, read_settings
 
-PART_ROWS = 16_384
+# A part of the default size holds so many bytes of input values, within these bounds: large samples
+# go with slow models, of whose work a killed run should lose little.
+PART_BYTES, LARGEST_PART_ROWS, SMALLEST_PART_BATCHES = 32 * 2**20, 65_536, 8
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pyarrow", "ray")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the actors did in this run.
+
+    Attributes:
+        records: Of the parts that they finished.
+        actors: How many there were.
+        seconds: From the first part's beginning to the last one's end.
+    """
+
+    records: list[PartRecord]
+    actors: int
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Rows with or without an answer."""
+        return sum(record.rows + record.quarantined for record in self.records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +80,7 @@ class Options:
     output: str
     bundle: Path
     format: Format | None = None
-    inputs: Mapping
+    inputs: InputColumns
     key: str | None = None
     batch_size: int = 64
     part_rows: int | None = None
@@ -81,7 +105,8 @@ class Summary(msgspec.Struct, frozen=True):
         parts_of_this_run: Those that were not finished before.
         rows_of_this_run: The rows of these, with or without an answer.
         seconds: Of this run, the start of its processes included.
-        rows_per_s: Rows of this run by its seconds.
+        scoring_seconds: From the first part's beginning to the last one's end.
+        rows_per_s: Rows of this run by these.
         peak_rss_bytes: The largest resident memory of this process and of an actor.
     """
 
@@ -101,6 +126,7 @@ class Summary(msgspec.Struct, frozen=True):
     rows_of_this_run: int
     actors: int
     seconds: float
+    scoring_seconds: float
     rows_per_s: float
     peak_rss_bytes: dict[str, int]
     versions: dict[str, str]
@@ -148,10 +174,13 @@ def score(options: Options) -> Summary:
             key_type=_key_type(manifest),
             batch_size=options.batch_size,
         )
-        new, actors = _score_rest(manifest, records, source, job, options)
+        work = _score_rest(manifest, records, source, job, options)
+        finished = output.read(SUMMARY, Summary)
+        if not work.records and finished is not None:
+            return finished
         output.collect_quarantine(manifest)
         seconds = time.perf_counter() - started_s
-        summary = _summarise(options, identity, manifest, source, records, new, actors, seconds)
+        summary = _summarise(manifest, source, output.url, records, work, seconds)
         output.write(SUMMARY, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
         return summary
 
@@ -196,7 +225,7 @@ def _read_settings(options: Options) -> Settings:
         raise ScoreError(str(error)) from error
 
 
-def _complete_mapping(options: Options, bundle: Bundle, source: Source) -> Mapping:
+def _complete_mapping(options: Options, bundle: Bundle, source: Source) -> InputColumns:
     """The columns of every input; an input without any is named like its column."""
     manifest = bundle.manifest
     names = [spec.name for spec in manifest.inputs]
@@ -239,13 +268,13 @@ def _identify(
     proof: str,
     settings: Settings,
     source: Source,
-    mapping: Mapping,
+    mapping: InputColumns,
 ) -> dict[str, str]:
     """What the answers depend on, in words for a message."""
     manifest = bundle.manifest
     columns = ", ".join(f"{name}={','.join(names)}" for name, names in mapping.items())
     return {
-        "bundle": f"{manifest.name} {manifest.version} (proof {proof})",
+        "bundle": f"{manifest.name} {manifest.version} proof {proof}",
         "variant": settings.variant + ("-tf32" if settings.tf32 else ""),
         "device": settings.device,
         "input": _absolute(options.input),
@@ -258,12 +287,23 @@ def _identify(
 
 
 def _plan(
-    source: Source, bundle: Bundle, mapping: Mapping, options: Options, identity: dict[str, str]
+    source: Source,
+    bundle: Bundle,
+    mapping: InputColumns,
+    options: Options,
+    identity: dict[str, str],
 ) -> RunManifest:
-    part_rows = options.part_rows or PART_ROWS
+    part_rows = options.part_rows or _choose_part_rows(bundle.manifest, options.batch_size)
     plan = plan_parts(source, bundle.manifest, mapping, options.key, part_rows)
     key = b"" if plan.key is None else pa.schema([plan.key]).serialize().to_pybytes()
     return RunManifest(identity, part_rows, key, tuple(plan.parts), tuple(plan.unreadable))
+
+
+def _choose_part_rows(manifest: Manifest, batch_size: int) -> int:
+    """Rows of a part: a multiple of the batch size."""
+    rows = PART_BYTES // sum(sample_bytes(spec) for spec in manifest.inputs)
+    batches = min(rows, LARGEST_PART_ROWS) // batch_size
+    return max(batches, SMALLEST_PART_BATCHES) * batch_size
 
 
 def _key_type(manifest: RunManifest) -> pa.DataType | None:
@@ -296,17 +336,14 @@ def _score_rest(
     source: Source,
     job: Job,
     options: Options,
-) -> tuple[list[PartRecord], int]:
-    """Score the parts that have no record; returns the new records and how many actors there were.
-
-    Nothing is started if there are no such parts.
-    """
+) -> Work:
+    """Score the parts that have no record; nothing is started if there are none."""
     rest = [_with_files(part, source) for part in manifest.parts if part.name not in records]
     if not rest:
-        return [], 0
+        return Work([], 0, 0)
     done = sum(record.rows + record.quarantined for record in records.values())
     total = sum(part.rows for part in manifest.parts)
-    new = []
+    new, began_s, ended_s = list[PartRecord](), math.inf, 0.0
     is_gpu = job.settings.device == "cuda"
     with connect(options.ray_address, max(job.settings.workers, count_cores())) as cluster:
         actors, cpus = job.settings.workers, 1
@@ -325,12 +362,14 @@ def _score_rest(
         with bar:
             for record in score_parts(rest, job, actors, cpus=cpus, gpus=float(is_gpu)):
                 new.append(record)
+                ended_s = time.perf_counter()
+                began_s = min(began_s, ended_s - record.seconds)
                 bar.update(record.rows + record.quarantined)
     if len(new) != len(rest):
         raise ScoreError(
             f"{len(new)} of {len(rest)} parts came back from Ray; run the same command to go on"
         )
-    return new, min(actors, len(rest))
+    return Work(new, min(actors, len(rest)), ended_s - began_s)
 
 
 def _with_files(part: Part, source: Source) -> Part:
@@ -347,39 +386,38 @@ def _with_bundle_files(job: Job) -> Job:
 
 
 def _summarise(
-    options: Options,
-    identity: dict[str, str],
     manifest: RunManifest,
     source: Source,
+    output: str,
     records: dict[str, PartRecord],
-    new: list[PartRecord],
-    actors: int,
+    work: Work,
     seconds: float,
 ) -> Summary:
-    all_records = [*records.values(), *new]
-    rows_of_this_run = sum(record.rows + record.quarantined for record in new)
-    model, version, _ = identity["bundle"].split(" ", 2)
+    identity = manifest.identity
+    model, version, _, proof = identity["bundle"].split(" ")
+    all_records = [*records.values(), *work.records]
     return Summary(
         model=model,
         version=version,
-        proof=identity["bundle"].rpartition(" ")[2].rstrip(")"),
+        proof=proof,
         variant=identity["variant"],
         device=identity["device"],
         input=identity["input"],
-        output=_absolute(options.output),
+        output=_absolute(output),
         rows=sum(record.rows for record in all_records),
         quarantined_rows=sum(record.quarantined for record in all_records),
         unreadable_files=len(manifest.unreadable),
         skipped_files=source.skipped,
         parts=len(manifest.parts),
-        parts_of_this_run=len(new),
-        rows_of_this_run=rows_of_this_run,
-        actors=actors,
+        parts_of_this_run=len(work.records),
+        rows_of_this_run=work.rows,
+        actors=work.actors,
         seconds=round(seconds, 3),
-        rows_per_s=round(rows_of_this_run / seconds, 1),
+        scoring_seconds=round(work.seconds, 3),
+        rows_per_s=round(work.rows / work.seconds, 1) if work.records else 0,
         peak_rss_bytes={
             "driver": peak_rss_bytes(),
-            "actor": max((record.peak_rss_bytes for record in new), default=0),
+            "actor": max((record.peak_rss_bytes for record in work.records), default=0),
         },
         versions=_versions(),
     )

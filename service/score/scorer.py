@@ -24,7 +24,7 @@ from service.models.loader import (
     verify_golden,
 )
 from service.score.answers import NOT_FINITE, AnswerColumns
-from service.score.columns import Mapping
+from service.score.columns import InputColumns
 from service.score.errors import ScoreError
 from service.score.output import OutputFolder, PartRecord, is_full, quarantine_name
 from service.score.parts import Part
@@ -58,7 +58,7 @@ class Job:
     proof: str
     location: Location
     output: str
-    mapping: Mapping
+    mapping: InputColumns
     key: str | None
     key_type: pa.DataType | None
     batch_size: int

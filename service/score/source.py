@@ -4,6 +4,7 @@ import hashlib
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 import fsspec
@@ -49,8 +50,8 @@ class Location:
     base: str
 
     def filesystem(self) -> Any:
-        """The file system; fsspec keeps one for each process."""
-        return fsspec.core.url_to_fs(self.url)[0]
+        """The file system, one for each process."""
+        return _open_filesystem(self.url)[0]
 
     def path(self, name: str) -> str:
         """The path of a file within its file system."""
@@ -107,7 +108,7 @@ def find_source(url: str, wanted: Format | None) -> Source:
         ScoreError: There are no such files, or files of several formats.
     """
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem, root = _open_filesystem(url)
         base, found = _list(filesystem, root)
     except (OSError, ValueError, ImportError) as error:
         raise ScoreError(
@@ -130,6 +131,16 @@ def find_source(url: str, wanted: Format | None) -> Source:
         )
     files = tuple(_describe(name, found[name]) for name in names)
     return Source(location, chosen, files, len(found) - len(files))
+
+
+@lru_cache(maxsize=8)
+def _open_filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path within it.
+
+    It is kept: an archive's file system closes the files read from it when it is collected.
+    """
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return filesystem, root
 
 
 def _list(filesystem: Any, root: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
