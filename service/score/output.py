@@ -169,9 +169,10 @@ class OutputFolder:
                 raise ScoreError(
                     f"another run writes to {self.url}; wait for its end, or name another output"
                 ) from error
-            # What killed runs were writing.
+            # What killed runs, or killed actors of this one, were writing.
             shutil.rmtree(self.path("_score/tmp"), ignore_errors=True)
             yield
+            shutil.rmtree(self.path("_score/tmp"), ignore_errors=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Path]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,13 @@ def connect(address: str | None, cpus: int) -> Iterator[Cluster]:
             raise ScoreError(
                 f"Ray cannot be reached {where}: {error}; see `ray status` for --ray-address"
             ) from error
-        try:
-            _keep_quiet()
-            yield Cluster(is_remote=address is not None)
-        finally:
-            ray.shutdown()
+        # Ray prints what it says of dead actors on stdout, where only the summary belongs.
+        with (Path(folder) / "stdout").open("w") as said, redirect_stdout(said):
+            try:
+                _keep_quiet()
+                yield Cluster(is_remote=address is not None)
+            finally:
+                ray.shutdown()
 
 
 def score_parts(

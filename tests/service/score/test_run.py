@@ -118,11 +118,11 @@ def test_actors_that_are_killed_lose_nothing_and_repeat_nothing(
 
 
 def _find_actors() -> list[psutil.Process]:
-    """The processes of this process's actors."""
+    """The processes of this process's actors that compute a part: Ray names them by their task."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "MapWorker" in " ".join(process.cmdline()):
+            if ".submit" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
