@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-EXTRA = ("ray", "pyarrow", "fsspec", "tqdm")
+OURS = ("service", "export")
 NOT_RUN = 2
 
 
@@ -11,11 +11,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, if the extra ``score`` is installed; return the exit code."""
     try:
         from service.score import cli  # noqa: PLC0415 - says what to install
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] in OURS:
             raise
         sys.stderr.write(
-            f"score: {error.name} is not installed; pip install -e '.[score]' -c constraints.txt\n"
+            f"score: {error}; install what scoring needs: pip install -c constraints.txt "
+            "-e '.[score]' onnxruntime\n"
         )
         return NOT_RUN
     return cli.main(argv)

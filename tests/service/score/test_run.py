@@ -361,12 +361,22 @@ def test_a_cluster_is_reached_by_its_address(tmp_path: Path) -> None:
         try:
             digits = make_digits(300)
             write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
+            address = f"127.0.0.1:{port}"
+            _wait_for_cluster(ray, address)
             command = _command(tmp_path / "in", tmp_path / "out", "--part-rows", "100")
-            summary = _run([*command, "--ray-address", f"127.0.0.1:{port}"])
+            summary = _run([*command, "--ray-address", address])
             assert summary["actors"] == 2
             _check_whole(tmp_path / "out", digits)
         finally:
             cluster.terminate()
+
+
+def _wait_for_cluster(ray: Path, address: str) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    status = [str(ray), "status", "--address", address]
+    while subprocess.run(status, capture_output=True).returncode:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.5)
 
 
 def test_no_file_of_parquet_is_written_that_other_readers_cannot_read(
