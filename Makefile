@@ -116,7 +116,7 @@ test-service: ## the service's tests where nothing but the service is installed
 	  -c constraints.txt -e '.[serve,tracing,grpc]' pytest 'tritonclient[http]' grpcio-tools schemathesis trustme \
 	  playwright axe-playwright-python kubernetes-validate jsonschema jsonpatch
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
-	.venv-service/bin/python -m pytest -m "not slow" tests/service
+	.venv-service/bin/python -m pytest -m "not slow" tests/service --ignore tests/service/score
 
 monitoring-test: $(VENV)/installed ## rules and dashboard, by promtool and a real Prometheus
 	$(BIN)/python -m pytest tests/service/monitoring

@@ -7,6 +7,7 @@ depend on the input's size. If an actor dies, Ray starts it again and gives it t
 
 import logging
 import os
+import secrets
 import sys
 import tempfile
 import warnings
@@ -167,6 +168,8 @@ def _start(address: str | None, folder: str, cpus: int) -> None:
         modules = [str(ROOT / name) for name in ("service", "export")]
         ray.init(address=address, runtime_env={"py_modules": modules}, **options)
         return
+    # Ray would write a token to the user's home, which changes how `ray start` works from then on.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -195,4 +198,6 @@ def _native_stderr_to(path: Path) -> Iterator[None]:
 def _keep_quiet() -> None:
     """Leave the terminal to the progress bar and the summary."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of its own defaults
+        ray.data.DataContext.get_current().enable_progress_bars = False

@@ -2,12 +2,14 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,6 @@ from tests.service.score.made_inputs import (
     read_quarantine,
     write_parquet,
 )
-
-# Ray's own: it warns of its own defaults.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
 ROOT = Path(__file__).parent.parent.parent.parent
 PATIENCE_S = 120
@@ -300,7 +299,10 @@ def test_a_killed_run_goes_on_without_repeating_finished_parts(tmp_path: Path) -
         for path in output.glob("_score/finished/*")
     }
     assert 5 <= len(finished) < 100
-    summary = _run(command)
+    home = tmp_path / "home"
+    home.mkdir()
+    summary = _run(command, {**os.environ, "HOME": str(home)})
+    assert not list(home.glob(".ray/*"))  # no token that later clusters would ask for
     assert summary["rows"] == 20_000
     assert 0 < summary["parts_of_this_run"] <= 100 - len(finished)
     for part, inode in finished.items():
@@ -308,9 +310,11 @@ def test_a_killed_run_goes_on_without_repeating_finished_parts(tmp_path: Path) -
     _check_whole(output, digits)
 
 
-def _run(command: Sequence[str]) -> dict[str, Any]:
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a command that says nothing on stderr; return its summary."""
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert (ran.returncode, ran.stderr) == (0, "")
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
@@ -342,13 +346,25 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path: Path) -
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """A folder of Ray's own; the paths of its sockets must be short."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.mark.slow
-def test_a_cluster_is_reached_by_its_address(tmp_path: Path) -> None:
+def test_a_cluster_is_reached_by_its_address(ray_folder: str, tmp_path: Path) -> None:
     """Ray runs already, started by `ray start`; the actors get code and bundle from the driver."""
     ray = Path(sys.executable).with_name("ray")
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    # A token of its own: the cluster listens on the network as long as the test runs.
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
     port = free_port()
-    start = [str(ray), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    start = [str(ray), "start", "--head", f"--port={port}", f"--temp-dir={ray_folder}"]
     start += ["--num-cpus=2", "--include-dashboard=false", "--block", "--disable-usage-stats"]
     with subprocess.Popen(
         start,
@@ -362,19 +378,19 @@ def test_a_cluster_is_reached_by_its_address(tmp_path: Path) -> None:
             digits = make_digits(300)
             write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
             address = f"127.0.0.1:{port}"
-            _wait_for_cluster(ray, address)
+            _wait_for_cluster(ray, address, environment)
             command = _command(tmp_path / "in", tmp_path / "out", "--part-rows", "100")
-            summary = _run([*command, "--ray-address", address])
+            summary = _run([*command, "--ray-address", address], environment)
             assert summary["actors"] == 2
             _check_whole(tmp_path / "out", digits)
         finally:
             cluster.terminate()
 
 
-def _wait_for_cluster(ray: Path, address: str) -> None:
+def _wait_for_cluster(ray: Path, address: str, environment: dict[str, str]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     status = [str(ray), "status", "--address", address]
-    while subprocess.run(status, capture_output=True).returncode:
+    while subprocess.run(status, env=environment, capture_output=True).returncode:
         assert time.monotonic() < deadline_s
         time.sleep(0.5)
 
