@@ -21,7 +21,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 HELD = $(shell test -e $(VENV)/installed && { grep . $(VENV)/installed || echo cuda; })
 FOUND = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),cuda,cpu)
 BUILDS = $(if $(filter auto,$(DEVICE)),$(or $(HELD),$(FOUND)),$(DEVICE))
-EXTRAS := train,track,serve-core,loadtest,dev
+EXTRAS := train,track,serve-core,score,loadtest,dev
 pinned = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 CPU_TORCH = torch==$(call pinned,torch)+cpu torchvision==$(call pinned,torchvision)+cpu
 CPU_RUNTIME = onnxruntime==$(call pinned,onnxruntime-gpu)
@@ -48,19 +48,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 # Called by the rule above.
 install-cuda:
-	@echo "==> DEVICE=cuda: installing the default builds with NVIDIA's libraries (6.9 GB)"
+	@echo "==> DEVICE=cuda: installing the default builds with NVIDIA's libraries (7.3 GB)"
 	$(INSTALL) -e '.[$(EXTRAS),export,serve]'
 
 install-cpu:
 	@if $(OFFERS) torch 2>/dev/null | grep -qF '$(call pinned,torch)+cpu' \
 	  && $(OFFERS) torchvision 2>/dev/null | grep -qF '$(call pinned,torchvision)+cpu'; then \
-	  echo "==> DEVICE=cpu: installing PyTorch's CPU wheels (about 2 GB in all)"; \
+	  echo "==> DEVICE=cpu: installing PyTorch's CPU wheels (about 2.4 GB in all)"; \
 	  set -x; \
 	  $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX) \
 	    -e '.[$(EXTRAS),export-core]' $(CPU_TORCH) $(CPU_RUNTIME); \
 	else \
 	  echo "==> DEVICE=cpu: found no $(CPU_TORCH) at $(TORCH_CPU_INDEX) or in pip's find-links."; \
-	  echo "==> Installing the default builds without triton and ONNX Runtime's GPU build (5.5 GB)."; \
+	  echo "==> Installing the default builds without triton and ONNX Runtime's GPU build (5.9 GB)."; \
 	  echo "==> Name another index by TORCH_CPU_INDEX=URL, or a folder of wheels by PIP_FIND_LINKS."; \
 	  set -x; \
 	  $(INSTALL) -e '.[$(EXTRAS),export-core]' $(CPU_RUNTIME) \
@@ -116,7 +116,7 @@ test-service: ## the service's tests where nothing but the service is installed
 	  -c constraints.txt -e '.[serve,tracing,grpc]' pytest 'tritonclient[http]' grpcio-tools schemathesis trustme \
 	  playwright axe-playwright-python kubernetes-validate jsonschema jsonpatch
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
-	.venv-service/bin/python -m pytest -m "not slow" tests/service
+	.venv-service/bin/python -m pytest -m "not slow" tests/service --ignore tests/service/score
 
 monitoring-test: $(VENV)/installed ## rules and dashboard, by promtool and a real Prometheus
 	$(BIN)/python -m pytest tests/service/monitoring

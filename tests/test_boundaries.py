@@ -21,6 +21,8 @@ def _python(program: str) -> subprocess.CompletedProcess[str]:
     ("module", "forbidden"),
     [
         ("service.app", ["torch", "torchvision", "training", "onnx", "safetensors", "loadtest"]),
+        ("service.app", ["ray", "pyarrow", "service.score"]),
+        ("service.score.cli", ["torch", "training", "onnx", "loadtest", "bentoml"]),
         ("export.bundle.store", ["torch", "training", "onnx", "onnxruntime"]),
         ("export.bundle.golden", ["torch", "training", "onnx", "onnxruntime"]),
         ("loadtest.__main__", ["torch", "training", "export", "service", "onnxruntime"]),

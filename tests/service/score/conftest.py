@@ -1,0 +1,14 @@
+"""Ray, started once for the tests of a process."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from service.score.pool import connect
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """Ray runs in this process: runs use it instead of starting their own."""
+    with connect(None, 2):
+        yield
