@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from export.bundle.golden import Golden, GoldenResult, check_golden
 from export.bundle.manifest import BundleError, Manifest, TensorSpec
 from export.bundle.session import DeviceUnavailableError, OnnxModel, choose_device
+from export.bundle.signature import open_signed
 from export.bundle.store import Bundle, find_bundles
 from export.bundle.tolerances import Device, Tolerance
 from export.mnist.ood_detector import OodDetector
@@ -72,8 +73,8 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
     """Open every bundle in the configured folder and verify it on its device.
 
     Raises:
-        BundleError: No bundle, one that is damaged or not proven, two of one name, or none of the
-            default model's name.
+        BundleError: No bundle, one that is damaged, not proven or not signed as configured, two of
+            one name, or none of the default model's name.
         DeviceUnavailableError: The configured device is not available.
         VerificationError: A model answered its golden samples wrongly.
     """
@@ -86,7 +87,7 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
         )
     verified: dict[str, VerifiedModel] = {}
     for folder in folders:
-        model = _load(Bundle.open(folder), device, settings)
+        model = _load(open_signed(folder, settings.signing_key), device, settings)
         name = model.manifest.name
         if name in verified:
             raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
