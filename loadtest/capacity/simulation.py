@@ -20,10 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.capacity.points import MS, Floats, Points
+from loadtest.errors import LoadTestError
 
 Policy = Literal["round-robin", "least-loaded"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 ANSWERED, REFUSED, LOST = 0, 1, 2
+
+
+class SimulationError(LoadTestError):
+    """Something that cannot be simulated."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,13 @@ class Outcome:
         return int(np.sum(self.fate == fate))
 
     def percentile_ms(self, share: float, since_s: float = 0.0, until_s: float = np.inf) -> float:
-        """A percentile, 0..100, of the answered requests that arrived within a time."""
+        """A percentile, 0..100, of the answered requests that arrived within a time.
+
+        NaN if there are none.
+        """
         inside = (self.arrived_s >= since_s) & (self.arrived_s < until_s) & (self.fate == ANSWERED)
+        if not np.any(inside):
+            return float("nan")
         return float(np.percentile(self.latency_ms[inside], share))
 
 
@@ -300,10 +310,12 @@ def simulate(
         joins: When further replicas become ready, seconds, and how many.
 
     Raises:
-        ValueError: No replica would be left.
+        SimulationError: No replica would be left.
     """
     if sum(loss.replicas for loss in losses) >= replicas:
-        raise ValueError(f"of {replicas} replicas none would be left")
+        raise SimulationError(
+            f"of {replicas} replicas none would be left; at least one must answer the requests"
+        )
     generator = np.random.default_rng(seed)
     chances = generator.random(len(arrived_s))
     path_ms = generator.choice(np.array(points.path_ms), len(arrived_s))

@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m tests.loadtest.slow_bundle", description=__doc__
     )
     parser.add_argument("folder", type=Path)
-    print(make_slow_bundle(parser.parse_args(argv).folder).folder)
+    parser.add_argument("--layers", type=int, default=10, help="half a millisecond each, or so")
+    arguments = parser.parse_args(argv)
+    print(make_slow_bundle(arguments.folder, layers=arguments.layers).folder)
     return 0
 
 

@@ -167,3 +167,22 @@ def test_a_full_batch_bounds_the_rate() -> None:
     assert points.batch_ms(1) == pytest.approx([37])
     assert points.batch_ms(2) == pytest.approx([38, 102])
     assert points.most_per_s == pytest.approx(2000 / 70)
+
+
+def test_simulate_and_scale_print_what_came_of_the_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each policy, and before and after a loss; replicas over time; too many lost are refused."""
+    path = tmp_path / "points.json"
+    path.write_text(made_points(max_batch_samples=8).model_dump_json())
+    command = ["capacity", "simulate", str(path), "--replicas", "3", "--rate", "900"]
+    assert main([*command, "--seconds", "2", "--lose", "1", "--lose-at", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "round-robin, 3 replicas" in said
+    assert "least-loaded, 3 replicas" in said
+    assert said.count("p99 before the loss") == 2
+    assert main([*command, "--seconds", "2", "--lose", "3"]) == 2
+    assert "none would be left" in capsys.readouterr().err
+    command = ["capacity", "scale", str(path), "--replicas", "2", "--most", "9", "--rate", "1000"]
+    assert main([*command, "--factor", "4", "--seconds", "90"]) == 0
+    assert "nothing is refused or waits" in capsys.readouterr().out

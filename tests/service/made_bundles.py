@@ -109,7 +109,7 @@ def make_vector_bundle(folder: Path, name: str = "vectors") -> Bundle:
     return make_bundle(folder, name, model, {"x": _samples(6, 4)})
 
 
-def make_slow_bundle(folder: Path, name: str = "slow", layers: int = 2) -> Bundle:
+def make_slow_bundle(folder: Path, name: str = "slow", *, layers: int) -> Bundle:
     """Convolutions, x FP32 [-1, 1, 28, 28] to y: milliseconds of a core for each sample."""
     weights = _samples(64, 64, 3, 3) * np.float32(0.04)
     convolutions = [
