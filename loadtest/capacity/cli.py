@@ -23,6 +23,7 @@ from loadtest.capacity.simulation import (
 )
 from loadtest.scenarios import ENDPOINTS
 
+INVALID = 3
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # HAProxy's in service/deploy: a check every 300 ms that takes a second at most, and the second
 # after which a connection that nobody accepts is given up.
@@ -247,4 +248,4 @@ def _check(arguments: argparse.Namespace) -> int:
     )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n")
-    return 0
+    return 0 if any(one.is_valid for one in found) else INVALID

@@ -1,19 +1,25 @@
 """Real replicas: what is measured of one, and the proxy's configuration in front of two."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from loadtest.__main__ import main
-from loadtest.capacity.check import compare
+from loadtest.capacity.check import compare, sentence, watch
 from loadtest.capacity.client import ClientError, Timing, send_at, send_in_turn
 from loadtest.capacity.measure import read_sweep
 from loadtest.capacity.points import PointsError, load_points
 from loadtest.capacity.proxy import CONFIGURATION, ProxyError, adapt, running_proxy
-from loadtest.capacity.simulation import poisson_arrivals, simulate
+from loadtest.capacity.simulation import POLICIES, poisson_arrivals, simulate
 from loadtest.generator.expectations import Expectations
 from loadtest.measure.noop import noop_server
 from tests.loadtest.capacity_points import made_points
@@ -117,24 +123,61 @@ def test_only_addresses_and_the_policy_are_changed() -> None:
 
 
 def test_a_simulation_of_itself_has_no_error() -> None:
-    """What was "measured" by the simulation is simulated with a ratio of one."""
+    """What the simulation "measured" is simulated with a ratio of one; twice that with a half."""
     points = made_points(fixed_ms=2.0, max_batch_samples=8)
     arrived = poisson_arrivals(300, 20, seed=1)
     outcome = simulate(points, arrived, replicas=2, policy="least-loaded", seed=1)
-    timings = [
-        Timing(float(sent_s), float(latency), 0, 0, 1, 1)
-        for sent_s, latency in zip(arrived, outcome.latency_ms, strict=True)
+    for factor in (1, 2):
+        timings = [
+            Timing(float(sent_s), factor * float(latency), 0, 0, 1, 1)
+            for sent_s, latency in zip(arrived, outcome.latency_ms, strict=True)
+        ]
+        found = compare(points, timings, "least-loaded", 0.3, seed=1, other_share=0.2)
+        assert (found.p50, found.p99) == pytest.approx((1 / factor, 1 / factor))
+        assert not found.is_valid
+        assert "other work took 20% of the cores: INVALID" in sentence(found)
+
+
+@needs_haproxy
+def test_the_simulation_is_held_against_two_real_replicas(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each policy at each share; whether it is valid depends on what else the machine does."""
+    points, out = tmp_path / "points.json", tmp_path / "check.json"
+    points.write_text(made_points(model="cnn", samples_per_request=4).model_dump_json())
+    command = ["capacity", "check", str(points), "--bundle", str(CNN), "--json", str(out)]
+    status = main([*command, "--shares", "0.05", "0.1", "--seconds", "1"])
+    found = json.loads(out.read_text())
+    assert [(one["policy"], one["share"]) for one in found] == [
+        (policy, share) for policy in POLICIES for share in (0.05, 0.1)
     ]
-    found = compare(points, timings, "least-loaded", 0.3, seed=1)
-    assert (found.p50, found.p99) == (1, 1)
-    slower = compare(
-        points,
-        [Timing(t.sent_s, 2 * t.latency_ms, 0, 0, 1, 1) for t in timings],
-        "least-loaded",
-        0.3,
-        1,
-    )
-    assert (slower.p50, slower.p99) == (0.5, 0.5)
+    assert all(one["p50"] > 0 and one["requests"] > 10 for one in found)
+    assert status == (0 if any(one["other_share"] <= 0.1 for one in found) else 3)
+    assert capsys.readouterr().err.count("simulated / measured") == 4
+
+
+def test_work_of_other_processes_is_counted(service_url: str) -> None:
+    """A process that computes all the time takes its share, however busy the machine is."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        with watch([service_url]) as disturbed:
+            time.sleep(1.0)
+        other.kill()
+    assert disturbed.other_share > 0.3 / (os.cpu_count() or 1)
+
+
+def test_our_own_work_is_not_counted(service_url: str) -> None:
+    """What this process computes is in the machine's use, and not in that of others."""
+
+    def busy_s() -> float:
+        times = psutil.cpu_times()
+        return float(sum(times[:4]) - times.idle)
+
+    began_s, busy_before, own_before = time.perf_counter(), busy_s(), time.process_time()
+    with watch([service_url]) as used:
+        while time.process_time() < own_before + 0.5:
+            pass
+    cores_s = (time.perf_counter() - began_s) * (os.cpu_count() or 1)
+    assert (busy_s() - busy_before) - used.other_share * cores_s > 0.4
 
 
 def test_a_sweep_without_a_valid_capacity_is_refused(tmp_path: Path) -> None:
