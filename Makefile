@@ -21,7 +21,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 HELD = $(shell test -e $(VENV)/installed && { grep . $(VENV)/installed || echo cuda; })
 FOUND = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),cuda,cpu)
 BUILDS = $(if $(filter auto,$(DEVICE)),$(or $(HELD),$(FOUND)),$(DEVICE))
-EXTRAS := train,track,serve-core,score,loadtest,dev
+EXTRAS := train,track,serve-core,score,sign,loadtest,dev
 pinned = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 CPU_TORCH = torch==$(call pinned,torch)+cpu torchvision==$(call pinned,torchvision)+cpu
 CPU_RUNTIME = onnxruntime==$(call pinned,onnxruntime-gpu)
@@ -113,7 +113,7 @@ mutation: $(VENV)/installed ## which changes of the gate's code no test notices 
 test-service: ## the service's tests where nothing but the service is installed
 	$(PYTHON) -m venv .venv-service
 	.venv-service/bin/python -m pip install --disable-pip-version-check --quiet \
-	  -c constraints.txt -e '.[serve,tracing,grpc]' pytest 'tritonclient[http]' grpcio-tools schemathesis trustme \
+	  -c constraints.txt -e '.[serve,tracing,grpc,sign]' pytest 'tritonclient[http]' grpcio-tools schemathesis trustme \
 	  playwright axe-playwright-python kubernetes-validate jsonschema jsonpatch
 	! .venv-service/bin/python -c "import torch" 2>/dev/null
 	.venv-service/bin/python -m pytest -m "not slow" tests/service --ignore tests/service/score

@@ -21,6 +21,12 @@ from pydantic import BaseModel, ValidationError
 from export.bundle.manifest import NAME_PATTERN, BundleError, SubjectError
 from export.bundle.metrics import SURE
 from export.bundle.session import DeviceUnavailableError, choose_device
+from export.bundle.signature import (
+    SigningKeyError,
+    SigningPackageError,
+    open_signed,
+    sign_bundle,
+)
 from export.bundle.store import Bundle
 from export.bundle.tolerances import (
     DYNAMIC_INT8_REFUSED,
@@ -50,6 +56,10 @@ logger = logging.getLogger(__name__)
 PASSED, PARITY_FAILED, BROKEN, NO_DEVICE = 0, 1, 2, 3
 WORDS, STATUS = {True: "PASSED", False: "FAILED"}, {True: PASSED, False: PARITY_FAILED}
 NO_INPUT, UNAVAILABLE, SOFTWARE = 66, 69, 70
+ABOUT_SIGNING: dict[type[BundleError], int] = {
+    SigningKeyError: USAGE,
+    SigningPackageError: UNAVAILABLE,
+}
 INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
 
 
@@ -71,13 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bisect": _bisect,
         "judge": _judge,
         "benchmark": _benchmark,
+        "sign": _sign,
     }
     try:
         return commands[arguments.command](arguments)
     except DeviceUnavailableError as error:
         return _refuse(NO_DEVICE, error)
     except BundleError as error:
-        return _refuse(BROKEN, error)
+        return _refuse(ABOUT_SIGNING.get(type(error), BROKEN), error)
     except (_UsageError, ToleranceError, SubjectError) as error:
         return _refuse(USAGE, error)
     except _NoSamplesError as error:
@@ -317,6 +328,16 @@ def _benchmark(arguments: Namespace) -> int:
         left = ", ".join(variant for variant in bundle.variants if variant not in safe)
         print(f"not timed: {left}: such files can run code when they are opened (--trust)")
     _write_json(arguments.json, timings)
+    return PASSED
+
+
+def _sign(arguments: Namespace) -> int:
+    if arguments.verify:
+        bundle = open_signed(arguments.bundle, arguments.key)
+        manifest = bundle.manifest
+        print(f"{bundle.folder}: signed by {arguments.key} ({manifest.name} {manifest.version})")
+    else:
+        print(f"signature: {sign_bundle(arguments.bundle, arguments.key)}")
     return PASSED
 
 

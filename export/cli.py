@@ -37,7 +37,9 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     bisect = commands.add_parser("bisect", help="name the first value inside that is wrong")
     judge = commands.add_parser("judge", help="judge a parity.json again; nothing is run")
     benchmark = commands.add_parser("benchmark", help="time the variants beside each other")
+    sign = commands.add_parser("sign", help="sign a bundle, or verify its signature")
     _add_build(build)
+    _add_sign(sign)
     judge.add_argument("parity", type=Path)
     for command in (check, bisect, benchmark):
         command.add_argument("bundle", type=Path)
@@ -130,6 +132,17 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         help="a JSON file: how a picture becomes an input, for image-classification",
     )
     other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
+
+
+def _add_sign(sign: argparse.ArgumentParser) -> None:
+    sign.add_argument("bundle", type=Path)
+    sign.add_argument(
+        "--key",
+        type=Path,
+        required=True,
+        help="a PEM file: the private key that signs or, with --verify, the public key",
+    )
+    sign.add_argument("--verify", action="store_true", help="verify the signature; write nothing")
 
 
 def _add_samples(command: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from loadtest.capacity.cli import add_capacity
 from loadtest.chain import COLUMNS, chain_report, demonstrate
 from loadtest.generator.arrivals import read_trace
 from loadtest.generator.payloads import Model, usable_form
@@ -527,5 +528,5 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
 
 COMMANDS = (
     *(add_run, add_sweep, add_overload, add_peers),
-    *(add_yardstick, add_compare, add_demo),
+    *(add_yardstick, add_compare, add_capacity, add_demo),
 )

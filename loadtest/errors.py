@@ -3,7 +3,8 @@
 LoadTestError
 ├── ScenarioError, TraceError, PayloadError, ServiceNotReadyError
 ├── PeersError, PeerError, WrkError
-└── GateError, TreeError
+├── GateError, TreeError
+└── PointsError, SimulationError, ClientError, ProxyError
 """
 
 

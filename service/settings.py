@@ -41,6 +41,10 @@ class Settings(BaseModel):
         ROOT / "artifacts" / "bundles",
         description="folder of the bundles; the default lies beside the code, in a Bento too",
     )
+    signing_key: Path | None = Field(
+        None,
+        description="PEM file of a public key; only bundles signed with its private key are served",
+    )
     default_model: str | None = Field(
         None, description="model for requests that name none; otherwise the first by name"
     )

@@ -11,6 +11,7 @@
     parity.json         every figure of the parity gate, with tolerances
     model.features.onnx  the part of model.onnx up to the first activation, for networks of one
                         image that have one; golden.features.npz beside it
+    model.sig           a signature of all the above (see ``signature``), if somebody signed it
 
 This module knows no torch; the manifest's words are in ``export.bundle.manifest``.
 """
@@ -34,6 +35,8 @@ from pydantic import ValidationError
 from export.bundle.manifest import SCHEMA_VERSION, BundleError, FileEntry, Manifest
 
 MANIFEST_NAME = "manifest.json"
+# Beside the manifest, which it signs too and which therefore cannot name it.
+SIGNATURE_NAME = "model.sig"
 TRACES = ("model.onnx", "golden.npz", "parity.json")
 Role = Literal["weights", "golden", "parity", "guard", "features", "features-golden"]
 
@@ -59,9 +62,9 @@ class Bundle:
             if not path.is_file():
                 raise BundleError(f"{path} is missing; build the bundle again")
             _verified_content(path, entry)
-        strangers = {p.name for p in folder.iterdir()} - {f.path for f in manifest.files}
-        if strangers != {MANIFEST_NAME}:
-            listed = ", ".join(sorted(strangers - {MANIFEST_NAME}))
+        named = {f.path for f in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
+        if strangers := {p.name for p in folder.iterdir()} - named:
+            listed = ", ".join(sorted(strangers))
             raise BundleError(f"{folder} holds files that its manifest does not name: {listed}")
         return cls(folder, manifest)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from export.bundle.golden import Golden, GoldenResult, check_golden
 from export.bundle.manifest import BundleError, Manifest, TensorSpec
 from export.bundle.session import DeviceUnavailableError, OnnxModel, choose_device
+from export.bundle.signature import open_signed
 from export.bundle.store import Bundle, find_bundles
 from export.bundle.tolerances import Device, Tolerance
 from export.mnist.ood_detector import OodDetector
@@ -84,13 +85,12 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
     Of a model with versions it is the stable one.
 
     Raises:
-        BundleError: No bundle, one that is damaged or not proven, two of one name, or none of the
-            default model's name.
+        BundleError: No bundle, one that is damaged, not proven or not signed as configured, two of
+            one name, or none of the default model's name.
         DeviceUnavailableError: The configured device is not available.
         VerificationError: A model answered its golden samples wrongly.
         RolloutError: A file of a roll-out cannot be read.
     """
-    device = choose_device(settings.device)
     folders = _find_stable(settings.bundles)
     if not folders:
         raise BundleError(
@@ -102,7 +102,7 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
         if (folder.parent / DESIRED_NAME).exists():
             model = load_version(folder, settings, folder.parent.name)
         else:
-            model = load_model(Bundle.open(folder), device, settings)
+            model = load_model(folder, settings)
         name = model.manifest.name
         if name in verified:
             raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
@@ -113,6 +113,17 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
             f"{settings.bundles}; there are: {', '.join(verified)}"
         )
     return list(verified.values())
+
+
+def load_model(folder: Path, settings: Settings) -> VerifiedModel:
+    """Open the bundle in a folder, and verify it on the configured device.
+
+    Raises:
+        BundleError: It is missing, damaged, not proven or not signed as configured.
+        DeviceUnavailableError: The configured device is not available.
+        VerificationError: It answered its golden samples wrongly.
+    """
+    return _load(open_signed(folder, settings.signing_key), settings)
 
 
 def load_version(folder: Path, settings: Settings, name: str) -> VerifiedModel:
@@ -128,14 +139,14 @@ def load_version(folder: Path, settings: Settings, name: str) -> VerifiedModel:
         DeviceUnavailableError: The configured device is not available.
         VerificationError: It answered its golden samples wrongly.
     """
-    bundle = Bundle.open(folder)
+    bundle = open_signed(folder, settings.signing_key)
     found = bundle.manifest.name, bundle.manifest.version
     if found != (name, folder.name):
         raise BundleError(
             f"{folder} holds {found[0]} version {found[1]}, expected {name} version {folder.name}; "
             "add versions by: python -m service.rollout stage"
         )
-    return load_model(bundle, choose_device(settings.device), settings)
+    return _load(bundle, settings)
 
 
 def _find_stable(bundles: Path) -> list[Path]:
@@ -172,9 +183,8 @@ def verify_golden(
     return result
 
 
-def load_model(bundle: Bundle, device: Device, settings: Settings) -> VerifiedModel:
-    """Open a bundle's model and verify it on a device; raises as ``load_version`` does."""
-    manifest = bundle.manifest
+def _load(bundle: Bundle, settings: Settings) -> VerifiedModel:
+    manifest, device = bundle.manifest, choose_device(settings.device)
     variant, tolerance = settings.variant, required_tolerance(manifest, device, settings)
     bundle.model_path(variant)  # raises with the reason if the bundle has no such variant
     verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == variant]

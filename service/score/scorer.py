@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 
 from export.bundle.manifest import BundleError
 from export.bundle.metrics import Arrays
-from export.bundle.session import DeviceUnavailableError, choose_device
-from export.bundle.store import Bundle
+from export.bundle.session import DeviceUnavailableError
 from service.models.loader import (
     VerificationError,
     VerifiedModel,
@@ -278,11 +277,11 @@ def _load(job: Job) -> VerifiedModel:
     """Open and verify the model, from the folder or from the files that came with the job."""
     try:
         if job.bundle_files is None:
-            return _open_model(job.bundle, job.settings)
+            return load_model(job.bundle, job.settings)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in job.bundle_files.items():
                 (Path(folder) / name).write_bytes(content)
-            return _open_model(Path(folder), job.settings)
+            return load_model(Path(folder), job.settings)
     except (BundleError, DeviceUnavailableError, VerificationError) as error:
         raise ScoreError(str(error)) from error
 
@@ -291,7 +290,3 @@ def peak_rss_bytes() -> int:
     """The largest resident memory that this process had so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else peak * KIB
-
-
-def _open_model(folder: Path, settings: Settings) -> VerifiedModel:
-    return load_model(Bundle.open(folder), choose_device(settings.device), settings)

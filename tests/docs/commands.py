@@ -19,8 +19,8 @@ from tests.docs.pages import ROOT
 
 Words = Sequence[str]
 # Programs of the shell and of the machine: nothing of the project can be wrong about them.
-PLAIN = {"git", "cd", "mkdir", "rm", "apt-get"}
-FOREIGN_MODULES = {"pip", "venv"}
+PLAIN = {"git", "cd", "mkdir", "rm", "apt-get", "openssl"}
+FOREIGN_MODULES = {"pip", "venv", "model_signing"}
 LOCUST_OPTIONS = {"--host"}  # of locust itself
 MODULE_OPTION = 2  # python -m
 

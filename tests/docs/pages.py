@@ -20,7 +20,7 @@ PAGES = sorted(
     ]
 )
 # What a block may need that a test cannot give it.
-NEEDS = {"minutes", "network", "gpu", "docker", "prometheus", "cluster", "other models"}
+NEEDS = {"minutes", "network", "gpu", "docker", "prometheus", "cluster", "other models", "openssl"}
 SEPARATORS = {"&&", "|", ";", "&", "||"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"<!-- (needs|exits): ([^>]*) -->\n\Z")

@@ -8,6 +8,7 @@ gate    the pipeline, and what each stage refuses
 faults  the MLP's faults by checks, from tests.export.other_gates with ten draws
 layers  the error of each value inside the CNN's ONNX file, from its bundle's parity.json
 sweep   latency over users of the CNN, from `python -m loadtest sweep --scenario Concurrency`
+capacity  simulated replicas: the tail over the load, a step of the load, the loss of a zone
 """
 
 import argparse
@@ -97,12 +98,20 @@ def make_sweep(bundles: Path, out: Path) -> list[Path]:
     return save_both(partial(draw_sweep, found.runs, "cnn"), out, "sweep")
 
 
+def make_capacity(bundles: Path, out: Path) -> list[Path]:
+    """The figures of simulated replicas."""
+    from tests.pictures.capacity import make_capacity as make  # noqa: PLC0415 - as the others
+
+    return make(bundles, out)
+
+
 PICTURES: dict[str, Callable[[Path, Path], list[Path]]] = {
     "page": make_page,
     "gate": make_gate,
     "faults": make_faults,
     "layers": make_layers,
     "sweep": make_sweep,
+    "capacity": make_capacity,
 }
 
 

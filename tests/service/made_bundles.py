@@ -109,6 +109,24 @@ def make_vector_bundle(folder: Path, name: str = "vectors") -> Bundle:
     return make_bundle(folder, name, model, {"x": _samples(6, 4)})
 
 
+def make_slow_bundle(folder: Path, name: str = "slow", *, layers: int) -> Bundle:
+    """Convolutions, x FP32 [-1, 1, 28, 28] to y: milliseconds of a core for each sample."""
+    weights = _samples(64, 64, 3, 3) * np.float32(0.04)
+    convolutions = [
+        helper.make_node("Conv", [f"x{i}", "weights"], [f"x{i + 1}"], pads=[1, 1, 1, 1])
+        for i in range(layers)
+    ]
+    spread = helper.make_node("Conv", ["x", "first"], ["x0"], pads=[1, 1, 1, 1])
+    mean = helper.make_node("GlobalAveragePool", [f"x{layers}"], ["y"])
+    model = make_model(
+        [spread, *convolutions, mean],
+        [("x", "FP32", [None, 1, 28, 28])],
+        [("y", "FP32", [None, 64, 1, 1])],
+        {"first": _samples(64, 1, 3, 3), "weights": weights},
+    )
+    return make_bundle(folder, name, model, {"x": _samples(64, 1, 28, 28)})
+
+
 def make_text_bundle(folder: Path, name: str = "text") -> Bundle:
     """A model of ids INT64 and mask FP32, both [-1, 1..16], to the masked mean FP32 [-1, 1]."""
     model = make_model(

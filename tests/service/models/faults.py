@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from export.bundle.signature import sign_bundle
+from tests.keys import make_key_pair, public_half
 from tests.rehash import rehash
 
 LIBRARY = "libcudart.so.12: cannot open shared object file: No such file or directory"
@@ -99,6 +101,21 @@ def _no_onnx_runtime(bundles: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(package.parent)}
 
 
+def _unsigned(bundles: Path) -> dict[str, str]:
+    """One bundle is signed, the other is not."""
+    key = make_key_pair(bundles.parent, "key")
+    sign_bundle(bundles / "cnn", key)
+    return {"INFERENCE_SIGNING_KEY": str(public_half(key))}
+
+
+def _altered_after_signing(bundles: Path) -> dict[str, str]:
+    """By somebody who can write to the folder: one byte, and the manifest agrees."""
+    settings = _unsigned(bundles)
+    _altered("model.onnx")(bundles)
+    rehash(bundles / "cnn", "model.onnx")
+    return settings
+
+
 def _one_name_twice(bundles: Path) -> None:
     shutil.copytree(bundles / "cnn", bundles / "copy")
 
@@ -145,6 +162,13 @@ FAULTS = {
     "guard without a file": Fault(
         _manifest(lambda m: m.update(files=[f for f in m["files"] if f["role"] != "guard"])),
         ("cnn/manifest.json is not a manifest", "a guard and its file come together"),
+    ),
+    "not signed": Fault(_unsigned, ("mlp is not signed", "model.sig is missing", "export sign")),
+    "altered after signing": Fault(
+        _altered_after_signing, ("cnn is not what was signed", "model.onnx", "export sign")
+    ),
+    "no signing key": Fault(
+        _set(SIGNING_KEY="/nowhere.pem"), ("/nowhere.pem is no public key in PEM",)
     ),
     "two bundles of one name": Fault(
         _one_name_twice,

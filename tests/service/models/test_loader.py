@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from export.bundle.manifest import BundleError
+from export.bundle.signature import SignatureError, sign_bundle
 from export.bundle.store import Bundle
 from service.engine.engines import open_engine
 from service.models.loader import load_verified_models
 from service.settings import ROOT, Settings
+from tests.keys import make_key_pair, public_half
 from tests.tiny import SERVED_BUNDLES
 
 
@@ -56,3 +58,19 @@ def test_the_models_of_a_folder_come_in_the_order_of_their_names() -> None:
     assert [model.manifest.name for model in models] == ["cnn", "mlp"]
     assert {model.adapter.task for model in models} == {"digits"}
     assert all(model.feature_maps is not None for model in models)
+
+
+def test_with_a_signing_key_signed_bundles_alone_are_loaded(
+    served_bundle: Path, tmp_path: Path
+) -> None:
+    """An unsigned one and one of another key are refused; without the setting both are loaded."""
+    key, other = make_key_pair(tmp_path, "key"), make_key_pair(tmp_path, "other")
+    settings = Settings(bundles=served_bundle.parent, device="cpu", signing_key=public_half(key))
+    with pytest.raises(SignatureError, match="cnn is not signed"):
+        load_verified_models(settings)
+    sign_bundle(served_bundle, other)
+    with pytest.raises(SignatureError, match="cnn is signed by another key"):
+        load_verified_models(settings)
+    assert load_verified_models(settings.model_copy(update={"signing_key": None}))
+    sign_bundle(served_bundle, key)
+    assert [model.manifest.name for model in load_verified_models(settings)] == ["cnn"]

@@ -1,0 +1,177 @@
+"""From measured points to replicas and nodes, with head-room for a loss; what saturates next."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.capacity.points import MS, Points, PointsError
+
+BITS = 8
+MEGA = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What is to be served, and on what.
+
+    Attributes:
+        rate_per_s: Requests/s at the peak.
+        slo_ms: The bound for 99% of them.
+        node_cores: Cores of a node that replicas may use; ``node_memory_mib`` likewise.
+        lost_nodes: That may be missing without a request over the bound.
+        link_mbit_per_s: Of a node's network, in each direction; ``proxy_link_mbit_per_s`` of a
+            proxy's.
+        proxies: That share the load; each one has a core.
+    """
+
+    rate_per_s: float
+    slo_ms: float
+    node_cores: float
+    node_memory_mib: float
+    lost_nodes: int
+    link_mbit_per_s: float
+    proxies: int
+    proxy_link_mbit_per_s: float
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One thing that may saturate.
+
+    Attributes:
+        name: What it is.
+        used: Its share in use at the demanded rate, with the nodes lost.
+        ends_at_per_s: The rate at which it would be used fully; None, with ``used``, if it was not
+            measured.
+    """
+
+    name: str
+    used: float | None
+    ends_at_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to run.
+
+    Attributes:
+        needed: Replicas that carry the load at the SLO.
+        per_node: Replicas that fit on a node.
+        nodes: With those that may be lost.
+        replicas: Spread evenly over the nodes, so many that ``needed`` are left after the loss.
+        memory_mib: Of all replicas.
+        resources: What saturates, the first to saturate first; unmeasured ones at the end.
+    """
+
+    needed: int
+    per_node: int
+    nodes: int
+    replicas: int
+    memory_mib: float
+    resources: list[Resource]
+
+    @property
+    def overused(self) -> list[Resource]:
+        """Those that the load needs more of than there is."""
+        return [resource for resource in self.resources if (resource.used or 0) > 1]
+
+
+def plan(points: Points, demand: Demand) -> Plan:
+    """Compute replicas and nodes for a load.
+
+    Raises:
+        PointsError: No rate at this SLO was measured, or no replica fits on a node.
+    """
+    at_slo = points.at_slo
+    if at_slo is None:
+        raise PointsError(
+            "the points have no rate at an SLO, for no sweep found a valid capacity; measure it "
+            "with `python -m loadtest sweep` where the generator has cores of its own, and give "
+            "its JSON file to `python -m loadtest capacity measure --sweep FILE`"
+        )
+    if at_slo.slo_ms != demand.slo_ms:
+        raise PointsError(
+            f"the rate was measured at an SLO of {at_slo.slo_ms:g} ms, asked is {demand.slo_ms:g} "
+            f"ms; measure at that one: python -m loadtest sweep --slo-ms {demand.slo_ms:g}"
+        )
+    per_node = min(
+        math.floor(demand.node_cores / points.cores_per_replica),
+        math.floor(demand.node_memory_mib / points.memory_mib),
+    )
+    if per_node < 1:
+        raise PointsError(
+            f"no replica fits on a node of {demand.node_cores:g} cores and "
+            f"{demand.node_memory_mib:g} MiB: one needs {points.cores_per_replica:g} cores and "
+            f"{points.memory_mib:.0f} MiB; take larger nodes"
+        )
+    needed = math.ceil(demand.rate_per_s / at_slo.requests_per_s)
+    nodes = math.ceil(needed / per_node) + demand.lost_nodes
+    replicas = needed
+    while _left(replicas, nodes, demand.lost_nodes) < needed:
+        replicas += 1
+    left = nodes - demand.lost_nodes
+    return Plan(
+        needed=needed,
+        per_node=per_node,
+        nodes=nodes,
+        replicas=replicas,
+        memory_mib=replicas * points.memory_mib,
+        resources=_resources(points, demand, _left(replicas, nodes, demand.lost_nodes), left),
+    )
+
+
+def _left(replicas: int, nodes: int, lost: int) -> int:
+    """Replicas that are left when the fullest nodes of an even spread are lost."""
+    fewest, fuller = divmod(replicas, nodes)
+    return replicas - lost * fewest - min(lost, fuller)
+
+
+def _resources(points: Points, demand: Demand, replicas: int, nodes: int) -> list[Resource]:
+    """What the load needs of each resource, with only so many replicas and nodes."""
+    at_slo = points.at_slo
+    assert at_slo is not None  # noqa: S101 - plan has refused
+    engine_ms = float(np.mean(points.batch_ms(points.batch_requests))) / points.batch_requests
+    sent = max(points.request_bytes, points.answer_bytes) * BITS / MEGA  # in the fuller direction
+    both = (points.request_bytes + points.answer_bytes) * BITS / MEGA
+    limits = {
+        f"latency: {at_slo.slo_ms:g} ms for 99%": replicas * at_slo.requests_per_s,
+        "replicas' cores, by full batches": replicas * points.most_per_s,
+        "of that, the engine alone": replicas * MS / (engine_ms - points.request_ms),
+        "nodes' network": nodes * demand.link_mbit_per_s / sent,
+        # A proxy receives requests and answers, and sends both on.
+        "proxies' network": demand.proxies * demand.proxy_link_mbit_per_s / both,
+    }
+    if points.request_ms:
+        limits["of that, HTTP and parsing alone"] = replicas * MS / points.request_ms
+    if points.proxy_ms is not None:
+        limits["proxies' cores"] = demand.proxies * MS / points.proxy_ms
+    ordered = sorted(limits.items(), key=lambda item: item[1])
+    found = [Resource(name, demand.rate_per_s / limit, limit) for name, limit in ordered]
+    if points.proxy_ms is None:
+        found.append(Resource("proxies' cores", None, None))
+    return found
+
+
+def plan_table(points: Points, demand: Demand, found: Plan) -> str:
+    """The plan as Markdown."""
+    lines = [
+        f"{demand.rate_per_s:,.0f} requests/s of {points.model}, 99% within {demand.slo_ms:g} ms: "
+        f"{found.replicas} replicas on {found.nodes} nodes "
+        f"({found.per_node} fit on a node; {found.memory_mib:,.0f} MiB in all).",
+        f"Needed are {found.needed}; with {demand.lost_nodes} node(s) lost as many are left. "
+        f"A replica that is started takes {points.start_s:g} s.",
+        "",
+        "| what saturates | used with the nodes lost | full at |",
+        "|---|---|---|",
+    ]
+    for resource in found.resources:
+        if resource.used is None or resource.ends_at_per_s is None:
+            lines.append(f"| {resource.name} | not measured | not measured |")
+        else:
+            share, ends = resource.used, resource.ends_at_per_s
+            lines.append(f"| {resource.name} | {share:.0%} | {ends:,.0f} requests/s |")
+    first = found.resources[0].name
+    over = ", ".join(resource.name for resource in found.overused)
+    lines += ["", f"First to saturate: {first}." + (f" TOO LITTLE: {over}." if over else "")]
+    return "\n".join(lines) + "\n"

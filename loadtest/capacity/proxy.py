@@ -1,0 +1,95 @@
+"""The compose file's proxy, HAProxy, in front of replicas on ports of this machine."""
+
+import re
+import shutil
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtest.capacity.simulation import Policy
+from loadtest.errors import LoadTestError
+from loadtest.server import REPOSITORY, free_port, started
+
+CONFIGURATION = REPOSITORY / "service" / "deploy" / "haproxy.cfg"
+PROGRAM = "haproxy"
+BALANCE: dict[Policy, str] = {"round-robin": "roundrobin", "least-loaded": "leastconn"}
+
+
+class ProxyError(LoadTestError):
+    """HAProxy is not installed, or its configuration is not as expected."""
+
+
+def require_proxy() -> None:
+    """Raise unless HAProxy is there.
+
+    Raises:
+        ProxyError: Says how to install it.
+    """
+    if shutil.which(PROGRAM) is None:
+        raise ProxyError(f"{PROGRAM} is not installed (Debian and Ubuntu: apt install haproxy)")
+
+
+def adapt(text: str, port: int, replicas: Sequence[str], policy: Policy) -> str:
+    """The compose file's configuration for fixed addresses instead of a container engine's names.
+
+    Nothing else is changed: timeouts, retries and checks are those that are deployed.
+
+    Args:
+        text: Of ``haproxy.cfg``.
+        port: Of the loopback interface, to listen on.
+        replicas: HOST:PORT of each.
+        policy: How they are chosen.
+
+    Raises:
+        ProxyError: The text has no line, or several, to be changed.
+    """
+    servers = "\n".join(f"    server replica{i} {at}" for i, at in enumerate(replicas))
+    changes = {
+        r"^    bind :8080$": f"    bind 127.0.0.1:{port}",
+        r"^    balance \w+$": f"    balance {BALANCE[policy]}",
+        r"^    server-template .*$": servers,
+        r"^resolvers engine\n(?:    .*\n)+": "",
+    }
+    for pattern, words in changes.items():
+        text, count = re.subn(pattern, words, text, flags=re.MULTILINE)
+        if count != 1:
+            raise ProxyError(f"{count} places of {CONFIGURATION} match {pattern!r}, expected one")
+    return text
+
+
+@contextmanager
+def running_proxy(folder: Path, urls: Sequence[str], policy: Policy) -> Iterator[str]:
+    """Run HAProxy in front of ready replicas.
+
+    Args:
+        folder: For its configuration and log.
+        urls: Of the replicas.
+        policy: How they are chosen.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        ProxyError: It is not installed.
+        ServiceNotReadyError: It ended, or does not find a replica.
+    """
+    require_proxy()
+    port = free_port()
+    replicas = [url.removeprefix("http://") for url in urls]
+    configuration = folder / "haproxy.cfg"
+    configuration.write_text(adapt(CONFIGURATION.read_text(), port, replicas, policy))
+    command = [PROGRAM, "-db", "-f", str(configuration)]
+    url = f"http://127.0.0.1:{port}"
+    with started(command, folder / "haproxy.log", lambda: ask_healthy(url)):
+        yield url
+
+
+def ask_healthy(url: str) -> None:
+    """Ask a proxy whether it has a replica.
+
+    Raises:
+        OSError: It has none, or is not there.
+    """
+    with urllib.request.urlopen(f"{url}/proxy/healthy", timeout=5):  # noqa: S310 - HTTP
+        pass
