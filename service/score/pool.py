@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import msgspec
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from service.score.errors import ScoreError
 from service.score.output import PartRecord
@@ -123,6 +123,10 @@ def score_parts(
             if row["error"]:
                 raise ScoreError(row["error"])
             yield msgspec.json.decode(row["record"], type=PartRecord)
+    except RayTaskError as error:
+        raise ScoreError(
+            f"an actor failed in a way that is not foreseen; the same command goes on: {error}"
+        ) from error
     except RayError as error:
         first_line = str(error).partition("\n")[0]
         raise ScoreError(

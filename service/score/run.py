@@ -151,14 +151,17 @@ def score(options: Options) -> Summary:
     _refuse_output_in_input(options)
     output = OutputFolder(options.output)
     identity = _identify(options, bundle, proof, settings, source, mapping)
-    output.read_manifest()
+    begun = output.read_manifest()
+    plan = None
+    if begun is None or options.restart:  # refused before anything is written or removed
+        plan = _plan(source, bundle, mapping, options, identity)
     with output.lock():
         manifest = output.read_manifest()
         if manifest is not None and options.restart:
             output.remove_run()
             manifest = None
         if manifest is None:
-            manifest = _plan(source, bundle, mapping, options, identity)
+            manifest = plan or _plan(source, bundle, mapping, options, identity)
             output.write_manifest(manifest)
         else:
             _require_same_run(manifest, identity, options)
