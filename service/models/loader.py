@@ -6,7 +6,6 @@ the service runs it, so that it never opens a model, or a CUDA context, itself. 
 argument it verifies this bundle alone: a roll-out does so before a worker opens a new version.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +20,7 @@ from export.bundle.tolerances import Device, Tolerance
 from export.mnist.ood_detector import OodDetector
 from service.adapters.adapter import choose_adapter
 from service.adapters.tensors import TensorsAdapter
-from service.engine.engines import (
-    LOWEST_PRIORITY,
-    Engine,
-    choose_threads,
-    open_engine,
-    required_tolerance,
-)
+from service.engine.engines import Engine, choose_threads, open_engine, required_tolerance
 from service.models.feature_maps import FeatureMapServer
 from service.protocol.answers import Identity
 from service.protocol.errors import NoFeatureMapsError
@@ -249,11 +242,10 @@ def _load_feature_maps(
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     """Verify the configured bundles, or the one named; print what is wrong, and return the status.
 
-    One bundle is verified beside a running service, and so at a low priority.
+    Who has one bundle verified beside a running service starts this at a low priority.
     """
     try:
         if arguments:
-            os.nice(LOWEST_PRIORITY)
             folder = Path(arguments[0])
             load_version(folder, read_settings(), folder.parent.name)
         else:

@@ -11,21 +11,21 @@ import argparse
 import asyncio
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import uvloop
 
-from loadtest.server import REPOSITORY, running_service
+from loadtest.server import running_service
 from service.rollout.status import read_status
 from service.versions.state import RolloutFolder
 from tests.service.processes import worker_processes
@@ -38,7 +38,7 @@ from tests.service.rollout.made_versions import (
     make_version,
 )
 from tests.service.rollout.open_loop import Answered, OpenLoopClient
-from tests.service.rollout.rollout_service import asked, serving
+from tests.service.rollout.rollout_service import asked, run_command, serving
 from tests.service.wire import wait_for as wait_until
 
 MODEL = "cnn"
@@ -85,7 +85,7 @@ class Load:
 def _service(folder: Path, workers: int) -> Iterator[tuple[str, Path]]:
     bundles = folder / f"bundles-{workers}"
     for name in ("v1", "v2"):
-        _command("stage", MODEL, str(folder / "sources" / name), "--bundles", str(bundles))
+        run_command("stage", MODEL, str(folder / "sources" / name), "--bundles", str(bundles))
     settings = {
         "INFERENCE_BUNDLES": str(bundles),
         "INFERENCE_DEVICE": "cpu",
@@ -94,20 +94,6 @@ def _service(folder: Path, workers: int) -> Iterator[tuple[str, Path]]:
     with running_service(folder / f"{workers}.log", settings=settings) as url:
         time.sleep(2)
         yield url, bundles
-
-
-def _command(*arguments: str) -> None:
-    ran = subprocess.run(
-        ["nice", "-n", "19", sys.executable, "-m", "service.rollout", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode != 0:
-        raise SystemExit(
-            f"{' '.join(arguments)}: exit code {ran.returncode}: {ran.stdout}{ran.stderr}"
-        )
 
 
 def _rss(url: str) -> int:
@@ -121,11 +107,11 @@ def _measure_capacity(url: str, seconds: float) -> float:
     return len(found.took_s) / seconds
 
 
-def _promote(url: str, bundles: Path, version: str) -> Flip:
-    """Promote in a process of its own, at the lowest priority: it is no part of the service."""
+def _promote(operator: Executor, url: str, bundles: Path, version: str) -> Flip:
+    """Promote in a process that runs already: the start of a command is no part of the service."""
     asked_s = time.time()
     command = ["promote", MODEL, version, "--wait", "--bundles", str(bundles)]
-    _command(*command)
+    operator.submit(run_command, *command).result()
     live_s = time.time()
     time.sleep(BETWEEN_S)
     return Flip(asked_s, live_s, _rss(url))
@@ -137,8 +123,10 @@ def _row(workers: int, folder: Path, promotions: int) -> str:
         capacity = _measure_capacity(url, 5)
         load = Load(url, LOAD * capacity)
         time.sleep(5)
-        first_s, first_rss = time.time(), _rss(url)
-        flips = [_promote(url, bundles, f"v{2 - i % 2}") for i in range(promotions)]
+        with ProcessPoolExecutor(1, get_context("spawn")) as operator:
+            operator.submit(run_command, "status", "--bundles", str(bundles)).result()
+            first_s, first_rss = time.time(), _rss(url)
+            flips = [_promote(operator, url, bundles, f"v{2 - i % 2}") for i in range(promotions)]
         found = load.stop()
         assert read_status(RolloutFolder(bundles / MODEL))["live"]["generation"] == promotions + 1
     sent, took = np.array(found.sent_s), np.array(found.took_s)

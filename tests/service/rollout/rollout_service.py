@@ -1,5 +1,7 @@
 """A running service with versions of the tiny classifier, and clients that check each answer."""
 
+import contextlib
+import io
 import subprocess
 import sys
 import threading
@@ -22,6 +24,18 @@ from tests.service.wire import PATIENCE_S, running_services
 
 # A worker that ends is started again within this time, and more than once for some versions.
 WITHIN_S = 40.0
+
+
+def run_command(*arguments: str) -> None:
+    """Run a command of the roll-out.
+
+    Raises:
+        RuntimeError: It did not exit with 0.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = main(arguments)
+    if status != 0:
+        raise RuntimeError(f"{' '.join(arguments)}: exit code {status}: {said.getvalue()}")
 
 
 @dataclass
