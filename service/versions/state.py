@@ -54,7 +54,8 @@ class Limits(_Strict):
             versions whose weights differ.
         max_difference: Largest difference of such answers that is no disagreement, relative to the
             largest golden answer of their channel; None compares the labels of a classifier.
-        max_p99_ratio: The canary's 99th percentile of time over the stable version's.
+        max_p99_ratio: The canary's 99th percentile of a request's time, and its median time in the
+            engine, over the stable version's.
         watch_s: Seconds after a promotion in which a wrong golden answer, engine errors or dying
             workers bring the previous version back.
     """

@@ -45,7 +45,7 @@ MODEL = "cnn"
 INJECTED = Path(__file__).with_name("injected")
 RETURN_WITHIN_S = 120.0
 LOAD = 0.7
-AFTER_S, BETWEEN_S = 0.5, 2.0
+AFTER_S, BETWEEN_S, SETTLE_S = 0.5, 2.0, 2.0
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _row(workers: int, folder: Path, promotions: int) -> str:
         _measure_capacity(url, 2)  # warms the client and the service up
         capacity = _measure_capacity(url, 5)
         load = Load(url, LOAD * capacity)
-        time.sleep(5)
+        time.sleep(SETTLE_S + 10)
         with ProcessPoolExecutor(1, get_context("spawn")) as operator:
             operator.submit(run_command, "status", "--bundles", str(bundles)).result()
             first_s, first_rss = time.time(), _rss(url)
@@ -133,7 +133,7 @@ def _row(workers: int, folder: Path, promotions: int) -> str:
     in_flip = np.zeros(len(sent), bool)
     for flip in flips:
         in_flip |= (sent >= flip.asked_s) & (sent < flip.live_s + AFTER_S)
-    before = np.quantile(took[sent < first_s], 0.99)
+    before = np.quantile(took[(sent < first_s) & (sent > sent.min() + SETTLE_S)], 0.99)
     quiet = np.quantile(took[(sent >= first_s) & ~in_flip], 0.99)
     during = np.quantile(took[in_flip], 0.99)
     to_live = np.array([flip.live_s - flip.asked_s for flip in flips])
