@@ -208,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"bentoml {version_of('bentoml')}, {time.strftime('%Y-%m-%d')}"
     )
     print(
-        "| workers | answers | failed | wrong | p99 in the flips over between them | time to live, median | longest | memory of the first half | of the second half |"
+        "| workers | answers | failed | wrong | p99 in the flips over between them | time to live, "
+        "median | longest | memory of the first half | of the second half |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
