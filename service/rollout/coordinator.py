@@ -84,6 +84,7 @@ class RolloutCoordinator:
         self._rollouts: dict[str, ModelRollout] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._task: asyncio.Task[None] | None = None
+        self._trimming: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to follow the desired states; called in the event loop."""
@@ -97,8 +98,9 @@ class RolloutCoordinator:
 
     def close(self) -> None:
         """Stop following, and remove this worker's reports: it ends as it should."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._trimming):
+            if task is not None:
+                task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
         for rollout in self._rollouts.values():
             rollout.close()
@@ -123,8 +125,11 @@ class RolloutCoordinator:
     def _change(self) -> None:
         """Let the new versions be found, and give the memory of the old ones back."""
         self._route()
-        loop = asyncio.get_running_loop()
-        loop.call_later(TRIM_AFTER_S, loop.run_in_executor, self._thread, return_memory)
+        self._trimming = asyncio.get_running_loop().create_task(self._trim())
+
+    async def _trim(self) -> None:
+        await asyncio.sleep(TRIM_AFTER_S)
+        await self._run_in_thread(return_memory)
 
     async def _run_in_thread(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "| workers | answers | failed | wrong | p99 in the flips over between them | time to live, "
         "median | longest | memory of the first half | of the second half |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         for name in ("v1", "v2"):
