@@ -23,7 +23,7 @@ def test_the_prometheus_rule_holds_the_rules_of_the_monitoring_folder() -> None:
     written = yaml.safe_load(MANIFEST.read_text())
     assert written == make_prometheus_rule(), "run python -m tests.service.kubernetes.rules"
     alerts = [rule for group in written["spec"]["groups"] for rule in group["rules"]]
-    assert sum("alert" in rule for rule in alerts) == 14
+    assert sum("alert" in rule for rule in alerts) == 16
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
