@@ -107,7 +107,7 @@ def test_a_promotion_and_a_rollback_lose_no_request(service: RolloutService) -> 
         assert service.run("rollback", NAME, "--wait") == 0
         time.sleep(0.5)
     assert load.mistakes == []
-    assert min(load.answers["a"], load.answers["b"]) > 50
+    assert min(load.answers["a"], load.answers["b"]) > 10
     gone = service.ask(samples(1), version="b")
     assert gone.status_code == 404
     assert "served in version a, not 'b'" in gone.text
