@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle.manifest import BundleError
-from export.bundle.store import MANIFEST_NAME, Bundle
+from export.bundle.store import MANIFEST_NAME, Bundle, staged
 from service.versions.decisions import find_contract_changes, is_pending
 from service.versions.state import Candidate, DesiredState, RolloutError, RolloutFolder
 
@@ -194,18 +194,16 @@ def _first_state(version: str) -> DesiredState:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder; it appears at its place when it is whole and on the disk."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        copied = Path(shutil.copytree(source, staging / target.name))
-        copied.chmod(0o755)
-        for path in copied.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        copied.rename(target)
+        with staged(target) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True)
+            staging.chmod(0o755)
+            for path in staging.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            staging.rename(target)
     except OSError as error:
         raise BundleError(f"{source} cannot be copied to {target}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _give_versions(folder: RolloutFolder) -> None:

@@ -5,10 +5,8 @@ Shape suffixes: N samples, K classes.
 
 import heapq
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -173,14 +171,6 @@ class WorstSamples:
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
         return content.getvalue()
-
-
-def write_samples(path: Path, content: bytes) -> None:
-    """Replace a worker's file of samples."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_bytes(content)
-    staging.replace(path)
 
 
 def _weights(manifest: Manifest) -> str | None:

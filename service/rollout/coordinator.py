@@ -24,7 +24,6 @@ from export.bundle.store import MANIFEST_NAME
 from service.models.loader import load_version
 from service.models.registry import ModelRegistry, ModelVersions, ServedModel
 from service.observability.metrics import Metrics
-from service.rollout.comparison import write_samples
 from service.rollout.observer import VersionObserver
 from service.settings import ROOT, Settings
 from service.versions.decisions import (
@@ -224,7 +223,7 @@ class ModelRollout:
         observer = self._active.observer
         self._report = self._report.model_copy(update={"figures": observer.snapshot()})
         if content := observer.samples.take_changes():
-            write_samples(self._file.samples_path, content)
+            self._file.write_samples(content)
 
     def _consult(self) -> None:
         """Write this worker's report, and decide under the lock what goes live or is taken back."""

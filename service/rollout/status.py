@@ -8,8 +8,8 @@ import numpy as np
 
 from export.bundle.metrics import Array
 from service.rollout.changes import list_versions
-from service.versions.decisions import is_pending
-from service.versions.evidence import add_figures, find_percentile
+from service.versions.decisions import count_missing, is_pending, sum_figures
+from service.versions.evidence import find_percentile
 from service.versions.state import RolloutFolder, VersionFigures, WorkerReport
 
 POLL_S = 0.05
@@ -43,10 +43,10 @@ def read_status(folder: RolloutFolder) -> dict[str, Any]:
             report.model_dump(mode="json", exclude={"figures", "service", "workers"})
             for report in reports
         ],
-        "missing_workers": _count_missing(reports),
+        "missing_workers": count_missing(reports),
         "figures": {
             version: _describe_figures(figures)
-            for version, figures in _sum_reports(reports, live.generation if live else 0).items()
+            for version, figures in sum_figures(reports, live.generation if live else 0).items()
         },
         "events": [event.model_dump() for event in (record.events if record else ())],
     }
@@ -127,26 +127,10 @@ def _explain_pending(reports: list[WorkerReport], generation: int) -> str:
     if not reports:
         return "no worker follows this model: is the service running, with this bundles folder?"
     waiting = [str(report.pid) for report in reports if report.prepared < generation]
-    missing = _count_missing(reports)
+    missing = count_missing(reports)
     words = [f"not loaded yet in the workers {', '.join(waiting)}"] if waiting else []
     words += [f"{missing} more workers are expected"] if missing else []
     return "; ".join(words) or "loaded, and about to go live"
-
-
-def _count_missing(reports: list[WorkerReport]) -> int:
-    services = defaultdict[int, list[WorkerReport]](list)
-    for report in reports:
-        services[report.service].append(report)
-    return sum(max(0, group[0].workers - len(group)) for group in services.values())
-
-
-def _sum_reports(reports: list[WorkerReport], generation: int) -> dict[str, VersionFigures]:
-    parts = defaultdict[str, list[VersionFigures]](list)
-    for report in reports:
-        if report.active == generation:
-            for version, figures in report.figures.items():
-                parts[version].append(figures)
-    return {version: add_figures(found) for version, found in parts.items()}
 
 
 def _describe_figures(figures: VersionFigures) -> dict[str, Any]:

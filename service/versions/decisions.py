@@ -73,13 +73,20 @@ def is_watched(record: Record, now_s: float) -> bool:
 
 def all_are_prepared(reports: Iterable[WorkerReport], generation: int) -> bool:
     """Whether every worker of every service has loaded a generation, and at least one is there."""
+    found = list(reports)
+    return (
+        bool(found)
+        and count_missing(found) == 0
+        and all(report.prepared >= generation for report in found)
+    )
+
+
+def count_missing(reports: Iterable[WorkerReport]) -> int:
+    """Return how many workers the services of these reports run beside those that report."""
     services = defaultdict[int, list[WorkerReport]](list)
     for report in reports:
         services[report.service].append(report)
-    return bool(services) and all(
-        len(group) >= group[0].workers and all(r.prepared >= generation for r in group)
-        for group in services.values()
-    )
+    return sum(max(0, group[0].workers - len(group)) for group in services.values())
 
 
 def find_contract_changes(old: Manifest, new: Manifest) -> list[str]:
@@ -194,7 +201,7 @@ def _find_roles_to_take_back(
     for report in reports:
         if report.failed == live.generation:
             found = {role: report.failure for role, _ in _candidates(live)} | found
-    figures = _sum_figures(report for report in reports if report.active == live.generation)
+    figures = sum_figures(reports, live.generation)
     if judged := judge(live, figures):
         role, reason = judged
         found.setdefault(role, reason)
@@ -210,9 +217,11 @@ def _candidates(state: DesiredState) -> list[tuple[str, Any]]:
     return [(role, found) for role, found in pairs if found is not None]
 
 
-def _sum_figures(reports: Iterable[WorkerReport]) -> dict[str, VersionFigures]:
+def sum_figures(reports: Iterable[WorkerReport], generation: int) -> dict[str, VersionFigures]:
+    """Return what the workers that serve a generation counted of each version, together."""
     parts = defaultdict[str, list[VersionFigures]](list)
     for report in reports:
-        for version, figures in report.figures.items():
-            parts[version].append(figures)
+        if report.active == generation:
+            for version, figures in report.figures.items():
+                parts[version].append(figures)
     return {version: add_figures(found) for version, found in parts.items()}

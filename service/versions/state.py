@@ -308,7 +308,7 @@ class ReportFile:
         """Write the report, and hold its lock until ``remove`` or the end of the process."""
         folder.workers.mkdir(parents=True, exist_ok=True)
         self._path = folder.workers / f"{report.pid}.json"
-        self.samples_path = folder.samples / f"{report.pid}.npz"
+        self._samples_path = folder.samples / f"{report.pid}.npz"
         self._lock = self._path.with_suffix(".lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.report = report
@@ -319,6 +319,11 @@ class ReportFile:
         if report != self.report:
             self.report = report
             _replace(self._path, report)
+
+    def write_samples(self, content: bytes) -> None:
+        """Replace the samples of this worker, an .npz."""
+        self._samples_path.parent.mkdir(exist_ok=True)
+        replace_file(self._samples_path, content)
 
     def remove(self) -> None:
         """Remove the report: this worker stops as it should."""
@@ -364,14 +369,22 @@ def _read(path: Path, kind: type[_Model]) -> _Model:
         raise RolloutError(f"{path} cannot be read: {error}") from error
 
 
-def _replace(path: Path, content: BaseModel) -> None:
-    """Write a file as a whole: readers see the old content or the new one."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: readers see the old content or the new one.
+
+    Raises:
+        BundleError: It cannot be written.
+    """
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with staging.open("w") as file:
-            file.write(content.model_dump_json(indent=2) + "\n")
+        with staging.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         staging.replace(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be written: {error}") from error
+
+
+def _replace(path: Path, content: BaseModel) -> None:
+    replace_file(path, (content.model_dump_json(indent=2) + "\n").encode())

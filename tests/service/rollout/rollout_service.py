@@ -121,6 +121,30 @@ class Load:
     answers: Counter[str] = field(default_factory=Counter)
     mistakes: list[str] = field(default_factory=list)
 
+    def ask(self, client: httpx.Client, url: str, sent: Any, name: str) -> httpx.Response | None:
+        """Send one request; None, and a mistake, if it got no answer."""
+        headers = {"inference-header-content-length": "0", "x-request-id": name}
+        try:
+            answer = client.post(url, content=sent.tobytes(), headers=headers)
+        except httpx.HTTPError as error:
+            self.mistakes.append(repr(error))
+            return None
+        if answer.status_code != 200:
+            self.mistakes.append(f"{answer.status_code}: {answer.text[:200]}")
+            return None
+        return answer
+
+    def check(self, answer: httpx.Response, sent: Any, seeds: dict[str, int]) -> None:
+        """Count an answer, and a mistake if it is not that of the version that it names."""
+        length = int(answer.headers.get("inference-header-content-length", 0))
+        found = np.frombuffer(answer.content[length:], "<f4") if length else logits_of(answer)
+        version = answer.headers["x-model-version"]
+        right = sent @ weights(seeds.get(version, -1 % 2**32))
+        scale = max(1.0, float(np.abs(right).max()))
+        if np.abs(found.reshape(right.shape) - right).max() > 1e-4 * scale:
+            self.mistakes.append(f"wrong answer of version {version}")
+        self.answers[version] += 1
+
 
 @contextmanager
 def asked(
@@ -139,42 +163,19 @@ def asked(
         unlucky: A number that each hundredth request holds.
     """
     load, stop = Load(), threading.Event()
+    url = f"{service.url}/v2/models/{NAME}/infer"
 
     def ask_on(number: int) -> None:
-        values = samples(1, seed=number)
+        values, count = samples(1, seed=number), 0
         with httpx.Client(timeout=PATIENCE_S) as client:
-            count = 0
             while not stop.is_set():
                 count += 1
                 sent = values.copy()
                 if unlucky is not None and count % 100 == 0:
                     sent[0, 0] = unlucky
-                try:
-                    answer = client.post(
-                        f"{service.url}/v2/models/{NAME}/infer",
-                        content=sent.tobytes(),
-                        headers={
-                            "inference-header-content-length": "0",
-                            "x-request-id": f"{number}-{count}",
-                        },
-                    )
-                except httpx.HTTPError as error:
-                    load.mistakes.append(repr(error))
-                    continue
-                if answer.status_code != 200:
-                    load.mistakes.append(f"{answer.status_code}: {answer.text[:200]}")
-                    continue
-                length = int(answer.headers.get("inference-header-content-length", 0))
-                if length:
-                    found = np.frombuffer(answer.content[length:], "<f4")
-                else:
-                    found = logits_of(answer)
-                version = answer.headers["x-model-version"]
-                right = sent @ weights(seeds.get(version, -1 % 2**32))
-                scale = max(1.0, float(np.abs(right).max()))
-                if np.abs(found.reshape(right.shape) - right).max() > 1e-4 * scale:
-                    load.mistakes.append(f"wrong answer of version {version}")
-                load.answers[version] += 1
+                answer = load.ask(client, url, sent, f"{number}-{count}")
+                if answer is not None:
+                    load.check(answer, sent, seeds)
 
     threads = [threading.Thread(target=ask_on, args=(i,)) for i in range(clients)]
     for thread in threads:
