@@ -17,7 +17,7 @@ from service.adapters.pictures import is_small_png
 from service.adapters.tensors import TensorsAdapter
 from service.core.messages import Job, Request, Target
 from service.models.feature_maps import JSON_BYTES
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import ModelRegistry, ServedModel, encode_identity
 from service.protocol.errors import InvalidInputError, ServiceError
 from service.protocol.grpc_messages import encode_model_infer, parse_message, read_model_infer
 from service.protocol.json_values import encode_json
@@ -134,7 +134,9 @@ class Endpoints:
         maps = model.require_feature_maps()
         inputs = {IMAGES: decode_one_image(request.body, self._limits)}
         # Always the fp32 file of the stable version, whichever variant answers inference requests.
-        lines = self._identity_lines(model, maps.variant, maps.provider)
+        lines = b""
+        if self._settings.answer_headers:
+            lines = encode_identity(model.manifest, maps.variant, maps.provider)
 
         def encode(outputs: Arrays) -> tuple[bytes, None]:
             return outputs[JSON_BYTES][0], None
@@ -160,7 +162,7 @@ class Endpoints:
 
     def _make_job(self, model: ServedModel, inputs: Arrays, encode: Encode) -> Job:
         manifest, samples = model.manifest, len(next(iter(inputs.values())))
-        lines = self._identity_lines(model, model.variant, model.engine.provider)
+        lines = model.identity_lines
         return Job(manifest.name, manifest.version, model.batcher, inputs, samples, encode, lines)
 
     def _choose(
@@ -171,15 +173,9 @@ class Endpoints:
         Raises:
             UnknownModelError: No such model, or not in this version.
         """
-        if version is None and not request.is_stable_only:
-            return self._models.route(name, request.request_id)
-        return self._models.get(name, version)
-
-    def _identity_lines(self, model: ServedModel, variant: str, provider: str) -> bytes:
-        """Return the header lines that say which model computed an answer."""
-        if not self._settings.answer_headers:
-            return b""
-        return _identity_lines(model.manifest.name, model.manifest.version, variant, provider)
+        if version is not None or request.is_stable_only:
+            return self._models.get(name, version)
+        return self._models.route(name, request.request_id)
 
 
 def _require_digits(model: ServedModel) -> DigitsAdapter:
@@ -206,17 +202,6 @@ def _holds_small_png(request: Request) -> bool:
         return is_small_png(uploaded_file(request.body, request.content_type))
     except ServiceError:
         return True  # decoding finds the same fault at once and describes it
-
-
-@lru_cache(maxsize=64)
-def _identity_lines(name: str, version: str, variant: str, provider: str) -> bytes:
-    headers = {
-        "x-model": name,
-        "x-model-version": version,
-        "x-model-variant": variant,
-        "x-provider": provider,
-    }
-    return "".join(f"{header}: {value}\r\n" for header, value in headers.items()).encode("latin-1")
 
 
 @lru_cache(maxsize=1024)

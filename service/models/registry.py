@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from export.bundle.manifest import Manifest
 from export.bundle.metrics import Arrays
 from service.engine.batcher import Batcher, EngineError
 from service.engine.engines import lower_priority, warm_up
@@ -32,10 +33,12 @@ class ServedModel(VerifiedModel):
 
     Attributes:
         summary: The log line for the time when it begins to be served; takes ``identity``'s values.
+        identity_lines: Header lines of its answers; empty without the setting ``answer_headers``.
     """
 
     batcher: Batcher
     summary: str
+    identity_lines: bytes
 
     def close(self) -> None:
         """End its threads after the batches that run."""
@@ -173,7 +176,8 @@ class ModelRegistry:
         Raises:
             UnknownModelError: No such model; lists what there is.
         """
-        return self.versions(name).route(request_id)
+        found = self.versions(name)
+        return found.stable if found.canary is None else found.route(request_id)
 
     def observer(self, name: str) -> AnswerObserver | None:
         """Return what watches the answers of a served model, if anything does."""
@@ -276,7 +280,21 @@ def _prepare(
         f"{1000 * batch_s[settings.max_batch_samples]:.1f} ms; batches of up to "
         f"{max_loop_samples} samples run in the event loop, others in a thread"
     )
-    return ServedModel(**vars(verified), batcher=batcher, summary=summary)
+    lines = b""
+    if settings.answer_headers:
+        lines = encode_identity(manifest, verified.variant, engine.provider)
+    return ServedModel(**vars(verified), batcher=batcher, summary=summary, identity_lines=lines)
+
+
+def encode_identity(manifest: Manifest, variant: str, provider: str) -> bytes:
+    """Return the header lines that say which model computed an answer."""
+    headers = {
+        "x-model": manifest.name,
+        "x-model-version": manifest.version,
+        "x-model-variant": variant,
+        "x-provider": provider,
+    }
+    return "".join(f"{header}: {value}\r\n" for header, value in headers.items()).encode("latin-1")
 
 
 def _ignore(_: BatchTiming) -> None:
