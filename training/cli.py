@@ -55,7 +55,7 @@ def model_name(name: str) -> str:
 
 
 def add_arch(parser: Group) -> None:
-    """Add ``--arch``; ``architecture_numbers`` reads what it collects."""
+    """Add ``--arch``; ``named_values`` reads what it collects."""
     parser.add_argument(
         "--arch",
         action="append",
@@ -66,28 +66,29 @@ def add_arch(parser: Group) -> None:
     )
 
 
-def architecture_numbers(pairs: Sequence[str]) -> dict[str, Any]:
-    """The numbers of an architecture as ``--arch`` has them.
+def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """What an option such as ``--arch`` or ``--augment`` has collected.
 
     Args:
+        option: Its name, for errors.
         pairs: NAME=VALUE each; a value is JSON, or a word alone.
 
     Raises:
         ValueError: Something else; says which.
     """
-    numbers: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
         try:
-            numbers[name] = json.loads(text)
+            values[name] = json.loads(text)
         except json.JSONDecodeError as error:
             if not text.isalpha():
                 raise ValueError(
-                    f"--arch {pair}: NAME=VALUE is expected, the value a number, true, false, a "
+                    f"{option} {pair}: NAME=VALUE is expected, the value a number, true, false, a "
                     "word or a list"
                 ) from error
-            numbers[name] = text
-    return numbers
+            values[name] = text
+    return values
 
 
 def add_precision(group: Group) -> None:

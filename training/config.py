@@ -30,6 +30,20 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         description="standard deviation of a 5x5 grid's displacements, pixels, each axis alone",
     )
 
+    stroke: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how far strokes grow towards all eight neighbouring pixels; they shrink by "
+        "half as much",
+    )
+    coarse_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of the images, which are resampled through a coarser grid of pixels and gain "
+        "contrast, as small pictures do that are enlarged",
+    )
     clean_share: float = Field(
         default=0.0, ge=0, lt=1, description="of the images, which are left as they are"
     )

@@ -27,8 +27,8 @@ from training.cli import (
     add_command,
     add_common,
     add_precision,
-    architecture_numbers,
     model_name,
+    named_values,
 )
 from training.config import PRESETS, DistilConfig, Preset, TrainConfig, preset
 from training.data import (
@@ -166,6 +166,14 @@ def _add_how(how: Group) -> None:
         metavar="SHARE",
         help="of the images that are left undistorted, 0 to 1 (default: 0)",
     )
+    how.add_argument(
+        "--augment",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a limit of the distortions, e.g. elastic_px=0.8, stroke=0.5 or coarse_share=0.3 (see "
+        "AugmentConfig in training/config.py); may be repeated",
+    )
     add_precision(how)
     how.add_argument(
         "--teachers",
@@ -217,8 +225,10 @@ def _presets() -> str:
 def _config(arguments: argparse.Namespace) -> TrainConfig:
     chosen = preset(arguments.model, arguments.preset)
     # Refuses what a variant fixes.
-    _, own = resolved(arguments.model, architecture_numbers(arguments.arch))
-    clean = {} if arguments.clean_share is None else {"clean_share": arguments.clean_share}
+    _, own = resolved(arguments.model, named_values("--arch", arguments.arch))
+    augment = chosen.augment.model_dump() | named_values("--augment", arguments.augment)
+    if arguments.clean_share is not None:
+        augment["clean_share"] = arguments.clean_share
     return chosen.with_changes(
         epochs=arguments.epochs,
         seed=arguments.seed,
@@ -228,7 +238,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         compiled=arguments.compiled,
         ema_decay=arguments.ema,
         decay_norms_and_biases=False if arguments.spare_biases else None,
-        augment=chosen.augment.model_dump() | clean,
+        augment=augment,
         architecture=chosen.architecture | own,
     )
 

@@ -14,6 +14,11 @@ from torch.nn import functional
 from training.config import AugmentConfig
 
 ELASTIC_POINTS = 5  # a side
+# Pixels a side of the coarser grids. The digit of a picture of 8x8 pixels, which is then enlarged
+# to the 20 of MNIST's, has 11 in the place of 28.
+COARSE_SIDES = (9, 11, 13, 18)
+# Shares of full ink: what becomes paper, and what becomes full ink, at most.
+PAPER, FULL = 0.2, 0.6
 
 
 def augment(
@@ -48,10 +53,45 @@ def augment(
     moved_NCHW = functional.grid_sample(
         pixels_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
+    if config.stroke:
+        draws_N = share(torch.rand(batch, device=device, generator=generator))
+        moved_NCHW = _with_strokes(moved_NCHW, draws_N * 1.5 * config.stroke - 0.5 * config.stroke)
+    if config.coarse_share:
+        draws_N3 = share(torch.rand(batch, 3, device=device, generator=generator))
+        coarse_NCHW = _coarse(moved_NCHW, draws_N3[:, 1], draws_N3[:, 2])
+        moved_NCHW = _choose(draws_N3[:, 0] < config.coarse_share, coarse_NCHW, moved_NCHW)
     if not config.clean_share:
         return moved_NCHW
     clean_N = share(torch.rand(batch, device=device, generator=generator)) < config.clean_share
-    return torch.where(clean_N[:, None, None, None], pixels_NCHW, moved_NCHW)
+    return _choose(clean_N, pixels_NCHW, moved_NCHW)
+
+
+def _choose(mask_N: Tensor, first_NCHW: Tensor, second_NCHW: Tensor) -> Tensor:
+    """The first's images where the mask is True, the second's elsewhere."""
+    return torch.where(mask_N[:, None, None, None], first_NCHW, second_NCHW)
+
+
+def _with_strokes(pixels_NCHW: Tensor, growth_N: Tensor) -> Tensor:
+    """Thicker strokes (growth up to 1: by a pixel on each side) or thinner ones (down to -1)."""
+    grown = functional.max_pool2d(pixels_NCHW, 3, stride=1, padding=1)
+    shrunk = -functional.max_pool2d(-pixels_NCHW, 3, stride=1, padding=1)
+    growth = growth_N[:, None, None, None]
+    target = torch.where(growth > 0, grown, shrunk)
+    return torch.lerp(pixels_NCHW, target, growth.abs())
+
+
+def _coarse(pixels_NCHW: Tensor, side_N: Tensor, contrast_N: Tensor) -> Tensor:
+    """Resampled through a coarser grid, stretched to full ink and in contrast; draws in 0..1."""
+    size, coarse = pixels_NCHW.shape[-2:], pixels_NCHW
+    choice_N = (side_N * len(COARSE_SIDES)).long()
+    for number, side in enumerate(COARSE_SIDES):
+        small = functional.interpolate(pixels_NCHW, (side, side), mode="area")
+        large = functional.interpolate(small, size, mode="bicubic", align_corners=False)
+        coarse = _choose(choice_N == number, large, coarse)
+    coarse = coarse / coarse.amax((1, 2, 3), keepdim=True).clamp(min=PAPER)
+    contrast = contrast_N[:, None, None, None]
+    paper, full = PAPER * contrast, 1 - (1 - FULL) * contrast
+    return ((coarse - paper) / (full - paper)).clamp(0, 1)
 
 
 def _affine_grid(draws: Tensor, config: AugmentConfig, pixels_NCHW: Tensor) -> Tensor:

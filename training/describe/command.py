@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from training.cli import add_arch, architecture_numbers, model_name
+from training.cli import add_arch, model_name, named_values
 from training.describe.layout import layout, memory_formats
 from training.describe.steps import describe
 from training.describe.table import as_text
@@ -49,7 +49,7 @@ def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _describe(arguments: argparse.Namespace) -> int:
-    numbers = architecture_numbers(arguments.arch)
+    numbers = named_values("--arch", arguments.arch)
     architecture, _ = resolved(arguments.name, numbers)
     inputs = ARCHITECTURES[architecture].inputs
     if arguments.input_size:
