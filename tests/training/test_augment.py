@@ -46,3 +46,32 @@ def test_elastic_distortion_bends_smoothly_as_far_as_it_says() -> None:
     )  # the curves' mean deviation is a little below the points'
     assert float((bent[:, 1:] - bent[:, :-1]).abs().mean()) < 0.15
     assert float(bent.mean((1, 2)).std()) > 0.1
+
+
+def test_strokes_grow_and_shrink_by_at_most_a_pixel_on_each_side() -> None:
+    """Some images gain ink and some lose some, each by its own draw; nothing appears elsewhere."""
+    pixels = torch.zeros(300, 1, 28, 28)
+    pixels[:, :, 6:22, 12:16] = 1
+    seen = augment(pixels, AugmentConfig(stroke=1.0), torch.Generator().manual_seed(0))
+    width = seen[:, 0, 14].sum(1)
+    assert 5.9 < float(width.max()) <= 6  # from 4: a pixel on each side
+    assert 3 <= float(width.min()) < 3.1  # half as much the other way
+    assert 0.2 < float((width < 4).double().mean()) < 0.47  # a third of the draws
+    assert not seen[:, :, :5].any()
+    assert not seen[:, :, :, :11].any()
+
+
+def test_a_share_of_the_images_loses_what_a_coarse_grid_cannot_hold() -> None:
+    """About a third; stripes of one pixel are gone in them, a block stays, with full ink."""
+    pixels = torch.zeros(900, 1, 28, 28)
+    pixels[:, :, 4:24, 4:12] = 0.5
+    pixels[:, :, 4:24, 16:24:2] = 0.5
+    config = AugmentConfig(coarse_share=0.3)
+    seen = augment(pixels, config, torch.Generator().manual_seed(0))
+    coarse = ~torch.isclose(seen, pixels, atol=1e-5).all(dim=3).all(dim=(1, 2))
+    assert 0.25 < float(coarse.double().mean()) < 0.35
+    rows = seen[coarse, 0, 14]
+    assert float((rows[:, 17:22:2] - rows[:, 16:22:2]).abs().mean()) < 0.2  # 0.5 before
+    assert float(rows[:, 6:10].mean()) > 0.9
+    assert float(rows[:, :2].max()) < 0.1
+    assert (float(seen.min()), float(seen.max())) == (0, 1)

@@ -110,9 +110,11 @@ def test_the_options_are_recorded(data_dir: Path, tmp_path: Path) -> None:
     """What the command line asks for is in the record."""
     command = ["train", "--model", "mlp", "--epochs", "1", "--data-dir", str(data_dir)]
     command += ["--out", str(tmp_path), "--clean-share", "0.5", "--spare-biases"]
+    command += ["--augment", "stroke=0.5", "--augment", "coarse_share=0.25"]
     assert main([*command, "--ema", "0.5"]) == 0
     config = read_checkpoint(tmp_path)[0].config
-    assert config.augment.clean_share == 0.5
+    assert (config.augment.clean_share, config.augment.stroke) == (0.5, 0.5)
+    assert config.augment.coarse_share == 0.25
     assert config.augment.rotation_deg == AFFINE.rotation_deg
     assert not config.decay_norms_and_biases
     assert config.ema_decay == 0.5
