@@ -82,16 +82,31 @@ def _with_strokes(pixels_NCHW: Tensor, growth_N: Tensor) -> Tensor:
 
 def _coarse(pixels_NCHW: Tensor, side_N: Tensor, contrast_N: Tensor) -> Tensor:
     """Resampled through a coarser grid, stretched to full ink and in contrast; draws in 0..1."""
-    size, coarse = pixels_NCHW.shape[-2:], pixels_NCHW
-    choice_N = (side_N * len(COARSE_SIDES)).long()
-    for number, side in enumerate(COARSE_SIDES):
-        small = functional.interpolate(pixels_NCHW, (side, side), mode="area")
-        large = functional.interpolate(small, size, mode="bicubic", align_corners=False)
-        coarse = _choose(choice_N == number, large, coarse)
+    matrices = _resampling(pixels_NCHW.shape[-1], pixels_NCHW.device)
+    # Resampling is linear, and the same along both axes: two products of matrices an image.
+    matrix_N1HH = matrices[(side_N * len(COARSE_SIDES)).long(), None]
+    coarse = matrix_N1HH @ pixels_NCHW @ matrix_N1HH.mT
     coarse = coarse / coarse.amax((1, 2, 3), keepdim=True).clamp(min=PAPER)
     contrast = contrast_N[:, None, None, None]
     paper, full = PAPER * contrast, 1 - (1 - FULL) * contrast
     return ((coarse - paper) / (full - paper)).clamp(0, 1)
+
+
+@cache
+def _resampling(size: int, device: torch.device) -> Tensor:
+    """What makes an axis coarse and fine again, float [len(COARSE_SIDES), size, size]."""
+    unit = torch.eye(size, device=device)[None]
+    return torch.stack(
+        [
+            functional.interpolate(
+                functional.interpolate(unit, side, mode="area")[None],
+                (size, size),
+                mode="bicubic",
+                align_corners=False,
+            )[0, 0].T
+            for side in COARSE_SIDES
+        ]
+    )
 
 
 def _affine_grid(draws: Tensor, config: AugmentConfig, pixels_NCHW: Tensor) -> Tensor:
