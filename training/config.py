@@ -30,6 +30,13 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         description="standard deviation of a 5x5 grid's displacements, pixels, each axis alone",
     )
 
+    stretch: float = Field(
+        default=0.0,
+        ge=0,
+        le=3,
+        description="how much wider a narrow digit becomes, as a share of its width; none becomes "
+        "wider than MNIST's box of 20 pixels",
+    )
     stroke: float = Field(
         default=0.0,
         ge=0,

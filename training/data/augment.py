@@ -19,6 +19,7 @@ ELASTIC_POINTS = 5  # a side
 COARSE_SIDES = (9, 11, 13, 18)
 # Shares of full ink: what becomes paper, and what becomes full ink, at most.
 PAPER, FULL = 0.2, 0.6
+BOX = 20  # pixels of a side that MNIST's digits are scaled to
 
 
 def augment(
@@ -45,7 +46,11 @@ def augment(
         return pixels_NCHW
     batch, size, device = len(pixels_NCHW) * processes, pixels_NCHW.shape[-1], pixels_NCHW.device
     whole = torch.rand(6, batch, device=device, generator=generator)
-    grid = _affine_grid(share(whole.T).T * 2 - 1, config, pixels_NCHW)
+    widths_N = torch.ones(len(pixels_NCHW), device=device)
+    if config.stretch:
+        draws_N = share(torch.rand(batch, device=device, generator=generator))
+        widths_N = 1 + draws_N * _stretchable(pixels_NCHW, config.stretch)
+    grid = _affine_grid(share(whole.T).T * 2 - 1, widths_N, config, pixels_NCHW)
     if config.elastic_px:
         shape = (batch, 2, ELASTIC_POINTS, ELASTIC_POINTS)
         points = share(torch.randn(shape, device=device, generator=generator))
@@ -109,10 +114,25 @@ def _resampling(size: int, device: torch.device) -> Tensor:
     )
 
 
-def _affine_grid(draws: Tensor, config: AugmentConfig, pixels_NCHW: Tensor) -> Tensor:
-    """Where each pixel is taken from, float [N, H, W, 2]; draws float [6, N] in -1..1."""
+def _stretchable(pixels_NCHW: Tensor, limit: float) -> Tensor:
+    """By what share each digit can become wider within MNIST's box, float [N] in 0..limit."""
+    columns_N = (pixels_NCHW.amax((1, 2)) > FULL).sum(1)
+    return (BOX / columns_N.clamp(min=1) - 1).clamp(0, limit)
+
+
+def _affine_grid(
+    draws: Tensor, widths_N: Tensor, config: AugmentConfig, pixels_NCHW: Tensor
+) -> Tensor:
+    """Where each pixel is taken from, float [N, H, W, 2].
+
+    Args:
+        draws: float [6, N] in -1..1.
+        widths_N: By what factor each image becomes wider, beside its draw.
+        config: The limits.
+        pixels_NCHW: The images; their shape alone matters.
+    """
     angle = draws[0] * math.radians(config.rotation_deg)
-    scale_x = 1 + draws[1] * config.scale
+    scale_x = (1 + draws[1] * config.scale) / widths_N
     scale_y = 1 + draws[2] * config.scale
     shear = draws[3] * config.shear
     # affine_grid's coordinates run from -1 to 1 over the image: a pixel is 2 / size of them.
