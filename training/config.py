@@ -34,8 +34,8 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         default=0.0,
         ge=0,
         le=3,
-        description="how much wider a narrow digit becomes, as a share of its width; none becomes "
-        "wider than MNIST's box of 20 pixels",
+        description="how much wider a narrow digit becomes, as a share of its width, at most as "
+        "wide as MNIST's box of 20 pixels; one in four becomes narrower, at most by a third",
     )
     stroke: float = Field(
         default=0.0,

@@ -49,7 +49,7 @@ def augment(
     widths_N = torch.ones(len(pixels_NCHW), device=device)
     if config.stretch:
         draws_N = share(torch.rand(batch, device=device, generator=generator))
-        widths_N = 1 + draws_N * _stretchable(pixels_NCHW, config.stretch)
+        widths_N = _widths(pixels_NCHW, draws_N * 4 / 3 - 1 / 3, config.stretch)
     grid = _affine_grid(share(whole.T).T * 2 - 1, widths_N, config, pixels_NCHW)
     if config.elastic_px:
         shape = (batch, 2, ELASTIC_POINTS, ELASTIC_POINTS)
@@ -114,10 +114,17 @@ def _resampling(size: int, device: torch.device) -> Tensor:
     )
 
 
-def _stretchable(pixels_NCHW: Tensor, limit: float) -> Tensor:
-    """By what share each digit can become wider within MNIST's box, float [N] in 0..limit."""
+def _widths(pixels_NCHW: Tensor, draws_N: Tensor, limit: float) -> Tensor:
+    """By what factor each digit becomes wider, within MNIST's box, or narrower; float [N].
+
+    Args:
+        pixels_NCHW: The images.
+        draws_N: In -1/3..1; one below zero makes the digit narrower by this share.
+        limit: The greatest share by which a digit becomes wider.
+    """
     columns_N = (pixels_NCHW.amax((1, 2)) > FULL).sum(1)
-    return (BOX / columns_N.clamp(min=1) - 1).clamp(0, limit)
+    room_N = (BOX / columns_N.clamp(min=1) - 1).clamp(0, limit)
+    return 1 + torch.where(draws_N > 0, draws_N * room_N, draws_N * min(limit, 1))
 
 
 def _affine_grid(
