@@ -15,6 +15,7 @@ from loadtest.server import running_service
 from service.core.messages import describe_failure
 from service.engine.batcher import EngineError
 from service.protocol.errors import DeadlineError, ErrorKind, OverloadedError
+from tests.service.wire import wait_for
 from tests.tiny import SERVED_BUNDLES
 
 INFER = "/v2/models/cnn/infer"
@@ -173,7 +174,8 @@ def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
             before = _figures(url)
             assert httpx.post(url + INFER, content=body, headers=headers).status_code == 504
             _assert_alone(ErrorKind.DEADLINE, before, _figures(url))
-            assert re.search(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}', log.read_text())
+            line = re.compile(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}')
+            assert wait_for(lambda line=line: bool(line.search(log.read_text())), within_s=10)
 
 
 @pytest.mark.parametrize(
