@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,11 @@ def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
             assert httpx.post(url + INFER, content=body, headers=headers).status_code == 504
             _assert_alone(ErrorKind.DEADLINE, before, _figures(url))
             line = re.compile(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}')
-            assert wait_for(lambda line=line: bool(line.search(log.read_text())), within_s=10)
+            assert wait_for(partial(_is_logged, log, line), within_s=10)
+
+
+def _is_logged(log: Path, line: re.Pattern[str]) -> bool:
+    return line.search(log.read_text()) is not None
 
 
 @pytest.mark.parametrize(
