@@ -28,7 +28,7 @@ from locust import FastHttpUser, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 
 from loadtest.errors import LoadTestError
 from loadtest.generator.arrivals import Due, drawn, replayed
@@ -64,6 +64,8 @@ class _Run:
     users: ClassVar[int] = 0  # of this process, that were started
     dispatchers: ClassVar[int] = 0  # of an open loop, in this process
     dispatching: ClassVar[int] = 0  # of these, that have not ended
+    ending: ClassVar[bool] = False  # every window is over, and locust was told to stop
+    master: ClassVar[MasterRunner | None] = None
 
 
 @events.init_command_line_parser.add_listener
@@ -110,6 +112,18 @@ def _collect(client_id: str, data: dict[str, Any]) -> None:
     _Run.processes.add(client_id)
     if TALLY in data:
         _Run.tallies[client_id] = Tally.model_validate_json(data[TALLY])
+        if _Run.master and _Run.tallies.keys() >= _Run.processes:
+            _end(_Run.master)
+
+
+def _end(runner: Runner) -> None:
+    """Stop the load once every window is over: requests after it would count for nothing.
+
+    Locust waits for requests in flight, and workers report again when their last one has ended.
+    """
+    if not _Run.ending:
+        _Run.ending = True
+        gevent.spawn(runner.quit)  # it waits for all users, one of which may have called this
 
 
 @events.test_start.add_listener
@@ -117,10 +131,12 @@ def _prepare(environment: Environment, **_: Any) -> None:
     options = _options(environment)
     _Run.tallies, _Run.processes = {}, set()
     _Run.dispatchers = _Run.dispatching = 0
+    _Run.ending = False
     changes = {"endpoint": options.endpoint, **json.loads(options.changes)}
     _Run.scenario = scenario = load_scenario(options.scenario, **changes)
     if isinstance(environment.runner, MasterRunner):
         options.all_users = environment.runner.target_user_count
+        _Run.master = environment.runner
         _Run.processes = {client.id for client in environment.runner.clients.ready}
         return  # its workers send
     bundles = options.bundle if isinstance(options.bundle, list) else options.bundle.split()
@@ -265,10 +281,13 @@ class ModelUser(FastHttpUser):
     @task
     def predict(self) -> None:
         """One request of a closed loop, or all of this user's of an open one."""
-        if _Run.scenario.loop == "closed":
-            self.ask()
-        else:
+        if _Run.scenario.loop == "open":
             self._dispatch()
+            return
+        self.ask()
+        runner = self.environment.runner
+        if isinstance(runner, LocalRunner) and _Run.recorder.is_over:
+            _end(runner)
 
     def _due(self, start_s: float) -> Iterator[Due]:
         """This user's share of an open loop's requests."""

@@ -15,6 +15,12 @@ from tests.tiny import SERVED_BUNDLES, train_tiny, write_idx_files
 OFFICIAL_MNIST = os.environ.get("MNIST_DIR") or os.environ.get("OFFICIAL_MNIST", "")
 os.environ["OFFICIAL_MNIST"] = OFFICIAL_MNIST
 
+# Processes that share the cores compute by one thread each: threads that wait for one another while
+# other processes hold their cores took a training test four times as long. PyTorch reads it when it
+# is imported, and processes that tests start inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No test may depend on what this machine's environment happens to say.
 for variable in [
     name for name in os.environ if name.startswith(("INFERENCE_", "DIGITS_", "MNIST_"))

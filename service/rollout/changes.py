@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle.manifest import BundleError
-from export.bundle.store import MANIFEST_NAME, Bundle, staged
+from export.bundle.store import MANIFEST_NAME, SIGNATURE_NAME, Bundle, staged
 from service.versions.decisions import find_contract_changes, is_pending
-from service.versions.state import Candidate, DesiredState, RolloutError, RolloutFolder
+from service.versions.state import (
+    Candidate,
+    DesiredState,
+    RolloutError,
+    RolloutFolder,
+    replace_file,
+)
 
 
 class RefusedError(RolloutError):
@@ -21,7 +27,8 @@ def stage(folder: RolloutFolder, source: Path) -> str:
     """Copy a bundle to its place among the versions of a model, where it serves nothing yet.
 
     The first version of a model is its stable one. A bundle of the form without versions that lies
-    in the model's folder becomes its stable version first.
+    in the model's folder becomes its stable version first. Of a version that is there already, the
+    signature alone is replaced: it may have been signed, or signed by another key, since then.
 
     Returns:
         The version's name.
@@ -46,6 +53,7 @@ def stage(folder: RolloutFolder, source: Path) -> str:
                 f"{target} is there with another content, and versions never change; build the "
                 "bundle with another one: python -m export build ... --version NAME"
             )
+        _take_signature(source, target)
     else:
         folder.folder.mkdir(parents=True, exist_ok=True)
         _copy(source, target)
@@ -204,6 +212,13 @@ def _copy(source: Path, target: Path) -> None:
             staging.rename(target)
     except OSError as error:
         raise BundleError(f"{source} cannot be copied to {target}: {error}") from error
+
+
+def _take_signature(source: Path, target: Path) -> None:
+    """Copy the signature, if the source has one; what it signs is the same manifest."""
+    signature = source / SIGNATURE_NAME
+    if signature.is_file():
+        replace_file(target / SIGNATURE_NAME, signature.read_bytes())
 
 
 def _give_versions(folder: RolloutFolder) -> None:

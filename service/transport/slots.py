@@ -97,6 +97,8 @@ class OrderedConnection(asyncio.Protocol):
         response on its way (RFC 9112, 9.6); so only the sending side is closed.
         """
         self.is_done_reading = self.is_closing = True
+        for slot in self.slots:
+            slot.disconnect()  # a request that did not come whole: its task waits for the rest
         self.slots.clear()
         self.since_s = None
         if self.is_last_announced or not self.transport.can_write_eof():

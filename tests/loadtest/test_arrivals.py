@@ -14,6 +14,7 @@ from loadtest.generator.expectations import Expectations
 from loadtest.generator.payloads import PayloadError
 from loadtest.scenarios import load_scenario
 from loadtest.server import running_service
+from tests.service.wire import wait_for
 from tests.tiny import SERVED_BUNDLES
 
 MODELS = [SERVED_BUNDLES / "cnn", SERVED_BUNDLES / "mlp"]
@@ -139,8 +140,10 @@ def test_a_recorded_access_log_is_replayed(logged: tuple[str, Path], tmp_path: P
         request = Expectations(MODELS[number % 2], 1, "infer/raw").requests[number]
         answer = httpx.post(url + request.path, content=request.content, headers=request.headers)
         assert answer.status_code == 200
+    # A request's line is written after its answer was sent.
+    assert wait_for(lambda: len(_requests(log)) == 10, within_s=10)
     trace = tmp_path / "access.jsonl"
-    trace.write_text("\n".join(_lines(log)))
+    trace.write_text("".join(_lines(log)))
     assert [event.model for event in read_trace(trace)] == ["cnn", "mlp"] * 5
     result = _run(url, tmp_path / "out", "--scenario", "Server", "--trace", str(trace))
     assert (result["sent"], result["requests"], result["wrong_answers"]) == (10, 10, 0)
@@ -182,18 +185,23 @@ def test_each_request_may_open_a_connection(logged: tuple[str, Path], tmp_path: 
     result = _run(logged[0], tmp_path, "--scenario", "Churn", "--duration", "1", "--warmup", "0.2")
     assert result["requests"] > 10
     assert (result["wrong_answers"], result["errors"]) == (0, {})
-    assert len(_clients(log)) - before >= result["requests"]
+    assert wait_for(lambda: len(_clients(log)) - before >= result["requests"], within_s=10)
 
 
 def _clients(log: Path) -> set[str]:
-    """Addresses and ports that asked a model."""
-    lines = [json.loads(line) for line in _lines(log)]
-    return {line["client"] for line in lines if line.get("model")}
+    """The addresses and ports that sent a request to a model."""
+    return {line["client"] for line in _requests(log)}
+
+
+def _requests(log: Path) -> list[dict[str, Any]]:
+    """What the log says of the requests to a model."""
+    return [line for line in map(json.loads, _lines(log)) if line.get("model")]
 
 
 def _lines(log: Path) -> list[str]:
-    """The lines of the log that are JSON."""
-    return [line for line in log.read_text().splitlines() if line.startswith("{")]
+    """The whole lines of the log that are JSON."""
+    lines = log.read_text().splitlines(keepends=True)
+    return [line for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 def test_slow_clients_hold_nobody_up(logged: tuple[str, Path], tmp_path: Path) -> None:

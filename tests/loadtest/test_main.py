@@ -62,9 +62,14 @@ def test_an_honest_service_passes(
 
 
 def test_a_sweep_leaves_the_same_four_files(
-    service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    service_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Every point that was measured is in each of them, the knee or its absence in words."""
+    for name, value in {"CAPACITY_S": 1.0, "FIRST_SHARES": (0.3, 0.9), "MOST_STEPS": 1}.items():
+        monkeypatch.setattr(f"loadtest.measure.sweep.{name}", value)
     command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
     command += ["--out", str(tmp_path), "--duration", "1", "--warmup", "0.2"]
     assert main([*command, "--accept-invalid"]) == 0

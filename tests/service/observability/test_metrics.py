@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from loadtest.server import running_service
 from service.core.messages import describe_failure
 from service.engine.batcher import EngineError
 from service.protocol.errors import DeadlineError, ErrorKind, OverloadedError
+from tests.service.wire import wait_for
 from tests.tiny import SERVED_BUNDLES
 
 INFER = "/v2/models/cnn/infer"
@@ -173,7 +175,12 @@ def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
             before = _figures(url)
             assert httpx.post(url + INFER, content=body, headers=headers).status_code == 504
             _assert_alone(ErrorKind.DEADLINE, before, _figures(url))
-            assert re.search(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}', log.read_text())
+            line = re.compile(rf'"POST {INFER}" 504 \d+\.\d{{3}} ms late{number}')
+            assert wait_for(partial(_is_logged, log, line), within_s=10)
+
+
+def _is_logged(log: Path, line: re.Pattern[str]) -> bool:
+    return line.search(log.read_text()) is not None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from export.bundle.store import SIGNATURE_NAME
 from service.rollout.__main__ import main
 from service.versions.state import RolloutFolder
 from tests.service.rollout.made_versions import NAME, flip_byte, make_version
@@ -65,6 +66,20 @@ def test_staging_again_changes_nothing_and_another_content_is_refused(
     other = make_version(tmp_path, "a", seed=9)
     assert _run(bundles, "stage", NAME, str(other)) == 2
     assert "versions never change" in capsys.readouterr().err
+
+
+def test_staging_again_takes_a_signature_that_was_made_since(
+    bundles: Path, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing else of the version is written, and an unsigned copy does not remove it."""
+    signed = shutil.copytree(sources["a"], tmp_path / "signed")
+    (signed / SIGNATURE_NAME).write_text("a signature")
+    assert _run(bundles, "stage", NAME, str(signed)) == 0
+    assert _run(bundles, "stage", NAME, str(sources["a"])) == 0
+    staged = RolloutFolder(bundles / NAME).bundle("a")
+    assert (staged / SIGNATURE_NAME).read_text() == "a signature"
+    names = {path.name for path in sources["a"].iterdir()}
+    assert {path.name for path in staged.iterdir()} == names | {SIGNATURE_NAME}
 
 
 def test_what_cannot_be_staged_is_refused(

@@ -26,6 +26,7 @@ from service.protocol.errors import ErrorKind
 from service.protocol.grpc_messages import SERVICE
 from service.transport.grpc_server import CODES
 from tests.service.processes import main_process
+from tests.service.wire import wait_for
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
@@ -248,6 +249,8 @@ def test_requests_are_logged(
     """With path, status, client and the request's own id."""
     headers = {"x-api-key": KEY, "x-request-id": "logged-1"}
     guarded_client.infer("cnn", [_input(IMAGES[:1])], headers=headers)
+    # The line is written after the answer was sent.
+    assert wait_for(lambda: '"logged-1"' in guarded.log_file.read_text(), within_s=10)
     lines = [json.loads(line) for line in guarded.log_file.read_text().splitlines() if line]
     line = next(line for line in lines if line.get("request_id") == "logged-1")
     assert (line["path"], line["status"]) == (f"/{SERVICE}/ModelInfer", 200)
