@@ -75,3 +75,20 @@ def test_a_share_of_the_images_loses_what_a_coarse_grid_cannot_hold() -> None:
     assert float(rows[:, 6:10].mean()) > 0.9
     assert float(rows[:, :2].max()) < 0.1
     assert (float(seen.min()), float(seen.max())) == (0, 1)
+
+
+def test_narrow_digits_become_wider_within_the_box_and_some_become_narrower() -> None:
+    """By up to the limit; one that fills the box only becomes narrower; no height changes."""
+    narrow, wide = torch.zeros(2, 400, 1, 28, 28)
+    narrow[:, :, 4:24, 12:16] = 1
+    wide[:, :, 4:24, 4:24] = 1
+    config = AugmentConfig(stretch=2.0)
+    for pixels, least, most in ((narrow, 2.4, 12.1), (wide, 13.2, 20.1)):
+        seen = augment(pixels, config, torch.Generator().manual_seed(0))
+        widths = seen[:, 0, 14].sum(1)
+        assert least < float(widths.min()) < least + 1
+        assert most - 1 < float(widths.max()) < most
+        before = float(pixels[0, 0, 14].sum())
+        assert 0.18 < float((widths < before - 0.01).double().mean()) < 0.32  # a quarter
+        assert not seen[:, :, :3].any()
+        assert not seen[:, :, 25:].any()

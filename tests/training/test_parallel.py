@@ -24,7 +24,9 @@ NETWORK = ["--model", "mlp", "--arch", "hidden=[16]", "--arch", "dropout=0"]
 NETWORK += ["--arch", "batch_norm=false", "--batch-size", "50", "--device", "cpu"]
 # Of the largest weight: sums in another order, carried on by AdamW through 54 updates.
 BOUND = 1e-5
-BENT = AFFINE.model_copy(update={"elastic_px": 0.5})
+BENT = AFFINE.model_copy(
+    update={"elastic_px": 0.5, "stretch": 2.5, "stroke": 0.5, "coarse_share": 0.3}
+)
 
 
 def _weights(checkpoint: Path) -> dict[str, Tensor]:
