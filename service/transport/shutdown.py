@@ -57,6 +57,13 @@ class GracefulShutdown:
         CONTEXT.is_draining = True
         logger.error("this worker ends: a model answers its golden samples wrongly")
         self._metrics.record_worker_exit("golden_check")
+        self._task = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        """Accept nothing more by either protocol, and end."""
+        stopping = asyncio.ensure_future(self._stop_grpc())
+        self._close_listeners()
+        await stopping
         self._stop()
 
     def _begin(self, server: uvicorn.Server) -> None:
@@ -82,7 +89,10 @@ class GracefulShutdown:
 
     def _stop(self) -> None:
         """Accept no more connections in this process, and let uvicorn answer and end."""
+        self._close_listeners()
         if self._server is not None:
-            for listening in self._server.servers:
-                listening.close()
             self._server.handle_exit(signal.SIGTERM, None)
+
+    def _close_listeners(self) -> None:
+        for listening in self._server.servers if self._server is not None else []:
+            listening.close()
