@@ -183,7 +183,15 @@ class ModelRollout:
         self.faults: list[Fault] = []
 
     def close(self) -> None:
-        """Remove this worker's report."""
+        """Remove this worker's report; before that, take back the versions with new faults.
+
+        A worker ends because of such a fault, and may do so before it follows the roll-out again.
+        """
+        try:
+            if self.faults:
+                self._consult()
+        except (RolloutError, BundleError) as error:
+            logger.error("%s: its faults cannot be reported: %s", self.name, error)
         self._file.remove()
 
     async def follow(self, run_in_thread: _RunInThread) -> None:
