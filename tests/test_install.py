@@ -1,5 +1,6 @@
 """Which builds of PyTorch and ONNX Runtime `make install` takes, with programs that do nothing."""
 
+import json
 import os
 import re
 import subprocess
@@ -115,3 +116,16 @@ def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
     assert found.status != 0
     assert "expected auto, cpu or cuda" in found.said
     assert found.commands == ""
+
+
+def test_the_development_container_installs_by_make_and_has_the_services_python() -> None:
+    """Its command is a target of the Makefile; its Python is that of the service's image."""
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    make, target = container["postCreateCommand"].split()
+    assert make == "make"
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+    base = re.search(r"BASE=(\S+)", (ROOT / "service" / "Dockerfile").read_text())
+    assert base is not None
+    assert container["image"] == base.group(1).replace("-slim", "")
+    settings = container["customizations"]["vscode"]["settings"]
+    assert settings["python.defaultInterpreterPath"] == ".venv/bin/python"
