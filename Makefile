@@ -31,7 +31,7 @@ OFFERS = $(PIP) index versions --timeout 3 --retries 0 --index-url $(TORCH_CPU_I
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-cuda install-cpu demo serve train bundles gpu loadtest check test test-all \
-  mutation test-service monitoring-test compose-test coverage lock audit clean
+  mutation test-service monitoring-test compose-test coverage lock audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -135,6 +135,12 @@ audit: ## report what is known of the pinned packages (asks the package index)
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
 	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+sbom: ## list the pinned packages in artifacts/sbom.json (CycloneDX)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet cyclonedx-bom
+	mkdir -p artifacts
+	.venv-audit/bin/cyclonedx-py requirements constraints.txt --output-file artifacts/sbom.json
 
 clean: ## remove what was trained, built and measured (not .venv, not downloads)
 	rm -rf $(CHECKPOINTS) $(BUNDLES) artifacts/parity artifacts/report artifacts/loadtest
