@@ -1,5 +1,5 @@
-"""Training: MNIST images in, checkpoints out.
+"""Train networks on MNIST images and write checkpoints.
 
-A checkpoint is two files: weights (safetensors) and a JSON record that says how they were made
-and what they reach. The next stage, ``export``, turns a checkpoint into a bundle.
+A checkpoint consists of two files: weights (safetensors), and a JSON record of how they were
+trained and of their metrics. The next stage, ``export``, turns a checkpoint into a bundle.
 """

@@ -1,6 +1,6 @@
 """Command line of the training stage: ``python -m training --help``.
 
-A command's module is imported when the command is called: ``describe`` needs no matplotlib.
+A command's module is imported only when the command is called: ``describe`` needs no matplotlib.
 """
 
 import argparse
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-# cuBLAS is deterministic with this alone, and reads it when torch first touches the GPU.
+# cuBLAS is deterministic only with this setting, and reads it when torch first uses the GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+INTERRUPTED = 130  # the shell's exit status for a program that Ctrl-C ended
 
 
 class Command(NamedTuple):
-    """A command: the function that adds its parser, as module:function, and its help."""
+    """A command: the function that adds its parser, as "module:function", and its help text."""
 
     adds: str
     help: str
@@ -49,7 +49,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 refused, 130 interrupted."""
+    """Run a command and return the exit status: 0 success, 1 failure, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = _parser(argv[0] if argv else None).parse_args(argv)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """A parser with all commands' names, and with the options of the chosen one."""
+    """Build a parser with the names of all commands and the options of the chosen one."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -83,7 +83,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def _in_words(error: Exception) -> str:
-    from pydantic import ValidationError  # noqa: PLC0415 - not there without the training extra
+    from pydantic import ValidationError  # noqa: PLC0415 - missing without the extra "train"
 
     from training.models import explained  # noqa: PLC0415
 

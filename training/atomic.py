@@ -7,8 +7,8 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, flush it to the disk, and rename it to ``path``.
 
-    The file written first has the process id in its name, so that processes which write the same
-    path at once do not disturb each other: the last rename wins.
+    The name of the temporary file contains the process id, so processes that write the same path
+    at the same time do not disturb each other: the last rename wins.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:

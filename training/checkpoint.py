@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors weights and a JSON record beside them that names and hashes them.
+"""Checkpoints: a safetensors file of weights, and a JSON record with its name and its hash.
 
-The weights' file bears a part of its own hash as its name, and the record is replaced in one
-step after it. So at every moment, whatever is interrupted, the record points to the very weights
-it speaks of, or there is no record. No pickle is written or read.
+The name of the weights file contains part of its hash. The record is replaced atomically, after
+the weights are written. So after any interruption, either the record points to the weights that
+it describes, or there is no record. No pickle is written or read.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ from training.models import ARCHITECTURES, build_model
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "checkpoint.json"
-# 2: the held-out images' fingerprint, the Brier score, and config fields that version 1 lacks.
+# Version 2 added the held-out images' fingerprint, the Brier score and some config fields.
 SCHEMA_VERSION = 2
 SHOWN_HASH = 12  # characters that are enough to tell two data sets apart
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not there, not whole, or not what it says."""
+    """A checkpoint is missing, damaged, or not one that can be used here."""
 
 
 class EpochRecord(BaseModel, frozen=True):
-    """Figures of one epoch; accuracies in 0..1, losses in nats, on the images named.
+    """Metrics of one epoch; accuracies are in 0..1, losses in nats.
 
-    Of pairs, the accuracy is the share whose three answers are all right.
+    For pairs, the accuracy is the share of pairs whose three answers are all correct.
     """
 
     epoch: int
@@ -49,12 +49,12 @@ class EpochRecord(BaseModel, frozen=True):
     learning_rate: float
 
     def summary(self) -> str:
-        """The validation figure, for a terminal."""
+        """The validation accuracy, for a terminal."""
         return f"validation {100 * self.validation_accuracy:.2f}%"
 
 
 class ImageEpochRecord(BaseModel, frozen=True):
-    """Figures of one epoch of a network that gives its input back.
+    """Metrics of one epoch of an autoencoder.
 
     Losses are mean squared errors of standardised pixels; ``validation_mse`` and
     ``validation_psnr_db`` are of ink in 0..1, as in ``ImageEvaluation``.
@@ -68,7 +68,7 @@ class ImageEpochRecord(BaseModel, frozen=True):
     learning_rate: float
 
     def summary(self) -> str:
-        """The validation figures, for a terminal."""
+        """The validation error and PSNR, for a terminal."""
         psnr = self.validation_psnr_db
         shown = "infinite" if psnr is None else f"{psnr:.2f} dB"
         return f"validation error {self.validation_mse:.5f}, PSNR {shown}"
@@ -97,7 +97,7 @@ class DataRecord(BaseModel, frozen=True):
 
 
 class WeightsFile(BaseModel, frozen=True):
-    """The weights' file, relative to the record's folder; ``parameters`` counts trainable ones."""
+    """The weights file, relative to the record's folder; ``parameters`` counts trainable ones."""
 
     path: str
     sha256: str
@@ -105,10 +105,10 @@ class WeightsFile(BaseModel, frozen=True):
 
 
 class TaskRecord(BaseModel, Generic[EpochT, FiguresT], frozen=True, extra="forbid"):
-    """Everything that is known of a checkpoint besides its weights.
+    """Everything that is known about a checkpoint besides its weights.
 
-    ``epoch_kept`` is the epoch whose weights these are: the last one; in records of version 1
-    the one with the best validation figure, so that there ``validation`` flatters the network.
+    ``epoch_kept`` is the epoch whose weights were saved: the last one. In records of version 1 it
+    is the one with the best validation figure, so their ``validation`` is optimistically biased.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -125,15 +125,15 @@ class TaskRecord(BaseModel, Generic[EpochT, FiguresT], frozen=True, extra="forbi
 
 
 class CheckpointRecord(TaskRecord[EpochRecord, Evaluation]):
-    """Of a network that reads one digit."""
+    """The record of a network that classifies one digit."""
 
 
 class PairRecord(TaskRecord[EpochRecord, PairEvaluation]):
-    """Of a network that reads two digits and their sum."""
+    """The record of a network that predicts two digits and their sum."""
 
 
 class ImageRecord(TaskRecord[ImageEpochRecord, ImageEvaluation]):
-    """Of a network that gives its input back."""
+    """The record of an autoencoder."""
 
 
 AnyRecord = CheckpointRecord | PairRecord | ImageRecord
@@ -146,7 +146,7 @@ _AnyObject = TypeAdapter(dict[str, Any])
 
 
 def write_weights(folder: Path, module: nn.Module) -> WeightsFile:
-    """Write a module's tensors into the folder, under a name made from their hash."""
+    """Write a module's tensors into the folder, under a name derived from their hash."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
     content = save_tensors(tensors)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -158,7 +158,7 @@ def write_weights(folder: Path, module: nn.Module) -> WeightsFile:
 
 
 def write_record(folder: Path, record: AnyRecord) -> None:
-    """Make the checkpoint complete: the record replaces an older one, older weights go."""
+    """Complete a checkpoint: replace an older record, then delete older weights."""
     text = record.model_dump_json(indent=2) + "\n"
     write_atomically(folder / RECORD_NAME, text.encode())
     for old in folder.glob("weights-*.safetensors"):
@@ -167,17 +167,17 @@ def write_record(folder: Path, record: AnyRecord) -> None:
 
 
 def read_checkpoint(folder: Path) -> tuple[CheckpointRecord, nn.Module]:
-    """Open a checkpoint of a network that reads one digit; see ``open_checkpoint``.
+    """Open a checkpoint of a digit classifier; see ``open_checkpoint``.
 
     Raises:
-        CheckpointError: As there, or the network does something else.
+        CheckpointError: As ``open_checkpoint``, or the network is not a digit classifier.
     """
     record, module = open_checkpoint(folder)
     return require_digit_record(record, folder), module
 
 
 def require_digit_record(record: AnyRecord, folder: Path) -> CheckpointRecord:
-    """The same record; raises ``CheckpointError`` for a network that does something else."""
+    """Return the record; raise ``CheckpointError`` unless its network is a digit classifier."""
     if not isinstance(record, CheckpointRecord):
         raise CheckpointError(
             f"{folder} holds the network {record.config.model}, which does not read a single "
@@ -190,7 +190,7 @@ def read_record(folder: Path) -> AnyRecord:
     """Read a checkpoint's record without its weights.
 
     Raises:
-        CheckpointError: Nothing there, or a broken record. Says which file and what was expected.
+        CheckpointError: The record is missing or broken; names the file and what was expected.
     """
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -208,7 +208,7 @@ def read_record(folder: Path) -> AnyRecord:
 
 
 def _require_known_version(content: dict[str, Any], path: Path) -> None:
-    """Look at the version before anything else: a newer record may be of any form."""
+    """Check the version before any other field: a newer record may have any layout."""
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise CheckpointError(
@@ -218,19 +218,19 @@ def _require_known_version(content: dict[str, Any], path: Path) -> None:
 
 
 def require_same_images(record: AnyRecord, dataset: Dataset, folder: Path) -> None:
-    """Refuse a checkpoint of other images, or one whose held-out images are no longer held out.
+    """Check that a checkpoint was trained on these images and held out the ones held out now.
 
-    Everything that uses held-out images (temperatures, ensembles, teachers, parity) asks this
-    first: an image that a network was trained on says nothing of how it reads others.
+    Everything that uses held-out images (temperatures, ensembles, teachers, parity) calls this
+    first: a network's results on its own training images do not carry over to other images.
 
     Args:
-        record: The checkpoint's.
+        record: The checkpoint's record.
         dataset: The images given now.
-        folder: The checkpoint's, for the message.
+        folder: The checkpoint's folder, for the message.
 
     Raises:
-        CheckpointError: Says what differs. A record of version 1 does not name its held-out
-            images: a warning is logged, and their number alone is compared, by the caller.
+        CheckpointError: The images differ; the message says how. A record of version 1 does not
+            identify its held-out images: this logs a warning, and callers compare their number.
     """
     if record.data.sha256 != dataset.sha256:
         raise CheckpointError(
@@ -247,17 +247,17 @@ def require_same_images(record: AnyRecord, dataset: Dataset, folder: Path) -> No
 def require_same_split(
     split_sha256: str | None, dataset: Dataset, validation_images: int, name: str
 ) -> None:
-    """Check that this code still holds out the images that a checkpoint did.
+    """Check that this code still holds out the images that a checkpoint held out.
 
     Args:
-        split_sha256: Their fingerprint as the checkpoint recorded it; None in old records: a
-            warning is logged.
-        dataset: The images that it was trained on.
-        validation_images: How many it held out.
-        name: The checkpoint's, for the message.
+        split_sha256: Fingerprint of the held-out images in the checkpoint's record; None in old
+            records, for which a warning is logged.
+        dataset: The images that the checkpoint was trained on.
+        validation_images: Number of images that it held out.
+        name: The checkpoint's name, for the message.
 
     Raises:
-        CheckpointError: Others would be held out now.
+        CheckpointError: The code would now hold out other images.
     """
     _, held_out = split_validation(dataset.train, validation_images)
     if split_sha256 is None:
@@ -273,8 +273,8 @@ def open_checkpoint(folder: Path) -> tuple[AnyRecord, nn.Module]:
     """Open a checkpoint: its record and its module, on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: As ``read_record``, or altered weights, or weights that do not fit the
-            architecture.
+        CheckpointError: As ``read_record``; or the weights are missing, were altered, or do not
+            fit the architecture.
     """
     record = read_record(folder)
     module = build_model(record.config.model, record.config.architecture)

@@ -1,16 +1,16 @@
-"""Where a run computes: chosen in one place, named in one way."""
+"""Choose the device of a run, and name it for records and tables."""
 
 import torch
 
 
 def chosen_device(asked: str) -> torch.device:
-    """The device that was asked for.
+    """Return the requested device.
 
     Args:
-        asked: "cpu", "cuda", or "auto": CUDA where there is one.
+        asked: "cpu", "cuda", or "auto", which means CUDA if it is available, else the CPU.
 
     Raises:
-        ValueError: CUDA was asked for and is not there; nothing falls back to the CPU.
+        ValueError: CUDA was requested and is not available; there is no fallback to the CPU.
     """
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
@@ -19,7 +19,7 @@ def chosen_device(asked: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as records and tables name it: the GPU's model, or how many threads."""
+    """Name a device for records and tables: the GPU's model, or the CPU's number of threads."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"

@@ -1,4 +1,4 @@
-"""Which code and which packages made an artefact."""
+"""Versions of the code and of the packages that made an artefact."""
 
 import platform
 import subprocess
@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def commit() -> str:
-    """The repository's commit, with "-dirty" behind it if files differ; "unknown" without git."""
+    """The repository's commit, with "-dirty" appended if files differ; "unknown" without git."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
@@ -25,5 +25,5 @@ def commit() -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Python's version and those of the named packages."""
+    """The versions of Python and of the named packages."""
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,14 +1,14 @@
-"""Time to an accuracy, beside the script that PyTorch's own examples train MNIST with.
+"""Measure the time to reach an accuracy, compared with the MNIST script of PyTorch's examples.
 
     python -m training speed --rounds 3
     python -m training speed --device cuda --precision bfloat16 --compiled --epochs 2
 
-Both learn from the same images on the same machine, one after the other in each round. The clock
-runs from the first batch to the end of the epoch behind which the 10,000 test images are read well
-enough; reading them is not counted, for either. The example is asked after each of its epochs; a
-run of this project has its one-cycle schedule end at a number of epochs chosen before, and is asked
-once. On a CPU the ratio is told alone, for such machines are shared; on a GPU seconds, too. What is
-compiled and loaded for the first time is made ready before the clock runs, for either.
+Both train on the same images and machine, one after the other in each round. The time runs from
+the first batch to the end of the epoch after which the accuracy on the 10,000 test images reaches
+the target; measuring the accuracy is not counted. The example is measured after each epoch. A run
+of this project is measured once, at the end of its one-cycle schedule of ``--epochs``. On a CPU,
+only the ratio is printed, because such machines are shared; on a GPU, seconds are printed, too. On
+a GPU or with ``--compiled``, a warm-up first loads and compiles kernels, for both.
 
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
@@ -47,18 +47,18 @@ from training.device import chosen_device, device_name
 from training.evaluation.classification import evaluate
 from training.loop.fit import fit
 
-# The example's defaults (pytorch/examples, mnist/main.py): its arguments, not ours to tune.
+# The example's default arguments (pytorch/examples, mnist/main.py), deliberately not tuned.
 EXAMPLE_EPOCHS, EXAMPLE_BATCH, EXAMPLE_RATE, EXAMPLE_GAMMA = 14, 64, 1.0, 0.7
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        seconds: Of training, without the reading of test images.
-        epochs: How many it took.
-        accuracy: On the test images at the end, 0..1.
+        seconds: Training time, without the evaluation on test images.
+        epochs: Number of epochs trained.
+        accuracy: Accuracy on the test images at the end, 0..1.
     """
 
     seconds: float
@@ -67,7 +67,7 @@ class Reached:
 
 
 class ExampleNet(nn.Module):
-    """The example's network: two 3x3 convolutions, one pooling, two dense layers; 1.2 million."""
+    """The example's network: two 3x3 convolutions, a pooling, two dense layers; 1.2M parameters."""
 
     def __init__(self) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -88,7 +88,7 @@ class ExampleNet(nn.Module):
 
 
 class _OneByOne(TorchDataset[tuple[Tensor, int]]):
-    """Each image by itself through PIL and the transforms, as torchvision's data set does it."""
+    """Converts images one by one with PIL and the transforms, as torchvision's data set does."""
 
     def __init__(self, data: LabelledImages) -> None:
         self._data = data
@@ -105,13 +105,13 @@ class _OneByOne(TorchDataset[tuple[Tensor, int]]):
 
 
 def example(dataset: Dataset, target: float, seed: int, device: torch.device) -> Reached:
-    """Train as the example does until the accuracy is reached, or its epochs are over.
+    """Train as the example does, until it reaches the target accuracy or its last epoch.
 
     Args:
-        dataset: All training images are learnt from.
+        dataset: The images; all training images are trained on.
         target: Accuracy on the test images, 0..1.
-        seed: Of everything.
-        device: Where to compute; images are brought there batch by batch.
+        seed: Seed of all random numbers.
+        device: Where to compute; images are copied there batch by batch.
     """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(mode=False)
@@ -136,11 +136,11 @@ def example(dataset: Dataset, target: float, seed: int, device: torch.device) ->
 
 
 def ours(dataset: Dataset, config: TrainConfig, device: torch.device) -> Reached:
-    """Train as ``python -m training train`` does, validation and resume state included.
+    """Train as ``python -m training train`` does, including validation and saving of the state.
 
     Args:
-        dataset: The validation images are held out of its training images.
-        config: Of a network that reads digits.
+        dataset: The images; validation images are held out from its training images.
+        config: Config of a digit classifier.
         device: Where to compute.
     """
     held_out = validation_size(config.validation_images, len(dataset.train))
@@ -161,7 +161,7 @@ def ours(dataset: Dataset, config: TrainConfig, device: torch.device) -> Reached
 
 
 def _finish(device: torch.device) -> None:
-    """Wait until all is computed that was asked for."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -169,7 +169,7 @@ def _finish(device: torch.device) -> None:
 def _round(
     dataset: Dataset, config: TrainConfig, target: float, device: torch.device
 ) -> tuple[Reached, Reached]:
-    """The example's run and ours, of the config's seed; which begins depends on the seed."""
+    """Run the example and ours with the config's seed; ours runs first if the seed is odd."""
     if config.seed % 2:
         own = ours(dataset, config, device)
         return example(dataset, target, config.seed, device), own
@@ -178,7 +178,7 @@ def _round(
 
 
 def _warm_up(dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
-    """Both for one epoch of a few batches: kernels are loaded and, if asked for, compiled."""
+    """Run both for one epoch of a few batches, to load kernels and, if requested, compile."""
     few = LabelledImages(dataset.train.images[:4096], dataset.train.labels[:4096])
     little = Dataset("few", "few", dataset.source, few, few)
     example(little, 0.0, 0, device)
@@ -246,18 +246,18 @@ def _speed(arguments: argparse.Namespace) -> int:
 
 
 def times_as_fast(theirs: Reached, own: Reached, target: float) -> float:
-    """How many times as fast ours was: 0 if it missed the target, infinite if the example did."""
+    """How many times as fast ours was: 0 if ours missed the target, infinite if the example did."""
     if own.accuracy < target:
         return 0.0
     return theirs.seconds / own.seconds if theirs.accuracy >= target else math.inf
 
 
 def verdict(ratios: Sequence[float]) -> str:
-    """The median of all rounds, missed ones among them, and the range; in words.
+    """The median and the range of the rounds' ratios as a sentence, including missed rounds.
 
-    A round that ours missed is slower than any that it did not, so it takes its place in the
-    order although its ratio is not known. Of two in the middle the lower one counts then: their
-    mean is not known either.
+    A round in which ours missed the target ranks as slower than all others, although its ratio is
+    not known. If any round missed, the median of an even number of rounds is the lower one of the
+    two in the middle, because their mean is not known either.
     """
     reached = [ratio for ratio in ratios if 0 < ratio < math.inf]
     missed = len(ratios) - len(reached)

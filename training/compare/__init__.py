@@ -1,6 +1,6 @@
-"""Digit models beside each other: several seeds of each, one report, one JSON.
+"""Compare digit models, with several seeds of each, in a report and a JSON file.
 
-``compare`` measures and returns every figure as a ``Comparison``; ``write_report`` draws them.
+``compare`` measures everything and returns a ``Comparison``; ``write_report`` writes the files.
 """
 
 from training.compare.measure import compare

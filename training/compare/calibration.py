@@ -1,8 +1,8 @@
 """Temperature scaling and the reliability diagram.
 
 Source: C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger 2017, "On Calibration of Modern Neural
-Networks", ICML. One number, fitted on validation images alone, divides all logits: predicted digits
-stay, probabilities change.
+Networks", ICML. All logits are divided by one number, which is fitted on validation images only.
+This changes the probabilities, but not the predicted digits.
 
 Shape suffixes: N images, K classes.
 """
@@ -20,19 +20,19 @@ LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(logits_NK: Tensor, labels: Tensor) -> tuple[float, bool]:
-    """The temperature that gives the labels the least mean cross-entropy.
+    """Fit the temperature that minimises the mean cross-entropy of the labels.
 
     The loss is convex in the inverse temperature b. Its slope, the mean of E_p[z] - z_label with
-    p = softmax(b z), rises with b, so that it has at most one zero.
+    p = softmax(b z), rises with b, so it has at most one zero.
 
     Args:
-        logits_NK: float [N, K] of validation images.
-        labels: int64 [N].
+        logits_NK: Logits for the validation images, float [N, K].
+        labels: The digits, int64 [N].
 
     Returns:
-        The temperature in 0.05..20, and whether it is a bound because the slope has no zero there.
+        The temperature, 0.05..20, and whether it is only a bound because the slope has no zero.
     """
-    from scipy import optimize  # noqa: PLC0415 - a second to import
+    from scipy import optimize  # noqa: PLC0415 - the import takes a second
 
     z_NK = logits_NK.double()
     of_label = z_NK.gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -68,7 +68,7 @@ def calibrate(
 def confidence_and_correct(
     logits_NK: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The predicted digit's probability, float [N] in 0..1, and whether it is right, bool [N]."""
+    """The predicted digit's probability, float [N] in 0..1, and whether it is correct, bool [N]."""
     confidence, predicted = (logits_NK / temperature).softmax(dim=1).max(dim=1)
     return confidence, predicted == labels
 
@@ -76,12 +76,12 @@ def confidence_and_correct(
 def reliability(
     networks_NK: Sequence[Tensor], labels: Tensor, temperatures: Sequence[float]
 ) -> list[Bin]:
-    """Calibration bins of all networks' answers together; empty bins are left out.
+    """Calibration bins of all networks' predictions together; empty bins are left out.
 
     Args:
-        networks_NK: Each network's logits, float [N, K], of the same images.
-        labels: int64 [N].
-        temperatures: One for each network.
+        networks_NK: Each network's logits, float [N, K], for the same images.
+        labels: The digits, int64 [N].
+        temperatures: One temperature for each network.
     """
     found = [
         confidence_and_correct(logits_NK, labels, temperature)

@@ -1,4 +1,4 @@
-"""The report's charts. Colours are Okabe and Ito's, and never the only difference: markers differ.
+"""The report's charts, in the colours of Okabe and Ito; groups also differ in their markers.
 
 Every chart shows single seeds as small points, or their standard deviation as a band or a bar.
 """
@@ -21,17 +21,17 @@ MARKERS = "osD^vPX*h"  # one more than colours: no two of the first 72 groups lo
 GRID, FRAME, INK = "#e3e7eb", "#b8c0c8", "#1d2329"
 PERCENT = 100
 PANEL_IN, WIDE_IN = 5.2, 9.5
-SPACE = 0.15  # between pictures, of their size
+SPACE = 0.15  # gap between pictures, as a share of their size
 MOST_FILTERS, COLUMNS = 32, 8
 MOST_MAPS = 16
 UNIT_COLUMNS = 64
 DIFFERING_COLUMNS = 6
-TEXT_ROOM = 16  # pixels of an image: room for the predicted digits above it
-FEW_IMAGES = 20  # a bin's accuracy is a guess below
+TEXT_ROOM = 16  # room for the predicted digits above an image, in its pixels
+FEW_IMAGES = 20  # below this, a bin's accuracy is a rough estimate
 
 
 def panel(height_in: float = 3.5, width_in: float = PANEL_IN) -> Figure:
-    """An empty figure in the page's look, as wide as a telephone shows it readably; inches."""
+    """An empty figure in the page's style; the default width, in inches, is legible on a phone."""
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
@@ -43,14 +43,14 @@ def show_mosaic(
     colours: str,
     scale: tuple[float, float],
 ) -> None:
-    """Pictures of one size, float [H, W], row by row with gaps between them.
+    """Draw pictures of one size, float [H, W], row by row with gaps between them.
 
     Args:
-        axes: Where; nothing else is drawn of it.
-        pictures: At least one.
-        columns: Pictures a row.
-        colours: A colour map's name.
-        scale: The values of its ends.
+        axes: The axes to draw on; their frame and ticks are hidden.
+        pictures: The pictures, at least one.
+        columns: Number of pictures per row.
+        colours: The name of a colour map.
+        scale: The values at the colour map's two ends.
     """
     height, width = pictures[0].shape
     rows = -(-len(pictures) // columns)
@@ -82,7 +82,7 @@ def marker_of(number: int) -> str:
 
 
 def accuracy_figure(groups: Sequence[Group]) -> Figure:
-    """Each network's accuracy with Wilson's interval, and each group's mean."""
+    """Draw each network's accuracy with Wilson's interval, and each group's mean."""
     rows = sum(len(group.networks) for group in groups)
     figure = panel(1.2 + 0.26 * rows + 0.3 * len(groups), WIDE_IN)
     axes = figure.subplots()
@@ -111,7 +111,7 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure:
 
 
 def digits_figure(groups: Sequence[Group]) -> Figure:
-    """The error rate of each digit: single seeds as small points, their mean as a large one."""
+    """Draw the error rate of each digit: seeds as small points, their mean as a large marker."""
     figure = panel(3.4, WIDE_IN)
     axes = figure.subplots()
     step = 0.7 / len(groups)
@@ -140,7 +140,7 @@ def digits_figure(groups: Sequence[Group]) -> Figure:
 
 
 def confusion_figures(groups: Sequence[Group]) -> list[Figure]:
-    """All networks of each group together; mistakes are coloured, on one scale for all groups."""
+    """A confusion matrix of each group, summed over seeds; colours have one scale for all."""
     matrices = [
         np.array([network.confusion for network in group.networks]).sum(axis=0) for group in groups
     ]
@@ -158,7 +158,7 @@ def _confusion(group: Group, matrix: np.ndarray, darkest: int) -> Figure:
 
 
 def reliability_figure(group: Group, number: int) -> Figure:
-    """Accuracy over confidence, before and after temperature scaling."""
+    """Draw a group's accuracy over confidence, before and after temperature scaling."""
     figure = panel(3.1)
     before, after = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, bins, error, title in (
@@ -188,11 +188,11 @@ def _bins(axes: Axes, bins: Sequence[Bin], colour: str) -> None:
 
 
 def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:
-    """Accuracy over a distortion's levels: means, the spread over seeds as bands.
+    """Draw accuracy over a distortion's levels: means, with the spread over seeds as bands.
 
     Args:
-        curve: What was measured.
-        images: One image at every level, float [28, 28] in 0..1; shown above.
+        curve: The measured curve.
+        images: One image at every level, float [28, 28] in 0..1; drawn above the curve.
     """
     figure = panel(4.3)
     above, axes = figure.subplots(2, 1, height_ratios=[1, 5])
@@ -217,7 +217,7 @@ def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:
 
 
 def invariance_figure(curve: Curve) -> Figure:
-    """Share of images that keep their predicted digit, and the ink that is left in the picture."""
+    """Draw the share of images that keep their predicted digit, and of ink left in the picture."""
     figure = panel(4.3)
     axes = figure.subplots()
     for number, group in enumerate(curve.groups):
@@ -232,7 +232,7 @@ def invariance_figure(curve: Curve) -> Figure:
 
 
 def learning_curve_figure(runs: Sequence[SizeRun]) -> Figure:
-    """The error rate over the number of training images, which is drawn as powers of ten."""
+    """Draw the error rate over the number of training images, on a logarithmic axis."""
     figure = panel(3.6, 6.4)
     axes = figure.subplots()
     for number, name in enumerate(dict.fromkeys(run.group for run in runs)):
@@ -250,19 +250,19 @@ def learning_curve_figure(runs: Sequence[SizeRun]) -> Figure:
 def _line(
     axes: Axes, x: Sequence[float], y: Sequence[float] | np.ndarray, number: int, name: str
 ) -> None:
-    """A group's line in its colour and with its marker."""
+    """Draw a group's line in its colour and with its marker."""
     axes.plot(x, y, f"{marker_of(number)}-", color=colour_of(number), markersize=5, label=name)
 
 
 def _label(figure: Figure, axes: Axes, x: str, y: str) -> None:
-    """Names of the axes, horizontal grid lines, and the groups' names below the chart."""
+    """Add axis labels, horizontal grid lines, and a legend of the groups below the chart."""
     axes.set(xlabel=x, ylabel=y)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
 def filters_figure(layer: FirstLayer, group: str) -> Figure:
-    """The first filters of a layer: blue negative, white 0, red positive, each by its own scale."""
+    """Draw a layer's first filters: blue negative, white 0, red positive, each on its own scale."""
     shown = [one.numpy() for one in layer.weights[:MOST_FILTERS]]
     scaled = [one / max(float(np.abs(one).max()), 1e-12) for one in shown]
     figure = panel(0.62 * -(-len(shown) // COLUMNS) + 0.4)
@@ -275,7 +275,7 @@ def filters_figure(layer: FirstLayer, group: str) -> Figure:
 
 
 def response_figure(response: Response, group: str) -> Figure:
-    """A layer's output for an image: maps as pictures, units as one strip of cells."""
+    """Draw a layer's output for an image: maps as pictures, units as one strip of cells."""
     values = response.values.numpy()
     if values.ndim == 3:  # noqa: PLR2004 - maps, height, width
         shown = list(values[:MOST_MAPS])
@@ -300,7 +300,7 @@ def response_figure(response: Response, group: str) -> Figure:
 
 
 def differing_figure(pair: GroupPair, images_NHW: Tensor) -> Figure:
-    """The listed images on which two groups differ, with the digit that each seed predicts."""
+    """Draw the images on which two groups differ, with the digit that each seed predicts."""
     height, width = images_NHW.shape[1:]
     rows = -(-len(pair.differing) // DIFFERING_COLUMNS)
     figure = panel(rows * 2.0, 9.5)

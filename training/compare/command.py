@@ -103,7 +103,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def summary(comparison: Comparison) -> str:
-    """A short table for a terminal, and the warnings."""
+    """Format a comparison as a short table for a terminal, followed by its warnings."""
     rows = [
         (
             "group",

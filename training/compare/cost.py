@@ -1,4 +1,4 @@
-"""What an image costs: parameters, multiply-adds, and time as a ratio to the base group's."""
+"""Cost of an image: parameters, multiply-adds, and time relative to the base group."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from training.describe import describe
 from training.evaluation.statistics import Interval
 
 BATCHES = (1, 64)
-LEAST_S = 0.02  # of one timing: far above the clock's resolution and the cost of one call
+LEAST_S = 0.02  # shortest timing: far above the clock's resolution and the cost of one call
 US_PER_S = 1_000_000
 IMAGE_SHAPE = (1, 28, 28)
 
@@ -23,16 +23,16 @@ def multiply_adds(module: nn.Module) -> int:
 
 
 def measure_costs(modules: Mapping[str, nn.Module], base: str, rounds: int) -> dict[str, Cost]:
-    """The cost of each module, in evaluation mode on its device.
+    """Measure the cost of each module, in evaluation mode on its device.
 
-    The modules take turns within a round, another one first in each, and ratios are formed
-    within a round: what else the machine does then touches all alike. On one CPU thread, for
-    several that wait for each other measure the machine's other work most of all.
+    The modules take turns within a round, each round starts with another module, and ratios are
+    computed within a round, so other load on the machine affects all modules alike. One CPU thread
+    is used, because threads that wait for each other would mostly measure that other load.
 
     Args:
-        modules: By name; all on one device.
-        base: The name whose time is 1.
-        rounds: At least 1.
+        modules: The modules by name, all on one device.
+        base: Name of the module that times are relative to.
+        rounds: Number of rounds, at least 1.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def measure_costs(modules: Mapping[str, nn.Module], base: str, rounds: int) -> d
 
 
 def _batch_time(batch: int, own_s: Sequence[float], base_s: Sequence[float]) -> BatchTime:
-    """Of seconds a call, one a round."""
+    """Summarise the times of a module and of the base, in seconds per call, one per round."""
     ratios = [own / base for own, base in zip(own_s, base_s, strict=True)]
     quartiles = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
     return BatchTime(
@@ -67,7 +67,7 @@ def _batch_time(batch: int, own_s: Sequence[float], base_s: Sequence[float]) -> 
 
 @torch.inference_mode()
 def _rounds(modules: Mapping[str, nn.Module], batch: int, rounds: int) -> list[dict[str, float]]:
-    """Seconds a call, by name, one entry a round."""
+    """Time all modules in every round; returns seconds per call by name, one entry per round."""
     device = next(next(iter(modules.values())).parameters()).device
     generator = torch.Generator().manual_seed(0)
     x_NCHW = torch.randn(batch, *IMAGE_SHAPE, generator=generator).to(device)
@@ -84,7 +84,7 @@ def _rounds(modules: Mapping[str, nn.Module], batch: int, rounds: int) -> list[d
 
 
 def _calls(module: nn.Module, x_NCHW: Tensor) -> int:
-    """How many calls take long enough to be timed, after as many have warmed it up."""
+    """Number of calls that take long enough to be timed; finding it warms the module up."""
     calls = 1
     while _seconds(module, x_NCHW, calls) < LEAST_S:
         calls *= 2

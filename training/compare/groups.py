@@ -1,4 +1,4 @@
-"""Checkpoints sorted into groups that differ in their seed alone, and warnings about them."""
+"""Sort checkpoints into groups that differ only in their seeds, and warn of unfair comparisons."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from training.evaluation.grouping import (
 
 @dataclass(frozen=True)
 class CheckpointGroup:
-    """Checkpoints of one config but for the seed, by ascending seed."""
+    """Checkpoints whose configs differ only in the seed, by ascending seed."""
 
     name: str
     checkpoints: list[LoadedCheckpoint]
@@ -37,7 +37,7 @@ class CheckpointGroup:
 
 
 def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[CheckpointGroup]:
-    """Read checkpoints and sort them into groups, in the order in which each first appears.
+    """Read checkpoints and sort them into groups, in the order of their first appearance.
 
     Raises:
         CheckpointError: They cannot be compared: see ``load_comparable``.
@@ -54,7 +54,7 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[CheckpointGro
 
 
 def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:
-    """What differs between the groups' training besides the model, in words; empty if nothing."""
+    """A warning for each training setting, except the model, in which the groups differ."""
     trained = [conditions(group.config) for group in groups]
     keys = dict.fromkeys(key for one in trained for key in one)
     lines = [
@@ -72,7 +72,7 @@ def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:
 
 
 def single_seeds(groups: Sequence[CheckpointGroup]) -> list[str]:
-    """A line that names the groups of one seed, if there are any."""
+    """A warning that names the groups with a single seed, or an empty list."""
     names = [group.name for group in groups if len(group.checkpoints) == 1]
     if not names:
         return []

@@ -1,4 +1,4 @@
-"""The first layer's weights as pictures, and the first layers' outputs for one image.
+"""Extract the first layer's weights as pictures, and the first layers' outputs for an image.
 
 Shape suffixes: N images, C channels, H and W pixels, U units, M maps.
 """
@@ -17,9 +17,9 @@ class FirstLayer(NamedTuple):
 
     Attributes:
         name: The layer's name in the network.
-        weights: float [U, H, W]: a convolution's kernels of its first input channel, or a dense
-            layer's weights, each unit's 784 as an image of 28x28.
-        is_kernel: Whether these are a convolution's.
+        weights: float [U, H, W]: a convolution's kernels for its first input channel, or the 784
+            weights of each unit of a dense layer as an image of 28x28.
+        is_kernel: Whether the weights are a convolution's kernels.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Response(NamedTuple):
 
 
 def first_layer(module: nn.Module) -> FirstLayer | None:
-    """The first convolution or dense layer that an image passes; None if it is no picture.
+    """The weights of the first executed layer that has any; None if they cannot be drawn.
 
-    None if the first such layer is neither a 2D convolution nor a dense layer of the 784 pixels.
+    They can be drawn if the layer is a 2D convolution or a dense layer of the 784 pixels.
     """
     found = _executed(module, torch.zeros(1, *IMAGE_SHAPE, dtype=torch.uint8))
     for name, layer, _ in found:
@@ -52,14 +52,14 @@ def first_layer(module: nn.Module) -> FirstLayer | None:
 
 
 def responses(module: nn.Module, image_HW: Tensor, most: int) -> list[Response]:
-    """The outputs of the first ``most`` ReLUs for an image, uint8 [28, 28], in their order."""
+    """Outputs of the first ``most`` ReLUs for an image, uint8 [28, 28], in order of execution."""
     found = _executed(module, image_HW.unsqueeze(0))
     relus = [(name, output[0]) for name, layer, output in found if isinstance(layer, nn.ReLU)]
     return [Response(name, output.cpu()) for name, output in relus[:most]]
 
 
 def _executed(module: nn.Module, images_NHW: Tensor) -> Sequence[tuple[str, nn.Module, Tensor]]:
-    """Every leaf module in the order of execution, with its name and its output."""
+    """Run a module; returns name, leaf module and output in the order of execution."""
     seen: list[tuple[str, nn.Module, Tensor]] = []
 
     def note(name: str, layer: nn.Module) -> None:

@@ -1,12 +1,13 @@
-"""Accuracy against the number of training images: small runs, each cached when it is done.
+"""Accuracy over the number of training images: short runs, each of which is cached when done.
 
-A size is a budget of labels. A tenth of them (at most the config's number of validation images)
-validates the run, and the network learns from the rest.
+A size is a number of labelled images. A tenth of them (at most the config's number of validation
+images) is used for validation, and the rest for training.
 
 All runs of a group make the same number of updates. An epoch has as many images as the largest
-size trains on. Smaller parts are repeated to that number, and each copy is distorted for itself if
-the config augments. Budgets are nested: they are the first images of one fixed order. Everything
-else (batch size, learning rate) is the group's config. Each group trains its first seed.
+size trains on. Smaller parts are repeated to reach that number, and each copy is augmented
+independently if the config augments. Sizes are nested: each takes the first images of one fixed
+order. All other settings (batch size, learning rate) and the seed are those of the group's first
+checkpoint.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ from training.loop.fit import DivergedError, fit
 
 CACHE_NAME = "sizes.json"
 ORDER_SEED = 20_133
-LEAST_SIZE = 10  # labels: a tenth of them validates
-RULE = 2  # increased when the rule above changes, so that older cached runs are not used
+LEAST_SIZE = 10  # images, so that a tenth of them is at least one
+RULE = 2  # increased when the rules above change, so that older cached runs are not used
 
 _RUNS = TypeAdapter(list[SizeRun])
 
@@ -38,13 +39,13 @@ _RUNS = TypeAdapter(list[SizeRun])
 def part_of(
     train: LabelledImages, size: int, held_out: int, epoch_images: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """The first ``size`` images of the fixed order, split into (to learn from, to validate on).
+    """Split the first ``size`` images of the fixed order into (training, validation).
 
     Args:
         train: All training images.
-        size: How many of them the run may use.
-        held_out: How many of these validate it.
-        epoch_images: What those to learn from are repeated to.
+        size: Number of images that the run may use.
+        held_out: Number of these that are held out for validation.
+        epoch_images: Number to which the training images are repeated.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(ORDER_SEED))
     learned, validation = split_validation(train.select(order[:size]), held_out)
@@ -54,12 +55,12 @@ def part_of(
 def check_learning_curve(
     groups: Sequence[CheckpointGroup], dataset: Dataset, sizes: Sequence[int], folder: Path
 ) -> None:
-    """Refuse what ``run_learning_curve`` could not train, before anything is measured.
+    """Check, before anything is measured, that ``run_learning_curve`` can train these runs.
 
     Raises:
-        ValueError: A size is too small or larger than the training set, no batch fits the largest
-            one, or a group was distilled, whose teachers are known by their hash alone.
-        CheckpointError: The cache in the folder is no such file.
+        ValueError: A size is too small or larger than the training set; the largest leaves less
+            than a batch to train on; or a group was distilled (only teachers' hashes are known).
+        CheckpointError: The cache file in the folder is invalid.
     """
     least, most, there = min(sizes), max(sizes), len(dataset.train)
     if least < LEAST_SIZE or most > there:
@@ -97,16 +98,16 @@ def run_learning_curve(
     Returns the runs, and a line for each run that diverged and is left out.
 
     Args:
-        groups: Whose configs are trained, with their first seed.
+        groups: Groups whose configs are trained, with their first seeds.
         dataset: The images.
-        sizes: Of the parts, images; see ``check_learning_curve``.
-        epochs: Of each run.
-        folder: Where runs are cached; those of the same config, data and rule are not made again.
+        sizes: Sizes of the parts in images; see ``check_learning_curve``.
+        epochs: Number of epochs of each run.
+        folder: Folder of the cache; runs with the same config, data and rule are not repeated.
         device: Where to train.
         say: Called with a line about each run.
 
     Raises:
-        CheckpointError: The cache is no such file.
+        CheckpointError: The cache file is invalid.
     """
     cache = folder / CACHE_NAME
     known = {run.key: run for run in _read(cache)}
@@ -136,7 +137,7 @@ def run_learning_curve(
                     key=key,
                 )
                 write_atomically(cache, _RUNS.dump_json(list(known.values()), indent=2))
-            # The cache may know it by the name that it had among other groups.
+            # The group may have had another name when the run was cached.
             runs.append(known[key].model_copy(update={"group": group.name}))
     return runs, failures
 

@@ -1,4 +1,4 @@
-"""Measures a comparison from checkpoints and images; ``report`` draws it.
+"""Measure a comparison from checkpoints and images; ``report`` writes it as a page.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels, K classes.
 """
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class _Logits:
-    """Logits of a network, float [N, K]: of the validation images and of the test images."""
+    """A network's logits, float [N, K], for the validation images and for the test images."""
 
     validation: Tensor
     test: Tensor
@@ -55,16 +55,16 @@ def compare(
     say: Callable[[str], None] = lambda text: None,
     on_measured: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Comparison:
-    """Measure digit checkpoints beside each other, several seeds of each model.
+    """Compare digit checkpoints, with several seeds of each model.
 
     Args:
-        checkpoints: Folders; those whose configs differ in the seed alone form a group.
-        dataset: The images that all of them were trained on.
-        plan: What else is measured; None: the default plan.
-        folder: An existing folder, where runs of ``plan.sizes`` are cached; not needed without.
+        checkpoints: Folders; checkpoints whose configs differ only in the seed form a group.
+        dataset: The images that all checkpoints were trained on.
+        plan: What to measure; None for the default plan.
+        folder: An existing folder for the cached runs of ``plan.sizes``; not needed without sizes.
         device: Where to compute.
         say: Called with a line about each stage.
-        on_measured: Called with all other figures before ``plan.sizes`` are trained.
+        on_measured: Called with all other results before ``plan.sizes`` are trained.
 
     Raises:
         CheckpointError: A checkpoint is broken or cannot be compared with the others.
@@ -107,9 +107,10 @@ def compare(
 
 
 def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
-    """So many of the images, evenly taken; all if None or if there are no more.
+    """Select ``images`` images, evenly spaced; all of them if None or if there are no more.
 
-    The first images of MNIST's test set are easier than the last: the first N would flatter.
+    The first images of MNIST's test set are easier than the last: results on the first N alone
+    would be too good.
     """
     if images is None or images >= len(data):
         return data
@@ -119,7 +120,7 @@ def evenly(data: LabelledImages, images: int | None) -> LabelledImages:
 def _base(
     plan: ComparePlan, groups: Sequence[CheckpointGroup], dataset: Dataset, folder: Path | None
 ) -> str:
-    """The base group's name, after a check that the plan fits."""
+    """Return the base group's name, after checking that the plan fits groups and data."""
     names = [group.name for group in groups]
     if plan.base is not None and plan.base not in names:
         raise ValueError(f"--base {plan.base}: no such group; there are: {', '.join(names)}")
@@ -223,7 +224,7 @@ def _network(
 
 
 def _changed(groups: Sequence[CheckpointGroup], measured: Sequence[Group]) -> list[str]:
-    """Lines on networks whose accuracy is not what their checkpoint records."""
+    """A warning for each network whose accuracy differs from its checkpoint's record."""
     lines = []
     for group, figures in zip(groups, measured, strict=True):
         for checkpoint, network in zip(group.checkpoints, figures.networks, strict=True):
@@ -260,7 +261,7 @@ def _by_seed(group: Group) -> list[float]:
 
 
 def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """Which images, which machine and which code: fields of ``Comparison``."""
+    """The fields of ``Comparison`` that identify the images, the machine and the code."""
     return {
         "data_name": dataset.name,
         "test_name": dataset.test_name,

@@ -1,7 +1,7 @@
-"""A comparison as two files, ``comparison.json`` and ``comparison.html``.
+"""Write a comparison as two files, ``comparison.json`` and ``comparison.html``.
 
-``report.html.jinja`` is the page's text and look, ``sentences`` makes sentences from figures, and
-``charts`` draws its pictures.
+``report.html.jinja`` has the page's text and style, ``sentences`` turns results into sentences,
+and ``charts`` draws the charts.
 """
 
 import base64
@@ -29,7 +29,7 @@ PICTURE_DPI = 120
 
 
 class Inside(NamedTuple):
-    """What is drawn of a group's first network: the first layer, if that is a picture, and more."""
+    """What is drawn of a group's first network: its first layer, if possible, and responses."""
 
     name: str
     layer: FirstLayer | None
@@ -37,17 +37,17 @@ class Inside(NamedTuple):
 
 
 def write_report(comparison: Comparison, dataset: Dataset, folder: Path) -> Path:
-    """Write both files into the folder, which is made if need be; returns the page's path.
+    """Write both files into the folder, creating it if needed, and return the page's path.
 
     Args:
-        comparison: What was measured. The first checkpoint of each group is read again, for the
-            pictures of the weights.
-        dataset: The images that were measured.
-        folder: Where to write.
+        comparison: The comparison. The first checkpoint of each group is read again, to draw its
+            weights.
+        dataset: The images that the comparison was measured on.
+        folder: The folder to write to.
 
     Raises:
-        CheckpointError: A checkpoint is gone or is not the one that was measured.
-        ValueError: The data set is another one.
+        CheckpointError: A checkpoint is missing or is not the one that was measured.
+        ValueError: The comparison was measured on another data set.
     """
     if dataset.sha256 != comparison.data_sha256:
         raise ValueError(
@@ -90,7 +90,7 @@ def _page(comparison: Comparison, dataset: Dataset) -> str:
 
 
 def _png(figure: Figure) -> str:
-    """A figure as base64."""
+    """Encode a figure as a PNG in base64."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PICTURE_DPI, metadata={"Software": None})
     return base64.b64encode(buffer.getvalue()).decode()
@@ -171,7 +171,7 @@ def _cost_rows(comparison: Comparison) -> Iterator[list[str]]:
 
 
 def _score_rows(group: Group) -> Iterator[list[str]]:
-    """Means over seeds of the proper scores and the calibration error, before and after scaling."""
+    """Mean loss, Brier score and calibration error over seeds, before and after scaling."""
     found = [network.calibration for network in group.networks]
     for name, loss, brier, error in (
         (

@@ -1,4 +1,4 @@
-"""Accuracy on test images that are shifted, rotated, scaled, blurred and noised.
+"""Accuracy on test images that are shifted, rotated, scaled, blurred or noisy.
 
 Shape suffixes: N images, C channels (1), H and W pixels.
 """
@@ -20,20 +20,20 @@ from training.evaluation.statistics import spread
 
 BOUND = 0.9  # the report states where the accuracy falls below it
 NOISE_SEED = 20_132
-BLUR_REACH = 3  # standard deviations of the Gaussian on each side
+BLUR_REACH = 3  # the kernel's reach on each side, in standard deviations of the Gaussian
 
 
 class Distortion(NamedTuple):
     """A way to distort images.
 
     Attributes:
-        name: For headings.
-        unit: Of the levels.
-        how: What is done, in words.
+        name: Name of the distortion in headings.
+        unit: Unit of the levels.
+        how: Description of what is done to the images.
         neutral: The level that changes nothing.
-        levels: Ascending, the neutral one among them.
-        versions: From float [N, 1, H, W] in 0..1 and a level to the distorted images; several
-            count alike (a shift's four directions).
+        levels: The levels in ascending order, including the neutral one.
+        versions: Maps images, float [N, 1, H, W] in 0..1, and a level to the distorted images;
+            several versions (a shift's four directions) are weighted equally.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Distortion(NamedTuple):
     versions: Callable[[Tensor, float], list[Tensor]]
 
     def at(self, pixels_NCHW: Tensor, level: float) -> list[Tensor]:
-        """The versions of the images at a level; the images themselves at the neutral one."""
+        """The versions of the images at a level; at the neutral level, the images themselves."""
         return [pixels_NCHW] if level == self.neutral else self.versions(pixels_NCHW, level)
 
 
 @torch.inference_mode()
 def _predict(module: nn.Module, pixels_NCHW: Tensor) -> Tensor:
-    """Logits, float32 [N, 10] on the CPU, of pixels in 0..1, float [N, 1, 28, 28].
+    """Logits, float32 [N, 10] on the CPU, for pixels in 0..1, float [N, 1, 28, 28].
 
     The module must be in evaluation mode.
     """
@@ -60,20 +60,20 @@ def _predict(module: nn.Module, pixels_NCHW: Tensor) -> Tensor:
 
 
 def shifted(pixels_NCHW: Tensor, right: int, down: int) -> Tensor:
-    """Moved by whole pixels to the right and down (negative: left, up); 0 comes in."""
+    """Shift images by whole pixels to the right and down (negative: left, up), filled with 0."""
     moved: Tensor = functional.affine(pixels_NCHW, 0.0, [right, down], 1.0, [0.0, 0.0])
     return moved
 
 
 def affine(pixels_NCHW: Tensor, angle_deg: float, size: float) -> Tensor:
-    """Turned by degrees, counter-clockwise, and ``size`` times as large, about the centre."""
+    """Rotate images counter-clockwise by degrees and scale them by ``size``, about the centre."""
     bilinear = InterpolationMode.BILINEAR
     turned: Tensor = functional.affine(pixels_NCHW, -angle_deg, [0, 0], size, [0.0, 0.0], bilinear)
     return turned
 
 
 def blurred(pixels_NCHW: Tensor, sigma_px: float) -> Tensor:
-    """Convolved with a Gaussian of this standard deviation; there are zeros around the image."""
+    """Convolve images, padded with zeros, with a Gaussian of this standard deviation."""
     reach = math.ceil(BLUR_REACH * sigma_px)
     padded = functional.pad(pixels_NCHW, [reach])
     soft = functional.gaussian_blur(padded, [2 * reach + 1] * 2, [sigma_px] * 2)
@@ -82,7 +82,7 @@ def blurred(pixels_NCHW: Tensor, sigma_px: float) -> Tensor:
 
 
 def noised(pixels_NCHW: Tensor, deviation: float) -> Tensor:
-    """Gaussian noise of this standard deviation added, clipped to 0..1; always the same draw."""
+    """Add Gaussian noise of this standard deviation, always the same draw, and clip to 0..1."""
     generator = torch.Generator().manual_seed(NOISE_SEED)
     noise = torch.randn(pixels_NCHW.shape, generator=generator)
     return (pixels_NCHW + deviation * noise).clamp(0, 1)
@@ -144,13 +144,13 @@ def distorted_curve(
     pixels_NCHW: Tensor,
     labels: Tensor,
 ) -> Curve:
-    """Accuracy of every network at every level of one distortion.
+    """Measure the accuracy of every network at every level of one distortion.
 
     Args:
-        distortion: What is done to the images.
+        distortion: The distortion to apply.
         groups: Networks in evaluation mode, by group and by seed.
-        pixels_NCHW: float [N, 1, 28, 28] in 0..1, on the CPU, with some ink in it.
-        labels: int64 [N].
+        pixels_NCHW: Images, float [N, 1, 28, 28] in 0..1, on the CPU; not all may be blank.
+        labels: The digits, int64 [N].
     """
     plain = {
         name: [_predict(module, pixels_NCHW).argmax(1) for module in modules]
@@ -164,7 +164,7 @@ def distorted_curve(
         versions = distortion.at(pixels_NCHW, level)
         ink_kept.append(float(torch.cat(versions).sum() / pixels_NCHW.sum()) / len(versions))
         for name, modules in groups.items():
-            # [V, N] for each seed: versions of each image.
+            # For each seed, the predictions for each version of each image, [V, N].
             predicted = [
                 torch.stack([_predict(module, one).argmax(1) for one in versions])
                 for module in modules
@@ -210,14 +210,14 @@ def falls_below(
     """The nearest levels below and above the neutral one at which values fall below a bound.
 
     Args:
-        levels: Ascending, the neutral one among them.
-        values: One a level.
+        levels: The levels in ascending order, including the neutral one.
+        values: One value per level.
         neutral: The level to start from.
-        bound: Of the values.
+        bound: The lower bound of the values.
 
     Returns:
-        Levels, between two measured ones by a straight line; None where the bound is held. Both
-        are the neutral level if its own value is below the bound.
+        Levels, interpolated linearly between measured ones; None where no value is below the
+        bound. Both are the neutral level if its own value is below the bound.
     """
     start = levels.index(neutral)
     points = list(zip(levels, values, strict=True))

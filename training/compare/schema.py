@@ -1,4 +1,4 @@
-"""The fields of a comparison's JSON, and the plan of what is measured.
+"""The fields of a comparison's JSON, and the plan of what to measure.
 
 Accuracies, calibration errors, confidences and shares are in 0..1, losses in nats, times in
 microseconds. Lists "by seed" have the order of the group's networks.
@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 
 
 class ComparePlan(BaseModel):
-    """Everything that decides a comparison, besides checkpoints, data and machine."""
+    """All settings of a comparison besides checkpoints, data and machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,13 +43,13 @@ class ComparePlan(BaseModel):
 
 
 class Part(BaseModel):
-    """A part of the result; unknown fields are refused, so that a misspelt one is noticed."""
+    """A part of the result; unknown fields are rejected, so that a misspelt one is noticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Bin(Part):
-    """A bin of the reliability diagram: images, mean confidence, and the share that is correct."""
+    """A bin of the reliability diagram: number of images, mean confidence, and accuracy."""
 
     images: int
     confidence: float
@@ -57,18 +57,18 @@ class Bin(Part):
 
 
 class Calibration(Part):
-    """How far a network's probabilities may be believed, on the test images.
+    """Calibration of a network on the test images, before and after temperature scaling.
 
     Attributes:
-        temperature: What logits are divided by: it gives the validation images the least loss.
-        at_bound: No least loss lies between the bounds of the search (few images, all
-            correct): ``temperature`` is a bound, and no estimate.
-        error_before: Expected calibration error (15 bins) of the network as it is.
-        error_after: The same after temperature scaling.
-        loss_before: Negative log-likelihood (mean cross-entropy), nats, as it is.
-        loss_after: The same after temperature scaling.
-        brier_before: Brier score, 0..2, as it is; None in older results.
-        brier_after: The same after temperature scaling.
+        temperature: The divisor of the logits that minimises the loss on validation images.
+        at_bound: Whether the loss has no minimum within the search's bounds (few images, all
+            correct), so that ``temperature`` is a bound and not an estimate.
+        error_before: Expected calibration error (15 bins) before temperature scaling.
+        error_after: Expected calibration error after temperature scaling.
+        loss_before: Negative log-likelihood (mean cross-entropy), nats, before scaling.
+        loss_after: Negative log-likelihood after temperature scaling.
+        brier_before: Brier score, 0..2, before temperature scaling; None in older results.
+        brier_after: Brier score after temperature scaling; None in older results.
     """
 
     temperature: float
@@ -82,17 +82,17 @@ class Calibration(Part):
 
 
 class Network(Part):
-    """One checkpoint on the test images.
+    """Results of one checkpoint on the test images.
 
     Attributes:
-        checkpoint: Its folder, as it was given.
-        seed: Of its run.
-        weights_sha256: Which weights these are.
+        checkpoint: The checkpoint's folder, as given.
+        seed: Seed of the run.
+        weights_sha256: sha256 of the weights file.
         accuracy: Share of test images classified correctly.
-        interval: Wilson's, for other test images like these.
-        accuracy_per_digit: For each digit; None if it does not occur.
-        confusion: Row: digit; column: predicted digit; images.
-        calibration: See there.
+        interval: Wilson's interval of the accuracy, for other test images like these.
+        accuracy_per_digit: Recall of each digit; None for a digit without images.
+        confusion: Number of images by digit (row) and predicted digit (column).
+        calibration: Calibration on the test images.
     """
 
     checkpoint: str
@@ -108,8 +108,8 @@ class Network(Part):
 class BatchTime(Part):
     """The time of one image in batches of ``batch`` images, median of interleaved rounds.
 
-    ``ratio`` is over the base group's time in the same round, median of rounds; ``interval``
-    spans the middle half of the rounds' ratios (no confidence interval).
+    ``ratio`` is relative to the base group's time in the same round, median of rounds.
+    ``interval`` is the interquartile range of the rounds' ratios, not a confidence interval.
     """
 
     batch: int
@@ -119,7 +119,7 @@ class BatchTime(Part):
 
 
 class Cost(Part):
-    """What one image costs: trainable parameters, multiply-adds as ``describe`` counts, times."""
+    """Cost of one image: trainable parameters, multiply-adds (from ``describe``) and times."""
 
     parameters: int
     multiply_adds: int
@@ -127,20 +127,20 @@ class Cost(Part):
 
 
 class Group(Part):
-    """Networks that differ in their seed alone.
+    """Networks that differ only in their seeds.
 
     Attributes:
-        name: The model's or variant's, with what differs from others of that name.
+        name: Name of the model or variant, and settings that differ among groups of that name.
         model: A key of ``training.models.ARCHITECTURES``.
-        architecture: Its numbers.
-        conditions: How it was trained: the config without model, numbers and seed.
-        networks: One for each seed.
-        accuracy: Over seeds.
-        error_before: Expected calibration error, over seeds.
-        error_after: The same after temperature scaling.
-        reliability_before: Bins of all networks' answers together; empty ones are left out.
-        reliability_after: The same after temperature scaling, each network by its own.
-        cost: Of the first network; all have the same shape.
+        architecture: The model's hyperparameters.
+        conditions: Training settings: the config without model, hyperparameters and seed.
+        networks: The networks, one for each seed.
+        accuracy: Accuracy over seeds.
+        error_before: Expected calibration error over seeds, before temperature scaling.
+        error_after: Expected calibration error over seeds, after temperature scaling.
+        reliability_before: Bins of all networks' predictions together, without empty bins.
+        reliability_after: The same bins, after scaling each network with its own temperature.
+        cost: Cost of the first network; all have the same shape.
     """
 
     name: str
@@ -165,11 +165,11 @@ class SeedPair(Part):
     """McNemar's exact test of two networks on the same test images.
 
     Attributes:
-        first_seed: Of the first group's network.
-        second_seed: Of the second group's.
-        only_first: Images that the first alone classifies correctly.
-        only_second: Images that the second alone classifies correctly.
-        p_value: Probability of a division at least so uneven between equally good networks.
+        first_seed: Seed of the first group's network.
+        second_seed: Seed of the second group's network.
+        only_first: Number of images that only the first network classifies correctly.
+        only_second: Number of images that only the second network classifies correctly.
+        p_value: Probability that equally good networks give a split at least this uneven.
     """
 
     first_seed: int
@@ -188,19 +188,19 @@ class Differing(Part):
 
 
 class GroupPair(Part):
-    """Two groups, every network of the first against every one of the second.
+    """Two groups, with every network of the first paired with every network of the second.
 
-    Of a group and itself (``first`` equals ``second``): every two of its seeds, which shows how
-    much the seed alone changes.
+    If ``first`` equals ``second``, every two seeds of the group are paired, which shows how much
+    the seed alone changes.
 
     Attributes:
-        first: A group's name.
-        second: Another's.
-        pairs: Each pair of networks.
+        first: Name of the first group.
+        second: Name of the second group.
+        pairs: The test of each pair of networks.
         significant: Share of pairs with a p value below 0.05.
-        differing_images: Test images whose share of correct networks differs between the groups;
-            0 of a group and itself.
-        differing: The first of them, the greatest difference first.
+        differing_images: Number of test images whose share of correct networks differs between
+            the groups; 0 for a group and itself.
+        differing: The images with the greatest differences, the greatest first.
     """
 
     first: str
@@ -212,17 +212,17 @@ class GroupPair(Part):
 
 
 class Alternative(Part):
-    """What a group buys and costs against the base group.
+    """A group's gain in accuracy and its cost, compared with the base group.
 
     Attributes:
-        name: The group.
-        difference: Mean accuracy less the base's.
-        interval: Welch's, over seeds, of this comparison alone; None if a group has one seed or
-            all seeds of both groups agree.
-        p_value: Welch's two-sided test of the same difference; None as above.
-        p_holm: The same corrected for the number of groups (Holm); None as above.
-        parameters_ratio: Over the base's.
-        multiply_adds_ratio: Over the base's.
+        name: Name of the group.
+        difference: Mean accuracy minus that of the base.
+        interval: Welch's interval of the difference over seeds, uncorrected; None if a group has
+            one seed or if all seeds of both groups agree.
+        p_value: p value of Welch's two-sided test of the difference; None as above.
+        p_holm: The p value corrected for the number of groups (Holm); None as above.
+        parameters_ratio: Number of parameters relative to the base.
+        multiply_adds_ratio: Number of multiply-adds relative to the base.
     """
 
     name: str
@@ -235,14 +235,14 @@ class Alternative(Part):
 
 
 class GroupCurve(Part):
-    """A group under a distortion, one entry a level.
+    """A group's results under a distortion, one entry per level.
 
     Attributes:
-        name: The group.
-        accuracy: Over seeds.
-        unchanged: Share of images that keep the label of the undistorted image, mean over seeds.
-        falls_below: Where the mean accuracy falls below 90%, between levels by a straight line:
-            the nearest place to the undistorted image below it and above it; None if it does not.
+        name: Name of the group.
+        accuracy: Accuracy over seeds.
+        unchanged: Share of images predicted as without distortion, mean over seeds.
+        falls_below: The levels nearest below and above the neutral one at which the mean accuracy
+            falls below 90%, interpolated linearly; None if it does not.
     """
 
     name: str
@@ -255,14 +255,14 @@ class Curve(Part):
     """Accuracy on distorted test images.
 
     Attributes:
-        distortion: Its name.
-        unit: Of its levels.
-        how: What was done to the image, in words.
+        distortion: Name of the distortion.
+        unit: Unit of the levels.
+        how: Description of what was done to the images.
         neutral: The level that changes nothing.
-        levels: Ascending.
-        ink_kept: Mean share of the undistorted images' ink that is there, one entry a level: no
-            network can use what has left the picture. Above 1 where a distortion adds ink.
-        groups: One for each group.
+        levels: The levels in ascending order.
+        ink_kept: Mean share of the undistorted images' ink that is left, one entry per level; no
+            network can use ink that has left the picture. Above 1 where a distortion adds ink.
+        groups: The results of each group.
     """
 
     distortion: str
@@ -278,13 +278,13 @@ class SizeRun(Part):
     """One network trained on a part of the training images.
 
     Attributes:
-        group: Whose config it has.
-        seed: Of the run.
-        size: Labelled images that the run may use, a tenth of them for validation.
-        epochs: Of ``epoch_images`` images each, the part being repeated as often as it takes.
-        epoch_images: Images an epoch.
-        accuracy: On all test images.
-        key: Hash of the config, the data, the size and the rule; the key of the cache.
+        group: Name of the group whose config was trained.
+        seed: Seed of the run.
+        size: Number of labelled images that the run may use, including those for validation.
+        epochs: Number of epochs.
+        epoch_images: Number of images per epoch, for which smaller parts are repeated.
+        accuracy: Accuracy on all test images.
+        key: Hash of the config, data, size, largest size and rule; the key of the cache.
     """
 
     group: str
@@ -297,27 +297,27 @@ class SizeRun(Part):
 
 
 class Comparison(Part):
-    """All figures of a comparison.
+    """All results of a comparison.
 
     Attributes:
-        schema_version: Of this record.
-        data_name: What the images are.
-        test_name: What a figure on the test images may be called.
+        schema_version: Version of this schema.
+        data_name: Name of the images.
+        test_name: Name of the test images in results.
         data_sha256: Fingerprint of all images.
-        test_images: How many.
-        validation_images: How many the temperatures were fitted on.
-        distorted_images: How many test images were distorted.
-        base: The group that the others are compared with.
-        warnings: What makes the comparison less fair, in words.
-        groups: In the order given.
-        alternatives: One for each group, the base among them.
-        pairs: Every two groups, then every group and itself.
-        curves: One for each distortion.
+        test_images: Number of test images.
+        validation_images: Number of images that the temperatures were fitted on.
+        distorted_images: Number of test images that were distorted.
+        base: Name of the group that the others are compared with.
+        warnings: Sentences about what makes the comparison less fair.
+        groups: The groups, in the order given.
+        alternatives: Each group compared with the base, including the base itself.
+        pairs: Every two groups, then every group of several seeds with itself.
+        curves: One curve for each distortion.
         sizes: Runs on parts of the training images; empty without ``ComparePlan.sizes``.
-        picture_index: The test image whose feature maps are drawn.
-        device: Where it was measured, with its number of threads.
-        versions: Of the packages that computed.
-        commit: Of the code.
+        picture_index: Index of the test image whose feature maps are drawn.
+        device: The device that was measured on, with its number of threads.
+        versions: Versions of Python and of the packages that computed.
+        commit: Commit of the code.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -340,5 +340,5 @@ class Comparison(Part):
     commit: str
 
     def group(self, name: str) -> Group:
-        """The group of that name."""
+        """The group with this name."""
         return next(group for group in self.groups if group.name == name)

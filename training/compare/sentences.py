@@ -1,4 +1,4 @@
-"""Sentences of the report, made from the figures of a comparison."""
+"""Generate the report's sentences from the results of a comparison."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,54 +17,54 @@ from training.evaluation.statistics import Interval, Spread
 
 POINTS = 100
 LEAST_P = 1e-4  # smaller p values are written as powers of ten
-ALIKE = 0.05  # a ratio so near 1 is no difference that is worth a word
+ALIKE = 0.05  # ratios this close to 1 are not reported as a difference
 STATED_SHIFT_PX = 4.0
 PAIR = 2
 WHOLE_RATIO = 10  # ratios from here on have no decimals
 
 
 def percent(share: float) -> str:
-    """A share in per cent, two decimals."""
+    """Format a share in per cent, with two decimals."""
     return f"{POINTS * share:.2f}%"
 
 
 def over_seeds(spread: Spread) -> str:
-    """Mean and standard deviation in per cent."""
+    """Format mean and standard deviation in per cent."""
     if spread.deviation is None:
         return f"{percent(spread.mean)} (one seed)"
     return f"{POINTS * spread.mean:.2f} ± {POINTS * spread.deviation:.2f}%"
 
 
 def points(difference: float) -> str:
-    """A difference of accuracies in points, with its sign."""
+    """Format a difference of accuracies in percentage points, with its sign."""
     return f"{POINTS * difference:+.2f} points"
 
 
 def points_interval(interval: Interval | None) -> str:
-    """Its ends, or that there is none: a group has one seed, or all seeds agree."""
+    """Format an interval in points; None means a group of one seed, or seeds that all agree."""
     if interval is None:
         return "spread over seeds not known"
     return f"{POINTS * interval.low:+.2f} to {POINTS * interval.high:+.2f}"
 
 
 def times(ratio: float) -> str:
-    """A ratio: "1.64 x"."""
+    """Format a ratio: "1.64 x"."""
     digits = 0 if ratio >= WHOLE_RATIO else 2
     return f"{ratio:.{digits}f} x"
 
 
 def p_text(p_value: float) -> str:
-    """A p value that is never called 0."""
+    """Format a p value so that it is never shown as 0."""
     return f"{p_value:.1e}" if p_value < LEAST_P else f"{p_value:.4f}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    """Join names for a sentence: "a", "a and b", "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def time_at(group: Group, batch: int) -> BatchTime:
-    """The group's time at that batch size."""
+    """The group's time at this batch size."""
     return next(time for time in group.cost.times if time.batch == batch)
 
 
@@ -75,7 +75,7 @@ def title(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """The page's first sentences: each group against the base, many of them in short."""
+    """The page's first sentences: each group against the base, in short if there are several."""
     base = comparison.group(comparison.base)
     lead = (
         f"{base.name} classifies {percent(base.accuracy.mean)} of {comparison.test_name} correctly"
@@ -123,7 +123,7 @@ def _significance(one: Alternative) -> str:
 
 
 def mcnemar(pair: GroupPair) -> str:
-    """How many pairs of seeds differ significantly, and which group is ahead in how many."""
+    """How many pairs of seeds differ significantly, and in how many each group is ahead."""
     count = len(pair.pairs)
     hits = round(pair.significant * count)
     if pair.first == pair.second:
@@ -178,7 +178,7 @@ def calibration(comparison: Comparison) -> Iterator[str]:
 
 
 def robustness(curve: Curve) -> str:
-    """Where each group falls below 90%, and where the groups are furthest apart."""
+    """The levels at which each group falls below 90%, and where the groups are furthest apart."""
     texts: dict[str, list[str]] = {}
     for group in curve.groups:
         texts.setdefault(_fall(curve, group), []).append(group.name)
@@ -232,7 +232,7 @@ def invariance(curve: Curve) -> str:
 
 
 def augmentation(comparison: Comparison) -> str:
-    """How far the training images were distorted: such robustness may have been learned."""
+    """How far training images were augmented, since robustness to this may have been learned."""
     texts = []
     for group in comparison.groups:
         shift = group.conditions.get("augment.shift_px", 0)

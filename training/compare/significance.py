@@ -1,4 +1,4 @@
-"""Whether a difference is significant: over seeds (Welch, Holm) and on one test set (McNemar).
+"""Tests of whether a difference is significant: over seeds (Welch, Holm) or images (McNemar).
 
 Shape suffixes: N images.
 """
@@ -19,25 +19,25 @@ SIGNIFICANT = 0.05
 
 
 class Welch(NamedTuple):
-    """A difference of two means: its 95% interval, and the p value of no difference."""
+    """The 95% interval of a difference of two means, and the p value of no difference."""
 
     interval: Interval
     p_value: float
 
 
 def welch(base: Sequence[float], other: Sequence[float]) -> Welch | None:
-    """Welch's t-test of mean(other) - mean(base), of seeds drawn independently.
+    """Welch's t-test of mean(other) - mean(base), for independent seeds.
 
-    Student's t with unequal variances (B. L. Welch 1947, Biometrika 34, 28-35). None where the
-    spread over seeds is not known: a group has a single seed, or the seeds of both groups agree
-    exactly (few test images), whose estimated variance of 0 would make any difference certain.
+    Student's t with unequal variances (B. L. Welch 1947, Biometrika 34, 28-35). None if the spread
+    over seeds is not known: a group has a single seed, or in both groups all seeds agree exactly
+    (few test images), where an estimated variance of 0 would make any difference certain.
     """
-    from scipy import stats  # noqa: PLC0415 - a second to import
+    from scipy import stats  # noqa: PLC0415 - the import takes a second
 
     if min(len(base), len(other)) < 2 or len(set(base)) == len(set(other)) == 1:  # noqa: PLR2004
         return None
     with warnings.catch_warnings():
-        # SciPy warns where the seeds of one group agree: what its variance loses is nothing then.
+        # SciPy warns of lost precision if one group's seeds agree, but their variance is exactly 0.
         warnings.simplefilter("ignore", RuntimeWarning)
         found = stats.ttest_ind(list(other), list(base), equal_var=False)
     interval = found.confidence_interval(CONFIDENCE)
@@ -45,14 +45,14 @@ def welch(base: Sequence[float], other: Sequence[float]) -> Welch | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Correct p values for being several (S. Holm 1979, Scand. J. Statist. 6, 65-70).
+    """Correct p values for multiple comparisons (S. Holm 1979, Scand. J. Statist. 6, 65-70).
 
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none gets smaller than the
-    one before it. With all of them compared to 0.05, one false finding or more among true null
-    hypotheses has a probability of at most 0.05.
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none becomes smaller than
+    the one before it, or greater than 1. If all are compared with 0.05, the probability of
+    rejecting any true null hypothesis is at most 0.05.
 
     Args:
-        p_values: One for each comparison; None where there is none, which stays None.
+        p_values: One p value for each comparison; None where there is none, and it stays None.
     """
     known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -66,19 +66,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def mcnemar(first_correct: Tensor, second_correct: Tensor) -> tuple[int, int, float]:
     """McNemar's exact test of two networks on the same images.
 
-    Of the images that one network alone classifies correctly, each network would have half by
-    chance if both were equally good: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12,
+    If both networks are equally good, each is expected to have half of the images that only one
+    of them classifies correctly: a binomial test with 1/2 (Q. McNemar 1947, Psychometrika 12,
     153-157; for classifiers T. Dietterich 1998, Neural Computation 10, 1895-1923).
 
     Args:
-        first_correct: bool [N], which images the first network classifies correctly.
-        second_correct: The same of the second.
+        first_correct: Whether the first network classifies each image correctly, bool [N].
+        second_correct: The same for the second network.
 
     Returns:
-        Images that the first alone classifies correctly, that the second alone does, and the
-        two-sided p value, which is 1 if there are none of either.
+        Number of images that only the first network classifies correctly, number that only the
+        second one does, and the two-sided p value, which is 1 if there are no such images.
     """
-    from scipy import stats  # noqa: PLC0415 - a second to import
+    from scipy import stats  # noqa: PLC0415 - the import takes a second
 
     only_first = int((first_correct & ~second_correct).sum())
     only_second = int((second_correct & ~first_correct).sum())
@@ -89,7 +89,7 @@ def mcnemar(first_correct: Tensor, second_correct: Tensor) -> tuple[int, int, fl
 
 @dataclass(frozen=True)
 class Predictions:
-    """A group's seeds, and each network's predicted digits of the test images, int64 [N]."""
+    """A group's seeds, and each network's predicted digits for the test images, int64 [N]."""
 
     seeds: list[int]
     predicted: list[Tensor]
@@ -98,12 +98,12 @@ class Predictions:
 def group_pairs(
     groups: Mapping[str, Predictions], labels: Tensor, differing_shown: int
 ) -> list[GroupPair]:
-    """Every two groups, then every group of several seeds with itself.
+    """Compare every two groups, then every group of several seeds with itself.
 
     Args:
-        groups: By name.
-        labels: int64 [N].
-        differing_shown: The most images that are listed for two groups.
+        groups: The groups' predictions by name.
+        labels: The digits, int64 [N].
+        differing_shown: Maximum number of images to list for two groups.
     """
     between = [
         _pair(first, second, groups, labels, differing_shown)
@@ -127,7 +127,7 @@ def _pair(
         places = list(itertools.product(range(len(one.seeds)), range(len(other.seeds))))
     pairs = [_seed_pair(one, other, i, j, labels) for i, j in places]
     gap = _share_correct(one, labels) - _share_correct(other, labels)
-    # The greatest difference first, the first image first among equals.
+    # The greatest difference first; among equal ones, the image with the lowest index first.
     order = gap.abs().argsort(descending=True, stable=True)[: int((gap != 0).sum())]
     return GroupPair(
         first=first,

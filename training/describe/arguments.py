@@ -1,4 +1,4 @@
-"""Names of the arguments of torch's functions, which built-in functions do not have themselves."""
+"""Argument names of torch functions, because built-in functions have no signature to inspect."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 SPATIAL = re.compile(r"(conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool)([123])d")
 
-# In the order of torch's documentation, as far as a description needs them.
+# In the order of torch's documentation, up to the last one that a description needs.
 NAMES: dict[str, tuple[str, ...]] = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose": (
@@ -32,32 +32,32 @@ NAMES: dict[str, tuple[str, ...]] = {
 def name_arguments(
     name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments by name; those of functions not in ``NAMES`` are "input", "dim" and keywords.
+    """Map names to arguments; for functions not in ``NAMES``: "input", "dim" and keywords.
 
     Args:
-        name: The function's, without underscores.
-        arguments: As given.
-        keywords: As given.
+        name: The function's name, without underscores.
+        arguments: Positional arguments of the call.
+        keywords: Keyword arguments of the call.
     """
     names = NAMES.get(family(name)[0], ("input", "dim"))
     return dict(zip(names, arguments, strict=False)) | dict(keywords)
 
 
 def family(name: str) -> tuple[str, int]:
-    """A function without its number of spatial axes, and that: "conv2d" is ("conv", 2).
+    """Split a function's name from its number of spatial axes: "conv2d" gives ("conv", 2).
 
-    Functions that are no convolutions or poolings keep their name and have 0.
+    Functions other than convolutions and poolings keep their name and have 0 axes.
     """
     found = SPATIAL.fullmatch(name)
     return (found[1], int(found[2])) if found else (name, 0)
 
 
 def many(value: Any, n: int) -> tuple[int, ...]:
-    """One number for each of n axes: torch takes a single number to stand for all of them."""
+    """One number for each of n axes; as in torch, a single number stands for all of them."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return tuple(map(int, values * n if len(values) == 1 else values))
 
 
 def sizes(shape: Sequence[int]) -> str:
-    """A shape in words: (1, 28, 28) is "1x28x28"; () is "one number"."""
+    """Format a shape: (1, 28, 28) is "1x28x28"; () is "one number"."""
     return "x".join(map(str, shape)) or "one number"

@@ -1,4 +1,4 @@
-"""``python -m training describe``: a network step by step, from its name and numbers alone."""
+"""``python -m training describe``: describe a network by its name and hyperparameters alone."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""The error of a network that cannot be described, and its message."""
+"""The error for a network that cannot be described, and its message."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ ADVICE = "give another input size, or change the network"
 
 
 class DescribeError(ValueError):
-    """The network cannot be described; the message has where, what came and what was expected."""
+    """The network cannot be described; the message has where, what was given and expected."""
 
 
 def explained(
@@ -21,14 +21,14 @@ def explained(
     keywords: Mapping[str, Any],
     error: Exception,
 ) -> str:
-    """One line on a call that failed.
+    """Explain a failed call in one line.
 
     Args:
-        path: Of the module it happened in; "" for the outermost.
-        name: The function's, e.g. "conv2d".
-        arguments: As given to the function.
-        keywords: As given to the function.
-        error: What torch raised.
+        path: Path of the module that made the call; "" for the outermost.
+        name: The function's name, e.g. "conv2d".
+        arguments: Positional arguments of the call.
+        keywords: Keyword arguments of the call.
+        error: The error that torch raised.
     """
     where = path or "forward"
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -47,7 +47,7 @@ def explained(
 
 
 def _mismatch(name: str, x: Tensor, values: Mapping[str, Any]) -> str | None:
-    """What a dense layer, a convolution or a pooling gets and what it takes; None for others."""
+    """The shape that a dense layer, convolution or pooling got and expected; None for others."""
     weight = values.get("weight")
     if name == "linear" and isinstance(weight, Tensor) and x.shape[-1:] != weight.shape[1:]:
         return f"gets {x.shape[-1]:,} features but takes {weight.shape[1]:,}"

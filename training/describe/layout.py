@@ -1,7 +1,7 @@
-"""How tensors lie in memory: channels first (NCHW) against channels last (NHWC).
+"""Memory layouts of tensors: channels first (NCHW) and channels last (NHWC).
 
-The shape of a PyTorch tensor is N, C, H, W in both; its strides differ. The value at (n, c, h, w)
-lies at n x stride_N + c x stride_C + h x stride_H + w x stride_W.
+The shape of a PyTorch tensor is N, C, H, W in both layouts; its strides differ. The value at
+(n, c, h, w) is at offset n x stride_N + c x stride_C + h x stride_H + w x stride_W.
 
 Shape suffixes: N images, C channels, H and W pixels.
 """
@@ -22,7 +22,7 @@ EXAMPLE = (1, 2, 3, 3)
 
 
 def memory_formats(description: Description) -> tuple[MemoryFormat, ...]:
-    """Sizes and strides of each 4D output in both layouts; strides are those that torch gives."""
+    """Sizes and strides of each 4D output in both layouts, with the strides that torch reports."""
     return tuple(
         MemoryFormat(
             step=step.name,
@@ -40,17 +40,17 @@ def memory_formats(description: Description) -> tuple[MemoryFormat, ...]:
 
 
 def layout(shape: Shape = EXAMPLE) -> Layout:
-    """The numbers 0, 1, 2, ... in a small tensor, as they lie in memory in both layouts.
+    """Show how the values 0, 1, 2, ... of a small tensor are stored in memory in both layouts.
 
     Args:
-        shape: N, C, H, W.
+        shape: The tensor's shape: N, C, H, W.
     """
     x_NCHW = torch.arange(torch.Size(shape).numel()).reshape(shape)
     first, last = (
         x_NCHW.clone(memory_format=form) for form in (torch.contiguous_format, torch.channels_last)
     )
     cells = []
-    # as_strided gives the values in the order of memory, whatever the shape.
+    # as_strided returns the values in memory order, whatever the shape.
     in_first, in_last = (x.as_strided((x.numel(),), (1,)).tolist() for x in (first, last))
     for offset, (a, b) in enumerate(zip(in_first, in_last, strict=True)):
         cells.append(

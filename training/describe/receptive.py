@@ -1,12 +1,12 @@
 """The receptive field: the part of each input axis that one value of a tensor depends on.
 
-For convolutions and poolings this is the recurrence of Araujo, Norris and Sim, "Computing
+For convolutions and poolings, this is the recurrence of Araujo, Norris and Sim, "Computing
 Receptive Fields of Convolutional Neural Networks" (Distill, 2019, doi 10.23915/distill.00021),
-far from the border, where no padding cuts a window off. A window of an input axis grows by
+far from the border, where no padding cuts a window off. The window along an input axis grows by
 (kernel - 1) x dilation x jump, and the jump is multiplied by the stride.
 
 A function without a rule (a transposed convolution, resizing, a Fourier transform) makes the field
-"unknown", unless everything was seen before.
+"unknown", unless it already was the whole axis.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,16 +22,16 @@ from training.describe.trace import Call
 
 
 class Axis(NamedTuple):
-    """What the values of a tensor depend on along one axis of one input.
+    """The receptive field of a tensor's values along one axis of one input.
 
     Attributes:
-        reach: "window": windows of one size, ``jump`` apart; "scattered": windows that move in no
-            regular way (after flattening); "all": the whole axis; "unknown": there is no
+        reach: "window": windows of one size, ``jump`` apart; "scattered": windows that move
+            irregularly (e.g. after flattening); "all": the whole axis; "unknown": there is no
             rule.
-        dims: The tensor's dimensions along which the window moves; empty if it stays.
-        first: Where the window of position 0 begins; below 0 in the padding.
-        last: Where it ends.
-        jump: Input positions from one window to the next.
+        dims: The tensor's dimensions along which the window moves; empty if it does not move.
+        first: Input position where the window of position 0 begins; below 0 in the padding.
+        last: Input position where it ends.
+        jump: Number of input positions from one window to the next.
     """
 
     reach: Literal["window", "scattered", "all", "unknown"]
@@ -42,16 +42,16 @@ class Axis(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """Positions in the window; None if the field is not a window (all, or unknown)."""
+        """Number of positions in the window; None for "all" and "unknown"."""
         return self.last - self.first + 1 if self.is_known else None
 
     @property
     def is_known(self) -> bool:
-        """Whether it is a window that has a size."""
+        """Whether the window's size is known."""
         return self.reach in ("window", "scattered")
 
     def convolved(self, dim: int, kernel: int, stride: int, padding: int, dilation: int) -> "Axis":
-        """After a convolution or pooling along ``dim``; ``padding`` is that before position 0."""
+        """The axis after a convolution or pooling along ``dim``, padded before position 0."""
         if not self.is_known or dim not in self.dims:
             return self
         if self.reach == "scattered":
@@ -61,27 +61,27 @@ class Axis(NamedTuple):
         return Axis("window", self.dims, first, last, self.jump * stride)
 
     def reduced(self, dims: Collection[int]) -> "Axis":
-        """After a function whose every output depends on all positions along ``dims``."""
+        """The axis after a function whose outputs depend on all positions along ``dims``."""
         if not self.is_known or not self.dims & set(dims):
             return self
         return ALL if self.dims <= set(dims) else UNKNOWN
 
     def renumbered(self, number: Callable[[int], int]) -> "Axis":
-        """The same where the tensor's dimensions have other numbers."""
+        """The same axis after the tensor's dimensions were renumbered."""
         return self._replace(dims=frozenset(map(number, self.dims)))
 
     def fixed(self) -> "Axis":
-        """A window of the same size that does not move any more."""
+        """A window of the same size that no longer moves."""
         return self._replace(dims=frozenset())
 
     def scattered(self, dims: Iterable[int]) -> "Axis":
-        """Windows of the same size that move along ``dims`` in no regular way."""
+        """Windows of the same size that move irregularly along ``dims``."""
         if not self.is_known:
             return self
         return Axis("scattered", frozenset(dims), self.first, self.last)
 
     def joined(self, other: "Axis") -> "Axis":
-        """What either of two tensors depends on that are added or concatenated."""
+        """The union of the fields of two tensors that are added or concatenated."""
         for whole in (ALL, UNKNOWN):
             if whole.reach in (self.reach, other.reach):
                 return whole
@@ -96,33 +96,33 @@ class Axis(NamedTuple):
 ALL = Axis("all")
 UNKNOWN = Axis("unknown")
 
-# What a tensor depends on: for each input, by its number, that input's axes but the batch's. A
-# tensor that depends on no input (a weight) has an empty field.
+# The receptive field of a tensor: the axes of each input except the batch axis, by the input's
+# number. A tensor that depends on no input (a weight) has an empty field.
 Field = dict[int, tuple[Axis, ...]]
 FieldOf = Callable[[Tensor], Field]
 
 
 def whole_input(number: int, ndim: int) -> Field:
-    """The field of an input itself, whose every position depends on that position.
+    """The field of an input itself: each position depends only on itself.
 
     Args:
-        number: Which input it is.
-        ndim: Its number of dimensions, the batch's included.
+        number: The input's number.
+        ndim: Its number of dimensions, including the batch dimension.
     """
     return {number: tuple(Axis("window", frozenset({dim})) for dim in range(1, ndim))}
 
 
 def wider(first: Axis, second: Axis) -> Axis:
-    """The axis with the larger window; one without a size before all others."""
+    """The axis with the larger window; "all" and "unknown" count as larger than any window."""
     return max(first, second, key=lambda axis: (not axis.is_known, axis.size or 0))
 
 
 def fields_after(call: Call, field_of: FieldOf) -> list[Field]:
-    """The field of each output of a call.
+    """Compute the field of each output of a call.
 
     Args:
-        call: What was called.
-        field_of: Gives the field of a tensor that came before.
+        call: The call.
+        field_of: Returns the field of one of the call's input tensors.
     """
     values = bound(call)
     field = _join(field_of(tensor) for tensor in call.tensors)
@@ -159,7 +159,7 @@ def _join(fields: Iterable[Field]) -> Field:
 
 
 def _broadcast(call: Call, field_of: FieldOf) -> Field:
-    """Dimensions are aligned from the last one on; along a repeated one the window stays."""
+    """Broadcast the fields: dimensions align from the last; along a repeated one windows stay."""
     shape = call.outputs[0].shape
 
     def aligned(tensor: Tensor) -> Field:
@@ -175,7 +175,7 @@ def _broadcast(call: Call, field_of: FieldOf) -> Field:
 
 
 def _concatenated(call: Call, values: Mapping[str, Any], field_of: FieldOf) -> Field:
-    """``cat`` and ``stack``: along the joined dimension nothing moves regularly any more."""
+    """The field after ``cat`` or ``stack``: along the joined dimension, windows are scattered."""
     dim = values.get("dim", 0) % call.outputs[0].ndim
     fields = [field_of(tensor) for tensor in call.tensors]
     if call.name == "stack":
@@ -189,7 +189,7 @@ def _concatenated(call: Call, values: Mapping[str, Any], field_of: FieldOf) -> F
 
 
 def _of_one_tensor(call: Call, x: Tensor, field: Field, values: Mapping[str, Any]) -> Field | None:
-    """Convolutions, poolings, paddings, dense layers, norms, reductions; None for others."""
+    """The field after a function of one tensor, e.g. a convolution or norm; None for others."""
     kind, n = family(call.name)
     if kind == "conv":
         field = _changed(field, lambda axis: _channels(call, x, axis, values))
@@ -210,7 +210,7 @@ def _of_one_tensor(call: Call, x: Tensor, field: Field, values: Mapping[str, Any
 
 
 def _channels(call: Call, x: Tensor, axis: Axis, values: Mapping[str, Any]) -> Axis:
-    """A convolution depends on all channels of its group, a depthwise one on its own channel."""
+    """A convolution depends on all channels of a group; a depthwise one, on its own channel."""
     dim, groups = x.ndim - family(call.name)[1] - 1, values.get("groups", 1)
     if groups == 1:
         return axis.reduced([dim])
@@ -219,7 +219,7 @@ def _channels(call: Call, x: Tensor, axis: Axis, values: Mapping[str, Any]) -> A
 
 
 def _windows(name: str, x: Tensor, values: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """For each dimension that is worked on: itself, kernel, stride, padding before, dilation."""
+    """Dimension, kernel, stride, padding before, dilation: one tuple per dimension worked on."""
     if name == "pad":
         lefts = values["pad"][::2]
         return [(x.ndim - 1 - i, 1, 1, left, 1) for i, left in enumerate(lefts)]
@@ -260,10 +260,10 @@ def _reduction(call: Call, x: Tensor, field: Field, values: Mapping[str, Any]) -
 
 
 def _views(call: Call, x: Tensor, field: Field) -> list[Field] | None:
-    """Functions that give the same values in another shape, or some of them (a slice).
+    """The fields after a function that reshapes or slices; None if its output is not a view.
 
-    The function is called again on a tensor that lies dense in memory, whose strides then show
-    where its dimensions are. None if the output does not share the input's memory.
+    The function is called again on a tensor that is contiguous in memory. The strides of the
+    view then show where the tensor's dimensions went.
     """
     if any(out is x for out in call.outputs):
         return None
@@ -280,7 +280,7 @@ def _views(call: Call, x: Tensor, field: Field) -> list[Field] | None:
 
 
 def _moved(dense: Tensor, view: Tensor) -> Callable[[Axis], Axis]:
-    """Where an axis of ``dense`` lies in its view: along one dimension, or scattered."""
+    """Map an axis of ``dense`` to its view: along one dimension, or scattered."""
 
     def moved(axis: Axis) -> Axis:
         along: set[int] = set()

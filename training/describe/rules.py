@@ -1,9 +1,9 @@
-"""What a call is, in words, and the formulas of its parameters and of its multiply-adds.
+"""Rules for calls: their text, and the formulas of their parameters and multiply-adds.
 
-There are rules for the layers of the networks here and of torchvision's classifiers. Formulas are
-written with the sizes of the call's input and output, not read off the weights, so that comparing
-their value with the weights' sizes is a check. Letters: I and O channels (or features) in and out,
-G groups, K the kernel's sizes multiplied, P output positions.
+There are rules for the layers of the networks here and of torchvision's classifiers. Formulas use
+the sizes of the call's input and output, not those of the weights, so comparing their values with
+the weights is a check. Letters: I and O are channels (or features) in and out, G groups, K the
+product of the kernel's sizes, P output positions.
 
 =================  =================  =======================================================
 function           parameters         multiply-adds
@@ -16,7 +16,7 @@ batch norm         C + C              one for each value: a scale and a shift
 layer, group norm  one each a weight  three for each value (variance, scaling, weights), or two
 =================  =================  =======================================================
 
-Additions alone (biases, pooling, sums), comparisons and functions such as exp are no multiply-adds.
+Additions alone (biases, pooling, sums), comparisons and functions such as exp count as 0.
 The matrix products inside attention are counted by ``torch.utils.flop_counter`` ("torch's count").
 Any other function has "no formula" and counts as 0.
 """
@@ -32,15 +32,15 @@ from torch._ops import OpOverloadPacket
 from training.describe.arguments import family, many, name_arguments, sizes
 from training.describe.trace import Call
 
-# Each output value depends on the input value at its own position. Most functions of this kind
-# bear torch's tag "pointwise"; these do not.
+# Each output value depends only on the input value at its own position. Most such functions have
+# torch's tag "pointwise"; these do not.
 POINTWISE = {
     "batch_norm", "contiguous", "detach", "dropout", "dropout2d", "float", "hardsigmoid",
     "hardswish", "hardtanh", "identity", "prelu", "relu6", "to", "type_as",
 }  # fmt: skip
 # Each output value depends on all positions along the argument ``dim``.
 REDUCTIONS = {"amax", "amin", "log_softmax", "max", "mean", "min", "norm", "softmax", "sum", "var"}
-# They move values and compute none.
+# Functions that move values and compute nothing.
 MOVING = {"cat", "clone", "getitem", "pad", "reshape", "roll", "setitem", "stack"}
 POOLINGS = {"max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"}
 MATRIX_PRODUCTS = {"matmul", "mm", "bmm"}
@@ -49,7 +49,7 @@ ATTENTION = {"multi_head_attention_forward", "scaled_dot_product_attention"}
 
 
 class Formula(NamedTuple):
-    """A formula with its numbers, e.g. "16 x (1 x 5 x 5) + 16", and what it comes to."""
+    """A formula with its numbers, e.g. "16 x (1 x 5 x 5) + 16", and its value."""
 
     text: str
     value: int
@@ -68,8 +68,8 @@ def bound(call: Call) -> dict[str, Any]:
 
 
 def is_pointwise(call: Call) -> bool:
-    """Whether each output value depends on the input values at its own position alone."""
-    if call.name in REDUCTIONS:  # torch.max(x, y) of two tensors is none
+    """Whether each output value depends only on the input values at its own position."""
+    if call.name in REDUCTIONS:  # torch.max(x, y) of two tensors is pointwise
         return isinstance(bound(call).get("dim"), Tensor)
     packet = getattr(torch.ops.aten, call.name, None)
     if call.name in POINTWISE or not isinstance(packet, OpOverloadPacket):
@@ -79,22 +79,22 @@ def is_pointwise(call: Call) -> bool:
 
 
 def in_words(call: Call, label: str) -> str:
-    """What the call is, e.g. "Conv2d 5x5, 1 -> 16, valid".
+    """Describe a call in words, e.g. "Conv2d 5x5, 1 -> 16, valid".
 
     Args:
-        call: What was called.
-        label: What to begin with: the layer's class or the function.
+        call: The call.
+        label: First word of the text: the layer's class or the function.
     """
     words = WORDS.get(family(call.name)[0])
     return f"{label} {words(call, bound(call))}" if words else label
 
 
 def parameters(call: Call, new: Sequence[Tensor]) -> Formula:
-    """How many parameters a call brings in.
+    """The number of parameters that a call adds to those of earlier steps.
 
     Args:
-        call: What was called.
-        new: The parameters among its arguments that no step before it had.
+        call: The call.
+        new: The parameters among its arguments that no earlier step used.
     """
     if not new:
         return NOTHING
@@ -120,7 +120,7 @@ def parameters(call: Call, new: Sequence[Tensor]) -> Formula:
 
 
 def multiply_adds(call: Call) -> Formula:
-    """How often a call multiplies two numbers and adds the product to a sum."""
+    """The number of times that a call multiplies two numbers and adds the product to a sum."""
     values, out = bound(call), call.outputs[0]
     x, weight = values.get("input"), values.get("weight")
     kind, n = family(call.name)
@@ -216,7 +216,7 @@ def _one_index(index: Any) -> str:
     return "..." if index is Ellipsis else str(index)
 
 
-# By the function's family: "conv" is conv1d, conv2d and conv3d.
+# By the function's family: "conv" stands for conv1d, conv2d and conv3d.
 WORDS: dict[str, Callable[[Call, Mapping[str, Any]], str]] = {
     "conv": _convolution_words,
     "conv_transpose": _convolution_words,
@@ -243,7 +243,7 @@ def _brief(numbers: Sequence[int]) -> str:
 
 
 def _product(*factors: tuple[int, ...]) -> Formula:
-    """The first factors as they are, each further group in brackets."""
+    """The product of groups of factors; all groups but the first are put in brackets."""
     groups = [" x ".join(f"{factor:,}" for factor in group) for group in factors if group]
     text = " x ".join(groups[:1] + [f"({group})" for group in groups[1:]]) or "1"
     return Formula(text, prod(map(prod, factors)))

@@ -1,4 +1,4 @@
-"""The fields of a description, which the command line's table and its JSON show."""
+"""The fields of a description, as shown in the command line's table and written to its JSON."""
 
 from typing import Literal
 
@@ -59,14 +59,14 @@ class Step(_Frozen):
 
 
 class Named(_Frozen):
-    """A tensor that goes in or comes out."""
+    """An input or output tensor of the network."""
 
     name: str
     shape: Shape = Field(description="the batch axis included")
 
 
 class Totals(_Frozen):
-    """Sums over the steps, and what no step uses."""
+    """Sums over the steps, and the parameters that no step uses."""
 
     parameters: int
     trainable: int
@@ -98,7 +98,7 @@ class MemoryFormat(_Frozen):
 
 
 class Cell(_Frozen):
-    """One place in memory and what lies there."""
+    """One place in memory, and the value that each layout stores there."""
 
     offset: int = Field(description="in values from the beginning")
     channels_first: int
@@ -108,7 +108,7 @@ class Cell(_Frozen):
 
 
 class Layout(_Frozen):
-    """A small tensor, value by value, as it lies in memory in both layouts."""
+    """A small tensor, value by value, as both layouts store it in memory."""
 
     shape: Shape
     channels_first_strides: Shape

@@ -1,4 +1,4 @@
-"""Describes any module, step by step: see ``describe``."""
+"""Describe any module step by step, with ``describe``."""
 
 import inspect
 from collections import Counter
@@ -19,23 +19,23 @@ FLOAT32_BYTES = 4
 def describe(
     module: nn.Module, inputs: Sequence[Sequence[int] | Tensor], *, name: str | None = None
 ) -> Description:
-    """What a network computes, step by step, in evaluation mode.
+    """Describe what a network computes, step by step, in evaluation mode.
 
-    ``forward`` runs once, on a copy. From shapes it runs without values (device "meta"): nothing
-    is allocated, so that networks far larger than memory can be described; build those under
-    ``with torch.device("meta")``.
+    ``forward`` runs once, on a copy of the module. If inputs are given as shapes, it runs without
+    values, on the device "meta". Nothing is allocated then, so even networks larger than memory
+    can be described; build those under ``with torch.device("meta")``.
 
     Args:
-        module: Any; stays as it is. Weights that an earlier step uses too are counted there.
-        inputs: For each argument of ``forward`` the shape of one sample, without the batch axis
+        module: Any module; it is not changed. Shared weights count in the first step using them.
+        inputs: For each argument of ``forward``, the shape of one sample without the batch axis
             (float32, a batch of one), or a tensor with its batch axis: on "meta" for another type
-            (``torch.empty(1, 9, dtype=torch.int64, device="meta")``), or with values where
-            ``forward`` looks at values.
-        name: What to call it; by default the class's name.
+            (``torch.empty(1, 9, dtype=torch.int64, device="meta")``), or with values if
+            ``forward`` reads values.
+        name: Name of the network; by default, the name of its class.
 
     Raises:
-        DescribeError: The network cannot take these inputs (says which module, what came and what
-            was expected), its calls cannot be seen, or a formula disagrees with the weights.
+        DescribeError: The network cannot take these inputs (the message has the module, what was
+            given and expected), its calls cannot be recorded, or a formula contradicts its weights.
     """
     if not inputs:
         raise DescribeError("no inputs given: state the shape of one sample for each")
@@ -60,7 +60,7 @@ def describe(
 
 
 class _Walk:
-    """Goes through the calls and keeps what is known so far: fields, weights, memory."""
+    """Turns calls into steps, and keeps track of the fields, weights and memory seen so far."""
 
     def __init__(self, traced: Trace, input_names: list[str]) -> None:
         self.traced = traced
@@ -127,7 +127,7 @@ class _Walk:
         )
 
     def _field(self, tensor: Tensor) -> Field:
-        """A tensor that came from elsewhere may depend on anything."""
+        """A tensor's field; a tensor of unknown origin may depend on anything."""
         if id(tensor) in self.fields:
             return self.fields[id(tensor)]
         return {i: (UNKNOWN,) * (x.ndim - 1) for i, x in enumerate(self.traced.inputs)}
@@ -144,7 +144,7 @@ class _Walk:
         )
 
     def _axes(self, number: int, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        """Channels are left out: the first of three axes, or one of a single position."""
+        """The axes without channels: the first of three or more axes, or a first one of size 1."""
         shape = self.traced.inputs[number].shape[1:]
         channels = len(shape) > len("HW") or (len(shape) > 1 and shape[0] == 1)
         return axes[1:] if channels else axes
@@ -160,14 +160,14 @@ class _Walk:
 
 def _tensor(given: Sequence[int] | Tensor) -> Tensor:
     if isinstance(given, Tensor):
-        return given.view(given.shape)  # the same values; each input is a tensor of its own
+        return given.view(given.shape)  # the same values, but a distinct tensor for each input
     if any(size < 1 for size in given):
         raise DescribeError(f"an input of shape {tuple(given)}: every size must be 1 or more")
     return torch.empty(1, *given, device="meta")
 
 
 def _named(traced: Trace, number: int) -> str:
-    """The name of forward's argument; those of ``*inputs`` are numbered."""
+    """The name of an argument of ``forward``; those of ``*inputs`` are numbered."""
     names = []
     for parameter in inspect.signature(traced.module.forward).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -177,7 +177,7 @@ def _named(traced: Trace, number: int) -> str:
 
 
 def _alone(calls: Sequence[Call]) -> list[bool]:
-    """Whether a call is all that a layer of torch.nn does: it bears the layer's name then."""
+    """Whether each call is the only one of a torch.nn layer and so gets the layer's name."""
     of_visit = Counter(call.visit for call in calls)
     return [
         of_visit[call.visit] == 1 and call.module_class.__module__.startswith("torch.nn.")
@@ -186,7 +186,7 @@ def _alone(calls: Sequence[Call]) -> list[bool]:
 
 
 def _names(calls: Sequence[Call], alone: Sequence[bool]) -> list[str]:
-    """A layer's path, or the path and the function; repeated ones are numbered."""
+    """A name for each call: the layer's path, or path and function; repeated ones are numbered."""
     seen: Counter[str] = Counter()
     names = []
     for call, is_layer in zip(calls, alone, strict=True):

@@ -1,4 +1,4 @@
-"""A description as aligned text for a terminal."""
+"""Format a description as aligned text for a terminal."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,7 +36,7 @@ Values and parameters are the same; many convolutions run faster channels last, 
 
 
 def as_text(description: Description) -> str:
-    """The whole description: the steps, the totals, and the memory tables that it holds."""
+    """Format a description: its steps, its totals, and its memory tables if it has them."""
     parts = [_title(description), _steps(description), _totals(description.totals), LEGEND]
     if description.memory_formats is not None:
         parts.append(_memory_formats(description.memory_formats))
@@ -46,11 +46,11 @@ def as_text(description: Description) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows as columns two spaces apart, the first row underlined.
+    """Format rows as a table whose columns are two spaces apart and whose first row is underlined.
 
     Args:
         rows: Cells, the same number in each row.
-        right: Columns to align on the right.
+        right: Indices of the columns to align on the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

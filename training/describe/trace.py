@@ -1,8 +1,8 @@
-"""Runs a module once and records every torch function that it calls.
+"""Run a module once and record every torch function that it calls.
 
-``TorchFunctionMode`` sees calls as they are written (``conv2d``, ``cat``, ``x + y``), whether a
-layer or ``forward`` makes them; calls within a call are not recorded. Hooks record in which module
-each happens. On the device "meta" tensors have shapes and no values: nothing is allocated or
+``TorchFunctionMode`` intercepts calls as they are written (``conv2d``, ``cat``, ``x + y``), whether
+a layer or ``forward`` makes them; calls within a call are not recorded. Hooks record the module of
+each call. On the device "meta", tensors have shapes but no values, so nothing is allocated or
 computed.
 """
 
@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.describe.errors import DescribeError, explained
 
-# What torch and a network's own checks raise for tensors that do not fit.
+# Errors that torch and a network's own checks raise for tensors that do not fit.
 FROM_FORWARD = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
-# What Python calls where the operands come in another order, or where one of them is changed.
+# Operator methods, most for swapped operands or in-place work, and the functions they stand for.
 OPERATORS = {"radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "isub": "sub"} | {
     "rsub": "sub", "itruediv": "div", "truediv": "div", "rtruediv": "div", "rdiv": "div",
     "rmatmul": "matmul", "rpow": "pow", "ipow": "pow",
@@ -31,18 +31,18 @@ OPERATORS = {"radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "isub":
 
 
 class Call(NamedTuple):
-    """One call of a torch function that gave tensors.
+    """One call of a torch function that returned tensors.
 
     Attributes:
-        module: Path of the module it happened in; "" for the outermost.
+        module: Path of the module that made the call; "" for the outermost.
         module_class: The class of that module.
-        visit: Counts how often any module was entered: calls of one visit are of one module.
-        name: The function's, without underscores: "conv2d", "add".
+        visit: Number of the visit to the module; each time a module is entered is a new visit.
+        name: The function's name without underscores: "conv2d", "add".
         function: The function.
-        arguments: As given.
-        keywords: As given.
-        outputs: The tensors that it gave, or the one that it changed.
-        flops: What ``torch.utils.flop_counter`` counts for it: two for each multiply-add.
+        arguments: Positional arguments.
+        keywords: Keyword arguments.
+        outputs: The tensors that it returned, or the one that it changed.
+        flops: The count of ``torch.utils.flop_counter``: two for each multiply-add.
     """
 
     module: str
@@ -57,12 +57,12 @@ class Call(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, those in lists included, in their order."""
+        """The tensors among the arguments, including those in lists, in their order."""
         return _tensors((self.arguments, self.keywords))
 
 
 class Visit(NamedTuple):
-    """A module was entered: its path, its class, and its number among the visits."""
+    """One entry into a module: the module's path and class, and the visit's number."""
 
     module: str
     module_class: type[nn.Module]
@@ -70,9 +70,9 @@ class Visit(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What happened: the calls in their order, and what went in and came out.
+    """A recorded run: the calls in their order, the inputs, the outputs and the copied module.
 
-    What was made from no tensor (``torch.zeros``) is among the constants, and no call.
+    Tensors made from no other tensor (``torch.zeros``) are constants, and have no call.
     """
 
     calls: list[Call]
@@ -112,7 +112,7 @@ class _Recorder(TorchFunctionMode):
         changed = arguments[0] if name == "setitem" else result
         if outputs := tuple(_tensors(changed)):
             flops = counter.get_total_flops()
-            # Copies of the lists among the arguments: forward may append to them afterwards.
+            # Lists among the arguments are copied: forward may append to them afterwards.
             arguments, given = tree_map(lambda leaf: leaf, (arguments, given))
             call = Call(
                 path, module_class, number, name, function, arguments, given, outputs, flops
@@ -124,7 +124,7 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def leave(self, module: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
-        """A module that only hands on what it got (``nn.Identity``) is a step as well."""
+        """End a visit; a module that only returns its input (``nn.Identity``) is recorded, too."""
         path, module_class, number = self.visits.pop()
         silent = not self.calls or self.calls[-1].visit < number
         if silent and not any(module.children()) and any(result is x for x in inputs):
@@ -134,14 +134,14 @@ class _Recorder(TorchFunctionMode):
 
 
 def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Trace:
-    """Run a copy of the module, in evaluation mode, and note its calls.
+    """Run a copy of the module in evaluation mode and record its calls.
 
     Args:
-        module: Stays as it is. Its weights are not copied where the inputs are on "meta".
-        inputs: What ``forward`` takes, in its order, the first axis being the sample.
+        module: The module; it is not changed. Its weights are not copied if inputs are on "meta".
+        inputs: The arguments of ``forward``, in its order; their first axis is the batch.
 
     Raises:
-        DescribeError: The module cannot take these inputs, or looks at values that are not there.
+        DescribeError: The module cannot take these inputs, or reads values of "meta" tensors.
     """
     _refuse_what_cannot_be_read(module)
     try:
@@ -188,7 +188,7 @@ def _refuse_what_cannot_be_read(module: nn.Module) -> None:
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy without values: ``deepcopy`` gets a stand-in for each tensor."""
+    """Copy a module without its values: ``deepcopy`` gets a "meta" stand-in for each tensor."""
     stand_ins: dict[int, Any] = {}
     for parameter in module.parameters():
         empty = torch.empty_like(parameter, device="meta")

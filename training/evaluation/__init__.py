@@ -1,1 +1,1 @@
-"""What trained networks reach on images, alone and together; tables and pictures of it."""
+"""Measure trained networks on images, alone and as ensembles; tables and plots of the results."""

@@ -1,6 +1,6 @@
-"""How far probabilities may be believed: calibration bins, their error, and the Brier score.
+"""Calibration of predicted probabilities: calibration bins, calibration error, Brier score.
 
-The negative log-likelihood is the cross-entropy that ``torch.nn.functional`` has.
+The negative log-likelihood is computed by ``torch.nn.functional.cross_entropy``.
 
 Shape suffixes: N images, K classes, B bins.
 """
@@ -15,7 +15,7 @@ CALIBRATION_BINS = 15
 
 
 class CalibrationBins(NamedTuple):
-    """Sums over the images of each bin, float64 [B]: how many, their confidence, and correct."""
+    """Per bin, float64 [B]: number of images, sum of confidences, number of correct answers."""
 
     images: Tensor
     confidence: Tensor
@@ -23,11 +23,11 @@ class CalibrationBins(NamedTuple):
 
 
 def calibration_bins(confidence_N: Tensor, correct_N: Tensor) -> CalibrationBins:
-    """Sort images into 15 bins of equal width by the probability of their answer.
+    """Sort images into 15 bins of equal width by the probability of the predicted class.
 
     Args:
-        confidence_N: Probability of each answer, float, 0..1.
-        correct_N: Whether it is right, bool.
+        confidence_N: Probability of each prediction, float, 0..1.
+        correct_N: Whether each prediction is correct, bool.
     """
     edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=confidence_N.dtype)
     bin_N = torch.bucketize(confidence_N, edges[1:-1])
@@ -39,18 +39,18 @@ def calibration_bins(confidence_N: Tensor, correct_N: Tensor) -> CalibrationBins
 def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     """Expected calibration error, 0..1: mean gap between confidence and accuracy over the bins.
 
-    Each bin counts by its images (Guo et al. 2017, "On Calibration of Modern Neural Networks",
-    equation 3). At an accuracy of 99.5% nearly all images are in the last bin: read it beside the
-    negative log-likelihood and the Brier score.
+    Each bin is weighted by its number of images (Guo et al. 2017, "On Calibration of Modern Neural
+    Networks", equation 3). At an accuracy of 99.5%, nearly all images fall into the last bin, so
+    the negative log-likelihood and the Brier score should be read together with this error.
     """
     bins = calibration_bins(confidence_N, correct_N)
     return float((bins.correct - bins.confidence).abs().sum() / len(confidence_N))
 
 
 def brier_score(probabilities_NK: Tensor, labels_N: Tensor) -> float:
-    """Mean squared distance, 0..2, of probabilities [N, K] to the right answers, int64 [N].
+    """Mean squared distance, 0..2, from probabilities [N, K] to one-hot labels, int64 [N].
 
-    Unlike the calibration error it needs no bins, and is least for the true probabilities alone
+    Unlike the calibration error, it needs no bins, and only the true probabilities minimise it
     (G. W. Brier 1950, "Verification of forecasts expressed in terms of probability").
     """
     answers_NK = functional.one_hot(labels_N, probabilities_NK.shape[1])

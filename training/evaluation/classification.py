@@ -1,4 +1,4 @@
-"""What a network that reads one digit reaches on images: accuracy, calibration, mistakes.
+"""Metrics of a digit classifier: accuracy, calibration and misclassified images.
 
 Shape suffixes: N images, K classes.
 """
@@ -23,19 +23,19 @@ class Misclassified(BaseModel, frozen=True):
 
 
 class Evaluation(BaseModel, frozen=True):
-    """Figures on one set of images.
+    """Metrics on one set of images.
 
     Attributes:
-        images_name: Which images, in words.
-        images: How many.
+        images_name: Name of the set of images, as in "10,000 test images".
+        images: Number of images.
         accuracy: Share of images classified correctly, 0..1.
-        accuracy_per_digit: The same for each digit alone (recall); None if it does not occur.
+        accuracy_per_digit: Recall of each digit, 0..1; None for a digit without images.
         loss: Negative log-likelihood: mean cross-entropy in nats, without label smoothing.
-        brier_score: 0..2; None in records of version 1.
-        expected_calibration_error: Over 15 bins, 0..1.
-        confusion: Row: digit; column: predicted digit; images.
-        misclassified: All misclassified images, the most confident mistake first ("misread" in
-            records of version 1).
+        brier_score: Brier score, 0..2; None in records of version 1.
+        expected_calibration_error: Calibration error over 15 bins, 0..1.
+        confusion: Number of images by digit (row) and predicted digit (column).
+        misclassified: All misclassified images, the most confident mistake first (named "misread"
+            in records of version 1).
     """
 
     images_name: str
@@ -51,7 +51,7 @@ class Evaluation(BaseModel, frozen=True):
     )
 
     def summary(self) -> str:
-        """Three lines for a terminal."""
+        """The metrics as three lines for a terminal."""
         per_digit = "  ".join(
             f"{digit}: {'none' if share is None else format(100 * share, '.2f')}"
             for digit, share in enumerate(self.accuracy_per_digit)
@@ -66,7 +66,7 @@ class Evaluation(BaseModel, frozen=True):
 
 
 def confusion_matrix(labels_N: Tensor, predicted_N: Tensor) -> Tensor:
-    """How many images of each digit (row) were predicted to be each digit (column), int64."""
+    """Count images by digit (row) and predicted digit (column), int64 [K, K]."""
     pairs = torch.bincount(labels_N * CLASSES + predicted_N, minlength=CLASSES**2)
     return pairs.reshape(CLASSES, CLASSES)
 
@@ -87,12 +87,12 @@ def most_confident_first(wrong_N: Tensor, confidence_N: Tensor) -> Tensor:
 
 
 def evaluate(model: nn.Module, data: LabelledImages, images_name: str) -> Evaluation:
-    """All figures of ``Evaluation`` for a module and labelled images.
+    """Compute all metrics of ``Evaluation`` for a module on labelled images.
 
     Args:
-        model: A module from standardised images to logits.
+        model: A module that maps standardised images to logits.
         data: uint8 images and their digits.
-        images_name: What the images may be called in a table.
+        images_name: Name of the images in tables.
     """
     logits_NK, labels_N = predict_logits(model, data.images), data.labels.cpu()
     probabilities_NK = logits_NK.softmax(dim=1)

@@ -1,9 +1,9 @@
-"""Several networks that answer together, by the mean of their probabilities or by vote.
+"""Ensembles of networks that average their probabilities or take a majority vote.
 
     python -m training ensemble runs/cnn-0 runs/cnn-1 runs/cnn-2
     python -m training train --model cnn --teachers runs/cnn-0 runs/cnn-1 runs/cnn-2
 
-The first says what they reach together; the second makes one network of them, which can be
+The first command measures an ensemble. The second distils it into one network, which can be
 exported and served (``training.loop.distillation``).
 
 Shape suffixes: M networks, N images, K classes.
@@ -34,14 +34,14 @@ MOST_SUBSETS = 10_000
 
 
 class Subsets(BaseModel, frozen=True, extra="forbid"):
-    """Ensembles of ``size`` networks each: all that can be made of those given.
+    """Accuracy of all ensembles of ``size`` networks that the given networks can form.
 
-    They share networks, so their range is narrower than that of independent ensembles.
+    These ensembles share networks, so their range is narrower than that of independent ensembles.
 
     Attributes:
-        size: Networks in each.
-        count: How many ensembles.
-        accuracy: Of the mean of their probabilities, over the ensembles.
+        size: Number of networks in each ensemble.
+        count: Number of ensembles.
+        accuracy: Accuracy of the networks' mean probabilities, over all ensembles.
     """
 
     size: int
@@ -50,20 +50,19 @@ class Subsets(BaseModel, frozen=True, extra="forbid"):
 
 
 class Joint(BaseModel, frozen=True, extra="forbid"):
-    """What networks reach together on some images; shares in 0..1.
+    """Metrics of an ensemble on some images; shares are in 0..1.
 
     Attributes:
-        images_name: Which images, in words.
-        images: How many.
+        images_name: Name of the set of images.
+        images: Number of images.
         alone: Each network's accuracy, in the order given.
-        mean: Accuracy of the mean of their probabilities.
+        mean: Accuracy of the networks' mean probabilities.
         interval: Wilson's 95% interval of ``mean``.
-        vote: Accuracy of what most of them read; of labels with as many votes, the one with the
-            greater mean probability.
-        any_right: Share of images that at least one of them reads rightly.
-        loss: Negative log-likelihood of the mean of their probabilities, nats.
-        brier_score: Of the same, 0..2.
-        subsets: Of all ensembles of a smaller number of these networks, if asked for.
+        vote: Accuracy of the majority vote; the greater mean probability breaks a tie.
+        any_right: Share of images that at least one network classifies correctly.
+        loss: Negative log-likelihood of the mean probabilities, nats.
+        brier_score: Brier score of the mean probabilities, 0..2.
+        subsets: Results for all ensembles of a given number of these networks, if requested.
     """
 
     images_name: str
@@ -79,12 +78,12 @@ class Joint(BaseModel, frozen=True, extra="forbid"):
 
 
 class EnsembleRecord(BaseModel, frozen=True, extra="forbid"):
-    """An ensemble's figures, and of which weights they are.
+    """An ensemble's metrics, and the hashes of the weights that they belong to.
 
     Attributes:
-        weights_sha256: Of each network.
-        validation: On the images that all of them held out.
-        test: On the test images.
+        weights_sha256: sha256 of each network's weights file.
+        validation: Metrics on the images that all networks held out for validation.
+        test: Metrics on the test images.
     """
 
     weights_sha256: list[str]
@@ -93,13 +92,13 @@ class EnsembleRecord(BaseModel, frozen=True, extra="forbid"):
 
 
 def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | None = None) -> Joint:
-    """The figures of networks that answer together.
+    """Compute the metrics of an ensemble from its networks' logits.
 
     Args:
-        logits_MNK: Their answers, float [M, N, K].
+        logits_MNK: Each network's logits, float [M, N, K].
         labels_N: The digits, int64 [N].
-        images_name: What the images may be called in a table.
-        size: Measure all ensembles of so many of them, too, 1..M.
+        images_name: Name of the images in tables.
+        size: If given, also measure all ensembles of this many networks, 1..M.
     """
     probabilities_MNK = logits_MNK.double().softmax(2)
     mean_NK = probabilities_MNK.mean(0)
@@ -107,7 +106,7 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | No
     votes_NK = one_hot(read_MN, logits_MNK.shape[2]).sum(0)
     right_MN = read_MN == labels_N
     mean_right = int((mean_NK.argmax(1) == labels_N).sum())
-    # A probability is less than one vote, and so decides between equal votes alone.
+    # Half a probability is less than one vote, so it only breaks ties.
     vote_right = int(((votes_NK + mean_NK / 2).argmax(1) == labels_N).sum())
     return Joint(
         images_name=images_name,
@@ -124,7 +123,7 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | No
 
 
 def _require_size(size: int, members: int) -> None:
-    """Raise ``ValueError`` unless ensembles of ``size`` can all be measured; nothing is yet."""
+    """Raise ``ValueError`` if ``size`` is out of range or gives too many ensembles to measure."""
     if not 1 <= size <= members:
         raise ValueError(f"--size {size}: 1 to {members} networks can answer together here")
     if math.comb(members, size) > MOST_SUBSETS:
@@ -145,16 +144,16 @@ def _subsets(probabilities_MNK: Tensor, labels_N: Tensor, size: int) -> Subsets:
 def read_teachers(
     folders: Sequence[Path], dataset: Dataset, validation_images: int
 ) -> list[LoadedCheckpoint]:
-    """Checkpoints that may teach a run on these images.
+    """Load the checkpoints that teach a run, and check that they fit its images.
 
     Args:
-        folders: Of the checkpoints; none: nobody teaches.
-        dataset: What the run learns from.
-        validation_images: How many of them it holds out.
+        folders: Folders of the checkpoints; without any, the result is empty.
+        dataset: The images that the run is trained on.
+        validation_images: Number of training images that the run holds out for validation.
 
     Raises:
-        CheckpointError: As ``load_comparable``, or they held out other images: they learnt from
-            some of those that this run is tuned on.
+        CheckpointError: As ``load_comparable``; or the teachers held out another number of images,
+            so they may have been trained on validation images of this run.
     """
     if not folders:
         return []
@@ -171,11 +170,11 @@ def read_teachers(
 def measure(
     members: Sequence[LoadedCheckpoint], dataset: Dataset, size: int | None = None
 ) -> EnsembleRecord:
-    """Ask each network all validation and test images, and join their answers.
+    """Run each network on all validation and test images, and measure the ensemble.
 
     Args:
-        members: From ``load_comparable``.
-        dataset: What they were trained on.
+        members: The networks, from ``load_comparable``.
+        dataset: The images that they were trained on.
         size: As for ``joint``.
     """
     if size is not None:
@@ -230,7 +229,7 @@ def _ensemble(arguments: argparse.Namespace) -> int:
 
 
 def summary(figures: Joint) -> str:
-    """Lines for a terminal."""
+    """An ensemble's metrics as lines for a terminal."""
     alone = figures.alone
     low, high = figures.interval.low, figures.interval.high
     return (

@@ -1,6 +1,6 @@
-"""Digit checkpoints that may be measured together, and names for those that differ in more.
+"""Load digit checkpoints that can be compared, group them by config, and name the groups.
 
-Checkpoints of one config but for the seed are a group: they tell of the spread over seeds.
+Checkpoints whose configs differ only in the seed are a group, which gives the spread over seeds.
 """
 
 import json
@@ -32,11 +32,11 @@ class LoadedCheckpoint:
 
 
 def load_comparable(folders: Sequence[Path], dataset: Dataset) -> list[LoadedCheckpoint]:
-    """Read checkpoints of digit networks that saw the same images and held out the same ones.
+    """Load digit checkpoints that share their training and validation images.
 
     Raises:
-        CheckpointError: There is none; or one is broken, does not read digits, was trained on
-            other images, holds out others, or has the config and seed of another one given.
+        CheckpointError: No checkpoint is given; or one is broken, is not a digit classifier, was
+            trained on other images, holds out others, or has the config and seed of another one.
     """
     loaded: list[LoadedCheckpoint] = []
     for folder in folders:
@@ -66,12 +66,12 @@ def _require_comparable(folder: Path, record: CheckpointRecord, other: LoadedChe
 
 
 def without_seed(config: TrainConfig) -> str:
-    """What a group of seeds has in common, as one word."""
+    """Serialise a config without its seed: the key that a group's members share."""
     return json.dumps(config.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
 
 
 def conditions(config: TrainConfig) -> dict[str, Any]:
-    """How it was trained: all but the model, its numbers and the seed, nested names joined."""
+    """Training settings by dotted name: all but the model, its hyperparameters and the seed."""
     left = config.model_dump(mode="json", exclude={"seed", "model", "architecture"})
     return dict(_flat(left))
 
@@ -85,7 +85,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 
 def group_names(configs: Sequence[TrainConfig]) -> list[str]:
-    """A name for each config: its variant's or model's, and what tells it from its namesakes."""
+    """Name each config by its variant or model, and by settings that differ among namesakes."""
     plain = [_variant(config) for config in configs]
     names = []
     for config, name in zip(configs, plain, strict=True):
@@ -105,12 +105,13 @@ def group_names(configs: Sequence[TrainConfig]) -> list[str]:
 
 
 def _variant(config: TrainConfig) -> str:
-    """The variant that a config is, else the model.
+    """The name of the variant that a config matches, or else of its model.
 
-    A record holds numbers and no variant's name. The numbers of one of the model's own presets are
-    the plain model, whatever they are: the full preset of ``cnn`` has batch normalisation. A
-    preset with one variant's numbers is that variant. Other numbers are a variant's if of all
-    numbers that variants fix exactly its own differ from the defaults.
+    A record holds hyperparameters, but no variant's name. The hyperparameters of one of the
+    model's own presets are the plain model, even where they differ from the defaults: the full
+    preset of ``cnn`` has batch normalisation. A preset changed by what one variant fixes is that
+    variant. Otherwise, consider all hyperparameters that any variant fixes: a variant matches if
+    exactly those that it fixes differ from the defaults, and have its values.
     """
     variants: dict[str, dict[str, Any]] = {
         name: fixed for name, (m, fixed) in VARIANTS.items() if m == config.model

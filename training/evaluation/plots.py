@@ -1,6 +1,6 @@
-"""Pictures of a finished run: learning curves, confusion matrix, misclassified images.
+"""Plots of a finished run: learning curves, confusion matrix, misclassified images.
 
-Of a network that gives its input back, in place of the last two: the worst reconstructions.
+For an autoencoder, the worst reconstructions take the place of the last two.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ from training.evaluation.prediction import predict
 
 BLUE, ORANGE = "#1f6fb4", "#d9730d"
 SHOWN, PAIRS_SHOWN, RECONSTRUCTIONS_SHOWN = 40, 30, 12
-LEAST_DARKEST = 5  # mistakes in the darkest cell: fewer are not shown as many
-DARK_CELL = 0.6  # of the darkest: black figures would not be read on it
+LEAST_DARKEST = 5  # the darkest colour stands for at least so many mistakes
+DARK_CELL = 0.6  # share of ``darkest`` above which a count is white, to be legible
 
 
 def draw_all(record: AnyRecord, module: nn.Module, test_images: Tensor, folder: Path) -> list[Path]:
-    """Write curves.png and what else shows the task's mistakes into the folder.
+    """Write curves.png and the plots of the task's mistakes into a folder.
 
     Args:
-        record: The run.
+        record: The run's record.
         module: The trained network.
-        test_images: The images that ``record.test`` speaks of, uint8 [N, 28, 28].
+        test_images: The images that ``record.test`` was measured on, uint8 [N, 28, 28].
         folder: An existing folder.
 
     Returns:
-        The files' paths.
+        The paths of the written files.
     """
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
     figures = {"curves.png": _curves(record)}
@@ -78,7 +78,7 @@ def _curves(record: AnyRecord) -> Figure:
 
 
 def _errors(record: AnyRecord) -> tuple[dict[str, list[float]], str]:
-    """What the right picture shows, by part, and its axis' name."""
+    """The right plot's series, by part of the images, and the label of its y axis."""
     if isinstance(record, ImageRecord):
         return {"validation": [e.validation_mse for e in record.history]}, "error (ink squared)"
     counted = "pairs" if isinstance(record, PairRecord) else "images"
@@ -90,14 +90,14 @@ def _errors(record: AnyRecord) -> tuple[dict[str, list[float]], str]:
 
 
 def draw_confusion(axes: Axes, matrix: np.ndarray, darkest: int) -> None:
-    """Draw a confusion matrix, int [10, 10], in which mistakes alone are coloured.
+    """Draw a confusion matrix, int [10, 10], in which only the mistakes are coloured.
 
-    The diagonal holds nearly all images and would hide every mistake.
+    The diagonal holds nearly all images; if it were coloured, no mistake would be visible.
 
     Args:
-        axes: Where to.
-        matrix: Row: the digit; column: what was predicted.
-        darkest: So many mistakes have the darkest colour.
+        axes: The axes to draw on.
+        matrix: Number of images by digit (row) and predicted digit (column).
+        darkest: Number of mistakes that gets the darkest colour.
     """
     mistakes = mistakes_of(matrix)
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=darkest)
@@ -175,7 +175,7 @@ def _image_grid(
     columns: int,
     width: float,
 ) -> Figure:
-    """Images of 0..255 with a line above each, so many in a row; ``width`` in inches each."""
+    """Draw images of 0..255 in ``columns``, a title above each; ``width`` is inches per image."""
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(columns * width, rows * 0.85 + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -15,20 +15,20 @@ BATCH_IMAGES = 1_000
 
 
 def forward_tuple(model: Callable[..., Any], inputs_NCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Call a module on standardised images, one tensor an input; a single output is a tuple too."""
+    """Call a module on standardised images, one tensor per input, and always return a tuple."""
     outputs = model(*inputs_NCHW)
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, *inputs_NHW: Tensor) -> tuple[Tensor, ...]:
-    """All outputs of a module in evaluation mode, float32 on the CPU.
+    """Run a module in evaluation mode and return all its outputs, float32 on the CPU.
 
-    The module's mode is put back afterwards.
+    The module's previous mode is restored afterwards.
 
     Args:
-        model: A module from standardised images to a tensor or a tuple of tensors.
-        inputs_NHW: uint8 [N, 28, 28] for each of its inputs.
+        model: A module that maps standardised images to a tensor or a tuple of tensors.
+        inputs_NHW: Images for each of the module's inputs, uint8 [N, 28, 28].
     """
     was_training = model.training
     device = next(model.parameters()).device
@@ -42,6 +42,6 @@ def predict(model: nn.Module, *inputs_NHW: Tensor) -> tuple[Tensor, ...]:
 
 
 def predict_logits(model: nn.Module, images_NHW: Tensor) -> Tensor:
-    """Logits, float32 [N, 10] on the CPU, of uint8 images [N, 28, 28], in evaluation mode."""
+    """Logits, float32 [N, 10] on the CPU, for uint8 images [N, 28, 28], in evaluation mode."""
     (logits_NK,) = predict(model, images_NHW)
     return logits_NK

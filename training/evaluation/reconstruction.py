@@ -1,7 +1,8 @@
-"""What a network reaches that gives its own input back: an autoencoder's error on images.
+"""Reconstruction error of an autoencoder on images.
 
-Errors are of ink, 0..1 a pixel (0 = paper, 1 = ink), after the answer is cut to that range: what
-is exported does the same. Not of the standardised numbers that the network learns from.
+Errors are measured on ink, 0..1 per pixel (0 = paper, 1 = ink), after the output is clipped to
+that range, as in the exported model. They are not errors of the standardised pixels that the
+network is trained on, except for ``loss``.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels.
 """
@@ -28,17 +29,17 @@ class WorstImage(BaseModel, frozen=True):
 
 
 class ImageEvaluation(BaseModel, frozen=True):
-    """Figures on one set of images.
+    """Metrics on one set of images.
 
     Attributes:
-        images_name: Which images, in words.
-        images: How many.
+        images_name: Name of the set of images.
+        images: Number of images.
         mse: Mean squared error of ink over all pixels of all images, ink squared.
         psnr_db: Peak signal-to-noise ratio, 10 log10(1 / mse) dB, the peak being full ink; None
-            without any error.
-        mse_per_digit: The mean squared error of each digit's images; None if it does not occur.
-        loss: Mean squared error of the standardised pixels: what training makes small.
-        worst: The images of the largest errors, the largest first, at most 40.
+            if the error is zero.
+        mse_per_digit: The mean squared error of each digit's images; None for a digit without any.
+        loss: Mean squared error of the standardised pixels, which training minimises.
+        worst: The images with the largest errors, the largest first, at most 40.
     """
 
     images_name: str
@@ -50,7 +51,7 @@ class ImageEvaluation(BaseModel, frozen=True):
     worst: list[WorstImage]
 
     def summary(self) -> str:
-        """Two lines for a terminal."""
+        """The metrics as two lines for a terminal."""
         psnr = "infinite" if self.psnr_db is None else f"{self.psnr_db:.2f} dB"
         per_digit = "  ".join(
             f"{digit}: {'none' if mse is None else format(1000 * mse, '.2f')}"
@@ -63,17 +64,17 @@ class ImageEvaluation(BaseModel, frozen=True):
 
 
 def psnr_db(mse: float) -> float | None:
-    """Peak signal-to-noise ratio in dB for a peak of 1; None (infinite) without any error."""
+    """Peak signal-to-noise ratio in dB for a peak of 1; None (infinite) if the error is zero."""
     return -10 * math.log10(mse) if mse > 0 else None
 
 
 def evaluate_images(model: nn.Module, data: LabelledImages, images_name: str) -> ImageEvaluation:
-    """All figures of ``ImageEvaluation`` for a module and labelled images.
+    """Compute all metrics of ``ImageEvaluation`` for a module on labelled images.
 
     Args:
-        model: A module from standardised images, float [N, 1, 28, 28], to the same.
+        model: A module from standardised images, float [N, 1, 28, 28], to their reconstructions.
         data: uint8 images and their digits.
-        images_name: What the images may be called in a table.
+        images_name: Name of the images in tables.
     """
     (answer_NCHW,) = predict(model, data.images)
     pixels_NCHW, labels = to_pixels(data.images.cpu()), data.labels.cpu()

@@ -1,4 +1,4 @@
-"""Figures over seeds and over test images: spreads and intervals."""
+"""Statistics over seeds and over test images: spreads and confidence intervals."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ CONFIDENCE = 0.95
 
 
 class Interval(BaseModel, frozen=True, extra="forbid"):
-    """A 95% interval: its ends, in the unit of the figure it belongs to."""
+    """The ends of a 95% interval, in the unit of the figure that it belongs to."""
 
     low: float
     high: float
 
 
 class Spread(BaseModel, frozen=True, extra="forbid"):
-    """A figure over seeds: mean, sample standard deviation (None: one seed), least, greatest."""
+    """Mean, sample standard deviation (None for one seed), minimum and maximum over seeds."""
 
     mean: float
     deviation: float | None
@@ -25,7 +25,7 @@ class Spread(BaseModel, frozen=True, extra="forbid"):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean, sample standard deviation (n - 1) and range of one value or more."""
+    """Mean, sample standard deviation (n - 1) and range of one or more values."""
     return Spread(
         mean=statistics.fmean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
@@ -38,13 +38,13 @@ def wilson(correct: int, images: int) -> Interval:
     """95% score interval of a share, 0..1 (E. B. Wilson 1927, JASA 22, 209-212).
 
     Args:
-        correct: Images classified correctly, 0..images.
-        images: At least 1.
+        correct: Number of images classified correctly, 0..images.
+        images: Number of images, at least 1.
 
     Raises:
-        ValueError: The numbers are not of such a share.
+        ValueError: One of the numbers is out of its range.
     """
-    from scipy import stats  # noqa: PLC0415 - a second to import
+    from scipy import stats  # noqa: PLC0415 - the import takes a second
 
     found = stats.binomtest(correct, images).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(low=float(found.low), high=float(found.high))

@@ -1,9 +1,9 @@
-"""What checkpoints reached, over their seeds, as their records say it: nothing is measured anew.
+"""Table of the accuracies in checkpoints' records, over seeds; nothing is measured again.
 
     python -m training summary runs/*
 
-Rows are groups of checkpoints that differ in their seed alone; those of one network and another
-number of epochs, below each other, are the curve that says what more time gives.
+Each row is a group of checkpoints that differ only in their seeds. Rows of one network that differ
+in the number of epochs show how the accuracy grows with training time.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def table(records: Sequence[CheckpointRecord]) -> Iterator[str]:
     """Lines of Markdown: a heading for each set of test images, and a row for each group.
 
     Args:
-        records: In any order; rows have the order in which groups first appear.
+        records: The records, in any order; rows follow the first appearance of their groups.
     """
     for name in dict.fromkeys(record.data.test_name for record in records):
         yield from ("", f"On {name}, mean (least to greatest) over seeds:", "")

@@ -1,4 +1,4 @@
-"""Pairs of images, and what a network reaches that reads two digits and their sum.
+"""Fixed pairs of images, and metrics of a network that predicts two digits and their sum.
 
 Shape suffixes: N pairs, H and W pixels, K classes of an answer.
 """
@@ -18,15 +18,15 @@ from training.evaluation.prediction import predict
 
 ANSWERS = ("first", "second", "sum")
 SUMS = 2 * CLASSES - 1  # 0 + 0 to 9 + 9
-# One draw for every run, whatever its seed, so that runs are compared on the same pairs.
+# The same pairs for every run, whatever its seed, so that runs can be compared.
 PAIR_SEED = 20_131
 
 
 class Pairs(NamedTuple):
-    """Two images a pair, uint8 [N, 28, 28] each, and their digits, int64 [N] each.
+    """Both images of each pair, uint8 [N, 28, 28] each, and their digits, int64 [N] each.
 
-    ``first_index`` and ``second_index``, int64 [N], are the images' places in the set that they
-    were drawn from.
+    ``first_index`` and ``second_index``, int64 [N], are the images' positions in the set that
+    they were drawn from.
     """
 
     first: LabelledImages
@@ -36,10 +36,10 @@ class Pairs(NamedTuple):
 
 
 def fixed_pairs(images: LabelledImages) -> Pairs:
-    """As many pairs as images, always the same ones, on the images' device.
+    """Make as many pairs as there are images, always the same ones, on the images' device.
 
-    Pair i has image i first; the second images are a permutation of all, so that each image is
-    once first and once second.
+    Pair i has image i first. The second images are a permutation of all images, so that each image
+    is once first and once second.
     """
     device = images.images.device
     first = torch.arange(len(images), device=device)
@@ -49,12 +49,12 @@ def fixed_pairs(images: LabelledImages) -> Pairs:
 
 
 class AnswerFigures(BaseModel, frozen=True):
-    """One of the three answers.
+    """Metrics of one of the three answers.
 
     Attributes:
-        accuracy: Share of pairs answered correctly, 0..1.
+        accuracy: Share of pairs for which this answer is correct, 0..1.
         loss: Mean cross-entropy in nats, without label smoothing.
-        expected_calibration_error: Over 15 bins, 0..1.
+        expected_calibration_error: Calibration error over 15 bins, 0..1.
     """
 
     accuracy: float
@@ -65,8 +65,8 @@ class AnswerFigures(BaseModel, frozen=True):
 class MisclassifiedPair(BaseModel, frozen=True):
     """A pair with a wrong answer; the indices count within the set that it was drawn from.
 
-    ``right`` and ``read_as`` are first digit, second digit and sum; ``probability`` is the product
-    of the three answers' probabilities, 0..1.
+    ``right`` (the ground truth) and ``read_as`` (the prediction) hold first digit, second digit
+    and sum; ``probability`` is the product of the three answers' probabilities, 0..1.
     """
 
     first_index: int
@@ -77,20 +77,20 @@ class MisclassifiedPair(BaseModel, frozen=True):
 
 
 class PairEvaluation(BaseModel, frozen=True):
-    """Figures on one set of pairs.
+    """Metrics on one set of pairs.
 
     Attributes:
-        images_name: Which pairs, in words.
-        pairs: How many.
+        images_name: Name of the set of pairs.
+        pairs: Number of pairs.
         accuracy: Share of pairs whose three answers are all correct, 0..1.
-        first: The first digit.
-        second: The second digit.
-        sum: Their sum, 0 to 18.
+        first: Metrics of the first digit.
+        second: Metrics of the second digit.
+        sum: Metrics of their sum, 0 to 18.
         consistent: Share of pairs whose predicted sum is the sum of the two predicted digits,
-            correct or not, 0..1: the network gives the three answers independently.
+            correct or not, 0..1; below 1 because the network predicts the three separately.
         loss: The three losses added, nats.
-        misclassified: All pairs with a wrong answer, the most confident mistake first ("misread"
-            in records of version 1).
+        misclassified: All pairs with a wrong answer, the most confident mistake first (named
+            "misread" in records of version 1).
     """
 
     images_name: str
@@ -106,7 +106,7 @@ class PairEvaluation(BaseModel, frozen=True):
     )
 
     def summary(self) -> str:
-        """Two lines for a terminal."""
+        """The metrics as two lines for a terminal."""
         answers = "  ".join(f"{name}: {100 * getattr(self, name).accuracy:.2f}" for name in ANSWERS)
         return (
             f"on {self.images_name}: all three answers right {100 * self.accuracy:.2f}%\n"
@@ -116,12 +116,12 @@ class PairEvaluation(BaseModel, frozen=True):
 
 
 def targets(first_N: Tensor, second_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The right answers, int64 [N] each, to two images' digits."""
+    """The three correct answers, int64 [N] each, for the digits of two images."""
     return first_N, second_N, first_N + second_N
 
 
 def all_correct(logits: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Whether all answers (the largest of each [N, K]) are right, bool [N]."""
+    """Whether all answers (the largest of each [N, K]) are correct, bool [N]."""
     correct = [
         scores_NK.argmax(1) == target_N for scores_NK, target_N in zip(logits, right, strict=True)
     ]
@@ -129,12 +129,12 @@ def all_correct(logits: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def evaluate_pairs(model: nn.Module, images: LabelledImages, images_name: str) -> PairEvaluation:
-    """All figures of ``PairEvaluation`` on the fixed pairs of labelled images.
+    """Compute all metrics of ``PairEvaluation`` on the fixed pairs of labelled images.
 
     Args:
         model: A module from two standardised images to the logits of the three answers.
-        images: What the pairs are drawn from.
-        images_name: What these may be called in a table.
+        images: The images that the pairs are drawn from.
+        images_name: Name of these images in tables.
     """
     pairs = fixed_pairs(images)
     logits = predict(model, pairs.first.images, pairs.second.images)

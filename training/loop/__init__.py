@@ -1,1 +1,1 @@
-"""The training loop: tasks, averaged weights, distillation, several processes, resumption."""
+"""The training loop: tasks, averaged weights, distillation, distributed training, resumption."""

@@ -1,15 +1,15 @@
-"""Several processes that train one network together, as ``torchrun`` starts them.
+"""Train one network in several processes, which ``torchrun`` starts.
 
     torchrun --nproc-per-node 2 -m training train --model cnn
 
-Each process takes an equal share of every batch; gradients are averaged (DistributedDataParallel),
-so that an update is the one that a single process makes of the whole batch, but for the order of
-its sums. What cannot be the same: dropout draws for each share independently (each process seeds
-its layers), and batch normalisation takes its statistics from a share (the first process's running
-statistics are kept).
+Each process takes an equal share of every batch, and gradients are averaged
+(DistributedDataParallel). So an update equals that of a single process with the whole batch, up to
+the order of summation. Two things differ: dropout is drawn independently for each share (each
+process seeds its layers), and batch normalisation computes its statistics from one share (the
+first process's running statistics are kept).
 
-Every process reads the data and, with ``--resume``, the state of the run: on several machines the
-checkpoint's folder must be one that all of them see. Only the first process writes and prints.
+Every process reads the data and, with ``--resume``, the state of the run. On several machines, the
+checkpoint's folder must be shared by all. Only the first process writes and prints.
 """
 
 import gc
@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# Set by torchrun (PyTorch's documentation, "torchrun", environment variables).
+# Environment variables that torchrun sets (PyTorch's documentation, "torchrun").
 SIZE, LOCAL_RANK = "WORLD_SIZE", "LOCAL_RANK"
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes of a run: their number, and the rank of this one, from 0."""
+    """The number of a run's processes, and the rank of this one, from 0."""
 
     rank: int = 0
     size: int = 1
@@ -43,17 +43,17 @@ class DistributedContext:
         return batch[self.rank :: self.size]
 
     def total(self, figure: Tensor) -> Tensor:
-        """The sum of all processes' figures; the same in each."""
+        """The sum of a tensor over all processes; the result is the same in each."""
         if self.size > 1:
             distributed.all_reduce(figure)
         return figure
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """The module as it must be called for gradients to be averaged."""
+        """The module to call so that gradients are averaged over the processes."""
         return DistributedDataParallel(module) if self.size > 1 else module
 
     def require_equal_shares(self, batch_size: int) -> None:
-        """Raise ``ValueError`` unless the processes' number divides the batch."""
+        """Raise ``ValueError`` unless the batch size is a multiple of the number of processes."""
         if batch_size % self.size:
             raise ValueError(
                 f"batch_size {batch_size} gives no equal shares to {self.size} processes: take a "
@@ -73,10 +73,10 @@ def current_context() -> DistributedContext:
 
 @contextmanager
 def init_distributed(device: torch.device) -> Iterator[tuple[DistributedContext, torch.device]]:
-    """Join the processes that torchrun started; a single process without it.
+    """Join the processes that torchrun started; without torchrun, run as a single process.
 
     Args:
-        device: What was asked for.
+        device: The requested device.
 
     Yields:
         The context, and this process's own device.
@@ -92,7 +92,7 @@ def init_distributed(device: torch.device) -> Iterator[tuple[DistributedContext,
         yield current_context(), device
         distributed.barrier()  # no process leaves while another still sends to it
     finally:
-        # DistributedDataParallel is part of reference cycles and holds the group: collected only
-        # when Python ends, the group's threads would abort the process.
+        # DistributedDataParallel is part of reference cycles and holds the group. If they were
+        # collected only at exit, the group's threads would abort the process.
         gc.collect()
         distributed.destroy_process_group()

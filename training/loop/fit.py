@@ -1,12 +1,12 @@
-"""The training loop: AdamW under a one-cycle schedule, augmentation on batches, nothing per image.
+"""The training loop: AdamW with a one-cycle schedule, and augmentation of whole batches.
 
-Everything of a step stays on the device; nothing waits for a figure before an epoch's end.
-Convolutions run channels last, which takes them less time than channels first.
+All computations of a step stay on the device; no value is copied to the CPU before the end of an
+epoch. Convolutions run in the channels-last format, which is faster than channels first.
 
-What is learnt, from how many images at once and by which loss, is a task's matter
-(``training.loop.tasks``). The weights kept are those of the last epoch, when the learning rate has
-annealed, or their moving average (``training.loop.ema``). Validation images choose nothing, so
-their figures are no maximum of noisy ones; test images are not even passed to this module.
+A task (``training.loop.tasks``) defines the loss and the number of images per sample. The final
+weights are those of the last epoch, when the learning rate has annealed, or their moving average
+(``training.loop.ema``). Nothing is selected by validation metrics, so these are not biased upwards
+as a maximum of noisy values would be. Test images are not passed to this module.
 
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
@@ -34,19 +34,19 @@ from training.loop.resume import Progress, as_json, load_progress, restore, save
 from training.loop.tasks import Task, Trained, task_of
 from training.models import build_model
 
-# Epoch e of seed s is seeded with s * this + e: no two runs of up to so many epochs share one.
+# Epoch e of seed s is seeded with s * this + e: runs of up to so many epochs share no epoch's seed.
 SEED_STRIDE = 100_003
-# Added once for each process to seed its layers; on a CPU the low 32 bits of a seed alone count.
+# Added per process to seed its layers; on a CPU, only the low 32 bits of a seed have an effect.
 PROCESS_STRIDE = 1_000_000_007
 
 
 class DivergedError(ValueError):
-    """The loss became NaN or infinite; says in which epoch and what to try."""
+    """The loss became NaN or infinite; the message has the epoch and what to try."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained module (the last epoch's weights, on its device) and its epochs' figures."""
+    """A trained module (the last epoch's weights, on its device) and the metrics of each epoch."""
 
     module: nn.Module
     history: list[AnyEpoch]
@@ -54,7 +54,7 @@ class Fitted:
 
 @dataclass
 class _Run:
-    """A run: what is fixed, and what changes from step to step."""
+    """A run: its fixed settings, and its state, which changes from step to step."""
 
     config: TrainConfig
     task: Task
@@ -62,7 +62,7 @@ class _Run:
     steps_per_epoch: int
     module: nn.Module
     averaged: AveragedModel | None
-    # The module, or what averages gradients around it, or what was compiled of it.
+    # The module, possibly wrapped to average gradients, possibly compiled.
     called: Callable[..., Any]
     teachers: Teachers | None
     optimizer: torch.optim.Optimizer
@@ -71,12 +71,12 @@ class _Run:
 
     @property
     def kept(self) -> nn.Module:
-        """What is measured and kept: the average, if there is one."""
+        """The module that is evaluated and saved: the average, if there is one."""
         return self.averaged.module if self.averaged else self.module
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Whose tensors are the run's state, by the prefix of their names."""
+        """The modules whose tensors are part of the run's state, by the prefix of their names."""
         return {"module": self.module} | ({"ema": self.averaged} if self.averaged else {})
 
 
@@ -92,25 +92,25 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
     teachers: Sequence[nn.Module] = (),
     on_epoch: Callable[[AnyEpoch], None] = lambda record: None,
 ) -> Fitted:
-    """Train a model; after each epoch the state is saved in ``folder``, for ``resume``.
+    """Train a model, and save the state in ``folder`` after each epoch so that it can be resumed.
 
-    Processes that have joined (``training.loop.distributed``) train together; the first one saves
-    states. The same config, data, device, threads and versions give the same weights, resumed or
-    not.
+    Processes that have joined (``training.loop.distributed``) train together; only the first one
+    saves states. The same config, data, device, threads and versions give the same weights,
+    whether or not the run is resumed.
 
     Args:
         config: What to train and how.
-        train: Images to learn from.
-        validation: Images that each epoch is measured on; they choose nothing.
-        device: Where to compute; the whole training set is put there.
-        folder: Where the resume state goes.
-        data_sha256: The data set's fingerprint; a run is resumed on the same data alone.
-        resume: Go on from the state in ``folder`` instead of starting anew.
+        train: Images to train on.
+        validation: Images on which each epoch is measured; nothing is selected by the results.
+        device: Where to compute; the whole training set is copied there.
+        folder: Folder for the resume state.
+        data_sha256: The data set's fingerprint; a run can only be resumed on the same data.
+        resume: Continue from the state in ``folder`` instead of starting anew.
         teachers: The networks that ``config.distil`` names, in its order.
-        on_epoch: Called with each epoch's figures as soon as they are known, in each process.
+        on_epoch: Called with each epoch's metrics as soon as they are known, in each process.
 
     Raises:
-        CheckpointError: ``resume`` without a state, or with one of another config or data set.
+        CheckpointError: There is no state to resume, or it has another config or data set.
         DivergedError: The loss became NaN or infinite.
     """
     make_deterministic(device)
@@ -135,7 +135,7 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
             )
             save_progress(folder, progress, run.modules, run.optimizer)
         on_epoch(record)
-    # As it will be when it is read from its checkpoint: figures are then equal to the last bit.
+    # The format of a module loaded from its checkpoint, so that metrics are bit-equal.
     module = run.kept.eval().to(memory_format=torch.contiguous_format)
     return Fitted(module, run.history)
 
@@ -143,14 +143,14 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
 def seed_epoch(
     config: TrainConfig, epoch: int, context: DistributedContext, device: torch.device
 ) -> torch.Generator:
-    """Seed an epoch by its number alone, so that a resumed run draws what it would have drawn.
+    """Seed an epoch from the run's seed and its number, so that a resumed run draws the same.
 
-    PyTorch's global generators, from which layers draw (dropout), are seeded for this process:
-    the share of a batch that each process has loses other units.
+    PyTorch's global generators, which layers such as dropout draw from, are seeded for this
+    process: each process drops other units in its share of a batch.
 
     Returns:
-        What the order of the images and their distortions are drawn from, the same in all
-        processes; on the device.
+        The generator for the order of the images and their augmentation, on the device; it is
+        the same in all processes.
     """
     seed = config.seed * SEED_STRIDE + epoch + 1
     torch.manual_seed(seed + (context.rank + 1) * PROCESS_STRIDE)
@@ -158,22 +158,22 @@ def seed_epoch(
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Only algorithms that give the same result each time.
+    """Make PyTorch use only deterministic algorithms.
 
-    On CUDA an operator that has none warns instead of stopping the run: which ones do was not
-    measured on a GPU.
+    On CUDA, an operator without one logs a warning instead of stopping the run, because which
+    operators these are was not measured on a GPU.
     """
     on_cuda = device.type == "cuda"
     torch.use_deterministic_algorithms(True, warn_only=on_cuda)
-    # Else each new tensor is first filled with NaN, to show who reads it unwritten: a tenth of the
-    # time.
+    # By default, each new tensor is filled with NaN, to reveal reads of uninitialised memory.
+    # That takes a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if on_cuda:
         torch.backends.cudnn.benchmark = False
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups: all parameters, or those of one axis (norms, biases) undecayed."""
+    """The optimizer's groups; parameters with one axis (norms, biases) may go without decay."""
     if config.decay_norms_and_biases:
         return [{"params": list(module.parameters()), "weight_decay": config.weight_decay}]
     return [
@@ -203,7 +203,7 @@ def _start(
     )
     called: Callable[..., Any] = context.wrapped(module)
     if config.compiled:
-        # On CUDA the passes are recorded once and replayed: a small network's time is its launches.
+        # On CUDA, the passes are recorded once and replayed: launches dominate a small network.
         called = torch.compile(called, mode="reduce-overhead" if device.type == "cuda" else None)
     return _Run(
         config=config,
@@ -226,7 +226,7 @@ def _epoch(run: _Run, train: LabelledImages, validation: LabelledImages, epoch: 
     config, context, device = run.config, run.context, train.images.device
     generator = seed_epoch(config, epoch, context, device)
     count = run.steps_per_epoch * config.batch_size
-    # Each input's images in an order of its own: a network of two sees other pairs in each epoch.
+    # Each input has its own order of the images, so two inputs get other pairs in each epoch.
     orders = [
         torch.randperm(len(train), device=device, generator=generator)[:count]
         for _ in range(run.task.inputs)
@@ -240,7 +240,7 @@ def _epoch(run: _Run, train: LabelledImages, validation: LabelledImages, epoch: 
         unit_scale=config.batch_size,
         unit="img",
         leave=False,
-        # No bar where nobody watches (a log file), nor several.
+        # None hides the bar without a terminal; only the first process may show one.
         disable=None if context.is_first else True,
     )
     run.module.train()
@@ -262,7 +262,7 @@ def _epoch(run: _Run, train: LabelledImages, validation: LabelledImages, epoch: 
 def _step(
     run: _Run, batch: Sequence[LabelledImages], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One update; the loss of this process's share of the batch, and its correct answers."""
+    """Make one update; return the loss on this process's share and its correct answers."""
     config, context = run.config, run.context
     inputs_NCHW = [
         standardise(

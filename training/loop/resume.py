@@ -1,9 +1,9 @@
-"""The state between two epochs, in one safetensors file, so that a run can be resumed.
+"""Save the state after an epoch in one safetensors file, so that a run can be resumed.
 
 Tensors are in the file's body; everything else is JSON in its header. Random generators need not
-be saved: each epoch seeds them from the run's seed and its own number.
+be saved: each epoch seeds them from the run's seed and the epoch's number.
 
-A folder belongs to one run at a time, and an unfinished run in it is not overwritten unasked.
+A folder belongs to one run at a time, and an unfinished run is only discarded on request.
 """
 
 import fcntl
@@ -27,11 +27,11 @@ LOCK_NAME = ".lock"
 
 
 class Progress(BaseModel, frozen=True):
-    """How far a run is, besides its tensors."""
+    """The state of a run except its tensors."""
 
     config: TrainConfig
     data_sha256: str
-    split_sha256: str | None = None  # states of older versions lack it
+    split_sha256: str | None = None  # missing in states of older versions
     history: list[AnyEpoch]
     scheduler: dict[str, object]
     optimizer_groups: list[dict[str, object]]
@@ -62,16 +62,16 @@ class Progress(BaseModel, frozen=True):
 
 @contextmanager
 def run_folder(folder: Path, *, resume: bool, restart: bool) -> Iterator[None]:
-    """Hold a folder for one run, made if need be; the lock ends with the process at the latest.
+    """Lock a folder for one run, creating it if needed; the lock ends with the process at latest.
 
     Args:
-        folder: Where the run's state and its checkpoint go.
-        resume: The run goes on with the state in it.
-        restart: The state of an unfinished run is discarded.
+        folder: Folder of the run's state and its checkpoint.
+        resume: Whether the run continues from the state in the folder.
+        restart: Whether to discard the state of an unfinished run.
 
     Raises:
-        CheckpointError: Another run holds the folder, or an unfinished one left its state there
-            and neither ``resume`` nor ``restart`` says what becomes of it.
+        CheckpointError: Another run has locked the folder; or an unfinished run left its state
+            there, and neither ``resume`` nor ``restart`` is set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_NAME).open("a") as lock:
@@ -98,13 +98,13 @@ def save_progress(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Replace the folder's resume file by the state after an epoch, in one step.
+    """Atomically replace the folder's resume file with the state after an epoch.
 
     Args:
-        folder: Made if need be.
-        progress: What is no tensor.
-        modules: By the prefix of their tensors' names.
-        optimizer: Its state goes under the prefix "optimizer".
+        folder: The run's folder; created if needed.
+        progress: The part of the state that is not tensors.
+        modules: Modules by the prefix for their tensors' names.
+        optimizer: The optimizer, whose state gets the prefix "optimizer".
     """
     states = {prefix: module.state_dict() for prefix, module in modules.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -122,10 +122,10 @@ def save_progress(
 
 
 def load_progress(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """The state of an unfinished run, its tensors on the CPU under ``save_progress``'s names.
+    """Load the state of an unfinished run: its progress, and its tensors by name, on the CPU.
 
     Raises:
-        CheckpointError: There is none, or it cannot be read.
+        CheckpointError: There is no state, or it cannot be read.
     """
     path = folder / RESUME_NAME
     if not path.is_file():
@@ -146,7 +146,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    """Put a loaded state into a run's objects."""
+    """Load a state from ``load_progress`` into a run's modules, optimizer and scheduler."""
     for prefix, module in modules.items():
         module.load_state_dict(_under(f"{prefix}.", tensors))
     states: dict[int, dict[str, Tensor]] = {}
@@ -156,7 +156,7 @@ def restore(
     optimizer.load_state_dict({"state": states, "param_groups": progress.optimizer_groups})
     for weight, state in optimizer.state.items():
         for name, tensor in state.items():
-            if tensor.shape == weight.shape:  # in the file it is row-major, here as its weight
+            if tensor.shape == weight.shape:  # row-major in the file; here as the weight
                 state[name] = torch.empty_like(weight).copy_(tensor)
     scheduler.load_state_dict(dict(progress.scheduler))
 
@@ -166,7 +166,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_json(state: dict[str, object]) -> dict[str, object]:
-    """A scheduler's state without what JSON cannot hold (functions that it makes again itself)."""
+    """A scheduler's state without values that JSON lacks (functions, which it creates itself)."""
     return {name: value for name, value in state.items() if _is_json(value)}
 
 

@@ -1,7 +1,7 @@
-"""What a network learns: its loss, its correct answers, its figures. ``fit`` is one for all tasks.
+"""Tasks define a network's loss, its correct answers and its metrics; all of them share ``fit``.
 
-A task sees a batch as sequences with one entry for each input of the network: standardised images
-and their digits. So seeds, resumption and determinism are the loop's alone.
+A task gets a batch as sequences with one entry per input of the network: standardised images and
+their digits. Seeds, resumption and determinism are handled by the loop, not by tasks.
 
 Shape suffixes: N samples, C channels, H and W pixels, K classes of an answer.
 """
@@ -28,13 +28,13 @@ Tensors: TypeAlias = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """Figures of an epoch before anything is validated.
+    """Training metrics of an epoch, before validation.
 
     Attributes:
-        epoch: Its number, from 0.
-        loss: Mean over the batches.
+        epoch: The epoch's number, from 0.
+        loss: Mean training loss over the batches.
         accuracy: Share of samples that were answered correctly, 0..1.
-        learning_rate: At its end.
+        learning_rate: Learning rate at the end of the epoch.
     """
 
     epoch: int
@@ -44,10 +44,10 @@ class Trained:
 
 
 class Task(ABC):
-    """What differs between networks that learn different things from the same images.
+    """A learning task on the labelled images, e.g. to classify or to reconstruct them.
 
     Attributes:
-        inputs: How many images the network takes at once.
+        inputs: Number of images in one sample.
     """
 
     inputs = 1
@@ -56,27 +56,27 @@ class Task(ABC):
     def loss(
         self, outputs: Tensors, inputs_NCHW: Tensors, labels_N: Tensors, label_smoothing: float
     ) -> Tensor:
-        """What training minimises, float [].
+        """The loss that training minimises, float [].
 
         Args:
-            outputs: The network's, in their order.
-            inputs_NCHW: What they are outputs for: standardised images, one tensor an input.
-            labels_N: Their digits, int64.
-            label_smoothing: Of each cross-entropy, 0..1.
+            outputs: The network's outputs, in their order.
+            inputs_NCHW: The network's inputs: standardised images, one tensor per input.
+            labels_N: The digits of each input, int64.
+            label_smoothing: Label smoothing of each cross-entropy, 0..1.
         """
 
     @abstractmethod
     def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
-        """How many samples were answered correctly, int64 []; 0 where no answer can be."""
+        """Number of correctly answered samples, int64 []; 0 for tasks without correct answers."""
 
     @abstractmethod
     def evaluate(
         self, module: nn.Module, images: LabelledImages, images_name: str
     ) -> Evaluation | PairEvaluation | ImageEvaluation:
-        """All figures of a network on images that may be called so."""
+        """All metrics of a network on images, which are called ``images_name`` in tables."""
 
     def validate(self, module: nn.Module, images: LabelledImages, trained: Trained) -> AnyEpoch:
-        """An epoch's record, with its figures on the validation images."""
+        """Evaluate a network on validation images and return the epoch's record."""
         figures = self.evaluate(module, images, "validation images")
         if isinstance(figures, ImageEvaluation):
             return ImageEpochRecord(
@@ -107,11 +107,11 @@ class DigitTask(Task):
         return functional.cross_entropy(outputs[0], labels_N[0], label_smoothing=label_smoothing)
 
     def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
-        """Images whose largest logit is their digit's."""
+        """Number of images whose largest logit is that of their digit."""
         return (outputs[0].argmax(1) == labels_N[0]).sum()
 
     def evaluate(self, module: nn.Module, images: LabelledImages, images_name: str) -> Evaluation:
-        """Accuracy, calibration, and which images are misclassified."""
+        """Accuracy, calibration and the misclassified images."""
         return evaluate(module, images, images_name)
 
 
@@ -134,13 +134,13 @@ class PairTask(Task):
         return torch.stack(losses).sum()
 
     def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
-        """Pairs whose three answers are all correct."""
+        """Number of pairs whose three answers are all correct."""
         return all_correct(outputs, targets(*labels_N)).sum()
 
     def evaluate(
         self, module: nn.Module, images: LabelledImages, images_name: str
     ) -> PairEvaluation:
-        """Accuracy of each answer and of all three on the images' fixed pairs."""
+        """Accuracy of each answer, and of all three together, on the images' fixed pairs."""
         return evaluate_pairs(module, images, images_name)
 
 
@@ -150,17 +150,17 @@ class ImageTask(Task):
     def loss(
         self, outputs: Tensors, inputs_NCHW: Tensors, labels_N: Tensors, label_smoothing: float
     ) -> Tensor:
-        """Mean squared error between the output and the input, distorted as it was."""
+        """Mean squared error between the output and the augmented input."""
         return functional.mse_loss(outputs[0], inputs_NCHW[0])
 
     def correct(self, outputs: Tensors, labels_N: Tensors) -> Tensor:
-        """None: an image is near or far, not correct or wrong."""
+        """Always 0: a reconstruction is more or less accurate, not correct or wrong."""
         return torch.zeros((), dtype=torch.int64, device=outputs[0].device)
 
     def evaluate(
         self, module: nn.Module, images: LabelledImages, images_name: str
     ) -> ImageEvaluation:
-        """Error and PSNR of ink, and which images are reconstructed worst."""
+        """Error and PSNR of ink, and the images with the worst reconstructions."""
         return evaluate_images(module, images, images_name)
 
 

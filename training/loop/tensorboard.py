@@ -1,6 +1,6 @@
-"""Figures for TensorBoard, beside the checkpoint's own record. Off by default.
+"""Write a run's metrics for TensorBoard, in addition to the checkpoint's record. Off by default.
 
-The record is what counts: TensorBoard's files hold nothing that is not in it.
+TensorBoard's files hold nothing that is not in the record.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ FOLDER = "tensorboard"
 
 
 class TrackerError(ValueError):
-    """TensorBoard's package is not installed; the message has the line that installs it."""
+    """TensorBoard's package is not installed; the message has the command that installs it."""
 
 
 class Tracker:
-    """Writes figures as they come; nothing without a writer."""
+    """Writes metrics as they become known; without a writer, it writes nothing."""
 
     def __init__(self, writer: Any | None = None) -> None:
         """Take a ``SummaryWriter``, or None."""
@@ -27,12 +27,12 @@ class Tracker:
         self._last = 0
 
     def epoch(self, number: int, figures: BaseModel) -> None:
-        """Write the figures of an epoch, counted from 1."""
+        """Write the metrics of an epoch, whose number counts from 1."""
         self._last = number
         self._write({name: v for name, v in numbers(figures).items() if name != "epoch"})
 
     def final(self, part: str, figures: BaseModel) -> None:
-        """Write the finished network's figures on a part of the images, e.g. "test"."""
+        """Write the finished network's metrics on a part of the images, e.g. "test"."""
         self._write(numbers(figures, f"{part}/"))
 
     def _write(self, values: dict[str, float]) -> None:
@@ -43,21 +43,21 @@ class Tracker:
 
 @contextmanager
 def tracker(name: str | None, folder: Path, config: BaseModel) -> Iterator[Tracker]:
-    """A tracker that writes to the checkpoint's folder, or to nowhere.
+    """Open a tracker that writes to the checkpoint's folder, or one that writes nothing.
 
     Args:
-        name: One of ``TRACKERS``; None: nothing is written.
-        folder: The checkpoint's.
-        config: The run's, written as text.
+        name: One of ``TRACKERS``, or None to write nothing.
+        folder: The checkpoint's folder.
+        config: The run's config, which is written as text.
 
     Raises:
-        TrackerError: The viewer's package is not installed.
+        TrackerError: TensorBoard's package is not installed.
     """
     if name is None:
         yield Tracker()
         return
     try:
-        # Not at the top: it is an extra, and takes a second.
+        # Not at the top: TensorBoard is an optional extra, and the import takes a second.
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
     except ImportError as error:
         raise TrackerError(
@@ -70,7 +70,7 @@ def tracker(name: str | None, folder: Path, config: BaseModel) -> Iterator[Track
 
 
 def numbers(figures: BaseModel, prefix: str = "") -> dict[str, float]:
-    """The single numbers among figures, e.g. {"accuracy": 0.99, "first/loss": 0.1}; no lists."""
+    """The scalar metrics by name, e.g. {"accuracy": 0.99, "first/loss": 0.1}, without lists."""
     found: dict[str, float] = {}
     for name in type(figures).model_fields:
         value = getattr(figures, name)

@@ -1,4 +1,4 @@
-"""The networks, one family a file; ``registry`` has them by name."""
+"""The networks, one family per file; ``registry`` looks them up by name."""
 
 from training.models.registry import (
     ARCHITECTURES,

@@ -1,11 +1,11 @@
-"""An autoencoder: an image through a few numbers and back, by transposed convolutions.
+"""An autoencoder: encodes an image as a short code and decodes it with transposed convolutions.
 
 28x28 -> 14x14 -> 7x7 by convolutions of stride 2 -> the code -> 7x7 -> 14x14 -> 28x28 by
-transposed ones. Kernels are 4x4: their size is a multiple of the stride, so that each pixel of
-the output is reached by equally many weights and no chequerboard shows (Odena et al. 2016,
+transposed convolutions. Kernels are 4x4: their size is a multiple of the stride, so equally many
+weights contribute to each output pixel, and no checkerboard pattern appears (Odena et al. 2016,
 "Deconvolution and checkerboard artifacts").
 
-Shape suffixes: N images, C channels, H and W 28 pixels, F numbers of the code.
+Shape suffixes: N images, C channels, H and W 28 pixels, F values of the code.
 """
 
 from pydantic import BaseModel, Field
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
-    """The autoencoder's numbers."""
+    """The autoencoder's hyperparameters."""
 
     n1: int = Field(default=16, ge=1, description="channels at 14x14")
     n2: int = Field(default=32, ge=1, description="channels at 7x7")
@@ -21,7 +21,7 @@ class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Autoencoder(nn.Module):
-    """``encoder`` makes the code, ``decoder`` an image of it."""
+    """The autoencoder: ``encoder`` computes the code, ``decoder`` rebuilds an image from it."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -45,9 +45,9 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Standardised images, float [N, 1, 28, 28], to what is left of them, the same shape.
+        """Standardised images, float [N, 1, 28, 28], to their reconstructions, the same shape.
 
-        The output is standardised, too, and not bounded.
+        The output is standardised, too, and not clipped.
         """
         code_NF = self.encoder(x_NCHW)
         decoded_NCHW: Tensor = self.decoder(code_NF)

@@ -3,15 +3,15 @@
 conv 5x5 valid (n1) -> max pool 2x2 -> conv 5x5 valid (n2) -> max pool 2x2 -> flatten
 -> fully connected (n3), ReLU -> fully connected (10).
 
-Its alternatives each change one thing and keep the sizes 24, 12, 8, 4:
+Each of these options changes one thing and keeps the sizes 24, 12, 8, 4:
 
-- ``down``, what halves the sizes: max pooling, average pooling, or "strided", a learned 2x2
-  convolution with stride 2 and a ReLU in the pooling's place (Springenberg et al. 2015, All-CNN).
-- ``convolution``: "grouped" and "separable" (depthwise 5x5, then 1x1) change the second one; the
-  first sees one channel, which cannot be parted. "dilated" makes both 3x3 with holes (dilation 2):
-  they span the same 5x5 pixels with 9 weights for 25.
-- ``head``: "average" takes the mean of each channel's 4x4 in place of flattening and the hidden
-  dense layer (Lin et al. 2014, Network in Network).
+- ``down`` halves the sizes: by max pooling, by average pooling, or, if "strided", by a learned 2x2
+  convolution with stride 2 and a ReLU instead of the pooling (Springenberg et al. 2015, All-CNN).
+- ``convolution``: "grouped" and "separable" (depthwise 5x5, then 1x1) change only the second
+  convolution, because the first has a single input channel. "dilated" makes both 3x3 with
+  dilation 2, which span the same 5x5 pixels with 9 weights instead of 25.
+- ``head``: "average" replaces the flattening and the hidden dense layer with the mean of each
+  channel's 4x4 (Lin et al. 2014, Network in Network).
 
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
@@ -25,7 +25,7 @@ GROUPS = 2
 
 
 class CnnConfig(BaseModel, frozen=True, extra="forbid"):
-    """The CNN's numbers; the defaults are the classic figure."""
+    """The CNN's hyperparameters; the defaults give the classic figure."""
 
     n1: int = Field(default=16, ge=1, description="channels of the first convolution")
     n2: int = Field(default=32, ge=1, description="channels of the second convolution")
@@ -60,7 +60,7 @@ class CnnConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Cnn(nn.Module):
-    """28x28 becomes 24x24, 12x12, 8x8, 4x4 on its way through ``features``."""
+    """The CNN: ``features`` turns 28x28 into 24x24, 12x12, 8x8 and 4x4."""
 
     def __init__(self, config: CnnConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -82,7 +82,7 @@ class Cnn(nn.Module):
 
 
 def _first_convolution(config: CnnConfig) -> list[nn.Module]:
-    bias = not config.batch_norm  # BatchNorm's shift does what the bias would
+    bias = not config.batch_norm  # BatchNorm's shift takes the place of the bias
     if config.convolution == "dilated":
         return [nn.Conv2d(1, config.n1, kernel_size=3, dilation=2, bias=bias)]
     return [nn.Conv2d(1, config.n1, kernel_size=5, bias=bias)]
@@ -94,7 +94,7 @@ def _second_convolution(config: CnnConfig) -> list[nn.Module]:
         case "grouped":
             return [nn.Conv2d(n1, n2, kernel_size=5, groups=config.groups, bias=bias)]
         case "separable":
-            # The 1x1 convolution's bias does what one of the depthwise convolution would.
+            # The bias of the 1x1 convolution makes one in the depthwise convolution redundant.
             depthwise = nn.Conv2d(n1, n1, kernel_size=5, groups=n1, bias=False)
             return [depthwise, nn.Conv2d(n1, n2, kernel_size=1, bias=bias)]
         case "dilated":
@@ -103,12 +103,12 @@ def _second_convolution(config: CnnConfig) -> list[nn.Module]:
 
 
 def _activation(channels: int, config: CnnConfig) -> list[nn.Module]:
-    """ReLU; BatchNorm before it if asked for."""
+    """ReLU, after BatchNorm if the config has it."""
     return [*([nn.BatchNorm2d(channels)] if config.batch_norm else []), nn.ReLU()]
 
 
 def _down(channels: int, config: CnnConfig) -> list[nn.Module]:
-    """What makes 12x12 of 24x24 and 4x4 of 8x8."""
+    """The layers that halve 24x24 to 12x12, and 8x8 to 4x4."""
     match config.down:
         case "average":
             return [nn.AvgPool2d(2)]

@@ -1,6 +1,6 @@
-"""1D convolution: an image as a sequence, its rows the steps, the pixels of a row the features.
+"""1D convolution over an image as a sequence: rows are steps, the pixels of a row are features.
 
-A kernel spans 5 rows and all pixels of each: it can slide down the image, not sideways.
+A kernel spans 5 rows and all pixels of each: it slides down the image, but not sideways.
 
 [conv 5 same -> BatchNorm -> ReLU -> max pool 2], twice: 28 rows, 14, 7
 -> flatten -> fully connected (n3), ReLU -> fully connected (10).
@@ -15,7 +15,7 @@ PIXELS, KERNEL = 28, 5
 
 
 class Conv1dConfig(BaseModel, frozen=True, extra="forbid"):
-    """The 1D network's numbers."""
+    """The 1D network's hyperparameters."""
 
     n1: int = Field(default=64, ge=1, description="channels of the first convolution")
     n2: int = Field(default=128, ge=1, description="channels of the second convolution")
@@ -24,7 +24,7 @@ class Conv1dConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Conv1dNetwork(nn.Module):
-    """28 steps become 14 and 7."""
+    """The 1D network; poolings turn 28 steps into 14 and 7."""
 
     def __init__(self, config: Conv1dConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -42,7 +42,7 @@ class Conv1dNetwork(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Standardised images, float [N, 1, 28, 28], to logits, float [N, 10]."""
-        # Conv1d wants the features before the steps: columns before rows.
+        # Conv1d expects the features before the steps, so columns before rows.
         x_NFL = x_NCHW.squeeze(1).transpose(1, 2)
         logits_NK: Tensor = self.head(self.features(x_NFL))
         return logits_NK

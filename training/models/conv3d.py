@@ -1,7 +1,7 @@
-"""3D convolution: an image becomes a volume of copies, each shifted one pixel further right.
+"""3D convolution over a volume of copies of an image, each shifted one pixel further right.
 
-The copies stand behind one another like the frames of a film in which the digit moves right by
-one pixel a frame. They are made inside the module. Paper moves in where the digit moves out.
+The copies are stacked in depth, like the frames of a film in which the digit moves right by one
+pixel per frame. The module makes the copies. Pixels that a shift leaves empty are paper.
 
 conv 3x5x5 valid (n1) -> max pool 1x2x2 -> conv 3x5x5 valid (n2) -> max pool 1x2x2 -> flatten
 -> fully connected (n3), ReLU -> fully connected (10).
@@ -20,7 +20,7 @@ PAPER = (0 - PIXEL_MEAN) / PIXEL_STD  # a standardised pixel of value 0
 
 
 class Conv3dConfig(BaseModel, frozen=True, extra="forbid"):
-    """The 3D network's numbers."""
+    """The 3D network's hyperparameters."""
 
     copies: int = Field(
         default=5, ge=5, le=28, description="two convolutions take two copies each from the depth"
@@ -32,7 +32,7 @@ class Conv3dConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Conv3dNetwork(nn.Module):
-    """``copies`` x 28x28 becomes (copies - 2) x 12x12 and (copies - 4) x 4x4."""
+    """The 3D network: copies x 28x28 becomes (copies - 2) x 12x12 and (copies - 4) x 4x4."""
 
     def __init__(self, config: Conv3dConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -61,13 +61,13 @@ class Conv3dNetwork(nn.Module):
 
 
 def shifted_copies(x_NCHW: Tensor, copies: int) -> Tensor:
-    """Copies of images, each moved right by one pixel more than the one before.
+    """Stack copies of images, each moved right by one pixel more than the one before.
 
-    The middle one (of an even number: the one behind the middle) is not moved.
+    The middle copy (for an even number, the second of the middle two) is not moved.
 
     Args:
         x_NCHW: Standardised images, float [N, C, H, W].
-        copies: How many, at least 1.
+        copies: Number of copies, at least 1.
 
     Returns:
         Float [N, C, copies, H, W].
@@ -76,6 +76,6 @@ def shifted_copies(x_NCHW: Tensor, copies: int) -> Tensor:
     to_left = copies // 2
     to_right = copies - 1 - to_left
     wide_NCHW = functional.pad(x_NCHW, (to_right, to_left), value=PAPER)
-    # The window moves left over the padded image, so the digit moves right in it.
+    # The window moves left over the padded image, so the digit moves right within the window.
     starts = range(copies - 1, -1, -1)
     return torch.stack([wide_NCHW[..., start : start + width] for start in starts], dim=2)

@@ -1,4 +1,4 @@
-"""Parallel branches: kernels of several sizes see the same input, their outputs are concatenated.
+"""Parallel branches: kernels of several sizes on one input, whose outputs are concatenated.
 
 [1x1 | 3x3 | 5x5 | 3x3 with dilation 2, concatenated] -> max pool 2x2, twice
 -> flatten -> fully connected (10).
@@ -18,7 +18,7 @@ KERNELS = ((1, 1), (3, 1), (5, 1), (3, 2))
 
 
 class InceptionConfig(BaseModel, frozen=True, extra="forbid"):
-    """The network's numbers."""
+    """The network's hyperparameters."""
 
     width: int = Field(default=8, ge=1, le=1024, description="channels of each of four branches")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer")
@@ -28,11 +28,11 @@ class InceptionBlock(nn.Module):
     """Four convolutions of the same input, each with BatchNorm and ReLU, side by side."""
 
     def __init__(self, channels_in: int, width: int) -> None:
-        """Build the branches; each gives ``width`` channels and keeps height and width."""
+        """Build the branches; each has ``width`` output channels and keeps height and width."""
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Sequential(
-                # Half of what the kernel spans beyond its centre, on each side.
+                # The padding is the kernel's reach beyond its centre, which keeps the size.
                 nn.Conv2d(
                     channels_in,
                     width,
@@ -53,7 +53,7 @@ class InceptionBlock(nn.Module):
 
 
 class Inception(nn.Module):
-    """28x28 becomes 14x14 and 7x7."""
+    """The network; poolings turn 28x28 into 14x14 and 7x7."""
 
     def __init__(self, config: InceptionConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""

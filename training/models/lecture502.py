@@ -1,4 +1,4 @@
-"""A network for images of 3x502x502, written in two forms that compute the same.
+"""A network for images of 3x502x502, written in two equivalent forms.
 
     conv 7x7 valid (128), ReLU            496      conv 3x3 same, stride 2 (16), ReLU    123
     conv 5x5 valid (64), ReLU             492      conv 3x3 valid, stride 2 (16), ReLU    61
@@ -6,16 +6,16 @@
     conv 3x3 same (32), ReLU              246      dense 1024, ReLU, dropout, twice
                                                    dense 1000 (softmax)
 
-``lecture502_sequential`` is a list of layers, ``Lecture502Subclass`` names them and says in
-``forward`` how values flow; ``copy_weights`` carries weights from one form to the other.
+``lecture502_sequential`` is a list of layers. ``Lecture502Subclass`` names the layers and defines
+the data flow in ``forward``. ``copy_weights`` copies weights from one form to the other.
 
-"Same" with a stride is Keras' and TensorFlow's: the output is ceil(size / stride), and where the
-padding is odd, the larger half is below and to the right. PyTorch refuses ``padding="same"`` with
-a stride, and its own ``padding=1`` would pad above and to the left of an even size, where Keras
-pads below and to the right: other pixels under each kernel. So the padding is a layer of its own.
+Padding "same" with a stride follows Keras and TensorFlow: the output size is ceil(size / stride),
+and if the padding is odd, the larger half goes below and to the right. PyTorch rejects
+``padding="same"`` with a stride. Its ``padding=1`` would pad an even size above and to the left,
+so that each kernel would cover other pixels than in Keras. So the padding is a separate layer.
 
-Both give logits, because the loss that they are trained with takes logits; ``softmax=true`` adds
-the figure's softmax as a last layer, without weights, for who wants probabilities.
+Both forms return logits, because the loss that they are trained with takes logits.
+``softmax=true`` adds the figure's softmax, which has no weights, to return probabilities.
 
 Shape suffixes: N images, C channels, H and W pixels, F features, K classes.
 """
@@ -32,7 +32,7 @@ SAME_KERNEL, SAME_STRIDE = 3, 2
 
 
 class Lecture502Config(BaseModel, frozen=True, extra="forbid"):
-    """The network's numbers; the defaults are the figure's."""
+    """The network's hyperparameters; the defaults are the figure's."""
 
     input_size: int = Field(
         default=INPUT_SIZE,
@@ -51,18 +51,18 @@ class Lecture502Config(BaseModel, frozen=True, extra="forbid"):
     softmax: bool = Field(default=False, description="probabilities in place of logits")
 
     def channels(self, of_the_figure: int) -> int:
-        """A number of channels or units, scaled by ``width``."""
+        """Scale the figure's number of channels or units by ``width``."""
         return max(1, round(of_the_figure * self.width))
 
     @property
     def same_padding(self) -> tuple[int, int, int, int]:
-        """Zeros left, right, above and below for the strided convolution with padding "same"."""
+        """Padding "same" of the strided convolution: zeros left, right, above and below."""
         before, behind = same_padding(sizes(self.input_size).pooled, SAME_KERNEL, SAME_STRIDE)
         return before, behind, before, behind
 
 
 class Sizes(NamedTuple):
-    """Height and width, in pixels, before and behind the padded convolution, and at the end."""
+    """Height and width, in pixels, before and after the padded convolution, and at the end."""
 
     pooled: int
     halved: int
@@ -70,7 +70,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(input_size: int) -> Sizes:
-    """How large the image is on its way; the default's are 246, 123 and 61.
+    """Compute the sizes of the feature maps; for the default input they are 246, 123 and 61.
 
     Args:
         input_size: Height and width of the input, pixels.
@@ -81,15 +81,15 @@ def sizes(input_size: int) -> Sizes:
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Rows (or columns) of zeros before and behind, so that ceil(size / stride) come out.
+    """Rows (or columns) of zeros before and after, for an output size of ceil(size / stride).
 
     TensorFlow's formula for padding "SAME" (tf.nn, "Notes on padding"): the total is
-    max((ceil(size / stride) - 1) * stride + kernel - size, 0), its larger half behind.
+    max((ceil(size / stride) - 1) * stride + kernel - size, 0), and its larger half goes after.
 
     Args:
-        size: Of the input along this axis, pixels.
-        kernel: Of the convolution, pixels.
-        stride: Of the convolution, pixels.
+        size: Size of the input along this axis, pixels.
+        kernel: Kernel size of the convolution, pixels.
+        stride: Stride of the convolution, pixels.
     """
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
@@ -99,11 +99,11 @@ def lecture502_sequential(config: Lecture502Config) -> nn.Sequential:
     """The network as one list of layers, in training mode, with PyTorch's default initialisation.
 
     Args:
-        config: The numbers.
+        config: The hyperparameters.
 
     Returns:
         A module from standardised images, float [N, 3, input_size, input_size], to logits, float
-        [N, classes]; to probabilities with ``softmax``.
+        [N, classes], or to probabilities if ``config.softmax``.
     """
     c16, c32, c64, c128, units = map(config.channels, (16, 32, 64, 128, 1024))
     last = sizes(config.input_size).last
@@ -135,7 +135,7 @@ def lecture502_sequential(config: Lecture502Config) -> nn.Sequential:
 
 
 class Lecture502Subclass(nn.Module):
-    """The network with its layers by name."""
+    """The network as a module with named layers."""
 
     def __init__(self, config: Lecture502Config) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -160,7 +160,7 @@ class Lecture502Subclass(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Standardised images, float [N, 3, input_size, input_size], to float [N, classes].
 
-        Logits; probabilities with ``softmax``.
+        The output is logits, or probabilities if ``config.softmax``.
         """
         x_NCHW = torch.relu(self.wide(x_NCHW))
         x_NCHW = torch.relu(self.middle(x_NCHW))
@@ -176,16 +176,16 @@ class Lecture502Subclass(nn.Module):
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Give one form of a network the weights and statistics of another whose names differ.
+    """Copy weights and statistics to another form of a network, whose layers have other names.
 
-    Layers are paired in the order in which they were defined, kind by kind and shape by shape.
+    Layers are paired in the order of their definition; each pair must agree in type and shapes.
 
     Args:
-        source: Where the tensors come from; unchanged.
-        target: Where they go; changed in place.
+        source: The module that the tensors come from; unchanged.
+        target: The module that they are copied to; changed in place.
 
     Raises:
-        ValueError: The two do not have the same layers; names the first pair that differs.
+        ValueError: The layers differ; the message has their numbers or the first differing pair.
     """
     ours, theirs = _layers(source), _layers(target)
     if len(ours) != len(theirs):

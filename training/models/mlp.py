@@ -1,4 +1,4 @@
-"""The multilayer perceptron: fully connected layers alone, blind to which pixels are neighbours.
+"""The multilayer perceptron: only fully connected layers, which ignore the pixels' positions.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels, F = C*H*W features, K classes.
 """
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MlpConfig(BaseModel, frozen=True, extra="forbid"):
-    """The MLP's numbers; the defaults are 784-512-512-10."""
+    """The MLP's hyperparameters; the defaults give 784-512-512-10."""
 
     hidden: tuple[PositiveInt, ...] = Field(
         default=(512, 512), min_length=1, description="units a layer"
@@ -26,7 +26,7 @@ class Mlp(nn.Module):
         layers: list[nn.Module] = []
         features = 28 * 28
         for units in config.hidden:
-            # BatchNorm's shift does what the bias would: one of the two is enough.
+            # BatchNorm's shift takes the place of the bias.
             layers.append(nn.Linear(features, units, bias=not config.batch_norm))
             if config.batch_norm:
                 layers.append(nn.BatchNorm1d(units))

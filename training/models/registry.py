@@ -1,7 +1,7 @@
-"""The architectures by name. Adding one is one file, one line in ``ARCHITECTURES``, one test row.
+"""The architectures by name. A new one needs a file, a line in ``ARCHITECTURES`` and a test row.
 
-What a network takes and gives is its ``task``'s matter. Most read a digit: standardised images,
-float [N, 1, 28, 28], to logits, float [N, 10].
+A network's ``task`` determines its inputs and outputs. Most networks classify a digit: they map
+standardised images, float [N, 1, 28, 28], to logits, float [N, 10].
 """
 
 from collections.abc import Callable, Mapping
@@ -30,13 +30,13 @@ Task = Literal["digit", "pair", "image", "none"]
 
 
 class Architecture(NamedTuple):
-    """An architecture's numbers, the module made from them, and what it is for.
+    """An architecture: its hyperparameters, its module, its inputs and its task.
 
     Attributes:
-        config: The validated numbers.
-        module: Called with a ``config``, gives the freshly initialised module.
+        config: The pydantic model that validates the hyperparameters.
+        module: Called with an instance of ``config``, returns a freshly initialised module.
         inputs: The shape of one sample of each input, without the batch axis; standardised
-            floats. Stands for the default numbers, where a number changes it.
+            floats. If a hyperparameter changes a shape, this is the shape for the defaults.
         task: "digit": logits, float [N, 10]. "pair": two images in; (first_logits [N, 10],
             second_logits [N, 10], sum_logits [N, 19]) out. "image": an image in, the standardised
             image, float [N, 1, 28, 28], out. "none": not trained here.
@@ -67,7 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vgg": Architecture(VggConfig, Vgg),
 }
 
-# What networks were called until version 1 of checkpoint records: these still name them.
+# Former names of networks, which checkpoint records of version 1 still contain.
 RENAMED = {
     "branches": "inception",
     "deep": "vgg",
@@ -79,7 +79,7 @@ RENAMED = {
     "volume": "conv3d",
 }
 
-# A name for an architecture with some of its numbers fixed.
+# Names for architectures with some of their hyperparameters fixed.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn-strided": ("cnn", {"down": "strided"}),
     "cnn-average-pool": ("cnn", {"down": "average"}),
@@ -97,15 +97,15 @@ def model_names() -> list[str]:
 
 
 def resolved(name: str, numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What a name stands for: a key of ``ARCHITECTURES``, and its numbers.
+    """Resolve a name to a key of ``ARCHITECTURES`` and hyperparameters.
 
     Args:
         name: A key of ``ARCHITECTURES``, of ``VARIANTS`` or of ``RENAMED``.
-        numbers: Further numbers; those that a variant fixes may be repeated, not changed.
+        numbers: Further hyperparameters; those that a variant fixes may be repeated, not changed.
 
     Raises:
-        ValueError: Unknown name (the known ones are listed), or a number that would make the
-            variant something else than its name says.
+        ValueError: The name is unknown (the message lists the known ones), or a hyperparameter
+            contradicts the value that the variant fixes.
     """
     name = RENAMED.get(name, name)
     if name in ARCHITECTURES:
@@ -123,14 +123,15 @@ def resolved(name: str, numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]
 
 
 def architecture_config(name: str, numbers: Mapping[str, Any]) -> BaseModel:
-    """The validated numbers of an architecture, defaults filled in.
+    """Validate an architecture's hyperparameters and fill in the defaults.
 
     Args:
-        name: A key of ``ARCHITECTURES`` or of ``VARIANTS``.
-        numbers: The numbers that differ from the defaults.
+        name: A key of ``ARCHITECTURES``, of ``VARIANTS`` or of ``RENAMED``.
+        numbers: The hyperparameters that differ from the defaults.
 
     Raises:
-        ValueError: Unknown name, unknown number, or a number out of range; names the culprit.
+        ValueError: The name or a hyperparameter is unknown, or a value is out of range; the
+            message names it.
     """
     architecture, numbers = resolved(name, numbers)
     config = ARCHITECTURES[architecture].config
@@ -144,7 +145,7 @@ def architecture_config(name: str, numbers: Mapping[str, Any]) -> BaseModel:
 
 
 def explained(error: ValidationError) -> str:
-    """A validation error in one line: each field, what was expected and what came."""
+    """Format a validation error as one line: each field, what was expected and what was given."""
     return "; ".join(
         f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
         if problem["loc"]
@@ -154,10 +155,10 @@ def explained(error: ValidationError) -> str:
 
 
 def build_model(name: str, numbers: Mapping[str, Any]) -> nn.Module:
-    """A freshly initialised module of the named architecture, in training mode.
+    """Build a freshly initialised module of the named architecture, in training mode.
 
     Args:
-        name: A key of ``ARCHITECTURES`` or of ``VARIANTS``.
+        name: A key of ``ARCHITECTURES``, of ``VARIANTS`` or of ``RENAMED``.
         numbers: As for ``architecture_config``.
 
     Raises:

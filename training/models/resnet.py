@@ -1,9 +1,9 @@
-"""Skip connections: residual blocks, whose input goes around two convolutions and is added.
+"""Residual blocks: the input skips two convolutions and is added to their output.
 
 conv 5x5 stride 2 -> blocks at 14x14 (channels) -> blocks at 7x7 (2 * channels), the first of
 which halves the size -> mean of each channel -> fully connected (10).
 
-After He et al. 2016, "Deep residual learning for image recognition", in the small.
+A small version of He et al. 2016, "Deep residual learning for image recognition".
 
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class ResNetConfig(BaseModel, frozen=True, extra="forbid"):
-    """The residual network's numbers."""
+    """The residual network's hyperparameters."""
 
     channels: int = Field(default=16, ge=1, le=1024, description="at 14x14; twice as many at 7x7")
     blocks: int = Field(default=2, ge=1, le=32, description="at each of the two sizes")
@@ -25,7 +25,7 @@ class Block(nn.Module):
     """Two 3x3 convolutions with BatchNorm, and the input added before the last ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        """Build a block; where the shape changes, a 1x1 convolution fits the input to it."""
+        """Build a block; if the shape changes, a 1x1 convolution adapts the input to it."""
         super().__init__()
         self.first = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(channels_out)
@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """28x28 becomes 14x14 and 7x7; the head sees each channel's mean."""
+    """The network: 28x28 becomes 14x14 and 7x7; the head takes the mean of each channel."""
 
     def __init__(self, config: ResNetConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""

@@ -1,7 +1,7 @@
-"""Two images in, three answers out: each one's digit, and the sum of both.
+"""Two images in, three answers out: the digit of each image, and the sum of both digits.
 
-One trunk with one set of weights looks at either image; one head reads the digit of either. The
-head of the sum sees the two trunks' values added, so that the order of the images cannot matter.
+Both images pass through one trunk and one digit head, with shared weights. The sum's head takes
+the trunk's two outputs added together, so the sum cannot depend on the order of the images.
 
 Shape suffixes: N pairs, C channels, H and W 28 pixels, F features, K 10 digits, S 19 sums (0..18).
 """
@@ -13,7 +13,7 @@ SUMS = 19
 
 
 class TwoInputConfig(BaseModel, frozen=True, extra="forbid"):
-    """The pair network's numbers."""
+    """The pair network's hyperparameters."""
 
     n1: int = Field(default=16, ge=1, description="channels of the trunk's first convolution")
     n2: int = Field(default=32, ge=1, description="channels of its second convolution")
@@ -23,7 +23,7 @@ class TwoInputConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class TwoInput(nn.Module):
-    """A shared trunk and digit head, used twice, and a head that reads the sum."""
+    """A shared trunk and digit head, used twice, and a head for the sum."""
 
     def __init__(self, config: TwoInputConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -46,11 +46,11 @@ class TwoInput(nn.Module):
         )
 
     def forward(self, first_NCHW: Tensor, second_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Read two images of digits and their sum.
+        """Compute the logits of two images' digits and of their sum.
 
         Args:
-            first_NCHW: Standardised images, float [N, 1, 28, 28].
-            second_NCHW: The same, of the same N.
+            first_NCHW: Standardised first images, float [N, 1, 28, 28].
+            second_NCHW: Standardised second images, the same shape.
 
         Returns:
             Logits of the first digit, float [N, 10], of the second, float [N, 10], and of their

@@ -1,12 +1,12 @@
-"""Seven small convolutions in a row: what one network reads digits best with for its time.
+"""Seven 3x3 convolutions in a row: the most accurate single network for its training time.
 
 conv 3x3 valid, twice (a channels) -> max pool 2x2 -> conv 3x3 same, valid, valid (b) -> max pool
 2x2 -> conv 3x3 same, twice (c) -> mean of each channel -> fully connected (10); BatchNorm and ReLU
 after each convolution. 28x28 becomes 24x24, 12x12, 8x8 and 4x4.
 
-After Simonyan and Zisserman 2015, "Very deep convolutional networks": two 3x3 convolutions see as
-far as one of 5x5 with fewer weights. An et al. 2020 (arXiv 2008.10400) go on so without pooling,
-at ten times the multiply-adds.
+After Simonyan and Zisserman 2015, "Very deep convolutional networks": two 3x3 convolutions have
+the receptive field of one 5x5 convolution with fewer weights. An et al. 2020 (arXiv 2008.10400)
+continue this without pooling, at ten times the multiply-adds.
 
 Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class VggConfig(BaseModel, frozen=True, extra="forbid"):
-    """The network's numbers."""
+    """The network's hyperparameters."""
 
     a: int = Field(default=32, ge=1, le=1024, description="channels before the first pooling")
     b: int = Field(default=64, ge=1, le=1024, description="channels between the two")
@@ -25,7 +25,7 @@ class VggConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Vgg(nn.Module):
-    """A chain of convolutions; the head sees each channel's mean."""
+    """A chain of convolutions; the head takes the mean of each channel."""
 
     def __init__(self, config: VggConfig) -> None:
         """Build the layers with PyTorch's default initialisation."""
@@ -53,6 +53,6 @@ class Vgg(nn.Module):
 
 
 def _convolution(channels_in: int, channels_out: int, padding: int) -> list[nn.Module]:
-    """3x3, without a bias: BatchNorm's shift does what it would."""
+    """A 3x3 convolution, BatchNorm and ReLU; BatchNorm's shift takes the place of the bias."""
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=padding, bias=False)
     return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU()]
