@@ -39,7 +39,7 @@ COMMANDS = {
         "training.evaluation.ensemble:add_ensemble", "what several checkpoints reach together"
     ),
     "speed": Command(
-        "training.speed:add_speed", "time to an accuracy on the CPU, beside PyTorch's example"
+        "training.speed:add_speed", "time to an accuracy, compared with PyTorch's example"
     ),
     "summary": Command(
         "training.evaluation.summary:add_summary",

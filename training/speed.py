@@ -195,7 +195,7 @@ def add_speed(commands: Commands) -> None:
         commands,
         "speed",
         _speed,
-        short="time to an accuracy on the CPU, beside PyTorch's example",
+        short="time to an accuracy, compared with PyTorch's example",
         description=__doc__,
     )
     speed.add_argument(

@@ -162,7 +162,7 @@ def read_teachers(
     if held_out != validation_images:
         raise CheckpointError(
             f"the teachers held out {held_out} validation images, this run {validation_images}: "
-            "some of its validation images would be known to them; use the same number"
+            "they may have learned from some of its validation images; use the same number"
         )
     return teachers
 
