@@ -135,7 +135,7 @@ class InflightRequest:
             observer.record_answer(job.version, job.inputs, outputs, timing, seconds)
 
     def fail(self, error: BaseException) -> None:
-        """Respond with an error, unless the stable version can answer in place of a failed canary."""
+        """Respond with an error, unless the stable version can answer for a failed canary."""
         if self._is_done or (isinstance(error, EngineError) and self._ask_stable(error)):
             return
         self._is_done = True
