@@ -162,7 +162,7 @@ class HttpConnection(OrderedConnection):
     # Receiving.
 
     def _receive_remembered(self, data: bytes) -> int:
-        """Handle the complete requests with remembered heads; return the number of bytes used up."""
+        """Handle the complete requests with remembered heads; return how many bytes were used."""
         start, remembered = 0, CONTEXT.remembered
         while (end := data.find(b"\r\n\r\n", start)) >= 0:
             end += 4
