@@ -1,4 +1,4 @@
-"""What ends a run: ``ScoreError``. Rows that cannot be scored end none; they are quarantined."""
+"""The error that ends a run: ``ScoreError``. Rows that cannot be scored are quarantined instead."""
 
 
 class ScoreError(Exception):
