@@ -38,7 +38,7 @@ class Endpoints:
     """Decodes requests into jobs, without side effects."""
 
     def __init__(self, models: ModelRegistry, settings: Settings) -> None:
-        """Take the models and the limits of a request."""
+        """Decode requests for these models, under the limits in the settings."""
         self._models, self._settings = models, settings
         self._limits = settings.limits
         self._decoders: dict[str, Callable[[Request], Job]] = {

@@ -205,7 +205,7 @@ class TwoThreadEngine:
     """
 
     def __init__(self, single: OnnxModel, double: OnnxModel, smallest_for_two: int) -> None:
-        """Take the same model, opened with one thread and with two."""
+        """Use two sessions of the same model, one with one thread and one with two."""
         self.device, self.provider = single.device, single.provider
         self._single, self._double = single, double
         self.smallest_for_two = smallest_for_two

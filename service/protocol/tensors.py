@@ -140,7 +140,7 @@ def check_count(count: int, max_samples: int, noun: str = "samples") -> None:
 
 
 def _check_named_axes(arrays: Arrays, manifest: Manifest) -> None:
-    """Check that axes with the same name have the same size, as in the model's export and proof."""
+    """Check that axes with the same name have the same size; the proof covers no other inputs."""
     sizes: dict[str, tuple[int, str]] = {}
     for spec in manifest.inputs:
         for axis, name in spec.axes.items():

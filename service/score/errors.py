@@ -2,4 +2,4 @@
 
 
 class ScoreError(Exception):
-    """The run cannot start or go on; the message says what came, what was expected, what to do."""
+    """The run cannot start or continue; says what came, what was expected and what to do."""
