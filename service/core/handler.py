@@ -31,7 +31,7 @@ class Handler:
     def __init__(
         self, models: ModelRegistry, settings: Settings, health: HealthMonitor, metrics: Metrics
     ) -> None:
-        """Serve these models; one that fails its golden check in ``health`` gets no requests."""
+        """Serve these models; refuse requests for one that fails its golden check in ``health``."""
         self.models, self.health, self.metrics = models, health, metrics
         self.endpoints = Endpoints(models, settings)
         self.has_answer_headers = settings.answer_headers
@@ -157,7 +157,7 @@ class InflightRequest:
         """Queue the request for the stable version if a canary's engine failed on it.
 
         If the stable version answers, the failure is recorded as the canary's. A request that names
-        a version is never answered by another one. Returns whether the request was dealt with here.
+        a version is never answered by another one. Returns whether this method handled the failure.
         """
         job, request, models = self._job, self._request, self._handler.models
         if job is None or request.is_stable_only or request.target.version is not None:

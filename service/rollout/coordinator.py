@@ -314,7 +314,7 @@ class ModelRollout:
         """Return a version that is already loaded for such a role, or load it.
 
         Raises:
-            BundleError: The bundle is damaged or not proven, or its verification failed or died.
+            BundleError: The bundle is damaged, not proven, or its verifier process failed or died.
             RolloutError: The version has other tensors than the stable version.
         """
         for model in loaded:
@@ -336,7 +336,7 @@ class ModelRollout:
         """Verify a bundle once for all workers, in a child process, whose crash ends no worker.
 
         Raises:
-            BundleError: The verification failed, died, or took too long.
+            BundleError: The verifier process failed, died, or took too long.
         """
         folder = self._folder.bundle(version)
         manifest = folder / MANIFEST_NAME

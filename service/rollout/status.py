@@ -53,7 +53,7 @@ def read_status(folder: RolloutFolder) -> dict[str, Any]:
 
 
 def wait_for(folder: RolloutFolder, generation: int, seconds: float) -> tuple[Outcome, str]:
-    """Wait until a generation is live in every worker or refused, or the time is over.
+    """Wait until a generation is live in every worker or refused, or the time runs out.
 
     Returns:
         The outcome and the reason.

@@ -2,7 +2,7 @@
 
 Plain inference requests go straight to the core handler, others to an ASGI task (``asgi_cycle``);
 ``slots`` writes their responses in order. uvicorn looks up its default protocol in a registry under
-"auto"; ``register`` enters this one there.
+"auto"; ``register`` puts ``HttpConnection`` there.
 
 Clients send the same head again and again. Once a head was parsed and found to be plain, its bytes
 are remembered, and a later request that begins with the same bytes is not parsed again.
@@ -358,7 +358,7 @@ def _sweep(connections: set[HttpConnection], keep_alive_s: float) -> None:
 def _is_plain(known: bytes, head: DirectHead) -> bool:
     """Whether these bytes are one request's head, with nothing before, between or after its lines.
 
-    If not, the parser's head is not the bytes up to the first empty line.
+    If not, the parser's head differs from the bytes up to the first empty line.
     """
     has_request_line = known.startswith(b"POST %b HTTP/1.1\r\n" % head.url)
     lines = len(head.headers) + 2
