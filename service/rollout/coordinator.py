@@ -185,7 +185,7 @@ class ModelRollout:
     def close(self) -> None:
         """Remove this worker's report; before that, take back the versions with new faults.
 
-        A worker ends because of such a fault, and may do so before it follows the roll-out again.
+        A worker exits because of such a fault, possibly before ``follow`` is called again.
         """
         try:
             if self.faults:

@@ -60,7 +60,7 @@ class GracefulShutdown:
         self._task = asyncio.get_running_loop().create_task(self._leave())
 
     async def _leave(self) -> None:
-        """Accept nothing more by either protocol, and end."""
+        """Stop accepting HTTP and gRPC requests, wait for the accepted gRPC requests, and stop."""
         stopping = asyncio.ensure_future(self._stop_grpc())
         self._close_listeners()
         await stopping
