@@ -1,5 +1,5 @@
-"""Answers HTTP requests from bundles: ``bentoml serve service.app:DigitClassifier``.
+"""Serves the models in bundles over HTTP: ``bentoml serve service.app:DigitClassifier``.
 
-Of the other stages it imports only the torch-free modules of ``export``: the bundle, its golden
+From the other stages it imports only the torch-free modules of ``export``: the bundle, its golden
 samples, the out-of-distribution detector, and the function that opens an ONNX file.
 """

@@ -1,7 +1,7 @@
 """The BentoML service: ``bentoml serve service.app:DigitClassifier``.
 
-BentoML brings the processes, the listening socket, /livez, /readyz and its OpenAPI document.
-``transport`` answers the requests; ``models`` serves nothing that is not verified.
+BentoML provides the processes, the listening socket, /livez, /readyz and its OpenAPI document.
+``transport`` answers the requests; ``models`` serves only verified models.
 """
 
 import gc
@@ -57,7 +57,7 @@ GC_EVERY_OBJECTS = 50_000
 
 
 def _bentoml_openapi() -> dict[str, Any]:
-    service = cast("bentoml.Service[Any]", DigitClassifier)  # what the decorator makes of the class
+    service = cast("bentoml.Service[Any]", DigitClassifier)  # the decorator returns a Service
     return dict(service.openapi_spec.asdict())
 
 
@@ -72,7 +72,7 @@ register()
 @bentoml.service(
     name="digit_classifier",
     workers=SETTINGS.workers,
-    # A last resort: requests have their own deadline, which does not count the time of sending.
+    # A last resort: each request has its own deadline, which does not include time spent sending.
     traffic={"timeout": 2 * (SETTINGS.timeout_s + SETTINGS.slow_client_s)},
     logging={"access": {"enabled": False}},  # see service.observability.logs
     http={"host": "127.0.0.1"},  # all interfaces only by --host or BENTOML_HOST
@@ -86,9 +86,9 @@ class DigitClassifier:
     def verify_once() -> None:
         """Refuse to start if a bundle cannot be served; a worker that fails would be restarted.
 
-        Another process verifies, so that the parent opens no model and holds no CUDA context.
+        A child process does the verification, so the parent never opens a model or CUDA context.
         """
-        # In a container that BentoML built it would not replace a dead worker.
+        # With this variable set, as in containers built by BentoML, dead workers are not replaced.
         os.environ.pop("BENTOML_CONTAINERIZED", None)
         for name in list_old_names():
             logs.logger.warning(
@@ -105,7 +105,7 @@ class DigitClassifier:
                 raise logs.end_process(SETTINGS, str(error)) from None
 
     def __init__(self) -> None:
-        """Verify every model in this worker, on its device; only then it answers."""
+        """Verify every model on this worker's device, then begin to serve requests."""
         metrics = Metrics()
         self._models = ModelRegistry(
             load_verified_models(SETTINGS), SETTINGS, metrics, lambda: CONTEXT.accepted
@@ -122,15 +122,16 @@ class DigitClassifier:
         self._handler = Handler(self._models, SETTINGS, self._health, metrics)
         CONTEXT.serve(RequestGate(SETTINGS, PAGE_PATHS, TRACING), self._handler, SETTINGS)
         self._route()
-        # What is alive now stays alive: the collector need not look at it again and again, nor
-        # after every 700 new objects; a request makes dozens, and none in reference cycles.
+        # Objects that are alive now stay alive, so the garbage collector can skip them. It also
+        # runs less often than the default of every 700 new objects: a request creates dozens of
+        # objects, none of them in reference cycles.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_EVERY_OBJECTS, 20, 50)
 
     @bentoml.on_startup
     async def start(self) -> None:
-        """Begin to check golden samples, and take over SIGTERM."""
+        """Start the golden checks, the roll-outs and the gRPC server, and take over SIGTERM."""
         self._health.start()
         self._shutdown.start()
         self._rollouts.start()
@@ -138,16 +139,16 @@ class DigitClassifier:
             await GRPC.start()
 
     def _route(self) -> None:
-        """Find the URLs of all versions that are loaded."""
+        """Update the direct routes to match the versions that are loaded."""
         CONTEXT.route(DirectRouter(self._models.loaded() if SETTINGS.fast_path else []))
 
     def __is_ready__(self) -> bool:
-        """Whether requests may be sent here, for BentoML's /readyz."""
+        """Return whether this worker is ready for requests; called by BentoML's /readyz."""
         return self._health.is_ready
 
     @bentoml.on_shutdown
     def close(self) -> None:
-        """Let running batches end, and send the traces that are left."""
+        """Let running batches finish, and send the remaining traces."""
         self._rollouts.close()
         self._handler.close()
         self._models.close()

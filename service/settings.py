@@ -1,4 +1,4 @@
-"""All settings of the service: environment variables ``INFERENCE_NAME``, else the defaults below.
+"""All settings of the service: environment variables ``INFERENCE_NAME``, with defaults below.
 
 The earlier names (``DIGITS_NAME``) work for one more release; ``list_old_names`` finds those that
 are set, so that the service can warn about them.
@@ -142,12 +142,12 @@ class Settings(BaseModel):
 
 
 def old_name(field: str) -> str:
-    """Return the name of a field's environment variable before this release."""
+    """Return the environment variable that set this field before this release."""
     return f"{OLD_PREFIX}{OLD_FIELDS.get(field, field).upper()}"
 
 
 def list_old_names(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the variables of earlier names that are set, and not empty."""
+    """Return the old names of variables that are set and not empty."""
     return [name for name in map(old_name, Settings.model_fields) if environment.get(name)]
 
 
@@ -176,7 +176,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _describe(error: ValidationError, variables: Mapping[str, str]) -> list[str]:
-    """Each problem with the variable and its value; a secret's value is left out."""
+    """Describe each problem with its variable and value; the value of a secret is omitted."""
     described = []
     for problem in error.errors():
         words = problem["msg"].removeprefix("Value error, ")

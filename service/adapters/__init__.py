@@ -1,1 +1,1 @@
-"""What models take and answer beyond bare tensors, one module a task; see ``tensors``."""
+"""Adapters between requests and a model's tensors, one module for each task; see ``tensors``."""

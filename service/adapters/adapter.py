@@ -1,4 +1,4 @@
-"""The choice of a model's adapter by the task in its manifest."""
+"""Chooses a model's adapter by the task in its manifest."""
 
 from export.bundle.manifest import Manifest
 from export.mnist.ood_detector import OodDetector
@@ -8,12 +8,12 @@ from service.adapters.tensors import TensorsAdapter
 
 
 def choose_adapter(manifest: Manifest, detector: OodDetector | None) -> TensorsAdapter:
-    """The adapter for a model's task.
+    """Return the adapter for a model's task.
 
     Args:
-        manifest: The model's. Without a task, which older bundles lack, the task is "digits" if
-            the tensors have the form of that task, else "tensors".
-        detector: Finds images that are unlike the training images, for the task "digits".
+        manifest: The model's manifest. If it names no task, as in older bundles, the task is
+            "digits" if the tensors have the form of that task, otherwise "tensors".
+        detector: The out-of-distribution detector, for the task "digits".
 
     Raises:
         BundleError: The tensors do not fit the task that the manifest gives.

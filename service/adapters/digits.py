@@ -1,6 +1,6 @@
 """The task "digits": 28x28 grey images in, the likeliest digit with all probabilities out.
 
-The wire format of ``/predict``; ``/models/NAME/features`` reads the same images, one a request.
+This is the wire format of ``/predict``; ``/models/NAME/features`` takes one such image a request.
 
 in   {"images": <28x28 or Nx28x28 integers 0..255>, "model": "cnn"}      (model: optional)
 out  {"model": "cnn", "version": "...", "device": "cpu", "provider": "CPUExecutionProvider",
@@ -35,7 +35,7 @@ EXPECTED = (
 )
 SIDE = 28
 IMAGES, PROBABILITIES = "images", "probabilities"
-P_VALUES = "p_values"  # of the out-of-distribution detector; no output of the model
+P_VALUES = "p_values"  # of the out-of-distribution detector; not an output of the model
 IMAGES_SPEC = TensorSpec(name=IMAGES, datatype="UINT8", shape=(-1, SIDE, SIDE))
 # A JPEG with longer sides is decoded at a smaller size.
 JPEG_SIDE = 1024
@@ -46,7 +46,7 @@ class PredictRequest(NamedTuple):
 
     Attributes:
         images: uint8 [N, 28, 28], N >= 1, 0 = ground, 255 = ink.
-        model: The model's name, None if the body names none.
+        model: The model's name; None if the body names none.
     """
 
     images: Array
@@ -76,10 +76,10 @@ class _Images(_PredictBody, forbid_unknown_fields=True):
 
 
 class LazyArray:
-    """An array that is computed when it is first read, and sliced and converted like any other."""
+    """An array that is computed when it is first read; it can be sliced and converted to NumPy."""
 
     def __init__(self, compute: Callable[[], Array]) -> None:
-        """Take the function that returns the array."""
+        """Use this function to compute the array."""
         self._compute = compute
         self._computed: Array | None = None
 
@@ -99,7 +99,7 @@ class DigitsAdapter(TensorsAdapter):
     endpoints: tuple[str, ...] = ("predict", "predict_image")
 
     def __init__(self, manifest: Manifest, detector: OodDetector | None) -> None:
-        """Take the manifest, and what finds images that are unlike the training images, if any.
+        """Check the manifest, and use this out-of-distribution detector, if there is one.
 
         Raises:
             BundleError: The tensors do not fit the task.
@@ -121,8 +121,8 @@ class DigitsAdapter(TensorsAdapter):
     def extend(self, predict: Predict) -> Predict:
         """Add the images' p-values to the outputs, computed when the first request reads them.
 
-        One computation for a batch costs a tenth of one for each image. Requests of the Open
-        Inference Protocol in the same batch read none.
+        Computing them once per batch costs a tenth of computing them per image. Requests of the
+        Open Inference Protocol in the same batch do not read them.
         """
         detector = self._detector
         if detector is None:
@@ -135,7 +135,7 @@ class DigitsAdapter(TensorsAdapter):
         return predict_with_p_values
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
-        """The outputs as nested lists, and the predictions of ``encode_predictions``."""
+        """Return the outputs as nested lists, and the predictions of ``encode_predictions``."""
         return super().encode(outputs, inputs) | self.encode_predictions(
             outputs, inputs, show=False
         )
@@ -143,7 +143,7 @@ class DigitsAdapter(TensorsAdapter):
     def encode_predictions(
         self, outputs: Arrays, inputs: Arrays, *, show: bool
     ) -> dict[str, object]:
-        """The fields of an answer of ``/predict``; ``show`` adds the first image as it was read.
+        """Return the fields of a ``/predict`` response; ``show`` adds the first image as read.
 
         Raises:
             NonFiniteOutputError: A probability is NaN or infinite.
@@ -159,7 +159,7 @@ class DigitsAdapter(TensorsAdapter):
 
 
 def has_digits_form(manifest: Manifest) -> bool:
-    """Do the tensors have the form of the task "digits"?"""
+    """Whether the tensors have the form of the task "digits"."""
     labels = len(manifest.labels)
     has_probabilities = any(
         spec.name == PROBABILITIES and spec.shape == (-1, labels) and spec.dtype.kind == "f"
@@ -169,7 +169,7 @@ def has_digits_form(manifest: Manifest) -> bool:
 
 
 def decode_digit(content: bytes, max_pixels: int) -> Array:
-    """Decode an uploaded PNG or JPEG file: uint8 [28, 28], 0 = ground, 255 = ink.
+    """Decode an uploaded PNG or JPEG file to uint8 [28, 28], 0 = ground, 255 = ink.
 
     Raises:
         InvalidInputError: The file is not a PNG or JPEG, or is damaged.
@@ -180,7 +180,7 @@ def decode_digit(content: bytes, max_pixels: int) -> Array:
 
 
 def convert_picture(image: Image.Image) -> Array:
-    """Convert an upright picture of any mode and size: uint8 [28, 28], 0 = ground, 255 = ink.
+    """Convert an upright picture of any mode and size to uint8 [28, 28], 0 = ground, 255 = ink.
 
     Raises:
         NothingDrawnError: There is no digit on the picture.
@@ -203,7 +203,7 @@ def decode_predict(body: bytes, limits: Limits) -> PredictRequest:
 
 
 def decode_one_image(body: bytes, limits: Limits) -> Array:
-    """Decode the body of ``POST /models/NAME/features``: uint8 [1, 28, 28].
+    """Decode the body of ``POST /models/NAME/features`` to uint8 [1, 28, 28].
 
     Raises:
         InvalidInputError: The body is not JSON of this form, or holds several images.
@@ -221,11 +221,11 @@ def decode_one_image(body: bytes, limits: Limits) -> Array:
 def describe_predictions(
     labels: Sequence[str], probabilities_NK: Array, verdicts: Sequence[Verdict] | None
 ) -> list[dict[str, object]]:
-    """For each image, the likeliest label, all probabilities and the verdict as "guard".
+    """Return each image's likeliest label, all probabilities and the verdict as "guard".
 
     Args:
-        labels: The classes' names.
-        probabilities_NK: The model's.
+        labels: The names of the classes.
+        probabilities_NK: The model's probabilities.
         verdicts: Whether each image is like the training images; None if the bundle has no
             detector.
 
@@ -242,7 +242,7 @@ def describe_predictions(
 
 
 def _decode_quickly(body: bytes, limits: Limits) -> PredictRequest | None:
-    """Decode a body without faults by its types; None leaves it to code that words every error."""
+    """Decode a valid body; return None for any other, which a slower decoder reports in detail."""
     found: _OneImage | _Images
     try:
         found = msgspec.json.decode(body, type=_OneImage)
@@ -264,7 +264,7 @@ def _decode_quickly(body: bytes, limits: Limits) -> PredictRequest | None:
 
 
 def _to_images(images: list[Any], max_images: int) -> Array:
-    """Nested lists as uint8 [N, 28, 28]; every value is checked before it is converted."""
+    """Convert nested lists to uint8 [N, 28, 28]; every value is checked before its conversion."""
     if not images:
         raise InvalidInputError(f"images is an empty list; send {EXPECTED}")
     first = images[0]

@@ -1,7 +1,7 @@
 """The task "image-classification": pictures of any size in, labels with probabilities out.
 
-Pictures are resized, cropped and normalized as the manifest's ``preprocessing`` says, with the
-arithmetic of torchvision's ``Resize``, ``CenterCrop`` and ``Normalize`` on Pillow images.
+Pictures are resized, cropped and normalized as specified by the manifest's ``preprocessing``, with
+the arithmetic of torchvision's ``Resize``, ``CenterCrop`` and ``Normalize`` on Pillow images.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ class ImageClassificationAdapter(TensorsAdapter):
         """Check that the manifest's tensors fit the task.
 
         Raises:
-            BundleError: They do not; says what the manifest has and what is expected.
+            BundleError: They do not fit; says what the manifest has and what is expected.
         """
         super().__init__(manifest)
         if manifest.preprocessing is None:
@@ -39,7 +39,7 @@ class ImageClassificationAdapter(TensorsAdapter):
         self._scores = find_scores(manifest)
 
     def decode_image(self, content: bytes, max_pixels: int) -> Arrays:
-        """Decode, resize, crop and normalize a picture: the input of one sample."""
+        """Decode, resize, crop and normalize a picture to the input of one sample."""
         how = self._preprocessing
         convert = convert_to_grey if how.channels == 1 else convert_to_rgb
         picture = convert(decode_picture(content, max_pixels))
@@ -52,7 +52,7 @@ class ImageClassificationAdapter(TensorsAdapter):
         return {self._input.name: np.ascontiguousarray(sample)[None]}
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
-        """The outputs as nested lists, and each sample's label with all probabilities."""
+        """Return the outputs as nested lists, and each sample's label with all probabilities."""
         found = super().encode(outputs, inputs)
         probabilities_NK = to_probabilities(outputs[self._scores.name], self._scores)
         best = probabilities_NK.argmax(axis=1).tolist()
@@ -64,7 +64,7 @@ class ImageClassificationAdapter(TensorsAdapter):
 
 
 def find_scores(manifest: Manifest) -> TensorSpec:
-    """The output that gives a number to each label: probabilities if there are any, else logits.
+    """Return the output with one score per label: probabilities if there are any, else logits.
 
     Raises:
         BundleError: There is no such output.
@@ -83,7 +83,7 @@ def find_scores(manifest: Manifest) -> TensorSpec:
 
 
 def to_probabilities(scores_NK: Array, spec: TensorSpec) -> Array:
-    """Probabilities [N, K] from an output: as they are, or the softmax of logits in float64."""
+    """Return probabilities [N, K]: the output itself, or the softmax of its logits in float64."""
     if spec.kind == "probabilities":
         return scores_NK
     logits_NK = scores_NK.astype(np.float64)
@@ -92,7 +92,7 @@ def to_probabilities(scores_NK: Array, spec: TensorSpec) -> Array:
 
 
 def _check_input(manifest: Manifest, preprocessing: ImagePreprocessing) -> TensorSpec:
-    """The only input, if it fits the preprocessing."""
+    """Return the model's only input, or raise ``BundleError`` if the preprocessing does not fit."""
     spec = manifest.inputs[0]
     bounds = spec.sample_bounds
     sizes = preprocessing.sample_shape
@@ -121,7 +121,7 @@ def _check_input(manifest: Manifest, preprocessing: ImagePreprocessing) -> Tenso
 def _resize(
     picture: Image.Image, preprocessing: ImagePreprocessing, max_pixels: int
 ) -> Image.Image:
-    """Scale so that the shorter side has the recorded length."""
+    """Scale the picture so that its shorter side has the length in the preprocessing."""
     if preprocessing.resize is None:
         return picture
     shorter, longer = sorted(picture.size)
@@ -140,7 +140,7 @@ def _resize(
 
 
 def _crop(picture: Image.Image, crop: tuple[int, int]) -> Image.Image:
-    """Cut out the centre."""
+    """Crop the centre of the picture."""
     height, width = crop
     if picture.height < height or picture.width < width:
         raise InvalidInputError(
@@ -152,7 +152,7 @@ def _crop(picture: Image.Image, crop: tuple[int, int]) -> Image.Image:
 
 
 def _normalize(pixels_HWC: Array, preprocessing: ImagePreprocessing, spec: TensorSpec) -> Array:
-    """(pixels * scale - mean) / std in float32, as the input's dtype."""
+    """Compute (pixels * scale - mean) / std in float32, and convert to the input's dtype."""
     if spec.datatype == "UINT8":
         return pixels_HWC
     scaled_HWC = pixels_HWC.astype(np.float32) * np.float32(preprocessing.scale)

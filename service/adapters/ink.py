@@ -14,7 +14,7 @@ ALONG, ELSE = 0.75, 0.1
 
 
 class Run(NamedTuple):
-    """Adjacent pixels of ink in one row: columns start to stop, exclusive."""
+    """Adjacent pixels of ink in one row, from column ``start`` up to but excluding ``stop``."""
 
     row: int
     start: int
@@ -29,7 +29,7 @@ def select_drawing(mask_HW: Array, ink_HW: Array) -> Array:
         ink_HW: float32 [H, W], the amount of ink.
 
     Returns:
-        bool [H, W], the connected parts that belong to the drawing.
+        bool [H, W], True in the connected parts that belong to the drawing.
     """
     runs = _runs(mask_HW)
     parts = _joined(runs)
@@ -49,7 +49,7 @@ def select_drawing(mask_HW: Array, ink_HW: Array) -> Array:
 
 
 def _runs(mask_HW: Array) -> list[Run]:
-    """The runs of a mask, row by row."""
+    """Return the runs of a mask, row by row."""
     height, width = mask_HW.shape
     padded = np.zeros((height, width + 2), np.int8)
     padded[:, 1:-1] = mask_HW
@@ -60,7 +60,7 @@ def _runs(mask_HW: Array) -> list[Run]:
 
 
 def _joined(runs: list[Run]) -> list[list[Run]]:
-    """The connected parts as lists of runs (8-connectivity, by union-find)."""
+    """Return the connected parts as lists of runs (8-connectivity, by union-find)."""
     parent = list(range(len(runs)))
 
     def root(index: int) -> int:
@@ -86,13 +86,13 @@ def _joined(runs: list[Run]) -> list[list[Run]]:
 
 
 def _mass(sums_HW: Array, run: Run) -> float:
-    """The ink of a run, from the sums of ink along rows."""
+    """Return the ink of a run, from the cumulative sums of ink along rows."""
     before = sums_HW[run.row, run.start - 1] if run.start else 0
     return float(sums_HW[run.row, run.stop - 1] - before)
 
 
 def _is_edge(part: list[Run], mask_HW: Array) -> bool:
-    """Does a part touch a side of the picture and extend along most of it?"""
+    """Whether a part touches a side of the picture and extends along most of that side."""
     height, width = mask_HW.shape
     top, bottom = part[0].row, part[-1].row
     left, right = min(run.start for run in part), max(run.stop for run in part)

@@ -1,15 +1,15 @@
 """Converts a grey picture of any size to the form of MNIST's images: 28x28, ink on dark ground.
 
-A picture that has this form already is kept bit for bit: 28x28 pixels, of whose rim nine in ten are
-dark, as in every MNIST image. Its exact negative, dark ink on light paper, is inverted. Every other
-picture is drawn again in the way in which MNIST was made from NIST's scans (LeCun et al. 1998,
-"Gradient-Based Learning Applied to Document Recognition", section III.A): the digit's bounding box
-is scaled to 20 pixels on its longer side, keeping its proportions, with anti-aliasing, and placed
-so that its centre of mass is the centre of 28x28 pixels. Scans are black and white; drawings and
-photos are brought near to that first: the paper's own brightness is subtracted, and what remains is
-stretched to full contrast.
+A picture that already has this form is kept bit for bit: 28x28 pixels with at least nine tenths of
+the rim dark, as in every MNIST image. The exact negative of this form, dark ink on light paper, is
+inverted. Every other picture is converted in the way in which MNIST was made from NIST's scans
+(LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III.A): the
+digit's bounding box is scaled to 20 pixels on its longer side, keeping its proportions, with
+anti-aliasing, and placed so that its centre of mass is the centre of 28x28 pixels. Scans are black
+and white, so drawings and photos are first made similar to scans: the paper's own brightness is
+subtracted, and the remainder is stretched to full contrast.
 
-For speed there are two passes: the ink is found in a small copy, then cut out of the picture
+For speed there are two passes: the ink is located in a small copy, then cut out of the picture
 itself. Arrays are [height, width]; "ink" is float32, 0 = paper, 1 = ink.
 """
 
@@ -26,14 +26,14 @@ from service.protocol.errors import NothingDrawnError
 SIDE, BOX = 28, 20
 CENTRE = 14  # of mass of MNIST's images, rounded to whole pixels
 COARSE, FINE = 64, 4 * BOX  # the longer sides of the small copy and of the cut-out
-# The least contrast of ink and paper, in grey levels and in multiples of the paper's own noise.
+# The least contrast between ink and paper, in grey levels and in multiples of the paper's noise.
 LEAST_CONTRAST, LEAST_SIGNAL = 16, 6
 # Strokes are narrower than this share of the picture; anything wider belongs to the ground.
 WIDEST_STROKE = 1 / 3
-# Shares of the ink's depth: the least of the drawing's parts in the small copy; in the cut-out, the
-# end of the paper, the start of full ink, and the least within the drawing's bounding box.
+# Shares of the ink's depth: in the small copy, the least that counts as part of the drawing; in the
+# cut-out, the upper limit of paper, the lower limit of full ink, and the least in the bounding box.
 DEEP, PAPER, FULL, HALF = 0.15, 0.2, 0.7, 0.5
-SURE, NOISE = 5, 2.5  # the same two limits of paper, in standard deviations of its noise
+SURE, NOISE = 5, 2.5  # DEEP and PAPER in standard deviations of the paper's noise
 MARGIN = 2  # pixels of the small copy around the ink
 THIN = 1.8  # pixels of 28x28; MNIST's strokes are two to four pixels wide
 NORMAL_MAD = 1.4826  # standard deviation / median absolute deviation, normal distribution
@@ -63,7 +63,7 @@ def convert_to_mnist_form(grey: Image.Image) -> Array:
 
 
 def _require_contrast(pixels: Array) -> Array:
-    """The image as it is, if anything is drawn on it."""
+    """Return the image unchanged, or raise NothingDrawnError if its contrast is too low."""
     contrast = int(pixels.max()) - int(pixels.min())
     if contrast < LEAST_CONTRAST:
         raise NothingDrawnError(
@@ -80,7 +80,7 @@ def _find_ink(small: Image.Image) -> tuple[bool, Array, Array]:
         Whether the paper is lighter than the ink; its brightness, float32 [h, w], in the negative
         if it is light; and the mask of the drawing, bool [h, w].
     """
-    # Smoothed, so that a camera's noise is not taken for ink.
+    # Smooth the image, so that camera noise is not mistaken for ink.
     pixels = np.asarray(small.filter(ImageFilter.BoxBlur(1)), np.float32)
     plane = _plane(pixels)
     flat = pixels - plane
@@ -89,7 +89,7 @@ def _find_ink(small: Image.Image) -> tuple[bool, Array, Array]:
         flat, plane = -flat, PIXEL_MAX - plane
     level = _without_strokes(flat, math.ceil(WIDEST_STROKE * max(flat.shape)))
     ink = flat - level
-    usual = float(np.median(ink))  # of the paper, which noise lifts above the opening
+    usual = float(np.median(ink))  # the paper's; noise lifts it above the opening
     ink -= usual
     noise = NORMAL_MAD * float(np.median(np.abs(ink)))
     depth = float(ink.max())
@@ -104,7 +104,7 @@ def _find_ink(small: Image.Image) -> tuple[bool, Array, Array]:
 
 
 def _plane(pixels: Array) -> Array:
-    """The least-squares plane through the brightness: light often falls from one side."""
+    """Return the least-squares plane through the brightness; light often comes from one side."""
     height, width = pixels.shape
     rows, columns = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
     down = rows @ pixels.mean(axis=1) / max(1.0, rows @ rows)
@@ -114,18 +114,18 @@ def _plane(pixels: Array) -> Array:
 
 
 def _is_light(flat: Array) -> bool:
-    """Is the paper lighter than the ink? Most of the rim and of the picture is paper."""
+    """Whether the paper is lighter than the ink; most of the rim and of the picture is paper."""
     rim = np.median(np.concatenate([flat[0], flat[-1], flat[:, 0], flat[:, -1]]))
     return bool(rim + flat.mean() > flat.min() + flat.max())
 
 
 def _without_strokes(pixels: Array, width: int) -> Array:
-    """A morphological opening: removes what is lighter and narrower than ``width`` pixels."""
+    """Remove light structures narrower than ``width`` pixels, by a morphological opening."""
     return _widest(_widest(pixels, width, np.minimum), width, np.maximum)
 
 
 def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
-    """The minimum or maximum over a square of ``width`` pixels, in log2(width) steps an axis."""
+    """Filter by minimum or maximum over squares of ``width`` pixels; log2(width) steps an axis."""
     wide = np.pad(pixels, (width // 2, width - 1 - width // 2), mode="edge")
     for _ in range(2):
         reach = 1
@@ -138,7 +138,7 @@ def _widest(pixels: Array, width: int, pick: "np.ufunc") -> Array:
 
 
 def _cut_out(grey: Image.Image, light: bool, level: Array, drawn: Array) -> Array:
-    """The drawing alone, cut out of the picture: ink, at most FINE pixels on its longer side."""
+    """Cut the drawing out of the picture: ink, at most FINE pixels on its longer side."""
     height, width = drawn.shape
     rows, columns = _bounding_box(drawn)
     top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
@@ -159,7 +159,7 @@ def _cut_out(grey: Image.Image, light: bool, level: Array, drawn: Array) -> Arra
 
 
 def _two_kinds(values: Array) -> tuple[float, float, float]:
-    """Otsu's threshold (1979): the means of both classes, and the lower one's deviation."""
+    """Split by Otsu's threshold (1979): both classes' means, the lower class's std. deviation."""
     rising = np.sort(values, axis=None)
     counts = np.arange(1, rising.size)
     sums = np.cumsum(rising, dtype=np.float64)
@@ -180,7 +180,7 @@ def _bounding_box(mask: Array) -> tuple[slice, slice]:
 
 
 def _scaled(ink: Array) -> Array:
-    """The ink's bounding box with its longer side at BOX pixels; thin strokes are widened."""
+    """Scale the ink's bounding box to BOX pixels on its longer side; widen thin strokes."""
     sure = ink > HALF
     if not sure.any():
         raise NothingDrawnError(
@@ -198,13 +198,13 @@ def _sized(image: Image.Image, longest: int) -> Image.Image:
     """Resize an image so that its longer side has ``longest`` pixels."""
     scale = longest / max(image.size)
     width, height = (max(1, round(scale * side)) for side in image.size)
-    # A box filter when shrinking: every pixel has the same weight, as in a scan.
+    # The box filter for shrinking weights all pixels equally, as a scanner does.
     filter_ = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     return image.resize((width, height), filter_)
 
 
 def _stroke(ink: Array) -> float:
-    """The width of the strokes in pixels: twice their area divided by the length of their edges.
+    """Return the strokes' width in pixels: twice their area divided by the length of their edges.
 
     The edges are measured along rows and columns, which on average gives 4/pi of their length.
     """
@@ -214,7 +214,7 @@ def _stroke(ink: Array) -> float:
 
 
 def _placed(digit: Array) -> Array:
-    """Stretch a digit of at most BOX pixels to full ink; place its centre of mass centrally."""
+    """Stretch a digit of at most BOX pixels to full ink; move its centre of mass to the centre."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     stretched = np.minimum(digit * (PIXEL_MAX / digit.max()), PIXEL_MAX)
     places = []

@@ -1,7 +1,7 @@
 """Decodes uploaded PNG and JPEG files under limits, and converts pictures to grey or RGB.
 
-A picture is turned upright as its EXIF data say, unless they are unreadable; of an animated PNG the
-first frame is used.
+A picture is turned upright according to its EXIF data, unless they are unreadable. Of an animated
+PNG, the first frame is used.
 """
 
 import io
@@ -18,7 +18,7 @@ from service.protocol.errors import InvalidInputError, PayloadTooLargeError, Ser
 Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("PNG", "JPEG")
 PIXEL_MAX, MID_GREY = 255, 127
-# A PNG of so many pixels is decoded in less than a millisecond.
+# A PNG with at most this many pixels is decoded in less than a millisecond.
 MAX_SMALL_PIXELS = 128 * 128
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_SIZE = struct.Struct(">II")
@@ -74,7 +74,7 @@ def decode_picture(
 
 
 def is_small_png(content: bytes) -> bool:
-    """Is this a PNG of at most 128 x 128 pixels by its header, without compressed metadata?"""
+    """Whether this is a PNG without compressed metadata, of at most 16,384 pixels by its header."""
     if not content.startswith(_PNG_SIGNATURE) or len(content) < _PNG_SIZE_OFFSET + _PNG_SIZE.size:
         return False
     width, height = _PNG_SIZE.unpack_from(content, _PNG_SIZE_OFFSET)
@@ -107,15 +107,15 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _upper_bits(image: Image.Image) -> Array:
-    """The upper eight of 16 bits: uint8 [H, W]."""
+    """Return the upper eight of 16 bits: uint8 [H, W]."""
     return (np.asarray(image, dtype=np.int64) >> 8).clip(0, PIXEL_MAX).astype(np.uint8)
 
 
 def _lay_on_paper(image: Image.Image) -> Image.Image:
-    """Put an RGBA drawing on paper of a brightness on which its ink is visible.
+    """Put an RGBA drawing on paper whose brightness makes the ink visible.
 
-    Ink alone is put on white paper, or on black paper if the ink is light. A picture that is opaque
-    for the most part shows its paper already: its transparent parts get that brightness.
+    Ink alone is put on white paper, or on black paper if the ink is light. A mostly opaque picture
+    already shows its paper, so its transparent parts get the brightness of that paper.
     """
     grey, alpha = image.convert("L"), image.getchannel("A")
     if alpha.getextrema()[0] == PIXEL_MAX:

@@ -1,4 +1,4 @@
-"""The task "tensors": any model; JSON lists in, JSON lists out."""
+"""The task "tensors": JSON lists in, JSON lists out, for any model."""
 
 import math
 from typing import Any
@@ -25,8 +25,8 @@ class TensorsAdapter:
     """Converts JSON to a model's inputs, and its outputs to JSON; the base of every adapter.
 
     Attributes:
-        task: As in the manifest.
-        endpoints: The endpoints that the task has besides "infer", as labels of the metrics.
+        task: The name of the task in manifests.
+        endpoints: The task's endpoints besides "infer", as labelled in the metrics.
     """
 
     task = "tensors"
@@ -39,7 +39,7 @@ class TensorsAdapter:
     def decode_json(self, body: bytes, limits: Limits) -> Arrays:
         """Decode {"inputs": {"NAME": list, ...}}, or {"inputs": list} for the only input.
 
-        A list is nested as the input's shape, the batch axis included, or flat.
+        A list is flat, or nested like the input's shape including the batch axis.
 
         Raises:
             InvalidInputError: The body is not JSON of this form, or does not fit the model.
@@ -79,15 +79,15 @@ class TensorsAdapter:
     def extend(self, predict: Predict) -> Predict:
         """Return a function that runs a batch like ``predict``, with outputs that ``encode`` reads.
 
-        This one adds none to the model's own.
+        This implementation adds no outputs to the model's own.
         """
         return predict
 
     def encode(self, outputs: Arrays, inputs: Arrays) -> dict[str, object]:
-        """The fields of an answer to ``decode_json`` or ``decode_image``, ready for JSON.
+        """Return the fields of a response to ``decode_json`` or ``decode_image``, ready for JSON.
 
         Returns:
-            "outputs", nested lists by name in the manifest's order, and "predictions" for tasks
+            "outputs": nested lists by name, in the manifest's order; and "predictions" for tasks
             with labels.
 
         Raises:
@@ -97,19 +97,19 @@ class TensorsAdapter:
         return {"outputs": {name: to_json_numbers(name, outputs[name]) for name in names}}
 
     def _describe(self, name: str, values: object) -> InputTensor:
-        """An input as the Open Inference Protocol would describe it."""
+        """Describe an input as in the Open Inference Protocol."""
         if not isinstance(values, list):
             raise InvalidInputError(
                 f"the input {quote_value(name)} is {json_kind(values)}; expected a list"
             )
         spec = next((spec for spec in self._manifest.inputs if spec.name == name), None)
-        if spec is None:  # refused by name later
+        if spec is None:  # ``read_inputs`` refuses the name
             return InputTensor(name, [], "", {}, values)
         return InputTensor(name, _find_shape(values, spec), spec.datatype, {}, values)
 
 
 def _find_shape(values: list[Any], spec: TensorSpec) -> list[int]:
-    """The shape of a nested list by its first elements; of a flat one by its length."""
+    """Infer the shape of a nested list from its first elements, of a flat list from its length."""
     shape: list[int] = []
     level: object = values
     while isinstance(level, list):

@@ -1,1 +1,1 @@
-"""The core: decodes a request, has it computed, and encodes its response, for both transports."""
+"""The core: decodes a request, runs the model and encodes the response, for every transport."""

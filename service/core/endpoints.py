@@ -28,17 +28,17 @@ from service.settings import Settings
 
 # JSON of this size is parsed in a fraction of a millisecond; larger bodies are decoded in a thread.
 LARGEST_INLINE_JSON = 65_536
-# A length of JSON with so few digits is below 100 kB.
+# A JSON length of at most this many digits is below 100 kB.
 MOST_QUICK_DIGITS = 5
 UPLOAD_TYPES = {*IMAGE_TYPES, "multipart/form-data"}
 Encode = Callable[[Arrays], tuple[bytes, int | None]]
 
 
 class Endpoints:
-    """Decodes requests to jobs; without side effects."""
+    """Decodes requests into jobs, without side effects."""
 
     def __init__(self, models: ModelRegistry, settings: Settings) -> None:
-        """Take the models and the limits of a request."""
+        """Decode requests for these models, under the limits in the settings."""
         self._models, self._settings = models, settings
         self._limits = settings.limits
         self._decoders: dict[str, Callable[[Request], Job]] = {
@@ -50,12 +50,12 @@ class Endpoints:
         }
 
     def check_target(self, target: Target) -> None:
-        """Find what is wrong with a request before its body is read.
+        """Check the model, version and query of a request before its body is read.
 
         Raises:
             UnknownModelError: The URL names no served model.
-            NoFeatureMapsError: The model has none.
-            InvalidInputError: The query cannot be read.
+            NoFeatureMapsError: The model has no feature maps.
+            InvalidInputError: The query is invalid.
         """
         if target.endpoint in ("infer", "features") or target.model is not None:
             model = self._models.get(target.model, target.version)
@@ -77,7 +77,7 @@ class Endpoints:
         """Decode and check a request.
 
         Raises:
-            ServiceError: Says what came, what was expected and what to do.
+            ServiceError: The request is invalid; says what came, what was expected, what to do.
         """
         return self._decoders[request.target.endpoint](request)
 
@@ -133,7 +133,7 @@ class Endpoints:
         model = self._models.get(request.target.model)
         maps = model.require_feature_maps()
         inputs = {IMAGES: decode_one_image(request.body, self._limits)}
-        # Always the fp32 file of the stable version, whichever variant answers inference requests.
+        # Feature maps come from the stable version's fp32 file, whichever variant serves inference.
         lines = b""
         if self._settings.answer_headers:
             lines = encode_identity(model.manifest, maps.variant, maps.provider)
@@ -171,7 +171,7 @@ class Endpoints:
         """Return the model that answers a request: the named version, the stable one or a canary.
 
         Raises:
-            UnknownModelError: No such model, or not in this version.
+            UnknownModelError: There is no such model, or no such version of it.
         """
         if version is not None or request.is_stable_only:
             return self._models.get(name, version)
@@ -206,7 +206,7 @@ def _holds_small_png(request: Request) -> bool:
 
 @lru_cache(maxsize=1024)
 def answer_lines(identity_lines: bytes, length: int, json_length: int | None) -> bytes:
-    """Return the header lines of an answer of that many bytes, without its timing."""
+    """Return the header lines for a body of ``length`` bytes, without the timing."""
     if json_length is None:
         kind = b"content-type: application/json\r\n"
     else:

@@ -1,4 +1,4 @@
-"""Handles one inference request from its bytes to its response; both transports call ``handle``."""
+"""Handles an inference request from its bytes to its response; all transports call ``handle``."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from service.observability.records import BatchTiming
 from service.protocol.errors import DeadlineError, ErrorKind, ServiceError
 from service.settings import Settings
 
-# Each may hold a decoded image of the largest size, or the values of the largest JSON body.
+# Each thread may hold a decoded image of the largest size, or the values of the largest JSON body.
 DECODER_THREADS = 2
 # Server Timing (W3C) counts in milliseconds.
 TIMING_LINES = b"x-batch-size: %d\r\nserver-timing: queue;dur=%.3f, compute;dur=%.3f\r\n"
@@ -31,16 +31,16 @@ class Handler:
     def __init__(
         self, models: ModelRegistry, settings: Settings, health: HealthMonitor, metrics: Metrics
     ) -> None:
-        """Begin to answer with these models, unless ``health`` finds that one answers wrongly."""
+        """Serve these models; refuse requests for one that fails its golden check in ``health``."""
         self.models, self.health, self.metrics = models, health, metrics
         self.endpoints = Endpoints(models, settings)
         self.has_answer_headers = settings.answer_headers
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="decoder")
 
     def handle(self, request: Request, respond: Respond) -> None:
-        """Handle a request in the event loop; returns at once.
+        """Handle a request in the event loop without blocking.
 
-        ``respond`` is called exactly once, in the event loop, perhaps before this returns.
+        ``respond`` is called exactly once, in the event loop, possibly before this method returns.
         """
         inflight = InflightRequest(self, request, respond)
         if self.endpoints.is_quick(request):
@@ -64,7 +64,7 @@ class Handler:
         return response
 
     def record_client_gone(self) -> None:
-        """Record a request whose client went away before its answer."""
+        """Record a request whose client disconnected before the response."""
         self.metrics.record_refusal(ErrorKind.CLIENT_GONE)
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Handler:
 
 
 class InflightRequest:
-    """A request between its decoding and its response: the batcher's result sink."""
+    """An in-flight request; the batcher delivers its result here (``ResultSink``)."""
 
     __slots__ = ("_failure", "_handler", "_is_done", "_job", "_request", "_respond")
 
@@ -84,7 +84,7 @@ class InflightRequest:
         self._is_done = False
 
     def receive_job(self, future: "asyncio.Future[Job]") -> None:
-        """Take the result of decoding in a thread, which is cancelled when the service stops."""
+        """Receive the job that a thread decoded; the future is cancelled when the service stops."""
         try:
             job = future.result()
         except BaseException as error:  # noqa: BLE001 - the client must be answered
@@ -104,7 +104,7 @@ class InflightRequest:
             self.fail(error)
 
     def is_waiting(self) -> bool:
-        """Return False once it was answered or the client has gone."""
+        """Return False once the request was answered or its client disconnected."""
         return not self._is_done and self._request.is_connected()
 
     def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
@@ -135,7 +135,7 @@ class InflightRequest:
             observer.record_answer(job.version, job.inputs, outputs, timing, seconds)
 
     def fail(self, error: BaseException) -> None:
-        """Respond with a refusal, unless the stable version can answer for a canary that failed."""
+        """Respond with an error, unless the stable version can answer for a failed canary."""
         if self._is_done or (isinstance(error, EngineError) and self._ask_stable(error)):
             return
         self._is_done = True
@@ -154,10 +154,10 @@ class InflightRequest:
             observer.record_timeout(job.version, perf_counter() - self._request.started_s)
 
     def _ask_stable(self, error: EngineError) -> bool:
-        """Queue the request for the stable version if a canary's engine failed for it.
+        """Queue the request for the stable version if a canary's engine failed on it.
 
-        If the stable version answers, the fault is the canary's, and is recorded as such. A request
-        that names its version is not answered by another one.
+        If the stable version answers, the failure is recorded as the canary's. A request that names
+        a version is never answered by another one. Returns whether this method handled the failure.
         """
         job, request, models = self._job, self._request, self._handler.models
         if job is None or request.is_stable_only or request.target.version is not None:

@@ -18,12 +18,12 @@ JSON_LINE = b"content-type: application/json\r\n"
 
 
 class Target(NamedTuple):
-    """What a URL asks for.
+    """The endpoint and the model that a URL names.
 
     Attributes:
-        endpoint: A name of the table in ``endpoints``, which is also the label of the metrics.
+        endpoint: A name from the table in ``endpoints``; also its label in the metrics.
         model: The model that the path names, if it names one.
-        version: Its version, if the path names it.
+        version: The model's version, if the path names one.
         query: The query string.
     """
 
@@ -35,17 +35,17 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class Request:
-    """One inference request, received whole.
+    """One complete inference request.
 
     Attributes:
-        target: What its URL asks for.
+        target: The endpoint and the model that its URL names.
         body: Its body.
-        content_type: The header of that name; "" without one.
-        json_length: The header Inference-Header-Content-Length, if it has one.
-        request_id: As in the answer's header.
-        started_s: When its head had been read, by ``time.perf_counter``.
-        is_connected: Returns False once the client has gone.
-        is_stable_only: The stable version answers it, although the canary would: it failed.
+        content_type: The Content-Type header; "" if there is none.
+        json_length: The header Inference-Header-Content-Length; None if there is none.
+        request_id: The id in the response header.
+        started_s: The time when its head had been read, from ``time.perf_counter``.
+        is_connected: Returns False once the client has disconnected.
+        is_stable_only: Only the stable version may answer, because the canary failed.
     """
 
     target: Target
@@ -60,16 +60,16 @@ class Request:
 
 @dataclass(slots=True)
 class Job:
-    """A decoded request: what is computed, by which model, and how the outputs are encoded.
+    """A decoded request: its inputs, the model that computes it, and the encoder of its outputs.
 
     Attributes:
         model: The model's name.
         version: The version that computes it.
         batcher: The model's batcher.
-        inputs: By name, checked, N samples each.
+        inputs: Checked arrays by name, N samples each.
         samples: N.
-        encode: Makes the body of the outputs; its second result is the number of bytes of JSON at
-            the body's start if raw tensors follow it, otherwise None.
+        encode: Encodes the outputs as a body. Its second result is the length of the JSON at the
+            body's start, in bytes, if raw tensors follow it; otherwise None.
         identity_lines: Header lines that name the model, its version, variant and provider.
     """
 
@@ -83,15 +83,15 @@ class Job:
 
 
 class Response(NamedTuple):
-    """A whole response.
+    """A complete response.
 
     Attributes:
         status: The HTTP status.
         lines: Header lines, each "name: value" with CR LF; without date, connection, request id.
         body: Its body.
-        kind: What kind of refusal it is; None for an answer.
+        kind: The kind of error; None for a success.
         model: The model that answered.
-        timing: How it was computed.
+        timing: Batch size and timing of the computation.
     """
 
     status: int
@@ -108,9 +108,9 @@ class Response(NamedTuple):
 
 
 def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None) -> Response:
-    """Return the response of a refused request, the Open Inference Protocol's {"error": "text"}.
+    """Return an error response; its body is the Open Inference Protocol's {"error": "text"}.
 
-    Lone surrogates, which a client's JSON may hold and UTF-8 cannot express, are escaped.
+    Lone surrogates, which a client's JSON may contain and UTF-8 cannot encode, are escaped.
     """
     body = encode_json({"error": message.encode("utf-8", "backslashreplace").decode()})
     lines = [f"{name.lower()}: {value}\r\n" for name, value in (headers or {}).items()]
@@ -123,8 +123,8 @@ def refuse(kind: ErrorKind, message: str, headers: dict[str, str] | None = None)
 def describe_failure(error: Exception, where: str, request_id: bytes) -> Response:
     """Return the response for an exception.
 
-    Errors of the request are described to the client. Faults of the service are logged with their
-    traceback and ``where`` they happened; the client gets the request's id.
+    Errors in the request are described to the client. Internal errors are logged with ``where``
+    they happened and their traceback; the client receives only the request id.
     """
     if isinstance(error, ServiceError):
         return refuse(error.kind, str(error), error.headers)

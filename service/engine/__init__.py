@@ -1,1 +1,1 @@
-"""Engines: run a bundle's model on a device, in batches of concurrent requests."""
+"""Engines: run a bundle's model on a device, in batches formed from concurrent requests."""

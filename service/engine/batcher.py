@@ -1,11 +1,11 @@
 """Collects samples of concurrent requests into batches: one queue and one engine per model.
 
-Each batch takes everything that arrived while the previous one ran, so no waiting time has to be
-tuned. Sizes are counted in samples, not in requests. Samples of different shapes (a variable axis)
+Each batch takes everything that arrived while the previous one ran, so there is no waiting time to
+tune. Sizes are counted in samples, not in requests. Samples of different shapes (a variable axis)
 never share a batch.
 
 A short batch runs in the event loop: handing it to a thread and back costs more than computing it.
-A long one runs in the batcher's thread, so that the event loop reads further requests meanwhile.
+A long batch runs in the batcher's thread, so that the event loop can read more requests meanwhile.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ ACCEPT_GRACE_S = 0.002
 
 _SampleShapes = tuple[tuple[int, ...], ...]
 _Result = tuple[Arrays, BatchTiming]
-# Outputs or the engine's exception, when the engine began, and the seconds that it took.
+# Outputs or the engine's exception, the time when the engine began, and the seconds that it took.
 _Computed = tuple[Arrays | Exception, float, float]
 
 
@@ -40,13 +40,13 @@ class ResultSink(Protocol):
     """The receiver of one request's result: ``succeed`` or ``fail``, once, in the event loop."""
 
     def is_waiting(self) -> bool:
-        """Return False after the result, or if nobody needs it; then nothing is computed for it."""
+        """Return False once the result was delivered or is not needed; then it is not computed."""
 
     def succeed(self, outputs: Arrays, timing: BatchTiming) -> None:
         """Receive the outputs of this request's samples; must not raise."""
 
     def fail(self, error: Exception) -> None:
-        """Receive the reason why there is no result; must not raise."""
+        """Receive the error if there is no result; must not raise."""
 
 
 class EngineError(RuntimeError):
@@ -59,7 +59,7 @@ class EngineError(RuntimeError):
 
 @dataclass(slots=True)
 class _Item:
-    """A part of a request, of at most one batch's size."""
+    """A request, or a part of one, that fits into one batch."""
 
     inputs: Arrays
     samples: int
@@ -82,20 +82,20 @@ class Batcher:
         on_batch: Callable[[BatchTiming], None] = lambda timing: None,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Make a batcher; its thread ends when nothing holds the batcher any more.
+        """Make a batcher; its thread ends when the batcher is garbage-collected.
 
         Args:
-            predict: Runs one batch, never two at a time.
-            max_batch_samples: Samples in one batch at most.
-            max_queue_samples: Samples that may wait; a request that does not fit is refused.
+            predict: Runs one batch; never called concurrently.
+            max_batch_samples: The largest number of samples in one batch.
+            max_queue_samples: The largest number of queued samples; further requests are refused.
             max_loop_samples: Batches of at most this many samples run in the event loop, larger
-                ones in a thread; None runs all in the event loop, 0 none.
+                ones in a thread. None: all run in the event loop; 0: none.
             deadline_s: Seconds after which a request that has no result fails.
             wait_s: Seconds that an idle engine waits for a fuller batch.
             on_batch: Called in the event loop after each batch.
-            count_accepted: Connections accepted so far. While this grows, a batch waits shortly:
-                uvloop accepts one connection per turn of the loop, and each batch would delay the
-                next one.
+            count_accepted: Returns the number of connections accepted so far. While it grows, a
+                batch waits for a short time: uvloop accepts one connection per loop iteration, and
+                each batch would delay the next connection.
         """
         self._predict = predict
         self._max_batch_samples = max_batch_samples
@@ -116,27 +116,27 @@ class Batcher:
 
     @property
     def queued_samples(self) -> int:
-        """Samples that wait; those of the running batch are not counted."""
+        """The number of queued samples, without those of the running batch."""
         return self._queued_samples
 
     @property
     def is_idle(self) -> bool:
-        """Whether no batch runs and nothing waits."""
+        """Whether no batch is running and the queue is empty."""
         return not self._is_running
 
     def enqueue(
         self, inputs: Arrays, samples: int, sink: ResultSink, *, is_exempt: bool = False
     ) -> None:
-        """Queue a request of any size; returns at once.
+        """Queue a request of any size without blocking.
 
         Args:
-            inputs: By name, checked, N samples each.
+            inputs: Checked arrays by name, N samples each.
             samples: N, at least 1.
             sink: Receives the outputs in the request's order, or an error.
             is_exempt: Admit it even if the queue is full.
 
         Raises:
-            OverloadedError: The queue has no room for so many samples.
+            OverloadedError: The queue has no room for this many samples.
         """
         if self._queued_samples + samples > self._max_queue_samples and not is_exempt:
             raise self._overloaded(samples)
@@ -158,13 +158,13 @@ class Batcher:
         self._start()
 
     async def submit(self, inputs: Arrays, *, is_exempt: bool = False) -> _Result:
-        """Queue a request like ``enqueue`` and return its outputs, and how they were computed.
+        """Queue a request like ``enqueue``; return its outputs and the timing of its batch.
 
-        If the caller is cancelled, they are not computed.
+        If the caller is cancelled, the outputs are not computed.
 
         Raises:
-            OverloadedError: The queue has no room for so many samples.
-            DeadlineError: It waited too long.
+            OverloadedError: The queue has no room for this many samples.
+            DeadlineError: The request waited too long.
             EngineError: The engine failed.
         """
         samples = len(next(iter(inputs.values())))
@@ -174,7 +174,7 @@ class Batcher:
         return result
 
     def close(self) -> None:
-        """End the thread after the batch that runs."""
+        """End the thread after the running batch."""
         if self._thread is not None:
             self._thread_work.put(None)
             self._thread.join()
@@ -188,7 +188,7 @@ class Batcher:
         )
 
     def _start(self) -> None:
-        """Run what is queued: in the next turn of the loop, or after the waiting time if set."""
+        """Schedule the next batch for the next loop iteration, or after the waiting time if set."""
         is_full = self._queued_samples >= self._max_batch_samples
         if self._wait_timer is not None and is_full:
             self._wait_timer.cancel()
@@ -202,12 +202,12 @@ class Batcher:
                 self._schedule()
 
     def _schedule(self) -> None:
-        # In the next turn, so that requests which have arrived by now are in the same batch.
+        # Run in the next loop iteration, so that the batch includes all requests received by then.
         self._wait_timer = None
         asyncio.get_running_loop().call_soon(self._run_next)
 
     def _run_next(self) -> None:
-        """Run one batch; what is left runs after the requests that arrived meanwhile were read."""
+        """Run one batch; the event loop reads new requests before the next batch."""
         if self._is_accepting():
             asyncio.get_running_loop().call_soon(self._run_next)
             return
@@ -228,15 +228,15 @@ class Batcher:
                     name: np.concatenate([item.inputs[name] for item in batch]) for name in inputs
                 }
             outputs = self._predict(inputs)
-        except Exception as error:  # noqa: BLE001 - the clients must be answered, whatever it was
+        except Exception as error:  # noqa: BLE001 - the clients must be answered, whatever it is
             outputs = error
         return outputs, start_s, time.perf_counter() - start_s
 
     def _run_in_thread(self, batch: list[_Item], samples: int) -> None:
         """Run a batch in the thread, and fail its requests if it takes longer than the deadline.
 
-        A plain queue and ``call_soon_threadsafe``: an executor's futures cost more than a small
-        batch.
+        Uses a plain queue and ``call_soon_threadsafe``, because an executor's futures cost more
+        than a small batch.
         """
         loop = asyncio.get_running_loop()
         if self._thread is None:
@@ -272,7 +272,7 @@ class Batcher:
         return False
 
     def _next_batch(self) -> tuple[list[_Item], int]:
-        """Take the oldest items of one shape that fit into a batch; drop those without a client.
+        """Take the oldest items of one shape that fit into a batch; drop expired or unneeded ones.
 
         Returns:
             The items, the oldest first, and their number of samples.
@@ -313,7 +313,7 @@ class Batcher:
                 item.sink.fail(self._deadline_error())
 
     def _fail(self, batch: list[_Item], error: Exception) -> None:
-        """Retry each request alone: one sample of a batch may have broken all."""
+        """Retry each request alone, since one bad sample may have failed the whole batch."""
         if len(batch) > 1:
             self._retries.extend(batch)
         elif batch[0].sink.is_waiting():
@@ -342,15 +342,15 @@ class Batcher:
 
 
 def _run_thread(thread_work: "SimpleQueue[Callable[[], None] | None]") -> None:
-    """Run what is queued until None comes; holds only the queue, so that a batcher can be freed."""
+    """Run queued work until None arrives; refers only to the queue, so a batcher can be freed."""
     while (work := thread_work.get()) is not None:
         work()
-        del work  # it holds the batcher
+        del work  # refers to the batcher
 
 
 @dataclass(slots=True)
 class _FutureSink:
-    """Sets a future, which ``submit`` awaits."""
+    """Sets the future that ``submit`` awaits."""
 
     future: "asyncio.Future[_Result]"
 
@@ -366,7 +366,7 @@ class _FutureSink:
 
 @dataclass(slots=True)
 class _PartSink:
-    """Receives one part of a request that takes several batches; the last one joins them."""
+    """Receives one part of a request that takes several batches; the last part joins all."""
 
     whole: ResultSink
     start: int

@@ -21,9 +21,9 @@ from service.settings import Settings
 WARM_UP_RUNS = 3
 LOWEST_PRIORITY = 19  # of setpriority(2)
 LARGEST_OPENED_TWICE = 64 * 2**20  # bytes
-# A batch runs in two threads if one thread takes at least this long. At 32 images of CNN quick it
-# takes .37 ms, and two threads give 8% more answers on 2 idle cores; shorter batches gain 0 to 3%,
-# and lose up to half of the rate where another process has the second core.
+# A batch runs in two threads if one thread takes at least this long. 32 images of CNN quick take
+# .37 ms, and two threads raise throughput by 8% on 2 idle cores. Shorter batches gain 0 to 3%, and
+# lose up to half of their throughput if another process occupies the second core.
 WORTH_TWO_THREADS_S = 0.0003
 SIZES_FOR_TWO_THREADS = (8, 16, 32)
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max PERIOD" or "QUOTA PERIOD", in microseconds
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
 
 def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
-    """Open the model file of the configured variant, from the very bytes that were verified.
+    """Open the model file of the configured variant, from the same bytes that were verified.
 
     Raises:
         BundleError: The bundle has no such variant, or its file cannot be run.
@@ -83,7 +83,7 @@ def _open_torchscript(bundle: Bundle, path: Path, device: Device, threads: int) 
 
 
 def _open_on_cpu(bundle: Bundle, path: Path, settings: Settings) -> Engine:
-    """Open an ONNX file; a small one twice if large batches are worth two threads."""
+    """Open an ONNX file; open a small one twice if large batches gain from two threads."""
     content, threads = bundle.read(path), choose_threads(settings)
     if settings.threads != "auto" or threads == 1 or len(content) > LARGEST_OPENED_TWICE:
         return OnnxModel(content, "cpu", threads, name=path)
@@ -91,7 +91,7 @@ def _open_on_cpu(bundle: Bundle, path: Path, settings: Settings) -> Engine:
     golden_path = bundle.path("golden")
     golden_samples = len(Golden.load(golden_path, bundle.read(golden_path)))
     for size in SIZES_FOR_TWO_THREADS:
-        # A session that all golden samples together do not reach would not be verified.
+        # With fewer golden samples than this, no check would run in the session with two threads.
         if size > golden_samples:
             break
         if _shortest_s(single, _empty_batch(bundle.manifest, size)) >= WORTH_TWO_THREADS_S:
@@ -102,9 +102,9 @@ def _open_on_cpu(bundle: Bundle, path: Path, settings: Settings) -> Engine:
 def choose_threads(settings: Settings) -> int:
     """Return the number of threads within an operator on the CPU; 0 means all cores.
 
-    "auto" takes two where each worker has two cores: the second core is idle while the event loop
+    "auto" chooses two if each worker has two cores: the second core is idle while the event loop
     handles requests, and a batch of 64 takes .6 of the time (CNN quick, 2 cores). More than two
-    were not measured. Short batches run in one thread all the same, see ``WORTH_TWO_THREADS_S``.
+    were not measured. Short batches still run in one thread, see ``WORTH_TWO_THREADS_S``.
     """
     if settings.threads != "auto":
         return settings.threads
@@ -112,7 +112,7 @@ def choose_threads(settings: Settings) -> int:
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use, by its affinity and its control group (v2)."""
+    """Return how many cores this process may use, from its CPU affinity and its cgroup (v2)."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -124,13 +124,13 @@ def count_cores() -> int:
 
 
 def required_tolerance(manifest: Manifest, device: Device, settings: Settings) -> Tolerance:
-    """Return what the engine of these settings may differ from the reference by.
+    """Return the tolerance between the reference and the engine that these settings choose.
 
-    TorchScript is held to the tolerance of fp32 ONNX: on another machine than the exporter's, its
-    sums run in another order too.
+    TorchScript has the tolerance of fp32 ONNX, because on another machine than the exporter's it
+    also adds in another order.
 
     Raises:
-        BundleError: The bundle carries no such tolerance, or one looser than the project's table.
+        BundleError: The bundle has no such tolerance, or one looser than the project's table.
     """
     variant: str = settings.variant
     if variant.startswith("torchscript"):
@@ -141,12 +141,12 @@ def required_tolerance(manifest: Manifest, device: Device, settings: Settings) -
 
 
 def batch_buckets(largest: int) -> list[int]:
-    """Return the batch sizes that are warmed up, and on CUDA the only ones that run."""
+    """Return the batch sizes to warm up; on CUDA no other batch sizes run."""
     return sorted({*(2**i for i in range(largest.bit_length())), largest})
 
 
 def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[int, float]:
-    """Run batches of every bucket's size, so that the first request finds memory and kernels.
+    """Run a batch of each bucket's size, so that the first request waits for no initialization.
 
     Returns:
         The shortest time of each batch size in seconds.
@@ -158,14 +158,14 @@ def warm_up(engine: Engine, manifest: Manifest, max_batch_samples: int) -> dict[
 
 
 def _empty_batch(manifest: Manifest, size: int) -> Arrays:
-    """Return inputs of zeros by name."""
+    """Return a batch of zeros, by input name."""
     return {
         spec.name: np.zeros((size, *spec.largest_sample), spec.dtype) for spec in manifest.inputs
     }
 
 
 def _shortest_s(engine: Engine, batch: Arrays) -> float:
-    """Return the shortest time of some runs in seconds."""
+    """Return the shortest time of ``WARM_UP_RUNS`` runs, in seconds."""
     timed_s = []
     for _ in range(WARM_UP_RUNS):
         start_s = time.perf_counter()
@@ -175,15 +175,15 @@ def _shortest_s(engine: Engine, batch: Arrays) -> float:
 
 
 def count_to_check(engine: Engine) -> int:
-    """Return how many golden samples a batch needs to run in the session for large batches."""
+    """Return the smallest number of golden samples that runs in the session for large batches."""
     return engine.smallest_for_two if isinstance(engine, TwoThreadEngine) else 1
 
 
 def lower_priority(predict: Predict) -> Predict:
-    """Return the same function for a thread of its own, which yields the processor to all others.
+    """Wrap ``predict`` so that the thread that calls it gets the lowest CPU priority.
 
-    On Linux each thread has a priority of its own, which threads that it starts inherit; elsewhere
-    nothing changes.
+    On Linux each thread has its own priority, inherited by the threads that it starts. On other
+    systems nothing changes.
     """
     lowered: set[int] = set()
 
@@ -198,14 +198,14 @@ def lower_priority(predict: Predict) -> Predict:
 
 
 class TwoThreadEngine:
-    """Runs small batches in a session of one thread, larger ones in a session of two.
+    """Runs small batches in a session with one thread, larger ones in a session with two.
 
     Attributes:
-        smallest_for_two: Samples from which on a batch runs in two threads.
+        smallest_for_two: The smallest batch, in samples, that runs in two threads.
     """
 
     def __init__(self, single: OnnxModel, double: OnnxModel, smallest_for_two: int) -> None:
-        """Take the same model, opened with one thread and with two."""
+        """Use two sessions of the same model, one with one thread and one with two."""
         self.device, self.provider = single.device, single.provider
         self._single, self._double = single, double
         self.smallest_for_two = smallest_for_two
@@ -219,8 +219,8 @@ class TwoThreadEngine:
 class BucketedEngine:
     """Pads batches with zeros to a few sizes, each with its own buffers and recorded graph.
 
-    The outputs of the padding are dropped. On CUDA no answer depends on its neighbours beyond the
-    tolerance; the batch's size alone chooses the kernels.
+    The outputs of the padding are dropped. On CUDA the other samples in a batch change an answer by
+    no more than the tolerance; the choice of kernels depends only on the batch size.
     """
 
     def __init__(self, engine: Engine, sizes: Sequence[int]) -> None:
@@ -229,7 +229,7 @@ class BucketedEngine:
         self._engine, self._sizes = engine, sizes
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Run one batch; one of more samples than the largest size runs in several."""
+        """Run one batch; split it if it has more samples than the largest size."""
         count, largest = len(next(iter(inputs.values()))), self._sizes[-1]
         if count > largest:
             return run_batched(self, inputs, largest)

@@ -32,10 +32,11 @@ class TorchScriptModel:
             path: The file, for error messages.
             outputs: Names of the returned tensors, in order.
             device: The device.
-            threads: Threads within an operator on the CPU, of the whole process; 0: PyTorch's own.
+            threads: Threads within an operator on the CPU, for the whole process; 0: PyTorch's
+                default.
 
         Raises:
-            BundleError: PyTorch cannot load it there.
+            BundleError: PyTorch cannot load the file on the device.
         """
         try:
             with warnings.catch_warnings():  # the export warned of TorchScript's deprecation
@@ -53,7 +54,7 @@ class TorchScriptModel:
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run one batch: inputs by name, in the order of the module's arguments, to outputs."""
-        # Unoptimised: the executor would compile for seconds for each new batch size.
+        # Unoptimized: the optimizing executor compiles for seconds for each new batch size.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             # Copied: PyTorch warns of read-only arrays, such as those over a request's bytes.
             tensors = [torch.tensor(array, device=self.device) for array in inputs.values()]

@@ -1,1 +1,1 @@
-"""Models: verify bundles on the device, serve them, and check them during operation."""
+"""Models: verifies bundles on the device, serves them, and checks them during operation."""

@@ -1,7 +1,7 @@
 """Serves the feature maps of a model's first layer, one image at a time.
 
-They are requested rarely and their answers are long. So they have a queue and a thread of their
-own, in which the JSON is written too, and do not delay inference requests.
+Feature maps are requested rarely, and the responses are long. They have a separate queue and
+thread, which also encodes the JSON, so that they do not delay inference requests.
 
 Shape suffixes: C channels, D depth, H height, W width, U units.
 """
@@ -27,15 +27,15 @@ class FeatureMapServer:
     """Answers with the feature maps of one model.
 
     Attributes:
-        batcher: Takes the model's inputs, one image; its output is the JSON of the answer.
-        variant: As in the header x-model-variant.
-        provider: As in the header x-provider.
+        batcher: Takes the model's inputs, one image; its output is the JSON of the response.
+        variant: The value of the header x-model-variant.
+        provider: The value of the header x-provider.
     """
 
     def __init__(
         self, engine: OnnxModel, maps: FeatureMaps, identity: Identity, deadline_s: float
     ) -> None:
-        """Make the queue of a verified first layer; its thread starts with the first request."""
+        """Make the queue for a verified first layer; its thread starts with the first request."""
         self._engine, self._maps, self._identity = engine, maps, identity
         self.variant, self.provider = identity["variant"], identity["provider"]
         self.batcher = Batcher(
@@ -49,7 +49,7 @@ class FeatureMapServer:
     def _answer(self, inputs: Arrays) -> Arrays:
         values = self._engine(inputs)[self._maps.output.name][0]
         head = encode_json(self._identity | {"layer": self._maps.layer})
-        # Map by map: a single call would hold the interpreter, and the event loop, until its end.
+        # Encode map by map: one call for all would hold the GIL and so block the event loop.
         maps = b",".join(
             encode_json(
                 FeatureMap(
@@ -68,8 +68,8 @@ class FeatureMapServer:
 def name_maps(values: Array) -> Iterator[tuple[str, Array]]:
     """Yield name and float [H, W] of each map.
 
-    The units of a dense layer have no places: they fill rows, from the top, of a rectangle that is
-    as square as their number allows (512 units are 16 rows of 32).
+    The units of a dense layer have no spatial order. They fill a rectangle row by row, from the
+    top, as close to a square as their number allows (512 units are 16 rows of 32).
 
     Args:
         values: Of one image: float [U], [C, W], [C, H, W] or [C, D, H, W].

@@ -1,9 +1,9 @@
-"""Readiness of a worker: its models answer golden samples rightly, and it is not stopping.
+"""Readiness of a worker: its models pass their golden samples, and it is not stopping.
 
-Once a minute each model answers a few golden samples through its own batcher, beside the requests.
-A wrong answer ends readiness and all inference until a later check passes; ``on_failure`` lets the
-worker stop accepting connections and end, so that BentoML replaces it. A check that could not run,
-such as one that waited too long in a full queue, changes nothing.
+Once a minute each model computes a few golden samples through its own batcher, alongside requests.
+A wrong answer ends readiness and the model's inference until a later check passes. ``on_failure``
+makes the worker stop accepting connections and exit, so that BentoML replaces it. A check that
+could not run, such as one that waited too long in a full queue, changes nothing.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class HealthMonitor:
     """The readiness of one worker; lives in its event loop.
 
     Attributes:
-        is_draining: The worker was told to stop.
-        failures: What the last check found wrong, by model; empty if nothing was.
+        is_draining: Whether the worker received SIGTERM and is stopping.
+        failures: The failures found by the last check, by model; empty if all passed.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class HealthMonitor:
         on_failure: Callable[[], None] = lambda: None,
         on_fault: Callable[[ServedModel, list[str]], None] = lambda model, failures: None,
     ) -> None:
-        """Begin ready.
+        """Start in the ready state.
 
         Args:
-            models: What is checked.
-            metrics: Where checks are recorded.
+            models: The models to check.
+            metrics: Records the checks.
             interval_s: Seconds between checks.
             on_failure: Called after a check in which a stable version answered wrongly.
-            on_fault: Called with each version that answered wrongly, and what was wrong.
+            on_fault: Called with each version that answered wrongly, and its failures.
         """
         self._models, self._metrics = models, metrics
         self._interval_s, self._on_failure, self._on_fault = interval_s, on_failure, on_fault
@@ -61,7 +61,7 @@ class HealthMonitor:
         return not self.is_draining and not self.failures
 
     def require_right_answers(self, model: str) -> None:
-        """Raise NotReadyError if the model answered golden samples wrongly in the last check."""
+        """Raise NotReadyError if the model failed its golden samples in the last check."""
         if model in self.failures:
             raise NotReadyError(
                 f"{model} answers its golden samples wrongly in this worker, which is being "
@@ -69,11 +69,11 @@ class HealthMonitor:
             )
 
     def start(self) -> None:
-        """Begin to check; called in the event loop."""
+        """Start the periodic checks; called in the event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def check(self) -> dict[str, list[str]]:
-        """Check every model now and return what was wrong, by model."""
+        """Check every model now and return the failures by model."""
         for model in self._models.loaded():
             name = model.manifest.name
             if model is not self._models.get(name):
@@ -91,18 +91,18 @@ class HealthMonitor:
         return dict(self.failures)
 
     async def _check_candidate(self, model: ServedModel) -> None:
-        """Check a version that is not the stable one: a wrong answer ends its roll-out alone."""
+        """Check a version that is not stable; a wrong answer ends only its roll-out."""
         try:
             failures, _ = await self._ask(model)
         except ServiceError:
-            return  # a full queue says nothing of the version
-        except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
+            return  # a full queue says nothing about the version
+        except Exception as error:  # noqa: BLE001 - an engine that raises fails the check
             failures = [repr(error)]
         if failures:
             self._on_fault(model, failures)
 
     async def _check_model(self, model: ServedModel) -> list[str] | None:
-        """Return what was wrong with a model's answers, or None if it could not be asked."""
+        """Return the failures of a model's answers, or None if the check could not run."""
         name, tolerance = model.manifest.name, model.tolerance
         try:
             failures, worst = await self._ask(model)
@@ -110,7 +110,7 @@ class HealthMonitor:
             logger.warning("the golden samples of %s were not checked: %s", name, error)
             self._metrics.record_skipped_check(name)
             return None
-        except Exception as error:  # noqa: BLE001 - an engine that fails does not answer rightly
+        except Exception as error:  # noqa: BLE001 - an engine that raises fails the check
             self._metrics.record_golden_check(name, passed=False)
             return [repr(error)]
         self._metrics.record_golden_check(
@@ -119,13 +119,13 @@ class HealthMonitor:
         return failures
 
     async def _ask(self, model: ServedModel) -> tuple[list[str], float]:
-        """Return what was wrong with a model's answers, and the worst scaled error."""
+        """Run golden samples; return the failures of the answers and the worst scaled error."""
         golden, tolerance = model.samples, model.tolerance
         if tolerance.scaled_error is not None:  # other tolerances judge all samples together
             golden = golden.first(max(SAMPLES, count_to_check(model.engine)))
         together, _ = await model.batcher.submit(golden.inputs, is_exempt=True)
         alone, _ = await model.batcher.submit(golden.first(1).inputs, is_exempt=True)
-        # Small batches may run in another session than large ones: judge one sample twice.
+        # Small batches may run in another session than large ones, so check one sample in both.
         names = [spec.name for spec in model.manifest.outputs]
         mixed = {key: np.concatenate([alone[key], together[key][1:]]) for key in names}
         judged = [

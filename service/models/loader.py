@@ -1,9 +1,9 @@
 """Opens bundles and verifies each on the device that will serve it: ``load_verified_models``.
 
 A model that does not answer its golden samples within its tolerance is not served. As a command,
-``python -m service.models.loader`` verifies the configured bundles and exits; the parent process of
-the service runs it, so that it never opens a model, or a CUDA context, itself. With a folder as its
-argument it verifies this bundle alone: a roll-out does so before a worker opens a new version.
+``python -m service.models.loader`` verifies the configured bundles and exits. The service's parent
+process runs this command, so that it never opens a model or a CUDA context itself. With a folder as
+its argument it verifies only that bundle, which a roll-out does before a worker opens a version.
 """
 
 import sys
@@ -34,15 +34,15 @@ class VerificationError(RuntimeError):
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """An opened bundle whose model answered its golden samples rightly on its device.
+    """An opened bundle whose model answered its golden samples correctly on its device.
 
     Attributes:
-        identity: The fields of every JSON answer that say which model computed it, and where.
-        tolerance: What its answers may differ from the reference's by.
+        identity: The fields in every JSON answer that name the model, its version and its device.
+        tolerance: The largest allowed difference between its answers and the reference's.
         samples: The golden samples.
-        golden: The result of the check at the start.
+        golden: The result of the golden check at startup.
         adapter: Decodes and encodes requests of the model's task.
-        feature_maps: Serves the first layer by itself, if the bundle has it.
+        feature_maps: Serves the outputs of the first layer, if the bundle has it as a file.
     """
 
     manifest: Manifest
@@ -56,14 +56,14 @@ class VerifiedModel:
 
     @property
     def variant(self) -> str:
-        """Which model file of the bundle it is; "onnx-tf32" if products are rounded to TF32."""
+        """The variant of the model file; "onnx-tf32" if products are rounded to TF32."""
         return self.identity["variant"]
 
     def require_feature_maps(self) -> FeatureMapServer:
         """Return the server of the first layer.
 
         Raises:
-            NoFeatureMapsError: The bundle does not hold it; gives the recorded reason.
+            NoFeatureMapsError: The bundle does not contain it; gives the recorded reason.
         """
         if self.feature_maps is None:
             unknown = "its bundle holds none; build it again"
@@ -75,11 +75,11 @@ class VerifiedModel:
 def load_verified_models(settings: Settings) -> list[VerifiedModel]:
     """Open every bundle in the configured folder and verify it on its device.
 
-    Of a model with versions it is the stable one.
+    For a model with versions, only the stable version is opened.
 
     Raises:
-        BundleError: No bundle, one that is damaged, not proven or not signed as configured, two of
-            one name, or none of the default model's name.
+        BundleError: There is no bundle; one is damaged, not proven or not signed as configured;
+            two have the same name; or none has the default model's name.
         DeviceUnavailableError: The configured device is not available.
         VerificationError: A model answered its golden samples wrongly.
         RolloutError: A file of a roll-out cannot be read.
@@ -112,9 +112,9 @@ def load_model(folder: Path, settings: Settings) -> VerifiedModel:
     """Open the bundle in a folder, and verify it on the configured device.
 
     Raises:
-        BundleError: It is missing, damaged, not proven or not signed as configured.
+        BundleError: The bundle is missing, damaged, not proven or not signed as configured.
         DeviceUnavailableError: The configured device is not available.
-        VerificationError: It answered its golden samples wrongly.
+        VerificationError: The model answered its golden samples wrongly.
     """
     return _load(open_signed(folder, settings.signing_key), settings)
 
@@ -124,13 +124,13 @@ def load_version(folder: Path, settings: Settings, name: str) -> VerifiedModel:
 
     Args:
         folder: ``bundles/NAME/VERSION``.
-        settings: The service's.
-        name: The model's.
+        settings: The service's settings.
+        name: The model's name.
 
     Raises:
-        BundleError: It is damaged or not proven, or its manifest has another name or version.
+        BundleError: The bundle is damaged or not proven, or has another name or version.
         DeviceUnavailableError: The configured device is not available.
-        VerificationError: It answered its golden samples wrongly.
+        VerificationError: The version answered its golden samples wrongly.
     """
     bundle = open_signed(folder, settings.signing_key)
     found = bundle.manifest.name, bundle.manifest.version
@@ -143,7 +143,7 @@ def load_version(folder: Path, settings: Settings, name: str) -> VerifiedModel:
 
 
 def _find_stable(bundles: Path) -> list[Path]:
-    """Return the folder of each model's bundle, by the models' names."""
+    """Return the folder of each model's bundle, ordered by the models' names."""
     folders = {folder.name: folder for folder in find_bundles(bundles)}
     for rollout in find_rollouts(bundles):
         if rollout.name in folders:
@@ -195,7 +195,7 @@ def _load(bundle: Bundle, settings: Settings) -> VerifiedModel:
     golden = Golden.load(path, bundle.read(path))
     what = f"{manifest.name} ({variant})"
     result = verify_golden(what, engine, golden, manifest.outputs, tolerance)
-    # TF32 is no file of its own but another arithmetic: answers name it.
+    # TF32 is not a separate file but different arithmetic; the answers name it as the variant.
     served = tolerance.variant if variant.startswith("onnx") else variant
     identity = _identify(manifest, served, engine)
     feature_maps = _load_feature_maps(bundle, device, settings)
@@ -217,7 +217,7 @@ def _identify(manifest: Manifest, variant: str, engine: Engine) -> Identity:
 def _load_feature_maps(
     bundle: Bundle, device: Device, settings: Settings
 ) -> FeatureMapServer | None:
-    """Open and verify the first layer: always the fp32 file, whichever variant serves inference."""
+    """Open and verify the first layer's fp32 file, whichever variant serves inference."""
     maps = bundle.manifest.features
     if maps is None:
         return None
@@ -240,9 +240,9 @@ def _load_feature_maps(
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
-    """Verify the configured bundles, or the one named; print what is wrong, and return the status.
+    """Verify the configured bundles, or the named one; print errors and return the exit status.
 
-    Who has one bundle verified beside a running service starts this at a low priority.
+    Callers that verify a bundle alongside a running service start this with a low priority.
     """
     try:
         if arguments:

@@ -19,9 +19,9 @@ from service.protocol.errors import InvalidInputError, UnknownModelError, quote_
 from service.protocol.oip import describe_tensor
 from service.settings import Settings
 
-# A batch that runs in the event loop delays every other client by its time. Shorter ones are not
-# worth a thread, with idle cores neither: the two threads contend for Python's interpreter lock,
-# and the rate at 32 and 128 connections fell by a tenth (2 cores, CNN quick, CPython 3.11).
+# A batch that runs in the event loop delays every other client by its duration. Shorter batches are
+# not worth a thread even with idle cores: the two threads contend for the GIL, and throughput at 32
+# and 128 connections fell by a tenth (2 cores, CNN quick, CPython 3.11).
 LOOP_BUDGET_S = 0.005
 
 logger = logging.getLogger("bentoml.service")  # BentoML shows only its own loggers
@@ -32,7 +32,7 @@ class ServedModel(VerifiedModel):
     """A verified model with its batcher.
 
     Attributes:
-        summary: The log line for the time when it begins to be served; takes ``identity``'s values.
+        summary: The format of the log line when serving begins; takes the values of ``identity``.
         identity_lines: Header lines of its answers; empty without the setting ``answer_headers``.
     """
 
@@ -41,7 +41,7 @@ class ServedModel(VerifiedModel):
     identity_lines: bytes
 
     def close(self) -> None:
-        """End its threads after the batches that run."""
+        """End its threads after the running batches."""
         self.batcher.close()
         if self.feature_maps is not None:
             self.feature_maps.batcher.close()
@@ -82,13 +82,13 @@ class AnswerObserver(Protocol):
 
 @dataclass(frozen=True)
 class ModelVersions:
-    """The versions of one model and their roles; a roll-out replaces it as a whole.
+    """The versions of one model and their roles; a roll-out replaces the whole object.
 
     Attributes:
-        stable: Answers all requests that do not name a version, except for the canary's.
-        canary: Answers a share of them.
+        stable: Answers all requests that do not name a version, except for the canary's share.
+        canary: Answers a share of the requests that do not name a version.
         canary_share: That share, 0 to 1.
-        shadow: Answers no request that does not name it.
+        shadow: Answers only requests that name its version.
         observer: Watches the answers; None if the model has no roll-outs.
     """
 
@@ -107,7 +107,7 @@ class ModelVersions:
         """Return a version.
 
         Raises:
-            UnknownModelError: It is not served; lists what there is.
+            UnknownModelError: The version is not served; lists the served versions.
         """
         for model in self.loaded:
             if model.manifest.version == version:
@@ -118,7 +118,7 @@ class ModelVersions:
         )
 
     def route(self, request_id: bytes) -> ServedModel:
-        """Return the version that answers a request which names none: the same in all workers."""
+        """Return the version for a request that names none; all workers choose the same one."""
         if self.canary is None:
             return self.stable
         digest = hashlib.blake2b(request_id, digest_size=4).digest()
@@ -136,7 +136,7 @@ class ModelRegistry:
         metrics: Metrics,
         count_accepted: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Warm every model up and make its batcher; ``Batcher`` explains ``count_accepted``."""
+        """Warm up every model and make its batcher; ``Batcher`` explains ``count_accepted``."""
         self._settings, self._metrics = settings, metrics
         self._count_accepted = count_accepted
         self._versions = dict[str, ModelVersions]()
@@ -150,10 +150,10 @@ class ModelRegistry:
         self.default = settings.default_model or verified[0].manifest.name
 
     def versions(self, name: str | None) -> ModelVersions:
-        """Return the versions of the model of that name, or of the default one.
+        """Return the versions of the named model, or of the default model.
 
         Raises:
-            UnknownModelError: No such model; lists what there is.
+            UnknownModelError: There is no such model; lists the served models.
         """
         found = self._versions.get(self.default if name is None else name)
         if found is None:
@@ -162,33 +162,33 @@ class ModelRegistry:
         return found
 
     def get(self, name: str | None, version: str | None = None) -> ServedModel:
-        """Return a version of the model of that name, or of the default one; by default stable.
+        """Return a version, by default the stable one, of the named or the default model.
 
         Raises:
-            UnknownModelError: No such model, or not in this version; lists what there is.
+            UnknownModelError: There is no such model or version; lists those that are served.
         """
         found = self.versions(name)
         return found.stable if version is None else found.get(version)
 
     def route(self, name: str | None, request_id: bytes) -> ServedModel:
-        """Return the version that answers a request which names no version.
+        """Return the version that answers a request that names no version.
 
         Raises:
-            UnknownModelError: No such model; lists what there is.
+            UnknownModelError: There is no such model; lists the served models.
         """
         found = self.versions(name)
         return found.stable if found.canary is None else found.route(request_id)
 
     def observer(self, name: str) -> AnswerObserver | None:
-        """Return what watches the answers of a served model, if anything does."""
+        """Return the observer of a served model's answers, or None."""
         return self._versions[name].observer
 
     def choose_name(self, in_query: str | None, in_body: str | None) -> str:
         """Return the name of the model that a request names in its URL or in its body.
 
         Raises:
-            UnknownModelError: No such model.
-            InvalidInputError: The two name different models.
+            UnknownModelError: There is no such model.
+            InvalidInputError: URL and body name different models.
         """
         model = self.get(in_query if in_body is None else in_body)
         if in_query is not None and self.get(in_query) is not model:
@@ -199,7 +199,7 @@ class ModelRegistry:
         return model.manifest.name
 
     def all(self) -> list[ServedModel]:
-        """Return the stable version of every model, by name."""
+        """Return the stable version of every model, in the order in which they were loaded."""
         return [versions.stable for versions in self._versions.values()]
 
     def loaded(self) -> list[ServedModel]:
@@ -211,17 +211,17 @@ class ModelRegistry:
         return [model.manifest.version for model in self.versions(name).loaded]
 
     def prepare(self, verified: VerifiedModel, *, is_shadow: bool = False) -> ServedModel:
-        """Warm a verified model up and make its batcher; it answers nothing before ``replace``.
+        """Warm up a verified model and make its batcher; it is served only after ``replace``.
 
-        May be called in another thread than the event loop's.
+        May be called from another thread than the event loop's.
         """
         return _prepare(verified, self._settings, self._metrics, self._count_accepted, is_shadow)
 
     def replace(self, name: str, versions: ModelVersions) -> None:
         """Serve these versions of a model from now on; called in the event loop.
 
-        Requests that were decoded before keep the version that they began with: their jobs hold
-        it, and its engine and thread end when the last of them does.
+        Requests that were decoded before keep their version: their jobs refer to it, and its engine
+        and thread end with the last of these jobs.
         """
         old = self._versions.get(name)
         before = [] if old is None else old.loaded
@@ -257,7 +257,7 @@ def _prepare(
     count_accepted: Callable[[], int],
     is_shadow: bool,
 ) -> ServedModel:
-    """Warm a model up and make its batcher."""
+    """Warm up a model and make its batcher."""
     manifest, engine, golden = verified.manifest, verified.engine, verified.golden
     batch_s = warm_up(engine, manifest, settings.max_batch_samples)
     max_loop_samples = 0
@@ -287,7 +287,7 @@ def _prepare(
 
 
 def encode_identity(manifest: Manifest, variant: str, provider: str) -> bytes:
-    """Return the header lines that say which model computed an answer."""
+    """Return the header lines that name the model, its version, variant and provider."""
     headers = {
         "x-model": manifest.name,
         "x-model-version": manifest.version,
@@ -298,13 +298,13 @@ def encode_identity(manifest: Manifest, variant: str, provider: str) -> bytes:
 
 
 def _ignore(_: BatchTiming) -> None:
-    """Leave a shadow's batches out of the metrics of the model."""
+    """Ignore a shadow's batch, so that the model's metrics exclude it."""
 
 
 def _choose_max_loop_samples(batch_s: dict[int, float], device: str, settings: Settings) -> int:
-    """Return the largest batch that runs in the event loop; 0 if all run in the thread.
+    """Return the largest batch size that runs in the event loop; 0 if all run in the thread.
 
-    ``batch_s`` are the measured seconds of a batch by its size.
+    ``batch_s`` is the measured time of a batch, in seconds, by batch size.
     """
     if settings.engine == "loop":
         return settings.max_batch_samples

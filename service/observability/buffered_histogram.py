@@ -1,7 +1,7 @@
 """A Prometheus histogram that buffers its observations as plain numbers and adds them in bulk.
 
-With several processes prometheus_client writes each observation into a memory-mapped file under a
-lock, which costs more than parsing a small request.
+With several processes, prometheus_client writes each observation to a memory-mapped file while
+holding a lock, which costs more than parsing a small request.
 """
 
 from bisect import bisect_left
@@ -10,7 +10,7 @@ from prometheus_client import Histogram
 
 
 class BufferedHistogram(Histogram):
-    """A histogram whose observations are exposed after ``flush``, called on each of its series."""
+    """A histogram that exposes its observations once ``flush`` is called on each of its series."""
 
     def _metric_init(self) -> None:
         super()._metric_init()

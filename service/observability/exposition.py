@@ -1,4 +1,4 @@
-"""The content of GET /metrics: the metrics of all workers together, and each worker's process."""
+"""Builds the content of GET /metrics: all workers' metrics combined, and each worker's process."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # set by BentoML for its workers
-# The names before this release; they are exposed beside the current ones until the next release.
+# Metric names before this release, exposed alongside the current ones until the next release.
 PREFIX, OLD_PREFIX = "inference_", "digits_"
 OLD_NAMES = {
     "inference_samples": "digits_images",
@@ -44,7 +44,7 @@ def write_exposition() -> tuple[bytes, str]:
 
 
 class _WithOldNames(Collector):
-    """Metrics under their names, and under the names of the previous release."""
+    """Yields each metric under its current name and under its name in the previous release."""
 
     def __init__(self, collectors: Iterable[Collector]) -> None:
         self._collectors = collectors
@@ -68,18 +68,18 @@ def _rename(metric: Metric) -> Metric:
 def _list_live_workers(folder: Path) -> list[int]:
     """Return the process ids of live workers, after removing the gauges of dead ones.
 
-    Nobody else removes them: a killed worker would be exposed as it last was for ever.
+    Nothing else removes them: a killed worker's last values would be exposed for ever.
     """
     written = {int(file.stem.rpartition("_")[2]) for file in folder.glob("*.db")}
     live = [pid for pid in sorted(written) if _is_worker(pid)]
     for pid in written.difference(live):
-        with suppress(FileNotFoundError):  # another worker, scraped at the same time, was faster
+        with suppress(FileNotFoundError):  # another worker, scraped at the same time, did it
             mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
     return live
 
 
 def _is_worker(pid: int) -> bool:
-    """Whether the process lives and has the same parent as this one."""
+    """Whether the process is alive and has the same parent as this one."""
     try:
         process = psutil.Process(pid)
         return bool(process.ppid() == os.getppid() and process.status() != psutil.STATUS_ZOMBIE)
@@ -88,7 +88,7 @@ def _is_worker(pid: int) -> bool:
 
 
 class _Processes(Collector):
-    """CPU, memory, files and start time of each worker, with the label ``pid``."""
+    """Collects CPU, memory, files and start time of each worker, with the label ``pid``."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._pids = pids

@@ -1,7 +1,7 @@
 """Formats the log as JSON if the setting ``log_format`` says so, and writes the access log.
 
-BentoML gives each process its handlers before it loads the service; ``configure`` changes their
-formatter and keeps their streams and levels. Text lines stay as BentoML writes them.
+BentoML installs each process's log handlers before it loads the service. ``configure`` replaces
+their formatter and keeps their streams and levels. Text lines keep BentoML's own format.
 """
 
 import logging
@@ -36,7 +36,7 @@ class JsonLines(JsonFormatter):
     """Formats a record as JSON: time (RFC 3339), level, logger, pid, message, further fields."""
 
     def __init__(self) -> None:
-        """Name the fields."""
+        """Set the names and the order of the fields."""
         super().__init__(
             ["levelname", "name", "process", "message"],
             rename_fields={
@@ -50,7 +50,7 @@ class JsonLines(JsonFormatter):
         )
 
     def process_log_record(self, log_data: LogData) -> LogData:
-        """Put the time first, and add the ids of the current span unless the record has some."""
+        """Put the time first; add the current span's ids unless the record already has ids."""
         traced = {}
         if "trace_id" not in log_data:
             traced = trace_fields(get_current_span().get_span_context())
@@ -58,19 +58,19 @@ class JsonLines(JsonFormatter):
 
 
 class AccessLog:
-    """Writes one line for the configured share of the requests; JSON lines have fields.
+    """Logs the configured share of the requests, one line each; JSON lines have separate fields.
 
     Attributes:
         is_enabled: Whether any line is written.
     """
 
     def __init__(self, share: float) -> None:
-        """Take the share of requests that are logged, 0 to 1."""
+        """Log this share of the requests, 0 to 1."""
         self.is_enabled = share > 0
         self._share, self._due = share, 0.0
 
     def log(self, exchange: Exchange, status: int, seconds: float, span: SpanContext) -> None:
-        """Log a request, which took so many seconds, if it is in the share."""
+        """Log a request and its duration in seconds, if the request is in the logged share."""
         self._due += self._share
         if self._due < 1:
             return
@@ -113,7 +113,7 @@ def configure(settings: Settings) -> None:
 
 
 def end_process(settings: Settings, error: str) -> SystemExit:
-    """Return the exception that ends the process with one line that says why."""
+    """Return an exception that ends the process; the error is reported as a single line."""
     if settings.log_format == "text":
         return SystemExit(f"error: {error}")
     logger.critical("%s", error)

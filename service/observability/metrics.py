@@ -1,9 +1,9 @@
 """The service's Prometheus metrics; docs/monitoring.md explains each.
 
-BentoML's own metrics use raw paths as labels, which any scan multiplies; they are turned off. These
-are made in each worker, never at import: in the parent process they would miss the folder in which
-BentoML's workers share their metrics. Observations of requests and batches are buffered and added
-twice a second, and before each scrape.
+BentoML's own metrics are turned off: they use raw paths as labels, so every URL scan adds series.
+The metrics here are created in each worker, never at import: the parent process does not have the
+folder in which BentoML's workers share their metrics. Observations of requests and batches are
+buffered, and added twice a second and before each scrape.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ FLUSH_INTERVAL_S = 0.5
 
 
 class Metrics:
-    """All metrics, and the calls that record into them."""
+    """All metrics, and the methods that record them."""
 
     def __init__(self) -> None:
         """Register all metrics with the default registry of the process."""
@@ -82,7 +82,7 @@ class Metrics:
         )
 
     def _make_model_gauges(self) -> None:
-        """Gauges; those of dead workers are left out ("live"), see ``exposition``."""
+        """Make the gauges; the "live" modes leave out dead workers, see ``exposition``."""
         self._queued = Gauge(
             "inference_queued_samples",
             "Samples that wait for a batch, as of the last half second.",
@@ -142,7 +142,7 @@ class Metrics:
         )
 
     def _make_rollout_metrics(self) -> None:
-        """Metrics of models with versions; each version that is served adds its series."""
+        """Make the metrics of models with versions; each served version adds its own series."""
         labels = ["model", "version"]
         self._generation = Gauge(
             "inference_rollout_generation",
@@ -177,7 +177,7 @@ class Metrics:
         self._version_answers = dict[tuple[str, str], BufferedHistogram]()
 
     def set_rollout(self, model: str, generation: int, versions: Iterable[str]) -> None:
-        """Begin the series of a model's versions, and set the generation that is served."""
+        """Create the series of a model's versions, and set the generation that is served."""
         self._generation.labels(model).set(generation)
         for role in ("canary", "shadow", "stable"):
             self._returns.labels(model, role)
@@ -208,11 +208,11 @@ class Metrics:
         self._returns.labels(model, role).inc()
 
     def add_version(self, identity: Identity) -> None:
-        """Begin to list a version of a model as served."""
+        """List a version of a model as served."""
         self._info.labels(**identity).set(1)
 
     def remove_version(self, identity: Identity) -> None:
-        """List a version of a model as no longer served: files that workers share keep the row."""
+        """List a version as no longer served; its series stays in the workers' shared files."""
         self._info.labels(**identity).set(0)
 
     def add_model(
@@ -222,7 +222,7 @@ class Metrics:
         read_queued: Callable[[], int],
         limit: int,
     ) -> None:
-        """Begin a model's series; ``read_queued`` returns how many of its samples wait."""
+        """Create a model's series; ``read_queued`` returns the number of its queued samples."""
         self._golden_failures.labels(model)
         self._golden_skipped.labels(model)
         self._queue_limit.labels(model).set(limit)
@@ -231,7 +231,7 @@ class Metrics:
         if model not in self._batches:
             histograms = (self._batch_samples, self._compute, self._queue)
             self._batches[model] = [histogram.labels(model) for histogram in histograms]
-        for endpoint in endpoints:  # from the start: a rate needs the zero before the first one
+        for endpoint in endpoints:  # a rate needs the value 0 before the first request
             if (model, endpoint) in self._answers:
                 continue
             self._requests.labels(model, endpoint)
@@ -249,9 +249,9 @@ class Metrics:
 
         Args:
             model: The model.
-            passed: Whether all answers were right.
+            passed: Whether all answers were correct.
             error: The largest scaled error.
-            bound: The error that is allowed; None or 0 if other figures are judged.
+            bound: The largest allowed error; None or 0 if the check uses other criteria.
         """
         self._golden_checks.labels(model).inc()
         self._golden.labels(model).set(int(passed))
@@ -293,7 +293,7 @@ class Metrics:
             self._flush_soon()
 
     def flush(self) -> None:
-        """Add everything buffered to the metrics."""
+        """Add all buffered observations to the metrics."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None

@@ -1,4 +1,4 @@
-"""Records of requests and batches, from which metrics, log lines and traces are made."""
+"""Records of requests and batches, the source of metrics, log lines and traces."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,9 +23,9 @@ class Exchange:
     """A request and its outcome.
 
     Attributes:
-        request_id: As in the answer's header.
-        started_s: When its head had been read, by ``time.perf_counter``.
-        client: Address and port.
+        request_id: The id in the response header.
+        started_s: The time when its head had been read, from ``time.perf_counter``.
+        client: The client's address and port.
         method: The HTTP method.
         path: The path as it was sent, with its query.
         model: The model that answered, if one did.

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces, if the setting ``trace_share`` is above 0: a span for each request.
+"""Records OpenTelemetry traces, if the setting ``trace_share`` is above 0: a span per request.
 
-Inside it are the spans of its queueing and its computation. They are made when the answer is
-written, on either transport. BentoML's own tracing is not used: it would add its spans to the
-requests that pass through its middleware, and to no others.
+A request's span has child spans for its time in the queue and for its computation. All are created
+when the response is written, on every transport. BentoML's own tracing is not used: it covers only
+the requests that pass through BentoML's middleware.
 """
 
 import time
@@ -27,10 +27,10 @@ TRACED_SERVICE = "digit_classifier"
 
 
 def make_tracing(settings: Settings) -> "Tracing | None":
-    """Return what makes and sends the spans, or None if no traces are configured.
+    """Return the object that creates and sends spans, or None if tracing is not configured.
 
     Raises:
-        SettingsError: Traces are configured, and the package that sends them is not installed.
+        SettingsError: Tracing is configured, but the package that sends spans is not installed.
     """
     if not settings.trace_share:
         return None
@@ -55,15 +55,15 @@ def make_tracing(settings: Settings) -> "Tracing | None":
 
 
 class Tracing:
-    """Makes the spans of answered requests."""
+    """Creates the spans of answered requests."""
 
     def __init__(self, provider: TracerProvider) -> None:
-        """Take the provider, with its sampler and its exporter."""
+        """Use a provider that has a sampler and an exporter."""
         self._provider, self._tracer = provider, provider.get_tracer("service")
         self._propagator = TraceContextTextMapPropagator()
 
     def close(self) -> None:
-        """Send the spans that were not sent yet."""
+        """Send the spans that are still buffered."""
         self._provider.force_flush(LONGEST_FLUSH_MS)
 
     def record_request(
@@ -79,7 +79,7 @@ class Tracing:
             exchange: The request.
             headers: Its headers, which may name a parent span.
             status: HTTP status of the answer.
-            seconds: From the end of its head to its answer.
+            seconds: Time from the end of its head to its response.
         """
         carrier = {
             name.decode(): value.decode("latin-1")
@@ -110,7 +110,7 @@ class Tracing:
         return span.get_span_context()
 
     def _record_batch(self, model: str, timing: BatchTiming, parent: Context, end_ns: int) -> None:
-        """Record the queueing and the computation of a request as spans inside its own."""
+        """Record a request's time in the queue and its computation as child spans of its span."""
         compute_ns = end_ns - int(timing.compute_s * NS)
         queue_ns = compute_ns - int(timing.queue_s * NS)
         self._tracer.start_span("queue", parent, start_time=queue_ns).end(compute_ns)

@@ -1,7 +1,7 @@
-"""What of the OpenAPI document depends on the served models and on the settings.
+"""Completes the OpenAPI document for the served models and the settings.
 
-All else is in ``openapi.yaml``. An example of a body belongs with the examples of parameters that
-have the same name.
+Everything else is in ``openapi.yaml``. An example of a body belongs to the examples of parameters
+that have the same name.
 """
 
 import json
@@ -19,7 +19,7 @@ from service.settings import Settings
 
 _FILE = Path(__file__).with_name("openapi.yaml")
 _TEMPLATE: Schema = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
-# Each document is made from a copy; JSON makes separate objects of what YAML's aliases share.
+# Each document starts as a copy; the JSON round trip separates objects that YAML aliases share.
 _TEMPLATE_JSON = json.dumps(_TEMPLATE)
 _IDENTITY_HEADERS = _TEMPLATE["components"]["headers"].keys() - {"x-request-id"}
 
@@ -27,10 +27,10 @@ _IDENTITY_HEADERS = _TEMPLATE["components"]["headers"].keys() - {"x-request-id"}
 def openapi_document(
     base: dict[str, Any], models: Sequence[Manifest], settings: Settings
 ) -> dict[str, Any]:
-    """BentoML's OpenAPI document, extended by the endpoints of this service.
+    """Return BentoML's OpenAPI document, extended by the endpoints of this service.
 
     Args:
-        base: BentoML's document; its components are left out, because only its tasks use them.
+        base: BentoML's document; its components are omitted, because only its tasks use them.
         models: The manifests of the served models, each with its task.
         settings: Limits, the API key, and whether answers have identity headers.
     """
@@ -58,7 +58,7 @@ def openapi_document(
 
 
 def _served_paths(paths: Schema, models: Sequence[Manifest], settings: Settings) -> Schema:
-    """The paths that at least one model has, each completed for its models."""
+    """Return the paths that at least one model has, each completed for its models."""
     digits = [model for model in models if model.task == DIGITS]
     models_by_path = {
         "/predict": digits,

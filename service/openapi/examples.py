@@ -9,7 +9,7 @@ import numpy as np
 from export.bundle.manifest import Manifest, TensorSpec
 from export.bundle.metrics import Array
 
-# Models with larger samples get no examples: the document would consist of zeros.
+# Models with larger samples get no examples, which would be nothing but long lists of zeros.
 MOST_VALUES = 4096
 _JSON, _BYTES = "application/json", "application/octet-stream"
 _JSON_LENGTH = "Inference-Header-Content-Length"
@@ -17,7 +17,7 @@ _BLANK = [[0] * 28] * 28
 
 
 class Example(NamedTuple):
-    """A request for one sample of zeros, or of the smallest value that an input may have.
+    """A request for one sample of zeros, or of the smallest allowed values.
 
     Attributes:
         name: Unique among the examples of an operation.
@@ -53,9 +53,9 @@ def request_examples(operation_id: str, manifest: Manifest) -> list[Example]:
 
 
 def _inference_examples(manifest: Manifest) -> list[Example]:
-    """JSON, JSON followed by bytes and, for one input of a fixed shape, bytes only.
+    """Return examples as JSON, JSON followed by bytes and, for a single fixed shape, bytes only.
 
-    Other bytes than zeros cannot be shown as text.
+    Only zero bytes can be shown as text, so other values get the JSON example alone.
     """
     name, path = manifest.name, _path_parameters(manifest)
     with_data, with_size, size_bytes, zeros_alone = [], [], 0, True
@@ -84,7 +84,7 @@ def _path_parameters(manifest: Manifest) -> dict[str, str | int]:
 
 
 def _one_sample(spec: TensorSpec) -> Array:
-    """An input's smallest sample, as an array of one; of zeros if these are allowed."""
+    """Return a batch of one smallest sample of an input, filled with zeros if they are allowed."""
     domain, value = spec.domain, 0.0
     if domain is not None and domain.kind == "mask":
         value = 1.0

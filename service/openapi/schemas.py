@@ -1,7 +1,7 @@
-"""JSON schemas of all bodies, generated from ``service.protocol.answers``.
+"""Generates the JSON schemas of all bodies from ``service.protocol.answers``.
 
-What depends on the served models (their names, labels and tensors) and on the settings (the largest
-request) is added to the generated schemas by ``component_schemas``.
+``component_schemas`` adds what depends on the served models (their names, labels and tensors) and
+on the settings (the largest request).
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,12 +26,12 @@ class _Generator(GenerateJsonSchema):
 def component_schemas(
     names: Iterable[str], models: Sequence[Manifest], most_samples: int
 ) -> Schema:
-    """The schemas of bodies and of the types that they refer to, by name.
+    """Return the schemas of bodies and of the types that they refer to, by name.
 
     Args:
-        names: The types of ``service.protocol.answers`` that the operations name.
+        names: The types of ``service.protocol.answers`` that the operations refer to.
         models: The served models.
-        most_samples: Samples that one request may hold.
+        most_samples: The largest number of samples in one request.
     """
     digits = [model for model in models if model.task == DIGITS]
     classifiers = [model for model in models if model.task != TENSORS]
@@ -66,7 +66,7 @@ def component_schemas(
 
 
 def unique(words: Iterable[str]) -> list[str]:
-    """The words in the order of their first occurrence, each once."""
+    """Return each word once, in the order of first occurrence."""
     return list(dict.fromkeys(words))
 
 
@@ -80,7 +80,7 @@ def _labels(models: Sequence[Manifest]) -> list[str]:
 
 def _generate(names: Iterable[str]) -> Schema:
     _, definitions = TypeAdapter.json_schemas(
-        # Answers are written: a field with a default is always there.
+        # The service writes answers, so a field with a default is always present.
         [(name, "serialization", TypeAdapter(getattr(answers, name))) for name in unique(names)],
         ref_template="#/components/schemas/{model}",
         schema_generator=_Generator,

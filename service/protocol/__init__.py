@@ -1,1 +1,1 @@
-"""The wire formats: what a request's bytes mean, what an answer's bytes are, and every error."""
+"""The wire formats: decodes request bodies, encodes response bodies, and defines every error."""

@@ -1,8 +1,8 @@
 """Types of every JSON body of the HTTP API; the OpenAPI document is generated from them.
 
-A request handler builds its answer as one of these dictionaries, so mypy compares the code with the
-published schemas. Constraints and descriptions are for the document only: requests are parsed and
-checked by the other modules of this package. Answers that hold pydantic models, such as
+Request handlers build their answers as these dictionaries, so mypy checks the code against the
+published schemas. Constraints and descriptions are used only in the document: the other modules of
+this package parse and check requests. Answers that hold pydantic models, such as
 ``ModelCard.parity``, are serialized with ``pydantic.TypeAdapter(TYPE).dump_json``.
 """
 

@@ -6,11 +6,11 @@
     |-- UnknownModelError        404  no such model is served
     |-- NoFeatureMapsError       404  the model has no feature maps
     |-- PayloadTooLargeError     413  bytes, pixels or samples over a limit
-    |-- UnsupportedMediaError    415  a content type or encoding that the endpoint does not read
+    |-- UnsupportedMediaError    415  a content type or encoding that the endpoint does not support
     |-- NothingDrawnError        422  a readable image without a digit on it
     |-- NonFiniteOutputError     422  the answer holds NaN or infinity, which JSON cannot express
     |-- OverloadedError          429  the queue is full; Retry-After says when to try again
-    |-- NotReadyError            503  the model is not verified, or answers golden samples wrongly
+    |-- NotReadyError            503  the model is not verified, or fails its golden samples
     `-- DeadlineError            504  the request waited too long and was not computed
 
 The message goes to the client. It says what came, what was expected and what to do.
@@ -23,7 +23,7 @@ MAX_QUOTED_CHARACTERS = 80
 
 
 def quote_value(value: object) -> str:
-    """A client's value as an error message quotes it: its ``repr``, cut to 80 characters."""
+    """Return the ``repr`` of a client's value for an error message, cut to 80 characters."""
     quoted = repr(value)
     if len(quoted) <= MAX_QUOTED_CHARACTERS:
         return quoted
@@ -34,7 +34,7 @@ class ErrorKind(Enum):
     """The ways in which a request can fail.
 
     Attributes:
-        label: The value of the metrics' label.
+        label: The value of the label in the metrics.
         status: The HTTP status code.
     """
 
@@ -66,8 +66,8 @@ class ServiceError(Exception):
     """A request is refused; the message goes to the client.
 
     Attributes:
-        kind: The subclass's; it has the HTTP status.
-        headers: Further headers of the answer.
+        kind: The kind of error, set by each subclass; it has the HTTP status.
+        headers: Additional headers of the response.
     """
 
     kind: ErrorKind
@@ -78,7 +78,7 @@ class ServiceError(Exception):
 
 
 class InvalidInputError(ServiceError, kind=ErrorKind.INVALID_INPUT):
-    """The request's body or query is not what the endpoint reads."""
+    """The request's body or query does not have the form that the endpoint expects."""
 
 
 class UnauthorizedError(
@@ -100,7 +100,7 @@ class PayloadTooLargeError(ServiceError, kind=ErrorKind.TOO_LARGE):
 
 
 class UnsupportedMediaError(ServiceError, kind=ErrorKind.UNSUPPORTED_MEDIA):
-    """The endpoint or the model does not read this content type or encoding."""
+    """The endpoint or the model does not support this content type or encoding."""
 
 
 class NothingDrawnError(ServiceError, kind=ErrorKind.NOTHING_DRAWN):
@@ -108,20 +108,20 @@ class NothingDrawnError(ServiceError, kind=ErrorKind.NOTHING_DRAWN):
 
 
 class NonFiniteOutputError(ServiceError, kind=ErrorKind.NON_FINITE_OUTPUT):
-    """The model's answer holds NaN or infinity and was requested as JSON."""
+    """The model's answer holds NaN or infinity, but was requested as JSON."""
 
 
 class OverloadedError(ServiceError, kind=ErrorKind.OVERLOADED):
     """The queue has no room for the request's samples."""
 
     def __init__(self, message: str, retry_after_s: float = 1) -> None:
-        """Say in the header when the queue will have room, in whole seconds, at least 1."""
+        """Set Retry-After to the time until the queue has room, in whole seconds, at least 1."""
         super().__init__(message)
         self.headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
 
 
 class NotReadyError(ServiceError, kind=ErrorKind.NOT_READY, headers={"Retry-After": "1"}):
-    """The model is not verified yet, or it answered its golden samples wrongly in this worker."""
+    """The model is not verified yet, or it failed its golden samples in this worker."""
 
 
 class DeadlineError(ServiceError, kind=ErrorKind.DEADLINE):

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol's gRPC messages: requests to arrays, arrays to responses.
+"""Converts the Open Inference Protocol's gRPC messages: requests to arrays, arrays to responses.
 
-``open_inference.proto`` describes them. They live in a descriptor pool of their own: Triton's and
-KServe's clients register the same names in protobuf's default pool, and a second definition of a
-name is an error there.
+``open_inference.proto`` defines the messages. They have a separate descriptor pool: Triton's and
+KServe's clients register the same names in protobuf's default pool, where a second definition of a
+name is an error.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ SHARED_MEMORY = "shared_memory_region"
 
 
 def _load_classes() -> dict[str, Any]:
-    """Return the message classes by their names."""
+    """Return the message classes by name."""
     pool = descriptor_pool.DescriptorPool()
     files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file
     for file in files:
@@ -65,7 +65,7 @@ def parse_message(name: str, content: bytes) -> Any:
     """Parse a message.
 
     Raises:
-        InvalidInputError: The bytes are no such message.
+        InvalidInputError: The bytes are not a message of this type.
     """
     try:
         return MESSAGES[name].FromString(content)
@@ -79,7 +79,7 @@ def parse_message(name: str, content: bytes) -> Any:
 def read_model_infer(message: Any, manifest: Manifest, limits: Limits) -> InferRequest:
     """Check a ``ModelInferRequest`` against the model that it names.
 
-    Its outputs are returned raw if its inputs are, or if one of them is FP16.
+    Outputs are returned as raw bytes if the inputs are raw, or if a requested output is FP16.
 
     Raises:
         InvalidInputError: Something in the request breaks the protocol or does not fit the model.
@@ -108,7 +108,7 @@ def read_model_infer(message: Any, manifest: Manifest, limits: Limits) -> InferR
 
 
 def encode_model_infer(outputs: Arrays, asked: InferRequest, manifest: Manifest) -> bytes:
-    """Encode those of the model's outputs that the request asks for as ``ModelInferResponse``."""
+    """Encode the requested outputs as a ``ModelInferResponse``."""
     response = MESSAGES["ModelInferResponse"](
         model_name=manifest.name, model_version=manifest.version, id=asked.id or ""
     )
@@ -124,12 +124,12 @@ def encode_model_infer(outputs: Arrays, asked: InferRequest, manifest: Manifest)
 
 
 def encode_message(message: str, /, **fields: Any) -> bytes:
-    """Encode a message of these fields."""
+    """Encode a message with these fields."""
     return bytes(MESSAGES[message](**fields).SerializeToString())
 
 
 def encode_server_metadata() -> bytes:
-    """Encode the ``ServerMetadataResponse``; the extensions of HTTP bodies do not belong to it."""
+    """Encode the ``ServerMetadataResponse``, without the extensions, which are for HTTP bodies."""
     metadata = server_metadata()
     return encode_message(
         "ServerMetadataResponse", name=metadata["name"], version=metadata["version"]
@@ -137,12 +137,12 @@ def encode_server_metadata() -> bytes:
 
 
 def encode_model_metadata(manifest: Manifest, versions: Sequence[str]) -> bytes:
-    """Encode a model's ``ModelMetadataResponse``; ``versions`` are all that are served."""
+    """Encode a model's ``ModelMetadataResponse``; ``versions`` are all served versions."""
     return encode_message("ModelMetadataResponse", **model_metadata(manifest, versions))
 
 
 def _read_input(tensor: Any, raw: bytes | None) -> InputTensor:
-    """Return an input as ``read_inputs`` takes it: with values, or with the number of its bytes."""
+    """Return an input for ``read_inputs``, with its values or with the size of its raw bytes."""
     _refuse_shared_memory(tensor)
     filled = [field.name for field, _ in tensor.contents.ListFields()]
     shape = list(tensor.shape)

@@ -1,8 +1,8 @@
-"""Strict JSON (RFC 8259): no NaN, no duplicate keys, UTF-8 alone, a limited depth.
+"""Decodes strict JSON (RFC 8259): no NaN, no duplicate keys, UTF-8 only, a limited depth.
 
 msgspec decodes; it checks neither duplicate keys nor depth, and its messages lack line and column.
-Both checks count brackets and colons outside of strings, which costs a few percent of the decoding.
-Whatever is refused is decoded again by the standard library, which words the error.
+Both checks count brackets and colons outside of strings, which adds a few percent to the decoding
+time. A body that is refused is decoded again by the standard library, for its error message.
 """
 
 import json
@@ -16,10 +16,10 @@ import numpy as np
 
 from service.protocol.errors import InvalidInputError, quote_value
 
-# Possessive, and closed or not: the time grows with the body's length alone, whatever it holds.
+# Possessive quantifiers, and an optional closing quote: the time is linear in the body's length.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _TOO_LARGE_TO_SHOW = 2**63
-# What msgspec says of a value that does not fit its type, and its names of JSON's kinds.
+# msgspec's error messages for a value that does not fit its type, and its names for JSON types.
 _WRONG_KIND = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -34,7 +34,7 @@ _EXPECTED_KINDS = {
 }
 _RECEIVED_KINDS = _EXPECTED_KINDS | {"int": "a number", "float": "a number"}
 T = TypeVar("T")
-# ASCII: a bracket and its brace differ by this bit, "{" and "}" lie on both sides of "|".
+# In ASCII a bracket and its brace differ by this bit, and "|" lies between "{" and "}".
 _BRACE_BIT, _BETWEEN_BRACES = 0x20, ord("|")
 
 
@@ -44,10 +44,10 @@ def parse_json(body: bytes, expected: str, max_depth: int) -> object:
     Args:
         body: The bytes that the client sent.
         expected: What the endpoint expects, for the error message.
-        max_depth: The largest number of lists and objects within each other.
+        max_depth: The largest nesting depth of lists and objects.
 
     Returns:
-        dict, list, str, int, float, bool or None. Numbers beyond float64 become infinite.
+        dict, list, str, int, float, bool or None. Numbers too large for float64 become infinite.
 
     Raises:
         InvalidInputError: The body is empty, not JSON, nested too deeply, or has duplicate keys.
@@ -74,20 +74,20 @@ def convert_json(
     """Check the types of a decoded document, or of a part of it.
 
     Args:
-        value: What ``parse_json`` returned.
-        type_: What msgspec converts it to.
+        value: A value that ``parse_json`` returned.
+        type_: The type that msgspec converts it to.
         expected: What the endpoint expects, for the error message.
-        describe: Rewords msgspec's error; by default for a ``msgspec.Struct`` as ``type_``.
+        describe: Rewords msgspec's error; the default is for a ``type_`` that is a Struct.
 
     Raises:
-        InvalidInputError: Names the first value that is missing, unknown or of another type.
+        InvalidInputError: A value is missing, unknown or of another type; names the first one.
     """
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
         words = (describe or _describe_misfit)(str(error), type_)
         raise InvalidInputError(f"{words}; send {expected}") from error
-    except UnicodeEncodeError as error:  # msgspec cannot look at such a key or string
+    except UnicodeEncodeError as error:  # msgspec cannot convert such a key or string
         known = ", ".join(getattr(type_, "__struct_fields__", ["lists and numbers"]))
         raise InvalidInputError(
             f"the body holds {error.object[error.start]!a}, half of a surrogate pair, which is no "
@@ -114,22 +114,22 @@ def encode_json(value: object) -> bytes:
     """Encode lists, dictionaries and scalars as compact UTF-8 JSON.
 
     Args:
-        value: Contains neither NaN nor infinity, which would become null; nor NumPy arrays.
+        value: Must not contain NumPy arrays, or NaN and infinity, which would become null.
     """
     try:
         return msgspec.json.encode(value)
-    except UnicodeEncodeError:  # half of a surrogate pair, as a client sent it
+    except UnicodeEncodeError:  # half of a surrogate pair, sent by a client
         return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _parse_slowly(body: bytes, expected: str) -> object:
-    """What ``parse_json`` returns or raises, by the standard library."""
+    """Do what ``parse_json`` does, with the standard library's decoder."""
 
     def refuse_constant(name: str) -> NoReturn:
         raise InvalidInputError(f"the body holds {name}, which is not JSON; expected {expected}")
 
     try:
-        # Decoded here: json would also accept UTF-16 and UTF-32.
+        # The bytes are decoded here, because json would also accept UTF-16 and UTF-32.
         return json.loads(
             body.decode(), parse_constant=refuse_constant, object_pairs_hook=_refuse_duplicate_keys
         )
@@ -155,10 +155,10 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def has_all_pairs(value: object, pairs: int) -> bool:
-    """Do the objects within a value hold this many key-value pairs? Fewer: a key was repeated.
+    """Whether the objects within a value hold this many pairs; with a repeated key they hold fewer.
 
-    The search goes level by level and ends with the last pair: lists of numbers below the last
-    object are not looked at.
+    The search goes level by level and ends at the last pair, so lists of numbers below the last
+    object are not visited.
     """
     level: list[Any] = [value]
     while pairs > 0 and level:
@@ -174,19 +174,19 @@ def has_all_pairs(value: object, pairs: int) -> bool:
 
 
 def _remove_strings(body: bytes) -> bytes:
-    """The JSON text without its strings, whose brackets and colons mean nothing."""
+    """Return the JSON text without its strings, whose brackets and colons must not be counted."""
     if b"\\" in body:
         return _STRING.sub(b"", body)
     return b"".join(body.split(b'"')[::2])
 
 
 def _check_depth(outside: bytes, max_depth: int) -> None:
-    """Refuse deep nesting before anything is decoded: decoders recurse."""
+    """Refuse deep nesting before decoding, because decoders are recursive."""
     if outside.count(b"[") + outside.count(b"{") <= max_depth:
         return
     braces = np.frombuffer(outside, np.uint8) | _BRACE_BIT
     braces = braces[(braces == ord("{")) | (braces == ord("}"))]
-    # "{" is one less than "|", "}" one more: a step down and a step up.
+    # The code of "{" is one less than that of "|", the code of "}" one more: depth +1 and -1.
     depth = int(np.cumsum(_BETWEEN_BRACES - braces.astype(np.int64)).max(initial=0))
     if depth > max_depth:
         raise InvalidInputError(
@@ -195,7 +195,7 @@ def _check_depth(outside: bytes, max_depth: int) -> None:
 
 
 def json_value(value: object) -> str:
-    """A JSON value for an error message: the number itself if it is short, else its kind."""
+    """Describe a JSON value in an error message: the number if it is short, otherwise its type."""
     if type(value) is float:
         return f"{value}, a fraction"
     if type(value) is int:
@@ -204,7 +204,7 @@ def json_value(value: object) -> str:
 
 
 def json_kind(value: object) -> str:
-    """The kind of a JSON value for an error message, for example "a list"."""
+    """Name the type of a JSON value in an error message, for example "a list"."""
     kinds = {
         dict: "an object",
         list: "a list",

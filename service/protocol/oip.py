@@ -1,9 +1,9 @@
 """The Open Inference Protocol (KServe V2) over HTTP: requests to arrays, arrays to answers.
 
-Bodies are JSON, or follow the binary extension (``binary_tensor_data``): JSON first and, behind
-it, raw little-endian values of the tensors in their order. The header
-``Inference-Header-Content-Length`` gives the length of the JSON. The value 0 means that the body is
-the only input's values and nothing else; its answer has binary outputs.
+Bodies are JSON, or use the binary extension (``binary_tensor_data``): JSON followed by the tensors'
+raw little-endian values, in order. The header ``Inference-Header-Content-Length`` gives the length
+of the JSON. The value 0 means that the body contains only the values of the model's only input; the
+outputs are then returned as raw bytes.
 """
 
 import math
@@ -43,14 +43,14 @@ class _OutputParameters(msgspec.Struct, frozen=True):
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output that the client asks for; ``parameters`` say in which form."""
+    """An output that the client requests; ``parameters`` set its form, JSON or binary."""
 
     name: str
     parameters: _OutputParameters = _OutputParameters()
 
 
 class InferParameters(msgspec.Struct, frozen=True):
-    """Whether outputs are returned as raw bytes unless they say otherwise."""
+    """Whether outputs are returned as raw bytes, unless an output's own parameters differ."""
 
     binary_data_output: bool = False
 
@@ -68,9 +68,9 @@ class InferRequest(msgspec.Struct, frozen=True):
     """A checked request.
 
     Attributes:
-        inputs: Arrays by name, of the manifest's dtypes and shapes, with one number of samples.
-        outputs: The names of the requested outputs, each with whether it shall be binary.
-        id: The client's name for the request, which the answer repeats.
+        inputs: Arrays by name, with the manifest's dtypes and shapes and equal sample counts.
+        outputs: The names of the requested outputs; True for those returned as raw bytes.
+        id: The client's id for the request, which the response repeats.
     """
 
     inputs: Arrays
@@ -88,7 +88,7 @@ def decode_infer(
 ) -> InferRequest:
     """Decode the body of ``POST /v2/models/MODEL/infer``.
 
-    ``json_length`` is the header ``Inference-Header-Content-Length``, None if there is none.
+    ``json_length`` is the header ``Inference-Header-Content-Length``, or None if it is missing.
 
     Raises:
         InvalidInputError: Something in the body breaks the protocol or does not fit the model.
@@ -107,13 +107,13 @@ def decode_infer(
 def check_request(
     asked: InferBody, blobs: memoryview, manifest: Manifest, limits: Limits
 ) -> InferRequest:
-    """Check a request against the model it names, whichever transport it came by.
+    """Check a request from any transport against the model that it names.
 
     Args:
         asked: The request.
-        blobs: The raw values of those inputs that have no data, one after the other.
-        manifest: The model's.
-        limits: Of one request.
+        blobs: The raw values of the inputs without ``data``, concatenated.
+        manifest: The model's manifest.
+        limits: The limits of one request.
 
     Raises:
         InvalidInputError: Something does not fit the model.
@@ -130,10 +130,10 @@ def check_request(
 def encode_infer(
     outputs: Arrays, asked: InferRequest, manifest: Manifest
 ) -> tuple[bytes, int | None]:
-    """Encode those of the model's outputs that the request asks for.
+    """Encode the requested outputs.
 
     Returns:
-        The body, and the length of the JSON at its start; None if all of it is JSON.
+        The body, and the length of the JSON at its start, or None if the whole body is JSON.
 
     Raises:
         NonFiniteOutputError: An output requested as JSON holds NaN or infinity.
@@ -154,7 +154,7 @@ def encode_infer(
 
 
 def to_json_numbers(name: str, values: Array) -> list[Any]:
-    """An output's values as Python numbers, nested as the array's shape.
+    """Return an output's values as Python numbers, in lists nested like the array's shape.
 
     Raises:
         NonFiniteOutputError: A value is NaN or infinite.
@@ -170,18 +170,18 @@ def to_json_numbers(name: str, values: Array) -> list[Any]:
 
 
 def infer_paths(manifest: Manifest) -> list[str]:
-    """The URL paths that take inference requests for a model."""
+    """Return the URL paths of a model's inference endpoint: without and with its version."""
     model = f"/v2/models/{manifest.name}"
     return [f"{model}/infer", f"{model}/versions/{manifest.version}/infer"]
 
 
 def server_metadata() -> ServerMetadata:
-    """The answer to ``GET /v2``; the version is the protocol's, since the code's is private."""
+    """Return the answer to ``GET /v2``; its version is the protocol's, not the code's."""
     return {"name": "proven-digits", "version": "2", "extensions": EXTENSIONS}
 
 
 def model_metadata(manifest: Manifest, versions: Sequence[str] = ()) -> ModelMetadata:
-    """The answer to ``GET /v2/models/MODEL``; ``versions`` are all that are served, if several."""
+    """Return the answer to ``GET /v2/models/MODEL``; ``versions`` are all served versions."""
     return {
         "name": manifest.name,
         "versions": list(versions) or [manifest.version],
@@ -192,16 +192,16 @@ def model_metadata(manifest: Manifest, versions: Sequence[str] = ()) -> ModelMet
 
 
 def describe_tensor(spec: TensorSpec) -> TensorMetadata:
-    """A tensor's name, datatype and shape."""
+    """Return a tensor's name, datatype and shape."""
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 def _parse_length(given: str, body_length: int) -> int:
-    """The header's value, from 0 to the body's length."""
-    if given == "0":  # the most frequent one
+    """Parse the header's value, from 0 to the body's length."""
+    if given == "0":  # the most frequent value
         return 0
     digits = given.lstrip("0") or given[:1]
-    # Twenty digits are more bytes than any body has; Python refuses to read thousands of digits.
+    # Twenty digits exceed the length of any body; Python refuses to parse thousands of digits.
     length = int(digits[:20]) if given.isascii() and given.isdigit() else -1
     if not 0 <= length <= body_length:
         raise InvalidInputError(
@@ -220,7 +220,7 @@ def _decode_header(header: bytes, max_depth: int) -> InferBody:
     return asked
 
 
-# Clients repeat the same few headers in front of their binary values.
+# Clients send the same few JSON headers again and again before their binary values.
 _decode_cached = lru_cache(maxsize=256)(_decode_header)
 
 
@@ -254,7 +254,7 @@ def _encode_header(
     forms: tuple[_Form, ...],
     values: Mapping[str, list[Any]] = MappingProxyType({}),
 ) -> bytes:
-    """The JSON of an answer; outputs without values follow it as bytes."""
+    """Encode the JSON of a response; outputs without ``values`` follow it as raw bytes."""
     tensors = []
     for name, dtype, shape in forms:
         tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype], "shape": shape}
@@ -269,5 +269,5 @@ def _encode_header(
     return encode_json(answer | {"outputs": tensors})
 
 
-# Clients may send a new id every time.
+# Clients may send a new id every time, so the cache has a limited size.
 _encode_cached = lru_cache(maxsize=1024)(_encode_header)

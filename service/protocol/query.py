@@ -13,8 +13,8 @@ class Query(NamedTuple):
     """A checked query string.
 
     Attributes:
-        model: The model's name, None if the query names none.
-        show: The client asks for the image as the model reads it.
+        model: The model's name; None if the query names none.
+        show: Whether to return the image as the model reads it.
     """
 
     model: str | None
@@ -22,10 +22,10 @@ class Query(NamedTuple):
 
 
 def decode_query(query_string: str, known: tuple[str, ...] = (MODEL,)) -> Query:
-    """Decode a percent-encoded query string; ``known`` is what the endpoint reads.
+    """Decode a percent-encoded query string; ``known`` are the endpoint's parameters.
 
     Raises:
-        InvalidInputError: An unknown or repeated parameter, or a value of ``show`` but "image".
+        InvalidInputError: A parameter is unknown or repeated, or ``show`` is not "image".
     """
     if not query_string:
         return Query(None, False)

@@ -1,7 +1,7 @@
-"""Tensors of the Open Inference Protocol: from JSON values and raw bytes to checked arrays.
+"""Converts JSON values and raw bytes of the Open Inference Protocol to checked arrays.
 
-Every value is checked before it is converted: nothing is rounded, wrapped around or reshaped to
-fit, and no NaN or infinity reaches a model.
+Every value is checked before it is converted: values are never rounded, wrapped around or reshaped
+to fit, and no NaN or infinity reaches a model.
 """
 
 import math
@@ -20,7 +20,7 @@ from service.protocol.json_values import json_value
 # The byte order on the wire, whatever the machine's own.
 LITTLE_ENDIAN = {datatype: dtype.newbyteorder("<") for datatype, dtype in DTYPES.items()}
 TOO_LARGE_TO_SHOW = 10**24
-# For each kind of NumPy dtype: what JSON expresses its values with, and as which Python types.
+# For each kind of NumPy dtype: the name of its JSON values, and their Python types.
 _JSON_VALUES: dict[str, tuple[str, tuple[type, ...]]] = {
     "b": ("true or false", (bool,)),
     "i": ("integers", (int,)),
@@ -40,7 +40,7 @@ class InputTensor(msgspec.Struct, frozen=True):
 
 
 def sample_bytes(spec: TensorSpec) -> int:
-    """The bytes of one sample of a tensor; of the largest sample if its axes vary."""
+    """Return the bytes of one sample of a tensor; of the largest sample if its axes vary."""
     return _count_bytes(spec.largest_sample, spec.datatype)
 
 
@@ -56,8 +56,8 @@ def read_inputs(
 
     Args:
         given: The inputs, in the order of their blobs.
-        blobs: The raw bytes behind the JSON.
-        manifest: The model's.
+        blobs: The raw bytes after the JSON.
+        manifest: The model's manifest.
         max_samples: The largest number of samples in a request.
 
     Raises:
@@ -101,11 +101,11 @@ def read_inputs(
 
 
 def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
-    """The only input of a request whose body is its little-endian values in row-major order.
+    """Decode a body that contains only the model's only input: little-endian, row-major values.
 
     Raises:
         InvalidInputError: The model has several inputs or one with variable axes, the body's
-            length is no multiple of a sample's, or a value is not finite.
+            length is not a multiple of a sample's, or a value is not finite.
         PayloadTooLargeError: There are more samples than allowed.
     """
     spec = manifest.inputs[0]
@@ -140,7 +140,7 @@ def check_count(count: int, max_samples: int, noun: str = "samples") -> None:
 
 
 def _check_named_axes(arrays: Arrays, manifest: Manifest) -> None:
-    """Check that axes of one name have one size: the model was exported and proven for no other."""
+    """Check that axes with the same name have the same size; the proof covers no other inputs."""
     sizes: dict[str, tuple[int, str]] = {}
     for spec in manifest.inputs:
         for axis, name in spec.axes.items():
@@ -154,7 +154,7 @@ def _check_named_axes(arrays: Arrays, manifest: Manifest) -> None:
 
 
 def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
-    """Check datatype and shape."""
+    """Check an input's datatype and shape."""
     if tensor.datatype != spec.datatype:
         hint = "; BYTES (strings) are not served" if tensor.datatype == "BYTES" else ""
         raise InvalidInputError(
@@ -200,7 +200,7 @@ def _read_json(data: list[Any], tensor: InputTensor, spec: TensorSpec) -> Array:
 
 
 def _out_of_range(flat: list[Any], name: str, spec: TensorSpec) -> InvalidInputError:
-    """The error for a number that the datatype cannot hold."""
+    """Return the error for a number that the datatype cannot hold."""
     if spec.dtype.kind == "f":
         return InvalidInputError(f"{name} cannot be read as {spec.datatype}")
     limits = np.iinfo(spec.dtype)
@@ -211,7 +211,7 @@ def _out_of_range(flat: list[Any], name: str, spec: TensorSpec) -> InvalidInputE
 
 
 def _flatten(data: list[Any], shape: Sequence[int], name: str) -> list[Any]:
-    """The values in row-major order, whether they come flat or nested as the shape says."""
+    """Return the values in row-major order; ``data`` is flat or nested like the shape."""
     level = data
     if not (data and isinstance(data[0], list)):
         return level
@@ -227,7 +227,7 @@ def _flatten(data: list[Any], shape: Sequence[int], name: str) -> list[Any]:
 def _read_blob(
     tensor: InputTensor, spec: TensorSpec, size: object, blobs: memoryview
 ) -> tuple[Array, memoryview]:
-    """The array in the first of the blobs, and the blobs behind it."""
+    """Return the array in the first of the blobs, and the remaining blobs."""
     needed = math.prod(tensor.shape) * spec.dtype.itemsize
     if type(size) is not int or size != needed or size > len(blobs):
         raise InvalidInputError(
@@ -238,7 +238,7 @@ def _read_blob(
 
 
 def _from_bytes(content: bytes | memoryview, spec: TensorSpec) -> Array:
-    """Little-endian values as a flat array; no copy on little-endian machines."""
+    """Return little-endian values as a flat array, without a copy on little-endian machines."""
     if spec.datatype == "BOOL" and np.frombuffer(content, np.uint8).max(initial=0) > 1:
         raise InvalidInputError(
             f"{spec.name} holds bytes other than 0 and 1; expected one of these for each BOOL"
@@ -247,9 +247,9 @@ def _from_bytes(content: bytes | memoryview, spec: TensorSpec) -> Array:
 
 
 def _check_domain(array: Array, spec: TensorSpec) -> Array:
-    """Check the declared values: the model was proven for no others.
+    """Check that the values are in the declared range, the only one the model was proven for.
 
-    An id beyond the vocabulary would make the engine fail, for every request of the batch.
+    A token id beyond the vocabulary would make the engine fail for every request in the batch.
     """
     domain = spec.domain
     if domain is None or domain.low is None or domain.high is None or not array.size:

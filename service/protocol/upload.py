@@ -1,4 +1,4 @@
-"""The image file within an upload: a multipart form's field ``image``, or the whole body."""
+"""Extracts the image file from an upload: a multipart form's field ``image``, or the whole body."""
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
@@ -11,11 +11,11 @@ MAX_SHOWN_CHARACTERS = 200
 
 
 def uploaded_file(body: bytes, content_type: str) -> bytes:
-    """The bytes of an uploaded image file; ``content_type`` is the header's value, or "".
+    """Return the bytes of an uploaded image file; ``content_type`` is the header's value, or "".
 
     Raises:
         UnsupportedMediaError: The content type is neither a form nor an image.
-        InvalidInputError: The form is broken, or holds something else than one file ``image``.
+        InvalidInputError: The form is malformed, or does not hold exactly one file ``image``.
     """
     media_type = content_type.split(";")[0].strip().lower()
     if media_type in IMAGE_TYPES:
@@ -45,7 +45,7 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
 
 
 def _parse_form(body: bytes, boundary: str) -> tuple[list[str], list[list[bytes]]]:
-    """The names of a form's fields, and the chunks of the file ``image`` if there is one."""
+    """Return the names of a form's fields, and the chunks of the file ``image``, if present."""
     # Latin-1 decodes any file name; field names are decoded again below.
     parser = PushMultipartParser(boundary, header_charset="latin-1", strict=True)
     names: list[str] = []

@@ -1,1 +1,1 @@
-"""Replaces a model's version while it serves, judged by its proof; see ``docs/rollout.md``."""
+"""Replaces a model's version while the service runs, on evidence; see ``docs/rollout.md``."""

@@ -1,7 +1,8 @@
-"""Commands of a roll-out: ``python -m service.rollout {status,stage,canary,shadow,promote,...}``.
+"""Roll-out commands: ``python -m service.rollout {status,stage,canary,shadow,promote,rollback}``.
 
-They read and write files in the bundles folder; the workers of a running service follow them.
-Exit codes: 0 done (with --wait: live in every worker), 1 refused, 2 wrong use, 3 not in time.
+The commands read and write files in the bundles folder; the workers of a running service follow
+the files. Exit codes: 0 done (with --wait: live in every worker), 1 refused, 2 wrong use, 3 not
+live in time.
 """
 
 import argparse
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _change(arguments: argparse.Namespace, folder: RolloutFolder) -> DesiredState:
-    folder.read_desired()  # raises if there is none, before a lock makes folders
+    folder.read_desired()  # raises if it is missing, before the lock creates folders
     if arguments.command == "promote":
         return changes.promote(
             folder, arguments.version, allow_contract_change=arguments.allow_contract_change
@@ -123,7 +124,7 @@ def _change(arguments: argparse.Namespace, folder: RolloutFolder) -> DesiredStat
 
 
 def _finish(arguments: argparse.Namespace, folder: RolloutFolder, state: DesiredState) -> int:
-    """Wait if that was asked for, and print what came of it."""
+    """Wait if --wait is given, print the outcome, and return the exit code."""
     fields: dict[str, Any] = {"model": folder.name, "generation": state.generation}
     if arguments.wait is None:
         words = f"generation {state.generation} is wanted: {state.reason}"

@@ -21,7 +21,7 @@ LARGEST_KEPT_BYTES = 65_536  # of one sample's inputs
 
 
 class Comparison(NamedTuple):
-    """How far one sample's answers are apart, whether too far, and what differed, in words."""
+    """The difference between one sample's answers, whether it is too large, and a description."""
 
     difference: float
     is_disagreement: bool
@@ -29,10 +29,11 @@ class Comparison(NamedTuple):
 
 
 class AnswerComparer:
-    """Compares answers of two versions of a model.
+    """Compares the answers of two versions of a model.
 
-    Versions with the same weights must agree within both tolerances together: each may differ from
-    the reference by its own. Others are compared by their labels, or by ``Limits.max_difference``.
+    Versions with the same weights must agree within the sum of both tolerances, since each may
+    differ from the reference by its own. Others are compared by their labels, or by
+    ``Limits.max_difference``.
 
     Attributes:
         same_weights: Whether the two versions have the same weights.
@@ -59,7 +60,7 @@ class AnswerComparer:
                 "acceptable with --max-difference, relative to the largest answer"
             )
         self._labels = candidate.manifest.labels
-        # The scale of each output: a sample's own answer may be near zero.
+        # Differences are relative to each output's scale: one sample's answer may be near zero.
         self._scales = [
             (spec, max(float(np.abs(stable.samples.fp32[spec.name]).max()), np.finfo(float).tiny))
             for spec in outputs
@@ -71,7 +72,7 @@ class AnswerComparer:
 
         Args:
             expected: The stable version's outputs, by name, [N, ...].
-            answers: The candidate's.
+            answers: The candidate's outputs, likewise.
 
         Yields:
             One result for each sample.
@@ -105,7 +106,7 @@ class AnswerComparer:
         first, second = expected[spec.name], answers[spec.name]
         if first.shape != second.shape:
             return np.full(len(first), np.inf)
-        if first.dtype.kind not in "f":  # numbers of things have no rounding
+        if first.dtype.kind not in "f":  # integers are not rounded
             differs = (first != second).reshape(len(first), -1).any(axis=1)
             return np.where(differs, np.inf, 0.0)
         difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
@@ -126,7 +127,7 @@ class WorstSamples:
     """The samples on which a shadow disagreed the most, at most ``KEPT_SAMPLES``."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Start with no samples."""
         self._kept: list[_Kept] = []
         self._number = 0
         self._is_changed = False
@@ -135,10 +136,10 @@ class WorstSamples:
         """Keep one sample if it is among the worst and not too large.
 
         Args:
-            difference: How far the answers are apart.
-            inputs: By name, without the first axis.
+            difference: The difference between the answers.
+            inputs: The sample's inputs by name, without the first axis.
             expected: The stable version's outputs, likewise.
-            answers: The candidate's.
+            answers: The candidate's outputs, likewise.
         """
         if sum(array.nbytes for array in inputs.values()) > LARGEST_KEPT_BYTES:
             return
@@ -157,7 +158,7 @@ class WorstSamples:
         self._is_changed = True
 
     def take_changes(self) -> bytes | None:
-        """Return an .npz of all samples, the worst first; None if nothing changed since then.
+        """Return an .npz of all samples, the worst first; None if none changed since the last call.
 
         Its arrays are named "NUMBER/GROUP/TENSOR"; "NUMBER/difference" is a float.
         """
@@ -174,5 +175,5 @@ class WorstSamples:
 
 
 def _weights(manifest: Manifest) -> str | None:
-    """Return the hash of a bundle's weights; None if it holds none."""
+    """Return the SHA-256 of a bundle's weights; None if it contains none."""
     return next((entry.sha256 for entry in manifest.files if entry.role == "weights"), None)

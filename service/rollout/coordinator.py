@@ -1,7 +1,7 @@
 """Follows the desired states of this worker's models: loads versions, reports, and goes live.
 
-Files are looked at ten times a second; what is loaded, verified or locked is so in a thread of its
-own, so that the event loop goes on answering.
+The files are polled ten times a second. Loading, verifying and locking run in a separate thread, so
+that the event loop keeps answering requests.
 """
 
 import asyncio
@@ -47,12 +47,12 @@ from service.versions.state import (
 logger = logging.getLogger("bentoml.service")
 
 POLL_S = 0.1
-# How often workers report and judge while there is a candidate or a recent promotion.
+# Seconds between reports and decisions while there is a candidate or a recent promotion.
 CONSULT_S = 1.0
-FIND_S = 1.0  # how often new roll-outs of served models are looked for
+FIND_S = 1.0  # between searches for new roll-outs of served models
 VERIFY_TIMEOUT_S = 600
 TRIM_AFTER_S = 1.0  # requests that began with an old version have been answered by then
-TURN_S = 0.0002  # of a thread that holds Python's lock while others wait for it
+TURN_S = 0.0002  # the switch interval of Python's threads during a load
 
 _Result = TypeVar("_Result")
 _RunInThread = Callable[..., Coroutine[Any, Any, Any]]
@@ -60,7 +60,7 @@ _RunInThread = Callable[..., Coroutine[Any, Any, Any]]
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A state whose versions are loaded."""
+    """A desired state and its loaded versions."""
 
     state: DesiredState
     versions: ModelVersions
@@ -68,7 +68,7 @@ class _Loaded:
 
 
 class RolloutCoordinator:
-    """All roll-outs of this worker; lives in its event loop."""
+    """Manages all roll-outs of this worker, in its event loop."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class RolloutCoordinator:
         metrics: Metrics,
         on_change: Callable[[], None],
     ) -> None:
-        """Begin without roll-outs; ``on_change`` is called when versions were replaced."""
+        """Start without roll-outs; ``on_change`` is called after versions were replaced."""
         self._models, self._settings, self._metrics = models, settings, metrics
         self._route = on_change
         self._rollouts: dict[str, ModelRollout] = {}
@@ -86,17 +86,17 @@ class RolloutCoordinator:
         self._trimming: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to follow the desired states; called in the event loop."""
+        """Start to follow the desired states; called in the event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def report_fault(self, model: ServedModel, failures: list[str]) -> None:
-        """Take a version back that answered golden samples wrongly, if it is a candidate or new."""
+        """Take back a version that failed its golden samples, if it is a candidate or new."""
         rollout = self._rollouts.get(model.manifest.name)
         if rollout is not None:
             rollout.faults.append(Fault(model.manifest.version, "; ".join(failures)))
 
     def close(self) -> None:
-        """Stop following, and remove this worker's reports: it ends as it should."""
+        """Stop following, and remove this worker's reports, since it ends normally."""
         for task in (self._task, self._trimming):
             if task is not None:
                 task.cancel()
@@ -116,13 +116,13 @@ class RolloutCoordinator:
                 except (RolloutError, BundleError) as error:
                     logger.error("%s is not followed now: %s", rollout.name, error)
                     await asyncio.sleep(CONSULT_S)
-                except Exception:  # a full disk must not end the following for ever
+                except Exception:  # an error such as a full disk must not end the loop
                     logger.exception("the roll-out of %s cannot be followed now", rollout.name)
                     await asyncio.sleep(CONSULT_S)
             await asyncio.sleep(POLL_S)
 
     def _change(self) -> None:
-        """Let the new versions be found, and give the memory of the old ones back."""
+        """Route requests to the new versions, and later return the old versions' memory."""
         self._route()
         self._trimming = asyncio.get_running_loop().create_task(self._trim())
 
@@ -134,7 +134,7 @@ class RolloutCoordinator:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     def _find(self) -> None:
-        """Begin to follow the roll-outs of models that are served."""
+        """Find new roll-outs of served models, and start to follow them."""
         served = {model.manifest.name for model in self._models.all()}
         for folder in find_rollouts(self._settings.bundles):
             if folder.name in self._rollouts or folder.name not in served:
@@ -156,8 +156,8 @@ class ModelRollout:
     """The roll-outs of one model in this worker.
 
     Attributes:
-        name: The model's.
-        faults: What was found wrong with its versions since the last decision.
+        name: The model's name.
+        faults: The faults found in its versions since the last decision.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ModelRollout:
         metrics: Metrics,
         on_change: Callable[[], None],
     ) -> None:
-        """Report that this worker is there."""
+        """Write a first report, which shows that this worker is running."""
         self.name, self._folder = folder.name, folder
         self._models, self._settings, self._metrics = models, settings, metrics
         self._on_change = on_change
@@ -185,7 +185,7 @@ class ModelRollout:
     def close(self) -> None:
         """Remove this worker's report; before that, take back the versions with new faults.
 
-        A worker ends because of such a fault, and may do so before it follows the roll-out again.
+        A worker exits because of such a fault, possibly before ``follow`` is called again.
         """
         try:
             if self.faults:
@@ -195,14 +195,14 @@ class ModelRollout:
         self._file.remove()
 
     async def follow(self, run_in_thread: _RunInThread) -> None:
-        """Do what there is to do now, in the event loop."""
+        """Report, decide, load and go live, as far as each is due; called in the event loop."""
         if not self._is_due():
             return
         self._update_report()
         await run_in_thread(self._consult)
         if self._go_live():
             await run_in_thread(self._consult)
-        # The live state first: a worker that was just started serves what the others serve.
+        # Load the live state first: a newly started worker has to serve what the others serve.
         for state in self._states_to_load():
             await run_in_thread(self._load, state)
             await run_in_thread(self._consult)
@@ -234,7 +234,7 @@ class ModelRollout:
             self._file.write_samples(content)
 
     def _consult(self) -> None:
-        """Write this worker's report, and decide under the lock what goes live or is taken back."""
+        """Under the lock, write this worker's report and decide what goes live or is taken back."""
         folder = self._folder
         faults = list(self.faults)
         with folder.lock():
@@ -256,7 +256,7 @@ class ModelRollout:
             self._metrics.record_return(self.name, role)
             logger.error("%s: %s", self.name, plan.desired.reason)
         self._plan = plan
-        self._seen = ()  # the files may have changed between their stamp and the lock
+        self._seen = ()  # the files may have changed between stat and lock
 
     def _states_to_load(self) -> list[DesiredState]:
         if self._plan is None:
@@ -271,17 +271,17 @@ class ModelRollout:
         return [state for state in wanted if state.generation not in done]
 
     def _load(self, state: DesiredState) -> None:
-        """Load the versions of a state, and report that they are there or why they are not.
+        """Load the versions of a state, and report that they are prepared or why loading failed.
 
-        Python's threads take turns of 5 ms by default, which is longer than most answers take:
-        meanwhile they are shorter.
+        The switch interval of Python's threads is 5 ms by default, longer than most requests take,
+        so it is shortened during the load.
         """
         usual_s = sys.getswitchinterval()
         sys.setswitchinterval(TURN_S)
         try:
             self._prepared = self._prepare(state)
             changes: dict[str, Any] = {"prepared": state.generation}
-        except Exception as error:  # noqa: BLE001 - whatever it was, stable goes on serving
+        except Exception as error:  # noqa: BLE001 - whatever it is, stable goes on serving
             reason = str(error) or repr(error)
             logger.error(
                 "%s: generation %d cannot be loaded: %s", self.name, state.generation, reason
@@ -311,11 +311,11 @@ class ModelRollout:
         *,
         is_shadow: bool = False,
     ) -> ServedModel:
-        """Return a version that is loaded for such a role already, or load it.
+        """Return a version that is already loaded for such a role, or load it.
 
         Raises:
-            BundleError: It is damaged or not proven, or a process that verified it failed or died.
-            RolloutError: It has other tensors than the stable version.
+            BundleError: The bundle is damaged, not proven, or its verifier process failed or died.
+            RolloutError: The version has other tensors than the stable version.
         """
         for model in loaded:
             if model is not None and model.manifest.version == version:
@@ -333,10 +333,10 @@ class ModelRollout:
         return self._models.prepare(verified, is_shadow=is_shadow)
 
     def _verify_in_child(self, version: str) -> None:
-        """Verify a bundle in a process of its own, once for all workers: a crash ends no worker.
+        """Verify a bundle once for all workers, in a child process, whose crash ends no worker.
 
         Raises:
-            BundleError: It failed, died, or took too long.
+            BundleError: The verifier process failed, died, or took too long.
         """
         folder = self._folder.bundle(version)
         manifest = folder / MANIFEST_NAME
@@ -358,7 +358,7 @@ class ModelRollout:
                     self._folder.write_record(record.model_copy(update={"verified": verified}))
 
     def _go_live(self) -> bool:
-        """Serve the live state if it is loaded, by replacing one reference."""
+        """Serve the live state if it is loaded, by replacing one reference; return True if so."""
         loaded, plan = self._prepared, self._plan
         if loaded is None or plan is None or loaded.state != plan.record.live:
             return False
@@ -385,9 +385,9 @@ class ModelRollout:
 
 
 def return_memory() -> None:
-    """Give memory that is free to the system: glibc keeps what threads have freed.
+    """Return free memory to the operating system, because glibc keeps what threads have freed.
 
-    Without it each promotion of a small CNN adds 2.7 MiB (glibc 2.36, CPython 3.11).
+    Without this call each promotion of a small CNN adds 2.7 MiB (glibc 2.36, CPython 3.11).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -395,7 +395,7 @@ def return_memory() -> None:
 
 
 def _run_loader(folder: Path) -> None:
-    # The priority is lowered before anything is imported: that takes most of the time.
+    # The priority is lowered before the imports, which take most of the time.
     code = "import os, sys; os.nice(19); from service.models.loader import main; sys.exit(main())"
     command = [sys.executable, "-c", code, str(folder.resolve())]
     try:

@@ -1,7 +1,7 @@
-"""Counts what the versions of a model answer in one generation, and asks the shadow.
+"""Counts the answers of a model's versions in one generation, and sends copies to the shadow.
 
-All methods are called in the event loop. A request is copied to the shadow after its answer was
-sent, and only while both engines have nothing else to do: the shadow never delays an answer.
+All methods are called in the event loop. A request is copied to the shadow after its response was
+sent, and only while both engines are idle, so that the shadow never delays a response.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ MAX_SHADOWS_PER_S = 200
 
 @dataclass
 class _Counts:
-    """What is counted of one version."""
+    """The counts of one version."""
 
     requests: int = 0
     engine_errors: int = 0
@@ -51,10 +51,10 @@ class VersionObserver:
         shadow: ServedModel | None,
         metrics: Metrics,
     ) -> None:
-        """Begin to count.
+        """Start with all counts at zero.
 
         Raises:
-            RolloutError: The shadow's answers cannot be compared.
+            RolloutError: The shadow's answers cannot be compared with the stable version's.
         """
         self._state, self._stable, self._shadow, self._metrics = state, stable, shadow, metrics
         self._comparer = None
@@ -69,9 +69,9 @@ class VersionObserver:
     def record_answer(
         self, version: str, inputs: Arrays, outputs: Arrays, timing: BatchTiming, seconds: float
     ) -> None:
-        """Count one answered request, and copy it to the shadow if that is idle."""
+        """Count one answered request, and copy it to the shadow if both engines are idle."""
         counts = self._counts.get(version)
-        if counts is None:  # it began before this generation
+        if counts is None:  # the request began before this generation
             return
         counts.requests += 1
         counts.durations[bucket_of(seconds)] += 1
@@ -81,7 +81,7 @@ class VersionObserver:
             self._ask_shadow(self._shadow, inputs, outputs)
 
     def record_timeout(self, version: str, seconds: float) -> None:
-        """Count the time of a request that got no answer: an engine that hangs is slow, too."""
+        """Count the duration of a request that timed out, since a hanging engine is slow, too."""
         counts = self._counts.get(version)
         if counts is not None:
             counts.durations[bucket_of(seconds)] += 1
@@ -95,7 +95,7 @@ class VersionObserver:
             self._metrics.record_version_failure(self._model, version)
 
     def snapshot(self) -> dict[str, VersionFigures]:
-        """Return what was counted so far, by version."""
+        """Return the counts so far, by version."""
         comparer = self._comparer
         return {
             version: VersionFigures(
@@ -132,7 +132,7 @@ class VersionObserver:
             self.record_failure(self._shadow.manifest.version, error)
 
     def receive_shadow(self, inputs: Arrays, expected: Arrays, answers: Arrays) -> None:
-        """Compare a shadow's answers with those that the clients got."""
+        """Compare a shadow's answers with the answers that were sent to the client."""
         shadow, comparer = self._shadow, self._comparer
         if shadow is None or comparer is None:
             return
@@ -159,7 +159,7 @@ class VersionObserver:
 
 @dataclass(slots=True)
 class _ShadowSink:
-    """Receives a shadow's answer; nothing of it reaches a client."""
+    """Receives a shadow's answer, which is never sent to a client."""
 
     observer: VersionObserver
     inputs: Arrays

@@ -1,4 +1,4 @@
-"""What ``python -m service.rollout status`` shows, and how ``--wait`` follows a generation."""
+"""Builds the output of ``python -m service.rollout status``, and implements ``--wait``."""
 
 import time
 from collections import defaultdict
@@ -19,7 +19,7 @@ Outcome = Literal["live", "refused", "pending"]
 
 
 def read_status(folder: RolloutFolder) -> dict[str, Any]:
-    """Return what is wanted, decided and reported of a model, as JSON's types.
+    """Return a model's desired state, decisions and worker reports, as JSON types.
 
     Raises:
         RolloutError: A file cannot be read.
@@ -53,10 +53,10 @@ def read_status(folder: RolloutFolder) -> dict[str, Any]:
 
 
 def wait_for(folder: RolloutFolder, generation: int, seconds: float) -> tuple[Outcome, str]:
-    """Wait until a generation is live in every worker, or refused.
+    """Wait until a generation is live in every worker or refused, or the time runs out.
 
     Returns:
-        What came of it, and why.
+        The outcome and the reason.
     """
     give_up_s = time.monotonic() + seconds
     while True:
@@ -74,9 +74,9 @@ def wait_for(folder: RolloutFolder, generation: int, seconds: float) -> tuple[Ou
 
 
 def read_samples(folder: RolloutFolder) -> list[dict[str, Any]]:
-    """Return the worst disagreements of the shadow that workers kept, the worst first.
+    """Return the worst shadow disagreements that the workers kept, the worst first.
 
-    Each has the file and number, "difference", and the arrays by group and tensor as lists.
+    Each has "file", "number", "difference", and the arrays as lists, named "GROUP/TENSOR".
     """
     found = []
     for path in sorted(folder.samples.glob("[!.]*.npz")):
@@ -90,7 +90,7 @@ def read_samples(folder: RolloutFolder) -> list[dict[str, Any]]:
 
 
 def describe_status(status: dict[str, Any]) -> str:
-    """Return a status in words, for a person."""
+    """Return a status as text for the terminal."""
     desired, live = status["desired"], status["live"]
     lines = [f"{status['model']}: generation {desired['generation']} is {status['outcome']}"]
     if status["outcome"] == "refused":

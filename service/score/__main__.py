@@ -10,7 +10,7 @@ NOT_RUN = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, if the extra ``score`` is installed; return the exit code."""
     try:
-        from service.score import cli  # noqa: PLC0415 - says what to install
+        from service.score import cli  # noqa: PLC0415 - an extra
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] in OURS:
             raise

@@ -1,4 +1,4 @@
-"""The columns that a scored row gets: ``AnswerColumns``. Shape suffixes: N rows, K labels."""
+"""The output columns of scored rows: ``AnswerColumns``. Shape suffixes: N rows, K labels."""
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ class AnswerColumns:
     """
 
     def __init__(self, manifest: Manifest, proof: str, id_schema: pa.Schema) -> None:
-        """Take the model's manifest, the proof's id, and the columns that identify a row."""
+        """Make the schema from the manifest, the proof's id and the columns that identify a row."""
         self._scores = _find_scores(manifest) if takes_pictures(manifest) else None
         self._outputs = [
             spec for spec in manifest.outputs if self._scores is None or spec.kind == "values"
@@ -33,10 +33,10 @@ class AnswerColumns:
         self.schema = pa.schema([*id_schema, *self._fields()])
 
     def encode(self, ids: pa.RecordBatch, outputs: Arrays) -> tuple[pa.RecordBatch, Array]:
-        """Put a batch's columns together.
+        """Assemble the columns of a batch.
 
         Returns:
-            The columns of the rows whose outputs are finite, and which rows these are: bool [N].
+            The columns of the rows whose outputs are finite, and a mask of these rows, bool [N].
         """
         used = [*self._outputs, *([self._scores] if self._scores else [])]
         finite = _find_finite([outputs[spec.name] for spec in used])
@@ -69,7 +69,7 @@ class AnswerColumns:
 
 
 def _find_scores(manifest: Manifest) -> TensorSpec:
-    """The output whose largest value is the label, as the service's adapters choose it."""
+    """Return the output whose largest value gives the label, as in the service's adapters."""
     for spec in manifest.outputs:
         if spec.name == PROBABILITIES and spec.shape == (-1, len(manifest.labels)):
             return spec.model_copy(update={"kind": "probabilities"})
@@ -84,7 +84,7 @@ def _arrow_type(spec: TensorSpec) -> pa.DataType:
 
 
 def _encode_values(array: Array, spec: TensorSpec) -> pa.Array:
-    """Convert values [N, ...] to numbers, or to lists nested as their shape."""
+    """Convert values [N, ...] to numbers, or to lists nested like their shape."""
     found = pa.array(np.ascontiguousarray(array).reshape(-1))
     for axis in range(array.ndim - 1, 0, -1):
         size = array.shape[axis]
@@ -97,7 +97,7 @@ def _encode_values(array: Array, spec: TensorSpec) -> pa.Array:
 
 
 def _find_finite(arrays: list[Array]) -> Array:
-    """Find the rows without NaN and infinity in [N, ...] values: bool [N]."""
+    """Return a mask, bool [N], of the rows without NaN or infinity in values [N, ...]."""
     found = np.ones(len(arrays[0]), np.bool_)
     for array in arrays:
         if array.dtype.kind == "f":

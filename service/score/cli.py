@@ -1,4 +1,4 @@
-"""The command line of offline scoring; exit codes are 0, 1 and 2, see ``main``."""
+"""The command line of offline scoring; ``main`` documents the exit codes."""
 
 import argparse
 import sys
@@ -18,11 +18,11 @@ without an answer are in OUTPUT/_quarantine.jsonl; 2 wrong use, or the run could
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score an input; print the summary as JSON on stdout, and what is wrong on stderr.
+    """Score an input; print the summary as JSON on stdout, and errors on stderr.
 
     Returns:
-        0: every row has an answer. 1: finished, and some rows are quarantined. 2: wrong use, or the
-        run could not start or go on. 130: interrupted.
+        0: every row has an answer. 1: the run finished, but some rows are quarantined. 2: wrong
+        use, or the run could not start or continue. 130: interrupted.
     """
     parser = _make_parser()
     given = parser.parse_args(argv)

@@ -1,15 +1,15 @@
 """Converts Arrow columns to a model's inputs: ``check_columns`` and ``read_rows``.
 
-What a column may be, by its Arrow type:
+The meaning of a column, by its Arrow type:
 
-    list, fixed-size list or tensor    the values of a sample, flat or nested as its shape
-    a number                           a sample of one value; several columns make one of several
+    list, fixed-size list or tensor    the values of a sample, flat or nested like its shape
+    number                             one value; several columns are the values of one sample
     fixed-size binary                  the sample's little-endian values in row-major order
     binary                             a PNG or JPEG file if the model takes pictures, else values
 
-Types are converted only if no value can change. Every row passes the checks of the service's
-requests (``service.protocol.tensors.read_inputs``); rows that do not are returned with the reason.
-The first axis of every array counts rows (N).
+Types are converted only if no value can change. Rows are checked like the service's requests
+(``service.protocol.tensors.read_inputs``); rows that fail are returned with the reason. The first
+axis of every array is the row (N).
 """
 
 import gzip
@@ -38,11 +38,11 @@ PICTURE_TASKS = ("digits", "image-classification")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one shape that a model may be asked.
+    """Valid rows of one shape.
 
     Attributes:
-        index: int64 [N], which rows of the batch they are.
-        inputs: By name, [N, ...].
+        index: int64 [N], the rows' positions in the batch.
+        inputs: The model's inputs by name, [N, ...].
     """
 
     index: Array
@@ -50,9 +50,9 @@ class Rows:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an exception of reading says that the content is damaged, not that reading failed.
+    """Whether an exception means that the content is damaged, not that reading it failed.
 
-    Arrow raises OSError without an error number for content that cannot be decoded.
+    For content that cannot be decoded, Arrow raises OSError without an error number.
     """
     if isinstance(error, MemoryError):
         return False
@@ -69,10 +69,10 @@ def takes_pictures(manifest: Manifest) -> bool:
 def check_columns(
     file: str, schema: pa.Schema, manifest: Manifest, mapping: InputColumns, key: str | None
 ) -> None:
-    """Check that a file has the columns of every input, of types that fit.
+    """Check that a file has the columns of every input, with types that fit.
 
     Raises:
-        ScoreError: It has not; says what it has, what is expected and what to do.
+        ScoreError: It does not; says what it has, what is expected and what to do.
     """
     for spec in manifest.inputs:
         columns = mapping[spec.name]
@@ -98,7 +98,7 @@ def _list_columns(schema: pa.Schema) -> str:
 
 
 def _find_type(schema: pa.Schema, column: str) -> pa.DataType | None:
-    """The type of a column, or of a field within structs by a path with dots."""
+    """Return the type of a column, or of a field in nested structs, named by a dotted path."""
     if column in schema.names:
         return schema.field(column).type
     first, *fields = column.split(".")
@@ -124,7 +124,7 @@ def _is_binary(found: pa.DataType) -> bool:
 
 
 def _unwrap(found: pa.DataType) -> tuple[pa.DataType, list[int]]:
-    """The type of the values within nested lists, and each list's length, -1 if it varies."""
+    """Return the type of the values in nested lists, and each level's length, -1 if it varies."""
     sizes = []
     while True:
         if isinstance(found, pa.BaseExtensionType):
@@ -137,7 +137,7 @@ def _unwrap(found: pa.DataType) -> tuple[pa.DataType, list[int]]:
 
 
 def _find_problem(types: list[pa.DataType], spec: TensorSpec, manifest: Manifest) -> str | None:
-    """What is wrong with the types of an input's columns, and what to do; None if nothing is."""
+    """Describe what is wrong with the types of an input's columns; return None if they fit."""
     first = types[0]
     if len(types) == 1 and pa.types.is_fixed_size_binary(first):
         size = sample_bytes(spec)
@@ -195,12 +195,12 @@ def read_rows(
 
     Args:
         batch: Columns that passed ``check_columns``.
-        manifest: The model's.
+        manifest: The model's manifest.
         mapping: The columns of each input.
         decode: Decodes a PNG or JPEG file to one sample.
 
     Returns:
-        The rows that can be scored, in one group for each shape, and by row why others cannot.
+        The rows that can be scored, in one group per shape, and the reasons by row for the others.
     """
     reasons: dict[int, str] = {}
     samples: dict[str, Array | list[Array | None]] = {}
@@ -228,7 +228,7 @@ def read_rows(
 
 
 def find_refused(inputs: Arrays, manifest: Manifest, first: int = 0) -> dict[int, str]:
-    """By position, why the service would refuse a sample; the samples have one shape."""
+    """Return by position why the service would refuse samples, all of which have one shape."""
     count = len(next(iter(inputs.values())))
     arrays = [np.ascontiguousarray(inputs[spec.name]) for spec in manifest.inputs]
     tensors = [
@@ -256,7 +256,7 @@ def _without(rows: Rows, positions: dict[int, str]) -> Rows:
 
 
 def _group_by_shape(samples: dict[str, Array | list[Array | None]], good: Array) -> list[Rows]:
-    """Stack the good rows' samples, those of one shape together; arrays have one shape already."""
+    """Stack the samples of the good rows, one group per shape; arrays already have one shape."""
     ragged = {name: found for name, found in samples.items() if isinstance(found, list)}
     dense = {name: found for name, found in samples.items() if not isinstance(found, list)}
     if not ragged:
@@ -288,7 +288,7 @@ def _take(batch: pa.RecordBatch, column: str) -> pa.Array:
 
 
 def _drop_nulls(columns: list[pa.Array], reasons: dict[int, str], spec: TensorSpec) -> Array:
-    """Find the rows where no column is null: bool [N]; the others get a reason."""
+    """Return the rows where no column is null, bool [N]; the others get a reason."""
     known = np.ones(len(columns[0]), np.bool_)
     for column in columns:
         if column.null_count:
@@ -299,7 +299,7 @@ def _drop_nulls(columns: list[pa.Array], reasons: dict[int, str], spec: TensorSp
 
 
 def _read_dense(columns: list[pa.Array], spec: TensorSpec, reasons: dict[int, str]) -> Array:
-    """Read an input of a fixed shape: [N, ...], zeros where a row has a reason."""
+    """Read an input of a fixed shape: [N, ...], with zeros in rows that have a reason."""
     count, shape = len(columns[0]), spec.shape[1:]
     known = _drop_nulls(columns, reasons, spec)
     if not known.all():
@@ -326,7 +326,7 @@ def _to_numpy(column: pa.Array, spec: TensorSpec) -> Array:
 def _read_bytes(
     column: pa.Array, known: Array, spec: TensorSpec, reasons: dict[int, str]
 ) -> tuple[Array, Array]:
-    """Read little-endian values; returns them and the rows that have them."""
+    """Read little-endian values; return them and the rows, bool [N], that have them."""
     size = sample_bytes(spec)
     if _is_binary(column.type):
         lengths = pc.binary_length(column).to_numpy(zero_copy_only=False)
@@ -351,7 +351,7 @@ def _read_bytes(
 def _read_lists(
     column: pa.Array, known: Array, spec: TensorSpec, reasons: dict[int, str]
 ) -> tuple[Array, Array]:
-    """Read flat or nested lists; returns their values and the rows that have all of them."""
+    """Read flat or nested lists; return their values and the rows, bool [N], that have them all."""
     _, nested = _unwrap(column.type)
     sizes = [math.prod(spec.shape[1:])] if len(nested) == 1 else list(spec.shape[1:])
     level, per_row = column, 1
@@ -391,11 +391,11 @@ def _keep(
     """Keep the rows that fit.
 
     Args:
-        column: The values of the known rows, equally many for each.
+        column: The values of the known rows, the same number for each row.
         fits: bool [known rows, values of a row] or [known rows].
-        known: bool [N], the rows that ``column`` has.
+        known: bool [N], the rows that are in ``column``.
         reasons: Receives a reason for each row that does not fit.
-        describe: The reason, by the row's position among the known ones.
+        describe: Returns the reason, given the row's position among the known rows.
 
     Returns:
         The remaining values and the remaining rows.
@@ -413,7 +413,7 @@ def _keep(
 
 
 def _read_ragged(column: pa.Array, spec: TensorSpec, reasons: dict[int, str]) -> list[Array | None]:
-    """Read lists nested as the shape of an input whose axes vary: a sample for each good row."""
+    """Read an input with variable axes from nested lists: one sample for each good row."""
     known = _drop_nulls([column], reasons, spec)
     leaf, _ = _unwrap(column.type)
     samples: list[Array | None] = [None] * len(column)

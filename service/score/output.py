@@ -1,17 +1,17 @@
-"""The output folder: parts that appear whole or not at all, and what says which are finished.
+"""The output folder: parts that are written atomically, and the records of the finished parts.
 
     part-000000.parquet           the answers; readers of Parquet find nothing else here
     _quarantine.jsonl             rows that could not be scored, with the reason, if there are any
-    _summary.json                 what the finished run was
-    _score/manifest.json          what is scored with what, and all parts
+    _summary.json                 the summary of the finished run
+    _score/manifest.json          the input, the model and the options of the run, and all parts
     _score/finished/NAME.json     the record of a finished part
     _score/quarantine/NAME.jsonl  its rows that could not be scored
     _score/tmp/                   files that are being written
 
-On this machine's file system a file is written to ``tmp``, flushed to the disk and renamed. On
-others it is written on this machine and uploaded as a whole; object stores show it when it is
-complete. A part is finished when its record is there and its file has the recorded size. A part
-that is computed again, because its actor died, replaces the file by an equal one.
+On this machine's file system a file is written to ``tmp``, flushed to disk and renamed. For other
+file systems it is written on this machine and uploaded as a whole; object stores show it once it is
+complete. A part is finished if its record exists and its file has the recorded size. A part that is
+computed again, because its actor died, replaces the file with an equal one.
 """
 
 import errno
@@ -40,16 +40,16 @@ T = TypeVar("T")
 
 
 class PartRecord(msgspec.Struct, frozen=True):
-    """What a finished part is.
+    """The record of a finished part.
 
     Attributes:
-        name: The part's.
-        rows: Rows with an answer.
-        quarantined: Rows without one.
-        size_bytes: Of the part's file.
+        name: The part's name.
+        rows: The number of rows with an answer.
+        quarantined: The number of rows without an answer.
+        size_bytes: The size of the part's file.
         device: The device that computed it.
-        provider: The runtime's name for it.
-        seconds: From the first byte read to the last one written.
+        provider: The runtime's name for the device.
+        seconds: Time from the first byte read to the last byte written.
         peak_rss_bytes: The largest resident memory of the actor's process so far.
     """
 
@@ -64,13 +64,13 @@ class PartRecord(msgspec.Struct, frozen=True):
 
 
 class RunManifest(msgspec.Struct, frozen=True):
-    """What is scored with what: the same command goes on only where all of ``identity`` agrees.
+    """What is scored with which model; a run can resume only if all of ``identity`` is the same.
 
     Attributes:
         identity: What the answers depend on, in words.
-        part_rows: How many rows a part was to have.
+        part_rows: The intended number of rows in a part.
         key_schema: The Arrow schema of the key's column, serialized; empty without a key.
-        parts: All parts, in their order.
+        parts: All parts, in order.
         unreadable: Files of the input that are in no part.
     """
 
@@ -82,10 +82,10 @@ class RunManifest(msgspec.Struct, frozen=True):
 
 
 class OutputFolder:
-    """A folder on any file system of fsspec; every process makes its own."""
+    """The output folder, on any fsspec file system; every process creates its own instance."""
 
     def __init__(self, url: str) -> None:
-        """Open a folder, which need not exist."""
+        """Open a folder, which need not exist yet."""
         self.url = url
         try:
             self._filesystem, self._root = fsspec.core.url_to_fs(url)
@@ -97,14 +97,14 @@ class OutputFolder:
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """The path of a file within its file system."""
+        """Return the path of a file within its file system."""
         return posixpath.join(self._root, name)
 
     def read_manifest(self) -> RunManifest | None:
-        """Read the manifest of the run that wrote here; None if none did.
+        """Read the manifest of the run that wrote to this folder; None if there was no run.
 
         Raises:
-            ScoreError: Something else lies here.
+            ScoreError: The folder contains other files, or is a file.
         """
         manifest = self.read(MANIFEST, RunManifest)
         if manifest is None and self._filesystem.exists(self._root):
@@ -120,7 +120,7 @@ class OutputFolder:
         return manifest
 
     def write_manifest(self, manifest: RunManifest) -> None:
-        """Begin a run."""
+        """Write the manifest, which begins a run."""
         self.write(MANIFEST, msgspec.json.encode(manifest))
 
     def read_records(self, parts: tuple[Part, ...]) -> dict[str, PartRecord]:
@@ -137,7 +137,7 @@ class OutputFolder:
         return found
 
     def remove_run(self) -> None:
-        """Remove what a run wrote, and nothing else; the manifest last."""
+        """Remove the files that a run wrote, and no others; the manifest is removed last."""
         for path in self._sizes(""):
             name = posixpath.basename(path)
             is_part = name.startswith("part-") and name.endswith(".parquet")
@@ -150,10 +150,10 @@ class OutputFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs on this machine's file system away; on others nothing is locked.
+        """Lock out other runs, but only on this machine's file system.
 
         Raises:
-            ScoreError: Another run writes here, or the folder cannot be made.
+            ScoreError: Another run is writing here, or the folder cannot be created.
         """
         try:
             self._filesystem.makedirs(self.path("_score"), exist_ok=True)
@@ -169,14 +169,14 @@ class OutputFolder:
                 raise ScoreError(
                     f"another run writes to {self.url}; wait for its end, or name another output"
                 ) from error
-            # What killed runs, or killed actors of this one, were writing.
+            # Remove files left unfinished by killed runs and, at the end, by killed actors.
             shutil.rmtree(self.path("_score/tmp"), ignore_errors=True)
             yield
             shutil.rmtree(self.path("_score/tmp"), ignore_errors=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Path]:
-        """Give a path to write a file to; at the end the file appears here under its name."""
+        """Yield a path to write a file to; at the end the file is put in place under its name."""
         if not self._is_local:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / posixpath.basename(name)
@@ -197,20 +197,20 @@ class OutputFolder:
             staging.unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file that appears whole."""
+        """Write a file atomically."""
         with self.stage(name) as path:
             path.write_bytes(content)
 
     def finish_part(self, record: PartRecord) -> None:
-        """Record that a part's file is written: from now on it is not computed again."""
+        """Record that a part's file is written, so that the part is not computed again."""
         self.write(_record_name(record.name), msgspec.json.encode(record))
 
     def size(self, name: str) -> int:
-        """The size of a file in bytes."""
+        """Return the size of a file in bytes."""
         return int(self._filesystem.info(self.path(name))["size"])
 
     def collect_quarantine(self, manifest: RunManifest) -> None:
-        """Write the quarantined rows of all parts to one file, in their order, if there are any."""
+        """Write the quarantined rows of all parts, if there are any, to one file, in order."""
         names = {posixpath.basename(path) for path in self._sizes("_score/quarantine")}
         lines = [
             msgspec.json.encode({"file": file.file, "reason": file.reason}) + b"\n"
@@ -230,7 +230,7 @@ class OutputFolder:
         return [str(path) for path in self._filesystem.ls(self.path(folder), detail=False)]
 
     def _sizes(self, folder: str) -> dict[str, int]:
-        """The size of each file of a folder by its path; nothing if there is no such folder."""
+        """Return the size of each file in a folder by its path; empty if the folder is missing."""
         try:
             infos = self._filesystem.ls(self.path(folder), detail=True)
         except FileNotFoundError:
@@ -238,10 +238,10 @@ class OutputFolder:
         return {str(info["name"]): info["size"] for info in infos if info["type"] == "file"}
 
     def read(self, name: str, type_: type[T]) -> T | None:
-        """Read a JSON file; None if it is not there.
+        """Read a JSON file; return None if it does not exist.
 
         Raises:
-            ScoreError: It is damaged.
+            ScoreError: The file is damaged.
         """
         path = self.path(name)
         try:
@@ -265,10 +265,10 @@ def _record_name(part: str) -> str:
 
 
 def quarantine_name(part: str) -> str:
-    """The name of the file of a part's rows that were not scored."""
+    """Return the name of the file for a part's quarantined rows."""
     return f"_score/quarantine/{part}.jsonl"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an exception says that a disk or a quota is full."""
+    """Whether an exception means that a disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in FULL

@@ -1,6 +1,6 @@
 """Divides the input into parts, the units of work: ``plan_parts``.
 
-A part is the same whenever and wherever it is computed. The manifest of a run names all of them.
+The same input always has the same parts, on every machine. The manifest of a run lists all parts.
 """
 
 import struct
@@ -19,8 +19,8 @@ from service.score.columns import InputColumns, check_columns, is_damage
 from service.score.errors import ScoreError
 from service.score.source import IDX_TYPES, Source, SourceFile
 
-FOOTER_READERS = 8  # threads; the footers of remote files are waited for
-# NumPy's types of the values of an idx file, by the third byte of the file.
+FOOTER_READERS = 8  # threads, since reading the footers of remote files is mostly waiting
+# NumPy dtypes of the values in an idx file, by the third byte of the file.
 IDX_DTYPES = dict(zip(IDX_TYPES, (">u1", ">i1", ">i2", ">i4", ">f4", ">f8"), strict=True))
 
 
@@ -45,10 +45,10 @@ class IdxPart(msgspec.Struct, frozen=True, tag="idx"):
 
 
 class ImagesPart(msgspec.Struct, frozen=True, tag="images", omit_defaults=True):
-    """Some image files: ``rows`` of the input's from ``first_file`` on.
+    """Some adjacent image files of the input: ``rows`` files from number ``first_file`` on.
 
-    ``files`` are their names. The manifest leaves them out; whoever gives the part to an actor
-    fills them in.
+    ``files`` are their names. The manifest omits them; they are filled in before the part is given
+    to an actor.
     """
 
     name: str
@@ -61,14 +61,14 @@ Part = ParquetPart | IdxPart | ImagesPart
 
 
 class UnreadableFile(msgspec.Struct, frozen=True):
-    """A file of the input that cannot be read at all, so that its rows are not even counted."""
+    """A file of the input that cannot be read at all, so that its rows cannot be counted."""
 
     file: str
     reason: str
 
 
 class IdxHeader(msgspec.Struct, frozen=True):
-    """What the head of an idx file says: the type of its values, and its axes."""
+    """The header of an idx file: the dtype of its values, its axes and the header's own size."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class IdxHeader(msgspec.Struct, frozen=True):
 
 
 class Plan(NamedTuple):
-    """The parts of an input, its files that are in none, and the key's column, if there is one."""
+    """The parts of an input, the files in no part, and the key's column, if there is one."""
 
     parts: list[Part]
     unreadable: list[UnreadableFile]
@@ -90,10 +90,10 @@ def plan_parts(
 
     Args:
         source: The input.
-        manifest: The model's; the columns must fit its inputs.
+        manifest: The model's manifest; the columns must fit its inputs.
         mapping: The columns of each input.
         key: The column that identifies a row, if any.
-        part_rows: Rows of a part. A part of Parquet has at least one whole row group.
+        part_rows: The number of rows in a part. A Parquet part has at least one whole row group.
 
     Raises:
         ScoreError: The columns, types or shapes do not fit the model, or no file can be read.
@@ -130,10 +130,10 @@ def plan_parts(
 
 
 def read_idx_header(file: BinaryIO) -> IdxHeader:
-    """Read the head of an idx file.
+    """Read the header of an idx file.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The file does not begin with such a header.
     """
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_DTYPES or not head[3]:  # noqa: PLR2004
@@ -158,7 +158,7 @@ def _name(number: int) -> str:
 
 
 def _read_footer(source: Source, file: SourceFile) -> tuple[pa.Schema, list[int]] | UnreadableFile:
-    """The schema of a Parquet file and the rows of each of its row groups."""
+    """Read the schema of a Parquet file and the number of rows in each of its row groups."""
     try:
         with source.location.open(file.name) as opened, pq.ParquetFile(opened) as parquet:
             metadata = parquet.metadata
@@ -182,7 +182,7 @@ def _read_idx_file(source: Source, file: SourceFile) -> IdxHeader | UnreadableFi
 
 
 def _check_idx(name: str, head: IdxHeader, manifest: Manifest) -> None:
-    """Check that the values are those of the only input."""
+    """Check that the dtype and the shape fit the model's only input."""
     if len(manifest.inputs) > 1:
         raise ScoreError(
             f"an idx file holds one input, {manifest.name} takes "
@@ -212,7 +212,7 @@ def _divide_rows(file: str, rows: int, part_rows: int, numbers: Iterator[int]) -
 def _divide_groups(
     file: str, group_rows: list[int], part_rows: int, numbers: Iterator[int]
 ) -> Iterator[Part]:
-    """Put adjacent row groups together as long as they have no more rows than a part."""
+    """Combine adjacent row groups as long as they have at most ``part_rows`` rows together."""
     first_row, first_group, rows = 0, 0, 0
     for group, more in enumerate(group_rows):
         if rows and rows + more > part_rows:

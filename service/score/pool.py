@@ -1,8 +1,8 @@
-"""Spreads parts over Ray Data's actor pool: ``connect`` and ``score_parts``.
+"""Distributes parts over Ray Data's actor pool: ``connect`` and ``score_parts``.
 
-A row of the data set is a part, not a row of the input: actors read their parts and write their
-answers themselves, so no data goes through Ray's object store, and the memory needed does not
-depend on the input's size. If an actor dies, Ray starts it again and gives it the same part again.
+A row of the Ray data set is a part, not a row of the input. Actors read their parts and write their
+answers themselves, so no data goes through Ray's object store, and memory use does not depend on
+the input's size. If an actor dies, Ray restarts it and gives it the same part again.
 """
 
 import logging
@@ -16,8 +16,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-# Read when Ray is imported or started. It reports nothing to its makers, and of an actor that was
-# killed only what this package says.
+# Ray reads these when it is imported or started. With them it sends no usage reports, and logs
+# nothing about killed actors, which this package reports itself.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -33,9 +33,9 @@ from service.score.parts import Part
 from service.score.scorer import Job, PartScorer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OBJECT_STORE_BYTES = 100 * 2**20  # parts' names and records go through it, no data
-TASKS_IN_FLIGHT = 2  # of an actor: the next part is there when one is finished
-# An actor may die so often during one part before the run gives up.
+OBJECT_STORE_BYTES = 100 * 2**20  # holds only the parts' names and records, no data
+TASKS_IN_FLIGHT = 2  # per actor, so that the next part is queued when one is finished
+# An actor may die this often during one part before the run fails.
 MAX_RETRIES = 20
 
 
@@ -49,7 +49,7 @@ class Cluster:
     """
 
     def __init__(self, *, is_remote: bool) -> None:
-        """Ask Ray what it has."""
+        """Read the number of CPUs and GPUs from Ray."""
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.is_remote = is_remote
         self.cpus, self.gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
@@ -57,11 +57,11 @@ class Cluster:
 
 @contextmanager
 def connect(address: str | None, cpus: int) -> Iterator[Cluster]:
-    """Start Ray on this machine, or connect to a cluster; it ends with the block.
+    """Start Ray on this machine, or connect to a cluster; shut down when the ``with`` block ends.
 
     Args:
-        address: The cluster's; None: start Ray here, unless it runs in this process already.
-        cpus: How many actors may run at once here.
+        address: The cluster's address. None: start Ray here, unless this process already runs it.
+        cpus: The largest number of actors that run here at the same time.
 
     Raises:
         ScoreError: There is no such cluster, or Ray cannot be started.
@@ -79,7 +79,7 @@ def connect(address: str | None, cpus: int) -> Iterator[Cluster]:
             raise ScoreError(
                 f"Ray cannot be reached {where}: {error}; see `ray status` for --ray-address"
             ) from error
-        # Ray prints what it says of dead actors on stdout, where only the summary belongs.
+        # Ray prints messages about dead actors on stdout, which is only for the summary.
         with (Path(folder) / "stdout").open("w") as said, redirect_stdout(said):
             try:
                 _keep_quiet()
@@ -91,14 +91,14 @@ def connect(address: str | None, cpus: int) -> Iterator[Cluster]:
 def score_parts(
     parts: Sequence[Part], job: Job, actors: int, *, cpus: float, gpus: float
 ) -> Iterator[PartRecord]:
-    """Score parts by some actors; yields each part's record when it is finished.
+    """Score parts on several actors; yields each part's record when the part is finished.
 
     Args:
         parts: The parts to score.
-        job: What the actors need to know.
-        actors: How many there are.
-        cpus: The CPUs of an actor.
-        gpus: The GPUs of an actor.
+        job: What the actors need to score a part.
+        actors: The largest number of actors.
+        cpus: The number of CPUs of each actor.
+        gpus: The number of GPUs of each actor.
 
     Raises:
         ScoreError: A part cannot be scored; the finished ones stay finished.
@@ -136,10 +136,10 @@ def score_parts(
 
 
 class _Actor:
-    """Runs in a process of its own: a scorer, made when the first part comes.
+    """Runs in a separate process, with a scorer that is created for the first part.
 
-    What is wrong comes back as a row: Ray would start an actor again and again whose constructor
-    raises.
+    Errors are returned as a row: if the constructor raised them, Ray would restart the actor again
+    and again.
     """
 
     def __init__(self, job: Job) -> None:
@@ -166,13 +166,13 @@ def _limit_retries() -> dict[str, int]:
 
 
 def _start(address: str | None, folder: str, cpus: int) -> None:
-    """Connect to a cluster, or start Ray's processes here, which listen on loopback alone."""
+    """Connect to a cluster, or start Ray's processes here, which listen only on loopback."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         modules = [str(ROOT / name) for name in ("service", "export")]
         ray.init(address=address, runtime_env={"py_modules": modules}, **options)
         return
-    # Ray would write a token to the user's home, which changes how `ray start` works from then on.
+    # Otherwise Ray writes a token to the user's home, which changes how `ray start` works later.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
@@ -187,7 +187,7 @@ def _start(address: str | None, folder: str, cpus: int) -> None:
 
 @contextmanager
 def _native_stderr_to(path: Path) -> Iterator[None]:
-    """Write what Ray's C++ part prints on stderr to a file: it announces its log level there."""
+    """Redirect file descriptor 2 to a file, because Ray's C++ core prints its log level there."""
     sys.stderr.flush()
     original = os.dup(2)
     with path.open("wb") as file:
@@ -200,7 +200,7 @@ def _native_stderr_to(path: Path) -> Iterator[None]:
 
 
 def _keep_quiet() -> None:
-    """Leave the terminal to the progress bar and the summary."""
+    """Silence Ray Data, so that only the progress bar and the summary reach the terminal."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of its own defaults

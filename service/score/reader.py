@@ -1,4 +1,4 @@
-"""Reads the rows of a part as batches that a model can be asked: ``PartReader``."""
+"""Reads the rows of a part as inputs for the model: ``PartReader``."""
 
 import math
 import os
@@ -23,18 +23,18 @@ from service.score.errors import ScoreError
 from service.score.parts import IdxPart, ImagesPart, ParquetPart, Part, read_idx_header
 from service.score.source import Location
 
-# Rows that are converted at once: at most so many, of at most so many bytes of values.
+# The most rows, and the most bytes of values, that are converted at once.
 CHUNK_ROWS, CHUNK_BYTES = 4096, 16 * 2**20
 READ_BYTES = 2**20  # of a Parquet column at once
 
 
 class BadRows(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Rows that were not scored: one, or several that cannot be read. A line of the quarantine.
+    """A line of the quarantine: one row that was not scored, or several that cannot be read.
 
     Attributes:
         file: The input's file.
-        row: The first one's number in the file, from 0.
-        rows: How many there are.
+        row: The number of the first row in the file, from 0.
+        rows: The number of rows.
         reason: What came, what was expected, what to do.
         key: The row's key, if a column was named.
     """
@@ -48,7 +48,7 @@ class BadRows(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one shape: what identifies them, and the model's inputs by name, [N, ...]."""
+    """Rows of one shape: the columns that identify them, and the inputs by name, [N, ...]."""
 
     ids: pa.RecordBatch
     inputs: Arrays
@@ -66,14 +66,14 @@ class PartReader:
         batch_size: int,
         max_pixels: int,
     ) -> None:
-        """Take where the input is and how it is read.
+        """Set the location of the input and how it is read.
 
         Args:
-            location: Of the input's files.
+            location: The location of the input's files.
             mapping: The columns of each input.
             key: The column that identifies a row, if any.
-            key_type: Its type.
-            batch_size: Rows of a batch of the model; chunks are multiples of it.
+            key_type: The Arrow type of that column.
+            batch_size: The number of rows in one batch of the model; chunks are multiples of it.
             max_pixels: The largest width x height of a picture.
         """
         self._location, self._mapping, self._key = location, mapping, key
@@ -84,10 +84,10 @@ class PartReader:
     def read(
         self, part: Part, manifest: Manifest, adapter: TensorsAdapter
     ) -> Iterator[Chunk | BadRows]:
-        """Read a part in its order; every row is in one chunk or in one ``BadRows``.
+        """Read a part in order; every row is in exactly one chunk or one ``BadRows``.
 
         Raises:
-            ScoreError: The file cannot be opened or read, which says nothing about its rows.
+            ScoreError: The file cannot be opened or read, for reasons other than its content.
         """
         if isinstance(part, ParquetPart):
             found = self._read_parquet(part, manifest, adapter)
@@ -102,7 +102,7 @@ class PartReader:
             raise ScoreError(f"{file} of the input cannot be read: {error}") from error
 
     def _chunk_rows(self, manifest: Manifest) -> int:
-        """A multiple of the batch size."""
+        """Return the number of rows in a chunk, a multiple of the batch size."""
         row_bytes = sum(sample_bytes(spec) for spec in manifest.inputs)
         rows = min(CHUNK_ROWS, CHUNK_BYTES // row_bytes)
         return max(1, rows // self._batch_size) * self._batch_size
@@ -147,7 +147,7 @@ class PartReader:
             if self._location.is_local
             else stack.enter_context(self._location.open(name))
         )
-        # Without pre_buffer a column is read in steps, however large its row groups are.
+        # Without pre_buffer, columns are read in small steps even from large row groups.
         parquet = stack.enter_context(
             pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BYTES)
         )
@@ -239,7 +239,7 @@ class PartReader:
 
 
 def _skip(file: BinaryIO, size: int) -> None:
-    """Go forward by so many bytes, or to where a packed file is damaged."""
+    """Skip ``size`` bytes, or fewer if the compressed data are damaged before that point."""
     try:
         file.seek(size, os.SEEK_CUR)
     except Exception as error:
@@ -248,7 +248,7 @@ def _skip(file: BinaryIO, size: int) -> None:
 
 
 def _read_exactly(file: BinaryIO, size: int) -> bytes:
-    """Read so many bytes, or fewer where the file ends or its packing is damaged."""
+    """Read ``size`` bytes, or fewer if the file ends or its compressed data are damaged."""
     content = bytearray()
     while len(content) < size:
         try:

@@ -1,4 +1,4 @@
-"""A run from its options to its summary: ``score``."""
+"""Runs offline scoring, from the options to the summary: ``score``."""
 
 import hashlib
 import math
@@ -28,8 +28,8 @@ from service.score.scorer import Job, peak_rss_bytes
 from service.score.source import Format, Source, find_source
 from service.settings import Settings, SettingsError, read_settings
 
-# A part of the default size holds so many bytes of input values, within these bounds: large samples
-# go with slow models, of whose work a killed run should lose little.
+# By default a part holds this many bytes of input values, within these bounds. Models with large
+# samples are usually slow, and with small parts a killed run loses little of their work.
 PART_BYTES, LARGEST_PART_ROWS, SMALLEST_PART_BATCHES = 32 * 2**20, 65_536, 8
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pyarrow", "ray")
 
@@ -39,9 +39,9 @@ class Work:
     """What the actors did in this run.
 
     Attributes:
-        records: Of the parts that they finished.
-        actors: How many there were.
-        seconds: From the first part's beginning to the last one's end.
+        records: The records of the parts that they finished.
+        actors: The number of actors.
+        seconds: Time from the start of the first part to the end of the last one.
     """
 
     records: list[PartRecord]
@@ -50,28 +50,28 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """Rows with or without an answer."""
+        """The number of rows, with or without an answer."""
         return sum(record.rows + record.quarantined for record in self.records)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a run is asked to do.
+    """The options of a run.
 
     Attributes:
         input: A path or URL.
         output: A path or URL of a folder.
         bundle: The bundle's folder.
-        format: Of the input; None: found out.
-        inputs: The columns of inputs that are not named like them.
-        key: The column that identifies a row; None: file and row number do.
-        batch_size: Rows of a batch of the model.
-        part_rows: Rows of a part; None: the default.
-        actors: Processes; None: one for each core, or for each GPU.
-        device: As the setting of the service; None: the setting.
-        variant: As the setting of the service; None: the setting.
-        threads: As the setting of the service; None: the setting.
-        ray_address: Of a cluster; None: this machine alone.
+        format: The format of the input; None: detect it.
+        inputs: The columns of those inputs whose names differ from their columns'.
+        key: The column that identifies a row; None: file and row number identify it.
+        batch_size: The number of rows in one batch of the model.
+        part_rows: The number of rows in a part; None: the default.
+        actors: The number of processes; None: one for each core, or for each GPU.
+        device: Overrides the service's setting of this name; None: use the setting.
+        variant: Overrides the service's setting of this name; None: use the setting.
+        threads: Overrides the service's setting of this name; None: use the setting.
+        ray_address: The address of a Ray cluster; None: use only this machine.
         restart: Remove what an earlier run wrote to the output, and begin again.
         show_progress: Draw a progress bar on stderr, if that is a terminal.
     """
@@ -94,20 +94,20 @@ class Options:
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What a run was; written as JSON.
+    """The summary of a run, written as JSON.
 
     Attributes:
-        rows: Rows with an answer, those of earlier runs included.
-        quarantined_rows: Rows without one, as far as they could be counted.
+        rows: Rows with an answer, including those of earlier runs.
+        quarantined_rows: Rows without an answer, as far as they could be counted.
         unreadable_files: Files whose rows could not be counted.
-        skipped_files: Files beside the input's that have another suffix.
+        skipped_files: Files next to the input's that have another suffix.
         parts: All parts.
-        parts_of_this_run: Those that were not finished before.
-        rows_of_this_run: The rows of these, with or without an answer.
-        seconds: Of this run, the start of its processes included.
-        scoring_seconds: From the first part's beginning to the last one's end.
-        rows_per_s: Rows of this run by these.
-        peak_rss_bytes: The largest resident memory of this process and of an actor.
+        parts_of_this_run: Parts that were not finished before this run.
+        rows_of_this_run: The rows in these parts, with or without an answer.
+        seconds: Duration of this run, including the start of its processes.
+        scoring_seconds: Time from the start of the first part to the end of the last one.
+        rows_per_s: ``rows_of_this_run`` divided by ``scoring_seconds``.
+        peak_rss_bytes: The peak resident memory of this process and of an actor.
     """
 
     model: str
@@ -138,10 +138,10 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def score(options: Options) -> Summary:
-    """Score an input, or go on with a run that was killed.
+    """Score an input, or resume a run that was killed.
 
     Raises:
-        ScoreError: The run cannot start or go on. What is finished stays finished.
+        ScoreError: The run cannot start or continue. The finished parts stay finished.
     """
     started_s = time.perf_counter()
     bundle, proof = _open_bundle(options.bundle)
@@ -153,7 +153,7 @@ def score(options: Options) -> Summary:
     identity = _identify(options, bundle, proof, settings, source, mapping)
     begun = output.read_manifest()
     plan = None
-    if begun is None or options.restart:  # refused before anything is written or removed
+    if begun is None or options.restart:  # raises before anything is written or removed
         plan = _plan(source, bundle, mapping, options, identity)
     with output.lock():
         manifest = output.read_manifest()
@@ -189,7 +189,7 @@ def score(options: Options) -> Summary:
 
 
 def _open_bundle(folder: Path) -> tuple[Bundle, str]:
-    """The bundle and the id of its proof: the SHA-256 of its manifest, which has all other ones."""
+    """Open the bundle; return it and its proof's id: the SHA-256 of its manifest of hashes."""
     try:
         bundle = Bundle.open(folder)
     except BundleError as error:
@@ -198,7 +198,7 @@ def _open_bundle(folder: Path) -> tuple[Bundle, str]:
 
 
 def _read_settings(options: Options) -> Settings:
-    """The service's settings that an engine has, with the command line's before the environment."""
+    """Return the settings of the engine; the command line overrides the environment."""
     try:
         found = read_settings()
     except SettingsError as error:
@@ -229,7 +229,7 @@ def _read_settings(options: Options) -> Settings:
 
 
 def _complete_mapping(options: Options, bundle: Bundle, source: Source) -> InputColumns:
-    """The columns of every input; an input without any is named like its column."""
+    """Return the columns of every input; by default an input's column has the same name."""
     manifest = bundle.manifest
     names = [spec.name for spec in manifest.inputs]
     if unknown := sorted(options.inputs.keys() - set(names)):
@@ -251,7 +251,7 @@ def _complete_mapping(options: Options, bundle: Bundle, source: Source) -> Input
 
 
 def _refuse_output_in_input(options: Options) -> None:
-    """What is written must not be found as input when the run goes on."""
+    """Raise ScoreError if a resumed run would read the output as a part of its input."""
     inner, outer = (_absolute(url).rstrip("/") for url in (options.output, options.input))
     if inner == outer or inner.startswith(f"{outer}/"):
         raise ScoreError(
@@ -261,7 +261,7 @@ def _refuse_output_in_input(options: Options) -> None:
 
 
 def _absolute(url: str) -> str:
-    """A path of this machine as an absolute one; URLs as they are."""
+    """Make a local path absolute; return URLs unchanged."""
     return url if "://" in url or "::" in url else str(Path(url).resolve())
 
 
@@ -273,7 +273,7 @@ def _identify(
     source: Source,
     mapping: InputColumns,
 ) -> dict[str, str]:
-    """What the answers depend on, in words for a message."""
+    """Return everything that the answers depend on, in words for a message."""
     manifest = bundle.manifest
     columns = ", ".join(f"{name}={','.join(names)}" for name, names in mapping.items())
     return {
@@ -303,7 +303,7 @@ def _plan(
 
 
 def _choose_part_rows(manifest: Manifest, batch_size: int) -> int:
-    """Rows of a part: a multiple of the batch size."""
+    """Return the default number of rows in a part, a multiple of the batch size."""
     rows = PART_BYTES // sum(sample_bytes(spec) for spec in manifest.inputs)
     batches = min(rows, LARGEST_PART_ROWS) // batch_size
     return max(batches, SMALLEST_PART_BATCHES) * batch_size
@@ -316,7 +316,7 @@ def _key_type(manifest: RunManifest) -> pa.DataType | None:
 
 
 def _require_same_run(manifest: RunManifest, identity: dict[str, str], options: Options) -> None:
-    """Raise ScoreError if the output was begun with something else."""
+    """Raise ScoreError if the output belongs to a run with another identity."""
     given = dict(identity)
     if options.part_rows is not None:
         given["--part-rows"] = str(options.part_rows)
@@ -340,7 +340,7 @@ def _score_rest(
     job: Job,
     options: Options,
 ) -> Work:
-    """Score the parts that have no record; nothing is started if there are none."""
+    """Score the parts that have no record; if there are none, start no processes."""
     rest = [_with_files(part, source) for part in manifest.parts if part.name not in records]
     if not rest:
         return Work([], 0, 0)
@@ -383,7 +383,7 @@ def _with_files(part: Part, source: Source) -> Part:
 
 
 def _with_bundle_files(job: Job) -> Job:
-    """The job with the bundle's files in it: other machines need not see the bundle's folder."""
+    """Return the job with the bundle's files, for machines that cannot read the bundle's folder."""
     files = {path.name: path.read_bytes() for path in job.bundle.iterdir()}
     return Job(**{**vars(job), "bundle_files": files})
 

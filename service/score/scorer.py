@@ -1,4 +1,4 @@
-"""Scores one part after the other with a verified model: ``PartScorer``; one in each actor."""
+"""Scores parts one after the other with a verified model: ``PartScorer``, one in each actor."""
 
 import io
 import os
@@ -38,19 +38,19 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """What an actor needs to know.
+    """What an actor needs to score parts.
 
     Attributes:
         bundle: The bundle's folder.
-        bundle_files: Its files by name, for actors on other machines; None: they are in the folder.
+        bundle_files: Its files by name, for actors on other machines; None: read the folder.
         settings: Device, variant and threads.
         proof: SHA-256 of the bundle's manifest.
-        location: Of the input.
+        location: The location of the input.
         output: The output folder's URL.
         mapping: The columns of each input.
         key: The column that identifies a row, if any.
-        key_type: Its Arrow type.
-        batch_size: Rows of a batch of the model.
+        key_type: The Arrow type of that column.
+        batch_size: The number of rows in one batch of the model.
     """
 
     bundle: Path
@@ -72,7 +72,7 @@ class PartScorer:
         """Open the bundle and check its golden samples, as a worker of the service does.
 
         Raises:
-            ScoreError: The model is not proven, not there, or answers wrongly on this device.
+            ScoreError: The model is missing, is not proven, or answers wrongly on this device.
         """
         pa.set_cpu_count(1)  # an actor has one core
         self._job = job
@@ -89,7 +89,7 @@ class PartScorer:
         self._columns = AnswerColumns(self._model.manifest, job.proof, self._reader.id_schema)
 
     def score(self, part: Part) -> PartRecord:
-        """Score a part and write its files; afterwards it is finished.
+        """Score a part, write its files, and record it as finished.
 
         Raises:
             ScoreError: The part cannot be read or written, or the engine fails.
@@ -130,7 +130,7 @@ class PartScorer:
         return record
 
     def _answer(self, part: Part, quarantine: "_Quarantine") -> Iterator[pa.RecordBatch]:
-        """The columns of a part's rows, some batches at a time."""
+        """Yield the output columns of a part's rows, some batches at a time."""
         chunks = self._read_good(part, quarantine)
         for chunk in _fill_batches(chunks, self._job.batch_size):
             outputs, failed = self._run(chunk.inputs)
@@ -159,7 +159,7 @@ class PartScorer:
         """Run samples of one shape in batches.
 
         Returns:
-            The outputs of the samples that could be run, and by row why others could not.
+            The outputs of the samples that could be run, and the reasons by row for the others.
         """
         count, size = len(next(iter(inputs.values()))), self._job.batch_size
         parts, failed = list[Arrays](), dict[int, str]()
@@ -180,10 +180,10 @@ class PartScorer:
     def _run_one_by_one(
         self, batch: Arrays, error: Exception
     ) -> tuple[list[Arrays], dict[int, str]]:
-        """Find the samples that make the engine fail, if it still works.
+        """Find the samples that make the engine fail, if the engine still works.
 
         Raises:
-            ScoreError: It does not: its golden samples fail too.
+            ScoreError: The engine is broken, since its golden samples fail, too.
         """
         model = self._model
         try:
@@ -208,7 +208,7 @@ class PartScorer:
 
 
 class _Quarantine:
-    """The rows of a part that were not scored, in a temporary file, however many they are."""
+    """Collects the rows of a part that were not scored in a temporary file, to save memory."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -244,7 +244,7 @@ def _quarantine_all(ids: pa.RecordBatch, reasons: dict[int, str], quarantine: _Q
 
 
 def _fill_batches(chunks: Iterator[Chunk], batch_size: int) -> Iterator[Chunk]:
-    """Move rows from chunk to chunk of one shape, so that all batches but the last are full."""
+    """Regroup rows of one shape across chunks, so that all batches but the last are full."""
     waiting: dict[tuple[tuple[int, ...], ...], Chunk] = {}
     for chunk in chunks:
         shapes = tuple(array.shape[1:] for array in chunk.inputs.values())
@@ -274,7 +274,7 @@ def _slice(chunk: Chunk, start: int, stop: int) -> Chunk:
 
 
 def _load(job: Job) -> VerifiedModel:
-    """Open and verify the model, from the folder or from the files that came with the job."""
+    """Open and verify the model, from the folder or from the files in the job."""
     try:
         if job.bundle_files is None:
             return load_model(job.bundle, job.settings)
@@ -287,6 +287,6 @@ def _load(job: Job) -> VerifiedModel:
 
 
 def peak_rss_bytes() -> int:
-    """The largest resident memory that this process had so far."""
+    """Return the peak resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else peak * KIB

@@ -1,4 +1,4 @@
-"""Lists the input's files, on any file system of fsspec: ``find_source``."""
+"""Lists the input's files, on any fsspec file system: ``find_source``."""
 
 import hashlib
 import posixpath
@@ -22,7 +22,7 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
 MAGIC_BYTES = 4
 MAGIC: dict[bytes, Format] = {b"PAR1": "parquet", b"\x89PNG": "images"}
 IDX_TYPES = (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)
-# Where file systems say when a file last changed, the most reliable first.
+# Keys in which file systems give a file's last change or version, the most reliable first.
 CHANGED = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "date_time")
 NAMED = 5  # files in a message
 
@@ -33,8 +33,8 @@ class SourceFile:
 
     Attributes:
         name: Relative to the source's ``base``, with slashes.
-        size_bytes: Its size; None where the file system does not say it.
-        changed: When it last changed, or its version, in the file system's own words.
+        size_bytes: Its size; None if the file system does not provide it.
+        changed: Its last change or its version, as a string from the file system.
     """
 
     name: str
@@ -44,26 +44,26 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Location:
-    """A folder of the input that every actor can open by itself."""
+    """The folder of the input, which every actor opens by itself."""
 
     url: str
     base: str
 
     def filesystem(self) -> Any:
-        """The file system, one for each process."""
+        """Return the file system; each process has its own."""
         return _open_filesystem(self.url)[0]
 
     def path(self, name: str) -> str:
-        """The path of a file within its file system."""
+        """Return the path of a file within its file system."""
         return posixpath.join(self.base, name) if self.base else name
 
     @property
     def is_local(self) -> bool:
-        """Whether paths are those of this machine."""
+        """Whether the files are on this machine's file system."""
         return isinstance(self.filesystem(), LocalFileSystem)
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file to read it; a gzip file (.gz) is unpacked on the way."""
+        """Open a file for reading; a gzip file (.gz) is decompressed while it is read."""
         return cast(
             "BinaryIO", self.filesystem().open(self.path(name), "rb", compression=_packing(name))
         )
@@ -71,13 +71,13 @@ class Location:
 
 @dataclass(frozen=True)
 class Source:
-    """The input: its files in the order of their names.
+    """The input: its files, sorted by name.
 
     Attributes:
-        location: Where they are.
-        format: What they hold.
+        location: The location of the files.
+        format: The format of the files.
         files: The files to score.
-        skipped: How many others lie between images.
+        skipped: The number of other files, which have other suffixes.
     """
 
     location: Location
@@ -87,7 +87,7 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of names, sizes and times of change."""
+        """The fingerprint of the files' names, sizes and last changes."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.name}\0{file.size_bytes}\0{file.changed}\n".encode())
@@ -95,14 +95,14 @@ class Source:
 
 
 def find_source(url: str, wanted: Format | None) -> Source:
-    """List the files of an input: one file, a folder with all below it, or a pattern with ``*``.
+    """List the files of an input: a file, a folder and its subfolders, or a pattern with ``*``.
 
-    Files and folders whose names begin with "." or "_" are left out, as other readers of Parquet
-    do.
+    Files and folders whose names begin with "." or "_" are omitted, as in other readers of Parquet.
 
     Args:
-        url: A path or a URL of fsspec.
-        wanted: The format; None: by the files' suffixes, of a single file also by its first bytes.
+        url: A path or an fsspec URL.
+        wanted: The format. None: detect it from the files' suffixes, or from a single file's first
+            bytes.
 
     Raises:
         ScoreError: There are no such files, or files of several formats.
@@ -135,16 +135,16 @@ def find_source(url: str, wanted: Format | None) -> Source:
 
 @lru_cache(maxsize=8)
 def _open_filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path within it.
+    """Return the file system of a URL and the path within it.
 
-    It is kept: an archive's file system closes the files read from it when it is collected.
+    File systems are cached: when an archive's is garbage-collected, it closes its open files.
     """
     filesystem, root = fsspec.core.url_to_fs(url)
     return filesystem, root
 
 
 def _list(filesystem: Any, root: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
-    """The folder that names are relative to, and what the file system says of each visible file."""
+    """Return the folder that names are relative to, and the information on each visible file."""
     if "*" in root or "?" in root:
         base = posixpath.dirname(root[: min(root.find(c) for c in "*?" if c in root)])
         infos = filesystem.glob(root, detail=True)

@@ -1,8 +1,8 @@
 """The service's endpoints as an ASGI app, which BentoML mounts into its own.
 
 BentoML's declared endpoints are not used: they fetch URLs given for images, turn null into NaN,
-reshape what does not fit, and answer errors in two shapes. Paths that no route serves are BentoML's
-to refuse.
+reshape arrays that do not fit, and return errors in two formats. BentoML refuses the paths that no
+route serves.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def make_app(
     base_openapi: Callable[[], dict[str, Any]], further_routes: list[BaseRoute]
 ) -> Starlette:
-    """Return the app; it answers once the models are verified.
+    """Return the app, which can answer once the models are verified.
 
     Args:
         base_openapi: Returns BentoML's own OpenAPI document.
-        further_routes: The pages' routes.
+        further_routes: The routes of the web pages.
     """
     endpoints: list[tuple[str, str, Endpoint]] = [
         ("POST", "/predict", partial(_infer, "predict")),
@@ -68,14 +68,14 @@ def make_app(
             ("POST", f"{path}/infer", partial(_infer, "infer")),
         ]
     routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints]
-    # What leaves a mounted app is answered by nobody, and the client hangs; Starlette's argument
-    # for handlers would raise an unexpected exception again.
+    # An exception that leaves a mounted app is never answered, and the client hangs. Handlers given
+    # to Starlette itself do not help: it raises an unexpected exception again.
     handlers = Middleware(ExceptionMiddleware, handlers={Exception: _answer_failure})
     return Starlette(routes=[*routes, *further_routes], middleware=[handlers])
 
 
 async def _infer(endpoint: str, request: Request) -> Response:
-    """Have the core answer, as long as the client is there."""
+    """Answer through the core, unless the client disconnects."""
     params, exchange = request.path_params, _exchange(request)
     target = Target(endpoint, params.get("model"), params.get("version"), request.url.query)
     CONTEXT.handler.endpoints.check_target(target)
@@ -117,7 +117,7 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
 
 
 async def _describe_api(base_openapi: Callable[[], dict[str, Any]], _: Request) -> Response:
-    # The adapter's task, because manifests of older bundles give none.
+    # Use the adapter's task, because manifests of older bundles name none.
     models = [
         model.manifest.model_copy(update={"task": model.adapter.task})
         for model in CONTEXT.handler.models.all()
@@ -164,7 +164,7 @@ async def _report_live(_: Request) -> Response:
 
 
 async def _report_ready(request: Request) -> Response:
-    """Whether the worker is ready, and so the model, if the path names one."""
+    """Report whether the worker is ready, and with it the model that the path names, if any."""
     named = {"name": _named_model(request).manifest.name} if request.path_params else {}
     health = CONTEXT.handler.health
     if health.is_ready:
@@ -182,8 +182,8 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     """Read the whole body.
 
     Raises:
-        PayloadTooLargeError: It has, or announces, more than ``max_bytes``.
-        UnsupportedMediaError: It is compressed: a small body could fill the memory.
+        PayloadTooLargeError: The body has, or announces, more than ``max_bytes``.
+        UnsupportedMediaError: The body is compressed: a small one could fill the memory.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -222,7 +222,7 @@ async def _wait_until_gone(request: Request) -> None:
 
 
 def _exchange(request: Request) -> Exchange:
-    """Return the record of the request, which ``asgi_cycle`` puts into the scope."""
+    """Return the request's record, which ``asgi_cycle`` puts into the scope."""
     found: Exchange = request.scope["exchange"]
     return found
 

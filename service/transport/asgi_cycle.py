@@ -1,7 +1,7 @@
 """Runs one request as a task of BentoML's ASGI app, and writes its response into its slot.
 
-uvicorn's own ``RequestResponseCycle`` does the work. This adds what every response of the service
-has: a request id, security headers, and errors as JSON.
+uvicorn's own ``RequestResponseCycle`` does the work. This module adds what every response of the
+service has: a request id, security headers, and errors as JSON.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from service.transport.slots import ResponseSlot
 
 logger = logging.getLogger("uvicorn.error")
 
-# Refusals of BentoML and Starlette that come in plain text; other plain text is a fault.
+# Refusals that BentoML and Starlette send as plain text; other plain-text errors are failures.
 PLAIN_TEXT_KINDS = {404: ErrorKind.UNKNOWN_PATH, 405: ErrorKind.WRONG_METHOD}
 LONGEST_PATH = 200
 
 
 @dataclass(eq=False)
 class AsgiSlot(ResponseSlot, RequestResponseCycle):
-    """The place of a response that an ASGI task writes, as the transport that uvicorn needs."""
+    """The slot of a response that an ASGI task writes; it is the transport for uvicorn's cycle."""
 
     def __post_init__(self) -> None:
-        """Prepare the task."""
+        """Prepare the scope of the ASGI task."""
         connection, config = self.connection, self.connection.config
         parsed = httptools.parse_url(self.url)
         self._exchange = self.make_exchange()
@@ -76,11 +76,11 @@ class AsgiSlot(ResponseSlot, RequestResponseCycle):
 
     @property
     def is_body_full(self) -> bool:
-        """Whether more of the body came than the task has read."""
+        """Whether more of the body waits for the task than uvicorn's high-water limit."""
         return len(self.body) > HIGH_WATER_LIMIT and not self.response_complete
 
     def take_turn(self) -> None:
-        """Write what was kept, or run the task if the request was not refused."""
+        """Write the response if it is ready; otherwise run the task."""
         super().take_turn()
         if not self.is_complete:
             tasks, app = self.connection.state.tasks, self.connection.config.loaded_app
@@ -89,38 +89,38 @@ class AsgiSlot(ResponseSlot, RequestResponseCycle):
             tasks.add(task)
 
     def receive_body(self, data: bytes) -> None:
-        """Keep a part of the request's body for the task."""
+        """Buffer a part of the request's body for the task."""
         self.body += data
         self.message_event.set()
 
     def end_body(self) -> None:
-        """Tell the task that the body has ended."""
+        """Signal the task that the body has ended."""
         self.more_body = False
         self.message_event.set()
 
     def disconnect(self) -> None:
-        """Tell the task that the client has gone."""
+        """Signal the task that the client has disconnected."""
         self.disconnected = True
         self.message_event.set()
 
     def is_closing(self) -> bool:
-        """Whether the client has gone; called by uvicorn, as of a transport."""
+        """Whether the client has disconnected; uvicorn calls this method of its transport."""
         return not self.is_connected()
 
     def close(self) -> None:
-        """Close the connection after the response, or now if it broke off; called by uvicorn."""
+        """Close after the response, or at once if it is incomplete; called by uvicorn."""
         self.keep_alive = False
         if not self.response_complete:
             self.connection.transport.close()
 
     async def receive(self) -> Any:
-        """Return the next part of the body, or that the client has gone."""
+        """Return the next part of the body, or the client's disconnect."""
         message = await super().receive()
         self.connection.update_reading()
         return message
 
     async def send(self, message: Any) -> None:
-        """Write a part of the response; replace errors in plain text by JSON."""
+        """Write a part of the response; replace plain-text errors with JSON."""
         if message["type"] != "http.response.start":
             await super().send(message)
             return
@@ -135,7 +135,7 @@ class AsgiSlot(ResponseSlot, RequestResponseCycle):
         if self.connection.closes_after(self):
             self.keep_alive = False
         elif self.http_version == "1.0":
-            # Without a length the end of the connection ends the response.
+            # Without a length, only closing the connection marks the end of the response.
             self.keep_alive = b"content-length" in dict(headers)
             if self.keep_alive:
                 headers.append((b"connection", b"keep-alive"))
@@ -144,13 +144,13 @@ class AsgiSlot(ResponseSlot, RequestResponseCycle):
         await super().send({"type": "http.response.start", "status": status, "headers": headers})
         if body is not None:
             await super().send({"type": "http.response.body", "body": body})
-            self.disconnect()  # so that uvicorn drops the body in plain text
+            self.disconnect()  # so that uvicorn drops the plain-text body
 
     def _make_refusal(self, status: int, allow: bytes) -> Response:
         kind, path = PLAIN_TEXT_KINDS.get(status, ErrorKind.INTERNAL), self.scope["path"]
         if path not in CONTEXT.gate.open_paths:
             CONTEXT.handler.metrics.record_refusal(kind)
         words = f"{HTTPStatus(status).phrase}: {self.method} {path[:LONGEST_PATH]}"
-        if allow:  # Starlette lists the methods in any order
+        if allow:  # Starlette lists the methods in arbitrary order
             words += f"; allowed: {', '.join(sorted(allow.decode().split(', ')))}"
         return refuse(kind, words)

@@ -1,4 +1,4 @@
-"""What all connections of a worker share."""
+"""State that all connections of a worker share."""
 
 from service.core.handler import Handler
 from service.core.messages import Response, describe_failure
@@ -12,14 +12,14 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff")]
 
 
 class ServerContext:
-    """What all connections of a worker share.
+    """State that all connections of a worker share.
 
     Attributes:
-        settings: The settings; their defaults before the models are verified.
-        accepted: Connections accepted so far.
-        is_draining: Each response closes its connection.
-        is_sweeping: The times of the connections are being checked.
-        remembered: Heads that need not be parsed again, by their bytes.
+        settings: The settings; the defaults until the models are verified.
+        accepted: The number of connections accepted so far.
+        is_draining: Whether each response closes its connection.
+        is_sweeping: Whether the timeouts of connections are being checked periodically.
+        remembered: Parsed heads by their bytes, so that they are not parsed again.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ServerContext:
         self._default_lines = b""
 
     def serve(self, gate: RequestGate, handler: Handler, settings: Settings) -> None:
-        """Begin to answer with the handler's verified models."""
+        """Start to answer with the handler's verified models."""
         self.gate, self._handler, self.settings = gate, handler, settings
 
     def route(self, router: DirectRouter) -> None:
@@ -48,19 +48,19 @@ class ServerContext:
 
     @property
     def handler(self) -> Handler:
-        """The core; no endpoint is called before it is there."""
+        """The core's handler; no endpoint is called before it is set."""
         if self._handler is None:
             raise RuntimeError("a request came before the models were verified")
         return self._handler
 
     def refuse(self, error: Exception, where: str, request_id: bytes) -> Response:
-        """Return the response for an exception, and record it once there are metrics."""
+        """Return the response for an exception; record it if metrics exist already."""
         if self._handler is None:
             return describe_failure(error, where, request_id)
         return self._handler.refuse(error, where, request_id)
 
     def default_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Return uvicorn's default headers as lines; it makes a new list each second."""
+        """Return uvicorn's default headers as lines; uvicorn makes a new list each second."""
         if headers is not self._default_headers:
             self._default_headers = headers
             lines = [b"%b: %b\r\n" % header for header in [*headers, *SECURITY_HEADERS]]
@@ -68,7 +68,7 @@ class ServerContext:
         return self._default_lines
 
     def remember(self, head: bytes, parsed: DirectHead) -> None:
-        """Remember the bytes of a plain request's head."""
+        """Cache the parsed head of a plain request by its bytes."""
         if len(head) > LARGEST_REMEMBERED_HEAD:
             return
         if len(self.remembered) >= MOST_REMEMBERED_HEADS:

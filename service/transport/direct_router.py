@@ -1,4 +1,4 @@
-"""Finds the requests that bypass ASGI: inference requests to URLs known from the start."""
+"""Routes for requests that bypass ASGI: inference requests to the URLs of the loaded models."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,16 +7,16 @@ from service.core.messages import Target
 from service.models.registry import ServedModel
 from service.protocol.oip import infer_paths
 
-# Headers that ask for what only the ASGI transport does.
+# Headers that only the ASGI transport supports.
 ASGI_HEADERS = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 JSON_LENGTH = b"inference-header-content-length"
 
 
 class DirectHead(NamedTuple):
-    """The head of a POST that bypasses ASGI: as it was sent, and what ``Request`` takes of it.
+    """The head of a POST that bypasses ASGI, as sent, and the fields of ``Request`` in it.
 
     Attributes:
-        headers: Lower-case names and values.
+        headers: Names, in lower case, and values.
         keep_alive: Whether the client may send another request after this one.
         length: Bytes of the body.
     """
@@ -34,9 +34,9 @@ class DirectRouter:
     """Maps the exact bytes of a URL to its target."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
-        """Collect the URLs of these models; without any, all requests take the ASGI transport.
+        """Collect the URLs of these models; without models, all requests use the ASGI transport.
 
-        The versions of one model have the same URLs, except for the one that names the version.
+        The versions of one model have the same URLs, except for the URL that names the version.
         """
         self._targets: dict[bytes, Target] = {}
         for model in models:

@@ -1,4 +1,4 @@
-"""Checks host and API key, assigns request ids, and records every exchange; for both transports."""
+"""Checks host and API key, assigns request ids, and logs and traces requests, on all transports."""
 
 import hmac
 import os
@@ -24,7 +24,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class RequestGate:
-    """The checks and records that are the same for every request."""
+    """Makes the checks and records that all requests have in common."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class RequestGate:
         open_paths: Collection[str] = (),
         tracing: Tracing | None = None,
     ) -> None:
-        """Make a gate; ``open_paths`` need no key, besides the health endpoints."""
+        """Make a gate; ``open_paths`` and the health endpoints need no key."""
         key = settings.api_key
         self._key = None if key is None else key.get_secret_value().encode()
         self.open_paths = frozenset({*HEALTH_PATHS, *open_paths})
@@ -58,13 +58,13 @@ class RequestGate:
             )
 
     def choose_request_id(self, given: bytes | None) -> bytes:
-        """Return the client's own id if it is of moderate length, otherwise a new one."""
+        """Return the client's own id if it is at most ``LONGEST_ID`` bytes long, else a new one."""
         if given and len(given) <= LONGEST_ID:
             return given
         return b"%b-%x" % (self._prefix, next(self._numbers))
 
     def record(self, exchange: Exchange, headers: Headers, status: int) -> None:
-        """Log and trace an answered request, each if it is configured."""
+        """Log and trace an answered request, as configured."""
         seconds = perf_counter() - exchange.started_s
         span = INVALID_SPAN_CONTEXT
         if self._tracing is not None:
@@ -74,10 +74,10 @@ class RequestGate:
 
 
 def check_host(headers: Headers, http_version: str) -> None:
-    """Check that a request of HTTP/1.1 names one host (RFC 9112, 3.2).
+    """Check that an HTTP/1.1 request names exactly one host (RFC 9112, 3.2).
 
     Raises:
-        InvalidInputError: It names none, several, or something that is no host.
+        InvalidInputError: It names no host, several, or an invalid one.
     """
     hosts = [value for name, value in headers if name == b"host"]
     if http_version == "1.0" and not hosts:

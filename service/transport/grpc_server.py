@@ -1,8 +1,8 @@
 """The Open Inference Protocol over gRPC: a third transport over the same request handler.
 
-BentoML has no gRPC for services of this kind, so each worker runs a ``grpc.aio`` server of its own
-in its event loop; several workers share the port by SO_REUSEPORT. Requests are decoded by
-``service.core.endpoints``, queued, limited, checked and recorded as those that come over HTTP.
+BentoML has no gRPC for services of this kind, so each worker runs its own ``grpc.aio`` server in
+its event loop; several workers share the port by SO_REUSEPORT. Requests are decoded by
+``service.core.endpoints``, queued, limited, checked and recorded in the same way as HTTP requests.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from service.settings import Settings, SettingsError
 from service.transport.context import CONTEXT
 from service.transport.gate import REQUEST_ID
 
-# The codes of the HTTP statuses (https://grpc.io/docs/guides/status-codes). A request that is too
-# large is an invalid argument: RESOURCE_EXHAUSTED would have clients send it again.
+# gRPC codes of the HTTP statuses (https://grpc.io/docs/guides/status-codes). A request that is too
+# large is INVALID_ARGUMENT, because RESOURCE_EXHAUSTED would make clients retry it.
 CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -53,7 +53,7 @@ class GrpcServer:
     """The gRPC server of one worker."""
 
     def __init__(self, settings: Settings) -> None:
-        """Take the settings; nothing listens before ``start``."""
+        """Use these settings; the server does not listen before ``start``."""
         self._settings = settings
         self._address = f"{settings.grpc_host}:{settings.grpc_port}"
         self._server: grpc.aio.Server | None = None
@@ -74,7 +74,7 @@ class GrpcServer:
             ) from error
 
     async def start(self) -> None:
-        """Listen, in the running event loop; the models must be verified."""
+        """Start to listen in the running event loop; the models must be verified."""
         settings = self._settings
         server = grpc.aio.server(
             options=[
@@ -93,7 +93,7 @@ class GrpcServer:
             "ModelMetadata": _describe_model,
             "ModelInfer": _infer,
         }
-        # Without serializers the methods take and return bytes.
+        # Without serializers, the methods receive and return bytes.
         methods = {
             name: grpc.unary_unary_rpc_method_handler(partial(_serve, name, answer))
             for name, answer in answers.items()
@@ -104,7 +104,7 @@ class GrpcServer:
         self._server = server
 
     async def stop(self) -> None:
-        """Accept no further requests, and wait for those that were accepted."""
+        """Accept no further requests, and wait for the accepted ones."""
         if self._server is not None:
             await self._server.stop(self._settings.timeout_s)
 
@@ -144,7 +144,7 @@ async def _serve(
 
 
 async def _infer(content: bytes, exchange: Exchange) -> messages.Response:
-    """Have the core answer, as long as the client waits."""
+    """Answer through the core, unless the client cancels the request."""
     done: asyncio.Future[messages.Response] = asyncio.get_running_loop().create_future()
 
     def respond(response: messages.Response) -> None:
@@ -173,7 +173,7 @@ async def _report_ready(_: bytes, __: Exchange) -> messages.Response:
 
 
 async def _report_model_ready(content: bytes, _: Exchange) -> messages.Response:
-    """Answer false for a model that is not served, as Triton does."""
+    """Report whether a model is ready; false if it is not served, as Triton does."""
     asked = parse_message("ModelReadyRequest", content)
     try:
         CONTEXT.handler.models.get(asked.name, asked.version or None)
@@ -202,6 +202,6 @@ def _to_bytes(value: str | bytes) -> bytes:
 
 
 def _client(peer: str) -> tuple[str, int] | None:
-    """Return address and port of gRPC's name for a peer, such as "ipv4:127.0.0.1:5000"."""
+    """Parse address and port from gRPC's name of a peer, such as "ipv4:127.0.0.1:5000"."""
     host, _, port = peer.partition(":")[2].rpartition(":")
     return (host, int(port)) if port.isdigit() else None

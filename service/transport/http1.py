@@ -1,11 +1,11 @@
-"""HTTP/1.1 connections on httptools: reads requests, refuses bad ones, ends slow connections.
+"""HTTP/1.1 connections on httptools: reads requests, refuses bad ones, closes slow connections.
 
 Plain inference requests go straight to the core handler, others to an ASGI task (``asgi_cycle``);
-``slots`` writes their responses in order. uvicorn chooses its protocol by the registry entry
-"auto"; ``register`` puts this one there.
+``slots`` writes their responses in order. uvicorn looks up its default protocol in a registry under
+"auto"; ``register`` puts ``HttpConnection`` there.
 
-Clients send the same head again and again. The bytes of a head that was parsed and found plain are
-remembered, and a later request that begins with the same bytes is not parsed again.
+Clients send the same head again and again. Once a head was parsed and found to be plain, its bytes
+are remembered, and a later request that begins with the same bytes is not parsed again.
 """
 
 import asyncio
@@ -36,16 +36,16 @@ from service.transport.slots import (
 )
 
 LARGEST_HEAD = 65_536
-# A closed connection whose client does not take the rest of its answer is reset after this time.
+# A closing connection whose client does not read the rest of its response is reset after this time.
 CLOSE_GRACE_S = 5.0
-# While the server stops, a new connection may still send its first request for this time.
+# While the server stops, a new connection has this much time to send its first request.
 FIRST_REQUEST_GRACE_S = 1.0
 LONGEST_SWEEP_INTERVAL_S = 1.0
 HTTP_VERSIONS = ("1.1", "1.0")
 
 
 class NotHttpError(ServiceError, kind=ErrorKind.NOT_HTTP):
-    """What came is no HTTP."""
+    """The received bytes are not HTTP."""
 
     def __init__(self) -> None:
         super().__init__("Invalid HTTP request received.")
@@ -67,12 +67,12 @@ class TooManyConnectionsError(
 
 
 def register() -> None:
-    """Make uvicorn use these connections where it chooses its protocol itself."""
+    """Make uvicorn use ``HttpConnection`` wherever its HTTP protocol is "auto"."""
     HTTP_PROTOCOLS["auto"] = "service.transport.http1:HttpConnection"
 
 
 class HttpConnection(OrderedConnection):
-    """One client connection; uvicorn makes it, see ``uvicorn.protocols.http.httptools_impl``."""
+    """One client connection, created by uvicorn; see ``uvicorn.protocols.http.httptools_impl``."""
 
     def __init__(
         self,
@@ -91,15 +91,15 @@ class HttpConnection(OrderedConnection):
         self._headers: list[tuple[bytes, bytes]] = []
         self._in_head = False
         self._head_bytes = 0  # 0 between requests
-        self._stuck_bytes = 0  # that neither end a header nor belong to a body
+        self._stuck_bytes = 0  # received since the last complete header or part of a body
         self._head: bytes | None = None  # the bytes of the head that is being parsed, if known
-        self._was_used = False  # anything was received
-        self._unread_bytes = 0  # of responses, when the client last read any
+        self._was_used = False  # whether anything was received
+        self._unread_bytes = 0  # in the write buffer when the client last read any
 
     # The event loop's callbacks.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for the first request, if there is room for the connection."""
+        """Accept the connection, or refuse it if too many are open."""
         self.transport = transport  # type: ignore[assignment] # uvloop has no common base class
         self.flow = FlowControl(self.transport)
         self._connections.add(self)
@@ -113,7 +113,7 @@ class HttpConnection(OrderedConnection):
             self._refuse(TooManyConnectionsError(message))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the client; what it still waits for is not computed."""
+        """Drop the connection's state; its pending requests are not computed any more."""
         self._connections.discard(self)
         for slot in self.slots:
             slot.disconnect()
@@ -121,13 +121,13 @@ class HttpConnection(OrderedConnection):
         self.receiving = None
         self.flow.resume_writing()
         self.transport.close()
-        # The parser and this object refer to each other: garbage that only the collector would
-        # find, and churning connections make much of it.
+        # The parser and this object refer to each other. Breaking the cycle frees both without the
+        # garbage collector, which matters when connections open and close often.
         self.is_done_reading = True
         del self._parser
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes: of remembered heads without parsing, of others by the parser."""
+        """Receive bytes: handle requests with remembered heads at once, parse all others."""
         self._was_used = True
         if self.is_done_reading:
             return
@@ -139,20 +139,20 @@ class HttpConnection(OrderedConnection):
         self._parse(data[start:] if start else data)
 
     def pause_writing(self) -> None:
-        """Stop reading while the client does not read: its responses would pile up."""
+        """Stop reading while the client does not read, since its responses would pile up."""
         self.flow.pause_writing()
         self.since_s = None
         self._unread_bytes = self.transport.get_write_buffer_size()
         self.update_reading()
 
     def resume_writing(self) -> None:
-        """Read again: the client has read."""
+        """Continue to read, because the client has read its responses."""
         self.flow.resume_writing()
         self.since_s = None
         self.update_reading()
 
     def shutdown(self) -> None:
-        """Close once all requests are answered; called by uvicorn when the server stops."""
+        """Close once all requests are answered; uvicorn calls this when the server stops."""
         CONTEXT.is_draining = True
         if not self.slots and self._was_used and self.receiving is None:
             self.close()
@@ -162,7 +162,7 @@ class HttpConnection(OrderedConnection):
     # Receiving.
 
     def _receive_remembered(self, data: bytes) -> int:
-        """Handle the whole requests at the start whose heads are remembered; return their bytes."""
+        """Handle the complete requests with remembered heads; return how many bytes were used."""
         start, remembered = 0, CONTEXT.remembered
         while (end := data.find(b"\r\n\r\n", start)) >= 0:
             end += 4
@@ -197,7 +197,7 @@ class HttpConnection(OrderedConnection):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # No other protocol is spoken here: what follows is the next request.
+                # No other protocol is supported: the bytes that follow are the next request.
                 data = data[upgrade.args[0] :]
                 continue
             except httptools.HttpParserError as error:
@@ -209,16 +209,16 @@ class HttpConnection(OrderedConnection):
             self._refuse(HeadTooLargeError())
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request; a callback of the parser, like the following methods."""
         self._in_head, self._head_bytes, self._stuck_bytes = True, 1, 0
         self._url, self._headers, self.since_s = b"", [], None
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the URL."""
+        """Add a part of the URL."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; trailers behind a chunked body are only counted."""
+        """Add a header; trailers after a chunked body only count towards the limit."""
         self._stuck_bytes = 0
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > LARGEST_HEAD:
@@ -227,7 +227,7 @@ class HttpConnection(OrderedConnection):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Decide where the request goes: straight to the core, to ASGI, or back."""
+        """Pass the request to the core or to ASGI, or refuse it."""
         self._in_head = False
         known, self._head = self._head, None
         version = self._parser.get_http_version()
@@ -254,7 +254,7 @@ class HttpConnection(OrderedConnection):
             CONTEXT.remember(known, head)
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Pass on a part of the body."""
         self._stuck_bytes = 0
         slot = self.receiving
         if slot is not None and not slot.is_complete:
@@ -278,10 +278,10 @@ class HttpConnection(OrderedConnection):
     def _check(
         self, slot: ResponseSlot, named: dict[bytes, bytes], head: DirectHead | None
     ) -> None:
-        """Raise a ServiceError for a request that no endpoint may see."""
+        """Raise a ServiceError for a request that must not reach an endpoint."""
         has_body = named.get(b"content-length", b"0").strip(b"0") or b"transfer-encoding" in named
         if self._parser.should_upgrade() and has_body:
-            # The parser would take the body for the next request.
+            # The parser would mistake the body for the next request.
             slot.keep_alive, self.is_done_reading = False, True
             raise InvalidInputError(
                 "the request has a body and the header Upgrade; send it without Upgrade"
@@ -299,20 +299,20 @@ class HttpConnection(OrderedConnection):
             )
 
     def _refuse(self, error: ServiceError) -> None:
-        """Refuse what is no request, behind the answers to earlier ones, and close."""
+        """Refuse invalid bytes, after the responses to earlier requests, and close."""
         slot = self.receiving
         if slot is None or slot.is_complete:
             request_id = CONTEXT.gate.choose_request_id(None)
             slot = ResponseSlot(self, "", self._url, self._headers, "1.1", False, request_id)
             self.slots.append(slot)
         else:
-            slot.disconnect()  # the rest of its body is no HTTP
+            slot.disconnect()  # the rest of its body is not HTTP
         self.receiving, self.is_done_reading = None, True
         slot.keep_alive = False
         slot.refuse(error)
 
     def check_times(self, now_s: float) -> None:
-        """Close the connection if its client is too slow, or idle for too long."""
+        """Close the connection if its client is too slow or was idle for too long."""
         if self.since_s is None:
             self.since_s = now_s
         limit_s = slow_s = CONTEXT.settings.slow_client_s
@@ -335,7 +335,7 @@ class HttpConnection(OrderedConnection):
         if self.is_closing or self.flow.write_paused:
             self.transport.abort()
         else:
-            self.is_last_announced |= is_receiving  # what did not come whole gets no answer
+            self.is_last_announced |= is_receiving  # an incomplete request gets no response
             self.close()
 
 
@@ -346,7 +346,7 @@ def _sweep_later(connections: set[HttpConnection], keep_alive_s: float) -> None:
 
 
 def _sweep(connections: set[HttpConnection], keep_alive_s: float) -> None:
-    """Check the times of all connections; cheaper than timers for each request."""
+    """Check the times of all connections; this is cheaper than a timer for each request."""
     now_s = perf_counter()
     for connection in list(connections):
         connection.check_times(now_s)
@@ -356,9 +356,9 @@ def _sweep(connections: set[HttpConnection], keep_alive_s: float) -> None:
 
 
 def _is_plain(known: bytes, head: DirectHead) -> bool:
-    """Whether these bytes are one request's head, with nothing before, between or behind its lines.
+    """Whether these bytes are one request's head, with nothing before, between or after its lines.
 
-    Otherwise the parser read other bytes as the head than those up to the first empty line.
+    If not, the parser's head differs from the bytes up to the first empty line.
     """
     has_request_line = known.startswith(b"POST %b HTTP/1.1\r\n" % head.url)
     lines = len(head.headers) + 2

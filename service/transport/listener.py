@@ -1,9 +1,9 @@
-"""Stops accepting connections on a socket that several processes share, without cutting any.
+"""Stops accepting connections on a socket that several processes share, without resetting any.
 
-The listening socket is shared by all workers and the parent process. When the last of them closes
-it, the kernel resets connections that it has accepted and no process has. So the socket first drops
-new handshakes, connections that are complete are accepted, and only then it is closed. Clients that
-connect later find the port closed.
+All workers and the parent process share the listening socket. When the last of them closes it, the
+kernel resets the connections that are still in the accept queue. So the socket first drops new
+handshakes, then the completed connections are accepted, and only then the socket is closed. Clients
+that connect later find the port closed.
 """
 
 import ctypes
@@ -32,8 +32,8 @@ _DROP_HANDSHAKES = (
 def drop_handshakes(server: Server) -> None:
     """Make the kernel drop new handshakes on the server's sockets, for all processes.
 
-    Clients try again after a second and find the port closed. Elsewhere than on Linux, and on Unix
-    sockets, connections that arrive in the last moment may be reset.
+    Clients retry after a second and find the port closed. On systems other than Linux, and on Unix
+    sockets, connections that arrive at the last moment may be reset.
     """
     if not sys.platform.startswith("linux"):
         return

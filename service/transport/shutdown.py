@@ -1,8 +1,8 @@
-"""Stops a worker without losing a request: on SIGTERM, or because a model answers wrongly.
+"""Stops a worker without losing a request: on SIGTERM, or because a model fails its golden check.
 
 On SIGTERM readiness ends first. For ``drain_s`` seconds requests are still answered, each with
-``connection: close``. Then no new connection is accepted, what was accepted is answered, and the
-server stops.
+``connection: close``. Then no new connection is accepted, the accepted requests are answered, and
+the server stops.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from service.transport.listener import drop_handshakes
 
 logger = logging.getLogger("bentoml.service")
 
-# Handshakes that had begun are complete by then; and as long as connections are still accepted, at
-# most so many times as long.
+# Handshakes that have begun complete within this time. While connections are still being accepted,
+# the time is repeated, at most this often.
 HANDSHAKE_GRACE_S, MOST_GRACES = 0.2, 10
 
 
 class GracefulShutdown:
-    """Ends this worker; lives in its event loop."""
+    """Stops this worker gracefully, in its event loop."""
 
     def __init__(
         self,
@@ -34,9 +34,9 @@ class GracefulShutdown:
         drain_s: float,
         stop_grpc: Callable[[], Awaitable[None]],
     ) -> None:
-        """Accept connections for ``drain_s`` seconds from SIGTERM on.
+        """Continue to accept connections for ``drain_s`` seconds after SIGTERM.
 
-        ``stop_grpc`` accepts no further gRPC requests and returns once the accepted ones ended.
+        ``stop_grpc`` refuses further gRPC requests and returns once the accepted ones have ended.
         """
         self._health, self._metrics, self._drain_s = health, metrics, drain_s
         self._stop_grpc = stop_grpc
@@ -44,14 +44,14 @@ class GracefulShutdown:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Take SIGTERM over from uvicorn's server, which has set its handler and runs this loop."""
+        """Take over SIGTERM from uvicorn's server, which has set its handler and runs this loop."""
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
             self._server = server
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._begin, server)
 
     def leave(self) -> None:
-        """End this worker alone: it answers wrongly. BentoML's parent process starts another."""
+        """End only this worker, since its answers are wrong; BentoML's parent starts another."""
         if CONTEXT.is_draining:
             return
         CONTEXT.is_draining = True
@@ -60,7 +60,7 @@ class GracefulShutdown:
         self._task = asyncio.get_running_loop().create_task(self._leave())
 
     async def _leave(self) -> None:
-        """Accept nothing more by either protocol, and end."""
+        """Stop accepting HTTP and gRPC requests, wait for the accepted gRPC requests, and stop."""
         stopping = asyncio.ensure_future(self._stop_grpc())
         self._close_listeners()
         await stopping
@@ -74,7 +74,7 @@ class GracefulShutdown:
         self._task = asyncio.get_running_loop().create_task(self._drain(server))
 
     async def _drain(self, server: uvicorn.Server) -> None:
-        """Stop once no connection was accepted for a while."""
+        """Drain for ``drain_s`` seconds; stop once no connection was accepted for a while."""
         await asyncio.sleep(self._drain_s)
         stopping = asyncio.ensure_future(self._stop_grpc())
         for listening in server.servers:
@@ -88,7 +88,7 @@ class GracefulShutdown:
         self._stop()
 
     def _stop(self) -> None:
-        """Accept no more connections in this process, and let uvicorn answer and end."""
+        """Stop accepting connections in this process; let uvicorn finish its requests and exit."""
         self._close_listeners()
         if self._server is not None:
             self._server.handle_exit(signal.SIGTERM, None)

@@ -1,1 +1,1 @@
-"""The versions of a model on disk, and the decisions of their roll-outs: without models or HTTP."""
+"""A model's versions on disk, and the decisions of roll-outs; opens no model and no connection."""

@@ -1,7 +1,7 @@
-"""Decides what goes live and what is taken back; without files, clocks or processes.
+"""Decides what goes live and what is taken back, without access to files, clocks or processes.
 
-``decide`` is called by each worker under the roll-out's lock. Its result depends on nothing but its
-arguments, so that it does not matter which worker calls it.
+Each worker calls ``decide`` under the roll-out's lock. The result depends only on the arguments, so
+it does not matter which worker makes the call.
 """
 
 from collections import defaultdict
@@ -12,22 +12,22 @@ from export.bundle.manifest import Manifest
 from service.versions.evidence import add_figures, judge, judge_promoted
 from service.versions.state import DesiredState, Record, Refusal, VersionFigures, WorkerReport
 
-# One worker may be killed for any reason; a version that ends workers ends the next one too.
+# One worker may be killed for any reason, but a version that crashes workers crashes another one.
 MOST_DEATHS = 2
 
 
 class Fault(NamedTuple):
-    """A version that answered golden samples wrongly in a worker, and how."""
+    """A version that failed its golden samples in a worker, and the reason."""
 
     version: str
     reason: str
 
 
 class Decision(NamedTuple):
-    """What is wanted and what was decided from now on.
+    """The desired state and the record after a decision.
 
     Attributes:
-        taken_back: The roles of versions that were taken back by this decision.
+        taken_back: The roles of the versions that this decision takes back.
     """
 
     desired: DesiredState
@@ -47,11 +47,11 @@ def decide(
 
     Args:
         desired: The desired state.
-        record: What was decided before.
-        reports: Of the live workers.
-        dead: Of workers that ended unexpectedly since then.
-        faults: What this worker found wrong.
-        now_s: Unix time.
+        record: The earlier decisions.
+        reports: The reports of the live workers.
+        dead: The reports of workers that ended unexpectedly since the last decision.
+        faults: The faults that this worker found.
+        now_s: The current Unix time.
     """
     record = _count_deaths(desired, record, dead, now_s)
     if is_pending(desired, record):
@@ -60,19 +60,19 @@ def decide(
 
 
 def is_pending(desired: DesiredState, record: Record) -> bool:
-    """Whether the desired state waits to go live."""
+    """Whether the desired state is waiting to go live."""
     generation = desired.generation
     return generation > record.live.generation and not record.is_refused(generation)
 
 
 def is_watched(record: Record, now_s: float) -> bool:
-    """Whether a promotion is so recent that the previous version may come back by itself."""
+    """Whether a promotion is so recent that the previous version may return automatically."""
     live = record.live
     return live.previous is not None and now_s - record.live_s < live.limits.watch_s
 
 
 def all_are_prepared(reports: Iterable[WorkerReport], generation: int) -> bool:
-    """Whether every worker of every service has loaded a generation, and at least one is there."""
+    """Whether there are workers, and each worker of each service has loaded a generation."""
     found = list(reports)
     return (
         bool(found)
@@ -82,7 +82,7 @@ def all_are_prepared(reports: Iterable[WorkerReport], generation: int) -> bool:
 
 
 def count_missing(reports: Iterable[WorkerReport]) -> int:
-    """Return how many workers the services of these reports run beside those that report."""
+    """Return how many workers of these reports' services have no report."""
     services = defaultdict[int, list[WorkerReport]](list)
     for report in reports:
         services[report.service].append(report)
@@ -90,7 +90,7 @@ def count_missing(reports: Iterable[WorkerReport]) -> int:
 
 
 def find_contract_changes(old: Manifest, new: Manifest) -> list[str]:
-    """Return in words how the tensors, labels or task of two versions differ."""
+    """Describe each difference between the tensors, labels or tasks of two versions."""
     changes = []
     for what in ("inputs", "outputs"):
         before, after = (
@@ -151,7 +151,7 @@ def _take_back(
     faults: Sequence[Fault],
     now_s: float,
 ) -> Decision:
-    """Replace the desired state by one without the versions that have to be taken back."""
+    """Replace the desired state with one without the versions that have to be taken back."""
     live = record.live
     versions = {
         "stable": live.stable,
@@ -159,7 +159,7 @@ def _take_back(
         "shadow": live.shadow.version if live.shadow else None,
     }
     found = _find_roles_to_take_back(record, reports, faults, now_s)
-    if is_pending(desired, record):  # it may have been taken back already
+    if is_pending(desired, record):  # a version may have been taken back already
         found = {role: why for role, why in found.items() if versions[role] in desired.versions}
     if not found:
         return Decision(desired, record)
@@ -184,7 +184,7 @@ def _take_back(
 def _find_roles_to_take_back(
     record: Record, reports: Sequence[WorkerReport], faults: Sequence[Fault], now_s: float
 ) -> dict[str, str]:
-    """Return for each role that has to be taken back (stable, canary, shadow) the reason."""
+    """Return the reason for each role (stable, canary, shadow) that has to be taken back."""
     live = record.live
     roles = {found.version: role for role, found in _candidates(live)}
     if is_watched(record, now_s):
@@ -218,7 +218,7 @@ def _candidates(state: DesiredState) -> list[tuple[str, Any]]:
 
 
 def sum_figures(reports: Iterable[WorkerReport], generation: int) -> dict[str, VersionFigures]:
-    """Return what the workers that serve a generation counted of each version, together."""
+    """Return the figures of each version, summed over the workers that serve a generation."""
     parts = defaultdict[str, list[VersionFigures]](list)
     for report in reports:
         if report.active == generation:

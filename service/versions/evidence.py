@@ -1,9 +1,9 @@
-"""Decides by figures whether a candidate is taken back, with stated error rates.
+"""Decides from a candidate's figures whether it is taken back, with stated error rates.
 
 Rates are judged by Wald's likelihood ratio of "the rate is at the bound" against "the rate is
-beyond it", which may be looked at after every request: while the true rate is at most the bound,
-the ratio ever exceeds 1 / ALPHA with a probability of at most ALPHA (Ville's inequality; Wald,
-"Sequential Tests of Statistical Hypotheses", 1945).
+beyond it". The ratio may be evaluated after every request: while the true rate is at most the
+bound, the probability that the ratio ever exceeds 1 / ALPHA is at most ALPHA (Ville's inequality;
+Wald, "Sequential Tests of Statistical Hypotheses", 1945).
 """
 
 import math
@@ -14,28 +14,28 @@ import numpy as np
 
 from service.versions.state import DesiredState, VersionFigures
 
-# The probability that a version whose rate is at the bound is ever taken back for it.
+# The largest probability that a version whose rate is at the bound is ever taken back for it.
 ALPHA = 0.001
 # Ten buckets in each factor of ten, from 10 microseconds to 100 seconds.
 BUCKETS_S = tuple(10 ** (exponent / 10 - 5) for exponent in range(71))
-# Fewer answers of the stable version do not show its percentiles.
+# With fewer answers, the stable version's percentiles are not reliable.
 LEAST_FOR_PERCENTILE = 300
-# By percentile, the share of slow answers that is the other hypothesis.
+# For each percentile, the share of slow answers under the alternative hypothesis.
 CLEARLY_SLOW = {0.99: 0.05, 0.5: 0.75}
 MAX_ERROR_SHARE = 0.01
 
 
 def is_beyond(events: int, trials: int, bound: float, beyond: float | None = None) -> bool:
-    """Whether events are clearly more frequent than the bound.
+    """Whether events are significantly more frequent than the bound.
 
-    With a true rate of ``beyond`` about ln(1 / ALPHA) / KL(beyond, bound) trials show it: 900 for
+    At a true rate of ``beyond`` this takes about ln(1 / ALPHA) / KL(beyond, bound) trials: 900 for
     a bound of 0.02 and a rate of 0.04, 20 for a rate of a half.
 
     Args:
-        events: How many of the trials were events.
-        trials: How many there were.
-        bound: The rate that is allowed, 0 to 1.
-        beyond: The rate of the other hypothesis; by default twice the bound.
+        events: The number of trials that were events.
+        trials: The number of trials.
+        bound: The allowed rate, 0 to 1.
+        beyond: The rate under the alternative hypothesis; by default twice the bound.
     """
     high = min(2 * bound, 0.9) if beyond is None else beyond
     ratio = events * math.log(high / bound)
@@ -44,12 +44,12 @@ def is_beyond(events: int, trials: int, bound: float, beyond: float | None = Non
 
 
 def bucket_of(seconds: float) -> int:
-    """Return the index of the bucket that a time is counted in."""
+    """Return the index of the bucket that counts a time."""
     return bisect_left(BUCKETS_S, seconds)
 
 
 def find_percentile(counts: Sequence[int], share: float) -> float:
-    """Return the upper end of the bucket that holds a percentile, in seconds."""
+    """Return the upper bound of the bucket that contains a percentile, in seconds."""
     totals = np.cumsum(counts)
     index = int(np.searchsorted(totals, share * totals[-1]))
     return BUCKETS_S[min(index, len(BUCKETS_S) - 1)]
@@ -58,18 +58,18 @@ def find_percentile(counts: Sequence[int], share: float) -> float:
 def is_slower(
     candidate: Sequence[int], stable: Sequence[int], ratio: float, share: float = 0.99
 ) -> float | None:
-    """Whether a candidate's percentile of time is clearly beyond ``ratio`` times the stable one's.
+    """Test whether a candidate's percentile is clearly above ``ratio`` times the stable version's.
 
-    More of the candidate's times than ``1 - share`` would have to be longer than that.
+    It is, if significantly more than ``1 - share`` of the candidate's times are longer than that.
 
     Args:
-        candidate: Its times, counted in ``BUCKETS_S``.
-        stable: The stable version's in the same time.
+        candidate: The candidate's times, counted in ``BUCKETS_S``.
+        stable: The stable version's times in the same period, likewise.
         ratio: At least 1.
         share: The percentile: 0.99 or 0.5.
 
     Returns:
-        The stable version's percentile in seconds if it is, otherwise None.
+        The stable version's percentile in seconds if the candidate is slower, otherwise None.
     """
     if not candidate or sum(stable) < LEAST_FOR_PERCENTILE:
         return None
@@ -81,7 +81,7 @@ def is_slower(
 
 
 def add_figures(parts: Iterable[VersionFigures]) -> VersionFigures:
-    """Add what several workers counted of one version."""
+    """Add the figures of one version from several workers."""
     figures = list(parts)
     worst = max(figures, key=lambda part: part.worst)
     return VersionFigures(
@@ -108,10 +108,11 @@ def judge(state: DesiredState, figures: dict[str, VersionFigures]) -> tuple[str,
 
     Args:
         state: The live state.
-        figures: By version, of all workers since the state went live.
+        figures: The figures by version, of all workers since the state went live.
 
     Returns:
-        Its role, "canary" or "shadow", and the reason with the figure; None if there is none.
+        The candidate's role, "canary" or "shadow", and the reason with the figure; None if no
+        candidate has to be taken back.
     """
     stable = figures.get(state.stable, VersionFigures())
     if state.canary is not None:
@@ -148,7 +149,7 @@ def _judge_canary(
         return _describe_slower(
             "99th percentile of its requests", canary.durations, 0.99, p99_s, ratio
         )
-    # The tail of such short times is other processes' work; the median is the model's.
+    # Other processes cause the tail of such short times; the median reflects the model.
     median_s = is_slower(canary.compute, stable.compute, ratio, 0.5)
     if median_s is not None:
         return _describe_slower("median time in its engine", canary.compute, 0.5, median_s, ratio)

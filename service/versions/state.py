@@ -1,16 +1,16 @@
-"""The files of a roll-out: which versions are wanted, which are live, and what each worker reports.
+"""The files of a roll-out: the desired state, the live state, and the report of each worker.
 
     bundles/NAME/rollout.json              the desired state, replaced atomically
-    bundles/NAME/VERSION/                  a bundle; never changed once it is there
+    bundles/NAME/VERSION/                  a bundle; never changed once it is in place
     bundles/NAME/.rollout/record.json      the live state, the last refusal and the last events
     bundles/NAME/.rollout/workers/ID.json  what a worker has loaded and counted
     bundles/NAME/.rollout/workers/ID.lock  locked as long as the worker lives
     bundles/NAME/.rollout/samples/ID.npz   the worst disagreements that a worker saw
 
 A desired state goes live in two steps. Each worker loads its versions and reports that it is
-prepared; when all are, one of them records the state as live, and all begin to serve it. Whoever
-reads several files and then writes one holds ``RolloutFolder.lock``; the system releases the lock
-of a process that is killed.
+prepared; when all are, one of them records the state as live, and all begin to serve it. A process
+that reads several files and then writes one must hold ``RolloutFolder.lock``; the operating system
+releases the lock of a process that is killed.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ EVENTS_KEPT = 100
 
 
 class RolloutError(ValueError):
-    """A roll-out's files or a command cannot be used; says what came and what to do."""
+    """A roll-out's file or command is invalid; the message says what came and what to do."""
 
 
 class _Strict(BaseModel):
@@ -40,23 +40,23 @@ class _Strict(BaseModel):
 
 
 class Candidate(_Strict):
-    """A version beside the stable one: of a canary the share of requests, of a shadow of copies."""
+    """A version beside the stable one, with its share of requests (canary) or copies (shadow)."""
 
     version: str = Field(pattern=NAME_PATTERN)
     share: float = Field(gt=0, le=1)
 
 
 class Limits(_Strict):
-    """What a candidate may differ by before it is taken back.
+    """How much a candidate may differ from the stable version before it is taken back.
 
     Attributes:
         max_disagreement: Share of shadow answers that may disagree with the stable version's, for
             versions whose weights differ.
-        max_difference: Largest difference of such answers that is no disagreement, relative to the
-            largest golden answer of their channel; None compares the labels of a classifier.
-        max_p99_ratio: The canary's 99th percentile of a request's time, and its median time in the
-            engine, over the stable version's.
-        watch_s: Seconds after a promotion in which a wrong golden answer, engine errors or dying
+        max_difference: Largest difference that is not a disagreement between such answers, relative
+            to the output's largest golden answer; None compares the labels of a classifier.
+        max_p99_ratio: Largest ratio to the stable version's times, of both the 99th percentile of a
+            canary's requests and its median time in the engine.
+        watch_s: Seconds after a promotion in which a wrong golden answer, engine errors or crashing
             workers bring the previous version back.
     """
 
@@ -72,9 +72,9 @@ class DesiredState(_Strict):
     Attributes:
         generation: Counts the changes; each state has a larger one than those before.
         previous: The version that ``rollback`` returns to.
-        allow_contract_change: Versions may have other tensors than the stable one.
-        reason: Why this state was asked for, in words.
-        changed_s: When, as Unix time.
+        allow_contract_change: Whether versions may have other tensors than the stable one.
+        reason: Why this state was requested, in words.
+        changed_s: When it was requested, as Unix time.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -98,12 +98,12 @@ class DesiredState(_Strict):
 
     @property
     def versions(self) -> set[str]:
-        """Every version that is loaded."""
+        """Every version of the state: stable, canary and shadow."""
         candidates = {found.version for found in (self.canary, self.shadow) if found is not None}
         return {self.stable} | candidates
 
     def successor(self, reason: str, **changes: Any) -> "DesiredState":
-        """Return the next generation with these changes, validated."""
+        """Return the next generation of this state, with these changes, validated."""
         fields = self.model_dump() | {
             "generation": self.generation + 1,
             "reason": reason,
@@ -124,7 +124,7 @@ class Refusal(_Strict):
 
 
 class Event(_Strict):
-    """One thing that happened; ``at_s`` is Unix time."""
+    """One event of a roll-out; ``at_s`` is Unix time."""
 
     at_s: float
     generation: int
@@ -133,15 +133,15 @@ class Event(_Strict):
 
 
 class Record(_Strict):
-    """What was decided of a model's roll-outs.
+    """The decisions about a model's roll-outs.
 
     Attributes:
         live: The state that workers serve, or begin to serve when they have loaded it.
-        live_s: Since when, as Unix time.
+        live_s: When that state went live, as Unix time.
         refused: The last generation that did not go live.
-        deaths: Workers that ended unexpectedly, by generation.
-        verified: SHA-256 of the manifests whose bundles a process of its own verified.
-        events: The last ones, the newest at the end.
+        deaths: The number of workers that ended unexpectedly, by generation.
+        verified: SHA-256 of the manifests of bundles that a child process has verified.
+        events: The last events, the newest at the end.
     """
 
     live: DesiredState
@@ -163,16 +163,16 @@ class Record(_Strict):
 
 
 class VersionFigures(_Strict):
-    """What a worker counted of one version in one generation.
+    """A worker's counts for one version in one generation.
 
     Attributes:
         requests: Answered requests.
-        engine_errors: Requests that its engine could not compute, and the stable version could.
+        engine_errors: Requests that its engine could not compute but the stable version could.
         durations: Requests by their time, counted in the buckets of ``evidence.BUCKETS_S``.
         compute: Batches' times in the engine, counted likewise.
         compared: Shadow answers that were compared; ``disagreed`` of them were too different.
         skipped: Requests whose shadow copy was left out, because the engine was not idle.
-        worst: The largest difference of a shadow answer, and ``worst_words`` what differed.
+        worst: The largest difference of a shadow answer; ``worst_words`` describes it.
     """
 
     requests: int = 0
@@ -188,14 +188,14 @@ class VersionFigures(_Strict):
 
 
 class WorkerReport(_Strict):
-    """What one worker does.
+    """The state of one worker.
 
     Attributes:
-        service: The process that started it; ``workers`` is how many that one runs.
-        prepared: The newest generation that it has loaded.
+        service: The process id of its parent, which runs ``workers`` workers.
+        prepared: The newest generation that the worker has loaded.
         active: The generation that it serves.
-        failed: The generation that it could not load, and ``failure`` why.
-        figures: By version, counted since ``active`` began.
+        failed: The generation that it could not load; ``failure`` is the reason.
+        figures: The counts by version since ``active`` went live in this worker.
     """
 
     pid: int
@@ -215,7 +215,7 @@ class RolloutFolder:
     """The folder of one model and its versions, ``bundles/NAME``."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder; nothing is read or written."""
+        """Use this folder, without reading or writing anything yet."""
         self.folder, self.name = folder, folder.name
         self.desired_path = folder / DESIRED_NAME
         self.state = folder / STATE_FOLDER
@@ -223,7 +223,7 @@ class RolloutFolder:
         self.samples = self.state / "samples"
 
     def bundle(self, version: str) -> Path:
-        """Return where a version's bundle lies."""
+        """Return the path of a version's bundle."""
         return self.folder / version
 
     def read_desired(self) -> DesiredState:
@@ -245,31 +245,31 @@ class RolloutFolder:
         _replace(self.desired_path, state)
 
     def read_record(self) -> Record | None:
-        """Read what was decided; None before the first service started."""
+        """Read the decisions; None if no service has started yet."""
         try:
             return _read(self.record_path, Record)
         except FileNotFoundError:
             return None
 
     def write_record(self, record: Record) -> None:
-        """Replace what was decided; the caller holds the lock."""
+        """Replace the decisions; the caller holds the lock."""
         _replace(self.record_path, record)
 
     def starting_state(self) -> DesiredState:
-        """Return the state that a service begins with: the live one, or the desired one."""
+        """Return the state that a service starts with: the live one, else the desired one."""
         record = self.read_record()
         return self.read_desired() if record is None else record.live
 
     @contextmanager
     def lock(self, name: str = "lock") -> Iterator[None]:
-        """Keep other processes out, for the time of a block."""
+        """Lock out other processes for the duration of a ``with`` block."""
         self.workers.mkdir(parents=True, exist_ok=True)
         with (self.state / name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def live_reports(self) -> dict[str, WorkerReport]:
-        """Return the reports of the workers that live, by id."""
+        """Return the reports of live workers, by id."""
         found = {}
         for path in self.workers.glob("*.json"):
             if _is_locked(path.with_suffix(".lock")):
@@ -280,9 +280,9 @@ class RolloutFolder:
         return found
 
     def take_dead_reports(self) -> list[WorkerReport]:
-        """Remove the reports of workers that ended without removing them; the caller has the lock.
+        """Remove and return the reports of dead workers; the caller holds the lock.
 
-        A worker that stops as it should removes its report itself.
+        A worker that stops normally removes its own report.
         """
         dead = []
         for path in self.workers.glob("*.json"):
@@ -302,7 +302,7 @@ class RolloutFolder:
 
 
 class ReportFile:
-    """A worker's own report: its lock says that the worker lives."""
+    """A worker's own report, with a lock that shows that the worker is alive."""
 
     def __init__(self, folder: RolloutFolder, report: WorkerReport) -> None:
         """Write the report, and hold its lock until ``remove`` or the end of the process."""
@@ -315,30 +315,30 @@ class ReportFile:
         _replace(self._path, report)
 
     def write(self, report: WorkerReport) -> None:
-        """Replace the report, unless it is the same."""
+        """Replace the report, unless it is unchanged."""
         if report != self.report:
             self.report = report
             _replace(self._path, report)
 
     def write_samples(self, content: bytes) -> None:
-        """Replace the samples of this worker, an .npz."""
+        """Replace this worker's samples; ``content`` is an .npz file."""
         self._samples_path.parent.mkdir(exist_ok=True)
         replace_file(self._samples_path, content)
 
     def remove(self) -> None:
-        """Remove the report: this worker stops as it should."""
+        """Remove the report, because this worker stops normally."""
         self._path.unlink(missing_ok=True)
         self._path.with_suffix(".lock").unlink(missing_ok=True)
         self._lock.close()
 
 
 def find_rollouts(bundles: Path) -> list[RolloutFolder]:
-    """Return the folders directly below this one that hold versions, by name."""
+    """Return the folders directly below ``bundles`` that contain versions, sorted by name."""
     return [RolloutFolder(path.parent) for path in sorted(bundles.glob(f"[!.]*/{DESIRED_NAME}"))]
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock."""
+    """Whether a process holds the lock on a file."""
     try:
         with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -350,11 +350,11 @@ def _is_locked(path: Path) -> bool:
 
 
 def _read(path: Path, kind: type[_Model]) -> _Model:
-    """Read a file of this room.
+    """Read a JSON file of a roll-out.
 
     Raises:
-        FileNotFoundError: There is none.
-        RolloutError: It is of another schema, or not such a file.
+        FileNotFoundError: There is no such file.
+        RolloutError: The file has another schema version, or is not valid.
     """
     content = path.read_bytes()
     try:
@@ -370,10 +370,10 @@ def _read(path: Path, kind: type[_Model]) -> _Model:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: readers see the old content or the new one.
+    """Write a file atomically: readers see either the old or the new content.
 
     Raises:
-        BundleError: It cannot be written.
+        BundleError: The file cannot be written.
     """
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,9 +1,9 @@
 """Routes of the web page at ``/`` and of the API documentation at ``/docs``.
 
-There is one route for each file of the folder ``page``; no other path leads to a file. A
-Content-Security-Policy lets the browser load these files, send requests to this service, and
-nothing else. BentoML's own page at ``/`` loads a tracker from another host, so only its copy of
-Swagger UI is used.
+There is one route for each file in the folder ``page``; no other path serves a file. The
+Content-Security-Policy allows the browser to load these files and to send requests to this service,
+and nothing else. BentoML's own page at ``/`` loads a tracker from another host, so only BentoML's
+copy of Swagger UI is used.
 """
 
 import os
@@ -24,14 +24,14 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 DOCUMENTS = {"index.html": "/", "docs.html": "/docs"}
-# Every file of the folder by the path that it is served at.
+# Maps each URL path to the file that is served there.
 FILES = {
     DOCUMENTS.get(path.name, f"/page/{path.name}"): path
     for path in sorted(FOLDER.iterdir())
     if path.suffix in MEDIA_TYPES
 }
 SWAGGER_UI = ("/static_content/swagger-ui.css", "/static_content/swagger-ui-bundle.js")
-# Open without an API key: a browser loads these before anybody can enter one.
+# Served without an API key: a browser loads these files before the user can enter one.
 PAGE_PATHS = frozenset({*FILES, *SWAGGER_UI})
 CONTENT_SECURITY_POLICY = "; ".join(
     [
@@ -55,7 +55,7 @@ HEADERS = {
 
 
 class PageFiles(StaticFiles):
-    """Files of the page with their security headers."""
+    """Serves the page's files with security headers."""
 
     def file_response(
         self,
@@ -64,7 +64,7 @@ class PageFiles(StaticFiles):
         scope: Scope,
         status_code: int = 200,
     ) -> Response:
-        """The file, or 304 without a body if the browser's copy is current."""
+        """Return the file, or 304 without a body if the browser's copy is current."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(HEADERS)
         if isinstance(response, FileResponse):
@@ -73,7 +73,7 @@ class PageFiles(StaticFiles):
 
 
 def page_routes() -> list[BaseRoute]:
-    """A route for each file; it answers GET and HEAD."""
+    """Return one route for each file; it answers GET and HEAD."""
     files = PageFiles(directory=FOLDER)
 
     async def send_file(request: Request) -> Response:
