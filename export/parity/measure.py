@@ -228,7 +228,7 @@ def measure_cross_sample_leakage(predict: Predict, reference: Reference) -> dict
     """Measure how much an output changes with the other samples in its batch.
 
     A few samples each take the first place in a batch of 64: with real samples, with the largest
-    possible values, with noise, and in a batch of their own.
+    possible values, with noise, and alone in a batch of one.
 
     Returns:
         For each situation, the largest scaled difference to the output among real samples.

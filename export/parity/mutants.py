@@ -1,4 +1,4 @@
-"""Plant faults in an ONNX model that an exporter, a converter or a bad disk could cause.
+"""Plant faults that an exporter, a converter or a bad disk could cause in an ONNX model.
 
 Each build plants them one by one in each ONNX file. The gate must kill each of these mutants: a
 gate that would let one pass proves nothing.
@@ -31,7 +31,7 @@ from export.provenance.trace import check_weights
 
 WRONG_EPSILONS = (1e-3, 1e-5)  # both are common, so at least one of them is wrong
 LEAST_EFFECT = 1e-5
-REDUCED_SAMPLES = 256  # few samples show noise far above float32's
+REDUCED_SAMPLES = 256  # noise far above float32's is visible in a few samples
 # Operators before a network's first layer; the graph is in the order of computation.
 ELEMENTWISE = {"Unsqueeze", "Squeeze", "Cast", "Reshape", "Transpose", "Sub", "Div", "Mul", "Add"}
 

@@ -123,7 +123,7 @@ class ParityRun:
 
     @cached_property
     def _timed_blocks(self) -> tuple[tuple[Reference, ...], dict[str, str], float]:
-        """The blocks, the edge cases that are left out, and the seconds that computing them took."""
+        """The blocks, the edge cases that are left out, and the seconds that this took."""
         started = time.perf_counter()
         blocks = [
             make_reference(dataclasses.replace(self.subject, samples=samples), self.program)
