@@ -97,7 +97,7 @@ def full_check(
     """
     manifest = bundle.manifest
     tolerances = tuple(manifest.tolerance(t.device, t.variant) for t in manifest.tolerances)
-    from export.parity.candidates import Workers  # noqa: PLC0415 - multiprocessing, for this alone
+    from export.parity.candidates import Workers  # noqa: PLC0415 - multiprocessing
 
     with Workers() as workers:
         unsafe = {} if trusted else unsafe_variants(bundle, proof, workers)

@@ -262,7 +262,7 @@ class _Comparison:
         return step, 0
 
     def _activation_problems(self, node: onnx.NodeProto) -> Iterator[str]:
-        """Check an activation's steps, which calibration chose: only samples can judge their size."""
+        """Check an activation's step, which calibration chose: only samples can judge its size."""
         if node.op_type not in QUANTIZERS or node.input[0] in self._found.tensors:
             return
         step = self._found.step(node)
