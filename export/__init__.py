@@ -1,9 +1,9 @@
-"""Export: a module in, a proven bundle out.
+"""Export: convert a module to a bundle of files whose outputs are proven to match it.
 
-Read ``build`` first: ``subject`` (what is exported: from ``sources`` or a ``factory``) goes through
-``to_pt2``, ``to_onnx``, ``quantize`` and ``to_torchscript``, then through ``proof``, which runs all
-of ``parity`` and whose figures ``parity.judge`` judges; ``bundle`` keeps what passed.
+Read ``build`` first. The model under test comes from ``mnist.checkpoint`` or ``model.factory``.
+``formats`` converts it with the modules of ``convert``; ``parity.run`` measures the files and
+``parity.judge`` judges the figures. The files that pass are kept in the bundle.
 
-``bundle``, ``manifest``, ``golden``, ``session`` and ``parity``'s ``tolerances``, ``metrics``,
-``figures`` and ``judge`` know no torch: they are what the service shares with this stage.
+``bundle``, ``parity.schema``, ``parity.judge`` and ``mnist.ood_detector`` do not import torch. The
+service imports only ``bundle`` and ``mnist.ood_detector``.
 """

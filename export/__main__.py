@@ -1,9 +1,9 @@
 """Command line of the export stage: ``python -m export --help``.
 
 Exit status of ``check``: 0 passed, 1 parity failed, 2 broken structure or hash, 3 the device or
-its provider is not there; the other commands have them in the same sense. Nothing is said about
-the bundle by 64 wrong command line, 66 no samples to check with, 69 a package is missing, 70 a
-fault of this program (the numbers of sysexits.h).
+its provider is not available; the other commands use the same numbers. Four numbers of sysexits.h
+do not concern the bundle: 64 wrong command line, 66 no samples to check with, 69 a package is
+missing, 70 a fault of this program.
 """
 
 import json
@@ -64,11 +64,11 @@ INSTALL = "pip install -c constraints.txt -e '.[train,export]'"
 
 
 class _UsageError(ValueError):
-    """The command line asks for something that cannot be done."""
+    """The command line requests something that cannot be done."""
 
 
 class _NoSamplesError(ValueError):
-    """The samples to check with are not there, or are not those of the bundle."""
+    """The samples to check with are missing, or are not those of the bundle."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,14 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(NO_INPUT, error)
     except ModuleNotFoundError as error:
         return _refuse(UNAVAILABLE, f"{error.name} is needed here: {INSTALL}")
-    except Exception:  # status 1, Python's own, would read as "parity failed"
+    except Exception:  # Python's own status 1 would mean "parity failed"
         logger.exception("this is a fault of the program, not of the bundle")
         return SOFTWARE
 
 
 @contextmanager
 def _refusals_of_training() -> Iterator[None]:
-    """Errors of training as this command's own; a quick check must get by without its import."""
+    """Raise training's errors as this module's own; imports are local, for the quick check."""
     from training.checkpoint import CheckpointError  # noqa: PLC0415
     from training.data import DataError  # noqa: PLC0415
 
@@ -187,7 +187,7 @@ def _say_first_look(
 
 
 def _subject(arguments: Namespace) -> "ModelUnderTest":
-    """What the command line asks to export."""
+    """The model under test that the command line names."""
     from export.mnist.checkpoint import from_checkpoint  # noqa: PLC0415
     from export.model.factory import from_factory, with_task  # noqa: PLC0415 - torch may be absent
     from training.data import load_dataset  # noqa: PLC0415
@@ -240,7 +240,7 @@ def _check(arguments: Namespace) -> int:
         _complain(golden.failures)
         _write_json(arguments.json, golden, **about, passed=golden.passed, quick=True)
         return STATUS[golden.passed]
-    from export.parity.candidates import Setting  # noqa: PLC0415 - not for the quick check
+    from export.parity.candidates import Setting  # noqa: PLC0415 - the quick check needs no torch
     from export.progress import Progress  # noqa: PLC0415
 
     proof = _proof(bundle, arguments)
@@ -369,7 +369,7 @@ def _report(
     if folder is None:
         return
     from export.perf.benchmark import measure, per_sample  # noqa: PLC0415 - torch may be absent
-    from export.report.report import write_report  # noqa: PLC0415 - plots only where asked for
+    from export.report.report import write_report  # noqa: PLC0415 - plots only for a report
 
     timings = None
     if bundle is not None:  # what was measured just now was safe to open
@@ -378,7 +378,7 @@ def _report(
 
 
 def _write_json(path: Path | None, found: BaseModel | None = None, **facts: Any) -> None:
-    """Write facts and figures; infinite ones as their model says, for JSON has no such number."""
+    """Write facts and figures as JSON; their pydantic model converts infinite numbers."""
     if path is not None:
         content = facts | (json.loads(found.model_dump_json()) if found else {})
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,7 @@
-"""A subject becomes a bundle, or nothing.
+"""Build a bundle from a model under test.
 
-In this order: files, golden samples, gate, manifest; a failure of the fp32 ONNX file at any of them
-leaves no bundle, one of another variant leaves that variant out.
+The steps are: files, golden samples, gate, manifest. If the fp32 ONNX file fails at any of them, no
+bundle is written; if another variant fails, that variant is left out.
 """
 
 import dataclasses
@@ -70,13 +70,14 @@ class ParityError(RuntimeError):
     """A variant does not compute what the checkpoint computes; no bundle was written.
 
     Attributes:
-        figures: All that was measured.
+        figures: Everything that the gate measured.
+        judgement: The verdicts on those figures.
     """
 
     def __init__(
         self, figures: ParityFigures, judgement: Judgement, bisection: str, lacking: list[str]
     ) -> None:
-        """Say every failure, and where in the graph the first wrong value is."""
+        """List every failure, and where in the graph the first wrong value is."""
         self.figures, self.judgement = figures, judgement
         inconclusive = judgement.verdict == INCONCLUSIVE and not lacking
         outcome = "inconclusive" if inconclusive else "failed"
@@ -86,15 +87,15 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a build is asked for.
+    """The options of a build.
 
     Attributes:
-        name: What the service calls the model; the subject's name if None.
-        version: Its version; the first 12 digits of the weights' SHA-256 if None, so that an
-            answer can be traced to the weights that gave it.
-        variants: Those of ``VARIANTS`` to build; onnx always is.
-        required: Those without which no bundle shall be written; onnx always is.
-        tolerances: The table, or a changed one (``tolerances.changed``).
+        name: The model's name in the service; the subject's name if None.
+        version: The model's version; the first 12 digits of the weights' SHA-256 if None, so that
+            a prediction can be traced to the weights that made it.
+        variants: Which of ``VARIANTS`` to build; onnx is always built.
+        required: If one of these variants fails, no bundle is written; onnx is always required.
+        tolerances: The tolerance table, or a changed one (``tolerances.changed``).
     """
 
     name: str | None = None
@@ -110,26 +111,26 @@ def build(
     wish: Wish | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, ParityFigures]:
-    """Export a subject in every format, prove each, and write the bundle.
+    """Export a subject in every format, prove each file, and write the bundle.
 
     The same subject, code and versions give the same bytes in every file. A variant that cannot be
-    made, or that fails the gate, is left out of the bundle and named with its reason in
-    ``not_built``; the fp32 ONNX file and those required are not.
+    made, or that fails the gate, is left out of the bundle and listed with the reason in
+    ``not_built``. If it is the fp32 ONNX file or a required variant, no bundle is written.
 
     Args:
         subject: From ``export.mnist.checkpoint`` or ``export.model.factory``.
-        target: Where the bundle shall be; a bundle there is replaced, anything else is refused.
-        wish: What is asked for.
-        progress: Is told each step.
+        target: The bundle's folder; a bundle there is replaced, anything else is refused.
+        wish: The options of the build.
+        progress: Shows each step.
 
     Returns:
-        The bundle and what the gate measured of all variants, those left out among them.
+        The bundle, and what the gate measured for all variants, including those left out.
 
     Raises:
         SubjectError: The module cannot be exported.
-        ExportError: The exporter gave something else than what was asked for.
+        ExportError: The exporter's model has another structure than requested.
         ParityError: The fp32 ONNX file, a required variant or the gate itself failed.
-        BundleError: ``target`` is in the way.
+        BundleError: ``target`` exists and is not a bundle.
     """
     wish, progress = wish or Wish(), progress or Progress()
     with staged(target) as folder, Workers() as workers, torch_threads(1):
@@ -165,10 +166,10 @@ def build(
 def look(
     subject: ModelUnderTest, wish: Wish | None = None, progress: Progress | None = None
 ) -> tuple[ParityFigures, dict[str, str]]:
-    """A first look: the same with fewer samples and batch sizes, and no bundle.
+    """Do what ``build`` does with fewer samples and batch sizes, without writing a bundle.
 
     Returns:
-        What was measured, and what was not made, each with the reason.
+        What was measured, and the variants that were not made, each with the reason.
     """
     subject = dataclasses.replace(subject, samples=subject.samples.first(QUICK_SAMPLES))
     wish, setting = wish or Wish(), Setting(runs=QUICK_RUNS)
@@ -180,7 +181,7 @@ def look(
 
 @dataclass(frozen=True)
 class _Draft:
-    """A bundle of which nothing is proven yet; ``features`` are the first layer's files."""
+    """A bundle that is not proven yet; ``features`` are the first layer's files."""
 
     proof: ParityRun
     bundle: Bundle
@@ -199,7 +200,7 @@ def _measured(
     workers: Workers,
     progress: Progress,
 ) -> tuple[_Draft, ParityFigures]:
-    """All files of the bundle, and what the gate measures of them."""
+    """The draft with all files of the bundle, and what the gate measures for them."""
     draft = _draft(subject, folder, wish, workers, progress)
     return draft, draft.proof.measure(
         draft.bundle.variants,
@@ -270,10 +271,10 @@ def _draft(
 
 
 def _write_guard(learned: Learned | None, path: Path) -> tuple[GuardSummary | None, str]:
-    """Write what tells usual images from others.
+    """Write the guard's file, which separates usual images from out-of-distribution ones.
 
     Returns:
-        What it was made of; or None, and why usual images cannot be told from others.
+        The guard's summary and ""; or None, and why no guard can be made.
     """
     if learned is None:
         return None, "it is not known which images it learned from, or it reads something else"
@@ -297,10 +298,10 @@ def _sample_set(name: str, images: Array) -> SampleSet:
 def _repair(
     draft: _Draft, figures: ParityFigures, wish: Wish, workers: Workers, progress: Progress
 ) -> tuple[_Draft, ParityFigures]:
-    """Replace files of reduced precision that are too inexact by ones that are not, if possible.
+    """Replace reduced-precision files that exceed their tolerance by ones that do not, if possible.
 
     Returns:
-        What is in the folder now, and the figures of that: the gate asks the new files once.
+        The draft as it is in the folder now, and its figures: the gate runs the new files once.
     """
     proof, bundle, models = draft.proof, draft.bundle, draft.bundle.variants
     repairs, repaired = dict[str, RepairFigures](), dict[str, RepairSummary]()
@@ -327,7 +328,7 @@ def _repair(
 
 
 def _repairable(subject: ModelUnderTest, figures: ParityFigures, wish: Wish) -> list[str]:
-    """The variants whose answers are beyond their tolerance; others fail for other reasons."""
+    """The variants whose outputs exceed their tolerance; a repair cannot help any other failure."""
     if subject.calibration is None:
         return []
     return [
@@ -349,7 +350,7 @@ def _search(
     workers: Workers,
     progress: Progress,
 ) -> tuple[bytes | None, RepairFigures]:
-    """Look for a file that passes, on calibration samples alone."""
+    """Search for a file that passes, with calibration samples only."""
     subject, samples = proof.subject, proof.subject.calibration
     assert samples is not None  # noqa: S101 - see _repairable
     cases = make_edge_cases(dataclasses.replace(subject, samples=samples))
@@ -373,7 +374,7 @@ def _search(
 
 
 def _left_out(draft: _Draft, figures: ParityFigures, judgement: Judgement) -> dict[str, str]:
-    """The variants other than onnx that failed, each with what failed and where it begins."""
+    """The failed variants other than onnx, each with its failure and the first wrong value."""
     reasons = {}
     for variant, failures in judgement.by_variant.items():
         if not failures or variant == "onnx":

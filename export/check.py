@@ -1,8 +1,8 @@
-"""Is a bundle still what its manifest says, and does it compute that here, on this device?
+"""Check that a bundle is still what its manifest states, and computes the same on this device.
 
-The quick check asks the golden samples through the torch-free rooms alone. The full check
-rebuilds the module from the bundle's own weights and runs the whole gate. Neither calls what the
-bundle names: which module it is, the caller says (``Origin``).
+The quick check runs the golden samples and does not import torch. The full check rebuilds the
+module from the bundle's own weights and runs the whole gate. Neither calls code that the bundle
+names: the caller names the module (``Origin``).
 """
 
 import json
@@ -35,11 +35,11 @@ UNSAFE = (
 def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> GoldenResult:
     """Run an ONNX file on the device and compare with the golden samples; needs no torch.
 
-    The first layer's file, if there is one, is asked its own.
+    The first layer's file, if there is one, is compared with golden samples of its own.
 
     Raises:
         BundleError: The bundle has no such variant.
-        DeviceUnavailableError: The device is not there.
+        DeviceUnavailableError: The device is not available.
     """
     model = OnnxModel(bundle.model_path(variant), device)
     golden = Golden.load(bundle.path("golden"))
@@ -57,14 +57,14 @@ def quick_check(bundle: Bundle, device: Device, variant: str = "onnx") -> Golden
 
 @dataclass(frozen=True)
 class Origin:
-    """What the caller says of a bundle; the manifest itself never names what is called.
+    """The caller's description of a bundle's origin: a manifest never decides which code runs.
 
     Attributes:
         data_dir: The four IDX files, for a bundle of a checkpoint.
-        samples: The files of samples, for a bundle of any other module.
-        model: "package.module:function", whose module the bundle was built from.
-        arguments: For that function.
-        trusted: Its author is trusted: files that can run code may be opened.
+        samples: The sample files, for a bundle of any other module.
+        model: "package.module:function"; it returns the module that the bundle was built from.
+        arguments: The arguments of that function.
+        trusted: The caller trusts the bundle's author: files that can run code may be opened.
     """
 
     data_dir: Path | None = None
@@ -82,22 +82,22 @@ def full_check(
     trusted: bool = False,
     progress: "Progress | None" = None,
 ) -> tuple[ParityFigures, Judgement]:
-    """Run the gate on a bundle: every variant that the device can run, against its own weights.
+    """Run the gate on every variant that the device can run, against the bundle's own weights.
 
     Args:
         bundle: An opened bundle.
         proof: From ``rebuild``.
         setting: Where and how the files run.
-        trusted: Open files that can run code, whatever is in them.
-        progress: Is told each step.
+        trusted: Open files that can run code without checking their content.
+        progress: Shows each step.
 
     Raises:
-        BundleError: The bundle allows itself more than the table, or a file is no model.
-        DeviceUnavailableError: The device is not there.
+        BundleError: The bundle's tolerances are looser than the table, or a file is not a model.
+        DeviceUnavailableError: The device is not available.
     """
     manifest = bundle.manifest
     tolerances = tuple(manifest.tolerance(t.device, t.variant) for t in manifest.tolerances)
-    from export.parity.candidates import Workers  # noqa: PLC0415 - multiprocessing, for this alone
+    from export.parity.candidates import Workers  # noqa: PLC0415 - multiprocessing
 
     with Workers() as workers:
         unsafe = {} if trusted else unsafe_variants(bundle, proof, workers)
@@ -116,8 +116,8 @@ def full_check(
 def unsafe_variants(bundle: Bundle, proof: "ParityRun", workers: "Workers") -> dict[str, str]:
     """The variants whose files could run code when they are opened, each with the reason.
 
-    A program (.pt2) and TorchScript can. They are safe if they are, byte for byte, what the
-    module gives here and now.
+    Programs (.pt2) and TorchScript files can. They are safe if exporting the module again gives the
+    same bytes.
     """
     from export.formats import write_models  # noqa: PLC0415 - torch only for the full check
     from export.progress import Progress  # noqa: PLC0415
@@ -132,12 +132,12 @@ def unsafe_variants(bundle: Bundle, proof: "ParityRun", workers: "Workers") -> d
 
 
 def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
-    """The module that a bundle was built from, with the weights in it, ready to be compared with.
+    """The module that a bundle was built from, filled with the bundle's weights, as a reference.
 
     Raises:
-        BundleError: The weights are not those of the bundle, or it has no source.
-        DataError: The images or the samples are not there, or not those of the bundle.
-        SubjectError: The caller names no module, or one that does not fit.
+        BundleError: The weights are not those of the bundle, or its manifest names no source.
+        DataError: The images or the samples are missing, or are not those of the bundle.
+        SubjectError: The caller names no module, or one that does not fit the bundle.
     """
     from export.mnist.checkpoint import from_bundle  # noqa: PLC0415
     from export.model.factory import from_factory  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The command line of the export stage: which commands there are and what they take."""
+"""The command line of the export stage: its commands and their arguments."""
 
 import argparse
 import sys
@@ -16,16 +16,16 @@ BATCH_SIZES = (1, 64)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse exits with 2 on a wrong command line, which here means a broken bundle."""
+    """Exit with 64 on a wrong command line: argparse's 2 means a broken bundle here."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong and end with 64."""
+        """Print the usage and the message, and exit with 64."""
         self.print_usage(sys.stderr)
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    """Parse a command line; ``command`` is the command's name."""
+    """Parse a command line; the namespace's ``command`` is the name of the command."""
     parser = Parser(
         prog="python -m export",
         description=description,
@@ -163,10 +163,10 @@ def _add_module(group: argparse._ArgumentGroup) -> None:
 
 
 def tensor_spec(text: str) -> TensorSpec:
-    """A tensor as Open Inference Protocol words; see ``export.model.domains.parse_input``.
+    """Parse the value of ``--input``; see ``export.model.domains.parse_input`` for the syntax.
 
     Raises:
-        argparse.ArgumentTypeError: It is not written so.
+        argparse.ArgumentTypeError: The text does not follow that syntax.
     """
     try:
         return parse_input(text)

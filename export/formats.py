@@ -1,4 +1,4 @@
-"""The files of a model: one in each format and precision, or the reason why there is none."""
+"""Write a model's files, one for each format and precision, or record why one is missing."""
 
 import contextlib
 from collections.abc import Collection, Iterator
@@ -19,7 +19,7 @@ from export.parity.structure import OPSET
 from export.progress import Progress
 from export.worker import CONVERSION_S
 
-# Each variant's file; a file's stem becomes a part of the content of some of them.
+# Each variant's file name. Some formats store the stem in the file's content.
 FILES = {
     "onnx": "model.onnx",
     "onnx-fp16": "model.fp16.onnx",
@@ -29,7 +29,7 @@ FILES = {
     "pt2": "model.pt2",
 }
 VARIANTS = tuple(FILES)
-TRACED = ("torchscript", "torchscript-frozen")  # tracing gives both
+TRACED = ("torchscript", "torchscript-frozen")  # one trace gives both
 NO_CALIBRATION = "no calibration samples were given (--calibration)"
 NOT_ASKED_FOR = "was not asked for (--variants)"
 
@@ -42,18 +42,18 @@ def write_models(
     workers: Workers,
     progress: Progress,
 ) -> tuple[list[FileEntry], dict[str, str]]:
-    """Write the model's files; meanwhile the fp64 reference is computed.
+    """Write the model's files, and compute the fp64 reference meanwhile.
 
     Args:
         proof: The module and its program.
-        folder: Where to.
-        version: Stands in the ONNX files' metadata.
-        variants: Those of ``VARIANTS`` to write; onnx always is.
-        workers: Where conversions run.
-        progress: Is told each step.
+        folder: Where the files are written.
+        version: The model's version, for the ONNX files' metadata.
+        variants: Which of ``VARIANTS`` to write; onnx is always written.
+        workers: The processes that run the conversions.
+        progress: Shows each step.
 
     Returns:
-        The files, and the variants that there are none of, each with the reason.
+        The files that were written, and the missing variants, each with the reason.
     """
     wanted = [v for v in VARIANTS if v in variants or v == "onnx"]
     missing = {v: NOT_ASKED_FOR for v in VARIANTS if v not in wanted}
@@ -90,7 +90,7 @@ def write_models(
 
 
 def _converted(proof: ParityRun, variant: str, workers: Workers) -> onnx.ModelProto:
-    """The ONNX model in a variant's precision; converters are native code too."""
+    """The ONNX model in a variant's precision; a worker converts it, since converters may crash."""
     honest = proof.translation.model
     if variant == "onnx":
         copied = onnx.ModelProto()
@@ -107,7 +107,7 @@ def _converted(proof: ParityRun, variant: str, workers: Workers) -> onnx.ModelPr
 
 @contextlib.contextmanager
 def _guarded(variant: str, missing: dict[str, str]) -> Iterator[None]:
-    """Let a variant that cannot be made be left out, with the reason; onnx is not left out."""
+    """Record why a variant cannot be made, and leave it out; an error of onnx is raised."""
     try:
         yield
     except Exception as error:
@@ -117,7 +117,7 @@ def _guarded(variant: str, missing: dict[str, str]) -> Iterator[None]:
 
 
 def model_entry(variant: str, path: Path) -> FileEntry:
-    """What a manifest says of a variant's file."""
+    """The manifest's entry for a variant's file."""
     if not variant.startswith("onnx"):
         return file_entry(path, role="model", format=variant, precision="fp32")
     precision = variant.partition("-")[2] or "fp32"

@@ -1,4 +1,4 @@
-"""A bar on stderr that names the step which is under way."""
+"""A progress bar on stderr that names the current step."""
 
 import sys
 from typing import Self
@@ -7,13 +7,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts steps; shows nothing where stderr is no terminal."""
+    """Counts steps; shows nothing if stderr is not a terminal."""
 
     def __init__(self, *, shown: bool = False) -> None:
-        """Expect no steps yet.
+        """Start with no expected steps.
 
         Args:
-            shown: False: never show anything.
+            shown: If False, never show the bar.
         """
         self._bar = tqdm(
             total=0,
@@ -24,19 +24,19 @@ class Progress:
         )
 
     def expect(self, steps: int) -> None:
-        """So many further steps will come."""
+        """Add to the number of expected steps."""
         self._bar.total += steps
         self._bar.refresh()
 
     def step(self, name: str) -> None:
-        """A step begins; those before it are done."""
+        """Start a step; all earlier steps are done."""
         self._bar.set_description_str(f"{name:28}")
         self._bar.update()
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return the progress bar itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()

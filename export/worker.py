@@ -1,7 +1,7 @@
-"""Functions in a process of their own: a crash, a hang or a lack of memory there is an error here.
+"""Run functions in a separate process: a crash, a hang or a lack of memory becomes an exception.
 
-ONNX Runtime and PyTorch are native code. What they make of a strange network may end the process
-that asks them, which must not be the one that reports on the other variants.
+ONNX Runtime and PyTorch are native code, which can crash the process on an unusual network. The
+main process must survive that, to report on the other variants.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-# Hours would say nothing new; minutes may be needed by large networks on a busy machine.
+# Large networks on a busy machine may need minutes; waiting for hours would not help.
 OPENING_S = 300.0
 CONVERSION_S = 1_800.0
 GRACE_S = 5.0
@@ -22,29 +22,29 @@ OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
 class DiedError(RuntimeError):
-    """The process ended before it answered, or was ended because it did not; says how."""
+    """The process ended or was killed before it returned a result; the message says how."""
 
 
 def in_one_line(error: Exception) -> str:
-    """An error's words: of a traceback, the first line and the last one."""
+    """An error's message in one line: the first and the last line if there are several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ... ".join([*lines[:1], *lines[1:][-1:]]) or type(error).__name__
 
 
 class Worker:
-    """A process that runs one function after the other; the next call after its death starts anew.
+    """A process that runs one function at a time; after its death, the next call starts a new one.
 
-    It imports what the functions need and no more. Functions, arguments and results are pickled;
-    what a function raises is raised here.
+    The process imports only what the functions need. Functions, arguments and results are pickled;
+    an exception that a function raises is raised in the calling process.
     """
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Create the worker; the process is not started yet."""
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection[Any, Any] | None = None
 
     def __enter__(self) -> Self:
-        """Start the process, so that it is there when the first call comes."""
+        """Start the process, so that the first call does not wait for it."""
         self._started()
         return self
 
@@ -53,12 +53,12 @@ class Worker:
         self._end()
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-        """Run a function there and return its result.
+        """Run a function in the process and return its result.
 
         Args:
-            function: Of a module that can be imported there.
-            *arguments: For it.
-            timeout_s: Then the process is ended.
+            function: A function of a module that the process can import.
+            *arguments: The function's arguments.
+            timeout_s: The process is killed after this many seconds.
 
         Raises:
             DiedError: The process ended, or did not answer in time.
@@ -85,7 +85,7 @@ class Worker:
             self._connection, theirs = spawn.Pipe()
             self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
             self._process.start()
-            theirs.close()  # so that its death ends the pipe
+            theirs.close()  # so that the pipe closes when the process ends
         return self._connection
 
     def _cause_of_death(self) -> str:
@@ -108,13 +108,13 @@ class Worker:
 
 
 def _serve(connection: "Connection[Any, Any]") -> None:
-    """Answer calls until the other side is gone."""
-    with contextlib.suppress(OSError):  # if memory is short, this process goes and not its parent
+    """Answer calls until the other end of the pipe is closed."""
+    with contextlib.suppress(OSError):  # out of memory: kill this process first
         OOM_SCORE.write_text("1000")
-    # PyTorch's threads sleep while they wait for each other, instead of spinning: where other
-    # processes have the cores, a batch in two threads takes a hundredth of the time.
+    # PyTorch's threads sleep while they wait for each other, instead of spinning. Where other
+    # processes occupy the cores, a batch in two threads takes a hundredth of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Ctrl-C reaches the whole group of processes; the parent ends this one.
+    # Ctrl-C reaches the whole process group; the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
@@ -123,15 +123,15 @@ def _serve(connection: "Connection[Any, Any]") -> None:
             return
         try:
             answer: tuple[Any, Exception | None] = (function(*arguments), None)
-        except Exception as error:  # noqa: BLE001 - goes to whoever called
+        except Exception as error:  # noqa: BLE001 - raised again in the caller
             answer = (None, _portable(error))
         connection.send(answer)
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself if it can be pickled and read again, else one of its words."""
+    """The error itself if it can be pickled and unpickled, else a RuntimeError with its message."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - written on this line
-    except Exception:  # noqa: BLE001 - whatever a foreign class raises
+    except Exception:  # noqa: BLE001 - third-party classes raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -1,7 +1,7 @@
-"""Golden samples: a few real samples whose answers travel with the bundle. Knows no torch.
+"""Golden samples: a few real samples, stored in the bundle with their expected outputs.
 
-Whoever runs a model from a bundle, the service at its start or a check on a strange machine, asks
-it these samples first, on the device that is going to be used.
+A program that runs a model from a bundle, such as the service at startup or a check on another
+machine, runs these samples first, on the device that it will use. This module imports no torch.
 
 Shape suffix: G golden samples.
 """
@@ -19,25 +19,25 @@ from export.bundle.manifest import BundleError, TensorSpec
 from export.bundle.metrics import Array, Arrays, compare, softmax_error
 from export.bundle.tolerances import Tolerance, violations
 
-# A service runs batches of any size: the samples are asked in one batch, one by one, and in
+# A service runs batches of any size: the samples are run in one batch, one by one, and in
 # uneven parts.
 BATCH_SIZES = (1, 7, 64)
 
 Predict = Callable[[Arrays], Arrays]
-"""Inputs by name, the first axis of each counting the same samples, to outputs by name."""
+"""A function from inputs by name to outputs by name; the first axis of each is the sample."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """The samples and the reference's answers, by the tensors' names.
+    """The samples and the reference's outputs, by the tensors' names.
 
     Attributes:
-        inputs: What is asked, e.g. images uint8 [G, 28, 28].
+        inputs: The inputs, e.g. images uint8 [G, 28, 28].
         fp32: The fp32 baseline: the outputs of the checkpoint's module, float32 on the CPU.
         fp64: The fp64 reference: the same in float64.
-        targets: int64 [G], the right labels, -1 where none is known.
-        one_scale: An error is held against the largest of all values, not of its channel's. So are
-            feature maps: in the few samples that they are asked, a unit may have hardly any value.
+        targets: int64 [G], the ground-truth labels, -1 where none is known.
+        one_scale: Errors are divided by the largest of all values, not by their channel's. This is
+            used for feature maps, where a unit may be almost inactive in so few samples.
     """
 
     inputs: Arrays
@@ -47,11 +47,11 @@ class Golden:
     one_scale: bool = False
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self.targets)
 
     def first(self, count: int) -> "Golden":
-        """The first few samples."""
+        """The golden samples, reduced to the first ``count``."""
         inputs, fp32, fp64 = (
             {name: array[:count] for name, array in part.items()}
             for part in (self.inputs, self.fp32, self.fp64)
@@ -59,11 +59,11 @@ class Golden:
         return Golden(inputs, fp32, fp64, self.targets[:count], self.one_scale)
 
     def labels(self, logits: str = "logits") -> Array:
-        """int64 [G], what the reference reads the samples as."""
+        """The labels that the fp32 baseline predicts, int64 [G]."""
         return np.asarray(self.fp32[logits].argmax(axis=1))
 
     def save(self, path: Path) -> None:
-        """Write an .npz whose bytes depend on the samples alone; names like "eager/logits"."""
+        """Write an .npz with names like "eager/logits"; its bytes depend only on the samples."""
         groups = {"inputs": self.inputs, "eager": self.fp32, "truth": self.fp64}
         arrays = {
             f"{g}/{name}": array for g, part in groups.items() for name, array in part.items()
@@ -72,18 +72,18 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path, content: bytes | None = None) -> "Golden":
-        """Read what ``save`` wrote; nothing in it is unpickled.
+        """Read a file that ``save`` wrote; nothing in it is unpickled.
 
         Args:
             path: The file.
             content: Its content, if it was read already.
 
         Raises:
-            BundleError: Not such a file, or its arrays do not fit each other.
+            BundleError: It is not such a file, or its arrays do not fit each other.
         """
         groups: dict[str, Arrays] = {"inputs": {}, "eager": {}, "truth": {}}
         try:
-            # Opened here: NumPy would leave a file that is no archive open.
+            # Opened here, because NumPy would leave a file open that is not an archive.
             opened = path.open("rb") if content is None else BytesIO(content)
             with opened as file, np.load(file, allow_pickle=False) as arrays:
                 targets = arrays["targets"]
@@ -101,9 +101,9 @@ class Golden:
 
 
 class GoldenResult(BaseModel):
-    """What came of the golden samples; ``failures`` says in words what was wrong, if anything.
+    """The result of a check with golden samples; ``failures`` describe what was wrong, if anything.
 
-    ``scaled_error_bound`` is None where the variant is judged by other figures.
+    ``scaled_error_bound`` is None if the variant is judged by other figures.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -124,13 +124,13 @@ class GoldenResult(BaseModel):
 def check_golden(
     golden: Golden, predict: Predict, outputs: Sequence[TensorSpec], tolerance: Tolerance
 ) -> GoldenResult:
-    """Ask a running model the golden samples at several batch sizes.
+    """Run the golden samples through a model at several batch sizes, and judge its outputs.
 
     Args:
         golden: The bundle's samples.
-        predict: The model, on the device that is going to be used.
-        outputs: The manifest's, in their order.
-        tolerance: What the bundle allows the variant that is asked on that device.
+        predict: The model, on the device that will be used.
+        outputs: The manifest's outputs, in their order.
+        tolerance: The bundle's tolerance for the model's variant on that device.
     """
     worst, wrong, failures = 0.0, 0, list[str]()
     for batch_size in BATCH_SIZES:
@@ -150,7 +150,7 @@ def check_golden(
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """The worst of one set of answers; ``failures`` say in words what was wrong, if anything."""
+    """The worst figures of one set of outputs; ``failures`` describe anything that was wrong."""
 
     scaled_error: float
     wrong_labels: int
@@ -160,13 +160,13 @@ class JudgedAnswers:
 def judge_answers(
     golden: Golden, answers: Arrays, outputs: Sequence[TensorSpec], tolerance: Tolerance
 ) -> JudgedAnswers:
-    """Hold a model's answers to the golden samples against the reference's.
+    """Compare a model's outputs for the golden samples with the reference's.
 
     Args:
-        golden: What was asked, and the reference's answers.
-        answers: The model's, by output.
-        outputs: The manifest's, in their order.
-        tolerance: What the variant may differ by on its device.
+        golden: The samples, and the reference's outputs.
+        answers: The model's outputs by name.
+        outputs: The manifest's outputs, in their order.
+        tolerance: The tolerance for the variant on its device.
     """
     worst, wrong, failures = 0.0, 0, list[str]()
     for spec in outputs:
@@ -191,7 +191,7 @@ def judge_answers(
 
 
 def head_error(answers: Arrays, outputs: Sequence[TensorSpec]) -> float:
-    """How far the probabilities are from the softmax of the logits before them; 0 without any."""
+    """Largest difference of probabilities to the softmax of the logits before them; 0 if none."""
     worst, logits = 0.0, None
     for spec in outputs:
         if spec.kind == "logits":
@@ -204,7 +204,7 @@ def head_error(answers: Arrays, outputs: Sequence[TensorSpec]) -> float:
 
 
 def run_batched(predict: Predict, inputs: Arrays, batch_size: int) -> Arrays:
-    """The outputs for samples that are given to the model so many at a time."""
+    """The outputs for samples that are run in batches of ``batch_size``."""
     count = len(next(iter(inputs.values())))
     parts = [
         predict({name: array[start : start + batch_size] for name, array in inputs.items()})

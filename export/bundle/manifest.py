@@ -1,7 +1,7 @@
-"""What a bundle says of itself: the manifest's schema. Knows no torch.
+"""The schema of a bundle's manifest. Imports no torch.
 
-Tensors speak the words of the Open Inference Protocol: ``name``, ``datatype``, ``shape``, with -1
-for the batch axis.
+Tensors are described as in the Open Inference Protocol, by ``name``, ``datatype`` and ``shape``,
+with -1 for the batch axis.
 """
 
 from typing import Any, Literal, Self
@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from export.bundle.tolerances import Device, Format, Tolerance, variant_name
 
 SCHEMA_VERSION = 3
-NAMED = 5  # layers in one line
-# The name and the version stand in URLs, metric labels and file paths.
+NAMED = 5  # layer names shown in one line
+# The name and the version are used in URLs, metric labels and file paths.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
@@ -50,11 +50,11 @@ DTYPES: dict[Datatype, np.dtype[Any]] = {
 
 
 class BundleError(ValueError):
-    """A bundle that is not there, not whole, altered, or of another schema; names the file."""
+    """A bundle is missing, incomplete, altered or of another schema; the message names the file."""
 
 
 class SubjectError(ValueError):
-    """A module, its weights or its samples cannot be exported as given; says what to do."""
+    """A module, its weights or samples cannot be exported as given; the message says what to do."""
 
 
 class _Strict(BaseModel):
@@ -66,9 +66,10 @@ class Domain(_Strict):
 
     Attributes:
         kind: "range": every number from ``low`` to ``high``; "tokens": the ids 0 to ``high`` of a
-            vocabulary; "mask": each sample is ones, at least one, then zeros; "length": how many
-            positions count, from ``low`` to ``high``.
-        low: The smallest value; ``high`` the largest. None of a mask.
+            vocabulary; "mask": each sample is one or more ones, followed by zeros; "length": how
+            many positions are valid, from ``low`` to ``high``.
+        low: The smallest value; None for a mask.
+        high: The largest value; None for a mask.
     """
 
     kind: Literal["range", "tokens", "mask", "length"]
@@ -94,10 +95,11 @@ class TensorSpec(_Strict):
 
     Attributes:
         kind: What an output means: "logits" are [-1, K], the largest is the label;
-            "probabilities" are the softmax of the logits before them; "values" mean nothing more.
+            "probabilities" are the softmax of the logits before them; "values" is anything else.
         bounds: For each variable axis (-1) beyond the batch axis, its index and the inclusive
             minimum and maximum of its size. All samples of a request have the same sizes.
-        axes: Names of variable axes by index: axes of one name have one size in a request.
+        axes: Names of variable axes by index; axes with the same name have the same size in a
+            request.
         domain: Which values an input may have; None: not declared.
     """
 
@@ -150,25 +152,26 @@ class TensorSpec(_Strict):
         return DTYPES[self.datatype]
 
     def __str__(self) -> str:
-        """As a person writes it: images=UINT8[-1,28,28]."""
+        """The spec as on the command line: images=UINT8[-1,28,28]."""
         return f"{self.name}={self.datatype}[{','.join(map(str, self.shape))}]"
 
 
 class ImagePreprocessing(_Strict):
-    """How a picture becomes one sample of an image classifier.
+    """How a picture is converted to one sample of an image classifier.
 
-    In this order: resize, crop in the centre, multiply with ``scale``, subtract ``mean`` and
-    divide by ``std``; the pixels are 0 to 255 before.
+    The steps are: resize, crop the centre, multiply by ``scale``, subtract ``mean`` and divide by
+    ``std``. The pixels are 0 to 255 before scaling.
 
     Attributes:
-        resize: The picture is resized so that its shorter side has this many pixels; None: not.
+        resize: The picture is resized so that its shorter side has this many pixels; None: it is
+            not resized.
         crop: Height and width of the input, in pixels.
         channels: 1: grey; 3: red, green, blue.
         layout: The order of the input's axes; "NHW" has no axis for the only channel.
-        interpolation: Of the resizing, with anti-aliasing except for "nearest".
+        interpolation: How the picture is resized; with anti-aliasing, except for "nearest".
         scale: For example 1/255; 1 leaves the pixels as they are.
-        mean: One number a channel, after scaling.
-        std: One number a channel, after scaling; not 0.
+        mean: One number per channel, after scaling.
+        std: One number per channel, after scaling; above 0.
     """
 
     resize: int | None = Field(None, ge=1)
@@ -210,7 +213,7 @@ class ImagePreprocessing(_Strict):
 
 
 class FileEntry(_Strict):
-    """One file of the bundle; the last three fields are for models alone."""
+    """One file of the bundle; only models have the last three fields."""
 
     path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="a name inside the bundle's folder")
     role: Literal["model", "weights", "golden", "parity", "guard", "features", "features-golden"]
@@ -222,16 +225,16 @@ class FileEntry(_Strict):
 
     @property
     def variant(self) -> str | None:
-        """What kind of model it is, e.g. "onnx-int8"; None for other files."""
+        """The variant of a model file, e.g. "onnx-int8"; None for other files."""
         return None if self.format is None else variant_name(self.format, self.precision)
 
 
 class ParityVerdict(_Strict):
-    """What the gate said of one variant: the worst figures over all outputs and batch sizes.
+    """The gate's verdict on one variant: the worst figures over all outputs and batch sizes.
 
-    ``samples`` is how many the batches of 256 ran over; the others run over the first 1,000. Fewer
-    samples than a batch takes are repeated to fill it.
-    ``certificate`` is the smallest distance between the reference's two best logits over the
+    ``samples`` is how many samples the batches of 256 ran over; other batch sizes run over at most
+    the first 1,000, or one batch. If there are too few samples for a batch, they are repeated.
+    ``certificate`` is the smallest distance between the reference's two best logits divided by the
     largest error: above 2, no label of these samples can change. None without logits.
     """
 
@@ -252,7 +255,7 @@ class ParityVerdict(_Strict):
 
     @property
     def variant(self) -> str:
-        """The format, with the precision behind it unless it is fp32."""
+        """The format, followed by the precision unless that is fp32."""
         return self.tolerance.variant
 
     @model_validator(mode="after")
@@ -282,12 +285,12 @@ class ParityVerdict(_Strict):
 
 
 class FeatureMaps(_Strict):
-    """What the file of the first layer gives, and what the gate said of it.
+    """The output of the first layer's file, and the gate's verdict on it.
 
     Attributes:
-        layer: In words, e.g. "features.1 (ReLU after Conv 5x5, 16 channels)".
-        output: The file's only output: [-1, channels, ...], or [-1, units] of a dense layer.
-        verdict: By the fp32 ONNX file's tolerance, of which this one is a part.
+        layer: A description, e.g. "features.1 (ReLU after Conv 5x5, 16 channels)".
+        output: The file's only output: [-1, channels, ...], or [-1, units] for a dense layer.
+        verdict: The verdict by the tolerance of the fp32 ONNX file, of which this file is a part.
     """
 
     layer: str
@@ -305,12 +308,13 @@ class FeatureMaps(_Strict):
 
 
 class TrainingSummary(_Strict):
-    """Where the weights come from; the whole record stays with the checkpoint.
+    """How the weights were trained; the complete record is kept with the checkpoint.
 
     Attributes:
-        test_accuracy: Share of test samples whose answers are all right, 0..1; None of a network
-            whose answers are not right or wrong.
-        expected_calibration_error: 0..1; None of a network with more than one probability.
+        test_accuracy: Share of test samples whose outputs are all correct, 0..1; None for a network
+            whose outputs are not correct or incorrect.
+        expected_calibration_error: 0..1; None for a network with more than one output of
+            probabilities.
         split_sha256: Fingerprint of the images held out for validation; None in older bundles.
     """
 
@@ -327,7 +331,7 @@ class TrainingSummary(_Strict):
 
 
 class FactorySummary(_Strict):
-    """A module that somebody else's code makes: ``package.module:function`` and its arguments."""
+    """The factory of any other module: ``package.module:function`` and its arguments."""
 
     factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     arguments: dict[str, Any]
@@ -335,7 +339,7 @@ class FactorySummary(_Strict):
 
 
 class SampleSet(_Strict):
-    """Which samples were used: their name in words, how many, and their fingerprint."""
+    """Which samples were used: their name, their number and their fingerprint."""
 
     name: str
     samples: int
@@ -343,13 +347,13 @@ class SampleSet(_Strict):
 
 
 class RepairSummary(_Strict):
-    """How a variant passes that fails when all of it is in reduced precision.
+    """How a variant was repaired that failed with all layers in reduced precision.
 
     Attributes:
         layers: How many layers could be in reduced precision.
-        kept: The names of those that are in float32 instead.
+        kept: The names of the layers that are in float32 instead.
         calibration: How int8's ranges were chosen: "minmax", "entropy" or "percentile", each
-            fitted to every second calibration sample; None of float16.
+            fitted to every second calibration sample; None for float16.
         trials: How many files were tried, on the other calibration samples.
     """
 
@@ -359,7 +363,7 @@ class RepairSummary(_Strict):
     trials: int
 
     def summary(self) -> str:
-        """In words, for a terminal."""
+        """A description for a terminal."""
         shown, more = self.kept[:NAMED], len(self.kept) - NAMED
         names = f" ({', '.join(shown)}{f' and {more} more' if more > 0 else ''})" if shown else ""
         ranges = f", ranges by {self.calibration}" if self.calibration else ""
@@ -373,9 +377,9 @@ class GuardSummary(_Strict):
     """Which images guard.npz describes; see ``export.mnist.ood_detector``.
 
     Attributes:
-        learned: What the components were fitted to.
-        held_out: What the p-values count; none of them is among those.
-        unusual_below: Images of a smaller p-value are said to be unusual.
+        learned: The images that the components were fitted to.
+        held_out: Other images, with which p-values are computed.
+        unusual_below: An image with a smaller p-value is reported as unusual.
     """
 
     learned: SampleSet
@@ -384,12 +388,12 @@ class GuardSummary(_Strict):
 
 
 class Manifest(_Strict):
-    """All that is known of a bundle; field order is reading order.
+    """The manifest of a bundle; its fields are in reading order.
 
     Attributes:
-        task: What the model does, so which endpoints answer with more than its tensors; None in
-            older bundles.
-        preprocessing: How a picture becomes an input, for image classifiers.
+        task: What the model does, which decides the endpoints that return more than its tensors;
+            None in older bundles.
+        preprocessing: How a picture is converted to an input, for image classifiers.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -434,16 +438,16 @@ class Manifest(_Strict):
 
     @property
     def parameters(self) -> int:
-        """How many trainable numbers the model has."""
+        """The number of trainable parameters."""
         source = self.training or self.factory
         return source.parameters if source else 0
 
     def tolerance(self, device: str, variant: str = "onnx") -> Tolerance:
-        """What a variant of the ONNX file may differ by on a device.
+        """The tolerance for a variant of the ONNX file on a device.
 
         Raises:
-            BundleError: The bundle gives none, or a looser one than this code's table without
-                having recorded who loosened it and why.
+            BundleError: The bundle has none, or one that is looser than this code's table without a
+                recorded reason.
         """
         for row in self.tolerances:
             if (row.device, row.variant) == (device, variant):

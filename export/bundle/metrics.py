@@ -1,8 +1,8 @@
-"""How far two sets of answers are apart, in numbers that do not explode near zero. Knows no torch.
+"""Compare two sets of outputs by error figures that stay small near zero. Imports no torch.
 
 Shape suffixes: N samples, K classes, C channels. ULPs and relative errors of single values are not
-used: they are huge wherever a value happens to be small, faults or none. Each channel of an output
-has a scale of its own, so that boxes up to 640 do not hide an error of a score up to 1.
+used: they are huge wherever a value is small, with or without a fault. Each channel of an output
+has its own scale, so that boxes up to 640 do not hide an error in a score up to 1.
 """
 
 from collections.abc import Callable
@@ -18,46 +18,47 @@ Arrays = dict[str, Array]
 """Tensors by their names; the first axis of each counts the samples."""
 
 WORST_SAMPLES = 5
-# Two logits can change places if each is off by half of their distance: a smallest distance above
-# so many largest errors means that no label can change.
+# Two logits can swap order if each is off by half of their distance: if the smallest distance is
+# more than this many times the largest error, no label can change.
 SURE = 2
-# Two best logits within this share of the distance from the best to the sample's mean logit: the
-# reference itself wavers (with a best logit of 20, at 55 to 45%), and any rounding may tip it. The
-# sample's own distance: one sample with huge logits must not make near ties of all the others.
+# A sample is a near tie if its two best logits are within this share of the distance from the best
+# to its mean logit. The reference itself is undecided there (with a best logit of 20, 55 to 45%),
+# and any rounding may change the label. The distance is the sample's own, so that one sample with
+# huge logits does not make all others near ties.
 NEAR_TIE = 0.01
-# A channel is measured by its own largest value, but not by less than this share of the output's: a
-# unit that few samples activate shows less than the terms that it sums, whose roundings it has.
+# A channel's scale is its own largest value, but at least this share of the output's: a unit that
+# few samples activate has small values, but rounding errors as large as those of its terms.
 LEAST_SCALE = 1 / 16
-# Of those terms eager's own error tells: a sum is off by some four roundings of its largest terms.
+# Eager's own error shows how large those terms are: a sum is off by about four roundings of them.
 ROUNDINGS_OF_A_SUM = 4
 UNIT_ROUNDOFF = 2.0**-24  # of float32
-# Rounding a number correctly leaves a relative error of at least so much, as a root mean square:
-# the error is uniform within half a unit in the last place, and that unit is at least 2^-24 of it.
+# Correct rounding leaves at least this relative error, as a root mean square: the error is uniform
+# within half a unit in the last place, and that unit is at least 2^-24 of the number.
 ROUNDING_RMS = UNIT_ROUNDOFF / 12**0.5
 
 
 class Figures(BaseModel):
-    """A base for measured figures: infinite ones survive a JSON file, as strings."""
+    """Base class of measured figures; infinite ones are stored in JSON as strings."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
 class LabelFigures(Figures):
-    """What became of the labels (the largest logit's position) of an output of logits.
+    """Figures of the labels (the position of the largest logit) of an output of logits.
 
     Attributes:
-        samples: How many there are.
+        samples: The number of samples.
         flips: Samples whose label differs from eager's.
-        decided_flips: Those of them where the reference is no near tie (see ``NEAR_TIE``).
-        near_ties: Samples where the reference is one, whatever the candidate says.
-        largest_flip_margin: Largest distance between the reference's two best logits among those
-            samples; 0 if there are none.
+        decided_flips: Flips of samples for which the reference is not a near tie (``NEAR_TIE``).
+        near_ties: Samples for which the reference is a near tie, with or without a flip.
+        largest_flip_margin: Largest distance between the reference's two best logits among flips;
+            0 if there are none.
         ties: Samples whose two best logits are equal.
         smallest_margin: Smallest distance between the reference's two best logits over all samples.
         largest_error: max |candidate - float64| over all logits.
-        uncertain: Samples whose two best logits lie within twice that error: those whose label an
-            error of this size could change.
-        accuracy: Share of labels that are the target; None where no targets are known.
+        uncertain: Samples whose two best logits lie within twice that error, so that an error of
+            this size could change their label.
+        accuracy: Share of labels that match the target; None if no targets are known.
         eager_accuracy: The same of the fp32 baseline.
     """
 
@@ -80,29 +81,29 @@ class LabelFigures(Figures):
 
 
 class Comparison(Figures):
-    """One output of a candidate against the reference's.
+    """One output of a candidate, compared with the reference's.
 
-    Edge cases count for ``scaled_error`` and ``floor_largest`` alone. If all samples are edge
-    cases, their largest answer is their scale.
+    Edge cases do not count for ``rms_ratio``, ``sqnr_db``, ``labels``, ``sample_spread`` and
+    ``floor_rms``. If all samples are edge cases, their largest value is their scale.
 
     Attributes:
-        samples: How many were compared.
+        samples: The number of samples compared.
         non_finite: How many of the candidate's values are NaN or infinite; if any, the error
-            figures are infinite too (max(|NaN|) > bound is false: a NaN must fail by name).
+            figures are infinite too, since max(|NaN|) > bound is false and NaN must fail.
         max_abs_error: max |candidate - fp32|.
         scaled_error: The worst channel's max |candidate - fp32| over its max |fp32|.
         largest_value: max |fp32|.
-        rms_ratio: RMS(candidate - float64) / RMS(fp32 - float64), which is taken for at least what
-            rounding the answer to float32 costs; 1 if both are zero.
+        rms_ratio: RMS(candidate - float64) / RMS(fp32 - float64); the divisor is at least the error
+            of rounding the output to float32; 1 if both are zero.
         sqnr_db: 10 log10(sum float64^2 / sum (candidate - float64)^2) over the real samples;
-            infinite without an error, NaN with one that is not finite.
+            infinite without an error, NaN if the error is not finite.
         worst: Positions of the samples with the largest errors, the largest first.
-        labels: For logits alone.
-        unequal: Of integer and boolean outputs alone: how many values differ from eager's.
-        sample_spread: The worst sample's RMS error over the median sample's, channels by their
-            scales.
+        labels: Only for logits.
+        unequal: Only for integers and booleans: how many values differ from eager's.
+        sample_spread: The worst sample's RMS error over the median sample's, each channel divided
+            by its scale.
         floor_rms: The worst channel's RMS error against float64 over float32's own (``Floor``);
-            None where no floor was measured.
+            None if no floor was measured.
         floor_largest: The same of the largest errors.
     """
 
@@ -123,11 +124,11 @@ class Comparison(Figures):
 
 @dataclass(frozen=True)
 class Floor:
-    """What float32 itself leaves undecided of one output: errors against float64, by channel.
+    """The rounding error of float32 itself in one output: errors against float64, by channel.
 
     Attributes:
-        rms_C: Root mean square error of each channel, as ``by_channel`` lists them.
-        largest_C: Largest error of each.
+        rms_C: Root mean square error of each channel, in the order of ``by_channel``.
+        largest_C: Largest error of each channel.
         largest_E: Largest error of each edge case.
     """
 
@@ -137,7 +138,7 @@ class Floor:
 
     @classmethod
     def of(cls, answers: Array, fp64: Array, edges: int) -> "Floor":
-        """The floor of one arrangement; the answer's own rounding to float32 is never less."""
+        """The floor of one arrangement, at least the error of rounding the output to float32."""
         found, true = channelled(answers), channelled(fp64)
         error, size = np.abs(found - true), np.abs(true)
         rounded = UNIT_ROUNDOFF * size
@@ -148,9 +149,9 @@ class Floor:
         )
 
     def of_edge_cases(self, samples: "Floor") -> "Floor":
-        """The floor of a block of edge cases, each at least the largest of the samples.
+        """The floor of a block of edge cases, each at least the largest error of the samples.
 
-        A floor of one edge case is a single draw, which may be small by chance.
+        The error of a single edge case may be small by chance.
         """
         return Floor(
             self.rms_C,
@@ -159,7 +160,7 @@ class Floor:
         )
 
     def or_worse(self, other: "Floor") -> "Floor":
-        """The larger error of two, channel by channel."""
+        """The larger errors of two floors, channel by channel."""
         return Floor(
             np.maximum(self.rms_C, other.rms_C),
             np.maximum(self.largest_C, other.largest_C),
@@ -181,15 +182,15 @@ def compare(
     """Compare one output's values for the same samples.
 
     Args:
-        candidate: The exported model's, [N, ...].
-        fp32: The checkpoint's in float32 eager mode, [N, ...]: the baseline.
-        fp64: The checkpoint's in float64, [N, ...]: the reference.
-        logits: The output is [N, K] logits, whose largest is the label.
-        targets_N: The right labels, int [N], -1 where there is none.
+        candidate: The exported model's values, [N, ...].
+        fp32: The checkpoint's values in float32 eager mode, [N, ...]: the baseline.
+        fp64: The checkpoint's values in float64, [N, ...]: the reference.
+        logits: The output is [N, K] logits; the position of the largest is the label.
+        targets_N: The ground-truth labels, int [N], -1 where there is none.
         edge_cases: How many of the first samples are edge cases, which are made up. They have no
-            labels, and a quantization never saw them.
-        floor: Of this output, for the figures that are multiples of it.
-        one_scale: All values are of one channel, and so have one scale.
+            labels, and quantization was not calibrated on them.
+        floor: The floor of this output, for the figures that are multiples of it.
+        one_scale: Treat all values as one channel, with one scale.
 
     Raises:
         ValueError: The shapes differ.
@@ -229,12 +230,12 @@ def compare(
 
 
 def channel_axes(values: Array) -> tuple[int, ...]:
-    """The axes that may count channels: the second, and the last, where transformers have them."""
+    """The axes that may be channels: the second, and the last, as in transformers."""
     return (1,) if values.ndim < 3 else (1, values.ndim - 1)  # noqa: PLR2004 - [N, C]
 
 
 def by_channel(values: Array, reduce: Callable[..., Array]) -> Array:
-    """A figure for each channel of each of the ``channel_axes``, in one row, from [N, C, ...]."""
+    """One figure per channel of [N, C, ...], for all ``channel_axes``, concatenated to 1-D."""
     parts = []
     if not len(values):  # every sample is an edge case
         return np.zeros(sum(values.shape[axis] for axis in channel_axes(values)))
@@ -258,8 +259,8 @@ def channel_scale(values: Array, rounding: Array) -> Array:
     """The size of each channel, at most the output's.
 
     Args:
-        values: The reference's, float32.
-        rounding: How far they are from float64's.
+        values: The float32 baseline's values.
+        rounding: Their difference to the float64 reference's.
     """
     largest_C = channel_largest(np.abs(values))
     output = largest_C.max()
@@ -295,7 +296,7 @@ def margins(logits_NK: Array) -> Array:
 
 
 def near_ties(logits_NK: Array) -> Array:
-    """Which samples' two best logits are a near tie (see ``NEAR_TIE``), bool [N]."""
+    """Whether each sample's two best logits are a near tie (see ``NEAR_TIE``), bool [N]."""
     distance_N = logits_NK.max(axis=1) - logits_NK.mean(axis=1)
     return np.asarray(margins(logits_NK) <= NEAR_TIE * distance_N)
 
@@ -303,7 +304,7 @@ def near_ties(logits_NK: Array) -> Array:
 def _labels(found: Array, fp32: Array, fp64: Array, targets_N: Array | None) -> LabelFigures:
     flipped_N = found.argmax(axis=1) != fp32.argmax(axis=1)
     margin_N, near_N = margins(fp64), near_ties(fp64)
-    # Whatever the values, a NaN is certain of nothing.
+    # A NaN makes every label uncertain.
     error = float(np.where(np.isfinite(found), np.abs(found - fp64), np.inf).max())
     known_N = slice(0, 0) if targets_N is None else np.flatnonzero(targets_N >= 0)
     targets = np.zeros(0) if targets_N is None else targets_N[known_N]
@@ -328,7 +329,7 @@ def _labels(found: Array, fp32: Array, fp64: Array, targets_N: Array | None) -> 
 
 def _scaled(difference: Array, fp32: Array, scale_C: Array, edges: int) -> float:
     size_E = _by_sample(np.abs(fp32[:edges]))
-    # A block of edge cases has a scale of its own; beside samples each edge case has its own.
+    # If all are edge cases, they share one scale; else the samples' scale is the minimum.
     least = size_E.max() if edges == len(fp32) else scale_C.max()
     return max(
         worst_ratio(channel_largest(difference[edges:]), scale_C),
@@ -356,14 +357,14 @@ def _spread(error: Array, scale_C: Array) -> float:
     scaled = error / np.where(size > 0, size, 1)
     axes = tuple(range(1, scaled.ndim))
     error_N = np.sqrt(np.mean(np.square(scaled), axis=axes))
-    # A sample that is off by a rounding is no outlier among samples that are exact.
+    # A sample with one rounding error is not an outlier among samples that are exact.
     usual = max(float(np.median(error_N)), UNIT_ROUNDOFF)
     return float(error_N.max()) / usual if np.isfinite(usual) else float("inf")
 
 
 def channelled(values: Array) -> Array:
     """float64 [N, C, ...]; an output of one number a sample has one channel."""
-    # In one memory order: NumPy adds in that order, so that equal values have equal sums.
+    # In one memory order: NumPy adds in memory order, so this gives equal values equal sums.
     wide = np.ascontiguousarray(values, dtype=np.float64)
     return wide.reshape(len(wide), 1) if wide.ndim == 1 else wide
 
@@ -383,7 +384,7 @@ def _rms(values: Array) -> float:
 
 
 def worst_ratio(parts: Array, wholes: Array) -> float:
-    """The largest quotient; 0 where both are zero, or if there are none."""
+    """The largest quotient; 0 where both numbers are zero, or if there are none."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(parts == 0, 0.0, parts / wholes)
     worst = float(ratios.max(initial=0))
@@ -391,7 +392,7 @@ def worst_ratio(parts: Array, wholes: Array) -> float:
 
 
 def _ratio(part: float, whole: float, *, none: float) -> float:
-    """The quotient; ``none`` if both are zero, infinite if the whole alone is."""
+    """The quotient; ``none`` if both numbers are zero, infinite if only the whole is."""
     if whole == 0:
         return none if part == 0 else float("inf")
     return part / whole

@@ -1,6 +1,6 @@
-"""Opening an ONNX file on a device: the one way in, for proving and for serving. Knows no torch.
+"""Open an ONNX file on a device, in the same way for proving and for serving.
 
-What was proven and what is served are opened alike, and neither ever falls back to another device.
+An opened file never falls back to another device. This module does not import torch.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-# Read when the library is loaded: without it ONNX Runtime 1.31 reports its use to its maker.
+# Read when the library is loaded: without it, ONNX Runtime 1.31 sends telemetry to its vendor.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
@@ -25,7 +25,7 @@ from export.bundle.manifest import BundleError
 from export.bundle.metrics import Arrays
 from export.bundle.tolerances import Device
 
-# Processors with these add int8 products in 32 bits: AVX-512's own, or AVX's where that is not.
+# Processors with these flags add int8 products in 32 bits: AVX-512's, or AVX's without AVX-512.
 VNNI = {"avx512bw": "avx512_vnni", "avx2": "avx_vnni"}
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -33,14 +33,14 @@ PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 
 
 class DeviceUnavailableError(RuntimeError):
-    """The device asked for, or what it takes to use it, is not there."""
+    """The requested device, or a library needed to use it, is not available."""
 
 
 def cuda_device_count() -> int:
-    """How many CUDA devices the driver knows; 0 without a driver.
+    """The number of CUDA devices that the driver reports; 0 without a driver.
 
-    Asks the driver itself: ``get_available_providers`` lists CUDA for every build that could use
-    it, GPU or none.
+    This queries the driver itself: ``get_available_providers`` lists CUDA for every build that
+    supports it, even without a GPU.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -53,10 +53,10 @@ def cuda_device_count() -> int:
 
 
 def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
-    """The device to use: ``auto`` is CUDA where the driver knows a device, else the CPU.
+    """The device to use: ``auto`` is CUDA if the driver reports a device, else the CPU.
 
     Raises:
-        DeviceUnavailableError: CUDA was asked for and there is no device.
+        DeviceUnavailableError: CUDA was requested and there is no device.
     """
     if asked == "cpu":
         return "cpu"
@@ -71,9 +71,9 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
 
 
 def saturates_int8(cpu_info: str) -> bool:
-    """Would ONNX Runtime's usual int8 kernels clip sums of two products to 16 bits here?
+    """Whether ONNX Runtime's default int8 kernels clip sums of two products to 16 bits here.
 
-    Its kernels for AVX-512 come before those for AVX2, and each has one with VNNI and one without
+    ONNX Runtime prefers its AVX-512 kernels to the AVX2 ones, and has each with and without VNNI
     (mlas/lib/platform.cpp). Processors that are not x86 do not clip.
 
     Args:
@@ -85,10 +85,10 @@ def saturates_int8(cpu_info: str) -> bool:
 
 
 def _exact_int8_setting() -> str:
-    """1 lets int8 weights run as u8: the same products by slower kernels, which do not clip."""
+    """Return "1" to run int8 weights as u8: the same products by slower kernels that never clip."""
     try:
         return str(int(saturates_int8(CPU_INFO.read_text())))
-    except OSError:  # not Linux: whatever the processor is, this is right
+    except OSError:  # not Linux: 1 is correct on every processor
         return "1"
 
 
@@ -96,9 +96,9 @@ class OnnxModel:
     """An ONNX file opened on one device; calling it runs a batch.
 
     Attributes:
-        device: Where it runs.
-        provider: ONNX Runtime's name for that, as the session itself reports it.
-        metadata: What the file says of itself.
+        device: The device that it runs on.
+        provider: ONNX Runtime's name for the device, as the session itself reports it.
+        metadata: The file's own metadata.
     """
 
     def __init__(
@@ -116,19 +116,19 @@ class OnnxModel:
 
         Args:
             source: The ONNX file, or its content.
-            device: Where to run.
+            device: The device to run on.
             intra_op_threads: Threads within an operator on the CPU; 0 lets ONNX Runtime choose.
-                One image of these models takes tens of microseconds, less than waking a second
-                thread is worth.
-            name: The file in error messages, if its content is given.
-            tf32: On CUDA, let matrix products round their inputs to 10 bits of mantissa. Off, it is
-                off for the whole process and for good: the libraries read it once.
+                One image of these models takes tens of microseconds, so waking a second thread
+                would not pay off.
+            name: The file's name in error messages, if its content is given.
+            tf32: On CUDA, let matrix products round their inputs to 10 bits of mantissa. False
+                turns TF32 off for the whole process, permanently: the libraries read this once.
             cuda_graphs: On CUDA, record the kernels of each batch size once and replay them.
-            fixed_buffers: Bind inputs and outputs of each batch size to memory on the device that
-                is kept; for callers that ask few sizes. CUDA graphs imply it.
+            fixed_buffers: Keep buffers on the device for the inputs and outputs of each batch size;
+                for callers that use few sizes. CUDA graphs imply it.
 
         Raises:
-            BundleError: The file is no model that ONNX Runtime can run.
+            BundleError: ONNX Runtime cannot run the file.
             DeviceUnavailableError: The provider cannot be loaded, or the session does not use it.
         """
         options = _options(intra_op_threads)
@@ -159,14 +159,14 @@ class OnnxModel:
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Inputs by name, one batch of at least one sample, to outputs by name."""
+        """Run one batch of at least one sample: inputs by name to outputs by name."""
         inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         if self._fixed_buffers:
             return self._run_bound(inputs)
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
     def _run_bound(self, inputs: Arrays) -> Arrays:
-        """Run in the buffers of these shapes; the first run with new shapes makes them."""
+        """Run in the buffers for these shapes; the first run with new shapes creates them."""
         shapes = tuple(size for array in inputs.values() for size in array.shape)
         if shapes not in self._bound:
             unrecorded = ort.RunOptions()
@@ -179,21 +179,21 @@ class OnnxModel:
 
 
 def _options(intra_op_threads: int) -> Any:
-    """What every session is opened with."""
+    """The options of every session."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
-    # Threads that spin after a batch take the cores from whatever else runs here.
+    # Threads that spin after a batch take the cores from other processes.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.x64quantprecision", _exact_int8_setting())
     return options
 
 
 def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:
-    """The provider's settings, its libraries loaded and the process set up for them."""
-    ort.preload_dlls()  # the CUDA and cuDNN libraries that came as packages
+    """Load the CUDA provider's libraries, set up the process, and return the settings."""
+    ort.preload_dlls()  # the CUDA and cuDNN libraries from Python packages
     if not tf32:
-        # cuDNN's own switch: use_tf32=0 alone is not documented to reach every convolution.
+        # cuDNN's own switch: use_tf32=0 is not documented to cover every convolution.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     elif os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         raise DeviceUnavailableError(
@@ -203,7 +203,7 @@ def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:
 
 
 class _Bound:
-    """Fixed buffers on the device for one set of shapes, and the graph recorded over them."""
+    """Fixed buffers on the device for one set of shapes, and the CUDA graph that uses them."""
 
     def __init__(
         self, session: Any, device: Device, inputs: Arrays, outputs: Arrays, graph_id: int | None
@@ -228,5 +228,5 @@ class _Bound:
         for name, array in inputs.items():
             self._inputs[name].update_inplace(array)
         session.run_with_iobinding(self._binding, self._options)
-        # On the CPU an array is the buffer itself, which the next batch writes to.
+        # On the CPU the array is the buffer itself, which the next batch overwrites.
         return {name: np.array(value.numpy()) for name, value in self._outputs.items()}

@@ -1,14 +1,14 @@
-"""Signatures of bundles by a key pair: OpenSSF model signing, without a network or a log.
+"""Sign and verify bundles with a key pair: OpenSSF model signing, without a network or a log.
 
-A signature is ``model.sig`` inside the bundle's folder, the name and the format (a sigstore bundle)
-of the library ``model-signing``: it travels with the bundle, and the library's own command verifies
-it too. It signs the SHA-256 of every other file of the folder, ``manifest.json`` among them.
+The signature is the file ``model.sig`` in the bundle's folder. Its name and its format (a sigstore
+bundle) are those of the library ``model-signing``, whose own command can verify it too. It signs
+the SHA-256 of every other file in the folder, including ``manifest.json``.
 
-What binds a signature to what is run: it signs the manifest, and ``Bundle.read`` compares every
-file that is used with the manifest. ``verify_signature`` therefore checks that the manifest in use
-is the signed one, byte for byte, whatever was on the disk a moment before or is there afterwards.
+The signature covers the manifest, and ``Bundle.read`` compares every file that is used with the
+manifest. ``verify_signature`` therefore checks that the manifest in use is the signed one, byte for
+byte, even if files on the disk change before or after the check.
 
-The library is imported when a function is called: the service needs it with a signing key alone.
+Functions import the library when they are called: the service needs it only with a signing key.
 """
 
 import base64
@@ -35,7 +35,7 @@ SIGN = "python -m export sign BUNDLE --key PRIVATE.pem"
 
 
 class SignatureError(BundleError):
-    """A bundle is unsigned, signed by another key, or is not what was signed."""
+    """A bundle is unsigned, signed by another key, or differs from what was signed."""
 
 
 class SigningKeyError(BundleError):
@@ -89,7 +89,7 @@ class _Statement(BaseModel):
     predicate: _Predicate
 
     def manifest_sha256(self) -> str | None:
-        """The digest of manifest.json; None if the statement has none by SHA-256."""
+        """The SHA-256 digest of manifest.json; None if the statement does not have it."""
         for resource in self.predicate.resources:
             if (resource.name, resource.algorithm) == (MANIFEST_NAME, "sha256"):
                 return resource.digest
@@ -101,7 +101,7 @@ def open_signed(folder: Path, public_key: Path | None) -> Bundle:
 
     Args:
         folder: The bundle.
-        public_key: A PEM file; None requires no signature.
+        public_key: A PEM file; if None, no signature is required.
 
     Raises:
         BundleError: The bundle cannot be opened, or ``verify_signature`` refuses it.
@@ -113,10 +113,10 @@ def open_signed(folder: Path, public_key: Path | None) -> Bundle:
 
 
 def sign_bundle(folder: Path, private_key: Path) -> Path:
-    """Sign an opened bundle's folder, replacing an earlier signature.
+    """Sign a bundle, replacing an earlier signature.
 
     Args:
-        folder: The bundle; it is opened first, so that no damaged bundle is signed.
+        folder: The bundle; it is opened first, so that a damaged bundle is never signed.
         private_key: An unencrypted PEM file of a key on P-256, P-384 or P-521.
 
     Returns:
@@ -124,7 +124,7 @@ def sign_bundle(folder: Path, private_key: Path) -> Path:
 
     Raises:
         BundleError: The bundle cannot be opened.
-        SigningKeyError: The file is no such key.
+        SigningKeyError: The file is not such a key.
         SigningPackageError: ``model-signing`` is not installed.
     """
     bundle = Bundle.open(folder)
@@ -133,7 +133,7 @@ def sign_bundle(folder: Path, private_key: Path) -> Path:
     _read_private_key(private_key)
     hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE_NAME], ignore_git_paths=False)
     signer = signing.Config().use_elliptic_key_signer(private_key=private_key)
-    # Beside the bundle, so that a half-written signature is never in it.
+    # Written next to the bundle, so that the bundle never contains a partial signature.
     with tempfile.TemporaryDirectory(prefix=".sign-", dir=folder.resolve().parent) as temporary:
         written = Path(temporary) / SIGNATURE_NAME
         signer.set_hashing_config(hashed).sign(bundle.folder.resolve(), written)
@@ -142,15 +142,16 @@ def sign_bundle(folder: Path, private_key: Path) -> Path:
 
 
 def verify_signature(bundle: Bundle, public_key: Path) -> None:
-    """Raise unless an opened bundle is what the private key of this public key signed.
+    """Raise unless an opened bundle is signed by the private key that matches this public key.
 
     Args:
-        bundle: As ``Bundle.open`` gives it.
+        bundle: The result of ``Bundle.open``.
         public_key: A PEM file of a key on P-256, P-384 or P-521.
 
     Raises:
-        SignatureError: The bundle is unsigned, signed by another key, or not what was signed.
-        SigningKeyError: The file is no such key.
+        SignatureError: The bundle is unsigned, signed by another key, or differs from what was
+            signed.
+        SigningKeyError: The file is not such a key.
         SigningPackageError: ``model-signing`` is not installed.
     """
     with _library():
@@ -164,7 +165,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> None:
             f"{bundle.folder} is signed by another key: SHA-256 {signer_sha256}, expected "
             f"{key_sha256} ({public_key}); take a bundle that this key signed"
         )
-    # The library reads a copy of what was parsed here, so that both see the same signature.
+    # The library reads a copy of the signature parsed here, so that both check the same one.
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / SIGNATURE_NAME
         copy.write_text(signature.model_dump_json())
@@ -185,9 +186,9 @@ def verify_signature(bundle: Bundle, public_key: Path) -> None:
 
 
 def _require_signed_manifest(bundle: Bundle, signature: _SignatureFile) -> None:
-    """Raise unless the manifest in use was parsed from the bytes that a verified signature names.
+    """Raise unless the manifest in use was parsed from the bytes that the signature covers.
 
-    The library hashed what was on the disk after the bundle was opened.
+    The library hashes the files on the disk only after the bundle was opened.
     """
     content = (bundle.folder / MANIFEST_NAME).read_bytes()
     found = hashlib.sha256(content).hexdigest()
@@ -260,7 +261,7 @@ def _read_private_key(path: Path) -> "ec.EllipticCurvePrivateKey":
 
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except TypeError as error:  # how the library says that a password is needed
+    except TypeError as error:  # the library raises this if a password is needed
         raise SigningKeyError(
             f"{path} is encrypted; give a key without a password, e.g. by: "
             "openssl pkey -in ENCRYPTED.pem -out PRIVATE.pem"
@@ -285,7 +286,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _fingerprint(key: "ec.EllipticCurvePublicKey") -> str:
-    """The SHA-256 of a public key in PEM, by which signatures name their key."""
+    """The SHA-256 of a public key in PEM; signatures identify their key by it."""
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
 
     pem = key.public_bytes(

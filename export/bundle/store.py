@@ -1,19 +1,19 @@
-"""The contract between the stages: a folder whose manifest says, and hashes, all that is in it.
+"""Read and write bundles: folders whose manifest lists and hashes every file in them.
 
-    manifest.json       what this is; written last, so that a manifest means a complete bundle
-    model.onnx          what the service runs; model.fp16.onnx and model.int8.onnx beside it
-    model.ts            the same function as TorchScript (deprecated by PyTorch), as traced
+    manifest.json       the description; written last, so that a manifest means a complete bundle
+    model.onnx          the model for the service; model.fp16.onnx and model.int8.onnx likewise
+    model.ts            the same model as traced TorchScript (deprecated by PyTorch)
     model.frozen.ts     the same, frozen
-    model.pt2           the same as torch.export's program
+    model.pt2           the same model as a program of torch.export
     weights.safetensors the checkpoint's own weights, so that parity can be proven again anywhere
-    golden.npz          a few real samples with the reference's answers (see ``golden``)
-    guard.npz           what the images were like that it learned from (see ``guard``), if it did
+    golden.npz          a few real samples with the reference's outputs (see ``golden``)
+    guard.npz           statistics of the training images, if known (``mnist.ood_detector``)
     parity.json         every figure of the parity gate, with tolerances
     model.features.onnx  the part of model.onnx up to the first activation, for networks of one
-                        image that have one; golden.features.npz beside it
-    model.sig           a signature of all the above (see ``signature``), if somebody signed it
+                        image that have one; its samples are in golden.features.npz
+    model.sig           a signature of all the above (see ``signature``), if the bundle is signed
 
-This module knows no torch; the manifest's words are in ``export.bundle.manifest``.
+This module does not import torch; the manifest's schema is in ``export.bundle.manifest``.
 """
 
 import glob
@@ -35,7 +35,7 @@ from pydantic import ValidationError
 from export.bundle.manifest import SCHEMA_VERSION, BundleError, FileEntry, Manifest
 
 MANIFEST_NAME = "manifest.json"
-# Beside the manifest, which it signs too and which therefore cannot name it.
+# The manifest cannot list this file, because the signature covers the manifest.
 SIGNATURE_NAME = "model.sig"
 TRACES = ("model.onnx", "golden.npz", "parity.json")
 Role = Literal["weights", "golden", "parity", "guard", "features", "features-golden"]
@@ -43,7 +43,7 @@ Role = Literal["weights", "golden", "parity", "guard", "features", "features-gol
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose schema and hashes were verified by ``open``."""
+    """A bundle whose schema and hashes ``open`` has verified."""
 
     folder: Path
     manifest: Manifest
@@ -53,8 +53,8 @@ class Bundle:
         """Open a bundle after checking its manifest and the SHA-256 of every file.
 
         Raises:
-            BundleError: No manifest, a manifest of another schema, a file that is missing or
-                altered, or one that the manifest does not name.
+            BundleError: There is no manifest, it has another schema, a file is missing or altered,
+                or the manifest does not list a file.
         """
         manifest = _read_manifest(folder)
         for entry in manifest.files:
@@ -74,10 +74,10 @@ class Bundle:
         return {e.variant: self.folder / e.path for e in self.manifest.files if e.variant}
 
     def model_path(self, variant: str) -> Path:
-        """The model's file of a variant.
+        """The path of a variant's model file.
 
         Raises:
-            BundleError: The bundle has no such file; says why, if it knows.
+            BundleError: The bundle has no such file; the message says why, if that is known.
         """
         if variant not in self.variants:
             why = self.manifest.not_built.get(variant, f"there are: {', '.join(self.variants)}")
@@ -85,7 +85,7 @@ class Bundle:
         return self.variants[variant]
 
     def path(self, role: Role) -> Path:
-        """The file of a role that occurs once.
+        """The path of the file with a role that occurs once.
 
         Raises:
             BundleError: The bundle has no such file.
@@ -98,10 +98,10 @@ class Bundle:
     def read(self, path: Path) -> bytes:
         """Read a file of the bundle and verify its SHA-256 again.
 
-        Whoever runs a model should run these bytes: the file may have been replaced since ``open``.
+        Run a model from these bytes: the file may have been replaced since ``open``.
 
         Args:
-            path: As ``model_path`` or ``path`` gives it.
+            path: A path from ``model_path`` or ``path``.
 
         Raises:
             BundleError: The file is missing, altered, or not in the manifest.
@@ -113,12 +113,12 @@ class Bundle:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """The folders directly below this one that hold a manifest, by name.
+    """The folders directly below this one that contain a manifest, sorted by name.
 
-    Hidden ones are staged or just being replaced: an interrupted build may have left some.
+    Hidden folders are skipped: they are staged or being replaced, or left by an interrupted build.
 
     Raises:
-        BundleError: One of them was a bundle and has lost its manifest.
+        BundleError: A folder has files of a bundle, but no manifest.
     """
     found = []
     for path in sorted(folder.glob("[!.]*/")):
@@ -156,9 +156,9 @@ def file_entry(path: Path, **fields: Any) -> FileEntry:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target``; it goes away unless ``write_bundle`` moved it.
+    """A temporary folder next to ``target``; it is removed unless ``write_bundle`` moved it.
 
-    Folders that killed builds of the same target left are taken away first.
+    Folders left by killed builds of the same target are removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
@@ -170,15 +170,15 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _hidden_folder(target: Path, purpose: str) -> Path:
-    """A new folder beside ``target`` whose name bears this machine, process and its start."""
+    """Make a folder next to ``target``, named by this machine, this process and its start time."""
     prefix = f".{target.name}.{purpose}-{_machine()}-{os.getpid()}-{_start_of(os.getpid())}."
     return Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
 
 
 def _sweep(target: Path) -> None:
-    """Take away what builds of ``target`` on this machine left whose processes are gone.
+    """Remove folders left by builds of ``target`` on this machine whose processes have ended.
 
-    A bundle that such a build was just replacing is put back if its place is empty.
+    A bundle that such a build was replacing is restored if ``target`` does not exist.
     """
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(new|old)-{_machine()}-(\d+)-(\d+)\.")
     for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
@@ -192,14 +192,14 @@ def _sweep(target: Path) -> None:
 
 
 def _machine() -> str:
-    """This machine or container in eight digits; others may share the folder."""
+    """Eight digits for this machine or container, since several may share the folder."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _start_of(pid: int) -> int:
-    """When a process began, in the system's ticks: numbers of processes are used again.
+    """The start time of a process in clock ticks, since process ids are reused.
 
-    0 if it is gone; 1 if it is there and the system has no /proc to ask.
+    The result is 0 if the process has ended; 1 if it runs and the system has no /proc.
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
@@ -217,15 +217,15 @@ def _start_of(pid: int) -> int:
 
 
 def write_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
-    """Seal a staged folder with its manifest and move it to ``target``, replacing a bundle there.
+    """Write the manifest to a staged folder and move it to ``target``, replacing a bundle there.
 
     Args:
-        staging: A folder from ``staged`` that holds every file that the manifest names.
-        target: Where the bundle shall be. What lies there must be a bundle or nothing.
-        manifest: What the bundle says of itself.
+        staging: A folder from ``staged`` that contains every file that the manifest lists.
+        target: The bundle's folder, which must be a bundle or not exist.
+        manifest: The bundle's manifest.
 
     Raises:
-        BundleError: ``target`` is something else than a bundle; it is left as it is.
+        BundleError: ``target`` exists and is not a bundle; it is not changed.
     """
     if target.exists() and not (target / MANIFEST_NAME).is_file():
         raise BundleError(f"{target} exists and is no bundle: it is not overwritten")

@@ -1,9 +1,9 @@
-"""The one table of tolerances, each with its reason. Knows no torch.
+"""The table of tolerances, each with its reason. Imports no torch.
 
-The errors are defined in ``metrics``, ``weights`` and ``gate``. The figures behind the reasons were
-measured on MNIST with an MLP and a CNN over batch sizes 1 to 1,000: honest float32 exports
-stay near 5e-7 scaled and at twice eager's own rounding error; a strong weight off by 1% gives 250
-times it or more. Weak weights, which no image shows, are left to ``weights``.
+``metrics``, ``export.provenance`` and ``export.parity`` define the errors. The figures in the
+reasons were measured on MNIST with an MLP and a CNN over batch sizes 1 to 1,000. Correct float32
+exports stay near 5e-7 scaled and at twice eager's own rounding error; a strong weight off by 1%
+gives at least 250 times that. Weak weights, which affect no image, are checked by provenance.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,28 +14,28 @@ from pydantic import BaseModel, ConfigDict, Field
 from export.bundle.metrics import Comparison, LabelFigures
 
 Format = Literal["onnx", "torchscript", "torchscript-frozen", "pt2"]
-# tf32 is no file's precision but a device's way to run an fp32 file: 10 bits of mantissa inside
-# matrix products.
+# tf32 is not a file's precision, but a way for a device to run an fp32 file: 10 bits of mantissa
+# inside matrix products.
 Precision = Literal["fp32", "fp16", "int8", "tf32"]
 Device = Literal["cpu", "cuda"]
 
-# Least share of the units that all samples activate which the samples of every batch size must
-# activate too: a gate that leaves units dead is blind to them.
+# Of the units that all samples together activate, the samples used at every batch size must
+# activate at least this share: a gate cannot detect faults in inactive units.
 COVERAGE = 0.95
-# How many standard deviations of chance a share of flips and a fall of accuracy must exceed.
+# A share of flips or a drop of accuracy fails only if it exceeds so many standard deviations.
 STANDARD_DEVIATIONS = 3
-# How often float32's own floor (``metrics.Floor``) an honest float32 file's error may be: the worst
-# channel's root mean square, and its largest value. Of 96 random networks of eight kinds, honest
-# files reached 0.63 and 0.73 in answers, 1.13 and 1.59 in operators computed alone, none beyond a
-# limit; a weight off by 1% was at least 268 times beyond them at its own layer
+# How many times float32's own floor (``metrics.Floor``) a correct float32 file's error may be: the
+# worst channel's root mean square, and its largest value. For 96 random networks of eight kinds,
+# correct files reached 0.63 and 0.73 in outputs, 1.13 and 1.59 in operators computed alone, none
+# beyond a limit; a weight off by 1% was at least 268 times beyond the limits at its own layer
 # (``python -m tests.export.limits --seeds 12``). 32 seeds of five of the kinds: 1.98 and 263.
 RMS_MULTIPLE, LARGEST_MULTIPLE = 3.0, 4.0
-# The worst sample's error over the median sample's of a reduced precision. Measured on MNIST's
-# 10,000 images: float16 2.1 to 3.0, int8 2.5 to 21 (an image beyond the ranges of the calibration);
-# a sample of garbage at 35 dB is off by about 80. This is the middle of both, as factors.
+# The worst sample's error over the median sample's in reduced precision. Measured on MNIST's
+# 10,000 images: float16 2.1 to 3.0, int8 2.5 to 21 (an image outside the calibration's ranges); a
+# sample with a garbage output at 35 dB has about 80. This is about the geometric mean of 21 and 80.
 SAMPLE_SPREAD = 40.0
-# A derived row may widen the table's numbers, but never beyond these: half of what float16 may
-# differ by, and what a weight that is off by 1% gave on MNIST.
+# A derived row may widen the table's numbers, but never beyond these: half of float16's tolerance,
+# and the RMS ratio of a weight off by 1% on MNIST.
 LARGEST_DERIVED, LARGEST_DERIVED_RATIO = 1e-3, 100.0
 DERIVED = "derived: "
 HALF_ROUNDING = 2.0**-11  # float16 rounds to 11 significant bits: relative error of one rounding
@@ -48,35 +48,36 @@ DYNAMIC_INT8_REFUSED = (
 
 
 class ToleranceError(ValueError):
-    """A tolerance that the table does not have, or a change of one that cannot be made."""
+    """The table has no such tolerance, or a requested change of it is invalid."""
 
 
 class Tolerance(BaseModel):
-    """What one variant (a format in a precision) may differ by on one device; None: not judged.
+    """The allowed error of one variant (a format in a precision) on one device; None: not judged.
 
     Attributes:
         scaled_error: Upper bound of max |difference| / max |reference| over a channel's values; 0
             means bit-equal.
         rms_ratio: Upper bound of the RMS error against float64, in units of eager float32's own.
-        batch_invariance: Upper bound of the scaled difference between the same samples' answers at
+        batch_invariance: Upper bound of the scaled difference between the same samples' outputs at
             two batch sizes; 0 means bit-equal; None where the reference itself depends on the
             batch size and is compared at each.
-        neighbours: The same between one batch with other neighbours in it and another.
+        neighbours: The same for two batches of one size in which the other samples differ.
         softmax_error: Upper bound of |probabilities - softmax(its own logits)|.
-        weights: Upper bound of a stored weight's difference to the checkpoint's (see ``weights``).
+        weights: Upper bound of a stored weight's error (see ``export.provenance.figures``).
         sqnr_db: Lower bound of the signal-to-quantization-noise ratio against float64, decibels.
         flip_share: Upper bound of the share of labels that differ from eager's where the reference
-            is no near tie (``metrics.NEAR_TIE``). None: no label may differ unless the reference's
-            two best lie within twice the allowed error.
+            is not a near tie (``metrics.NEAR_TIE``). None: no label may differ unless the
+            reference's two best logits lie within twice the allowed error.
         tie_share: Upper bound of the share of samples whose two best logits are equal.
-        accuracy_drop: Upper bound of eager's accuracy less this variant's, 0..1, beyond chance.
-        rms_multiple: Upper bound of ``Comparison.floor_rms``, where a floor was measured.
+        accuracy_drop: Upper bound of eager's accuracy minus this variant's, 0..1, beyond chance.
+        rms_multiple: Upper bound of ``Comparison.floor_rms``, if a floor was measured.
         largest_multiple: The same of ``Comparison.floor_largest``.
         sample_spread: Upper bound of ``Comparison.sample_spread`` in a reduced precision.
         evidence: 1: samples and mutants must be able to show a fault, else the verdict is
-            "inconclusive". None: that is not asked.
-        reason: Why these numbers; it begins with ``DERIVED`` if they are the network's own.
-        loosened: Who widened which number for this model, and why; None if nobody did.
+            "inconclusive". None: this is not required.
+        reason: The reason for these numbers; it begins with ``DERIVED`` if they were derived from
+            the network.
+        loosened: Which numbers were widened for this model, and why; None if none were.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,18 +104,18 @@ class Tolerance(BaseModel):
 
     @property
     def variant(self) -> str:
-        """The format, with the precision behind it unless it is fp32."""
+        """The format, followed by the precision unless that is fp32."""
         return variant_name(self.format, self.precision)
 
     @property
     def is_derived(self) -> bool:
-        """True if the numbers are the network's own (``parity.limits``), not the table's."""
+        """True if the numbers are derived from the network (``parity.limits``), not the table's."""
         return self.reason.startswith(DERIVED)
 
     def beyond_table(self) -> list[str]:
-        """The fields in which this row allows more than the table, in words.
+        """List, as text, the fields in which this row allows more than the table.
 
-        A derived row may allow more, up to a bound of its own.
+        A derived row may allow more, up to separate bounds.
         """
         table = tolerance_for(self.variant, self.device)
         if self.is_derived and can_be_derived(table):
@@ -128,7 +129,7 @@ class Tolerance(BaseModel):
         return self.looser_than(table)
 
     def looser_than(self, other: "Tolerance") -> list[str]:
-        """The fields in which this row allows more than the other, in words."""
+        """List, as text, the fields in which this row allows more than the other."""
         return [
             f"{field}: {_shown(getattr(self, field))} instead of {_shown(getattr(other, field))}"
             for field in BOUNDS
@@ -142,10 +143,10 @@ BOUNDS = tuple(
     if name not in {"format", "precision", "device", "reason", "loosened"}
 )
 
-# Softmax in float32 against softmax in float64 of the same logits: a few units in the last place
-# of numbers up to 1 (6e-8 each): 1e-6, far below any fault in the head.
-# A BatchNorm folded in float32 against the same fold in float64: a product with a quotient, and a
-# sum, so a few roundings of 6e-8 each; measured 1.6e-7.
+# ``softmax_error``: float32's softmax differs from float64's of the same logits by a few units in
+# the last place of numbers up to 1 (6e-8 each): 1e-6, far below any fault in the head.
+# ``FOLD_ERROR``: a BatchNorm folded in float32 against the same fold in float64: a product with a
+# quotient, and a sum, so a few roundings of 6e-8 each; measured 1.6e-7.
 FOLD_ERROR = 5e-7
 
 TOLERANCES: tuple[Tolerance, ...] = (
@@ -261,20 +262,20 @@ TOLERANCES: tuple[Tolerance, ...] = (
 
 
 def can_be_derived(row: Tolerance) -> bool:
-    """Whether a variant rounds like float32 on the CPU, the only place where a floor is known."""
+    """Whether a variant rounds like float32 on the CPU, for which alone floors are measured."""
     return row.precision == "fp32" and row.device == "cpu" and row.scaled_error != 0
 
 
 def variant_name(format_: str, precision: str | None) -> str:
-    """What a variant is called: onnx, onnx-int8, torchscript-frozen, ..."""
+    """The name of a variant: onnx, onnx-int8, torchscript-frozen, ..."""
     return format_ if precision in ("fp32", None) else f"{format_}-{precision}"
 
 
 def tolerance_for(variant: str, device: str, table: Iterable[Tolerance] = TOLERANCES) -> Tolerance:
-    """The table's row of a variant on a device.
+    """The table's row for a variant on a device.
 
     Raises:
-        ToleranceError: The table has no such row, so nothing of the kind can be proven.
+        ToleranceError: The table has no such row, so the variant cannot be proven there.
     """
     for row in table:
         if (row.variant, row.device) == (variant, device):
@@ -283,7 +284,7 @@ def tolerance_for(variant: str, device: str, table: Iterable[Tolerance] = TOLERA
 
 
 def with_rows(table: Iterable[Tolerance], rows: Iterable[Tolerance]) -> tuple[Tolerance, ...]:
-    """The table with some rows in place of those of the same variant and device."""
+    """The table with ``rows`` replacing those of the same variant and device."""
     by_key = {(row.variant, row.device): row for row in rows}
     return tuple(by_key.get((row.variant, row.device), row) for row in table)
 
@@ -291,16 +292,17 @@ def with_rows(table: Iterable[Tolerance], rows: Iterable[Tolerance]) -> tuple[To
 def changed(
     changes: Iterable[str], because: str | None, table: Iterable[Tolerance] = TOLERANCES
 ) -> tuple[Tolerance, ...]:
-    """The table with some numbers changed, each change recorded in its row.
+    """Change numbers of the table; a number that becomes looser is recorded in its row.
 
     Args:
-        changes: "VARIANT.DEVICE.FIELD=NUMBER" each, e.g. "onnx.cpu.scaled_error=1e-5"; "none" for
-            NUMBER means that the figure is not judged.
-        because: The reason; needed if a number becomes looser.
-        table: What is changed.
+        changes: Each is "VARIANT.DEVICE.FIELD=NUMBER", e.g. "onnx.cpu.scaled_error=1e-5"; NUMBER
+            is "none" if the figure shall not be judged.
+        because: The reason; required if a number becomes looser.
+        table: The table to change.
 
     Raises:
-        ToleranceError: No such row or field, no number, or a loosening without a reason.
+        ToleranceError: The row or field does not exist, the number is invalid, or a looser number
+            has no reason.
     """
     rows = {f"{row.variant}.{row.device}": row for row in table}
     for change in changes:
@@ -328,13 +330,13 @@ def changed(
 
 
 def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
-    """What of one output's figures is beyond the tolerance, in words; nothing if all is within.
+    """Describe each figure of one output that exceeds the tolerance.
 
-    "not <=" throughout: a comparison with NaN is false, and NaN must fail.
+    Bounds are tested with "not <=", because a comparison with NaN is false and NaN must fail.
     """
     if found.non_finite:
         yield f"{found.non_finite} values are NaN or infinite"
-    if found.unequal is not None:  # numbers of things have no rounding
+    if found.unequal is not None:  # integers and booleans have no rounding
         if found.unequal:
             yield f"{found.unequal} integer or boolean values differ"
         return
@@ -371,7 +373,7 @@ def _multiple_violations(found: Comparison, allowed: Tolerance) -> Iterator[str]
 
 def _label_violations(found: Comparison, labels: LabelFigures, allowed: Tolerance) -> Iterator[str]:
     if allowed.flip_share is not None:
-        # Of few samples a share is known by chance alone: 1 of 993 is no more than 0.1%.
+        # In few samples a share may be exceeded by chance: 1 of 993 does not prove more than 0.1%.
         expected = allowed.flip_share * labels.samples
         if not labels.decided_flips <= expected + STANDARD_DEVIATIONS * expected**0.5:
             yield (
@@ -389,9 +391,9 @@ def _label_violations(found: Comparison, labels: LabelFigures, allowed: Toleranc
         yield f"{labels.ties} samples have two best logits > {allowed.tie_share:.1%}"
     if allowed.accuracy_drop is not None and labels.accuracy is not None:
         drop = (labels.eager_accuracy or 0) - labels.accuracy
-        # An honest file may flip near ties and the share that is allowed. So many flips to either
-        # side give this much by chance: a few samples prove no drop. The candidate's own flips are
-        # not asked, for then the worst one would be allowed the most.
+        # A correct file may flip near ties and the allowed share of labels. Such flips change the
+        # accuracy this much by chance, so a few samples prove no drop. The candidate's own flips
+        # are not used: otherwise the worst candidate would be allowed the most.
         honest_flips = labels.near_ties + (allowed.flip_share or 0) * labels.samples
         chance = STANDARD_DEVIATIONS * honest_flips**0.5 / labels.samples
         if not drop <= allowed.accuracy_drop + chance:
@@ -402,9 +404,9 @@ def _label_violations(found: Comparison, labels: LabelFigures, allowed: Toleranc
 
 
 def _looser(field: str, mine: float | None, other: float | None) -> bool:
-    if field == "flip_share":  # None is the strictest here
+    if field == "flip_share":  # None is the strictest value here
         return (mine or 0) > (other or 0)
-    if mine is None or other is None:  # what is not judged is allowed anything
+    if mine is None or other is None:  # a figure that is not judged may be anything
         return mine is None and other is not None
     return mine < other if field == "sqnr_db" else mine > other
 

@@ -1,1 +1,1 @@
-"""Converters: from a module to pt2, ONNX, TorchScript, and to reduced precision."""
+"""Converters from a module to pt2, ONNX and TorchScript, and to reduced precision."""

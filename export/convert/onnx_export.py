@@ -1,6 +1,6 @@
-"""ONNX through torch.export: opset 20, one file, a free batch axis, nothing of this machine in it.
+"""Export ONNX through torch.export: opset 20, one file, a free batch axis, no local paths.
 
-What comes out is asserted, not assumed: an exporter that cannot meet a wish often grants another.
+The result is checked: an exporter that cannot satisfy an option often silently ignores it.
 """
 
 import json
@@ -15,20 +15,20 @@ from export.convert.pt2 import free_axes
 from export.model.under_test import ModelUnderTest
 from export.parity.structure import OPSET, structure_problems
 
-# A protobuf message has less than 2 GiB; the graph beside the weights needs a little of it.
+# A protobuf message must be smaller than 2 GiB; the graph needs a little of that too.
 PROTOBUF_BYTES = 2**31 - 2**24
 
 
 class ExportError(RuntimeError):
-    """The exporter gave something else than what was asked for."""
+    """The exporter's model has another structure than requested."""
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """An ONNX model and the program whose nodes bear the names of its values.
+    """An ONNX model and the program whose nodes have the same names as the model's values.
 
-    ``program`` is what the exporter made of torch.export's program (operators taken apart); its
-    nodes still know module and source line.
+    ``program`` is the exporter's version of torch.export's program, with operators decomposed; its
+    nodes still refer to the module and the source line.
     """
 
     model: onnx.ModelProto
@@ -39,18 +39,18 @@ def translate(subject: ModelUnderTest, program: torch.export.ExportedProgram) ->
     """Translate a program into an ONNX model.
 
     Args:
-        subject: What the program was exported from.
+        subject: The model that the program was exported from.
         program: From ``export.convert.pt2.export_program``.
 
     Raises:
-        ExportError: Opset, names or the batch axis are not what was asked for; names which.
+        ExportError: The opset, names or batch axis are not as requested; the message lists them.
         SubjectError: The weights are too large for one file.
     """
     _refuse_too_large(subject)
     with warnings.catch_warnings():
-        # Of two inputs with one batch axis, the second's name for it is the first's: as wanted.
+        # Two inputs share one batch axis, and the first one's name for it is used, as intended.
         warnings.filterwarnings("ignore", message=".*axis name: .* will not be used")
-        # PyTorch's own, while it takes a recurrent layer apart.
+        # PyTorch's own code causes these while it decomposes a recurrent layer.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
         warnings.filterwarnings("ignore", message="_check_is_size", category=FutureWarning)
         translated = torch.onnx.export(
@@ -89,9 +89,9 @@ def _refuse_too_large(subject: ModelUnderTest) -> None:
 def set_metadata(
     model: onnx.ModelProto, subject: ModelUnderTest, version: str, variant: str
 ) -> None:
-    """Let the file say by itself what it is, for who meets it without its bundle.
+    """Describe the model in the file's own metadata, for use without the bundle.
 
-    ONNX Runtime reads it with ``session.get_modelmeta().custom_metadata_map``.
+    ONNX Runtime reads the metadata with ``session.get_modelmeta().custom_metadata_map``.
     """
     kept = {
         "name": subject.name,
@@ -115,12 +115,12 @@ def set_metadata(
 
 
 def model_bytes(model: onnx.ModelProto) -> bytes:
-    """The file's content: the same model gives the same bytes."""
+    """The content of the model's file; the same model gives the same bytes."""
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove stack traces and scopes: they hold paths, and two machines' files would differ."""
+    """Remove stack traces and scopes: they hold local paths, so files would differ by machine."""
     graph = model.graph
     for holder in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         holder.ClearField("metadata_props")

@@ -1,8 +1,8 @@
-"""Reduced precision: float16, for GPUs, and static int8, for CPUs. From the ONNX model itself.
+"""Convert the ONNX model to reduced precision: float16 for GPUs, static int8 for CPUs.
 
-int8 has u8 activations and s8 weights per channel, its scales fitted to calibration samples. In
-float32 stay the last layer (its rounding would make the two best logits equal now and then) and a
-first convolution over few channels, which int8 kernels are slower at.
+int8 has u8 activations and per-channel s8 weights; its scales are fitted to calibration samples.
+Two layers stay in float32: the last one, whose rounding would sometimes make the two best logits
+equal, and a first convolution over few channels, for which int8 kernels are slower.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ PRODUCTS = {"Conv", "Gemm", "MatMul"}
 # Measured: a 5x5 convolution over 1 channel takes 4 times as long in int8 as in float32.
 FEW_CHANNELS = 4
 BARRIER = "int8_barrier"
-# Of an infinite value they make another one; a softmax behind a mask makes 0 of it.
+# These operators can pass an infinite input on; the softmax after a mask turns it into 0.
 HANDS_ON_INFINITIES = {
     "Where",
     "Add",
@@ -63,10 +63,10 @@ _METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-# Entropy looks for the best among ranges of 128 bins up to all: with 256, from half of the widest
-# range on; with ONNX Runtime's own 128 there is no choice. A percentile cuts what is beyond it from
-# both sides together; ONNX Runtime's own ranges for it are symmetric around 0, of which values
-# behind a ReLU use one half.
+# Entropy chooses the best range among those from 128 bins up to all bins. With 256 bins it starts
+# at half of the widest range; with ONNX Runtime's default of 128 there is no choice. A percentile
+# clips both sides together; ONNX Runtime's default ranges for it are symmetric around 0, so that
+# values after a ReLU would use only half of the range.
 _HISTOGRAMS = {
     "entropy": {"num_bins": 256},
     "percentile": {"symmetric": False, "percentile": 99.99},
@@ -74,12 +74,12 @@ _HISTOGRAMS = {
 
 
 class NothingQuantizedError(ValueError):
-    """No weight of the network is one that int8 takes."""
+    """The network has no weight that can be quantized to int8."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Ranges of the activations that ``fit_ranges`` has found: a file, and how they were chosen."""
+    """The activations' ranges from ``fit_ranges``: their file, and how they were chosen."""
 
     path: Path
     method: Calibration
@@ -90,8 +90,9 @@ class ReducibleLayer:
     """Nodes of a float32 ONNX model that are kept in float32 together, or not.
 
     Attributes:
-        name: Of the module whose weights the first takes, e.g. "layer4.0.conv1"; else its own.
-        nodes: One with weights, and those behind it up to the next such.
+        name: The module whose weights the first node uses, e.g. "layer4.0.conv1"; else the name of
+            that node.
+        nodes: A node with weights, and the nodes after it up to the next one with weights.
     """
 
     name: str
@@ -99,27 +100,27 @@ class ReducibleLayer:
 
 
 def convert_bytes(content: bytes, calibration: Arrays | None) -> bytes:
-    """A float32 ONNX model's content in int8 with calibration samples, else in float16."""
+    """Convert a float32 ONNX model's content: to int8 with calibration samples, else to float16."""
     model = onnx.ModelProto.FromString(content)
     converted = to_fp16(model) if calibration is None else to_int8(model, calibration)
     return bytes(converted.SerializeToString(deterministic=True))
 
 
 def to_fp16(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
-    """The model in float16, inputs and outputs as they were.
+    """Convert the model to float16; inputs and outputs keep their types.
 
-    Weights are rounded to the nearest beforehand: the converter would raise those that round to 0
-    to the smallest number above it.
+    Weights are rounded to the nearest float16 beforehand: the converter would replace those that
+    round to 0 by the smallest positive number.
 
     Args:
-        model: In float32.
-        kept: Names of nodes that stay in float32, and what they hand each other too.
+        model: A float32 model.
+        kept: Names of nodes that stay in float32; the values between them do too.
     """
     rounded = _copy(model)
     exact = {name for node in model.graph.node if node.name in kept for name in node.input}
     for tensor in rounded.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in exact:
-            with np.errstate(over="ignore"):  # the gate sees what becomes of it
+            with np.errstate(over="ignore"):  # the gate detects overflow
                 values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     converted: onnx.ModelProto = convert_float_to_float16(
@@ -137,21 +138,21 @@ def to_int8(
     kept: Collection[str] = (),
     ranges: Ranges | None = None,
 ) -> onnx.ModelProto:
-    """The model in static int8.
+    """Convert the model to static int8.
 
     Args:
-        model: In float32, its operators not fused.
-        calibration: Samples by input name, whose activations' ranges fix the scales.
+        model: A float32 model whose operators are not fused.
+        calibration: Samples by input name; the ranges of their activations determine the scales.
         kept: Names of further nodes that stay in float32.
-        ranges: Those ranges, if they are known already; then no samples are needed.
+        ranges: Those ranges, if they are known already; no samples are needed then.
 
     Raises:
-        NothingQuantizedError: The file would be a float32 one by another name.
+        NothingQuantizedError: No weight would be int8, so the result would still be float32.
     """
     prepared = _copy(model)
     usually = _usually_kept(prepared)
     _keep_weights(prepared.graph, set(kept))
-    # ONNX Runtime computes a step for every value, those that stay in float32 and are infinite too.
+    # ONNX Runtime computes a scale for every value, even for infinite ones that stay in float32.
     with _shaped(prepared) as shaped, np.errstate(invalid="ignore"):
         target = shaped.with_name("int8.onnx")
         quantize_static(
@@ -182,9 +183,9 @@ def fit_ranges(content: bytes, calibration: Arrays, ranges: Ranges) -> None:
     """Find the ranges of the activations and write them to the file that ``ranges`` names.
 
     Args:
-        content: The float32 ONNX model's.
+        content: The content of the float32 ONNX model's file.
         calibration: Samples by input name.
-        ranges: Where to, and by which method.
+        ranges: The file to write, and the method to use.
     """
     prepared = onnx.ModelProto.FromString(content)
     _usually_kept(prepared)
@@ -202,10 +203,10 @@ def fit_ranges(content: bytes, calibration: Arrays, ranges: Ranges) -> None:
 
 
 def reducible_layers(model: onnx.ModelProto, variant: str) -> list[ReducibleLayer]:
-    """The layers that "onnx-int8" or "onnx-fp16" has in reduced precision, in order.
+    """The layers that "onnx-int8" or "onnx-fp16" runs in reduced precision, in order.
 
-    A node without weights belongs to the last layer that it takes values of; those before all
-    weights are a layer of their own, of which int8 has none.
+    A node without weights belongs to the last layer whose values it uses. Nodes before the first
+    weights form a layer of their own, except in int8, which does not have that layer.
     """
     prepared = _copy(model)
     int8 = variant == "onnx-int8"
@@ -237,29 +238,30 @@ def _layer_name(node: onnx.NodeProto, weights: Collection[str]) -> str:
 
 
 def _usually_kept(model: onnx.ModelProto) -> list[str]:
-    """Nodes that int8 leaves in float32 anyway; prepares the model's first block for it."""
+    """Nodes that int8 always leaves in float32; changes the model's first block for that."""
     return [*_last_products(model), *_first_block(model), *_with_infinities(model)]
 
 
 @contextlib.contextmanager
 def _shaped(model: onnx.ModelProto) -> Iterator[Path]:
-    """The model in a file, with the shapes of its values, until the block ends."""
+    """A file of the model with the shapes of its values; it is deleted when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         source, shaped = Path(folder) / "fp32.onnx", Path(folder) / "shaped.onnx"
         onnx.save(model, source)
-        # Shapes alone: its optimizer would fuse what the proof looks for by name.
+        # Only infer shapes: the optimizer would fuse values that the proof finds by name.
         quant_pre_process(source, shaped, skip_optimization=True, skip_symbolic_shape=True)
         yield shaped
 
 
 def _join_casts(graph: onnx.GraphProto, added: Collection[str]) -> None:
-    """Let a value that the converter casts to float16 and back reach its takers in float32.
+    """Remove casts to float16 and back, so that the value reaches its consumers in float32.
 
-    It casts what every float32 node gives and takes, and once for each taker, under one name.
+    The converter casts every input and output of a float32 node. It casts a value again for each
+    consumer, under the same name.
 
     Args:
-        graph: What the converter made.
-        added: The names of its casts.
+        graph: The converter's graph.
+        added: The names of the casts that the converter added.
     """
     casts = {node.name: node for node in graph.node if node.name in added}
     to_half = {
@@ -278,7 +280,7 @@ def _join_casts(graph: onnx.GraphProto, added: Collection[str]) -> None:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types
-    """Hands the calibration samples to the quantizer, a batch at a time."""
+    """Passes the calibration samples to the quantizer, one batch at a time."""
 
     def __init__(self, samples: Arrays) -> None:
         self._batches = _batches(samples)
@@ -294,7 +296,7 @@ def _batches(samples: Arrays) -> Iterator[Arrays]:
 
 
 def _last_products(model: onnx.ModelProto) -> list[str]:
-    """The products nearest to each output: from the outputs backwards, the first on each way."""
+    """The product nearest to each output: searching backwards, the first one on each path."""
     producers = {output: node for node in model.graph.node for output in node.output}
     found, seen = [], set()
     waiting = [value.name for value in model.graph.output]
@@ -311,7 +313,7 @@ def _last_products(model: onnx.ModelProto) -> list[str]:
 
 
 def _with_infinities(model: onnx.ModelProto) -> list[str]:
-    """Nodes that an infinite constant reaches, as an attention mask's: int8 has no step for it."""
+    """Nodes that an infinite constant reaches, e.g. an attention mask; int8 cannot represent it."""
     reached = {
         tensor.name
         for tensor in model.graph.initializer
@@ -326,10 +328,10 @@ def _with_infinities(model: onnx.ModelProto) -> list[str]:
 
 
 def _first_block(model: onnx.ModelProto) -> list[str]:
-    """Convolutions over few channels, with the ReLU and the max pooling behind them.
+    """Convolutions over few channels, with the ReLU and the max pooling after them.
 
-    Behind the pooling comes max(x, 0), which changes nothing after a ReLU: without it ONNX
-    Runtime moves the rounding to int8 before the pooling, to a slow kernel.
+    This inserts max(x, 0) after the pooling, which changes nothing after a ReLU. Without it, ONNX
+    Runtime moves the rounding to int8 before the pooling, which then uses a slow kernel.
     """
     graph = model.graph
     sizes = {t.name: t.dims for t in graph.initializer}
@@ -347,10 +349,10 @@ def _first_block(model: onnx.ModelProto) -> list[str]:
 
 
 def _keep_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
-    """Put max(x, -infinity) behind products that stay in float32: it changes nothing.
+    """Insert max(x, -infinity), which changes nothing, after products that stay in float32.
 
-    Without it ONNX Runtime's optimizer would take their weights to int8 all the same, wherever
-    their inputs and results are rounded to it, and by a step for the whole tensor.
+    Without it, ONNX Runtime's optimizer would still convert their weights to int8 wherever their
+    inputs and results are int8, with one scale for the whole tensor.
     """
     for node in [n for n in graph.node if n.name in kept and n.op_type in PRODUCTS]:
         _put_barrier(graph, _only_consumer(graph, node, "Relu") or node, -np.inf)
@@ -364,7 +366,7 @@ def _only_consumer(
 
 
 def _put_barrier(graph: onnx.GraphProto, node: onnx.NodeProto, bound: float = 0.0) -> None:
-    """Put max(x, bound) behind a node, under the name that its result had."""
+    """Insert max(x, bound) after a node; its output takes over the name of the node's result."""
     after = node.output[0]
     name = f"{BARRIER}_zero" if bound == 0 else f"{BARRIER}_none"
     if not any(t.name == name for t in graph.initializer):

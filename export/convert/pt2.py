@@ -1,4 +1,4 @@
-"""torch.export's program, the source of the ONNX file too, and its .pt2 file."""
+"""Export a module with torch.export and save the .pt2 file; the ONNX file is made from it too."""
 
 import copy
 import warnings
@@ -16,18 +16,18 @@ BATCH = torch.export.Dim("batch", min=1)
 
 
 def export_program(subject: ModelUnderTest) -> torch.export.ExportedProgram:
-    """The module as a graph with a free batch axis, and others that were declared variable.
+    """Export the module as a graph; the batch and the axes declared variable are free.
 
     Raises:
-        ValueError: A part of the module is in training mode: dropout would be exported.
-        SubjectError: The module cannot be exported; says why.
+        ValueError: A part of the module is in training mode, so that dropout would be exported.
+        SubjectError: The module cannot be exported; the message says why.
     """
     training = [name for name, module in subject.module.named_modules() if module.training]
     if training:
         raise ValueError(f"in training mode, call eval() first: {', '.join(training)}")
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # Recurrent layers keep a list of their own parameters, which export swaps for a while.
+            # Recurrent layers keep a list of their parameters, which export swaps temporarily.
             warnings.filterwarnings("ignore", message="The tensor attributes? .*_flat_weights")
             program = torch.export.export(
                 subject.module, subject.example, dynamic_shapes=free_axes(subject)
@@ -59,7 +59,7 @@ def _refusal(subject: ModelUnderTest, error: str) -> str:
 
 
 def free_axes(subject: ModelUnderTest) -> tuple[object, ...]:
-    """The free axes of each input: the first one, which is the batch, and the declared ones."""
+    """The free axes of each input: the first axis, which is the batch, and the declared ones."""
     sizes = {
         name: torch.export.Dim(name, min=low, max=high)
         for name, (low, high) in variable_axes(subject.inputs).items()
@@ -77,12 +77,12 @@ def save_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
 
     Args:
         program: From ``export_program``.
-        path: Where to; its stem becomes a part of the content, so keep it fixed.
+        path: The file to write; its stem becomes a part of the content, so keep it fixed.
     """
     program = copy.deepcopy(program)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     with warnings.catch_warnings():
-        # Of a constant that is a part of a larger tensor; it matters on other devices alone.
+        # This warns of a constant that is a view of a larger tensor; on the CPU it is harmless.
         warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         torch.export.save(program, path)

@@ -1,9 +1,9 @@
-"""A float16 or int8 file that fails its gate gets a second chance: with some layers in float32.
+"""Repair a float16 or int8 file that fails its gate, by keeping some layers in float32.
 
-The error at the outputs is, as far as the errors of layers are independent, the sum of the errors
-that each layer alone causes. Layers are ranked by that share, and the fewest of the guiltiest that
-let the file pass are kept in float32. Calibration samples alone are asked: int8's ranges are fitted
-to one half of them, the other half judges the trials. Knows no torch.
+If the errors of layers are independent, the error at the outputs is the sum of the errors that each
+layer alone causes. Layers are ranked by that error, and as few as possible of the worst ones are
+kept in float32. Only calibration samples are used: int8's ranges are fitted to one half, and the
+other half judges the trials. This module does not import torch.
 """
 
 import math
@@ -38,21 +38,21 @@ from export.worker import CONVERSION_S, Worker
 
 REPAIRABLE = ("onnx-int8", "onnx-fp16")
 MOST_TRIALS = 20
-ASKED = 256  # samples that judge a trial; their chance is allowed for
-RANKED = 16  # samples that rank the layers: a pooled error, whose order matters alone
+ASKED = 256  # samples that judge a trial, with a margin for sampling error
+RANKED = 16  # samples that rank the layers: only the order of their pooled errors matters
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What a trial is asked: never the samples of the gate.
+    """The samples that a trial runs on, which are never those of the gate.
 
     Attributes:
         fitted: Calibration samples that int8's ranges are fitted to.
-        asked: Others, which judge the trials.
+        asked: Other calibration samples, which judge the trials.
         edge_cases: Made up from the domains of the calibration samples; may be empty.
-        targets: int64 [N] of ``asked``, -1 where there is none.
-        judged: How many samples the gate will ask.
+        targets: int64 [N], the labels of ``asked``, -1 where there is none.
+        judged: How many samples the gate will run.
     """
 
     fitted: Arrays
@@ -65,7 +65,7 @@ class Questions:
     def of(
         cls, variant: str, samples: Arrays, targets: Array | None, edge_cases: Arrays, judged: int
     ) -> "Questions":
-        """Split calibration samples: every second is fitted to, unless there is nothing to fit."""
+        """Split the samples: int8 is fitted to every second one and judged by the others."""
         count = len(next(iter(samples.values())))
         known = np.full(count, -1) if targets is None else targets
         asked = slice(1, None, 2) if variant == "onnx-int8" else slice(None)
@@ -80,7 +80,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class _Answers:
-    """A file's content and what it answers, outputs by name."""
+    """A file's content, its outputs by name, and its speed."""
 
     content: bytes
     asked: Arrays
@@ -93,16 +93,16 @@ class Repair:
     """The search for one variant.
 
     Attributes:
-        source: The float32 ONNX file's content; its answers are what is expected, being proven, and
-            far closer to the checkpoint's than any of reduced precision.
+        source: The float32 ONNX file's content. Its outputs are the expected ones: they are proven,
+            and far closer to the checkpoint's than those of any reduced precision.
         variant: "onnx-int8" or "onnx-fp16".
-        allowed: Its tolerance.
-        outputs: The model's; probabilities are not compared, their logits are.
-        questions: What trials are asked.
-        worker: Where files are converted and run.
-        helper: Another worker, which ranks half of the layers.
-        folder: For the float32 file and the ranges of activations.
-        progress: Is told each trial.
+        allowed: The variant's tolerance.
+        outputs: The model's outputs; probabilities are not compared, their logits are.
+        questions: The samples that the trials run on.
+        worker: The process that converts and runs the files.
+        helper: Another process, which ranks half of the layers.
+        folder: The folder for the float32 file and the activations' ranges.
+        progress: Shows each trial.
     """
 
     source: bytes
@@ -116,10 +116,10 @@ class Repair:
     progress: Progress
 
     def search(self) -> tuple[bytes | None, RepairFigures]:
-        """Look for the file that keeps the fewest layers in float32.
+        """Search for the file that keeps the fewest layers in float32.
 
         Returns:
-            Its content, None if no trial passed; and all trials.
+            The file's content, None if no trial passed; and all trials.
         """
         trials: list[Trial] = []
         best: bytes | None = None
@@ -146,13 +146,13 @@ class Repair:
 
     @cached_property
     def layers(self) -> list[ReducibleLayer]:
-        """All that could be kept, in the order of the graph."""
+        """All layers that could be kept, in the order of the graph."""
         return reducible_layers(onnx.ModelProto.FromString(self.source), self.variant)
 
     def _plans(
         self, trials: list[Trial]
     ) -> Iterator[tuple[list[ReducibleLayer], Calibration | None]]:
-        """What to try next, by what came of the trials so far: layers to keep, and calibration."""
+        """Yield the next trial, chosen by the results so far: layers to keep, and calibration."""
         methods: tuple[Calibration | None, ...] = (None,)
         if self.variant == "onnx-int8":
             methods = get_args(Calibration)
@@ -163,11 +163,11 @@ class Repair:
             if trials[-1].surely and not self._is_what_failed(trials[-1]):
                 return
         ranked, shares = self._rank(methods[_nearest(trials)])
-        fails, passes = 0, len(ranked)  # with all of them kept no speed is left
+        fails, passes = 0, len(ranked)  # with all layers kept, nothing would be faster
         if passes == 1:
             return
         count = min(max(_expected(shares, self.allowed), 1), passes - 1)
-        # While the guiltiest drown all else, calibrations cannot be told apart.
+        # The worst layers hide the differences between calibrations, so compare these again.
         for method in methods:
             yield ranked[:count], method
         alike = trials[-len(methods) :]
@@ -181,11 +181,11 @@ class Repair:
             surely = trials[-1].surely
 
     def _is_what_failed(self, trial: Trial) -> bool:
-        """Whether it is made as the file that the gate refused, whatever these samples say."""
+        """Whether the trial makes the file that the gate refused; it is never eligible."""
         return not trial.kept and trial.calibration in (None, get_args(Calibration)[0])
 
     def _rank(self, method: Calibration | None) -> tuple[list[ReducibleLayer], list[float]]:
-        """The layers, the guiltiest first, and each one's error power when it alone is reduced."""
+        """The layers, the worst first, and each one's error power when only it is reduced."""
         self.progress.expect(1)
         self.progress.step(f"{self.variant}: rank {len(self.layers)} layers")
         few = {name: array[:RANKED] for name, array in self.questions.asked.items()}
@@ -203,7 +203,7 @@ class Repair:
                     shares[position] = max(
                         _noise(found[s.name], expected[s.name]) for s in self._compared
                     )
-                except Exception:  # noqa: BLE001 - whatever it was, this layer is guilty
+                except Exception:  # noqa: BLE001 - a layer that fails ranks worst
                     shares[position] = math.inf
 
         with ThreadPoolExecutor(2) as lanes:
@@ -214,11 +214,11 @@ class Repair:
     def _try(
         self, kept: list[ReducibleLayer], method: Calibration | None
     ) -> tuple[Trial, bytes | None]:
-        """Convert with some layers kept, and judge the answers."""
+        """Convert the model with some layers kept in float32, and judge its outputs."""
         names = tuple(layer.name for layer in kept)
         try:
             found = self._answers(kept, method, self.questions.asked, self._edge_cases)
-        except Exception as error:  # noqa: BLE001 - is the trial's verdict, as in the gate
+        except Exception as error:  # noqa: BLE001 - a failed trial, as in the gate
             died = f"cannot be made or run: {error}"
             return Trial(kept=names, calibration=method, complaint=died), None
         compared = self._compare(found)
@@ -243,8 +243,8 @@ class Repair:
     def _violations(
         self, found: _Answers, compared: dict[str, Comparison], *, with_chance: bool
     ) -> Iterator[str]:
-        """What is beyond the tolerance, or so near to it that other samples may be beyond."""
-        # The RMS error in units of the baseline's own: here the baseline is what is expected.
+        """Violations of the tolerance; with chance, also those likely for other samples."""
+        # Drop the RMS error in units of the baseline's: here the baseline itself is expected.
         allowed = self.allowed.model_copy(update={"rms_ratio": None})
         for name, figures in compared.items():
             mine, theirs = found.asked[name], self._expected.asked[name]
@@ -277,7 +277,7 @@ class Repair:
 
     @cached_property
     def _path(self) -> Path:
-        """The float32 file, where workers read it: a network's weights would fill their pipe."""
+        """The float32 file, from which workers read the model: weights are too large for a pipe."""
         path = self.folder / "fp32.onnx"
         path.write_bytes(self.source)
         return path
@@ -295,7 +295,7 @@ class Repair:
 
     @cached_property
     def _edge_cases(self) -> Arrays:
-        """Those that float32 answers by finite numbers."""
+        """The edge cases for which the float32 model's outputs are finite."""
         cases = self.questions.edge_cases
         if not cases:
             return {}
@@ -316,7 +316,7 @@ class Repair:
 
 
 def summary_of(figures: RepairFigures) -> RepairSummary | None:
-    """What the manifest says of a repair; None if no trial passed."""
+    """The manifest's summary of a repair; None if no trial passed."""
     if figures.chosen is None:
         return None
     trial = figures.trials[figures.chosen]
@@ -329,7 +329,7 @@ def summary_of(figures: RepairFigures) -> RepairSummary | None:
 
 
 def failure_of(figures: RepairFigures) -> str:
-    """Why a search found nothing, for the manifest."""
+    """Explain in the manifest why a search found no file."""
     if not figures.trials:
         return "no layer of it could be kept in float32 while others are not"
     nearest = max(figures.trials, key=lambda trial: trial.sqnr_db)
@@ -342,11 +342,11 @@ def failure_of(figures: RepairFigures) -> str:
 
 
 def refusal_of(figures: RepairFigures, judged: int) -> str:
-    """What to do where the gate refuses a file that a search found, for the manifest.
+    """Explain in the manifest what to do if the gate refuses a file that a search found.
 
     Args:
-        figures: The search.
-        judged: How many samples the gate asked.
+        figures: The search's figures.
+        judged: How many samples the gate ran.
     """
     return (
         f"{figures.samples:,} calibration samples had found it good enough, the gate's {judged:,} "
@@ -355,12 +355,12 @@ def refusal_of(figures: RepairFigures, judged: int) -> str:
 
 
 def _nearest(trials: list[Trial]) -> int:
-    """Position of the trial with the least error."""
+    """The position of the trial with the least error."""
     return max(range(len(trials)), key=lambda i: trials[i].sqnr_db)
 
 
 def _rank_of(trial: Trial) -> tuple[bool, float]:
-    """The larger the better: sure ones by the layers that they keep, the others by their error."""
+    """The larger, the better: sure trials rank by the layers kept, the others by their error."""
     return trial.surely, -len(trial.kept) if trial.surely else trial.sqnr_db
 
 
@@ -385,11 +385,11 @@ def _trial(
 
 
 def _expected(shares: list[float], allowed: Tolerance) -> int:
-    """How many of the guiltiest must be kept if errors of layers add up; half if that is unknown.
+    """How many of the worst layers must be kept if errors add up; half of them if unknown.
 
     Args:
         shares: The layers' error powers over the outputs' power, the largest first.
-        allowed: What the sum of the others may be.
+        allowed: The tolerance, whose SQNR bounds the sum of the other layers' shares.
     """
     if allowed.sqnr_db is None or not math.isfinite(sum(shares)):
         return len(shares) // 2
@@ -398,24 +398,24 @@ def _expected(shares: list[float], allowed: Tolerance) -> int:
 
 
 def _noise(found: Array, expected: Array) -> float:
-    """Power of the error over that of the answers; infinite if one is not finite."""
+    """The error's power over that of the expected outputs; infinite if a value is not finite."""
     error, signal = _powers(found, expected)
     noise = float(error.sum() / signal.sum()) if signal.any() else float(error.any())
     return noise if math.isfinite(noise) else math.inf
 
 
 def _powers(found: Array, expected: Array) -> tuple[Array, Array]:
-    """Of the error and of the answers, of each sample: float64 [N] both."""
+    """The powers of the error and of the expected outputs of each sample: float64 [N] both."""
     mine, theirs = (a.astype(np.float64).reshape(len(a), -1) for a in (found, expected))
     with np.errstate(invalid="ignore", over="ignore"):
         return np.square(mine - theirs).sum(axis=1), np.square(theirs).sum(axis=1)
 
 
 def _chance_db(found: Array, expected: Array) -> float:
-    """By how much the SQNR of other samples may be lower: three standard deviations of the ratio.
+    """How much lower the SQNR of other samples may be: three standard deviations of the ratio.
 
-    The variance of a ratio of sums over N samples is, to first order, the sum of the squares of
-    error_i - ratio * signal_i over the square of the signals' sum.
+    To first order, the variance of a ratio of two sums over N samples is the sum of
+    (error_i - ratio * signal_i)^2, divided by the square of the signals' sum.
     """
     error_N, signal_N = _powers(found, expected)
     ratio = _noise(found, expected)
@@ -426,11 +426,11 @@ def _chance_db(found: Array, expected: Array) -> float:
 
 
 def _growth(values: int, further: int) -> float:
-    """How much larger the largest of more values is: of N normal ones about sqrt(2 ln N)."""
+    """How much the maximum grows with more values: for N normal ones it is about sqrt(2 ln N)."""
     return math.sqrt(max(1.0, math.log(max(further, 2)) / math.log(max(values, 2))))
 
 
-# What follows runs in a worker.
+# The functions below run in a worker.
 
 
 def _convert(source: Path, kept: list[str], ranges: Ranges | None) -> bytes:

@@ -1,7 +1,7 @@
-"""TorchScript, traced and frozen. Deprecated by PyTorch in favour of torch.export.
+"""Export TorchScript, traced and frozen. PyTorch deprecates it in favour of torch.export.
 
-Kept for those who load it today (libtorch in C++, older services); a new consumer takes ONNX or
-.pt2.
+It is kept for programs that load it today (libtorch in C++, older services); new ones should load
+ONNX or .pt2.
 """
 
 import copy
@@ -20,36 +20,36 @@ from export.worker import CONVERSION_S, Worker
 
 
 class TracingError(SubjectError):
-    """The module cannot be traced; says why."""
+    """The module cannot be traced; the message says why."""
 
 
 @contextmanager
 def exported_torchscript(
     subject: ModelUnderTest, traced: Path, frozen: Path, worker: Worker
 ) -> Iterator[None]:
-    """Trace and freeze in a fresh process while the block runs; after it, the files are there.
+    """Trace and freeze in a fresh process while the block runs; the files exist when it ends.
 
-    The names of the classes in the file count the traces that a process has made, and nothing
-    sets that count back: only a process's first trace gives the same bytes each time.
+    The class names in the file contain the number of traces that the process has made, which cannot
+    be reset: only the first trace of a process gives the same bytes each time.
 
     Args:
-        subject: What to trace; any batch size can be run afterwards.
-        traced: Where to; its stem becomes a part of the content, so keep it fixed.
-        frozen: The same for the frozen one: parameters have become constants, BatchNorm is folded
+        subject: The model to trace; the files run with any batch size.
+        traced: The traced file; its stem becomes a part of the content, so keep it fixed.
+        frozen: The frozen file, likewise: its parameters are constants, and BatchNorm is folded
             into the convolution before it.
-        worker: The process, which has traced nothing yet.
+        worker: A process that has not traced anything yet.
 
     Raises:
         TracingError: The module cannot be traced.
     """
     with ThreadPoolExecutor(max_workers=1) as lane:
-        # A copy of its own: it is sent by a thread, while the block may export the original.
+        # A thread pickles this copy, while the block may export the original.
         arguments = (copy.deepcopy(subject.module), subject.example, traced, frozen)
         saved = lane.submit(worker.call, _trace_and_save, *arguments, timeout_s=CONVERSION_S)
         yield
         try:
             saved.result()
-        except Exception as error:  # of pickling, of tracing: of somebody else's module
+        except Exception as error:  # pickling and tracing raise many classes
             raise TracingError(
                 f"{subject.name} cannot be traced to TorchScript in a fresh process ({error})"
             ) from error
@@ -59,7 +59,7 @@ def _trace_and_save(
     module: nn.Module, example: tuple[Tensor, ...], traced_path: Path, frozen_path: Path
 ) -> None:
     with warnings.catch_warnings():
-        # Every entry to TorchScript warns of its deprecation; this module's docstring says it.
+        # Every call to TorchScript warns of its deprecation; see this module's docstring.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         with torch.no_grad():
@@ -73,17 +73,17 @@ def _trace_and_save(
 def _drop_debug_records(path: Path) -> None:
     """Rewrite an archive without its debug records: they hold this machine's source paths.
 
-    PyTorch has no switch for it. Its own reader and writer are used, so that alignment and the
-    archive's identity are as it makes them.
+    PyTorch has no option for this. Its own reader and writer are used, so that the alignment and
+    the archive's id are the ones that PyTorch writes.
     """
     reader = torch._C.PyTorchFileReader(str(path))
     records = {
         name: reader.get_record(name)
         for name in reader.get_all_records()
-        # The last two are written by the writer itself.
+        # The writer adds the last two itself.
         if not name.endswith((".debug_pkl", "version", ".data/serialization_id"))
     }
-    # By an older format's version operators would be read as they were then: x / 255 of integers
+    # With an older format version, operators would behave as they did then: x / 255 of integers
     # was rounded down.
     format_version = int(reader.get_record("version"))
     del reader

@@ -1,1 +1,1 @@
-"""What is special to this project's MNIST networks: their task, detector and feature maps."""
+"""Code specific to this project's MNIST networks: task, out-of-distribution guard, feature maps."""

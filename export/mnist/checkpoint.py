@@ -1,4 +1,4 @@
-"""Where a subject comes from: a checkpoint of ``training``, or the bundle that was made of it."""
+"""Make the model under test from a checkpoint of ``training``, or from a bundle built from one."""
 
 import hashlib
 from collections.abc import Callable
@@ -36,12 +36,12 @@ from training.evaluation.reconstruction import ImageEvaluation
 from training.evaluation.two_input import SUMS, fixed_pairs
 from training.models import ARCHITECTURES, build_model, resolved
 
-# More images change the ranges that int8's scales are fitted to hardly.
+# More images would hardly change the ranges that int8's scales are fitted to.
 CALIBRATION_SAMPLES = 512
 
 
 def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
-    """A checkpoint that ``training`` wrote, with the images that it was trained on.
+    """Make a subject from a checkpoint that ``training`` wrote, and the images it was trained on.
 
     Raises:
         CheckpointError: The checkpoint cannot be opened.
@@ -55,21 +55,21 @@ def from_checkpoint(folder: Path, dataset: Dataset) -> ModelUnderTest:
 
 
 def from_bundle(bundle: Bundle, dataset: Dataset) -> ModelUnderTest:
-    """What a bundle of a checkpoint was built from, rebuilt from the weights in it.
+    """Rebuild the subject that a bundle of a checkpoint was built from, with the bundle's weights.
 
-    The architecture that the manifest names is looked up among those of ``training``, so that
-    nothing else can be called by its name.
+    The architecture that the manifest names is looked up among those of ``training``, so that the
+    manifest cannot name any other code to call.
 
     Raises:
-        BundleError: It is no bundle of a checkpoint.
+        BundleError: The bundle was not built from a checkpoint.
         DataError: The images are not those of the bundle.
-        CheckpointError: Other images would be held out now than those that the guard was made of.
+        CheckpointError: The images held out now differ from those that the guard was fitted to.
     """
     training, weights = bundle.manifest.training, bundle.path("weights")
     if training is None:
         raise BundleError(f"{bundle.folder} is no bundle of a checkpoint")
     config = TrainConfig.model_validate(training.config)
-    if dataset.sha256 == training.data_sha256:  # else refused below, as a checkpoint is
+    if dataset.sha256 == training.data_sha256:  # else _subject refuses the data set
         require_same_split(
             training.split_sha256, dataset, config.validation_images, str(bundle.folder)
         )
@@ -89,7 +89,7 @@ def _subject(
             "be those of the proof; give the same data with --data-dir"
         )
     name = str(training.config["model"])
-    architecture, _ = resolved(name, {})  # bundles of older versions have older names
+    architecture, _ = resolved(name, {})  # older bundles use older names
     form = _FORMS[ARCHITECTURES[architecture].task]
     fitted_to = form.ask(
         LabelledImages(
@@ -122,7 +122,7 @@ def _subject(
 
 
 def _learned(training: TrainingSummary, dataset: Dataset) -> Learned:
-    """The images that it was trained on, and those that were held out, as training split them."""
+    """The training images and the held-out ones, split in the same way as in training."""
     config = TrainConfig.model_validate(training.config)
     kept, held_out = split_validation(dataset.train, config.validation_images)
     return Learned(kept.images.numpy(), held_out.images.numpy(), dataset.name)
@@ -130,14 +130,14 @@ def _learned(training: TrainingSummary, dataset: Dataset) -> Learned:
 
 @dataclass(frozen=True)
 class _Form:
-    """What a task's networks look like from outside.
+    """The interface of the networks of one task.
 
     Attributes:
         servable: Wraps the network.
-        labels: How many a label's number may be; 0: the answers are no labels.
-        ask: Labelled images as inputs by name.
-        samples_name: In front of the images' name, what they are asked as.
-        has_targets: The images' digits are the right answers to every output of logits.
+        labels: The number of labels; 0 if the outputs are not labels.
+        ask: Converts labelled images to inputs by name.
+        samples_name: A prefix to the images' name, e.g. "pairs of ".
+        has_targets: The images' digits are the ground-truth labels for every output of logits.
         task: What the service does with such a network.
     """
 
@@ -165,7 +165,7 @@ _FORMS = {
     "digit": _Form(
         ServableModel, INPUTS, OUTPUTS, CLASSES, _images, has_targets=True, task="digits"
     ),
-    # A sum's label is its number; a digit's is one of the first ten.
+    # A sum's label is the sum itself; a digit's label is one of the first ten.
     "pair": _Form(ServablePair, PAIR_INPUTS, PAIR_OUTPUTS, SUMS, _pairs, "pairs of "),
     "image": _Form(ServableAutoencoder, INPUTS, INK_OUTPUTS, 0, _images),
 }

@@ -1,9 +1,9 @@
-"""The first layer by itself: the part of an ONNX file up to the first activation.
+"""Export and prove the first layer: the part of an ONNX file up to the first activation.
 
-What it shows a person is what the network sees first: a picture for each channel of a convolution,
-a number for each unit of a dense layer. The file is cut from the proven one: node for node, tensor
-for tensor the same, which ``cut_problems`` asks again of any such file. And as such a file could be
-run otherwise, its values are held against the checkpoint's own at that place.
+Its output shows what the network computes first: a picture for each channel of a convolution, a
+number for each unit of a dense layer. The file is cut from the proven file, with the same nodes and
+tensors; ``cut_problems`` checks this for any such file. Its values are also compared with the
+checkpoint's own values, because a runtime might compute the cut file differently.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,9 +30,9 @@ from export.parity.structure import OPSET, structure_problems
 from export.provenance.rules import PRODUCTS
 
 FEATURES_NAME, GOLDEN_NAME = "model.features.onnx", "golden.features.npz"
-# Each holds a float32 and a float64 of every value: a convolution's are tens of thousands.
+# Each has a float32 and a float64 copy of every value: a convolution has tens of thousands.
 GOLDEN_SAMPLES = 4
-# ONNX's names.
+# ONNX's names of activation functions.
 ACTIVATIONS = {
     "Relu",
     "LeakyRelu",
@@ -54,18 +54,18 @@ UNITS_NDIM = 2  # samples, units
 
 
 class NoFirstLayerError(ValueError):
-    """The network has no first layer to show; says why."""
+    """The network has no such layer; the message says why."""
 
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """A value inside a network.
+    """The output of the first layer, which is a value inside a network.
 
     Attributes:
-        layer: Which it is, in words.
+        layer: A description of the layer.
         output: The value as an output: FP32 [-1, channels, ...] or [-1, units].
-        node: The node of the checkpoint's program that gives it.
-        outputs: The names of the network's own outputs, by which the program's nodes are found.
+        node: The node of the checkpoint's program that computes it.
+        program: The program that has the node.
     """
 
     layer: str
@@ -74,20 +74,20 @@ class FirstLayer:
     program: Program
 
     def values(self, inputs: Arrays, *, double: bool) -> Arrays:
-        """What the checkpoint has there, in float64 or in float32."""
+        """The checkpoint's values of the layer, in float64 or in float32."""
         return node_values(self.program, {self.output.name: self.node}, inputs, double=double)
 
 
 def find_first_layer(model: ModelProto, program: Program, subject: ModelUnderTest) -> FirstLayer:
-    """The first activation behind a convolution or a dense layer, in the graph's order.
+    """Find the first activation after a convolution or a dense layer, in the graph's order.
 
     Args:
         model: The fp32 ONNX model.
-        program: The exporter's, whose nodes bear the names of the model's values.
-        subject: What both were made of.
+        program: The exporter's program, whose nodes have the names of the model's values.
+        subject: The subject that both were made from.
 
     Raises:
-        NoFirstLayerError: It takes something else than one image, or has no such value.
+        NoFirstLayerError: The network's input is not one image, or it has no such activation.
     """
     if subject.inputs != INPUTS:
         raise NoFirstLayerError(f"they are of networks that take {INPUTS[0]} and no more")
@@ -101,7 +101,7 @@ def find_first_layer(model: ModelProto, program: Program, subject: ModelUnderTes
         raise NoFirstLayerError(f"the axes of {name} {shape} are not channel, height and width")
     where = module_of(nodes[name])
     if subject.training is not None:
-        where = where.partition(".")[2]  # within the network: what is served is wrapped around it
+        where = where.partition(".")[2]  # the path inside the network, without the wrapper
     kind = activation.op_type.replace("Relu", "ReLU")
     words = f"{kind} after {_words(model, product, shape)}"
     return FirstLayer(
@@ -113,7 +113,7 @@ def find_first_layer(model: ModelProto, program: Program, subject: ModelUnderTes
 
 
 def cut(model: ModelProto, output: TensorSpec) -> ModelProto:
-    """The part of a model that computes one of its values, with this as its only output."""
+    """Cut out the part of a model that computes one of its values, which is the only output."""
     inputs = [value.name for value in model.graph.input]
     part: ModelProto = Extractor(model).extract_model(inputs, [output.name])
     onnx.checker.check_model(part, full_check=True)
@@ -121,12 +121,12 @@ def cut(model: ModelProto, output: TensorSpec) -> ModelProto:
 
 
 def cut_problems(part: ModelProto, model: ModelProto, output: TensorSpec) -> list[str]:
-    """What of a file is not as if it were cut from the model just now; nothing is run.
+    """Describe differences between a file and a fresh cut of the model; nothing is run.
 
     Args:
         part: The file's content.
-        model: The fp32 ONNX model beside it, which is proven by itself.
-        output: What the part must give.
+        model: The fp32 ONNX model of the bundle, which is proven separately.
+        output: The expected output of the part.
     """
     expected = cut(model, output).graph
     problems = structure_problems(part, INPUTS, [output])
@@ -157,13 +157,13 @@ def write_features(
 
     Args:
         export: The fp32 ONNX model and its program.
-        subject: What both were made of.
-        golden: The bundle's golden samples, a few of which are asked again.
-        folder: Where to.
-        version: Stands in the file's metadata.
+        subject: The subject that both were made from.
+        golden: The bundle's golden samples, of which a few are used.
+        folder: The folder to write to.
+        version: The model's version, for the file's metadata.
 
     Raises:
-        NoFirstLayerError: The network has none to show.
+        NoFirstLayerError: The network has no such layer.
     """
     first = find_first_layer(export.model, export.program, subject)
     model = cut(export.model, first.output)
@@ -179,13 +179,13 @@ def write_features(
 def measure_first_layer(
     first: FirstLayer, path: Path, model: ModelProto, predict: Predict, inputs: Arrays
 ) -> FeatureFigures:
-    """Run the file and compare it with the checkpoint at that place, and with its model's file.
+    """Compare the file's values with the checkpoint's, and its graph with the model's.
 
     Args:
-        first: The place.
+        first: The first layer.
         path: The file.
-        model: The fp32 ONNX model beside it.
-        predict: The file on the device that is asked.
+        model: The fp32 ONNX model of the bundle.
+        predict: The file, opened on the device under test.
         inputs: Samples.
     """
     fp32, fp64 = (
@@ -209,7 +209,7 @@ def measure_first_layer(
 
 
 def _first_activation(model: ModelProto) -> tuple[NodeProto, NodeProto]:
-    """The node, and the last convolution or dense layer on the way to it."""
+    """The first activation's node, and the last convolution or dense layer before it."""
     behind: dict[str, NodeProto] = {}
     for node in model.graph.node:
         products = [behind[name] for name in node.input if name in behind]
@@ -222,18 +222,18 @@ def _first_activation(model: ModelProto) -> tuple[NodeProto, NodeProto]:
 
 
 def _words(model: ModelProto, product: NodeProto, shape: Sequence[int]) -> str:
-    """E.g. Conv 5x5, 16 channels; or dense layer, 512 units."""
+    """Describe a layer, e.g. "Conv 5x5, 16 channels" or "dense layer, 512 units"."""
     if len(shape) == UNITS_NDIM:
         return f"dense layer, {shape[1]} units"
     kernel = next((list(a.ints) for a in product.attribute if a.name == "kernel_shape"), None)
-    if kernel is None:  # ONNX lets it be read from the weight
+    if kernel is None:  # ONNX infers it from the weight
         weight = next(t for t in model.graph.initializer if t.name == product.input[1])
         kernel = list(weight.dims)[2:]
     return f"{product.op_type} {'x'.join(map(str, kernel))}, {shape[1]} channels"
 
 
 def _shape(model: ModelProto, name: str) -> tuple[int, ...]:
-    """A value's shape, -1 for the batch axis; 0 where an axis is free or not known."""
+    """A value's shape: -1 for the batch axis, 0 for an axis that is free or not known."""
     values = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
     axes = values[name].type.tensor_type.shape.dim if name in values else ()
     return tuple(-1 if i == 0 else axis.dim_value for i, axis in enumerate(axes))

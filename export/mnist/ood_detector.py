@@ -1,19 +1,18 @@
-"""Does an image look like those that a model learned from? A p-value for each. Knows no torch.
+"""Detect out-of-distribution images, by a p-value for each image. Imports no torch.
 
-Two numbers tell of an image, by the principal components of the training images: how much of it
-they cannot say (the error of its reconstruction), and how far out it lies among them (its
-Mahalanobis distance there). How far these two, as logarithms, are from what is usual is its
-strangeness.
+Two features of an image are computed with the principal components of the training images: its
+reconstruction error, and its Mahalanobis distance in the space of the components. The image's
+strangeness is the squared Mahalanobis distance of the logarithms of both from their mean.
 
-The p-value is conformal (Vovk, Gammerman, Shafer 2005): the share of held-out images, the image
-itself counted with them, that are at least as strange. Of images that come as those came at most
-one in a hundred has a p-value under 0.01, whatever they look like. It is no probability that the
-model errs.
+The p-value is conformal (Vovk, Gammerman, Shafer 2005): the share of held-out images, including the
+image itself, that are at least as strange. Of images from the same distribution as the held-out
+ones, at most one in a hundred has a p-value under 0.01, for any distribution. The p-value is not
+the probability that the model is wrong.
 
-Pixels are whole numbers and components whole multiples of 1/2048, so that float32 holds every
-product and sum exactly: an image is as strange in any batch, and by any BLAS.
+Pixels are integers and components are integer multiples of 1/2048, so that float32 computes every
+product and sum exactly: an image's strangeness is the same in any batch, and with any BLAS.
 
-Shape suffixes: N images, M held-out ones, P pixels (784), C components, F the two numbers.
+Shape suffixes: N images, M held-out ones, P pixels (784), C components, F the two features.
 """
 
 from dataclasses import dataclass
@@ -28,32 +27,33 @@ from export.bundle.manifest import BundleError
 from export.bundle.metrics import Array
 
 UNUSUAL_BELOW = 0.01
-# With fewer, no p-value could come under it.
+# With fewer held-out images, no p-value could be as small as UNUSUAL_BELOW.
 LEAST_HELD_OUT = 99
 COMPONENTS = 64
 SIDE, PIXEL_MAX = 28, 255
 PIXELS = SIDE * SIDE
-# A component has length 1: 28 x 255 x 2048 < 2^24, up to which float32 holds all whole numbers.
+# A component has length 1: 28 x 255 x 2048 < 2^24, up to which float32 represents all integers.
 STEPS = 2048
-# So many products of two pixels add up to less than 2^24: float32 holds the sum exactly.
+# The sum of this many products of two pixels is less than 2^24, which float32 computes exactly.
 EXACT_ROWS = 2**24 // 255**2
-# So few images at a time that BLAS asks no other thread for help, which would spin after it.
+# Images per product: so few that BLAS starts no other thread, which would spin afterwards.
 ROWS = 4
-# Below these, in squared grey levels and squared deviations, lies nothing but rounding.
+# Values below these, in squared grey levels and squared deviations, are only rounding errors.
 LEAST_ERROR, LEAST_DISTANCE = 1.0, 1e-6
 P_VALUE_DIGITS = 6
-# What is said of an image: it is faint if its pixels differ by less; its ground is light if its rim
-# is lighter; it is noise if its neighbours are less alike (1: alike, 0: pixels drawn by lot).
+# Reasons: an image is faint if its pixels differ by less than FAINT, has a light ground if its rim
+# is lighter than MID_GREY, and is noise if its neighbouring pixels are less similar than NOISE (1:
+# equal, 0: random).
 FAINT, MID_GREY, NOISE = 64, 127, 0.4
 
 
 class Verdict(NamedTuple):
-    """What the guard says of an image.
+    """The guard's verdict on an image.
 
     Attributes:
-        usual: Its p-value is not under UNUSUAL_BELOW.
+        usual: The p-value is at least UNUSUAL_BELOW.
         p_value: Above 0, at most 1.
-        reason: Why it may not be usual, in words; None if it is.
+        reason: Why the image may be unusual; None if it is usual.
     """
 
     usual: bool
@@ -63,15 +63,15 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class OodDetector:
-    """What images were like that a model learned from.
+    """The detector, which is fitted to the images that a model was trained on.
 
     Attributes:
-        mean_P: float32 [784], whole numbers.
-        basis_PC: float32 [784, C], principal components times STEPS, whole numbers.
-        weight_C: float64 [C], one over the variance of the training images along them.
-        centre_F: float64 [2], the two numbers' means.
-        precision_FF: float64 [2, 2], the inverse of their covariance.
-        strangeness_M: float64 [M], of held-out images, rising.
+        mean_P: float32 [784], the mean image, integers.
+        basis_PC: float32 [784, C], principal components times STEPS, integers.
+        weight_C: float64 [C], one over the variance of the training images along each component.
+        centre_F: float64 [2], the means of the two features.
+        precision_FF: float64 [2, 2], the inverse of the features' covariance.
+        strangeness_M: float64 [M], the strangeness of the held-out images, in ascending order.
     """
 
     mean_P: Array
@@ -86,7 +86,7 @@ class OodDetector:
 
         Args:
             images_NHW: uint8 [N, 28, 28].
-            p_values_N: Their p-values, if they were computed already.
+            p_values_N: The images' p-values, if they were computed already.
         """
         verdicts = []
         if p_values_N is None:
@@ -98,18 +98,18 @@ class OodDetector:
         return verdicts
 
     def p_values(self, images_NHW: Array) -> Array:
-        """float64 [N], above 0 and at most 1, of images uint8 [N, 28, 28]."""
+        """The p-values of images uint8 [N, 28, 28]: float64 [N], above 0 and at most 1."""
         held_out = len(self.strangeness_M)
         less_strange = np.searchsorted(self.strangeness_M, self.strangeness(images_NHW))
         return np.asarray((1 + held_out - less_strange) / (1 + held_out))
 
     def strangeness(self, images_NHW: Array) -> Array:
-        """float64 [N], 0 and more, of images uint8 [N, 28, 28]."""
+        """The strangeness of images uint8 [N, 28, 28]: float64 [N], at least 0."""
         found_NF = _numbers(images_NHW, self.mean_P, self.basis_PC, self.weight_C)
         return _distance(found_NF, self.centre_F, self.precision_FF)
 
     def save(self, path: Path) -> None:
-        """Write an .npz whose bytes depend on the images alone."""
+        """Write an .npz whose bytes depend only on the images."""
         np.savez(
             path,
             allow_pickle=False,
@@ -123,14 +123,14 @@ class OodDetector:
 
     @classmethod
     def load(cls, path: Path, content: bytes | None = None) -> Self:
-        """Read what ``save`` wrote; nothing in it is unpickled.
+        """Read a file that ``save`` wrote; nothing in it is unpickled.
 
         Args:
             path: The file.
             content: Its content, if it was read already.
 
         Raises:
-            BundleError: Not such a file, or its arrays do not fit each other.
+            BundleError: It is not such a file, or its arrays do not fit each other.
         """
         try:
             opened = path.open("rb") if content is None else BytesIO(content)
@@ -151,7 +151,7 @@ class OodDetector:
         return guard
 
     def _reason(self, image_HW: Array) -> str:
-        """Why an image may be unusual; the first of these that is true."""
+        """The first reason that applies to an unusual image."""
         values = image_HW.astype(np.float64)
         spread = float(np.ptp(values))
         negative = PIXEL_MAX - image_HW
@@ -173,18 +173,18 @@ class OodDetector:
 
 
 def fit(learned_NHW: Array, held_out_MHW: Array) -> OodDetector:
-    """A guard of images.
+    """Fit a detector.
 
     Args:
-        learned_NHW: uint8 [N, 28, 28], what a model learned from.
-        held_out_MHW: uint8 [M, 28, 28], others of their kind; LEAST_HELD_OUT at least.
+        learned_NHW: The training images, uint8 [N, 28, 28].
+        held_out_MHW: Other images of the same kind, uint8 [M, 28, 28]; at least LEAST_HELD_OUT.
     """
     pixels_NP = learned_NHW.reshape(-1, PIXELS)
     mean_P = np.rint(pixels_NP.mean(axis=0, dtype=np.float64)).astype(np.float32)
     variance, basis_PC = np.linalg.eigh(_covariance(pixels_NP, mean_P))
     strongest = np.argsort(-variance, kind="stable")[:COMPONENTS]
     basis_PC = basis_PC[:, strongest]
-    largest = np.abs(basis_PC).argmax(axis=0)  # an eigenvector's sign is anybody's choice
+    largest = np.abs(basis_PC).argmax(axis=0)  # an eigenvector's sign is arbitrary
     basis_PC *= np.sign(basis_PC[largest, np.arange(basis_PC.shape[1])])
     basis_PC = np.ascontiguousarray(np.rint(STEPS * basis_PC), np.float32)
     weight_C = _rounded(1 / variance[strongest])
@@ -197,7 +197,7 @@ def fit(learned_NHW: Array, held_out_MHW: Array) -> OodDetector:
 
 
 def _numbers(images_NHW: Array, mean_P: Array, basis_PC: Array, weight_C: Array) -> Array:
-    """float64 [N, 2]: logarithms of an image's error of reconstruction and of its distance."""
+    """float64 [N, 2]: the logarithms of each image's reconstruction error and distance."""
     centred_NP = images_NHW.reshape(-1, PIXELS) - mean_P
     along_NC = np.empty((len(centred_NP), len(weight_C)))
     for start in range(0, len(centred_NP), ROWS):
@@ -210,7 +210,7 @@ def _numbers(images_NHW: Array, mean_P: Array, basis_PC: Array, weight_C: Array)
 
 
 def _covariance(pixels_NP: Array, mean_P: Array) -> Array:
-    """float64 [P, P]; its sums are of whole numbers, and so exact in any order."""
+    """The covariance, float64 [P, P]; its sums are of integers, and so exact in any order."""
     sums_PP = np.zeros((pixels_NP.shape[1], pixels_NP.shape[1]))
     for start in range(0, len(pixels_NP), EXACT_ROWS):
         centred_NP = pixels_NP[start : start + EXACT_ROWS] - mean_P
@@ -219,12 +219,12 @@ def _covariance(pixels_NP: Array, mean_P: Array) -> Array:
 
 
 def _rounded(values: Array) -> Array:
-    """To float32's digits: the last ones of float64 hang on the order of sums."""
+    """Round to float32: float64's last digits depend on the order of sums."""
     return values.astype(np.float32).astype(np.float64)
 
 
 def _distance(found_NF: Array, centre_F: Array, precision_FF: Array) -> Array:
-    """float64 [N], squared Mahalanobis distances from the centre; the same in any batch."""
+    """Squared Mahalanobis distances from the centre, float64 [N]; the same in any batch."""
     first, second = (found_NF - centre_F).T
     (a, b), (_, d) = precision_FF.tolist()
     return np.asarray(a * first * first + 2 * b * first * second + d * second * second)
@@ -235,6 +235,6 @@ def _rim(image_HW: Array) -> Array:
 
 
 def _likeness_of_neighbours(image_HW: Array) -> float:
-    """1 less the mean squared difference of neighbours over what chance would give."""
+    """1 minus the mean squared difference of neighbours over that expected by chance."""
     apart = [np.square(np.diff(image_HW, axis=axis)).mean() for axis in (0, 1)]
     return float(1 - np.mean(apart) / (2 * image_HW.var()))

@@ -1,9 +1,8 @@
-"""What is exported of a trained network: raw pixels in, answers that need no further work out.
+"""Wrap trained networks for export: the input is raw pixels, the outputs need no post-processing.
 
-Of a classifier these are logits and probabilities, of a pair network those of each of its three
-answers, of a network that gives its input back the image's ink. Pre- and post-processing are
-folded into the graph, so that no consumer keeps a copy of the pixel statistics or of the softmax,
-and none can be wrong in its own way.
+A classifier has logits and probabilities, a pair network has both for each of its three outputs,
+and an autoencoder has the image's ink. Pre- and post-processing are part of the graph, so that
+consumers need no copy of the pixel statistics or the softmax, which could differ from the original.
 
 Shape suffixes: N images, C channels (1), H and W 28 pixels, K classes.
 """
@@ -38,16 +37,16 @@ INK_OUTPUTS = (TensorSpec(name="ink", datatype="FP32", shape=(-1, *IMAGE_SHAPE))
 
 
 class ServableModel(nn.Module):
-    """A classifier with its pixel scaling in front and a softmax behind it.
+    """A classifier with pixel scaling before it and a softmax after it.
 
-    Standardisation and network compute in the classifier's own dtype: ``.double()`` gives the
-    same function in float64, the reference that the exports are measured against.
+    Standardisation and network compute in the classifier's own dtype: ``.double()`` gives the same
+    function in float64, which is the reference for the exports.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
         """Wrap a module from standardised images [N, 1, 28, 28] to logits [N, 10].
 
-        The module is put into evaluation mode: dropout and batch statistics never get exported.
+        The module is put into evaluation mode: dropout and batch statistics are not exported.
         """
         super().__init__()
         self.classifier = classifier
@@ -60,20 +59,20 @@ class ServableModel(nn.Module):
 
 
 class ServablePair(nn.Module):
-    """A pair network with its pixel scaling in front and a softmax behind each answer."""
+    """A pair network with pixel scaling before it and a softmax after each output."""
 
     def __init__(self, network: nn.Module) -> None:
-        """Wrap a module from two standardised images to the logits of three answers."""
+        """Wrap a module from two standardised images to three outputs of logits."""
         super().__init__()
         self.network = network
         self.eval()
 
     def forward(self, first_NHW: Tensor, second_NHW: Tensor) -> tuple[Tensor, ...]:
-        """Two images a sample to what is read in them.
+        """Map two images per sample to the digits in them and their sum.
 
         Args:
             first_NHW: uint8 [N, 28, 28], 0 = paper, 255 = ink.
-            second_NHW: The same.
+            second_NHW: uint8 [N, 28, 28], likewise.
 
         Returns:
             Logits and probabilities, float, of the first digit [N, 10], of the second [N, 10] and
@@ -90,21 +89,21 @@ class ServablePair(nn.Module):
 
 
 class ServableAutoencoder(nn.Module):
-    """A network that gives its input back, as ink: pixel scaling in front, its inverse behind."""
+    """An autoencoder with pixel scaling before it and the inverse, which gives ink, after it."""
 
     def __init__(self, network: nn.Module) -> None:
-        """Wrap a module from standardised images [N, 1, 28, 28] to the same."""
+        """Wrap a module that maps standardised images [N, 1, 28, 28] to images of that kind."""
         super().__init__()
         self.network = network
         self.eval()
 
     def forward(self, images_NHW: Tensor) -> tuple[Tensor]:
-        """uint8 [N, 28, 28], 0 = paper, 255 = ink, to ink in 0..1, float [N, 28, 28]."""
+        """Map uint8 [N, 28, 28], 0 = paper, 255 = ink, to ink in 0..1, float [N, 28, 28]."""
         answer_NCHW = self.network(_standardised(images_NHW, self.network))
         return (to_ink(answer_NCHW).squeeze(1),)
 
 
 def _standardised(images_NHW: Tensor, network: nn.Module) -> Tensor:
-    """Images as the network learnt from them: [N, 1, 28, 28], in its own dtype."""
+    """Images standardised as in training: [N, 1, 28, 28], in the network's own dtype."""
     dtype = next(network.parameters()).dtype
     return standardise(images_NHW.unsqueeze(1).to(dtype) / 255)

@@ -1,7 +1,7 @@
-"""Which values an input may have: declared on the command line, or learned from whole samples.
+"""Which values an input may have: declared on the command line, or inferred from the samples.
 
-Edge cases are made of nothing else. A token id that no vocabulary has, or a mask that hides every
-position, would prove nothing: a network owes it no answer.
+Edge cases use only those values. A token id outside the vocabulary, or a mask that hides every
+position, would prove nothing: the network's output for it is not defined.
 """
 
 import re
@@ -24,16 +24,16 @@ _TOKENS = re.compile(r"tokens=(?P<words>\d+)")
 
 
 def parse_input(text: str) -> TensorSpec:
-    """An input as a person declares it.
+    """Parse the declaration of an input.
 
     Args:
         text: NAME=DATATYPE[SIZES] or NAME=DATATYPE[SIZES]:DOMAIN. A size is a number, -1 for the
-            batch, LOW..HIGH for a variable axis, or AXIS=LOW..HIGH: axes of one name have one size.
+            batch, LOW..HIGH for a variable axis, or AXIS=LOW..HIGH: axes with one name are equal.
             The domain is range=LOW..HIGH, tokens=WORDS, mask or length=LOW..HIGH, e.g.
             "ids=INT64[-1,tokens=4..128]:tokens=30522".
 
     Raises:
-        ValueError: It is not written so.
+        ValueError: The text does not have that form.
     """
     found = _TENSOR.fullmatch(text)
     if not found:
@@ -78,10 +78,10 @@ def _parse_domain(text: str) -> Domain:
 
 
 def domain_of(spec: TensorSpec, array: Array) -> Domain | None:
-    """The declared domain, else what whole samples show; None: only whole samples are known.
+    """The declared domain, else one inferred from the samples; None if it cannot be inferred.
 
-    Learned are pixels (uint8, and pictures of floats within what was seen), masks (ones, then
-    zeros) and ids (integers, within what was seen).
+    It is inferred for pixels (uint8, and float pictures in the observed range), masks (ones, then
+    zeros) and ids (integers in the observed range). Without a domain, edge cases are whole samples.
     """
     if spec.domain is not None:
         return spec.domain
@@ -96,7 +96,7 @@ def domain_of(spec: TensorSpec, array: Array) -> Domain | None:
 
 
 def is_prefix_mask(array: Array) -> bool:
-    """True if each sample is at least one 1, then zeros."""
+    """True if each sample is one or more ones, followed by zeros."""
     if array.ndim < 2:  # noqa: PLR2004 - samples and positions
         return False
     return bool(
@@ -107,10 +107,10 @@ def is_prefix_mask(array: Array) -> bool:
 
 
 def require_domain(spec: TensorSpec, array: Array) -> None:
-    """Refuse samples that are not of the domain that was declared for them.
+    """Refuse samples with values outside their declared domain.
 
     Raises:
-        SubjectError: Says what was found and what was declared.
+        SubjectError: There are such values; the message states the found and the declared ones.
     """
     declared = spec.domain
     if declared is None:
@@ -129,14 +129,14 @@ def require_domain(spec: TensorSpec, array: Array) -> None:
 
 
 def edge_cases(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Arrays]:
-    """By name, one sample each: every input at its smallest, at its largest, and shuffled.
+    """Edge cases by name, one sample each: all inputs smallest, all largest, and all shuffled.
 
     Args:
         specs: The inputs.
         arrays: Samples of them.
 
     Returns:
-        Nothing if no input has a domain: then every value known to be allowed is a sample already.
+        The cases; empty if no input has a domain: the samples then cover all known values.
     """
     if all(domain_of(spec, arrays[spec.name]) is None for spec in specs):
         return {}
@@ -148,7 +148,7 @@ def edge_cases(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Arrays]
 
 
 def edge_values(spec: TensorSpec, array: Array) -> Arrays:
-    """One input's edge cases by name, [...] each: of its domain, or whole observed samples."""
+    """One input's edge cases by name, [...] each: from its domain, else whole observed samples."""
     domain, shape = domain_of(spec, array), array.shape[1:]
     middle = array[len(array) // 2]
     if domain is None:
@@ -160,7 +160,7 @@ def edge_values(spec: TensorSpec, array: Array) -> Arrays:
         return {SMALLEST: first, LARGEST: np.ones(shape, array.dtype), SHUFFLED: middle}
     shuffled = np.random.default_rng(0).permutation(middle.reshape(-1)).reshape(shape)
     low, high = domain.low, domain.high
-    if domain.kind == "length":  # of these samples, which may be shorter than the longest
+    if domain.kind == "length":  # a cropped block's largest length is below the domain's
         low, high = array.min(), min(float(high or 0), float(array.max()))
     return {
         SMALLEST: np.full(shape, low, array.dtype),
@@ -170,7 +170,7 @@ def edge_values(spec: TensorSpec, array: Array) -> Arrays:
 
 
 def shuffle_values(spec: TensorSpec, array: Array, generator: np.random.Generator) -> Array:
-    """Other values of the same domain: shuffled within each sample, or whole samples."""
+    """Other values of the same domain: shuffled within each sample, or whole samples swapped."""
     domain = domain_of(spec, array)
     if domain is None or domain.kind == "mask":
         return np.roll(array, 1, axis=0)

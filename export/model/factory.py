@@ -1,4 +1,4 @@
-"""Any module as a subject: a factory makes it, safetensors fill it, a file of samples asks it."""
+"""Build a model under test from a factory function, a safetensors file and sample files."""
 
 import dataclasses
 import hashlib
@@ -48,24 +48,25 @@ def from_factory(
     logits: Sequence[str] = (),
     calibration: Path | None = None,
 ) -> ModelUnderTest:
-    """Any module: made by a factory, filled with weights, asked samples from a file.
+    """Make any module by its factory, load its weights, and pair it with samples from files.
 
     Args:
-        factory: "package.module:function"; called with ``arguments`` it returns the module; see
-            ``export.model.signature`` for what its forward may take and return. The first axis of
-            each tensor is the batch.
+        factory: "package.module:function", which returns the module when it is called with
+            ``arguments``; see ``export.model.signature`` for what ``forward`` may take and return.
+            The first axis of each tensor is the batch.
         weights: A safetensors file for ``load_state_dict``.
         samples: An .npz with one array for each input; "targets", int [N], may be among them.
-            Several files: of several sizes of the variable axes.
-        arguments: For the factory; they must fit into JSON.
-        declared: What the inputs must be and which values they may have; the file is refused if
-            it differs. May name fewer.
+            Several files hold several sizes of the variable axes.
+        arguments: The factory's arguments; they must be serializable as JSON.
+        declared: What the inputs must be and which values they may have; a file that differs is
+            refused. Inputs may be left out.
         output_names: Names for the outputs; default: a dict's keys, else output_0, output_1, ...
-        logits: Those of the outputs whose largest value is a label.
-        calibration: Like ``samples``, other samples; for int8.
+        logits: The names of the outputs whose largest value is the label.
+        calibration: An .npz of other samples, to calibrate int8.
 
     Raises:
-        SubjectError: The factory, the weights or a file cannot be used; says why and what to do.
+        SubjectError: The factory, the weights or a file cannot be used; the message says why and
+            what to do.
     """
     arguments = dict(arguments or {})
     inner = _make(factory, arguments)
@@ -101,13 +102,13 @@ def from_factory(
 def with_task(
     subject: ModelUnderTest, task: Task | None, labels: Path | None, preprocessing: Path | None
 ) -> ModelUnderTest:
-    """A subject that says what the service shall do with it.
+    """Add to a subject what the service does with the model.
 
     Args:
         subject: From ``from_factory``.
         task: As in the manifest; None: the service derives it from the tensors.
         labels: A text file in UTF-8, one label a line; None: no labels.
-        preprocessing: A JSON file of ``ImagePreprocessing``'s fields; None: no pictures.
+        preprocessing: A JSON file with the fields of ``ImagePreprocessing``; None: no pictures.
 
     Raises:
         SubjectError: A file cannot be used, or image-classification lacks one of them.
@@ -142,7 +143,7 @@ def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _load(module: nn.Module, path: Path) -> str:
-    """Fill a module from a safetensors file, whose SHA-256 is returned; never open a pickle."""
+    """Load a safetensors file into a module and return the file's SHA-256; refuse pickles."""
     if not path.is_file():
         raise SubjectError(f"the weights {path} are not there")
     content = path.read_bytes()
@@ -158,10 +159,10 @@ def _load(module: nn.Module, path: Path) -> str:
     except (SafetensorError, RuntimeError) as error:
         raise SubjectError(f"{path} does not fit the module: {error}") from error
     for part in module.modules():
-        if parametrize.is_parametrized(part):  # weight norm and the like: a matter of training
+        if parametrize.is_parametrized(part):  # e.g. weight norm, which only training needs
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
-            # Loading is done; what it left behind cannot be sent to another process.
+            # These hooks are no longer needed, and they cannot be pickled for another process.
             part._load_state_dict_pre_hooks.clear()
     return hashlib.sha256(content).hexdigest()
 
@@ -186,7 +187,7 @@ def _answer_blocks(
             named = dict(named_tensors(module.answer(given[0])))
             answers = [module(*tensors) for tensors in given]
             fewer = module(*_tensors(blocks[0], EXAMPLES - 1))
-    except Exception as error:  # whatever somebody else's module raises
+    except Exception as error:  # third-party modules raise anything
         raise SubjectError(
             f"{factory} cannot answer its samples in float32: {error}; the arrays are handed to "
             f"forward by the names of its parameters, else in order: {', '.join(blocks[0])}"
@@ -211,7 +212,7 @@ def _output_specs(
     logits: Sequence[str],
     sizes: Sequence[Sizes],
 ) -> tuple[TensorSpec, ...]:
-    """The outputs' specs, from the answers to a few samples of each block and the blocks' sizes."""
+    """The outputs' specs, from each block's sizes and its outputs for a few samples."""
     if len(names) != len(answers[0]) or not set(logits) <= set(names):
         raise SubjectError(
             f"the module has {len(answers[0])} outputs; named were {', '.join(names)}"
@@ -229,7 +230,7 @@ def _output_specs(
 
 
 def _variable(shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> dict[str, Any]:
-    """Shape, bounds and axes of an output whose sizes follow those of the inputs."""
+    """Shape, bounds and axes of an output whose sizes depend on those of the inputs."""
     seen = {axis: [s[axis] for s in shapes] for axis in range(1, len(shapes[0]))}
     bounds = {axis: (min(s), max(s)) for axis, s in seen.items() if len(set(s)) > 1}
     axes = {
@@ -245,10 +246,10 @@ def _variable(shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> dict
 
 
 def _inputs(samples: Samples, declared: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The inputs as declared, else as found.
+    """The inputs' specs: as declared, else as found in the samples.
 
     Raises:
-        SubjectError: The samples are not what was declared.
+        SubjectError: The samples do not match the declaration.
     """
     by_name = {spec.name: spec for spec in declared}
     inputs = []

@@ -1,4 +1,4 @@
-"""What an exported program says of itself: its operators, their arguments and their tensors."""
+"""Read an exported program's graph: operators, their arguments and the stored tensors."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Program = torch.export.ExportedProgram
 
 
 def operator_of(node: Node) -> str:
-    """aten.max_pool2d.default -> max_pool2d, aten.relu_.default -> relu; "" if no function."""
+    """aten.max_pool2d.default -> max_pool2d, aten.relu_.default -> relu; "" for other nodes."""
     if node.op != "call_function":
         return ""
     parts = str(node.target).split(".")
@@ -17,7 +17,7 @@ def operator_of(node: Node) -> str:
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
-    """An operator's arguments by the names of its schema, defaults filled in."""
+    """An operator's arguments by their names in its schema, with the defaults filled in."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {}
@@ -27,7 +27,7 @@ def arguments_of(node: Node) -> dict[str, Any]:
 
 
 def shape_of(value: Any) -> list[Any]:
-    """The shape of a node's first result, free axes as symbols; [] if it is no tensor."""
+    """The shape of a node's first result, with free axes as symbols; [] if it is no tensor."""
     found = value.meta.get("val") if isinstance(value, Node) else None
     if isinstance(found, tuple | list):
         found = found[0]
@@ -45,7 +45,7 @@ def named_nodes(program: Program, outputs: list[str]) -> dict[str, Node]:
 
 
 def stored_nodes(program: Program) -> dict[Node, str]:
-    """The placeholders of parameters, buffers and constants, with the checkpoint's names."""
+    """Placeholders of parameters, buffers and constants, with their names in the checkpoint."""
     signature = program.graph_signature
     names = {
         **signature.inputs_to_parameters,

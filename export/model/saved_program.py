@@ -1,4 +1,4 @@
-"""The exported program of a bundle as the module under test, for bundles that the caller trusts.
+"""Use a bundle's exported program as the module under test, if the caller trusts the bundle.
 
 ``torch.export.load`` can run code from a prepared file: it unpickles constants and sample inputs,
 evaluates symbolic expressions as Python and calls any function below ``torch`` by its name.
@@ -18,24 +18,24 @@ from export.model.sizes import with_sizes
 from export.model.under_test import ModelUnderTest, read_samples
 
 Program = torch.export.ExportedProgram
-WRAPPER = "module."  # ``factory.Positional`` wraps what the weights were saved from
+WRAPPER = "module."  # ``signature.Positional`` wraps the module whose weights were saved
 
 
 def from_program(bundle: Bundle, samples: Sequence[Path]) -> tuple[ModelUnderTest, Program]:
-    """The module that a trusted bundle's model.pt2 holds, and its program.
+    """Load the module and the program of a trusted bundle's model.pt2.
 
     Args:
         bundle: An opened bundle whose author the caller trusts.
-        samples: The files of samples that it was proven on.
+        samples: The sample files that the bundle was proven on.
 
     Raises:
-        BundleError: There is no such program, or its weights are not those of the bundle.
+        BundleError: The bundle has no such program, or the program's weights are not the bundle's.
         SubjectError: The samples cannot be used.
     """
     path, manifest = bundle.model_path("pt2"), bundle.manifest
     try:
         program = torch.export.load(path)
-    except Exception as error:  # PyTorch's loader raises whatever it stumbles on
+    except Exception as error:  # PyTorch's loader raises many classes
         raise BundleError(f"{path} is no model that can be run: {error}") from error
     _hold_the_weights(program, bundle.path("weights"), path)
     subject = ModelUnderTest(

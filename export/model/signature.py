@@ -1,7 +1,7 @@
-"""Named arrays as the arguments of any ``forward``, and its answer as named tensors.
+"""Map named arrays to the arguments of any ``forward``, and its result to named tensors.
 
 A graph has a flat list of inputs and outputs. ``forward`` may take keyword-only and optional
-arguments, tuples and dicts, and may return nested ones.
+arguments, tuples and dicts, and may return nested tuples and dicts.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 Plan = dict[str, Any]
-"""Arguments by the name of the parameter: the position of a tensor, or a tuple or dict of such."""
+"""By parameter name: a tensor's position among the inputs, or a tuple or dict of positions."""
 
 
 class Positional(nn.Module):
-    """Any module as a function from its inputs' tensors, in order, to a flat tuple of tensors."""
+    """Wraps any module: takes the input tensors in order and returns a flat tuple of tensors."""
 
     def __init__(self, module: nn.Module, names: Sequence[str] = ()) -> None:
         """Wrap a module and put it into evaluation mode.
 
         Args:
-            module: Any.
-            names: The inputs' names; see ``plan_arguments``. None: they are taken in order.
+            module: Any module.
+            names: The inputs' names; see ``plan_arguments``. If empty, inputs are positional.
         """
         super().__init__()
         self.module = module
@@ -31,30 +31,30 @@ class Positional(nn.Module):
         self.eval()
 
     def answer(self, inputs: Sequence[Tensor]) -> Any:
-        """What the module itself returns."""
+        """Return the wrapped module's own result."""
         if self.plan is None:
             return self.module(*inputs)
         return self.module(**{name: _filled(part, inputs) for name, part in self.plan.items()})
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The inputs in their order to the outputs in theirs."""
+        """Map the inputs, in their order, to the outputs, in their order."""
         return tuple(tensor for _, tensor in named_tensors(self.answer(inputs)))
 
 
 def plan_arguments(module: nn.Module, names: Sequence[str]) -> Plan | None:
-    """How the inputs are handed to ``forward``.
+    """Plan how the inputs are passed to ``forward``.
 
-    Inputs that bear the names of parameters are handed over by name, so that optional parameters
-    may be left out; "state_0" and "state_1" make up a tuple for the parameter "state", "batch_ids"
-    and "batch_mask" a dict for "batch".
+    Inputs with the name of a parameter are passed by name, so that optional parameters may be left
+    out. "state_0" and "state_1" make up a tuple for the parameter "state"; "batch_ids" and
+    "batch_mask" make up a dict for "batch".
 
     Args:
-        module: Whose forward it is.
+        module: The module that has the ``forward``.
         names: The inputs' names.
 
     Returns:
-        None if a name is of no parameter, or a parameter without a default would be left out: then
-        the inputs are taken in order.
+        The plan. None if a name belongs to no parameter, or a parameter without a default would be
+        left out: the inputs are then passed by position.
     """
     parameters = inspect.signature(module.forward).parameters
     parts: dict[str, dict[str, Any]] = {}
@@ -71,7 +71,7 @@ def plan_arguments(module: nn.Module, names: Sequence[str]) -> Plan | None:
         if p.default is inspect.Parameter.empty and p.kind not in variadic
     }
     positional_only = any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters.values())
-    # One part with a word behind it, such as "input_ids" for "input", is no dict of one.
+    # One input such as "input_ids" for the parameter "input" is not a dict with one entry.
     single = any(len(part) == 1 and "" not in part for part in parts.values())
     if not required <= parts.keys() or positional_only or single:
         return None
@@ -95,13 +95,13 @@ def _filled(part: Any, inputs: Sequence[Tensor]) -> Any:
 
 
 def named_tensors(answer: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a module's answer with their names, in order; None is left out.
+    """Yield the tensors of a module's result with their names, in order; None is left out.
 
     Names are the keys of dicts and the fields of named tuples and data classes, else positions:
     ``(y, (h, c))`` has output_0, output_1_0 and output_1_1.
 
     Raises:
-        TypeError: Something in it is no tensor.
+        TypeError: A part of the result is not a tensor.
     """
     if isinstance(answer, Tensor):
         yield name or "output_0", answer

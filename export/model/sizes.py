@@ -1,7 +1,7 @@
-"""Variable axes besides the batch, such as the length of a text: which sizes are proven.
+"""Which sizes are proven for variable axes other than the batch, such as the length of a text.
 
-Samples of one size make up a block. Proven are the smallest and the largest sizes and one between;
-where the user has no samples of a size, larger ones are cropped.
+Samples of one size make up a block. The smallest size, the largest and one in between are proven;
+if the user has no samples of a size, larger ones are cropped.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ CROPPED_SAMPLES = 256
 
 
 def variable_axes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
-    """Smallest and largest size of each variable axis by its name.
+    """The smallest and the largest size of each variable axis, by its name.
 
     Raises:
-        SubjectError: Axes of one name were declared with different bounds.
+        SubjectError: Axes with the same name were declared with different bounds.
     """
     found: dict[str, tuple[int, int]] = {}
     for spec in inputs:
@@ -41,7 +41,7 @@ def block_sizes(inputs: Sequence[TensorSpec], arrays: Arrays) -> Sizes:
     """The sizes of the variable axes in some samples.
 
     Raises:
-        SubjectError: They are out of bounds, or differ among axes of one name.
+        SubjectError: A size is out of bounds, or axes with the same name have different sizes.
     """
     sizes: Sizes = {}
     for spec in inputs:
@@ -56,10 +56,10 @@ def block_sizes(inputs: Sequence[TensorSpec], arrays: Arrays) -> Sizes:
 
 
 def with_sizes(inputs: Sequence[TensorSpec], given: Sequence[Samples]) -> Samples:
-    """The first samples given, with further ones so that every size that must be proven is there.
+    """The first samples given, with other blocks so that every size that must be proven is there.
 
     Raises:
-        SubjectError: A size is not there, and no samples are large enough to be cropped to it.
+        SubjectError: A size is missing, and no samples are large enough to be cropped to it.
     """
     axes = variable_axes(inputs)
     first, *further = given
@@ -85,7 +85,7 @@ def with_sizes(inputs: Sequence[TensorSpec], given: Sequence[Samples]) -> Sample
 
 
 def sizes_to_prove(axes: dict[str, tuple[int, int]]) -> list[Sizes]:
-    """Every axis at its largest, at its smallest and between, and each alone at its smallest."""
+    """All axes at their largest, their smallest and in between; each axis alone at its smallest."""
     if not axes:
         return []
     largest = {name: high for name, (_, high) in axes.items()}
@@ -112,7 +112,7 @@ def _cropped(inputs: Sequence[TensorSpec], samples: Samples, sizes: Sizes) -> Sa
 
 
 def _shortened(spec: TensorSpec, array: Array, inputs: Sequence[TensorSpec], sizes: Sizes) -> Array:
-    """Lengths that are not beyond what is left of the axis that they count."""
+    """Lengths, limited to the cropped size of the axis that they count."""
     if spec.domain is None or spec.domain.kind != "length":
         return array
     counted = [n for n, (_, high) in variable_axes(inputs).items() if high == spec.domain.high]

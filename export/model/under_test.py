@@ -1,4 +1,4 @@
-"""What is exported: a module, its tensors, and the samples that it is asked."""
+"""The model under test: a module, the specs of its tensors, and the samples it is run on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -30,14 +30,15 @@ FIXED_SIZE = (
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs by name, and what is known of them.
+    """Inputs by name, and where they come from.
 
     Attributes:
-        arrays: First axis: the sample.
-        targets: int64 [N], the right labels; None if they are not known.
-        name: What they are, in words; ``sha256`` is the fingerprint of where they come from.
-        sizes: Of the variable axes, in words; empty of the samples that all else is asked of.
-        others: Samples of other sizes, each proven as well.
+        arrays: The inputs by name; the first axis is the sample.
+        targets: int64 [N], the ground-truth labels; None if they are not known.
+        name: A description of the samples.
+        sha256: The fingerprint of the source that they were read from.
+        sizes: The sizes of the variable axes, as text; empty for the main block of samples.
+        others: Blocks of samples with other sizes, each of which is proven too.
     """
 
     arrays: Arrays
@@ -48,28 +49,29 @@ class Samples:
     others: tuple["Samples", ...] = ()
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(next(iter(self.arrays.values())))
 
     def first(self, count: int) -> "Samples":
-        """The first of them, and of those of other sizes."""
+        """The first ``count`` samples, of this block and of the blocks of other sizes."""
         arrays = {name: array[:count] for name, array in self.arrays.items()}
         targets = None if self.targets is None else self.targets[:count]
         others = tuple(samples.first(count) for samples in self.others)
         return replace(self, arrays=arrays, targets=targets, others=others)
 
     def summary(self) -> SampleSet:
-        """For the manifest."""
+        """The summary for the manifest."""
         return SampleSet(name=self.name, samples=len(self), sha256=self.sha256)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a model of images learned from, and what was held out meanwhile, for its guard.
+    """An image model's training and held-out images, which its guard is fitted to.
 
     Attributes:
-        images: uint8 [N, 28, 28]; ``held_out`` uint8 [M, 28, 28].
-        name: What they are taken from, in words.
+        images: The training images, uint8 [N, 28, 28].
+        held_out: Images held out of training, uint8 [M, 28, 28].
+        name: The name of the data set that they are taken from.
     """
 
     images: Array
@@ -84,13 +86,13 @@ class ModelUnderTest:
     Attributes:
         module: float32, on the CPU, in evaluation mode; takes the inputs in their order, returns
             the outputs in theirs.
-        weights: The safetensors file that its weights came from, and ``weights_sha256`` that of
-            its content when they were read; None: not known.
-        samples: What the gate asks.
-        calibration: What int8's scales are fitted to; None: no int8.
-        learned: Images, for a guard; None: not known, or the inputs are others.
-        task: What the service does with it; None: the service derives it from the tensors.
-        preprocessing: How a picture becomes an input, for image classifiers.
+        weights: The safetensors file that the module's weights came from.
+        weights_sha256: The SHA-256 of that file when it was read; None if not known.
+        samples: The samples that the gate runs.
+        calibration: The samples that int8's scales are fitted to; None: no int8.
+        learned: Images, for a guard; None if they are not known or the inputs are not images.
+        task: What the service does with the model; None: it is derived from the tensors.
+        preprocessing: How a picture is converted to an input, for image classifiers.
     """
 
     name: str
@@ -110,7 +112,7 @@ class ModelUnderTest:
 
     @property
     def architecture(self) -> str:
-        """What made the module: an architecture of ``training``, or a factory."""
+        """What makes the module: the name of an architecture in ``training``, or of a factory."""
         if self.training is not None:
             return str(self.training.config["model"])
         return self.factory.factory if self.factory else self.name
@@ -122,20 +124,20 @@ class ModelUnderTest:
 
     @property
     def example(self) -> tuple[Tensor, ...]:
-        """A few samples of the largest sizes, for tracing: an axis of size 1 would be fixed."""
+        """A few samples of the largest sizes, for tracing, which would fix an axis of size 1."""
         blocks = (self.samples, *self.samples.others)
         largest = max(blocks, key=lambda block: sum(a[:1].size for a in block.arrays.values()))
         return tuple(torch.from_numpy(a[:EXAMPLES].copy()) for a in largest.arrays.values())
 
 
 def read_samples(paths: Sequence[Path]) -> list[Samples]:
-    """Samples from .npz files, a file for each size; nothing in them is unpickled.
+    """Read samples from .npz files, one file for each size; nothing in them is unpickled.
 
     Returns:
-        Those of each file; all bear the name and the fingerprint of the files together.
+        The samples of each file; all have the name and the fingerprint of the files together.
 
     Raises:
-        SubjectError: No such file, or its arrays do not fit each other.
+        SubjectError: A file is missing, or the arrays do not fit each other.
     """
     found = [_read(path) for path in paths]
     if len(found) == 1:

@@ -1,1 +1,1 @@
-"""Parity: does an exported file compute what its checkpoint computes, and how is that known?"""
+"""The parity gate: prove that an exported file computes what its checkpoint computes."""

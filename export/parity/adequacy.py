@@ -1,6 +1,6 @@
-"""Unit coverage: do the gate's samples see the whole network?
+"""Measure unit coverage: which units of the network the gate's samples activate.
 
-A fault in a unit that no sample activates shows in no answer.
+A fault in a unit that no sample activates is not visible in any output.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ ACTIVATIONS = {
 }
 COVERAGE_BATCH = 500
 PICTURE_NDIM = 4
-# Where a layer puts its units: of [N, T, C] a dense layer's are last, a convolution's are not.
+# The axis of a layer's units: in [N, T, C], a dense layer's is last, a convolution's is second.
 UNITS_LAST = {"linear", "matmul", "mm", "addmm", "bmm", "layer_norm", "rms_norm", "gru", "lstm"}
 UNITS_SECOND = {
     "conv1d",
@@ -50,15 +50,15 @@ UNITS_SECOND = {
 
 
 def measure_coverage(program: Program, inputs: Arrays, narrow: int) -> Coverage:
-    """Which units the samples activate.
+    """Measure which units the samples activate.
 
-    A unit is a neuron or a channel behind an activation function. It is active if its value is
-    not the same for all samples and positions: a ReLU's that is always 0 is not.
+    A unit is a neuron or a channel after an activation function. It is active if its value is not
+    the same for all samples and positions; the unit of a ReLU that is always 0 is inactive.
 
     Args:
         program: The module's graph.
-        inputs: All samples, those of every batch size first.
-        narrow: How many those are.
+        inputs: All samples; those that every batch size runs over come first.
+        narrow: The number of samples that every batch size runs over.
     """
     lows: dict[str, list[Array]] = {}
     highs: dict[str, list[Array]] = {}
@@ -89,20 +89,20 @@ def measure_coverage(program: Program, inputs: Arrays, narrow: int) -> Coverage:
 
 
 def units_axis(activation: Node, ndim: int) -> int:
-    """The axis of a value's units: that of the layer which it comes from.
+    """The axis of a value's units, which is the axis of the layer before the activation.
 
     Args:
         activation: The node of the value.
-        ndim: How many axes it has.
+        ndim: The value's number of axes.
     """
     axis = _axis_behind(activation, ndim)
-    if axis is None:  # an axis between two others is a position in a text more often than a unit
+    if axis is None:  # a middle axis is usually a position in a text
         axis = 1 if ndim == PICTURE_NDIM else ndim - 1
     return axis
 
 
 def _axis_behind(node: Node, ndim: int) -> int | None:
-    """The axis of units in a node's value, by the nearest layer before it; None: not known."""
+    """The axis of units in a node's value, from the nearest layer before it; None: not known."""
     operator = operator_of(node)
     if operator in UNITS_LAST:
         return ndim - 1

@@ -1,6 +1,6 @@
-"""The exported files as functions that run on a device, here or in a process of their own.
+"""Run the exported files on a device, in this process or in a separate one.
 
-Formats that a device cannot run are named with the reason, never left out in silence.
+Formats that a device cannot run are listed with the reason, never left out silently.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from export.bundle.session import OnnxModel
 from export.bundle.tolerances import Device
 from export.worker import OPENING_S, Worker
 
-BYTES_PER_S = 1_000_000  # far below the speed at which any format is opened
+BYTES_PER_S = 1_000_000  # far slower than any format opens
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file, and how it is run.
+    """A model's file, and how it is run.
 
     Attributes:
         outputs: The outputs' names, in order.
         threads: Threads within an operator, on the CPU.
         tf32: See ``OnnxModel``.
-        cuda_graphs: See there.
+        cuda_graphs: See ``OnnxModel``.
     """
 
     variant: str
@@ -44,15 +44,15 @@ class ModelFile:
 
     @property
     def needs_torch(self) -> bool:
-        """True unless ONNX Runtime runs it."""
+        """True unless ONNX Runtime runs the file."""
         return not self.variant.startswith("onnx")
 
     def open(self) -> Predict:
-        """The file as a function from inputs to outputs, in this process.
+        """Open the file in this process, as a function from inputs to outputs.
 
         Raises:
-            BundleError: It is no model that can be run.
-            DeviceUnavailableError: The device is not there.
+            BundleError: The file is not a model that can be run.
+            DeviceUnavailableError: The device is not available.
         """
         if not self.needs_torch:
             return OnnxModel(
@@ -75,10 +75,10 @@ class ModelFile:
         return in_threads
 
     def tensors(self) -> Arrays | None:
-        """The tensors of a file of PyTorch's, by name; a frozen file's constants have lost theirs.
+        """The tensors of a PyTorch file by name (frozen constants lost theirs); None for ONNX.
 
         Raises:
-            BundleError: It is no model that can be opened.
+            BundleError: The file is not a model that can be opened.
         """
         if not self.needs_torch:
             return None
@@ -94,17 +94,17 @@ class ModelFile:
         return frozen_constants(model) if self.variant.endswith("frozen") else state_arrays(model)
 
 
-# One, odd ones, powers of two and their neighbours (kernels switch there). The first runs over
-# every sample, the others over the first NARROW, which leaves a remainder for most. 1,024 stands
-# for what a service may run beyond them.
+# Batches of one, odd sizes, and powers of two with their neighbours, where kernels change. The
+# first size runs over every sample, the others over the first NARROW, where most leave a remainder.
+# 1,024 represents larger batches that a service may run.
 BATCH_SIZES = (256, 1024, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
-# The service runs long batches in two threads: other places where sums are cut.
+# The service runs long batches in two threads, which split sums at other places.
 IN_TWO_THREADS = (1024, 64, 8)
 RUNS = tuple((size, 1) for size in BATCH_SIZES) + tuple((size, 2) for size in IN_TWO_THREADS)
-# What a first look takes.
+# The runs of a first look (``build --quick``).
 QUICK_RUNS = ((256, 1), (8, 1), (1, 1), (64, 2))
-# Of edge cases and of further sizes: whether an answer depends on the batch is asked of the first
-# samples.
+# The runs of edge cases and of other sizes: the first block of samples already tests whether an
+# output depends on the batch.
 FEW_RUNS = ((64, 1), (7, 1), (1, 1))
 
 
@@ -113,11 +113,11 @@ class Setting:
     """Where and how the files are run.
 
     Attributes:
-        device: Where; the reference is always the CPU.
-        tf32: On CUDA, run the fp32 file with TF32 on, as the variant onnx-tf32, and it alone.
+        device: The device of the files; the reference always runs on the CPU.
+        tf32: On CUDA, run only the fp32 file, with TF32 on, as the variant onnx-tf32.
         cuda_graphs: On CUDA, replay recorded graphs.
-        strict: A file that is no model is an error, and no verdict on its variant.
-        runs: Batch sizes and threads.
+        strict: Raise an error if a file is not a model, instead of failing its variant.
+        runs: Pairs of a batch size and a number of threads.
     """
 
     device: Device = "cpu"
@@ -149,25 +149,25 @@ def choose_files(
 
 
 class Workers:
-    """Two processes: one for ONNX files and conversions, without torch, and one with it."""
+    """Two processes: one without torch, for ONNX files and conversions, and one with torch."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Create both workers; their processes are not started yet."""
         self.onnx, self.torch = Worker(), Worker()
 
     def __enter__(self) -> Self:
-        """Start both, so that they are there when they are needed."""
+        """Start both processes, so that the first calls do not wait for them."""
         self.onnx.__enter__()
         self.torch.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End both."""
+        """End both processes."""
         self.onnx.__exit__()
         self.torch.__exit__()
 
     def of(self, file: ModelFile) -> Worker:
-        """The one that runs a file."""
+        """The worker that runs a file."""
         return self.torch if file.needs_torch else self.onnx
 
 
@@ -175,35 +175,35 @@ class Candidate:
     """A file that a worker runs; calling it runs a batch."""
 
     def __init__(self, file: ModelFile, workers: Workers, stored: Path, patience_s: float) -> None:
-        """Open nothing yet.
+        """Prepare a candidate; the file is not opened yet.
 
         Args:
-            file: What is run.
-            workers: Where.
+            file: The file to run.
+            workers: The processes, one of which runs it.
             stored: A folder from ``store_samples``.
-            patience_s: Who takes longer over all stored samples hangs.
+            patience_s: The timeout of a run over all stored samples.
         """
         self.file = file
         self._workers, self._worker = workers, workers.of(file)
         self._stored, self._patience_s = stored, patience_s
 
     def with_file(self, file: ModelFile) -> "Candidate":
-        """Another file, asked the same samples."""
+        """A candidate for another file and the same samples."""
         return Candidate(file, self._workers, self._stored, self._patience_s)
 
     def open(self) -> Arrays | None:
-        """Open the file there and return its tensors by name, if it keeps them."""
+        """Open the file in the worker and return its tensors by name; None for ONNX files."""
         patience_s = OPENING_S + self.file.path.stat().st_size / BYTES_PER_S
         state: Arrays | None = self._worker.call(_open, self.file, timeout_s=patience_s)
         return state
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Inputs by name, one batch, to outputs by name."""
+        """Run one batch: inputs by name to outputs by name."""
         found: Arrays = self._worker.call(_run, self.file, inputs, timeout_s=self._patience_s)
         return found
 
     def answers(self, count: int, batch_size: int, threads: int) -> Arrays:
-        """Outputs by name for the first of the stored samples."""
+        """Outputs by name for the first ``count`` stored samples."""
         file = dataclasses.replace(self.file, threads=threads)
         arguments = (file, self._stored, count, batch_size)
         found: Arrays = self._worker.call(_run_stored, *arguments, timeout_s=self._patience_s)
@@ -211,17 +211,17 @@ class Candidate:
 
 
 def store_samples(inputs: Arrays, folder: Path) -> None:
-    """Write samples where workers find them: they are asked for many times."""
+    """Write samples to a folder, from which workers read them for many runs."""
     folder.mkdir()
     for position, (name, array) in enumerate(inputs.items()):
         np.save(folder / f"{position:03}.{name}.npy", array)
 
 
 def run_filled(predict: Predict, inputs: Arrays, batch_size: int) -> Arrays:
-    """Outputs in batches of a size; fewer samples than that are repeated to fill one batch.
+    """Run samples in batches of one size; too few samples are repeated to fill one batch.
 
-    Of a sample's several answers the one that differs most from the first is returned, so that a
-    fault at a later place in the batch is not lost.
+    If a sample has several outputs, the one that differs most from the first is returned, so that a
+    fault at a later position in the batch is found.
     """
     count = len(next(iter(inputs.values())))
     if count >= batch_size:
@@ -244,7 +244,7 @@ def _farthest(answers: Array, count: int) -> Array:
     return worst
 
 
-# What follows runs in a worker, which may be a new one at each call: it opens what it needs.
+# The functions below run in a worker, which may be new at each call: they open what they need.
 
 
 def _opened(file: ModelFile) -> Predict:
@@ -253,7 +253,7 @@ def _opened(file: ModelFile) -> Predict:
 
 @functools.cache
 def _opened_as(file: ModelFile, _changed_ns: int) -> Predict:
-    """The file as it is now: a repair may replace it."""
+    """Open the file, cached by its time of change: a repair may replace it."""
     return file.open()
 
 
@@ -270,7 +270,7 @@ def _load(variant: str, path: Path, device: Device, tf32: bool) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript's deprecation
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(path, map_location=device)
-    except Exception as error:  # PyTorch's loaders raise whatever they stumble on
+    except Exception as error:  # PyTorch's loaders raise many classes
         raise BundleError(f"{path} is no model that can be run: {error}") from error
 
 

@@ -1,9 +1,9 @@
-"""Inside the graph: every value of the ONNX file beside the same value of the checkpoint.
+"""Compare every value inside the ONNX graph with the same value of the checkpoint.
 
-The exporter names the values of the ONNX graph after the nodes of its program. So one run of the
-file with every value as an output (nothing optimised away) and one of the program by an
-interpreter give pairs of arrays, in the order of computation: the error by layer, and the first
-value that is wrong.
+The exporter names the values of the ONNX graph after the nodes of its program. The file is run with
+every value as an output and without optimization, and the program is run by an interpreter. This
+gives pairs of arrays in the order of computation, which show the error of each layer and the first
+wrong value.
 """
 
 import re
@@ -23,8 +23,8 @@ from export.parity.interpreter import node_values
 from export.parity.schema import Layer
 from training.provenance import REPOSITORY
 
-# IEEE 754 leaves no freedom to these; products and sums over many terms have an order, and
-# functions like exp an implementation.
+# IEEE 754 fixes the results of these. Products and sums over many terms depend on their order, and
+# functions like exp on their implementation.
 EXACT = {
     "add",
     "sub",
@@ -66,14 +66,14 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<
 
 
 class Inside:
-    """A program's values for some samples, in float32 and in float64, to compare files with."""
+    """A program's values for some samples, in float32 and float64, to compare files with."""
 
     def __init__(self, program: Program, outputs: list[str], inputs: Arrays) -> None:
         """Run the program once in each precision.
 
         Args:
-            program: From ``convert.onnx_export.translate``; its node names are the ONNX values'
-                names.
+            program: From ``convert.onnx_export.translate``; its nodes have the names of the ONNX
+                values.
             outputs: The ONNX graph's outputs, in order.
             inputs: A few samples.
         """
@@ -84,11 +84,11 @@ class Inside:
         self._exact = _exact(self._nodes)
 
     def layers(self, model: onnx.ModelProto) -> tuple[Layer, ...]:
-        """Each float value of an ONNX graph that the program knows too, in order."""
+        """Each float value of an ONNX graph that the program also has, in order."""
         return self.compare(model).layers
 
     def exact_error(self, model: onnx.ModelProto) -> float:
-        """The largest error of the values that exactly rounded operators alone lead to.
+        """The largest error of the values that depend only on exactly rounded operators.
 
         Only these operators of the file are run.
         """
@@ -97,7 +97,7 @@ class Inside:
         return max((layer.max_abs_error for layer in layers if layer.exact), default=0.0)
 
     def compare(self, model: onnx.ModelProto) -> "Compared":
-        """Hold each float value of an ONNX graph against the program's of that name, in order."""
+        """Compare each float value of an ONNX graph with the program's of that name, in order."""
         return self._compare(model, onnx_values(model, self._inputs))
 
     def _compare(self, model: onnx.ModelProto, values: Arrays) -> "Compared":
@@ -131,7 +131,7 @@ class Inside:
 
 
 def without_shared_infinities(first: Array, *others: Array) -> tuple[Array, ...]:
-    """Arrays with 0 where all are the same infinity, as an attention mask's values are."""
+    """Arrays with 0 where all have the same infinity, as in an attention mask."""
     shared = np.isinf(first)
     for values in others:
         shared &= values == first
@@ -142,12 +142,12 @@ def without_shared_infinities(first: Array, *others: Array) -> tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of comparing an ONNX file's inside with the program's.
+    """The result of comparing the values inside an ONNX file with the program's.
 
     Attributes:
-        layers: The values that both know, in the order of computation.
-        unmatched: Names of the file's other float values: parts of operators that the program has
-            as one, which only the values behind them prove.
+        layers: The values that both have, in the order of computation.
+        unmatched: Names of the file's other float values: they are parts of what is one operator in
+            the program, and only the values after them prove them.
     """
 
     layers: tuple[Layer, ...]
@@ -155,7 +155,7 @@ class Compared:
 
 
 def _exact(nodes: dict[str, Node]) -> set[str]:
-    """Names of the values that exactly rounded operators alone lead to."""
+    """Names of the values that depend only on exactly rounded operators."""
     graph = next(iter(nodes.values())).graph
     order = {node: position for position, node in enumerate(graph.nodes)}
     exact_nodes: set[Node] = set()
@@ -170,7 +170,7 @@ def _exact(nodes: dict[str, Node]) -> set[str]:
 
 
 def onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
-    """Every value of an ONNX graph, in the order of its nodes; nothing is fused or left out."""
+    """Every value of an ONNX graph, in the order of its nodes, without fusing or optimizing."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     known = {value.name for value in opened.graph.output}
@@ -180,10 +180,10 @@ def onnx_values(model: onnx.ModelProto, inputs: Arrays) -> Arrays:
 
 
 class RecordedFile:
-    """An ONNX file's values for some inputs, from which copies that differ in few nodes are run.
+    """An ONNX file's values for some inputs, which are reused for copies that differ in few nodes.
 
-    A node that is as in the file gives what it gave there, as long as its inputs are the same. So
-    of a copy only the nodes that differ are run, on the inputs that they have in the file.
+    An unchanged node with unchanged inputs has the same result in a copy. Therefore only the nodes
+    that differ are run, with the inputs that they have in the file.
 
     Attributes:
         values: Every value of the file, in the order of its nodes.
@@ -196,12 +196,12 @@ class RecordedFile:
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def changed_values(self, model: onnx.ModelProto, known: Collection[str]) -> Arrays:
-        """The values of a copy that its own changes reach without passing a known value.
+        """The values of a copy that its changes affect directly, not through a known value.
 
         Args:
-            model: The copy; its values bear the same names.
-            known: Values that are held against their own operator: what lies behind one is given
-                the file's value of it, not the copy's.
+            model: The copy; its values have the same names.
+            known: Values that are compared with their own operator: the nodes after one are given
+                the file's value, not the copy's.
         """
         nodes, before = model.graph.node, self._model.graph.node
         has_blocks = any(part.HasField("g") for node in nodes for part in node.attribute)
@@ -225,12 +225,12 @@ class RecordedFile:
 
 
 def _run_part(model: onnx.ModelProto, nodes: list[onnx.NodeProto], given: Arrays) -> Arrays:
-    """What some nodes of a model give.
+    """The results of some nodes of a model.
 
     Args:
-        model: Theirs.
-        nodes: In the order of computation.
-        given: Values that they take; they may be among those that the nodes give.
+        model: The model that has the nodes.
+        nodes: The nodes in the order of computation.
+        given: Values that the nodes take as inputs; some may also be results of the nodes.
     """
     names = [name for node in nodes for name in node.output if name]
     taken = {name for node in nodes for name in node.input}
@@ -254,7 +254,7 @@ def _run_part(model: onnx.ModelProto, nodes: list[onnx.NodeProto], given: Arrays
 
 
 def _leading_to(model: onnx.ModelProto, wanted: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes that lead to some values, in order."""
+    """The nodes that some values depend on, in order."""
     needed, kept = set(wanted), list[onnx.NodeProto]()
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
@@ -264,7 +264,7 @@ def _leading_to(model: onnx.ModelProto, wanted: Iterable[str]) -> list[onnx.Node
 
 
 def _run(model: onnx.ModelProto, names: list[str], inputs: Arrays) -> Arrays:
-    """Values of a model by name, nothing optimised away."""
+    """Run a model without optimization and return the named values."""
     if not names:
         return {}
     options = ort.SessionOptions()
@@ -277,13 +277,13 @@ def _run(model: onnx.ModelProto, names: list[str], inputs: Arrays) -> Arrays:
 
 
 def module_of(node: Node) -> str:
-    """The innermost module's path."""
+    """The path of a node's innermost module; "" if it is not known."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
 
 
 def _source(node: Node) -> tuple[str, str]:
-    """Place and text of the innermost line that is not PyTorch's, without this machine's path."""
+    """The innermost source line outside PyTorch: its place, without local paths, and its text."""
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
     ours = [f for f in frames if "/torch/" not in f["file"]] or frames
     if not ours:

@@ -1,9 +1,9 @@
-"""Runs an exported program node by node: as it is, or with every floating operator in float64.
+"""Run an exported program node by node: as it is, or with every floating operator in float64.
 
-``module.double()`` is no float64 reference: a ``.float()`` in ``forward``, an explicit dtype or
-``uint8 / 255`` computes in float32 all the same, and nothing says so. Here each operator that runs
-is intercepted, the parts of composite ones among them; what still gives less than float64 is named
-and the reference refused.
+``module.double()`` is not a float64 reference: a ``.float()`` in ``forward``, an explicit dtype or
+``uint8 / 255`` silently computes in float32. Here each operator that runs is intercepted, including
+the parts of composite operators. If one still returns less than float64, the reference is refused
+and the error names the operator.
 """
 
 import threading
@@ -23,7 +23,7 @@ from export.bundle.manifest import SubjectError
 from export.bundle.metrics import Arrays
 from export.model.program import Program
 
-# The default dtype is one for all threads.
+# The default dtype is shared by all threads.
 _ONE_AT_A_TIME = threading.Lock()
 
 WIDE = {
@@ -36,10 +36,10 @@ WIDE = {
 
 
 class NarrowOperatorError(SubjectError):
-    """An operator cannot be computed in float64, so there is no reference; names the operator."""
+    """An operator, named in the message, cannot be computed in float64: there is no reference."""
 
     def __init__(self, operators: set[str]) -> None:
-        """Say which operators, and what to do."""
+        """Make a message that names the operators and says what to do."""
         super().__init__(
             f"there is no float64 reference: {', '.join(sorted(operators))} computed in less than "
             "float64 although every input was float64; expected operators that follow the type of "
@@ -48,10 +48,10 @@ class NarrowOperatorError(SubjectError):
 
 
 class _Float64Mode(TorchDispatchMode):
-    """While it is active, every operator takes and gives float64 instead of narrower floats.
+    """While it is active, every operator takes and returns float64 instead of narrower floats.
 
     Attributes:
-        narrow: The operators that gave a narrower float all the same.
+        narrow: The operators that returned a narrower float nevertheless.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class _Float64Mode(TorchDispatchMode):
         given = (args, kwargs or {})
         wide_args, wide_kwargs = tree_map(_widened, given)
         result = func(*wide_args, **wide_kwargs)
-        # A copy that was widened would be changed in place of the tensor that was meant.
+        # An in-place operator would have changed the widened copy, not the tensor itself.
         lost = func._schema.is_mutable and any(map(_is_narrow, tree_leaves(given)))
         if lost or any(map(_is_narrow, tree_leaves(result))):
             self.narrow.add(str(func))
@@ -75,24 +75,24 @@ class WideInterpreter(Interpreter):
     """Runs a program as it is, or with every floating operator in float64 (``run_program``)."""
 
     def __init__(self, program: Program, *, double: bool) -> None:
-        """Run nothing yet."""
+        """Prepare the program; nothing is run yet."""
         super().__init__(program.module())
         self.double = double
 
     def run_node(self, n: Node) -> Any:
-        """The node's value."""
+        """Return the node's value."""
         result = super().run_node(n)
         return _widened(result) if self.double and n.op in ("get_attr", "placeholder") else result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the node's function gives."""
+        """Return the result of the node's function."""
         if self.double and isinstance(target, HigherOrderOperator):
             return _call_block(target, args, kwargs)
         return super().call_function(target, args, kwargs)
 
 
 class _Recorder(WideInterpreter):
-    """Runs a program and keeps the values of the nodes asked for."""
+    """Runs a program and keeps the values of the wanted nodes."""
 
     def __init__(self, program: Program, wanted: dict[str, str], *, double: bool) -> None:
         super().__init__(program, double=double)
@@ -108,7 +108,7 @@ class _Recorder(WideInterpreter):
 
 
 def fp64_predict(program: Program, outputs: list[str]) -> Predict:
-    """The program as a function from arrays to arrays, every floating operator in float64.
+    """The program as a function from arrays to arrays, with every floating operator in float64.
 
     Args:
         program: From ``export.convert.pt2.export_program``.
@@ -126,16 +126,16 @@ def fp64_predict(program: Program, outputs: list[str]) -> Predict:
 def node_values(
     program: Program, wanted: dict[str, Node], inputs: Arrays, *, double: bool
 ) -> Arrays:
-    """Values of some nodes, under the names they are wanted by.
+    """The values of some nodes of a program, by the given names.
 
     Args:
-        program: Whose nodes they are.
+        program: The program that has the nodes.
         wanted: The nodes by the names of their values.
         inputs: Samples.
         double: Compute every floating operator in float64.
 
     Raises:
-        NarrowOperatorError: One of them cannot be.
+        NarrowOperatorError: An operator cannot be computed in float64.
     """
     recorder = _Recorder(program, {n.name: name for name, n in wanted.items()}, double=double)
     run_program(recorder, inputs)
@@ -162,7 +162,7 @@ def run_program(program: WideInterpreter, inputs: Arrays) -> Any:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The type of what is made without one, such as the quotient of integers."""
+    """Set the dtype of results without an explicit one, such as the quotient of integers."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -172,7 +172,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _widened(value: Any) -> Any:
-    """Narrow float tensors and dtypes as float64; anything else as it is."""
+    """Convert narrow float tensors and dtypes to float64; return anything else unchanged."""
     if isinstance(value, torch.dtype):
         return WIDE.get(value, value)
     return value.to(WIDE[value.dtype]) if _is_narrow(value) else value
@@ -183,7 +183,7 @@ def _is_narrow(value: Any) -> bool:
 
 
 def _call_block(operator: HigherOrderOperator, args: tuple[Any, ...], kwargs: Any) -> Any:
-    """Run an operator over blocks of code, without what would hide the block's operators."""
+    """Run the block of a higher-order operator directly, so that its operators are intercepted."""
     block: Callable[..., Any]
     match operator.name(), args:
         case "wrap_with_set_grad_enabled", (_, block, *operands):

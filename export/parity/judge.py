@@ -1,6 +1,6 @@
-"""From figures to a verdict: what the tolerances say of what was measured. Knows no torch.
+"""Judge measured figures by tolerances. Imports no torch.
 
-Nothing is run here, so that figures in a file can be judged again under other tolerances.
+No model is run here, so that figures in a file can be judged again with other tolerances.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,16 +27,16 @@ from export.parity.schema import (
     Row,
 )
 
-# A fault is seen clearly if it is so many times beyond its limit: an honest file with other
-# rounding, another CPU's for example, may come near the limit, never near this.
+# A fault is clearly visible if it exceeds its limit this many times: a correct file with other
+# rounding, for example on another CPU, may come near the limit, but never near this.
 CLEARLY = 2
-# As many samples as must be given at all; copies of one sample are one.
+# The least number of samples that must be given; copies of one sample count as one.
 LEAST_DISTINCT = 4
 PASSED, FAILED, INCONCLUSIVE = "PASSED", "FAILED", "INCONCLUSIVE"
 
 
 def leakage_bound(tolerance: Tolerance, situation: str) -> float | None:
-    """What an answer may change by in a situation that ``measure_cross_sample_leakage`` names."""
+    """How much an output may change in a situation of ``measure_cross_sample_leakage``."""
     return tolerance.batch_invariance if situation == ALONE else tolerance.neighbours
 
 
@@ -44,8 +44,8 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
     """Judge everything that the gate measured.
 
     Args:
-        figures: What ``parity.json`` holds.
-        tolerances: A row for each variant that was measured, on the figures' device.
+        figures: The content of ``parity.json``.
+        tolerances: A row for each variant that was measured, for the figures' device.
     """
     table = {row.variant: row for row in tolerances if row.device == figures.device}
     failures: dict[str, list[str]] = {variant: [] for variant in figures.variants}
@@ -80,15 +80,15 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
 
 
 def bounds_values_inside(allowed: Tolerance) -> bool:
-    """Whether a tolerance says of single values how far they may be off; int8's does not."""
+    """Whether a tolerance bounds the errors of single values, which int8's does not."""
     return allowed.scaled_error is not None or allowed.rms_ratio is not None
 
 
 def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
-    """Position of the first value beyond the tolerance; None if none is.
+    """The position of the first value beyond the tolerance; None if there is none.
 
-    Where a value's own operator was computed alone, that says whether it is wrong: its distance
-    from the checkpoint's value has the roundings of all values before it.
+    If a value's operator was also computed alone, that result decides. The difference to the
+    checkpoint's value would include the rounding errors of all values before it.
     """
     for position, layer in enumerate(layers):
         if layer.exact and layer.max_abs_error != 0:
@@ -106,7 +106,7 @@ def first_wrong(layers: tuple[Layer, ...], allowed: Tolerance) -> int | None:
 
 
 def inside_words(compared: int, unmatched: int) -> str:
-    """How much of the inside of the ONNX file was compared, and what that means."""
+    """Describe how many values inside the ONNX file were compared, and what that means."""
     values = compared + unmatched
     if compared == 0:
         return "no value inside has the name of a value of the checkpoint: nothing was compared"
@@ -117,7 +117,7 @@ def inside_words(compared: int, unmatched: int) -> str:
 
 
 def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -> str:
-    """The first wrong value in words: node, module, line, and the error before and after it."""
+    """Describe the first wrong value: node, module, source line, its error and the one before."""
     position = first_wrong(layers, allowed)
     if not layers:
         return inside_words(0, unmatched)
@@ -142,7 +142,7 @@ def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -
 
 
 def kills(fault: MutantResult, allowed: Tolerance) -> tuple[str, ...]:
-    """The checks that kill a mutant under a tolerance, from what was measured of it."""
+    """The checks that kill a mutant under a tolerance, from the mutant's figures."""
     weights, exact = fault.figures.get("weights", 0.0), fault.figures.get("exact", 0.0)
     checks = {
         "samples": _samples_kill(fault, allowed),
@@ -154,7 +154,7 @@ def kills(fault: MutantResult, allowed: Tolerance) -> tuple[str, ...]:
 
 
 def blind_layers(layers: tuple[Layer, ...]) -> list[Layer]:
-    """Layers with weights in which no sample clearly shows a weight that is off by 1%."""
+    """Layers in which the samples do not clearly show a weight that is off by 1%."""
     return [
         layer
         for layer in layers
@@ -163,7 +163,7 @@ def blind_layers(layers: tuple[Layer, ...]) -> list[Layer]:
 
 
 def _samples_kill(fault: MutantResult, allowed: Tolerance) -> bool:
-    """Whether any of its answers is beyond a limit."""
+    """Whether any of the mutant's outputs exceeds a limit."""
     if any(any(violations(output, allowed)) for output in fault.outputs.values()):
         return True
     bounds: dict[str, float | None] = {"softmax_error": allowed.softmax_error}
@@ -174,7 +174,7 @@ def _samples_kill(fault: MutantResult, allowed: Tolerance) -> bool:
 
 def _local_violation(found: LocalFigures, allowed: Tolerance) -> bool:
     most = allowed.largest_multiple
-    # Who allows more than LARGEST_MULTIPLE allows as much more than the bound of a sum's rounding.
+    # A multiple above LARGEST_MULTIPLE widens the bound of a sum's rounding by the same factor.
     bound = None if most is None else max(1.0, most / LARGEST_MULTIPLE)
     pairs = ((found.rms, allowed.rms_multiple), (found.largest, most), (found.bound, bound))
     return any(_over(figure, limit) > 1 for figure, limit in pairs)
@@ -190,7 +190,7 @@ def _local_words(found: LocalFigures | None) -> str:
 
 
 def _over(figure: float | None, bound: float | None) -> float:
-    """A figure in units of its bound; 0 if it is not judged or not known."""
+    """A figure divided by its bound; 0 if it is not judged or not known."""
     if figure is None or bound is None:
         return 0.0
     if bound == 0:
@@ -199,18 +199,18 @@ def _over(figure: float | None, bound: float | None) -> float:
 
 
 class Judgement:
-    """The verdicts on a report's variants, and what failed in words.
+    """The verdicts on the measured variants, and descriptions of what failed.
 
     Attributes:
-        failures: All failures, variant by variant, then those of the gate itself, then why nothing
-            was shown.
-        by_variant: Those of each variant.
-        general: Those of the gate itself, then why nothing was shown.
-        inconclusive: Why the samples could not show a fault, if they could not.
-        mutants: The fp32 ONNX file's, with the checks that kill them under these tolerances.
-        blind: Layers with weights that only their provenance proves, in words.
-        verdicts: One for each variant: its worst figures.
-        features: The same for the file of the first layer, if there is one.
+        failures: All failures, variant by variant, then ``general``.
+        by_variant: The failures of each variant.
+        general: The failures of the gate itself, then the reasons why it is inconclusive.
+        inconclusive: Why the samples could not have shown a fault, if that is so.
+        mutants: The fp32 ONNX file's mutants, with the checks that kill them under these
+            tolerances.
+        blind: Descriptions of layers with weights that only their provenance proves.
+        verdicts: The verdict on each variant, with its worst figures.
+        features: The verdict on the file of the first layer, if there is one.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Judgement:
         general: list[str],
         inconclusive: list[str],
     ) -> None:
-        """Sum up."""
+        """Collect the failures and make the verdicts."""
         self.by_variant, self.inconclusive = by_variant, inconclusive
         self.general = [*general, *(f"inconclusive: {reason}" for reason in inconclusive)]
         self.failures = [*(f for part in by_variant.values() for f in part), *self.general]
@@ -249,19 +249,19 @@ class Judgement:
 
     @property
     def verdict(self) -> str:
-        """Passed, failed, or inconclusive: nothing is wrong, and nothing would have been seen."""
+        """Passed, failed, or inconclusive: no fault was found, but none would have been visible."""
         if self.passed:
             return PASSED
         return INCONCLUSIVE if len(self.failures) == len(self.inconclusive) else FAILED
 
     @property
     def killed(self) -> tuple[int, int]:
-        """How many mutants of the fp32 ONNX file were killed, of how many that it can have."""
+        """The numbers of killed and of applicable mutants of the fp32 ONNX file."""
         found = [bool(mutant.caught_by) for mutant in self.mutants if not mutant.not_applicable]
         return sum(found), len(found)
 
     def summaries(self) -> Iterator[str]:
-        """Each verdict in a line for a terminal, and who widened its tolerance."""
+        """Yield each verdict as a line for a terminal, and how its tolerance was loosened."""
         for verdict in self.verdicts:
             yield verdict.summary()
             if verdict.tolerance.loosened:
@@ -296,7 +296,7 @@ def _row_violations(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
 
 
 def is_inexact(row: Row, allowed: Tolerance) -> bool:
-    """Whether an answer is beyond the tolerance."""
+    """Whether an output in a row exceeds the tolerance."""
     allowed = _for_block(row, allowed)
     return any(any(violations(found, allowed)) for found in row.outputs.values())
 
@@ -304,15 +304,15 @@ def is_inexact(row: Row, allowed: Tolerance) -> bool:
 def _for_block(row: Row, allowed: Tolerance) -> Tolerance:
     """A tolerance for a row's block of samples.
 
-    Edge cases may differ by their largest error, by their own floor where there is one. The RMS of
-    a handful of values is a lottery, and the scaled error that samples may have says nothing of
-    answers far beyond them.
+    Edge cases are judged by their largest error, relative to their own floor if there is one. The
+    RMS error of a few values is mostly chance, and the scaled error allowed for samples does not
+    apply to outputs far outside their range.
     """
     if row.block != EDGE_CASES:
         return allowed
     has_floor = any(found.floor_largest is not None for found in row.outputs.values())
     changes: dict[str, float | None] = {"rms_ratio": None}
-    if allowed.scaled_error and has_floor:  # 0: they must be bit-equal all the same
+    if allowed.scaled_error and has_floor:  # if 0, edge cases must be bit-equal too
         changes |= {"scaled_error": None, "batch_invariance": None}
     return allowed.model_copy(update=changes)
 
@@ -345,7 +345,7 @@ def _feature_maps(found: FeatureFigures, allowed: Tolerance) -> FeatureMaps:
 
 
 def judged_mutants(figures: ParityFigures, table: dict[str, Tolerance]) -> tuple[MutantResult, ...]:
-    """The fp32 ONNX file's mutants, with what kills them under these tolerances."""
+    """The fp32 ONNX file's mutants, with the checks that kill them under these tolerances."""
     allowed = table.get("onnx")
     if allowed is None:
         return figures.faults
@@ -357,7 +357,7 @@ def judged_mutants(figures: ParityFigures, table: dict[str, Tolerance]) -> tuple
 def _with_survivors(
     failures: dict[str, list[str]], figures: ParityFigures, table: dict[str, Tolerance]
 ) -> dict[str, list[str]]:
-    """The failures, with those mutants of files of reduced precision that nothing kills."""
+    """Add the mutants of reduced-precision files that no check kills to the failures."""
     for variant, faults in figures.reduced_faults.items():
         failures[variant] += [
             f"{variant}: mutant not killed: {fault.name} ({fault.planted})"
@@ -371,8 +371,8 @@ def _survivors(
 ) -> Iterator[MutantResult]:
     """The mutants that should be killed and are not.
 
-    Who has said, with a reason, that weights are not to be judged has no eyes for what provenance
-    alone would have killed; every other mutant must be killed all the same.
+    If the tolerance says, with a reason, that weights are not judged, mutants that only provenance
+    would have killed may survive. Every other mutant must be killed.
     """
     table = tolerance_for(allowed.variant, device)
     for fault in faults:
@@ -386,7 +386,7 @@ def _survivors(
 
 
 def _inconclusive(figures: ParityFigures, table: dict[str, Tolerance]) -> Iterator[str]:
-    """Why the samples and the mutants could not show a fault."""
+    """Reasons why the samples and the mutants could not have shown a fault."""
     allowed = table.get("onnx") or table[figures.variants[0]]
     if allowed.evidence is None:
         return
@@ -400,7 +400,7 @@ def _inconclusive(figures: ParityFigures, table: dict[str, Tolerance]) -> Iterat
             )
     if figures.distinct is not None and figures.distinct < LEAST_DISTINCT:
         yield f"only {figures.distinct} samples are distinct; give at least {LEAST_DISTINCT}"
-    # Mutants are planted, and values inside compared, on the CPU alone.
+    # Mutants are planted, and values inside compared, only on the CPU.
     if figures.device == "cpu" and figures.schema_version >= SCHEMA_VERSION:
         yield from _unseen(figures, allowed)
 

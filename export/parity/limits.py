@@ -1,9 +1,9 @@
-"""Limits that are derived from the network: how far may an honest float32 file be off?
+"""Derive limits from the network: how large may the error of a correct float32 file be?
 
-Of the answers, by the floor that float32 itself has (``noise``). Of the values inside, one by one:
-each operator is computed in float64 from the file's own values before it, so that its error is its
-own and not that of all layers before it. A weight that is off by 1% may drown in an answer's
-rounding; at its own layer it does not.
+Outputs are limited by float32's own floor (``noise``). Values inside the graph are limited one by
+one: each operator is computed in float64 from the file's own values before it, so that the errors
+of earlier layers do not count. A weight off by 1% may be hidden by an output's rounding error, but
+not at its own layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,28 +52,28 @@ from export.parity.noise import (
 from export.parity.reference import Reference
 from export.parity.schema import EDGE_CASES, Layer, LocalFigures, Row
 
-# What serves is another CPU, with other kernels: it may be off by twice what was measured here.
-# Other kernels of ONNX Runtime on one CPU gave at most 1.40 times (``tests.export.limits``).
+# The model is served on another CPU with other kernels, whose error may be twice the one measured
+# here. Other kernels of ONNX Runtime on one CPU gave at most 1.40 times (``tests.export.limits``).
 SERVING_SLACK = 2.0
-# Rounding a function's value is not all that its library may be off by: see ``noise.FUNCTIONS``.
+# A library's function may be off by more than one rounding of its value: ``noise.FUNCTIONS``.
 FUNCTION_ROUNDINGS = 4
 WEIGHT_CHANGE = 0.01
 
 
 def derived(row: Tolerance, found: Sequence[Row], references: Sequence[Reference]) -> Tolerance:
-    """A row of the table, widened as far as the network's own rounding asks for.
+    """Widen a row of the table as far as the network's own rounding errors require.
 
-    Where the table's numbers suffice, with slack for another CPU, they stay. Whether a file that
-    asks for more is honest is not decided here: its errors are held against the floor, channel by
-    channel and layer by layer, and what it gets is never more than the floor's own limit.
+    The table's numbers are kept if they suffice, including slack for another CPU. Whether the file
+    is correct is not decided here: its errors are compared with the floor, channel by channel and
+    layer by layer, and no number is widened beyond the floor's own limit.
 
     Args:
-        row: Of a variant; returned as it is if it does not round like float32 on the CPU, or if
-            somebody has changed its numbers.
-        found: What was measured of the variant.
-        references: Answers and floors, of each block of samples.
+        row: A variant's row; it is returned unchanged if the variant does not round like float32 on
+            the CPU, or if its numbers are not the table's.
+        found: The variant's measured rows.
+        references: Outputs and floors of each block of samples.
 
-    Edge cases widen nothing: these numbers hold for samples, golden ones among them.
+    Edge cases widen nothing: these numbers apply to samples, including the golden ones.
     """
     found = [part for part in found if part.block != EDGE_CASES]
     references = [reference for reference in references if reference.block != EDGE_CASES]
@@ -110,10 +110,10 @@ def _limits(reference: Reference) -> tuple[float, float]:
         fp64 = channelled(reference.fp64[name])
         rounding_C = ROUNDING_RMS * channel_rms(fp64)
         scale_C = channel_scale(fp64, np.zeros_like(fp64))
-        # A file's error against float64, and eager's beside it.
+        # The sum of the file's error against float64 and eager's.
         allowed_C = (LARGEST_MULTIPLE + 1) * floor.largest_C
         scaled = max(scaled, worst_ratio(allowed_C[scale_C > 0], scale_C[scale_C > 0]))
-        # Eager may be as good as rounding the right answer once.
+        # Eager's error may be as small as one rounding of the correct output.
         ratio = max(ratio, worst_ratio(floor.rms_C[rounding_C > 0], rounding_C[rounding_C > 0]))
     return (
         min(SERVING_SLACK * scaled, LARGEST_DERIVED),
@@ -122,12 +122,12 @@ def _limits(reference: Reference) -> tuple[float, float]:
 
 
 class LocalCheck:
-    """A program's operators, each ready to be held against a file's value of its name.
+    """A program's operators, each to be compared with the value of the same name in a file.
 
-    The limits are those of the honest file's own values; a spoilt copy is held to the same.
+    The limits come from the correct file's own values; mutants are compared with the same limits.
 
     Attributes:
-        floors: What float32 leaves undecided of each operator.
+        floors: Float32's own error in each operator.
     """
 
     def __init__(
@@ -136,10 +136,10 @@ class LocalCheck:
         """Compute the floor of each operator.
 
         Args:
-            program: Its nodes' names are the names of the file's values.
+            program: A program whose node names are the names of the file's values.
             outputs: The file's outputs, in order.
             inputs: A few samples.
-            model: The honest file, float32.
+            model: The correct file, in float32.
         """
         self._file = RecordedFile(model, inputs)
         honest = self._file.values
@@ -161,10 +161,11 @@ class LocalCheck:
             self.floors[name] = self.floors[name].or_worse(_least(exact.values[name]))
 
     def figures(self, model: onnx.ModelProto) -> dict[str, LocalFigures]:
-        """What each operator of a file, honest or spoilt, does, by the name of its value.
+        """The figures of each operator of the correct file or of a mutant, by its value's name.
 
-        An operator's error is its own: each is given the honest file's values before it, so that
-        float64's answers hold for every copy, and of a copy only what differs needs to be run.
+        Each operator is given the correct file's values before it, so that its error is its own.
+        The float64 values are therefore valid for every mutant, of which only the nodes that differ
+        need to be run.
         """
         return self._honest | self._figures(self._file.changed_values(model, self._forced))
 
@@ -173,7 +174,7 @@ class LocalCheck:
         return self._figures(self._file.values)
 
     def _figures(self, values: Arrays) -> dict[str, LocalFigures]:
-        """What came of those of the values that an operator's floor is known of."""
+        """The figures of those values whose operator has a known floor."""
         by_name = {}
         for node, name in self._names.items():
             found = values.get(name)
@@ -199,17 +200,18 @@ class LocalCheck:
 
 
 class _Forced(WideInterpreter):
-    """Runs a program in which each value that the file has takes the file's place.
+    """Runs a program, replacing each value by the file's value of the same name, if there is one.
 
     Attributes:
-        values: What the program's own operator gave, before that.
+        values: What the program's own operators gave, before they were replaced.
         bounds: gamma_n * sum |a| |b| of the products, in float64.
-        effects: What a weight that is off by 1% changes in the products.
-        others: Values of other operators than products.
-        forced: The names of the file's values that took the program's place.
+        effects: How a weight off by 1% changes the products.
+        others: Names of nodes that are not products.
+        forced: The names of the file's values that replaced the program's.
 
-    A value behind complex ones is not held against its operator: a file has no complex values that
-    could be put in, and ONNX computes a Fourier transform by its sum, PyTorch by a fast one.
+    A value that depends on complex ones is not compared with its operator. A file has no complex
+    values that could replace them, and ONNX computes a Fourier transform as a sum, PyTorch as an
+    FFT.
     """
 
     def __init__(
@@ -304,19 +306,19 @@ class _Forced(WideInterpreter):
 
 
 def is_float32(model: onnx.ModelProto) -> bool:
-    """Whether none of a file's numbers is of reduced precision."""
+    """Whether none of a file's numbers has reduced precision."""
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     half = onnx.TensorProto.FLOAT16
     return not quantized and all(part.data_type != half for part in model.graph.initializer)
 
 
 def with_local(layers: tuple[Layer, ...], local: Mapping[str, LocalFigures]) -> tuple[Layer, ...]:
-    """The layers with what their own operators do."""
+    """The layers with the figures of their own operators."""
     return tuple(layer.model_copy(update={"local": local.get(layer.value)}) for layer in layers)
 
 
 def _one_change(weight: Tensor) -> Tensor:
-    """1% of one weight of middling size for each index of the first axis; the rest is 0."""
+    """1% of one medium-sized weight for each index of the first axis; all else is 0."""
     rows = weight.reshape(len(weight), -1)
     position_R1 = rows.abs().argsort(dim=1)[:, rows.shape[1] * 3 // 4, None]
     change = torch.zeros_like(rows)
@@ -332,9 +334,9 @@ def _visible(effect: Array, floor: Floor) -> float:
 
 
 def _least(values: Array) -> Floor:
-    """So many roundings of each channel's largest value: what a function may be off by.
+    """The least floor of a function: a few roundings of each channel's largest value.
 
-    It is not less for exactly rounded operators, which have their own check: bit-equal.
+    Exactly rounded operators get the same floor, but another check requires them to be bit-equal.
     """
     rounded_C = FUNCTION_ROUNDINGS * UNIT_ROUNDOFF * channel_largest(np.abs(channelled(values)))
     return Floor(rounded_C, rounded_C, np.zeros(0))

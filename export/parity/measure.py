@@ -1,9 +1,9 @@
-"""The gate: every variant, at every batch size, on real samples, against two references.
+"""Measure every variant, at every batch size, on real samples, against two references.
 
-These are the checkpoint's answers in float64 (the fp64 reference), and its own answers in float32
-at the same batch size (the fp32 baseline).
+The references are the checkpoint's outputs in float64 (the fp64 reference), and its outputs in
+float32 at the same batch size (the fp32 baseline).
 
-It measures and does not judge (``judge`` does), so that figures can be judged again.
+This module only measures; ``judge`` judges the figures, so that they can be judged again.
 """
 
 import functools
@@ -35,8 +35,8 @@ from export.parity.schema import ALONE, EDGE_CASES, Row, WorstSample
 from export.progress import Progress
 from export.worker import in_one_line
 
-# Networks of more work a sample get fewer at the further batch sizes, and no batches of 1,024:
-# the first run over all samples judges their answers, the others look at the batch's size alone.
+# Networks with more work per sample run fewer samples at the other batch sizes, and no batches of
+# 1,024: the first run judges the outputs of all samples, the others test only the batch size.
 NARROW, NARROW_LEAST = 1_000, 64
 NARROW_FLOP, LARGEST_FLOP = 2e10, 5e10
 ALWAYS_RUN = 256
@@ -46,7 +46,7 @@ PROBES = 4
 
 
 def operations_per_sample(subject: ModelUnderTest) -> float:
-    """Floating-point operations in products, as PyTorch counts them: the same on each machine."""
+    """Floating-point operations of products, by PyTorch's count: the same on each machine."""
     example = subject.example
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -55,12 +55,12 @@ def operations_per_sample(subject: ModelUnderTest) -> float:
 
 
 def narrow_samples(operations: float) -> int:
-    """How many samples the further batch sizes run over."""
+    """The number of samples that batch sizes other than the first run over."""
     return int(min(NARROW, max(NARROW_LEAST, NARROW_FLOP / operations)))
 
 
 def affordable(runs: Sequence[tuple[int, int]], operations: float) -> list[tuple[int, int]]:
-    """The runs without those whose one batch is too much work; up to 256 samples none is."""
+    """The runs without those whose batch is too much work; up to 256 samples is always allowed."""
     return [
         (size, threads)
         for size, threads in runs
@@ -70,7 +70,7 @@ def affordable(runs: Sequence[tuple[int, int]], operations: float) -> list[tuple
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use so many threads meanwhile: its sums depend on it."""
+    """Set PyTorch's number of threads while the block runs: its sums depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -86,17 +86,17 @@ def in_lanes(
     *,
     at_once: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Exception], Any]:
-    """Ask candidates something, those of one process one after the other, the processes at once.
+    """Call a function for each candidate: sequentially per process, with the processes in parallel.
 
     Args:
-        candidates: By variant.
-        ask: What each is asked.
-        meanwhile: What this process does at the same time.
-        at_once: False: one after the other, this process last. Threads that wait for each other
-            take many times as long where other processes have the cores.
+        candidates: The candidates by variant.
+        ask: The function to call for each.
+        meanwhile: A function that this process calls at the same time.
+        at_once: If False, all run sequentially, this process last. Threads that wait for each other
+            are many times slower while other processes occupy the cores.
 
     Returns:
-        The answers and the errors by variant, and what ``meanwhile`` returned.
+        The results and the errors by variant, and the result of ``meanwhile``.
     """
     with ThreadPoolExecutor(1) as onnx_lane, ThreadPoolExecutor(1) as torch_lane:
         asked = {}
@@ -111,7 +111,7 @@ def in_lanes(
     for variant, future in asked.items():
         try:
             answers[variant] = future.result()
-        except Exception as error:  # noqa: BLE001 - is the variant's verdict
+        except Exception as error:  # noqa: BLE001 - it fails the variant
             errors[variant] = error
     return answers, errors, own
 
@@ -124,18 +124,18 @@ def measure_rows(
     baseline: Callable[[Reference, int, int, int], Arrays],
     progress: Progress,
 ) -> tuple[list[Row], dict[str, str]]:
-    """Each candidate's answers at each batch size, compared with the reference's.
+    """Compare each candidate's outputs at each batch size with the reference's.
 
     Args:
-        candidates: The variants.
-        reference: Samples and the checkpoint's answers.
+        candidates: The candidates by variant.
+        reference: Samples and the checkpoint's outputs.
         runs: Batch sizes and threads; the first runs over every sample.
-        narrow: How many samples the others run over, unless one batch takes more.
-        baseline: Gives ``eager_answers``.
-        progress: Is told each.
+        narrow: How many samples the other runs use, unless one batch takes more.
+        baseline: Returns the result of ``eager_answers``, possibly cached.
+        progress: Shows each run.
 
     Returns:
-        The rows, and of those candidates that cannot be run, what happened; these have no rows.
+        The rows; and what happened to candidates that could not be run, which have no rows.
     """
     rows: list[Row] = []
     broken: dict[str, str] = {}
@@ -170,7 +170,7 @@ def _answers(candidate: Candidate, run: tuple[int, int, int]) -> Arrays:
 
 
 def eager_answers(reference: Reference, count: int, batch_size: int, threads: int) -> Arrays:
-    """The checkpoint's own answers in float32: this baseline depends on all three numbers."""
+    """The fp32 baseline: the checkpoint's outputs, which depend on all three numbers."""
     with torch_threads(threads):
         predict = eager_predict(reference.subject)
         return run_filled(predict, reference.first(count), batch_size)
@@ -184,15 +184,15 @@ def measure_row(
     reference: Reference,
     widest: Arrays | None,
 ) -> Row:
-    """One variant's answers at one batch size.
+    """The figures of one variant's outputs at one batch size.
 
     Args:
-        variant: Its name.
-        batch_size: At which the answers were given.
+        variant: The variant's name.
+        batch_size: The batch size of the outputs.
         answers: Outputs by name, for the first samples.
-        fp32: The fp32 baseline's, at the same batch size.
-        reference: Truth and targets.
-        widest: The variant's answers in the largest batches, if they are to be compared.
+        fp32: The fp32 baseline's outputs, at the same batch size.
+        reference: The fp64 reference and the targets.
+        widest: The variant's outputs in the first run, if they are to be compared.
     """
     count = len(next(iter(fp32.values())))
     edge = reference.block == EDGE_CASES
@@ -220,18 +220,18 @@ def measure_row(
 
 
 def judged_outputs(reference: Reference) -> list[TensorSpec]:
-    """The outputs that are compared; probabilities are held against their own logits instead."""
+    """The outputs that are compared; probabilities are checked against their own logits instead."""
     return [spec for spec in reference.subject.outputs if spec.kind != "probabilities"]
 
 
 def measure_cross_sample_leakage(predict: Predict, reference: Reference) -> dict[str, float]:
-    """How much an answer changes with what else is in its batch.
+    """Measure how much an output changes with the other samples in its batch.
 
-    A few samples each take the first place in a batch of 64: among real samples, beside the
-    largest values there can be, beside noise, and alone.
+    A few samples each take the first place in a batch of 64: with real samples, with the largest
+    possible values, with noise, and alone in a batch of one.
 
     Returns:
-        Situation to the largest scaled difference to the answer among real samples.
+        For each situation, the largest scaled difference to the output among real samples.
     """
     first = reference.first(NARROW)
     generator = np.random.default_rng(0)
@@ -258,10 +258,10 @@ def measure_cross_sample_leakage(predict: Predict, reference: Reference) -> dict
 
 
 def measure_variation(reference: Reference) -> dict[str, float]:
-    """How much each output varies over the samples, in units of float32's floor.
+    """Measure how much each output varies over the samples, in units of float32's floor.
 
-    It is the RMS distance from the mean, of the channel that varies most: what a file that gives
-    one answer to all samples would be off by. Outputs without a floor are left out, and so are
+    It is the RMS distance from the mean, for the channel that varies most: the error of a file that
+    returns the same output for all samples. Outputs without a floor are left out, and so are
     integers and booleans, which must be equal.
     """
     variation = {}
@@ -275,17 +275,17 @@ def measure_variation(reference: Reference) -> dict[str, float]:
 
 
 def count_distinct(reference: Reference) -> int:
-    """How many of the samples differ from each other."""
+    """The number of distinct samples."""
     samples = zip(*reference.inputs.values(), strict=True)
     return len({b"".join(part.tobytes() for part in sample) for sample in samples})
 
 
 def worst_samples(rows: Sequence[Row], reference: Reference) -> tuple[WorstSample, ...]:
-    """The samples with the largest errors at the worst batch size, as a person can look at them.
+    """The samples with the largest errors at the worst batch size, for display.
 
     Args:
-        rows: A variant's, of every block.
-        reference: Of the proof's own samples; those of other blocks are not shown.
+        rows: A variant's rows of every block.
+        reference: The reference of the proof's own samples; other blocks are not shown.
     """
     rows = [row for row in rows if not row.block]
     spec = judged_outputs(reference)[0]

@@ -1,7 +1,7 @@
-"""Mutants: faults as an exporter, a converter or a bad disk could make them, in an ONNX model.
+"""Plant faults that an exporter, a converter or a bad disk could cause in an ONNX model.
 
-On each build they are planted one by one in each ONNX file, and each must be killed: a gate that
-would have let one pass proves nothing.
+Each build plants them one by one in each ONNX file. The gate must kill each of these mutants: a
+gate that would let one pass proves nothing.
 """
 
 import functools
@@ -29,20 +29,20 @@ from export.provenance.reduced import check_reduced
 from export.provenance.rules import PRODUCTS, attribute_of
 from export.provenance.trace import check_weights
 
-WRONG_EPSILONS = (1e-3, 1e-5)  # one of them is wrong: both are common
+WRONG_EPSILONS = (1e-3, 1e-5)  # both are common, so at least one of them is wrong
 LEAST_EFFECT = 1e-5
-REDUCED_SAMPLES = 256  # noise far above float32's shows on few
-# What stands before a network's first layer; the graph's order is that of computation.
+REDUCED_SAMPLES = 256  # noise far above float32's is visible in a few samples
+# Operators before a network's first layer; the graph is in the order of computation.
 ELEMENTWISE = {"Unsqueeze", "Squeeze", "Cast", "Reshape", "Transpose", "Sub", "Div", "Mul", "Add"}
 
 
 class NotApplicableError(Exception):
-    """This model cannot have the fault; says why."""
+    """This model cannot have the fault; the message says why."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault, and the model that has it (None: it cannot have it)."""
+    """A fault, and the model that has it; None if the model cannot have it."""
 
     name: str
     what: str
@@ -50,13 +50,13 @@ class Mutant:
 
 
 class _Graph:
-    """An ONNX model that is being spoilt."""
+    """A copy of an ONNX model, in which a fault is planted."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.tensors = {t.name: t for t in self.model.graph.initializer}
-        # An int8 file stores numbers behind a DequantizeLinear.
+        # An int8 file stores weights as inputs of DequantizeLinear nodes.
         self._stored = {
             node.output[0]: node.input[0]
             for node in self.model.graph.node
@@ -83,12 +83,12 @@ class _Graph:
         return str(self._stored.get(node.input[1], node.input[1]))
 
     def parts(self, node: onnx.NodeProto) -> list[str]:
-        """Weight and, if there is one, bias: their first axes are the channels (MatMul: last)."""
+        """Names of the weight and any bias; their first axis is the channels (MatMul: the last)."""
         names = [self._stored.get(name, name) for name in node.input[1:3]]
         return [name for name in names if name in self.tensors]
 
     def rows(self, node: onnx.NodeProto, change: Callable[[Array], Array]) -> None:
-        """Change weight and bias of a layer, seen with the output channels first."""
+        """Change a layer's weight and bias, presented with the output channels first."""
         for name in self.parts(node):
             values = self.get(name)
             last = node.op_type == "MatMul" and values.ndim > 1
@@ -97,7 +97,7 @@ class _Graph:
             self.put(name, np.moveaxis(changed, 0, -1) if last else changed)
 
     def normalisation(self, op_type: str) -> tuple[onnx.NodeProto, str, float]:
-        """The first node of a kind by one number that stands before all products."""
+        """The first node of a type before all products that has one number as its operand."""
         for node in self.model.graph.node:
             if node.output[0] in self._stored:
                 continue
@@ -110,10 +110,10 @@ class _Graph:
 
 
 def make_mutants(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> Iterator[Mutant]:
-    """The known faults, each in a copy of an honest model.
+    """Make the known faults, each in a copy of a correct model.
 
     Args:
-        model: The honest ONNX model, float32.
+        model: The correct ONNX model, in float32.
         folds: The BatchNorms that were folded into it.
         state: The checkpoint's tensors by name.
     """
@@ -129,20 +129,20 @@ def make_mutants(model: onnx.ModelProto, folds: list[Fold], state: Arrays) -> It
 
 
 def make_reduced_mutants(model: onnx.ModelProto) -> Iterator[Mutant]:
-    """Those of them that a model of reduced precision can have, each in a copy of it.
+    """Make the faults that a reduced-precision model can have, each in a copy of the model.
 
     Args:
-        model: The honest ONNX model, float16 or int8.
+        model: The correct ONNX model, in float16 or int8.
     """
     yield from _planted(model, _weight_faults(model))
 
 
 Plants = dict[str, Callable[["_Graph"], str]]
-"""How each fault is planted; returns what was changed, in words."""
+"""Functions that plant each fault in a graph and return a description of the change."""
 
 
 def _weight_faults(model: onnx.ModelProto) -> Plants:
-    """Faults in stored numbers."""
+    """The faults in stored numbers."""
     kinds = dict.fromkeys(node.op_type for node in model.graph.node if node.op_type in PRODUCTS)
     plants: Plants = {
         f"one weight +1% ({kind})": functools.partial(_one_weight, kind=kind, factor=1.01)
@@ -175,7 +175,7 @@ def _planted(model: onnx.ModelProto, plants: Plants) -> Iterator[Mutant]:
 
 
 class MutationTest:
-    """The gate's checks on an ONNX file, ready to be run on spoilt copies of it."""
+    """The gate's checks on an ONNX file, to be run on mutants of it."""
 
     def __init__(
         self,
@@ -187,15 +187,15 @@ class MutationTest:
         local: LocalCheck | None = None,
         source: onnx.ModelProto | None = None,
     ) -> None:
-        """Compute what all copies share.
+        """Compute what all mutants share.
 
         Args:
-            reference: Samples and the checkpoint's answers.
+            reference: Samples and the checkpoint's outputs.
             program: ``OnnxExport.program`` of the checkpoint.
-            inside: Its values inside.
-            allowed: The tolerance of the honest file.
-            local: The operators of the honest file, one by one, if it is in float32.
-            source: Of a reduced precision, the float32 model that it was made of.
+            inside: The checkpoint's values inside the graph.
+            allowed: The tolerance of the correct file.
+            local: The check of the correct file's operators, if the file is in float32.
+            source: The float32 model that a reduced-precision file was made from; else None.
         """
         self._reference, self._program = reference, program
         self._inside, self._allowed = inside, allowed
@@ -204,7 +204,7 @@ class MutationTest:
         self._fp32 = reference.fp32_baseline(self._count, BATCH_SIZES[0])
 
     def run(self, planted: Mutant) -> MutantResult:
-        """What the checks make of a fault."""
+        """Run the checks on a mutant."""
         if planted.model is None:
             return MutantResult(
                 name=planted.name,
@@ -259,7 +259,7 @@ def _one_weight(graph: _Graph, kind: str, factor: float) -> str:
     values = graph.get(name)
     if np.isnan(factor) and not np.issubdtype(values.dtype, np.floating):
         raise NotApplicableError(f"{values.dtype} has no NaN")
-    # A weight of middling size: neither the most telling nor one that is nearly 0.
+    # A medium-sized weight: neither the one with the most effect nor one that is nearly 0.
     position = int(np.argsort(np.abs(values), axis=None)[values.size * 3 // 4])
     values.flat[position] = values.flat[position] * factor
     graph.put(name, values)
@@ -272,7 +272,7 @@ def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
     found |= {fold.weight: (state[fold.norm[3]], fold.epsilon) for fold in folds}
     if not found:
         raise NotApplicableError("the model has no BatchNorm")
-    # The most sensitive one; where all variances are large an epsilon means nothing.
+    # The most sensitive one: an epsilon has no effect where all variances are large.
     name = min(found, key=lambda key: float(found[key][0].min()))
     variance, own = found[name]
     wrong = next(epsilon for epsilon in WRONG_EPSILONS if not np.isclose(epsilon, own))

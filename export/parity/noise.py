@@ -1,11 +1,11 @@
-"""The floor: what float32 itself leaves undecided of a network's answers.
+"""Measure the floor: float32's own error in a network's outputs.
 
-The same module is run in some ten arrangements that are all float32 and all right: other batches,
-threads, memory formats and kernels, permuted sums, sums one term after the other, functions a few
-units in the last place off. The floor is the worst error against float64 over all of them, channel
-by channel. An honest file is one more arrangement: it stays within a small multiple of the floor,
-whatever the network. A fixed bound cannot say that: an honest LSTM had 2.04e-6 (scaled), an MLP
-with a weight off by 1% 2.23e-6.
+The same module is run in about ten arrangements that are all float32 and all correct: other
+batches, threads, memory formats and kernels, permuted sums, sequential sums, functions a few units
+in the last place off. The floor is the worst error against float64 over all of them, channel by
+channel. A correct file is one more arrangement and stays within a small multiple of the floor for
+any network. A fixed bound would not suffice: a correct LSTM had a scaled error of 2.04e-6, an MLP
+with a weight off by 1% one of 2.23e-6.
 
 The multiples (``tolerances.RMS_MULTIPLE``, ``LARGEST_MULTIPLE``) come from
 ``python -m tests.export.limits``, which prints false-alarm and miss rates over networks and seeds.
@@ -31,9 +31,9 @@ from export.parity.reference import Reference, eager_predict, predict_with
 
 FLOOR_SAMPLES = 256
 ODD_BATCH = 33
-# Where the terms of a product's sums are: the axis of each factor that is summed over. Positions of
-# the factors among the arguments.
-CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}  # the exporter's: transposed or not
+# Positions of a product's two factors among the operator's arguments; the product is a sum over one
+# axis of each factor.
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}  # the last may be transposed
 PRODUCTS = {
     "linear": (0, 1),
     **dict.fromkeys(CONVOLUTIONS, (0, 1)),
@@ -41,28 +41,28 @@ PRODUCTS = {
     **dict.fromkeys(("matmul", "mm", "bmm"), (0, 1)),
     **dict.fromkeys(("addmm", "baddbmm"), (1, 2)),
 }
-# IEEE 754 leaves these to the library. OpenCL, which writes down what libraries may do, allows exp
-# and log 3 units in the last place, tanh 5 and erf 16; the usual ones stay within 4.
+# IEEE 754 does not fix the results of these. The OpenCL specification allows errors of 3 units in
+# the last place for exp and log, 5 for tanh and 16 for erf; common libraries stay within 4.
 FUNCTIONS = {
     *("exp", "log", "tanh", "sigmoid", "erf", "gelu", "silu", "softplus", "elu", "selu", "mish"),
     *("sin", "cos", "pow", "rsqrt", "softmax", "log_softmax", "layer_norm", "native_layer_norm"),
     *("lstm", "gru", "scaled_dot_product_attention", "group_norm", "celu", "logsumexp"),
 }
 FUNCTION_ULPS = 4
-# A gate between 0 and 1, and an input times such a gate. Runtimes compute the gate as 1/2 and a
-# remainder, so that it is off by roundings of 1 however small it is: ONNX Runtime's Sigmoid by up
-# to 1.93, where a class that is never likely has no answer above 0.06.
+# A gate is between 0 and 1; gated operators multiply their input by a gate. Runtimes compute a gate
+# as 1/2 plus a remainder, so that its error is in roundings of 1, however small the gate is. ONNX
+# Runtime's Sigmoid was off by up to 1.93 roundings for an unlikely class with outputs below 0.06.
 GATES, GATED = {"sigmoid", "hardsigmoid"}, {"silu", "gelu", "mish", "hardswish"}
 GATE_ROUNDINGS = 2
 
 
 def measure_floor(reference: Reference, program: Program, samples: int) -> dict[str, Floor]:
-    """The floor of each output that is compared.
+    """Measure the floor of each output that is compared.
 
     Args:
-        reference: Samples and float64's answers, or edge cases.
+        reference: Samples or edge cases, with their float64 outputs.
         program: The same module, exported.
-        samples: Over at most so many.
+        samples: The largest number of samples to use.
     """
     edges = len(reference.edge_cases)
     count = min(FLOOR_SAMPLES, samples, len(reference))
@@ -97,11 +97,11 @@ def _arrangements(reference: Reference, program: Program, inputs: Arrays) -> Ite
 
 
 Disturbance = Callable[[Node, tuple[Any, ...], dict[str, Any]], Any]
-"""Computes a node of a program in another way that is as right as the usual one."""
+"""Computes a node of a program in another, equally correct way."""
 
 
 def disturbed(program: Program, outputs: list[str], disturbance: Disturbance) -> Predict:
-    """The program as a function, each of its operators computed by the disturbance."""
+    """The program as a function that computes each operator by the disturbance."""
     return predict_with(functools.partial(_run, _Disturbed(program, disturbance)), outputs)
 
 
@@ -126,7 +126,7 @@ class PermutedSums:
     """Sums the terms of each product in a random order."""
 
     def __init__(self, seed: int) -> None:
-        """Fix the orders."""
+        """Seed the random orders."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -142,16 +142,16 @@ class PermutedSums:
 
 
 class SequentialSums:
-    """Adds the error of summing one term after the other, and of functions of another library.
+    """Adds the errors of sequential sums, and of another library's functions.
 
-    Such a sum of n terms t rounds n times, each time by up to half a unit in the last place of what
-    was summed so far. Its square is on average half the sum of all t^2, where signs are random, and
-    a third of the total's square, where they agree: with errors of u / sqrt(3) each, the variance
-    is u^2 n (sum t^2 / 6 + total^2 / 9).
+    A sequential sum of n terms t rounds n times, each time by up to half a unit in the last place
+    of the partial sum. The partial sum's square is on average half the sum of all t^2 if signs are
+    random, and a third of the total's square if they agree. With errors of u / sqrt(3) each, the
+    variance is u^2 n (sum t^2 / 6 + total^2 / 9).
     """
 
     def __init__(self, seed: int) -> None:
-        """Fix the errors."""
+        """Seed the random errors."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -182,7 +182,7 @@ class SequentialSums:
 def product_of(
     node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """A product whose factors and bias are changed first, e.g. sum |a| |b| with ``torch.abs``."""
+    """Compute a product with changed factors and bias, e.g. sum |a| |b| with ``torch.abs``."""
 
     def changed(value: Any) -> Any:
         return change(value) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -192,7 +192,7 @@ def product_of(
 
 
 def terms_of(node: Node, args: tuple[Any, ...]) -> int:
-    """How many numbers each value of a product is the sum of, its bias among them."""
+    """The number of terms in the sum of each value of a product, including the bias."""
     name = operator_of(node)
     weight = args[PRODUCTS[name][1]]
     if _is_transposed(name, args):
@@ -203,7 +203,7 @@ def terms_of(node: Node, args: tuple[Any, ...]) -> int:
 
 
 def _is_transposed(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a convolution is; aten.convolution's seventh argument says so."""
+    """Whether a convolution is transposed, which is aten.convolution's seventh argument."""
     return name.startswith("conv_transpose") or (name == "convolution" and bool(args[6]))
 
 
@@ -212,7 +212,7 @@ def _call(node: Node, args: Any, kwargs: Any) -> Any:
 
 
 def _summed_axes(node: Node, args: tuple[Any, ...]) -> tuple[int, int] | None:
-    """The axes of both factors that are summed over; None where they cannot be permuted."""
+    """The axes of both factors that are summed over; None if they cannot be permuted."""
     name = operator_of(node)
     if name not in PRODUCTS or _is_transposed(name, args):
         return None
@@ -228,6 +228,6 @@ def _summed_axes(node: Node, args: tuple[Any, ...]) -> tuple[int, int] | None:
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TF32 acceleration")  # of Intel's GPUs
+        warnings.filterwarnings("ignore", message="TF32 acceleration")  # concerns Intel's GPUs
         with torch.backends.mkldnn.flags(enabled=False):
             yield

@@ -1,4 +1,4 @@
-"""The checkpoint itself, in float64 (the fp64 reference) and in float32 (the fp32 baseline).
+"""Compute the checkpoint's own outputs: the fp64 reference and the fp32 baseline.
 
 Shape suffixes: N samples, H and W pixels.
 """
@@ -31,16 +31,16 @@ NO_DOMAIN = (
 
 @dataclass(frozen=True)
 class Reference:
-    """Samples of one size, and what the checkpoint answers to them.
+    """Samples of one size, and the checkpoint's outputs for them.
 
     Attributes:
-        inputs: What is asked.
-        fp64: The fp64 reference: the outputs, every floating operator computed in float64.
-        targets: int64 [N], the right labels, -1 where there is none.
+        inputs: The inputs by name.
+        fp64: The fp64 reference: the outputs, with every floating operator computed in float64.
+        targets: int64 [N], the ground-truth labels, -1 where there is none.
         block: Which samples they are: "" for the subject's own, ``EDGE_CASES``, or their sizes.
         edge_cases: The names of edge cases, in the order of the samples; else empty.
-        floors: What float32 leaves undecided of each output on the CPU (``noise``); none where that
-            was not measured.
+        floors: Each output's floor, which is float32's own error on the CPU (``noise``); empty if
+            it was not measured.
     """
 
     subject: ModelUnderTest
@@ -52,11 +52,11 @@ class Reference:
     floors: dict[str, Floor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self.targets)
 
     def first(self, count: int) -> Arrays:
-        """The inputs of the first samples."""
+        """The inputs of the first ``count`` samples."""
         return {name: array[:count] for name, array in self.inputs.items()}
 
     def fp32_baseline(self, count: int, batch_size: int) -> Arrays:
@@ -73,7 +73,7 @@ def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
 
     Raises:
         NarrowOperatorError: An operator cannot be computed in float64.
-        SubjectError: An answer is not finite.
+        SubjectError: An output is not finite.
     """
     samples = subject.samples
     fp64 = run_batched(fp64_predict(program, _names(subject)), samples.arrays, FP64_BATCH)
@@ -91,17 +91,17 @@ def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
 def make_edge_reference(
     subject: ModelUnderTest, program: Program
 ) -> tuple[Reference | None, dict[str, str]]:
-    """The references for the edge cases, which have a scale of their own.
+    """Compute the reference for the edge cases, which have a scale of their own.
 
     Args:
         subject: The module and its samples.
         program: Its exported program.
 
     Returns:
-        The references, None if no edge case is left; and those left out, each with the reason.
+        The reference, None if no edge case is left; and those left out, each with the reason.
 
     Raises:
-        SubjectError: The network cannot take a value of a domain that was declared.
+        SubjectError: The network cannot process a value of a domain.
     """
     cases = make_edge_cases(subject)
     if not cases:
@@ -146,18 +146,18 @@ def make_edge_cases(subject: ModelUnderTest) -> dict[str, Arrays]:
 
 
 def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = "cpu") -> Predict:
-    """A PyTorch module or program as a function from arrays to arrays.
+    """Wrap a PyTorch module or program as a function from arrays to arrays.
 
     Args:
-        run: Takes the inputs' tensors in order, returns the outputs' in theirs.
+        run: Takes the input tensors in order and returns the output tensors in order.
         outputs: The outputs' names.
-        device: Where the tensors are put.
+        device: The device of the tensors.
     """
 
     @torch.no_grad()
     def predict(inputs: Arrays) -> Arrays:
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in inputs.values()]
-        # Sums over the same numbers depend on their order in memory.
+        # Later sums over these numbers depend on their order in memory.
         return {
             name: np.ascontiguousarray(tensor.cpu().numpy())
             for name, tensor in zip(outputs, run(*tensors), strict=True)
@@ -167,12 +167,12 @@ def predict_with(run: Callable[..., Any], outputs: Sequence[str], device: str = 
 
 
 def choose_golden(reference: Reference) -> Golden:
-    """A few of the subject's samples that the reference reads rightly, in order.
+    """Choose a few of the subject's samples that the reference classifies correctly, in order.
 
-    With known labels the first few of each; else the first ones. Only right ones: a wrong reading
-    sits near a decision's edge, where a device's rounding could flip the label and cry wolf. For
-    the same reason those of the smallest margins are left out. If none is read rightly, the margin
-    alone decides.
+    They are the first few of each label, or the first samples if there are no logits. Misclassified
+    samples are near a decision boundary, where a device's rounding could flip the label and raise a
+    false alarm. Samples with the smallest margins are left out for the same reason. If none is
+    classified correctly, only the margin decides.
     """
     subject, fp64, targets = reference.subject, reference.fp64, reference.targets
     chosen = np.arange(min(GOLDEN_UNLABELLED, len(reference)))
@@ -197,7 +197,7 @@ def choose_golden(reference: Reference) -> Golden:
 
 
 def eager_predict(subject: ModelUnderTest) -> Predict:
-    """The subject's own module, float32."""
+    """The subject's own module in float32, as a function from arrays to arrays."""
     return predict_with(subject.module, _names(subject))
 
 
@@ -206,13 +206,13 @@ def _names(subject: ModelUnderTest) -> list[str]:
 
 
 def _finite(outputs: Arrays) -> Array:
-    """As bool [N]: every value of a sample's outputs is finite."""
+    """Whether every value of a sample's outputs is finite, bool [N]."""
     parts = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in outputs.values()]
     return np.asarray(np.all(parts, axis=0))
 
 
 def edge_case_images(height: int, width: int) -> Arrays:
-    """By name: uint8 [H, W], empty, full, two checkerboards, two single pixels, a ramp."""
+    """Images by name, uint8 [H, W]: empty, full, two checkerboards, two single pixels, a ramp."""
     checkerboard = (np.indices((height, width)).sum(axis=0) % 2 * 255).astype(np.uint8)
     first, last = np.zeros((2, height, width), np.uint8)
     first[0, 0] = last[-1, -1] = 255

@@ -1,4 +1,4 @@
-"""The whole gate, from a subject and the files that were made of it to all figures."""
+"""Run the whole gate: measure all figures of a subject and the files made from it."""
 
 import dataclasses
 import itertools
@@ -77,17 +77,17 @@ from export.provenance.trace import check_frozen, check_weights
 from export.worker import DiedError, in_one_line
 from training.provenance import versions
 
-# Enough for sums to show, few enough that every value inside the graph fits into memory.
+# Enough to show errors of sums, few enough that all values inside the graph fit into memory.
 INSIDE_SAMPLES = 64
 LOCAL_SAMPLES = 16  # each of them is computed five times in float64
 FEATURE_SAMPLES = 256
-AT_ONCE = 2  # mutants: each is a copy of the model
+AT_ONCE = 2  # mutants run at once: each is a copy of the model
 REDUCED = ("onnx-fp16", "onnx-int8")
 
 
 @dataclass(frozen=True)
 class ParityRun:
-    """A subject, its exported program, and what the gate needs of both, each computed once."""
+    """A subject, its exported program, and results that the gate needs, each computed once."""
 
     subject: ModelUnderTest
     program: torch.export.ExportedProgram
@@ -102,17 +102,17 @@ class ParityRun:
         return cls(subject, program, translate(subject, program))
 
     def compute_reference(self) -> None:
-        """Compute the reference now, not when it is first asked for."""
+        """Compute the reference now, instead of at its first use."""
         _ = self._timed_blocks
 
     @property
     def reference(self) -> Reference:
-        """The proof's samples and the checkpoint's answers."""
+        """The proof's samples and the checkpoint's outputs."""
         return self._timed_blocks[0][0]
 
     @property
     def edge_cases(self) -> tuple[Reference | None, dict[str, str]]:
-        """The references for edge cases, and those that are left out, each with the reason."""
+        """The reference for edge cases, and the cases that are left out, each with the reason."""
         blocks, left_out, _ = self._timed_blocks
         return blocks[-1] if blocks[-1].block == EDGE_CASES else None, left_out
 
@@ -136,7 +136,7 @@ class ParityRun:
         return tuple(self._with_floors(blocks)), left_out, took_s
 
     def _with_floors(self, blocks: list[Reference]) -> Iterator[Reference]:
-        """The blocks with what float32 leaves undecided of each."""
+        """Add to each block its floors, which are float32's own errors."""
         usual: dict[str, Floor] = {}
         for block in blocks:
             floors = measure_floor(block, self.program, self.narrow)
@@ -155,16 +155,16 @@ class ParityRun:
         """The first layer of an ONNX model of the subject.
 
         Raises:
-            NoFirstLayerError: The network has none to show.
+            NoFirstLayerError: The network has no such layer.
         """
         return find_first_layer(model, self.translation.program, self.subject)
 
     def layers(self, path: Path, local: LocalCheck | None = None) -> Compared:
-        """Every value inside an ONNX file beside the checkpoint's.
+        """Compare every value inside an ONNX file with the checkpoint's.
 
         Args:
             path: The file.
-            local: ``local`` of a float32 file, if it was made already.
+            local: The result of ``local`` for a float32 file, if it was computed already.
         """
         model = onnx.load(path)
         found = self.inside.compare(model)
@@ -174,13 +174,13 @@ class ParityRun:
         return dataclasses.replace(found, layers=with_local(found.layers, figures))
 
     def local(self, model: onnx.ModelProto) -> LocalCheck:
-        """The operators of a float32 ONNX file, one by one."""
+        """The check that compares a float32 ONNX file's operators one by one."""
         outputs = [spec.name for spec in self.subject.outputs]
         inputs = self.reference.first(LOCAL_SAMPLES)
         return LocalCheck(self.translation.program, outputs, inputs, model)
 
     def faults(self, path: Path, allowed: Tolerance, local: LocalCheck) -> tuple[MutantResult, ...]:
-        """The mutants of the fp32 ONNX file, and what the gate makes of them."""
+        """Make mutants of the fp32 ONNX file and run the gate's checks on them."""
         model = onnx.load(path)
         checks = MutationTest(
             self._few, self.translation.program, self.inside, allowed, local=local
@@ -191,12 +191,12 @@ class ParityRun:
     def reduced_faults(
         self, path: Path, source: Path, allowed: Tolerance
     ) -> tuple[MutantResult, ...]:
-        """The mutants of an ONNX file of reduced precision.
+        """Make mutants of a reduced-precision ONNX file and run the gate's checks on them.
 
         Args:
             path: The file.
             source: The fp32 ONNX file.
-            allowed: The tolerance of the honest file.
+            allowed: The tolerance of the correct file.
         """
         checks = MutationTest(
             self._few,
@@ -209,7 +209,7 @@ class ParityRun:
 
     @cached_property
     def _few(self) -> Reference:
-        """The samples of every batch size."""
+        """The reference for the samples that every batch size runs over."""
         reference = self.reference
         return dataclasses.replace(
             reference,
@@ -234,15 +234,15 @@ class ParityRun:
         Args:
             variants: The files by variant.
             setting: Where and how they run.
-            tolerances: The table, or a changed one; the mutation test asks for it.
+            tolerances: The table, or a changed one; the mutation test uses it.
             workers: The processes that open and run the files.
             features: The file of the first layer, if there is one.
-            again: The fp32 file was measured before: measure the others alone.
-            progress: Is told each step.
+            again: The fp32 file was measured before: measure only the others.
+            progress: Shows each step.
 
         Raises:
-            BundleError: The fp32 file is no model that can be run, or any, if the setting says so.
-            DeviceUnavailableError: The device is not there.
+            BundleError: The fp32 file cannot be run; with ``setting.strict``, any file.
+            DeviceUnavailableError: The device is not available.
         """
         source, progress = variants["onnx"], progress or Progress()
         variants = {"onnx-tf32": source} if setting.tf32 else {"onnx": source, **variants}
@@ -261,8 +261,8 @@ class ParityRun:
                 part = dataclasses.replace(files[0], path=features)
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
             progress.step("values inside, mutants")
-            # Inside the graph and at its faults one looks on the CPU: a second place to compute
-            # tells nothing new of the file.
+            # Values inside the graph and mutants are checked only on the CPU: another device
+            # would reveal nothing new about the file.
             on_cpu = setting.device == "cpu"
             table = tuple(self._derived(row, answered.rows) for row in table)
             nothing: dict[str, Any] = {"layers": (), "faults": ()}
@@ -288,7 +288,7 @@ class ParityRun:
     def _candidates(
         self, files: list[ModelFile], workers: Workers, folder: Path
     ) -> list[dict[str, Candidate]]:
-        """Store each block's samples below a folder; the files by variant, to run each block."""
+        """Store each block's samples below a folder; return its candidates by variant."""
         blocks = []
         for position, block in enumerate(self.blocks):
             stored = folder / str(position)
@@ -301,7 +301,7 @@ class ParityRun:
     def _figures(
         self, variants: dict[str, Path], source: Path, answered: "_Answered", **found: Any
     ) -> ParityFigures:
-        """Everything together; ``found`` are fields of ``ParityFigures``."""
+        """Put all figures together; ``found`` are fields of ``ParityFigures``."""
         main = [row for row in answered.rows if row.variant == answered.main]
         edge_cases, left_out = self.edge_cases
         return ParityFigures(
@@ -332,16 +332,16 @@ class ParityRun:
         main: str | None,
         progress: Progress,
     ) -> "_Answered":
-        """Open the files and ask them everything that takes a run.
+        """Open the files and measure everything for which they must be run.
 
         Args:
-            candidates: By variant, for each block.
+            candidates: The files by variant, for each block.
             setting: Where and how they run.
-            main: The variant that must run.
-            progress: Is told each step.
+            main: The variant that must run, if any.
+            progress: Shows each step.
 
         Raises:
-            BundleError: It cannot be opened or run.
+            BundleError: The main variant cannot be opened or run.
         """
         rows = list[Row]()
         states, broken = _open_all(candidates[0], strict=setting.strict)
@@ -369,13 +369,13 @@ class ParityRun:
         return _Answered(main, kept, states, neighbours, coverage, broken)
 
     def _blocks_on(self, device: Device) -> tuple[Reference, ...]:
-        """The blocks; a device that rounds in other ways is not held to the CPU's floors."""
+        """The blocks; only the CPU's have floors, since other devices round differently."""
         if device == "cpu":
             return self.blocks
         return tuple(dataclasses.replace(block, floors={}) for block in self.blocks)
 
     def _baseline(self, block: Reference, count: int, batch_size: int, threads: int) -> Arrays:
-        """The checkpoint's own answers; they are computed once, also for files made later."""
+        """The checkpoint's own outputs, cached for files that are made later."""
         key = (block.block, count, batch_size, threads)
         if key not in self._baselines:
             self._baselines[key] = eager_answers(block, count, batch_size, threads)
@@ -390,7 +390,7 @@ class ParityRun:
         return measure_coverage(self.program, self.reference.inputs, self.narrow)
 
     def _derived(self, row: Tolerance, rows: Sequence[Row]) -> Tolerance:
-        """A tolerance, widened as far as the network's own rounding asks for."""
+        """A tolerance, widened as far as the network's own rounding errors require."""
         found = [part for part in rows if part.variant == row.variant]
         return derived(row, found, self._blocks_on(row.device))
 
@@ -406,7 +406,7 @@ class ParityRun:
 
     @cached_property
     def patience_s(self) -> float:
-        """Who takes longer over the samples hangs: a minute, and 50 times the float64 reference."""
+        """The timeout of a run over the samples: 60 s plus 50 times the time of the reference."""
         return 60 + 50 * self._timed_blocks[2]
 
     def _features(self, opened: Candidate, source: Path) -> FeatureFigures:
@@ -446,7 +446,7 @@ class ParityRun:
 
 
 def _killed(checks: MutationTest, planted: Iterator[Mutant]) -> tuple[MutantResult, ...]:
-    """What the checks make of mutants, a few at once."""
+    """Run the checks on mutants, a few at once."""
     found = list[MutantResult]()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while some := list(itertools.islice(planted, AT_ONCE)):
@@ -456,11 +456,11 @@ def _killed(checks: MutationTest, planted: Iterator[Mutant]) -> tuple[MutantResu
 
 @dataclass(frozen=True)
 class _Answered:
-    """What came of running the files; ``broken`` have no rows.
+    """The results of running the files; variants in ``broken`` have no rows.
 
     Attributes:
         main: The variant that must run, if there is one.
-        states: By variant, the tensors of PyTorch's files; None for ONNX files.
+        states: The tensors of PyTorch's files by variant; None for ONNX files.
     """
 
     main: str | None
@@ -472,10 +472,10 @@ class _Answered:
 
 
 def _reduced_within(table: tuple[Tolerance, ...], answered: _Answered) -> list[Tolerance]:
-    """The rows of reduced precision whose files run, and answer within them.
+    """The rows of reduced precision whose files run and are within their tolerance.
 
-    A file whose own answers are refused is left out of the bundle, or another takes its place:
-    that its spoilt copies are refused as well shows nothing.
+    A file that exceeds its tolerance is left out of the bundle or replaced. That its mutants exceed
+    it too would show nothing.
     """
     return [
         allowed
@@ -489,7 +489,7 @@ def _reduced_within(table: tuple[Tolerance, ...], answered: _Answered) -> list[T
 def _open_all(
     candidates: dict[str, Candidate], *, strict: bool
 ) -> tuple[dict[str, Arrays | None], dict[str, str]]:
-    """The tensors of each file that opens, and what happened to the others."""
+    """Open all files; return the tensors of each file that opens, and the others' errors."""
     states, errors, _ = in_lanes(candidates, Candidate.open)
     broken = {}
     for variant, error in errors.items():

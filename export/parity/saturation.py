@@ -1,10 +1,10 @@
-"""Would int8 products saturate on a processor that adds them in pairs in 16 bits?
+"""Check whether int8 products could saturate on processors that add pairs of them in 16 bits.
 
 ONNX Runtime multiplies u8 activations by s8 weights. On x86 without VNNI its AVX2 and AVX-512
 kernels do so by VPMADDUBSW, which adds two neighbouring products in 16 bits and clips the sum
 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). Neighbours are
-weights 2i and 2i + 1 along the reduction: of a convolution in the order height, width, channel, as
-mlas/lib/convsym.cpp and the transposed im2col of QLinearConv have it.
+weights 2i and 2i + 1 along the reduction. A convolution's order is height, width, channel, as in
+mlas/lib/convsym.cpp and in the transposed im2col of QLinearConv.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from export.parity.schema import Saturation
 from export.provenance.regions import stored_tensors
 from export.provenance.rules import attribute_of
 
-LARGEST_ACTIVATION = 255  # any activation may be: values beyond the range are clipped to it
+LARGEST_ACTIVATION = 255  # any activation can reach it: larger values are clipped to it
 INT16 = np.iinfo(np.int16)
 
 
 def bound_saturation(model: onnx.ModelProto) -> Saturation:
-    """Bound the sums of neighbouring products of an int8 model, whatever it is asked."""
+    """Bound the sums of neighbouring products of an int8 model over all possible inputs."""
     tensors = stored_tensors(model)
     givers = {output: node for node in model.graph.node for output in node.output}
     products, found = 0, [np.zeros((2, 0), np.int64)]
@@ -42,7 +42,7 @@ def bound_saturation(model: onnx.ModelProto) -> Saturation:
 
 
 def _reductions(node: onnx.NodeProto, weight: Array) -> Array:
-    """The weights of each output channel in the order in which they are multiplied, [O, K]."""
+    """The weights of each output channel in the order of multiplication, [O, K]."""
     if node.op_type == "Conv":
         return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
     if node.op_type == "Gemm" and attribute_of(node, "transB"):
@@ -51,7 +51,7 @@ def _reductions(node: onnx.NodeProto, weight: Array) -> Array:
 
 
 def _pair_sums(weight_OK: Array) -> Array:
-    """Of each channel the highest and the lowest sum of two products, int64 [2, O]."""
+    """The highest and the lowest sum of two products of each channel, int64 [2, O]."""
     odd = weight_OK.shape[1] % 2
     pairs = np.pad(weight_OK.astype(np.int64), ((0, 0), (0, odd))).reshape(len(weight_OK), -1, 2)
     high = LARGEST_ACTIVATION * np.maximum(pairs, 0).sum(axis=2).max(axis=1)

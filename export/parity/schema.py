@@ -1,6 +1,6 @@
-"""All that the gate measures, as ``parity.json`` holds it. Knows no torch.
+"""The schema of ``parity.json``: everything that the gate measures. Imports no torch.
 
-Figures alone: whether they are good enough is for ``judge`` to say.
+The figures contain no verdicts; ``judge`` decides whether they are good enough.
 """
 
 from collections.abc import Collection
@@ -14,23 +14,23 @@ from export.bundle.tolerances import Device, Tolerance
 from export.provenance.figures import WeightFigures
 
 SCHEMA_VERSION = 3
-# Where more of the values have no counterpart, it is said that the inside is hardly compared.
+# If fewer of the values inside have a counterpart, the report says that hardly any are compared.
 INSIDE_SHARE = 0.5
 EDGE_CASES = "edge cases"  # a block of samples with a scale of its own
-ALONE = "alone"  # a batch of one: another batch size, not only other neighbours
+ALONE = "alone"  # a batch of one, which also changes the batch size
 
 
 class Row(Figures):
     """One variant at one batch size.
 
     Attributes:
-        outputs: Each output compared with the reference's, probabilities left out.
-        batch_invariance: Largest scaled difference to the same samples' answers in batches of the
-            largest size; None at that size.
+        outputs: Each output compared with the reference's, except probabilities.
+        batch_invariance: Largest scaled difference to the same samples' outputs in the first run's
+            batch size; None for that run.
         softmax_error: See ``golden.head_error``.
         threads: Threads within an operator.
         block: Which samples: "" for those of the proof, ``EDGE_CASES``, or the sizes of variable
-            axes. Each block has a scale of its own.
+            axes. Each block has its own scale.
     """
 
     variant: str
@@ -44,12 +44,13 @@ class Row(Figures):
 
 
 class Saturation(Figures):
-    """What processors would make of int8 products that they add in pairs in 16 bits.
+    """Whether int8 products can saturate on processors that add pairs of them in 16 bits.
 
     Attributes:
-        products: Nodes that multiply unsigned activations by signed weights.
-        channels: Their output channels; ``unsafe`` those where a pair could exceed 16 bits.
-        largest: The largest sum of two neighbouring products that could be: 255 times the weights.
+        products: Number of nodes that multiply unsigned activations by signed weights.
+        channels: Number of their output channels.
+        unsafe: Number of the channels in which a pair could exceed 16 bits.
+        largest: The largest possible sum of two neighbouring products: 255 times the weights.
     """
 
     products: int
@@ -58,7 +59,7 @@ class Saturation(Figures):
     largest: int
 
     def summary(self) -> str:
-        """What follows, in words."""
+        """The consequence in one sentence."""
         if not self.unsafe:
             return f"no pair of int8 products exceeds 16 bits: at most {self.largest:,}"
         return (
@@ -69,7 +70,7 @@ class Saturation(Figures):
 
 
 class FileFigures(Figures):
-    """A model's file, read and not run; ``problems`` are what is not as it was asked for."""
+    """Figures of a model's file that was only read; ``problems`` are differences to the request."""
 
     path: str
     size_bytes: int
@@ -79,13 +80,13 @@ class FileFigures(Figures):
 
 
 class FeatureFigures(Figures):
-    """The file of the first layer beside the checkpoint's values at that place.
+    """The first layer's file, compared with the checkpoint's values of that layer.
 
     Attributes:
-        layer: Which it is, in words.
+        layer: A description of the layer.
         output: The file's only output.
-        problems: What is not as in the ONNX file that it was cut from, in words.
-        by_batch: What was found, by batch size.
+        problems: Descriptions of differences to the ONNX file that it was cut from.
+        by_batch: The comparison for each batch size.
     """
 
     layer: str
@@ -96,14 +97,14 @@ class FeatureFigures(Figures):
 
 
 class Coverage(Figures):
-    """Units (neurons and channels behind activation functions) that the samples activate.
+    """Units (neurons and channels after activation functions) that the samples activate.
 
     Attributes:
         samples: How many samples every batch size runs over.
-        units: All units there are.
-        active_in_all: Those whose value is not the same for all samples of the set.
-        active: Those of them that are not the same for the samples of every batch size either.
-        by_layer: active and all units of each activation.
+        units: The number of units.
+        active_in_all: Units whose value is not the same for all samples of the set.
+        active: Those of them whose value also varies over the samples of every batch size.
+        by_layer: The numbers of active units and of all units of each activation.
     """
 
     samples: int
@@ -114,28 +115,28 @@ class Coverage(Figures):
 
     @property
     def share(self) -> float:
-        """Active ones of all units, 0..1: the others are proven by their weights alone."""
-        # A network without activation functions has nothing that could be dead.
+        """Share of all units that are active, 0..1; only their weights prove the others."""
+        # A network without activation functions has no units that could be inactive.
         return self.active / self.units if self.units else 1.0
 
     @property
     def share_of_all_samples(self) -> float:
-        """Active ones of those that all samples activate, 0..1; 0 if nothing is ever active."""
+        """Share of the units that all samples activate, 0..1; 0 if no unit is ever active."""
         if self.units == 0:
             return 1.0
         return self.active / self.active_in_all if self.active_in_all else 0.0
 
 
 class LocalFigures(Figures):
-    """One value beside what its operators give in float64 for the file's own values before it.
+    """One value compared with its operator's float64 result for the file's own values before it.
 
     Attributes:
         rms: The worst channel's RMS error over that of float32 (see ``metrics.Floor``).
-        largest: The same of the largest errors.
-        bound: The largest error over gamma_n * sum |a| |b|, which no order of a product's sum
-            exceeds; None of other operators.
-        visible: How many times beyond its limit a weight of the layer would be that is off by 1%;
-            None where there is no weight.
+        largest: The same for the largest errors.
+        bound: The largest error over gamma_n * sum |a| |b|, which no summation order of a product
+            exceeds; None for other operators.
+        visible: How many times its limit the error would be if one weight of the layer were off by
+            1%; None if there is no weight.
     """
 
     rms: float
@@ -148,14 +149,15 @@ class Layer(Figures):
     """One value inside the graph, in the order of computation.
 
     Attributes:
-        value: Its name in the ONNX graph; ``node`` is the node that gives it, ``op`` its kind.
+        value: The value's name in the ONNX graph.
+        node: The ONNX node that computes it; ``op`` is that node's operator.
         module: Path of the module that it belongs to, e.g. "classifier.features.0".
         source: File and line of the code, relative to the repository or to site-packages.
-        code: That line.
+        code: The text of that line.
         scaled_error: Against eager float32; ``rms_ratio`` against float64 over eager's own.
-        exact: All operators up to here are exactly rounded: it must be bit-equal.
-        local: What the value's own operator does to the file's own inputs; None where it could not
-            be computed alone.
+        exact: All operators up to here are exactly rounded, so the value must be bit-equal.
+        local: Figures of the value's own operator, given the file's own inputs; None if it could
+            not be computed alone.
     """
 
     value: str
@@ -172,22 +174,22 @@ class Layer(Figures):
 
     @property
     def where(self) -> str:
-        """Module and source line, as far as known."""
+        """Module and source line, if known."""
         return f"{self.module or 'the outermost module'}, {self.source or 'no source line'}"
 
 
 class MutantResult(Figures):
-    """A mutant of an ONNX file and what the checks made of it.
+    """A mutant of an ONNX file and the checks' results for it.
 
     Attributes:
         name: e.g. "one weight +1% (Conv)".
-        planted: What was changed, in words.
-        figures: What was measured: scaled_error, rms_ratio, label_flips, weights, exact,
+        planted: A description of the change.
+        figures: The measured scaled_error, rms_ratio, label_flips, weights, exact and
             softmax_error.
         caught_by: The checks that killed it under the tolerances of the build; ``judge.kills``
-            says it of others.
+            finds them for other tolerances.
         not_applicable: Why this model cannot have the fault; else None.
-        outputs: Each output compared with the reference's; none in older files.
+        outputs: Each output compared with the reference's; empty in older files.
         local: The worst figures of its values inside.
     """
 
@@ -203,7 +205,7 @@ class MutantResult(Figures):
 class WorstSample(Figures):
     """One of the samples with the largest errors of the ONNX file.
 
-    ``images`` are its image-like inputs, uint8 [H, W] as lists.
+    ``images`` are those of its inputs that are images, uint8 [H, W] as lists.
     """
 
     description: str
@@ -212,18 +214,18 @@ class WorstSample(Figures):
 
 
 class Trial(Figures):
-    """A file of reduced precision with some layers in float32, asked calibration samples.
+    """A reduced-precision file with some layers in float32, judged on calibration samples.
 
     Attributes:
-        kept: Those layers' names.
-        calibration: How int8's ranges were chosen; None of float16 and float32.
-        sqnr_db: Against the float32 file, as ``scaled_error``; the worst output's.
-        accuracy: Share of labels that are the target; None where no targets are known.
-        size_bytes: Of the file.
-        samples_per_s: In batches of 64, one thread, on the machine of the build; None in a bundle,
-            whose files are the same on each machine.
-        complaint: The first tolerance that it violates, None if it passes.
-        surely: It passes by so much that other samples will hardly say otherwise.
+        kept: The names of the layers in float32.
+        calibration: How int8's ranges were chosen; None for float16 and float32.
+        sqnr_db: The worst output's SQNR against the float32 file; ``scaled_error`` likewise.
+        accuracy: Share of labels that match the target; None if no targets are known.
+        size_bytes: The size of the file.
+        samples_per_s: Speed in batches of 64 with one thread on the machine of the build; None in a
+            bundle, whose files must be the same on each machine.
+        complaint: The first tolerance that it violates; None if it passes.
+        surely: It passes by a margin that makes a failure on other samples unlikely.
     """
 
     kept: tuple[str, ...]
@@ -238,19 +240,19 @@ class Trial(Figures):
 
     @property
     def passed(self) -> bool:
-        """True if nothing was beyond the tolerance."""
+        """True if no tolerance was violated."""
         return self.complaint is None
 
 
 class RepairFigures(Figures):
-    """What was tried for a variant of reduced precision that had failed.
+    """The repair search for a reduced-precision variant that had failed.
 
     Attributes:
-        layers: The names of all that could be kept in float32.
+        layers: The names of all layers that could be kept in float32.
         samples: How many calibration samples judged each trial.
         fp32: The float32 file, for comparison.
-        trials: In their order.
-        chosen: The trial that the gate judged then; None if none passed.
+        trials: The trials in their order.
+        chosen: The position of the trial that the gate judged next; None if none passed.
     """
 
     layers: tuple[str, ...]
@@ -260,7 +262,7 @@ class RepairFigures(Figures):
     chosen: int | None
 
     def without_times(self) -> "RepairFigures":
-        """The same without what is of this machine and this moment."""
+        """The same figures without times, which depend on the machine."""
         fp32, *trials = (
             trial.model_copy(update={"samples_per_s": None}) for trial in (self.fp32, *self.trials)
         )
@@ -271,14 +273,14 @@ class ParityFigures(Figures):
     """Everything the gate measured on one device.
 
     Attributes:
-        broken: Variants that could not be opened or run to the end, and what happened; they have
+        broken: Variants that could not be opened or run completely, and what happened; they have
             no rows.
-        corners: In older files, the names of edge cases that stand before the samples.
+        corners: In older files, the names of edge cases that come before the samples.
         edge_cases: The names of the edge cases, which have rows of their own.
-        edge_cases_left_out: Those that prove nothing, each with the reason.
+        edge_cases_left_out: Edge cases that prove nothing, each with the reason.
         unmatched: Float values inside the ONNX file that were not compared, by name.
-        faults: The mutants of the fp32 ONNX file; ``reduced_faults`` those of the other ONNX files,
-            by variant.
+        faults: The mutants of the fp32 ONNX file; ``reduced_faults`` has those of the other ONNX
+            files, by variant.
         variation: How much each output varies over the samples, in units of float32's floor: the
             RMS distance from the mean of the channel that varies most.
         distinct: How many of the samples differ from all others.
@@ -332,7 +334,7 @@ class ParityFigures(Figures):
         )
 
     def replaced(self, fresh: Self, variants: Collection[str]) -> Self:
-        """The same with some variants' figures taken from ``fresh``: their files are others now."""
+        """The figures, with those of some variants, whose files were replaced, from ``fresh``."""
         others = self.without(variants)
         mine = fresh.without([v for v in fresh.files if v not in variants])
         return self.model_copy(
@@ -346,7 +348,7 @@ class ParityFigures(Figures):
         )
 
     def describe(self, position: int, block: str = "") -> str:
-        """A sample by its position in a block, as a person would look it up."""
+        """Describe a sample by its position in a block, so that a person can find it."""
         if block == EDGE_CASES:
             return f"edge case {self.edge_cases[position]!r}"
         if position < len(self.corners):
@@ -355,5 +357,5 @@ class ParityFigures(Figures):
         return f"{sample} of {block}" if block else sample
 
     def largest(self, variant: str) -> Row:
-        """A variant's row over most samples."""
+        """A variant's row with the most samples."""
         return max((r for r in self.rows if r.variant == variant), key=lambda row: row.samples)

@@ -1,4 +1,4 @@
-"""Is an ONNX file what was asked for? Asks the file itself; nothing is run."""
+"""Check that an ONNX file has the requested structure, without running it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,19 +10,19 @@ from export.bundle.tolerances import DYNAMIC_INT8_REFUSED
 
 OPSET = 20
 
-# What quantizes activations by the largest value that happens to be in the batch.
+# Operators that quantize activations by the largest value in the current batch.
 DYNAMIC_OPERATORS = {"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
 
 
 def structure_problems(
     model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> list[str]:
-    """What of an ONNX model is not as asked: opset, tensors, batch axis, operators, one file.
+    """Differences to the requested structure: opset, tensors, batch axis, operators, one file.
 
     Args:
         model: The model.
-        inputs: What its inputs must be, in their order.
-        outputs: The same of its outputs.
+        inputs: The expected inputs, in their order.
+        outputs: The expected outputs, in their order.
     """
     return list(_problems(model, inputs, outputs))
 
@@ -51,7 +51,7 @@ def _problems(
 
 
 def _tensor(value: onnx.ValueInfoProto) -> str:
-    """As ``str(TensorSpec)``; a free axis is -1."""
+    """A tensor in the format of ``str(TensorSpec)``; a free axis is -1."""
     tensor = value.type.tensor_type
     kind = TensorProto.DataType.Name(tensor.elem_type)
     datatype = {"FLOAT": "FP32", "FLOAT16": "FP16", "DOUBLE": "FP64"}.get(kind, kind)

@@ -1,6 +1,6 @@
-"""How fast are the variants beside each other? One process, interleaved rounds, medians.
+"""Compare the variants' speed in one process, by medians over interleaved rounds.
 
-On a CPU ratios alone mean something: machines differ, and share their cores.
+On a CPU only ratios are meaningful: machines differ, and their cores are shared.
 """
 
 import platform
@@ -25,10 +25,11 @@ LEAST_TIMED_S = 0.002
 
 
 class Timing(BaseModel):
-    """One variant at one batch size with so many threads.
+    """The time of one variant at one batch size and number of threads.
 
-    ``us_per_sample`` is the median over the rounds; ``ratio`` is the fp32 ONNX file's median over
-    it (more is faster), ``ratio_low`` and ``ratio_high`` its quartiles over the rounds.
+    ``us_per_sample`` is the median over the rounds. ``ratio`` is the median over the rounds of the
+    fp32 ONNX file's time over this one (more is faster); ``ratio_low`` and ``ratio_high`` are its
+    quartiles.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +44,7 @@ class Timing(BaseModel):
 
 
 class Timings(BaseModel):
-    """All of a run, and where it ran."""
+    """All timings of a run, and where it ran."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,15 +66,16 @@ def measure(
     threads: Sequence[int] = (1,),
     rounds: int = ROUNDS,
 ) -> Timings:
-    """Time variants of a bundle, as far as the device can run them.
+    """Time those variants of a bundle that the device can run.
 
     Args:
-        bundle: An opened bundle; its golden samples are what is computed.
-        device: Where.
-        variants: Which; all but the ONNX files can run code when they are opened.
-        batch_sizes: Samples a call.
+        bundle: An opened bundle; the inputs are its golden samples.
+        device: The device to run on.
+        variants: The variants to time, in addition to onnx; files other than ONNX can run code
+            when they are opened.
+        batch_sizes: Samples per call.
         threads: Threads within an operator, on the CPU.
-        rounds: How often each variant has its turn; each turn lasts 2 ms at least.
+        rounds: How often each variant is timed; each time lasts at least 2 ms.
     """
     golden = Golden.load(bundle.path("golden"))
     timings: list[Timing] = []
@@ -108,7 +110,7 @@ def measure(
 
 
 def per_sample(timings: Timings) -> dict[str, dict[int, float]]:
-    """Variant to batch size to microseconds a sample, with one thread."""
+    """Microseconds per sample with one thread, by variant and batch size."""
     found: dict[str, dict[int, float]] = {}
     for timing in timings.timings:
         if timing.threads == 1:
@@ -117,7 +119,7 @@ def per_sample(timings: Timings) -> dict[str, dict[int, float]]:
 
 
 def table(timings: Timings) -> str:
-    """Ratios to the fp32 ONNX file as Markdown; on a GPU microseconds a sample too."""
+    """Ratios to the fp32 ONNX file as Markdown; on a GPU also microseconds per sample."""
     columns = list(dict.fromkeys((t.batch_size, t.threads) for t in timings.timings))
     heads = [f"batch {b}, {n} thread{'s' if n > 1 else ''}" for b, n in columns]
     by_place = {(t.variant, t.batch_size, t.threads): t for t in timings.timings}
@@ -142,7 +144,7 @@ def table(timings: Timings) -> str:
 
 
 def machine() -> str:
-    """This machine in a few words."""
+    """The name of this machine's processor, and of its GPU if there is one."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [
         line.split(":", 1)[1].strip()
@@ -184,7 +186,7 @@ def _interleaved(
 
 
 def _calls(predict: Predict, batch: Arrays) -> int:
-    """So many that a turn lasts long enough for the clock; warms up on the way."""
+    """The number of calls that takes long enough to be timed; this also warms up the model."""
     calls = 1
     while True:
         start = time.perf_counter()

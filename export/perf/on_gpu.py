@@ -1,8 +1,8 @@
-"""Checks and times bundles on a GPU, into one JSON file: ``python -m export.perf.on_gpu``.
+"""Check and time bundles on a GPU, and write one JSON file: ``python -m export.perf.on_gpu``.
 
-The gate on CUDA four times: float32 with TF32 off, the same with CUDA graphs, with TF32 on, and
-the golden samples in float16; then the benchmark. Each runs in a process of its own, for TF32 is
-switched once in a process. A machine without a CUDA device ends it with status 3.
+It runs four checks on CUDA: the gate with TF32 off, with TF32 off and CUDA graphs, and with TF32
+on, and the golden samples in float16. Then it runs the benchmark. Each runs in a separate process,
+because TF32 can be switched only once in a process. Without a CUDA device the status is 3.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NO_DEVICE = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything; status 0 if all passed, 1 if something did not, 3 without a device."""
+    """Run everything; the status is 0 if all passed, 1 if something failed, 3 without a device."""
     parser = argparse.ArgumentParser(prog="python -m export.perf.on_gpu", description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("artifacts/gpu.json"))
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: list[str], bundle: Path, data_dir: Path | None) -> dict[str, Any]:
-    """One command of the export stage in a process of its own: status, words and figures."""
+    """Run a command of the export stage in a separate process; return status, output, figures."""
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
         name, *options = command

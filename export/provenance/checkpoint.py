@@ -1,7 +1,7 @@
-"""What a program computes with: stored tensors, and what follows from them whatever the inputs.
+"""Collect a program's stored tensors, and the values that depend only on them, not on inputs.
 
-The latter is evaluated in float64, beside PyTorch's own float32, whose rounding errors show how far
-a float32 result may honestly be off.
+Those values are evaluated in float64 and in PyTorch's own float32, whose rounding errors show how
+large the error of a correct float32 result may be.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from export.bundle.metrics import Arrays
 from export.model.program import Program, arguments_of, operator_of, stored_nodes
 from export.provenance.forms import Expected, computed, find_folds
 
-# Arguments whose tensor is left out of a file where it changes nothing.
+# Arguments whose tensor a file may leave out if it changes nothing.
 ADDENDS = {"bias", "running_mean"}
 FACTORS = {"weight"}
 
@@ -25,13 +25,13 @@ class Checkpoint:
     """The tensors of a program.
 
     Attributes:
-        names: Of parameters, buffers and constants that are used, by the program's node.
-        tensors: The same by name.
+        names: Names of the used parameters, buffers and constants, by the program's node.
+        tensors: Their values, by name.
         folds: Layers followed by a BatchNorm, and all BatchNorms without the layers.
     """
 
     def __init__(self, program: Program) -> None:
-        """Evaluate every node of the program that no input leads to."""
+        """Evaluate every node of the program that depends on no input."""
         self.names = {node: name for node, name in stored_nodes(program).items() if node.users}
         self.folds = [*find_folds(program), *find_folds(program, alone=True)]
         self._single = _constants(program, double=False)
@@ -41,11 +41,11 @@ class Checkpoint:
         }
 
     def is_known(self, node: Node) -> bool:
-        """Does a node depend on no input?"""
+        """Whether a node depends on no input."""
         return node in self._single and node in self._double
 
     def expected(self, value: Any) -> Expected | None:
-        """An argument of an operator as what must lie in the file; None: it depends on inputs."""
+        """What the file must contain for an operator's argument; None if it depends on inputs."""
         if isinstance(value, int | float):
             return Expected(f"{value:g}", np.asarray(float(value)))
         if value in self.names:
@@ -57,7 +57,7 @@ class Checkpoint:
         return computed(value.name, double.numpy(), single.numpy(), self._sources(value))
 
     def changes_nothing(self, node: Node) -> bool:
-        """Is a stored tensor, everywhere it is used, a sum's 0 or a product's 1?"""
+        """Whether a stored tensor is neutral at all its uses: 0 in a sum, or 1 in a product."""
         values = self.tensors[self.names[node]]
         zeros, ones = not values.any(), bool(np.all(values == 1))
 
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def _constants(program: Program, *, double: bool) -> dict[Node, Any]:
-    """The values (tensors, or tuples of them) of all nodes that no input leads to."""
+    """The values (tensors, or tuples of them) of all nodes that depend on no input."""
     kept, names = {**program.state_dict, **program.constants}, stored_nodes(program)
     values: dict[Node, Any] = {}
 
@@ -96,7 +96,7 @@ def _constants(program: Program, *, double: bool) -> dict[Node, Any]:
                 and "rand" not in str(node.target)
                 and all(n in values for n in node.all_input_nodes)
             ):
-                # An operator without a kernel for these types is not traced.
+                # An operator without a kernel for these types is skipped, so it is not traced.
                 with contextlib.suppress(RuntimeError, TypeError, NotImplementedError):
                     args, kwargs = map_aggregate((node.args, node.kwargs), given)
                     values[node] = map_aggregate(node.target(*args, **kwargs), given)

@@ -1,4 +1,4 @@
-"""What tracing a file's numbers gives: counts, the largest error, and problems. Knows no torch."""
+"""The result of tracing a file's numbers: counts, largest error, problems. Imports no torch."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,23 +9,23 @@ from export.bundle.metrics import Array, Figures
 
 
 class WeightFigures(Figures):
-    """Where a file's numbers come from, asked of the file itself.
+    """Where the numbers in a file come from, determined without running it.
 
     Attributes:
-        equal: Tensors that hold the checkpoint's numbers bit by bit, moved or stacked perhaps.
-        folded: Tensors that were computed from the checkpoint's: a fold, a sum, a constant part.
-        converted: Tensors that were rounded to another type.
-        constants: How many float numbers are the code's own, and known from it.
+        equal: Number of tensors that are bit-equal to the checkpoint's, possibly moved or stacked.
+        folded: Number of tensors computed from the checkpoint's: a fold, a sum, a constant part.
+        converted: Number of tensors that were rounded to another type.
+        constants: How many float numbers are constants of the code.
         consumed: How many float numbers the file's nodes take.
-        untraced: How many of those are traced to nothing: only samples prove them.
+        untraced: How many of those cannot be traced: only samples prove them.
         settings: Attributes and integer inputs of nodes that the program's arguments confirm.
         settings_untraced: Those that no rule covers: only samples prove them.
         calibrated: Steps of activations, which calibration chose: only samples prove them.
-        error: Largest difference to what the checkpoint says, in the unit of the precision: of
-            float tensors over the value itself (of biases, differences of large numbers, over the
-            size of their terms), of int8 in steps of the quantization.
-        worst: Where that is, with both values.
-        problems: What is not the checkpoint's, in words.
+        error: Largest difference to the checkpoint, in a unit that depends on the precision: for
+            float tensors relative to the value (for biases, which are differences of large numbers,
+            relative to their terms), for int8 in quantization steps.
+        worst: The place of that error, with both values.
+        problems: Descriptions of what differs from the checkpoint.
     """
 
     equal: int = 0
@@ -43,11 +43,11 @@ class WeightFigures(Figures):
 
     @property
     def traced_share(self) -> float | None:
-        """Of the float numbers that nodes take; None in files of old, which did not count them."""
+        """Share of the consumed float numbers that are traced; None in files without counts."""
         return 1 - self.untraced / self.consumed if self.consumed else None
 
     def summary(self) -> str:
-        """How far the file is proven without samples, in a line."""
+        """Describe in one line how much of the file is proven without samples."""
         if self.traced_share is None:
             return "not counted"
         counts = {
@@ -62,11 +62,11 @@ class WeightFigures(Figures):
 
 @dataclass
 class Outcome:
-    """Collects what came of each tensor.
+    """Collects the result of each tensor.
 
     Attributes:
-        counts: By the name of a field of ``WeightFigures``.
-        error: The largest so far, in units; ``worst`` says where.
+        counts: Counts by the name of a field of ``WeightFigures``.
+        error: The largest error so far, in units; ``worst`` is its place.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -81,28 +81,28 @@ class Outcome:
             self.error, self.worst = error, f"{name}{where(found, expected, unit)}"
 
     def figures(self) -> WeightFigures:
-        """The sum of all."""
+        """The collected figures."""
         problems = tuple(dict.fromkeys(self.problems))
         return WeightFigures(**self.counts, error=self.error, worst=self.worst, problems=problems)
 
 
 def is_float(array: Array) -> bool:
-    """Are its numbers floating-point ones? Only they have a rounding error, and are weights."""
+    """Whether an array is floating-point: only such numbers are weights with rounding errors."""
     return bool(np.issubdtype(array.dtype, np.floating))
 
 
 def same_bits(found: Array, expected: Array) -> bool:
-    """Are two arrays equal, NaN beside NaN among it?"""
+    """Whether two arrays are equal, where NaN equals NaN."""
     return bool(np.array_equal(found, expected, equal_nan=is_float(found)))
 
 
 def largest_error(found: Array, expected: Array, unit: Array) -> float:
-    """The largest difference in units; infinite if a value is not finite on one side alone."""
+    """The largest difference in units; infinite if only one of two values is finite."""
     return float(_differences(found, expected, unit).max()) if found.size else 0.0
 
 
 def where(found: Array, expected: Array, unit: Array | float = 1.0) -> str:
-    """The element that differs most, measured in its unit, with both values."""
+    """Describe the element that differs most in its unit, with both values."""
     position = np.unravel_index(_differences(found, expected, unit).argmax(), found.shape)
     at = ", ".join(str(int(i)) for i in position)
     return f"[{at}] is {found[position]:.7g}, expected {expected[position]:.7g}"

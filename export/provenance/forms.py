@@ -1,7 +1,7 @@
 """The forms that a checkpoint's tensors may take in a file: folded, stacked, cut, joined, summed.
 
-Every form is computed from the checkpoint's tensors, in float64 where numbers are computed and not
-only moved. To allow a further form, add a function here and yield it in ``trace``.
+Every form is computed from the checkpoint's tensors, in float64 if numbers are changed and not only
+moved. To allow another form, add a function here and yield it in ``trace``.
 """
 
 import functools
@@ -18,7 +18,7 @@ from export.model.program import Program, arguments_of, operator_of, shape_of, s
 from export.provenance.figures import is_float, largest_error, same_bits
 from export.provenance.rules import BATCH_NORMS, CONVOLUTIONS
 
-# Where ONNX has which of PyTorch's gates: i f g o becomes i o f g, and r z n becomes z r n.
+# ONNX's order of PyTorch's gates: i f g o becomes i o f g, and r z n becomes z r n.
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 TABLE = 2  # axes: samples, features
 FEW_ROUNDINGS = 4 * 2.0**-24
@@ -26,13 +26,13 @@ FEW_ROUNDINGS = 4 * 2.0**-24
 
 @dataclass(frozen=True)
 class Expected:
-    """What must lie in the file.
+    """What the file must contain.
 
     Attributes:
-        name: The checkpoint's tensor, or what was made of it, in words.
-        values: In float64 where they were computed.
-        unit: What an error is measured in, a number for each value; None: not one bit may differ.
-        sources: The checkpoint's tensors that it holds; none of a number of the code.
+        name: The name of the checkpoint's tensor, or a description of what was made from it.
+        values: The values, in float64 if they were computed.
+        unit: The unit of errors, one number for each value; None: the values must be bit-equal.
+        sources: The checkpoint's tensors that it contains; empty for a constant of the code.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Match:
-    """A file's tensor beside what it may be.
+    """A file's tensor and a form that it may have.
 
     Attributes:
-        expected: What it may be.
-        seen: The file's tensor in that shape.
+        expected: The form.
+        seen: The file's tensor in the form's shape.
     """
 
     expected: Expected
@@ -55,7 +55,7 @@ class Match:
 
     @functools.cached_property
     def is_exact(self) -> bool:
-        """Is it bit-equal, or within a few roundings where numbers were computed?"""
+        """Whether it is bit-equal, or within a few roundings if numbers were computed."""
         unit, values = self.expected.unit, self.expected.values
         if unit is not None:
             return largest_error(self.seen, values, unit) <= FOLD_ERROR
@@ -64,7 +64,7 @@ class Match:
 
     @functools.cached_property
     def share(self) -> float:
-        """The share of numbers that are as expected: a fault spoils a few, a rule changes most."""
+        """The share of numbers that are as expected: a fault changes few, another form most."""
         unit = FOLD_ERROR * (0 if self.expected.unit is None else self.expected.unit)
         with np.errstate(invalid="ignore"):
             alike = np.abs(self.seen.astype(np.float64) - self.expected.values) <= unit
@@ -72,12 +72,12 @@ class Match:
 
 
 def closest(array: Array, forms: Iterable[Expected], *, transposed: bool | None) -> Match | None:
-    """The first form that an array is, else the one with most numbers alike; None: no shape fits.
+    """The first form that an array matches, else the most similar one; None if no shape fits.
 
     Args:
-        array: The file's.
-        forms: What it may be.
-        transposed: See ``rules.is_transposed``; None: only axes of one may come and go.
+        array: The file's tensor.
+        forms: The forms that it may have.
+        transposed: See ``rules.is_transposed``; None: only axes of size 1 may differ.
     """
     best: Match | None = None
     for form in forms:
@@ -93,7 +93,7 @@ def closest(array: Array, forms: Iterable[Expected], *, transposed: bool | None)
 
 
 def seen_as(found: Array, shape: tuple[int, ...], *, transposed: bool | None) -> Array | None:
-    """A file's tensor in the shape of the checkpoint's; None if it cannot be that one."""
+    """A file's tensor in the shape of the checkpoint's; None if the shapes do not fit."""
     if transposed and found.ndim > 1:
         found = np.swapaxes(found, -1, -2)
     if found.shape == shape:
@@ -107,20 +107,20 @@ def seen_as(found: Array, shape: tuple[int, ...], *, transposed: bool | None) ->
 
 
 def at_least(values: Array) -> Array:
-    """Sizes of numbers as units of their errors: what is exactly zero must stay so."""
+    """The numbers' sizes as units of their errors; the unit of 0 is so small that 0 must stay 0."""
     return np.maximum(np.abs(values), np.finfo(np.float32).tiny)
 
 
 def computed(name: str, double: Array, single: Array, sources: frozenset[str]) -> Expected:
-    """What a program computes from its parameters alone.
+    """The expected value of a node that a program computes only from parameters.
 
-    The unit lets PyTorch's own float32 result pass: where that is off by more than a few roundings
-    of the value itself, as in sums, the error is a share of the largest value.
+    The unit is chosen so that PyTorch's own float32 result passes. If that is off by more than a
+    few roundings of the value itself, as in sums, the unit is the largest value, or more.
 
     Args:
-        name: Of the node.
-        double: Its value in float64.
-        single: As PyTorch computes it in float32; of another type, it must be equal.
+        name: The node's name.
+        double: The node's value in float64.
+        single: The value that PyTorch computes in float32; if it is not float, it must be equal.
         sources: The checkpoint's tensors that it is computed from.
     """
     if not is_float(single):
@@ -136,13 +136,13 @@ def computed(name: str, double: Array, single: Array, sources: frozenset[str]) -
 
 @dataclass(frozen=True)
 class Fold:
-    """A layer and the BatchNorm behind it, as names of tensors ("" for one that is not there).
+    """A layer and the BatchNorm after it, as names of tensors ("" for one that does not exist).
 
     Attributes:
-        weight: Of the layer; "" if there is none, and the BatchNorm alone is a product and a sum.
+        weight: The layer's weight; "" for a BatchNorm alone, which is a product and a sum.
         norm: The BatchNorm's scale, shift, mean and variance.
-        groups: Of a transposed convolution, whose weight counts the output channels of a group on
-            its second axis; 0 of other layers.
+        groups: The groups of a transposed convolution, whose weight has the output channels of a
+            group on its second axis; 0 for other layers.
     """
 
     weight: str
@@ -153,17 +153,17 @@ class Fold:
 
     @functools.cached_property
     def tensors(self) -> set[str]:
-        """All that is folded into one weight and one bias."""
+        """The names of all tensors that are folded into one weight and one bias."""
         return {self.weight, self.bias, *self.norm} - {""}
 
     def expected(
         self, tensors: Mapping[str, Array], epsilon: float | None = None
     ) -> tuple[Expected, Expected]:
-        """Weight and bias of one layer that computes both.
+        """Weight and bias of one layer that computes the layer and the BatchNorm.
 
         Args:
-            tensors: The checkpoint's, by name.
-            epsilon: Instead of the BatchNorm's own.
+            tensors: The checkpoint's tensors by name.
+            epsilon: The epsilon to use instead of the BatchNorm's own.
         """
         factor, shift, mean, variance, before = (
             tensors[name].astype(np.float64) if name else np.float64(default)
@@ -174,7 +174,7 @@ class Fold:
         groups, rows = (self.groups, len(layer) // self.groups) if self.groups else (1, 1)
         by_channel = layer.reshape(groups, rows, scale.size // groups, -1)
         weight = (by_channel * scale.reshape(groups, 1, -1, 1)).reshape(layer.shape)
-        # The bias is a difference of larger numbers, whose roundings it has.
+        # The bias is a difference of larger numbers, and its error is a rounding error of these.
         terms = np.abs(shift) + (np.abs(before) + np.abs(mean)) * np.abs(scale)
         of_scale = {self.norm[0], self.norm[3]}
         name = self.weight or self.norm[2]
@@ -190,11 +190,11 @@ class Fold:
 
 
 def find_folds(program: Program, *, alone: bool = False) -> list[Fold]:
-    """The BatchNorms of a program with the layers before them, if they follow nothing else.
+    """The BatchNorms of a program with the layers into which they can be folded.
 
     Args:
-        program: One whose BatchNorms use their own statistics; others are left out.
-        alone: All BatchNorms, without the layers: each as a product and a sum.
+        program: The program; BatchNorms without stored statistics are left out.
+        alone: Return all BatchNorms without the layers, each as a product and a sum.
     """
     stored, folds = stored_nodes(program), []
     for norm in program.graph.nodes:
@@ -213,7 +213,7 @@ def find_folds(program: Program, *, alone: bool = False) -> list[Fold]:
 
 
 def _may_take_in(layer: Node) -> bool:
-    """May a layer's weights take in the BatchNorm behind it: by channels, and nobody else's?"""
+    """Whether the BatchNorm after a layer can be folded into it: channels fit, no other user."""
     kind = operator_of(layer)
     by_channel = kind in CONVOLUTIONS or (kind == "linear" and len(shape_of(layer)) == TABLE)
     return by_channel and len(layer.users) == 1
@@ -222,10 +222,10 @@ def _may_take_in(layer: Node) -> bool:
 def recurrent(
     operator: Node, stored: Mapping[Node, str], tensors: Mapping[str, Array]
 ) -> list[list[Expected]]:
-    """By layer, W, R and B of an LSTM, a GRU or an RNN, as ONNX's operators take them.
+    """W, R and B of each layer of an LSTM, a GRU or an RNN, as ONNX's operators take them.
 
     Args:
-        operator: An aten operator of the program; of others there is nothing.
+        operator: An aten operator of the program; the result is empty if it is not recurrent.
         stored: Names of the checkpoint's tensors by node.
         tensors: Those tensors by name.
     """
@@ -236,7 +236,7 @@ def recurrent(
     names = [stored[node] for node in arguments["params"] if node in stored]
     kinds = 4 if arguments["has_biases"] else 2  # W and R; the biases of the inputs and the state
     size = kinds * (2 if arguments["bidirectional"] else 1)
-    if len(names) != size * arguments["num_layers"]:  # some are computed, or there are projections
+    if len(names) != size * arguments["num_layers"]:  # some are computed, or projections exist
         return []
 
     def stacked(directions: Iterable[Sequence[str]]) -> Expected:
@@ -257,7 +257,7 @@ def recurrent(
 
 
 def combined(parts: Sequence[Expected]) -> Iterator[Expected]:
-    """Tensors joined along their first axis, in order, and sums of two of one shape."""
+    """Tensors joined along their first axis, in order, and sums of two of the same shape."""
     groups: dict[tuple[int, ...], list[Expected]] = {}
     for part in parts:
         if part.unit is None and part.values.ndim and is_float(part.values):
@@ -278,7 +278,7 @@ def combined(parts: Sequence[Expected]) -> Iterator[Expected]:
 
 
 def cut(part: Expected, size: int) -> Iterator[Expected]:
-    """Equal parts of a tensor along its first axis, each of so many numbers."""
+    """Equal parts of a tensor along its first axis, each with ``size`` numbers."""
     values = part.values
     if part.unit is not None or not values.ndim or not 0 < size < values.size:
         return

@@ -1,8 +1,8 @@
-"""Compares a float16 or int8 file with the float32 file that it is made of, node by node.
+"""Compare a float16 or int8 file with the float32 file that it was made from, node by node.
 
-Each node of the float32 file must be in the reduced one, with the same attributes, fed by the same
-nodes and by the same tensors, each rounded by a step that is computed here from the float32 tensor
-and not read in the file. Nodes that only convert values are looked through.
+Each node of the float32 file must be in the reduced one, with the same attributes and the same
+inputs. Its tensors may be rounded by a step, which is computed here from the float32 tensor and not
+read from the file. Nodes that only convert values are skipped.
 """
 
 from collections.abc import Iterator
@@ -16,36 +16,37 @@ from export.provenance.figures import Outcome, WeightFigures, is_float, same_bit
 from export.provenance.regions import stored_tensors, subgraph_inputs
 from export.provenance.rules import attribute_of
 
-# Below float16's smallest normal number its rounding is absolute; above its largest there is none.
+# float16's smallest normal number, below which its rounding error is absolute, and its largest one.
 SMALLEST_HALF, LARGEST_HALF = 2.0**-14, 65504.0
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
-ACTIVATIONS = {"Relu", "Clip"}  # the rounding to uint8 may clip in their place
-# Highest over lowest number of int8 with the sign's two sides alike; and with a range reduced for
-# processors whose products of bytes saturate. The same of uint8.
+ACTIVATIONS = {"Relu", "Clip"}  # rounding to uint8 may replace their clipping
+# Largest number of a symmetric int8 range; and of one that is reduced for processors whose products
+# of bytes saturate. The same for uint8.
 SYMMETRIC, REDUCED_SYMMETRIC = 127, 64
 UNSIGNED, REDUCED_UNSIGNED = 255, 127
-# ONNX Runtime enlarges a weight's step where the bias, in steps of input and weight, would be more
-# than an int32: so much beyond the limit.
+# ONNX Runtime enlarges a weight's step if the bias, in steps of input and weight, would exceed an
+# int32; the reserve is how far beyond the limit.
 BIAS_STEPS, BIAS_RESERVE = 2.0**32 - 2, 1.0001
 ONE_ROUNDING = 2.0**-23
 
 
 def check_reduced(model: onnx.ModelProto, source: onnx.ModelProto) -> WeightFigures:
-    """Compare a float16 or int8 (QDQ) model with the float32 model that it is made of.
+    """Compare a float16 or int8 (QDQ) model with the float32 model that it was made from.
 
     Args:
-        model: Of reduced precision.
-        source: In float32; ``trace.check_weights`` compares it with the checkpoint.
+        model: The reduced-precision model.
+        source: The float32 model; ``trace.check_weights`` compares it with the checkpoint.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):  # a step of 0 is named, not divided by
+    with np.errstate(invalid="ignore", divide="ignore"):  # a step of 0 is reported as a problem
         return _Comparison(_Graph(model), _Graph(source)).run()
 
 
 class _Graph:
-    """A model's nodes by name, its tensors, and what gives each value.
+    """A model's nodes by name, its tensors, and the producer of each value.
 
     Attributes:
-        passed: Names of the nodes that are looked through.
+        givers: For each value, the name of the node that produces it, and the output's position.
+        passed: Names of the nodes that are skipped, because they only convert values.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -60,11 +61,11 @@ class _Graph:
         self.passed: set[str] = set()
 
     def giver(self, value: str) -> onnx.NodeProto | None:
-        """The node that gives a value; None of an input or a stored tensor."""
+        """The node that produces a value; None for an input or a stored tensor."""
         return self.nodes.get(self.givers.get(value, ("", 0))[0])
 
     def look_through(self, value: str) -> tuple[str, onnx.NodeProto | None]:
-        """The value or tensor behind the nodes in ``passed``, and the node that dequantizes it."""
+        """The value or tensor before the nodes in ``passed``, and the node that dequantizes it."""
         dequantizer = None
         while value not in self.tensors and self.givers.get(value, ("", 0))[0] in self.passed:
             node = self.nodes[self.givers[value][0]]
@@ -73,14 +74,14 @@ class _Graph:
         return value, dequantizer
 
     def origin(self, value: str) -> tuple[str, int]:
-        """The node behind those in ``passed`` that gives a value, and which of its outputs."""
+        """The node before those in ``passed`` that produces a value, and which of its outputs."""
         behind, _ = self.look_through(value)
         return self.givers.get(behind, (behind, 0))
 
     def step(self, quantizer: onnx.NodeProto, array: Array | None = None) -> tuple[Array, Array]:
         """Scale and zero point of a QuantizeLinear or DequantizeLinear, in float64.
 
-        Those of several channels come in a shape that broadcasts to the array's, if it is given.
+        Per-channel values have a shape that broadcasts to the array's, if an array is given.
         """
         zero = self.tensors[quantizer.input[2]] if quantizer.input[2:] else np.zeros(())
         scale, shape = self.tensors[quantizer.input[1]], None
@@ -92,7 +93,7 @@ class _Graph:
 
 
 class _Comparison:
-    """Walks both graphs and collects what came of each tensor."""
+    """Compares all nodes of both graphs and collects the outcome of each tensor."""
 
     def __init__(self, found: _Graph, source: _Graph) -> None:
         self._found, self._source, self._outcome = found, source, Outcome()
@@ -122,7 +123,7 @@ class _Comparison:
         return self._outcome.figures()
 
     def _passes(self, node: onnx.NodeProto) -> bool:
-        """Does an added node leave values as they are, but for rounding?"""
+        """Whether an added node changes values only by rounding."""
         if node.op_type in {*QUANTIZERS, "Cast"}:
             return True
         bounds = [self._found.tensors.get(name, np.array(np.nan)) for name in node.input[1:]]
@@ -135,7 +136,7 @@ class _Comparison:
         return zero and giver is not None and giver.op_type == "Relu"
 
     def _is_clipped_by_rounding(self, node: onnx.NodeProto) -> bool:
-        """A Relu or Clip may go where the rounding to uint8 behind it clips as much."""
+        """Whether a Relu or Clip may be missing: rounding to uint8 after it clips as much."""
         low, high = 0.0, np.inf
         if node.op_type == "Clip":
             low, high = (float(self._source.tensors[name].item()) for name in node.input[1:3])
@@ -166,7 +167,7 @@ class _Comparison:
 
     def _input_problems(self, found: onnx.NodeProto, source: onnx.NodeProto) -> Iterator[str]:
         if subgraph_inputs(source):
-            self._outcome.counts["settings_untraced"] += 1  # it takes more from outside
+            self._outcome.counts["settings_untraced"] += 1  # its subgraph takes more
         if len(found.input) != len(source.input):
             yield f"{source.name} takes {len(found.input)} inputs"
             return
@@ -182,7 +183,7 @@ class _Comparison:
             yield f"{place} takes {mine[0]} where the float32 file takes {theirs[0]}"
 
     def _tensor_problems(self, node: onnx.NodeProto, slot: int, name: str) -> Iterator[str]:
-        """Compare a stored tensor; how far a rounded one is off goes to the outcome's error."""
+        """Compare a stored tensor; the error of a rounded one is noted in the outcome."""
         expected = self._source.tensors[name]
         stored, dequantizer = self._found.look_through(node.input[slot])
         place, array = f"{name}, input {slot} of {node.name},", self._found.tensors.get(stored)
@@ -227,17 +228,17 @@ class _Comparison:
         """Step and zero point as ONNX Runtime's ``quantize_static`` computes them.
 
         Args:
-            node: Takes the tensor.
-            slot: As which input.
-            scale: The file's; its shape says which channels have a step of their own.
-            dtype: Of the integers.
+            node: The node that takes the tensor.
+            slot: The position of that input.
+            scale: The file's scale; its shape shows which channels have their own step.
+            dtype: The type of the integers.
             expected: The float32 tensor.
         """
         giver = self._found.giver(node.input[0])
         of_input = None
         if giver is not None and giver.op_type == "DequantizeLinear":
             of_input, _ = self._found.step(giver)
-        if dtype == np.int32:  # a bias: in the steps of the products that it is added to
+        if dtype == np.int32:  # a bias, in the steps of the products it is added to
             _, of_weight = self._found.look_through(node.input[1])
             if of_input is None or of_weight is None:
                 return np.full_like(scale, np.nan), 0
@@ -261,7 +262,7 @@ class _Comparison:
         return step, 0
 
     def _activation_problems(self, node: onnx.NodeProto) -> Iterator[str]:
-        """Steps of activations come from calibration: only samples can judge their size."""
+        """Check an activation's step, which calibration chose: only samples can judge its size."""
         if node.op_type not in QUANTIZERS or node.input[0] in self._found.tensors:
             return
         step = self._found.step(node)
@@ -276,7 +277,7 @@ class _Comparison:
 
 
 def _has_reduced_range(found: _Graph) -> bool:
-    """Does most of the file use half of int8's range? A setting of all its weights alike."""
+    """Whether most weights use half of int8's range; one setting applies to all of them."""
     used = [
         np.abs(array.astype(np.int32)).max()
         for array in found.tensors.values()
@@ -294,7 +295,7 @@ def _step_problems(place: str, scale: Array, wanted: Array) -> Iterator[str]:
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> object:
-    """An attribute's value; a tensor's numbers, whatever their type (0 of a ConstantOfShape)."""
+    """An attribute's value; a tensor as numbers of any type (default 0 for ConstantOfShape)."""
     value = attribute_of(node, name)
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value).astype(np.float64).tolist()
@@ -302,7 +303,7 @@ def _attribute(node: onnx.NodeProto, name: str) -> object:
 
 
 def _representable(array: Array, expected: Array) -> tuple[Array, Array]:
-    """Both arrays; numbers beyond float16 count as equal to its largest or infinity."""
+    """Both arrays; numbers beyond float16's range count as equal to its largest or to infinity."""
     if array.dtype != np.float16:
         return array, expected
     beyond = (np.abs(expected) > LARGEST_HALF) & (np.abs(array) >= LARGEST_HALF)

@@ -1,6 +1,6 @@
-"""Which nodes of an ONNX graph and which operators of a program compute the same: the regions.
+"""Split both graphs into regions: nodes of the ONNX graph and operators that compute the same.
 
-The exporter names the values of the ONNX graph after the program's nodes. A region is what lies
+The exporter names the values of the ONNX graph after the program's nodes. A region is the part
 between one such common value and the common values before it, in both graphs.
 """
 
@@ -24,7 +24,7 @@ class Use:
     """A place: a stored tensor as an input of a node.
 
     Attributes:
-        node: Takes the tensor.
+        node: The node that takes the tensor.
         slot: Position among the node's inputs; -1 inside a subgraph of an If, a Loop or a Scan.
         name: The tensor's name.
     """
@@ -35,18 +35,19 @@ class Use:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """Names the place."""
+        """A key that identifies the place."""
         return self.node.output[0], self.slot, self.name
 
 
 @dataclass(frozen=True)
 class Region:
-    """What both graphs compute between one common value and the common values before it.
+    """The part of both graphs between one common value and the common values before it.
 
     Attributes:
         value: The common value's name in the ONNX graph.
-        nodes: Of the ONNX graph, in its order.
-        operators: Of the program; several regions share those that no common value separates.
+        nodes: The region's nodes of the ONNX graph, in its order.
+        operators: The region's nodes of the program; regions that no common value separates share
+            them.
         uses: Stored tensors that the ONNX nodes take.
     """
 
@@ -57,7 +58,7 @@ class Region:
 
 
 def stored_tensors(model: onnx.ModelProto) -> Arrays:
-    """All tensors that lie in a file by name: initializers and Constant nodes."""
+    """All tensors that a file stores, by name: initializers and Constant nodes."""
     tensors: Arrays = {}
     for graph in _graphs(model.graph):
         tensors |= {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -66,24 +67,24 @@ def stored_tensors(model: onnx.ModelProto) -> Arrays:
 
 
 def subgraph_inputs(node: onnx.NodeProto) -> list[str]:
-    """The values that the nodes inside an If, a Loop or a Scan take; else nothing."""
+    """The values that the nodes inside an If, a Loop or a Scan take; empty for other nodes."""
     graphs = [inner for a in node.attribute if a.HasField("g") for inner in _graphs(a.g)]
     return [name for graph in graphs for inner in graph.node for name in inner.input if name]
 
 
 def split_regions(model: onnx.ModelProto, program: Program) -> list[Region]:
-    """The regions of an ONNX graph, in the order of computation; each node is in one at least.
+    """The regions of an ONNX graph, in the order of computation; each node is in at least one.
 
     Args:
-        model: Its values bear the names of the program's nodes.
-        program: Of ``convert.onnx_export.translate``.
+        model: A model whose values have the names of the program's nodes.
+        program: The program from ``convert.onnx_export.translate``.
     """
     stored = set(stored_tensors(model))
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
     givers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     outputs = [value.name for value in model.graph.output]
     returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
-    if len(outputs) != len(returned):  # ``structure`` says so
+    if len(outputs) != len(returned):  # ``structure`` reports this
         return []
     common = {n: node for n, node in named_nodes(program, outputs).items() if n in givers}
     separators = set(common.values())
@@ -110,7 +111,7 @@ def split_regions(model: onnx.ModelProto, program: Program) -> list[Region]:
 
 
 def _reach(starts: list[T], before: Callable[[T], Iterable[T]]) -> list[T]:
-    """The starts and all that leads to them."""
+    """The starts and everything that they depend on."""
     found, waiting = dict.fromkeys(starts), list(starts)
     while waiting:
         new = [item for item in before(waiting.pop()) if item not in found]

@@ -1,8 +1,8 @@
-"""Which argument of which aten operator an ONNX node's inputs and attributes stand for.
+"""Rules that map an ONNX node's inputs and attributes to arguments of an aten operator.
 
-Two tables: ``INPUTS`` by operator, ``ATTRIBUTES`` by the attribute's name. To cover a further
-operator add a row. What no row covers is no problem by itself: it is compared with all forms of its
-region, or else counted as untraced.
+There are two tables: ``INPUTS`` by operator, ``ATTRIBUTES`` by the attribute's name. To cover
+another operator, add a row. A value that no row covers is not a problem by itself: it is compared
+with all forms of its region, or else counted as untraced.
 """
 
 import functools
@@ -37,7 +37,7 @@ START, END, AXES, STEP = range(1, 5)  # the inputs of a Slice
 
 Arguments = Mapping[str, Any]
 Test = Callable[[Array], bool]
-"""Is an integer tensor what an operator's arguments ask for?"""
+"""Tests whether an integer tensor matches an operator's arguments."""
 
 
 def _each(value: Any, axes: int) -> list[int]:
@@ -46,7 +46,7 @@ def _each(value: Any, axes: int) -> list[int]:
 
 
 def _is_shape(arguments: Arguments, node: Node) -> Test:
-    """-1 stands for an axis that follows from the others; in an Expand, 1 for one left as it is."""
+    """Test a shape: -1 stands for an inferred axis; in an Expand, 1 for an unchanged one."""
     shape, before = shape_of(node), shape_of(arguments["self"])
     kept = [1] * (len(shape) - len(before)) + before if operator_of(node) == "expand" else []
 
@@ -75,7 +75,7 @@ def _is_part_of_slice(slot: int, arguments: Arguments, node: Node) -> Test | Non
     shape, axis = shape_of(arguments["self"]), arguments["dim"]
     end = ENDLESS if arguments["end"] is None else arguments["end"]
     wanted = {START: arguments["start"] or 0, END: end, AXES: axis, STEP: arguments["step"]}[slot]
-    if not isinstance(wanted, int):  # of the size of an input
+    if not isinstance(wanted, int):  # it depends on the size of an input
         return None
 
     def normal(value: int) -> int:
@@ -89,7 +89,7 @@ def _is_part_of_slice(slot: int, arguments: Arguments, node: Node) -> Test | Non
 
 
 def _permutation(_: Arguments, node: Node) -> list[int]:
-    """What the operator makes of a tensor whose axes have the sizes 0, 1, 2, ..."""
+    """The operator's result shape for a tensor whose axes have the sizes 0, 1, 2, ..."""
     sizes = torch.empty(tuple(range(len(shape_of(node)))), device="meta")
     return list(node.target(sizes, *node.args[1:], **node.kwargs).shape)  # type: ignore[operator]
 
@@ -103,8 +103,8 @@ _SLICE = {slot: (functools.partial(_is_part_of_slice, slot),) for slot in (START
 _CLAMPS = ["clamp", "clamp_min", "clamp_max", "hardtanh"]
 _MAX_POOLS = {"max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices"}
 
-# ONNX's operator, aten's, and by input's position (or ``ANY_SLOT``) what it may be: the names of
-# arguments, numbers, or functions that give a ``Test`` (None: it depends on an input).
+# ONNX's operator, aten's operators, and what the input at each position (or ``ANY_SLOT``) may be:
+# names of arguments, numbers, or functions that return a ``Test`` (None: it depends on an input).
 _ROWS: list[tuple[str, Iterable[str], Mapping[int, tuple[Any, ...]]]] = [
     ("Conv", CONVOLUTIONS, _LAYER),
     ("ConvTranspose", CONVOLUTIONS, _LAYER),
@@ -149,7 +149,7 @@ _ROWS: list[tuple[str, Iterable[str], Mapping[int, tuple[Any, ...]]]] = [
 ]
 INPUTS = {(op_type, name): row for op_type, names, row in _ROWS for name in names}
 
-# By an attribute's name, the argument that it is (if not of its own name), or a function.
+# By an attribute's name, the argument that it stands for, if its name differs, or a function.
 ATTRIBUTES: dict[str, str | Callable[[Arguments, Node], Any]] = {
     "alpha": lambda arguments, _: arguments.get("alpha", arguments.get("negative_slope")),
     "axis": lambda arguments, _: (
@@ -167,12 +167,12 @@ ATTRIBUTES: dict[str, str | Callable[[Arguments, Node], Any]] = {
     "kernel_shape": lambda arguments, _: (
         arguments.get("kernel_size") or shape_of(arguments["weight"])[2:]
     ),
-    "momentum": lambda _, __: None,  # of training alone
+    "momentum": lambda _, __: None,  # only for training
     "pads": "padding",
     "perm": _permutation,
     "strides": lambda arguments, _: arguments["stride"] or arguments["kernel_size"],
 }
-# By ONNX's operator, attributes for which aten's has no argument.
+# By ONNX's operator, attributes for which aten's operator has no argument.
 DEFINED: dict[str, dict[str, Any]] = {
     "CumSum": {"exclusive": 0, "reverse": 0},
     "DepthToSpace": {"mode": "CRD"},
@@ -182,26 +182,26 @@ DEFINED: dict[str, dict[str, Any]] = {
     "HardSigmoid": {"alpha": 1 / 6, "beta": 0.5},
     "LSTM": {"layout": 0},
 }
-# Numbers that an operator's translation holds by its definition, whatever its arguments.
+# Numbers that an operator's translation contains by definition, whatever its arguments.
 NUMBERS = {
     **dict.fromkeys(ZEROS, (0.0,)),
     **dict.fromkeys(ONES, (1.0,)),
-    # ONNX's have a scale and a shift in any case.
+    # ONNX's operators always have a scale and a shift.
     **dict.fromkeys([*GROUP_NORMS, "instance_norm"], (0.0, 1.0)),
     **dict.fromkeys(["rsqrt", "reciprocal"], (1.0,)),
 }
-# Operators whose translation holds no other number than ``own_numbers``.
+# Operators whose translation contains no other numbers than ``own_numbers``.
 WITHOUT_FURTHER_NUMBERS = {
     *(name for (_, name), row in INPUTS.items() if row),
     *("scaled_dot_product_attention", "permute", "transpose", "t", "cat", "clone"),
     *("sym_size", "<built-in function mul>"),
 }
-# They only matter together with a tensor, and are judged with it.
+# Attributes that only matter together with a tensor, and are judged with it.
 WITH_A_TENSOR = {"transA", "transB", "allowzero"}
 
 
 def stands_for(node: onnx.NodeProto, operator: Node) -> bool:
-    """Is an ONNX operator the translation of aten's, by a row of ``INPUTS`` or by its name?"""
+    """Whether a node may be an operator's translation, by a row of ``INPUTS`` or by its name."""
     name = operator_of(operator)
     return (node.op_type, name) in INPUTS or node.op_type.lower() == name.replace("_", "")
 
@@ -209,7 +209,7 @@ def stands_for(node: onnx.NodeProto, operator: Node) -> bool:
 def inputs_at(node: onnx.NodeProto, slot: int, operator: Node) -> list[Any] | None:
     """What an input may be if the node stands for an operator: nodes, numbers, or ``Test``.
 
-    None: no rule says that it does.
+    None if there is no rule for this pair.
     """
     row = INPUTS.get((node.op_type, operator_of(operator)))
     if row is None:
@@ -225,7 +225,7 @@ def inputs_at(node: onnx.NodeProto, slot: int, operator: Node) -> list[Any] | No
 
 
 def expected_attributes(node: onnx.NodeProto, operator: Node) -> dict[str, Any]:
-    """What a node's attributes must be if it stands for an operator; {}: no row says it."""
+    """What a node's attributes must be if it stands for an operator; {} if it does not."""
     if node.domain or not stands_for(node, operator):
         return {}
     types = onnx.defs.OpSchema.AttrType
@@ -248,8 +248,8 @@ def expected_attributes(node: onnx.NodeProto, operator: Node) -> dict[str, Any]:
 
 
 def equal_setting(name: str, found: Any, expected: Any, rank: int) -> bool:
-    """Is an attribute what was expected? Of ``rank`` axes some may be counted from the end."""
-    if isinstance(expected, float):  # it is a float32 in the file
+    """Whether an attribute is as expected; an axis of ``rank`` may be counted from the end."""
+    if isinstance(expected, float):  # the file stores a float32
         return bool(np.float32(found) == np.float32(expected))
     if name == "axis" and rank:
         return bool(found % rank == expected % rank)
@@ -257,7 +257,7 @@ def equal_setting(name: str, found: Any, expected: Any, rank: int) -> bool:
 
 
 def attribute_of(node: onnx.NodeProto, name: str) -> Any:
-    """An attribute's value, ONNX's default where the node says none; None if there is neither."""
+    """An attribute's value, or ONNX's default if the node has none; None if there is neither."""
     given = next((a for a in node.attribute if a.name == name), None)
     if given is None:
         known = onnx.defs.get_schema(node.op_type, domain=node.domain).attributes
@@ -283,7 +283,7 @@ def stated(node: onnx.NodeProto) -> list[str]:
 
 
 def is_transposed(node: onnx.NodeProto, slot: int, operators: Iterable[Node]) -> bool | None:
-    """Does a matrix lie in the file with its axes swapped? None: it is no matrix of a product."""
+    """Whether the file stores a matrix transposed; None if it is not a product's matrix."""
     if node.op_type not in ("Gemm", "MatMul") or slot > 1:
         return None
     names = {operator_of(operator) for operator in operators} & {*MATRICES, "addmm"}
@@ -295,11 +295,11 @@ def is_transposed(node: onnx.NodeProto, slot: int, operators: Iterable[Node]) ->
 
 
 def own_numbers(node: Node) -> list[float]:
-    """Numbers that an operator's translation may hold: of its arguments, and of its definition."""
+    """Numbers that an operator's translation may contain, by its arguments or its definition."""
     name, arguments = operator_of(node), arguments_of(node)
     if name == "scaled_dot_product_attention":
         scale = arguments["scale"] or 1 / math.sqrt(shape_of(arguments["query"])[-1])
-        # A causal mask is a triangle of ones, made into the smallest number or minus infinity.
+        # A causal mask is a triangle of ones, converted to the smallest number or minus infinity.
         ones = [1.0] if arguments["is_causal"] else []
         found = [scale, math.sqrt(scale), 0.0, -math.inf, SMALLEST_FP32, *ones]
     elif name in NUMBERS:

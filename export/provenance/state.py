@@ -1,4 +1,4 @@
-"""Compares files that keep the names of their tensors, TorchScript and .pt2, with a checkpoint."""
+"""Compare TorchScript and .pt2 files, which keep the tensors' names, with a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def state_arrays(module: nn.Module) -> Arrays:
 
 
 def program_arrays(program: Program) -> Arrays:
-    """All tensors that a program holds by name, those among them that are not in its state."""
+    """All tensors of a program by name, including constants that are not in its state."""
     kept = {**program.state_dict, **program.constants}
     return {n: t.detach().numpy() for n, t in kept.items() if isinstance(t, Tensor)}
 

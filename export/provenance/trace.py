@@ -1,7 +1,7 @@
-"""Traces what the nodes of a float32 file take and say to the program; see the package's docstring.
+"""Trace a float32 file's tensors and attributes to the program; see the package's docstring.
 
-``check_weights`` does so for an ONNX file, ``check_frozen`` for frozen TorchScript, whose constants
-have lost their names and places: there the whole file is one region.
+``check_weights`` traces an ONNX file, ``check_frozen`` frozen TorchScript, whose constants have
+lost their names and places, so that the whole file is one region.
 """
 
 import functools
@@ -35,10 +35,10 @@ from export.provenance.rules import (
     stated,
 )
 
-MANY_TENSORS = 16  # in one region: their sums and joins are not tried
-HALF = 0.5  # of a tensor's numbers: with more of them alike, it is that tensor with a fault in it
+MANY_TENSORS = 16  # in one region: beyond this, sums and joins are not tried
+HALF = 0.5  # if more of a tensor's numbers are equal, it is that tensor with a fault
 RECURRENT = {"LSTM", "GRU", "RNN"}
-# Operators that an ONNX node may swallow without a trace in its own arguments.
+# Operators that an ONNX node may absorb without a trace in its own arguments.
 BESIDE = {*BATCH_NORMS, "sym_size", "clone", "alias", "detach", "dropout", "contiguous"}
 
 
@@ -46,9 +46,9 @@ def check_weights(model: onnx.ModelProto, program: Program) -> WeightFigures:
     """Trace a float32 ONNX model's tensors and attributes to the checkpoint.
 
     Args:
-        model: What ``export.convert.onnx_export`` made, or what became of it.
-        program: ``OnnxExport.program``: it holds the module's own tensors, and its nodes bear the
-            names of the model's values.
+        model: A model from ``export.convert.onnx_export``, or a changed copy of one.
+        program: ``OnnxExport.program``, which has the module's own tensors, and whose nodes have
+            the names of the model's values.
     """
     return _trace(split_regions(model, program), stored_tensors(model), _checkpoint(program))
 
@@ -58,7 +58,7 @@ def check_frozen(constants: Arrays, program: Program) -> WeightFigures:
 
     Args:
         constants: From ``state.frozen_constants``.
-        program: As of ``check_weights``.
+        program: As for ``check_weights``.
     """
     uses = tuple(Use(onnx.NodeProto(output=[name]), -1, name) for name in constants)
     region = Region("", (), tuple(program.graph.nodes), uses)
@@ -72,7 +72,7 @@ def _checkpoint(program: Program) -> Checkpoint:
 
 @dataclass
 class _Place:
-    """A stored tensor as an input of a node; untraced if there is neither match nor problem."""
+    """A stored tensor as a node's input; untraced if it has neither a match nor a problem."""
 
     use: Use
     array: Array
@@ -82,7 +82,7 @@ class _Place:
 
 Places = dict[tuple[str, int, str], _Place]
 Settings = dict[tuple[str, str], str | None]
-"""Of attributes and integer inputs, by node and name: "" as expected, a problem, None untraced."""
+"""Attributes and integer inputs by node and name: "" as expected, a problem, or None: untraced."""
 
 
 def _trace(regions: list[Region], stored: Arrays, checkpoint: Checkpoint) -> WeightFigures:
@@ -111,7 +111,7 @@ def _trace(regions: list[Region], stored: Arrays, checkpoint: Checkpoint) -> Wei
 
 
 def _count_tensor(name: str, places: list[_Place], outcome: Outcome) -> None:
-    """A tensor of the file counts as traced if it is so at all places that take it."""
+    """Count a tensor of the file, which is traced if it is traced at all its places."""
     size = places[0].array.size
     outcome.counts["consumed"] += size
     problems = [place.problem for place in places if place.problem]
@@ -142,12 +142,12 @@ def _count_missing(
     settings: Settings,
     outcome: Outcome,
 ) -> None:
-    """Tensors of the checkpoint that no tensor of the file was traced to."""
+    """Count or report tensors of the checkpoint to which no tensor of the file was traced."""
     claimed, by_name = _sources(places.values()), checkpoint.tensors.keys()
     is_frozen = any(not region.nodes for region in regions)
     blamed = " ".join(outcome.problems)
     untraced = {key for key, p in places.items() if p.match is None and not p.problem}
-    # An untraced tensor of its region may hold it: counted there.
+    # An untraced tensor of the same region may contain it; that one is counted.
     open_nodes = {
         node
         for region in regions
@@ -176,7 +176,7 @@ def _sources(places: Iterable[_Place]) -> frozenset[str]:
 
 
 class _RegionTracer:
-    """Traces the places of one region to what the checkpoint has there."""
+    """Traces the places of one region to the checkpoint's values in that region."""
 
     def __init__(self, region: Region, checkpoint: Checkpoint) -> None:
         self._region, self._checkpoint = region, checkpoint
@@ -193,7 +193,7 @@ class _RegionTracer:
         ]
 
     def trace_tensors(self, places: Places, stored: Arrays) -> None:
-        """Trace the stored tensors; what another region has traced already stays so."""
+        """Trace the stored tensors; those that another region has traced stay traced."""
         mine = []
         for use in self._region.uses:
             place = places.setdefault(use.key, _Place(use, stored[use.name]))
@@ -209,7 +209,7 @@ class _RegionTracer:
                 place.problem = self._substituted(place, left_over)
 
     def trace_attributes(self, settings: Settings) -> None:
-        """Trace what the nodes say; one region in which an attribute is as expected is enough."""
+        """Trace the nodes' attributes; one region where an attribute is as expected is enough."""
         for node in self._region.nodes:
             rows = {op: expected_attributes(node, op) for op in self._region.operators}
             rows = {operator: row for operator, row in rows.items() if row}
@@ -230,7 +230,7 @@ class _RegionTracer:
                     settings.setdefault(key, None)
 
     def _trace_by_rule(self, place: _Place) -> None:
-        """The file's tensor against the arguments that the program has at this very place."""
+        """Compare the file's tensor with the arguments that the program has at the same place."""
         node, slot, name = place.use.node, place.use.slot, place.use.name
         rows = {op: inputs_at(node, slot, op) for op in self._region.operators}
         values = [value for row in rows.values() for value in row or ()]
@@ -250,7 +250,7 @@ class _RegionTracer:
         if node.op_type not in RECURRENT and not self._must_be(node, ruled):
             return
         if match is not None and match.expected.unit is not None:
-            place.match, place.problem = match, ""  # computed: judged by the size of its error
+            place.match, place.problem = match, ""  # a computed value is judged by its error
         elif match is not None:
             place.problem = _differs(place.use, match)
         elif wanted:
@@ -262,7 +262,7 @@ class _RegionTracer:
             place.problem = f"{name} of {node.name} ({node.op_type}) is {found}"
 
     def _repacked(self, node: onnx.NodeProto, slot: int) -> list[Expected]:
-        """What a recurrent layer or a fold has at a place; nothing if neither is there."""
+        """The values of a recurrent layer or a fold at a place; empty if neither is there."""
         if node.op_type in RECURRENT:
             layers = self._recurrent_layers
             kind = [other for other in self._region.nodes if other.op_type == node.op_type]
@@ -274,7 +274,7 @@ class _RegionTracer:
         return []
 
     def _trace_by_form(self, place: _Place) -> None:
-        """The file's tensor against all that the checkpoint has in this region."""
+        """Compare the file's tensor with all forms of the checkpoint's tensors in this region."""
         transposed = is_transposed(place.use.node, place.use.slot, self._region.operators)
         match = closest(place.array, self._forms(place.array), transposed=transposed)
         if match is not None and match.is_exact:
@@ -301,8 +301,8 @@ class _RegionTracer:
             yield from forms.combined(parts)
 
     def _substituted(self, place: _Place, left_over: list[str]) -> str:
-        """A problem if it is known what should be here: a tensor that is nowhere else, a number."""
-        # Freezing computes in advance by rules of its own: a tensor may be gone with no fault.
+        """Describe the problem if an unclaimed tensor or a known number should be here; else ""."""
+        # Freezing precomputes values by its own rules, so a tensor may be missing without a fault.
         for name in left_over if self._region.nodes else ():
             values = self._checkpoint.tensors[name]
             for transposed in (None, True):
@@ -310,7 +310,7 @@ class _RegionTracer:
                 if seen is not None and is_float(place.array) == is_float(values):
                     return _differs(place.use, Match(Expected(name, values), seen))
         operators = self._region.operators
-        # Behind a Cast lies a graph that nobody has simplified: it computes with more numbers.
+        # A graph with a Cast was not simplified, and may compute with further numbers.
         plain = is_float(place.array) and place.use.node.op_type not in ("Cast", "CastLike")
         if not plain or not operators or not all(map(_has_known_numbers, operators)):
             return ""
@@ -322,10 +322,10 @@ class _RegionTracer:
         )
 
     def _must_be(self, node: onnx.NodeProto, rows: list[Node]) -> bool:
-        """Must a node be what a rule says? Not if it may stand for something else.
+        """Whether a node must obey its rule, because it cannot stand for any other operator.
 
         Args:
-            node: Of the ONNX graph.
+            node: A node of the ONNX graph.
             rows: The region's operators that have a rule for the node.
         """
         nodes = self._region.nodes

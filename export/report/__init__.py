@@ -1,1 +1,1 @@
-"""The parity report for people and for CI."""
+"""The parity report, for people and for CI."""

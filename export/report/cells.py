@@ -1,4 +1,4 @@
-"""How the report writes figures: numbers, errors, figures beside their bounds, pictures."""
+"""Format the report's figures: numbers, errors, figures with their bounds, pictures."""
 
 import base64
 import io
@@ -15,8 +15,8 @@ from export.bundle.tolerances import Tolerance
 from export.parity.judge import leakage_bound
 from export.parity.schema import MutantResult, ParityFigures, RepairFigures, Trial
 
-SMALL, LARGE = 1e-2, 1e6  # figures beyond are written with an exponent
-WHOLE = 100  # figures from here on are written without decimals
+SMALL, LARGE = 1e-2, 1e6  # other figures are written with an exponent
+WHOLE = 100  # larger figures are written without decimals
 FLOAT32 = -7  # about float32's rounding error, as a power of ten
 TIMED_BATCHES = (1, 64)
 VERDICT = (
@@ -36,11 +36,11 @@ TRIAL = (
     "samples/s",
 )
 Timings = Mapping[str, Mapping[int, float]]
-"""Microseconds an image takes: by variant, by batch size."""
+"""Microseconds per image, by variant and batch size."""
 
 
 class Cell(NamedTuple):
-    """A table's cell: a text, a smaller one below it, and "good" or "bad" if that is its news."""
+    """A table cell: a text, a smaller text below it, and "good", "bad" or "" as its status."""
 
     text: str
     below: str = ""
@@ -48,7 +48,7 @@ class Cell(NamedTuple):
 
 
 def number(value: float) -> str:
-    """A figure, also one that is none."""
+    """Format a figure, which may be NaN or infinite."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
     if value != 0 and not SMALL <= abs(value) < LARGE:
@@ -57,14 +57,14 @@ def number(value: float) -> str:
 
 
 def error(value: float) -> str:
-    """An error that is nothing only if it is exactly 0."""
+    """Format an error; only 0 is shown as bit-equal."""
     return "bit-equal" if value == 0 else number(value)
 
 
 def bounded(
     value: float, allowed: float | None, show: Callable[[float], str] = error, sign: str = "≤"
 ) -> Cell:
-    """A figure above its bound: the most it may be, or with "≥" the least."""
+    """A figure with its bound below it: the largest allowed value, or with "≥" the smallest."""
     if allowed is None:
         return Cell(show(value), "not judged")
     good = value >= allowed if sign == "≥" else value <= allowed
@@ -73,19 +73,19 @@ def bounded(
 
 
 def power(value: float) -> float | None:
-    """The place on a logarithmic axis; None for 0, infinity and NaN, which have none."""
+    """The position on a logarithmic axis; None for 0, infinity and NaN, which have none."""
     return math.log10(value) if 0 < value < math.inf else None
 
 
 def axis(values: Iterable[float]) -> tuple[int, int]:
-    """The whole powers of ten that all values, and float32's rounding error, lie between."""
+    """The integer powers of ten that enclose all values and float32's rounding error."""
     powers = [FLOAT32, *(found for found in map(power, values) if found is not None)]
     lowest = math.floor(min(powers))
     return lowest, max(math.ceil(max(powers)), lowest + 1)
 
 
 def uncertain(figures: ParityFigures, variant: str) -> tuple[int, int]:
-    """The most samples of a row whose label the largest error could change, and of how many."""
+    """The largest number in a row of labels that the error could change, and of how many."""
     return max(
         (found.labels.uncertain, found.labels.samples)
         for row in figures.rows
@@ -95,7 +95,7 @@ def uncertain(figures: ParityFigures, variant: str) -> tuple[int, int]:
 
 
 def verdict_cells(figures: ParityFigures, verdict: ParityVerdict, timings: Timings) -> list[Cell]:
-    """A verdict under ``VERDICT``."""
+    """The cells of a verdict, for the columns ``VERDICT``."""
     variant, tolerance = verdict.variant, verdict.tolerance
     file = figures.files.get(variant)
     word, news = ("PASSED", "good") if verdict.passed else ("FAILED", "bad")
@@ -125,7 +125,7 @@ def verdict_cells(figures: ParityFigures, verdict: ParityVerdict, timings: Timin
 
 
 def _time(timings: Timings, verdict: ParityVerdict, batch: int) -> Cell:
-    """Over the ONNX file's; a CPU's microseconds, which say more of the CPU, are not shown."""
+    """The time relative to the ONNX file's; microseconds are shown only for GPUs."""
     own = timings.get(verdict.variant, {}).get(batch)
     base = timings.get("onnx", {}).get(batch)
     ratio = f"{own / base:.2f} x onnx" if own is not None and base else ""
@@ -135,12 +135,12 @@ def _time(timings: Timings, verdict: ParityVerdict, batch: int) -> Cell:
 
 
 def fault_cells(fault: MutantResult) -> list[str]:
-    """What was measured of a planted fault, under ``FAULT``."""
+    """The figures of a planted fault, for the columns ``FAULT``."""
     return [number(fault.figures[key]) if key in fault.figures else "-" for key in FAULT]
 
 
 def trial_cells(repair: RepairFigures, trial: Trial) -> list[Cell]:
-    """A trial of a repair under ``TRIAL``; which one was chosen is said of it."""
+    """The cells of a repair's trial, for the columns ``TRIAL``; the chosen one is marked."""
     whole = trial is repair.fp32
     chosen = repair.chosen is not None and trial is repair.trials[repair.chosen]
     names = "the float32 file" if whole else ", ".join(trial.kept)
@@ -162,12 +162,12 @@ def trial_cells(repair: RepairFigures, trial: Trial) -> list[Cell]:
 
 
 def neighbour_cells(changes: dict[str, float], tolerance: Tolerance) -> list[Cell]:
-    """How far an answer changes in each situation."""
+    """How much an output changes in each situation."""
     return [bounded(x, leakage_bound(tolerance, where)) for where, x in changes.items()]
 
 
 def png(rows: list[list[int]]) -> str:
-    """A grey picture, 0 to 255, as a data URL."""
+    """Encode a grey picture, 0 to 255, as a data URL."""
     buffer = io.BytesIO()
     imsave(buffer, np.array(rows, np.uint8), cmap="gray", vmin=0, vmax=255, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

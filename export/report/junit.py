@@ -1,4 +1,4 @@
-"""The gate's verdicts as JUnit's XML, which CI systems read."""
+"""Write the gate's verdicts as JUnit XML, which CI systems read."""
 
 import re
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from export.parity.schema import ParityFigures
 
 NOT_JUDGED = "not killed, but then weights are not judged"
 NONE_EXACT = "no value was compared that must be bit-equal"
-# What XML cannot hold, not even escaped.
+# Characters that XML does not allow, even if they are escaped.
 _ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(figures: ParityFigures, judgement: Judgement) -> str:
-    """A test case for each variant, fault and other check; each failure is in exactly one."""
+    """Make a test case for each variant, fault and other check; each failure is in exactly one."""
     suite = ElementTree.Element("testsuite", name="parity")
 
     def add(group: str, name: str, failures: Sequence[str], skipped: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""The gate's figures and verdicts for people and for CI: HTML, Markdown, JUnit. Knows no torch.
+"""Write the gate's figures and verdicts as HTML, Markdown and JUnit XML. Imports no torch.
 
-Nothing is judged here: every figure is shown beside the bound that the judgement held it against.
-What the page says and how it looks is in ``report.html.jinja``.
+Nothing is judged here: every figure is shown with the bound that the judgement used. The text and
+the layout of the page are in ``report.html.jinja``.
 """
 
 import html
@@ -22,10 +22,10 @@ def write_report(
     """Write parity.json, parity.html, parity.md and, for JUnit, parity.xml.
 
     Args:
-        folder: Where; made if it is not there.
-        figures: What was measured.
-        judgement: What the tolerances say of it.
-        timings: How long the variants take; None if that was not measured.
+        folder: The folder to write to; it is created if it does not exist.
+        figures: The measured figures.
+        judgement: The judgement of those figures.
+        timings: The variants' times; None if they were not measured.
 
     Returns:
         The HTML page's path.
@@ -52,7 +52,7 @@ def _html(figures: ParityFigures, judgement: Judgement, rows: list[list[Cell]]) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # A variant that broke has no verdict, yet perhaps a file that was read.
+    # A broken variant has no verdict, but its file may have been read.
     tolerances = {row.variant: row for row in figures.tolerances}
     return environment.get_template("report.html.jinja").render(
         figures=figures,
