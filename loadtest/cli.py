@@ -439,15 +439,15 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
-    """What the arguments ask for.
+    """The scenario and the profile that the arguments describe.
 
     Raises:
-        ScenarioError: Unknown name or unusable numbers.
+        ScenarioError: A name is unknown or a value is unusable.
     """
     duration_s, warmup_s, rate = arguments.duration, arguments.warmup, arguments.rate
     if arguments.trace is not None:
         events = read_trace(arguments.trace)
-        # The last request is one of the window's too, and nothing of a trace is left out.
+        # The margin keeps the last request in the window; without a warm-up, none is left out.
         whole_s = events[-1].at_s / arguments.speed + TRACE_MARGIN_S
         rate, warmup_s = len(events) / whole_s, 0.0
         duration_s = whole_s if duration_s is None else min(duration_s, whole_s)
@@ -467,7 +467,7 @@ def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
 
 
 def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
-    """What a load point is made of; values in place of the scenario's and the profile's."""
+    """Add the options of a load point, which override values of the scenario and the profile."""
     parser.add_argument(
         "--scenario", choices=scenario_names(), default=scenario, help="default: %(default)s"
     )
@@ -506,7 +506,7 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
     parser.add_argument(
         "--new-connections", action="store_const", const=True, help="each request opens one"
     )
-    # The earlier name is accepted for one more release.
+    # The old name is accepted for one more release.
     parser.add_argument("--samples-per-request", "--images-per-request", type=int)
     parser.add_argument("--endpoint", choices=ENDPOINTS)
     parser.add_argument("--slo-ms", type=float, help="what 99%% of the answers must be under")

@@ -109,7 +109,7 @@ def follow(
     steps: list[Step] = []
     use = _simulate_use(points)
     ready, waiting = replicas, 0.0
-    starting: list[tuple[float, int]] = []  # when ready, how many
+    starting: list[tuple[float, int]] = []  # moment at which they are ready, and their number
     totals = [(-math.inf, replicas)]  # decisions: moment, and number of replicas from then on
     next_s = autoscaler.period_s
     for number in range(round(duration_s / step_s)):

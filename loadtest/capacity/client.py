@@ -25,7 +25,7 @@ _TIMING = re.compile(r"queue;dur=([\d.]+), compute;dur=([\d.]+)")
 
 
 class ClientError(LoadTestError):
-    """A service did not answer, or answered wrongly."""
+    """The service did not answer, or its answer is wrong."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Client:
         self._expectations = expectations
         self._wires = [request.wire() for request in expectations.requests]
         self._open: list[asyncio.StreamWriter] = []
-        self._idle: list[tuple[float, _Connection]] = []  # unused since
+        self._idle: list[tuple[float, _Connection]] = []  # moment since which it is idle
         self._begin_s = 0.0
 
     async def in_turn(self, count: int) -> list[Timing]:

@@ -133,7 +133,7 @@ def _resources(points: Points, demand: Demand, replicas: int, nodes: int) -> lis
     at_slo = points.at_slo
     assert at_slo is not None  # noqa: S101 - checked by plan
     engine_ms = float(np.mean(points.batch_ms(points.batch_requests))) / points.batch_requests
-    sent = max(points.request_bytes, points.answer_bytes) * BITS / MEGA  # in the fuller direction
+    sent = max(points.request_bytes, points.answer_bytes) * BITS / MEGA  # busier direction
     both = (points.request_bytes + points.answer_bytes) * BITS / MEGA
     limits = {
         f"latency: {at_slo.slo_ms:g} ms for 99%": replicas * at_slo.requests_per_s,
@@ -155,7 +155,7 @@ def _resources(points: Points, demand: Demand, replicas: int, nodes: int) -> lis
 
 
 def plan_table(points: Points, demand: Demand, found: Plan) -> str:
-    """The plan as Markdown."""
+    """The plan as a Markdown table with an introduction."""
     lines = [
         f"{demand.rate_per_s:,.0f} requests/s of {points.model}, 99% within {demand.slo_ms:g} ms: "
         f"{found.replicas} replicas on {found.nodes} nodes "

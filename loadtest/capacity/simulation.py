@@ -29,7 +29,7 @@ ANSWERED, REFUSED, LOST = 0, 1, 2
 
 
 class SimulationError(LoadTestError):
-    """Something that cannot be simulated."""
+    """The requested scenario cannot be simulated."""
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Judge:
         for tensor in (*wanted, *(t for t in model.outputs if t not in wanted)):
             values = answer.tensors.get(tensor.name)
             if values is None and tensor not in wanted:
-                continue  # it was not asked for
+                continue  # the request did not name this output
             wrong = self._tensor_complaint(tensor, values, positions, bound)
             if wrong is not None:
                 return wrong

@@ -23,11 +23,11 @@ CAPACITY_USERS = 32
 CAPACITY_S = 3.0
 LEAST_RATE = 1.0  # requests/s
 FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the closed loop's rate, offered before the search
-NEAR_ENOUGH = 0.05  # of the capacity
+NEAR_ENOUGH = 0.05  # relative width of the interval at which the search ends
 MOST_STEPS = 6
 BETWEEN = (0.5, 0.75, 0.25)  # share of the interval; later ones only if the first is invalid
 ATTEMPTS = 2  # measurements of a point whose first one is invalid
-LEAST_IN_TIME = 0.99  # of what was sent: answered rightly and within the bound
+LEAST_IN_TIME = 0.99  # share of the sent requests answered rightly and within the bound
 # Low rates are measured for long enough that p99 can be judged with a request or two over it.
 ENOUGH_REQUESTS = 1.1 * queries_needed(1)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -21,11 +21,11 @@ from loadtest.scenarios import Profile, Scenario
 LONGEST_DRIFT = 0.10  # largest relative deviation of the last three windows from their mean
 WINDOWS = 3
 LEAST_ACHIEVED = 0.98  # of the requests that were due
-BUSY_GENERATOR = 0.80  # of a core
-LARGEST_LAG = 0.10  # of the p99 that is reported
+BUSY_GENERATOR = 0.80  # largest share of a core
+LARGEST_LAG = 0.10  # largest p99 of the sending delay, as a share of the reported p99 latency
 CONFIDENCE = 0.99
 SHARE = 0.99  # of the queries that must be under the bound
-FEWEST_A_WINDOW = 100  # below this a window's rate is mostly chance
+FEWEST_A_WINDOW = 100  # with fewer answers, a window's rate is mostly noise
 
 
 def queries_needed(over: int) -> int:

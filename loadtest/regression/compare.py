@@ -117,7 +117,7 @@ class Bench:
             GateError: Base gave wrong answers or errors.
             HeadError: Head gave wrong answers or errors.
         """
-        for server in (self.head, self.again, self.base):  # warms them up
+        for server in (self.head, self.again, self.base):  # a warm-up; base, last, sets the rate
             self.throughput(ONE, server)
             self.rate = SHARE * self.throughput(MORE, server)
         seed, count = self.plan.seed, self.plan.pairs

@@ -14,7 +14,7 @@ from loadtest.server import ServiceNotReadyError, running_service
 
 PRESENT = ("WORKTREE", ".")  # the files as they are, committed or not
 QUEUE_SAMPLES = 16_384  # 256 requests of 64
-# A hook of the repository would run in each new tree.
+# Without hooks, because the repository's hooks would run in each new tree.
 GIT = ("git", "-c", "core.hooksPath=/dev/null")
 
 

@@ -64,7 +64,7 @@ def labels(results: Sequence[Result]) -> list[str]:
 
 
 def errors(result: Result) -> str:
-    """Failed requests by kind."""
+    """The numbers of failed requests by kind, as text."""
     kinds = sorted(result.errors.items(), key=lambda item: -item[1])
     return ", ".join(f"{kind}: {count:,}" for kind, count in kinds) or "none"
 
