@@ -1,5 +1,5 @@
-"""Load test: a running service and a bundle's golden samples in, verified figures out.
+"""Load-tests a running service and verifies its answers against a bundle's golden samples.
 
-Nothing of the other stages is imported: what is measured is what any HTTP client would see, and a
-bundle is read as the files it consists of.
+This package imports nothing from the other stages: it measures what any HTTP client would see, and
+reads a bundle directly from its files.
 """

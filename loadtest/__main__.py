@@ -1,7 +1,8 @@
 """Command line of the load test: ``python -m loadtest --help``.
 
-Exit status: 0 all answers right and all thresholds kept, 1 not so, 2 the run could not be made,
-3 a measurement that says nothing (run, sweep) or a regression (compare --strict).
+Exit status: 0 all answers are right and all thresholds are kept; 1 an answer is wrong or a
+threshold is missed; 2 nothing could be measured; 3 the measurement is invalid (run, sweep) or a
+regression was found (compare --strict).
 """
 
 import argparse
@@ -15,7 +16,7 @@ IMPOSSIBLE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status (see the module's docstring)."""
+    """Run a command and return its exit status (see the module docstring)."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtest",
         description=__doc__,

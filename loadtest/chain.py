@@ -1,6 +1,6 @@
-"""The whole chain on one page: serve what was built, ask it, load it, and tell all that is known.
+"""The report of the whole chain: serves the built bundles, load-tests them and shows all results.
 
-What training and export left behind is read as the files that it is.
+The results of training and export are read from the files that these stages wrote.
 """
 
 import json
@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class ModelStory:
-    """What is known of one model, from its weights to its answers under load."""
+    """All results of one model, from its training to its answers under load."""
 
     manifest: dict[str, Any]
     checkpoint: dict[str, Any]
@@ -38,7 +38,7 @@ class ModelStory:
     results: list[Result]
 
     def cells(self) -> list[str]:
-        """The model's line under ``COLUMNS``."""
+        """The model's row of the table whose header is ``COLUMNS``."""
         training, first = self.manifest["training"], self.results[0]
         verdicts = self.manifest["parity"]
         passed = sum(verdict["passed"] for verdict in verdicts)
@@ -57,14 +57,14 @@ class ModelStory:
 def demonstrate(
     bundles: Path, checkpoints: Path, out: Path, image: Path, duration_s: float
 ) -> list[ModelStory]:
-    """Serve every bundle, read one image over HTTP, load-test each model.
+    """Serve every bundle, classify one image over HTTP, and load-test each model.
 
     Args:
         bundles: A folder of bundles.
-        checkpoints: The folder of their checkpoints, by the same names.
-        out: Where the service's log goes.
-        image: A PNG of a digit to send.
-        duration_s: Seconds of each load test.
+        checkpoints: The folder of their checkpoints, whose folders have the same names.
+        out: The folder for the service's log.
+        image: The PNG file of a digit to send.
+        duration_s: Duration of each load test, in seconds.
     """
     out.mkdir(parents=True, exist_ok=True)
     stories = []
@@ -95,7 +95,7 @@ def demonstrate(
 
 
 def chain_report(stories: Sequence[ModelStory]) -> str:
-    """The page: one table, then a section a stage."""
+    """The HTML page: one table, then one section for each stage."""
     results = [result for story in stories for result in story.results]
     data = {story.checkpoint["test"]["images_name"] for story in stories}
     training = "training images are distorted and dropout is on: their error is higher"
@@ -148,7 +148,7 @@ def _training(story: ModelStory, note: str) -> Section:
 
 
 def _parity(story: ModelStory) -> Table:
-    """The worst error of each variant beside what it may be; None: judged by other figures."""
+    """The largest error of each variant and its tolerance; without one, other figures decide."""
     rows = []
     for verdict in story.manifest["parity"]:
         tolerance = verdict["tolerance"]

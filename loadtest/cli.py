@@ -1,4 +1,4 @@
-"""The commands: their options, what they print, and their exit status."""
+"""The commands of ``python -m loadtest``: their options, their output and their exit status."""
 
 import argparse
 import json
@@ -52,18 +52,18 @@ from loadtest.server import only_bundle, running_service
 
 KEPT, MISSED, INVALID = 0, 1, 3
 TUTORIAL = "BentoML's tutorial"
-# Options that are in place of the scenario's field of the same name.
+# Options that override the scenario's field of the same name.
 SCENARIO_OPTIONS = (
     *("users", "ramp_to_per_s", "speed", "samples_per_request", "endpoint", "slo_ms", "seed"),
     *("hang_up_share", "slow_clients", "new_connections"),
 )
 TRACE_MARGIN_S = 1.0
-NEARLY_UNIFORM = 100.0  # the shape of gamma distributed gaps that scatter by a tenth
+NEARLY_UNIFORM = 100.0  # shape of gamma-distributed gaps whose standard deviation is 10%
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_run(commands: Commands) -> None:
-    """Declare ``run``: one load point."""
+    """Declare ``run``, which measures one load point."""
     run = commands.add_parser("run", help="load a running service and verify every answer")
     run.set_defaults(command=_run)
     _add_point(run, scenario="Concurrency")
@@ -81,7 +81,7 @@ def add_run(commands: Commands) -> None:
 
 
 def add_sweep(commands: Commands) -> None:
-    """Declare ``sweep``: many points of one service."""
+    """Declare ``sweep``, which measures many load points of one service."""
     search = commands.add_parser(
         "sweep",
         help="the highest rate under the bound and the way to it; of a closed loop, 1 to 256 users",
@@ -91,7 +91,7 @@ def add_sweep(commands: Commands) -> None:
 
 
 def add_overload(commands: Commands) -> None:
-    """Declare ``overload``: the scenario of that name, of a service that is started for it."""
+    """Declare ``overload``, which starts a service and runs the scenario of that name."""
     overload = commands.add_parser(
         "overload", help="start the service and offer it shares of its own capacity"
     )
@@ -109,7 +109,7 @@ def add_overload(commands: Commands) -> None:
 
 
 def add_demo(commands: Commands) -> None:
-    """Declare ``demo``: the whole chain's last step."""
+    """Declare ``demo``, the last step of the whole chain."""
     demo = commands.add_parser("demo", help="serve every bundle, ask it, load it, report all")
     demo.set_defaults(command=_demo)
     demo.add_argument("--bundles", type=Path, default=Path("artifacts/bundles"))
@@ -120,7 +120,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def add_peers(commands: Commands) -> None:
-    """Declare ``peers``: this service beside other servers of the same model."""
+    """Declare ``peers``, which compares this service with other servers of the same model."""
     plan = peers.Plan()
     parser = commands.add_parser(
         "peers",
@@ -158,7 +158,7 @@ def add_peers(commands: Commands) -> None:
 
 
 def add_yardstick(commands: Commands) -> None:
-    """Declare ``yardstick``: ``peers`` with every form of this service and BentoML's tutorial."""
+    """Declare ``yardstick``: ``peers`` with BentoML's tutorial and every form of request."""
     parser = commands.add_parser(
         "yardstick", help="peers: every form of this service beside BentoML's tutorial"
     )
@@ -173,7 +173,7 @@ def add_yardstick(commands: Commands) -> None:
 
 
 def add_compare(commands: Commands) -> None:
-    """Declare ``compare``: two commits of the service."""
+    """Declare ``compare``, which compares two commits of the service."""
     parser = commands.add_parser("compare", help="is a commit slower than another? paired ratios")
     parser.set_defaults(command=_compare)
     plan = compare.Plan("", "")
@@ -244,7 +244,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         price_per_hour=arguments.price_per_hour,
         tell=_tell,
     )
-    # A rate above the capacity is too much by design: wrong answers alone are a fault here.
+    # Rates above the capacity overload the service by design: only wrong answers are a failure.
     report = write_all(
         arguments.out / f"sweep-{found.points[0].model}-{scenario.name}",
         json=found.model_dump_json(indent=2) + "\n",
@@ -260,13 +260,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _users(arguments: argparse.Namespace, scenario: Scenario, profile: Profile) -> int:
-    """The sweep of a closed loop: ever more users."""
+    """Measure a closed loop with an increasing number of users."""
 
     def measure(users: int) -> Result:
         return _measured(arguments, scenario.model_copy(update={"users": users}), profile)
 
     found = Runs(runs=concurrency(USERS, measure), over_runs={})
-    # Many users may be refused by design.
+    # With many users, refused requests are expected.
     stem = arguments.out / f"sweep-{found.runs[0].model}-{scenario.name}"
     thresholds = Thresholds(max_error_share=1.0)
     return _written(found, stem, thresholds, accept_invalid=arguments.accept_invalid)
@@ -278,7 +278,7 @@ def _measured(
     profile: Profile,
     timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Result:
-    """One point, told at once."""
+    """Measure one point and print its summary."""
     found = run_scenario(
         scenario,
         arguments.url,
@@ -293,7 +293,7 @@ def _measured(
 
 
 def _written(found: Runs, stem: Path, thresholds: Thresholds, *, accept_invalid: bool) -> int:
-    """Write the report of some points and return the status."""
+    """Write the report of one or several points and return the exit status."""
     each = [thresholds.missed(result) for result in found.runs]
     missed = [failure for failures in each for failure in failures]
     together = found.sentence()
@@ -313,24 +313,24 @@ def _written(found: Runs, stem: Path, thresholds: Thresholds, *, accept_invalid:
         return MISSED
     valid = any(result.verdict.valid for result in found.runs)
     if not valid and not accept_invalid:
-        return INVALID  # nothing is known of the thresholds
+        return INVALID  # without a valid point the thresholds cannot be checked
     return MISSED if missed else KEPT
 
 
 def _overload(arguments: argparse.Namespace) -> int:
-    """``run`` at shares of the capacity of a service that is started for it."""
+    """Start a service and load it at multiples of its own capacity."""
     if not all("=" in text for text in arguments.settings):
         raise ScenarioError(f"--settings are NAME=VALUE, not {arguments.settings}")
     if min(arguments.factors, default=0) <= 0:
         raise ScenarioError("shares of the capacity must be positive numbers")
     bundle = arguments.bundle
-    Model(bundle)  # before a service is started for nothing
+    Model(bundle)  # fails before the service is started if the bundle cannot be read
     service_cores, client_cores = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         settings = {"INFERENCE_BUNDLES": str(only_bundle(folder, bundle))}
         settings |= dict(text.split("=", 1) for text in arguments.settings)
-        with pinned(service_cores):  # its processes are born there
+        with pinned(service_cores):  # the service's processes inherit the affinity
             url = stack.enter_context(running_service(folder / "log", settings=settings))
         with pinned(client_cores):
             found = [_at(arguments, url, factor) for factor in sorted(arguments.factors)]
@@ -341,7 +341,7 @@ def _overload(arguments: argparse.Namespace) -> int:
 
 
 def _at(arguments: argparse.Namespace, url: str, factor: float) -> Runs:
-    """The rounds of one share, each of a capacity that is measured anew."""
+    """Run the rounds of one share; the capacity is measured anew before each round."""
     shape = 1.0 if arguments.arrivals == "poisson" else NEARLY_UNIFORM
     changes = {"samples_per_request": arguments.images, "shape": shape, "of_capacity": factor}
     base = load_scenario("Overload", **changes, overload=factor > 1)
@@ -388,7 +388,7 @@ def _yardstick(arguments: argparse.Namespace) -> int:
 
 
 def _beside(arguments: argparse.Namespace, out: Path, **plan: Any) -> int:
-    """Measure this service beside peers, print and write the tables; 1: one answered wrongly."""
+    """Measure this service and peers, and write the tables; return 1 after a wrong answer."""
     given = {name: getattr(arguments, name) for name in ("bundle", "rounds", "seconds")}
     made = peers.Plan(**given, **plan, connections=tuple(arguments.connections))
     try:
@@ -439,15 +439,15 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
-    """What the arguments ask for.
+    """The scenario and the profile that the arguments describe.
 
     Raises:
-        ScenarioError: Unknown name or unusable numbers.
+        ScenarioError: A name is unknown or a value is unusable.
     """
     duration_s, warmup_s, rate = arguments.duration, arguments.warmup, arguments.rate
     if arguments.trace is not None:
         events = read_trace(arguments.trace)
-        # The last request is one of the window's too, and nothing of a trace is left out.
+        # The margin keeps the last request in the window; without a warm-up, none is left out.
         whole_s = events[-1].at_s / arguments.speed + TRACE_MARGIN_S
         rate, warmup_s = len(events) / whole_s, 0.0
         duration_s = whole_s if duration_s is None else min(duration_s, whole_s)
@@ -467,7 +467,7 @@ def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
 
 
 def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
-    """What a load point is made of; values in place of the scenario's and the profile's."""
+    """Add the options of a load point, which override values of the scenario and the profile."""
     parser.add_argument(
         "--scenario", choices=scenario_names(), default=scenario, help="default: %(default)s"
     )
@@ -506,7 +506,7 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
     parser.add_argument(
         "--new-connections", action="store_const", const=True, help="each request opens one"
     )
-    # The earlier name is accepted for one more release.
+    # The old name is accepted for one more release.
     parser.add_argument("--samples-per-request", "--images-per-request", type=int)
     parser.add_argument("--endpoint", choices=ENDPOINTS)
     parser.add_argument("--slo-ms", type=float, help="what 99%% of the answers must be under")

@@ -1,4 +1,4 @@
-"""The load test's errors: whatever cannot be measured says why, and ends a command with status 2.
+"""The load test's errors: each says why nothing could be measured; a command exits with status 2.
 
 LoadTestError
 ├── ScenarioError, TraceError, PayloadError, ServiceNotReadyError
@@ -9,4 +9,4 @@ LoadTestError
 
 
 class LoadTestError(RuntimeError):
-    """A measurement cannot be made; says what came, what was expected and what to do."""
+    """A measurement is impossible; the message says what came, what was expected, what to do."""

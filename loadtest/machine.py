@@ -1,4 +1,4 @@
-"""The machine that measures, and which of its cores are used."""
+"""Describes the measuring machine and pins the service and the client to its cores."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """This machine in a few words."""
+    """A short description of this machine: CPU, cores, operating system, Python version."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -20,7 +20,7 @@ def machine() -> str:
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """The service's cores and the client's; both empty where there are no two to be had."""
+    """The service's cores and the client's core; both sets are empty with fewer than two cores."""
     if not hasattr(os, "sched_getaffinity"):
         return set(), set()
     *others, last = sorted(os.sched_getaffinity(0))
@@ -29,7 +29,7 @@ def cores() -> tuple[set[int], set[int]]:
 
 @contextmanager
 def pinned(wanted: set[int]) -> Iterator[None]:
-    """Run this thread, and what it starts, on these cores alone; anywhere if there are none."""
+    """Pin this thread, and what it starts, to these cores; an empty set means no pinning."""
     if not wanted:
         yield
         return

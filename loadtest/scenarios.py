@@ -1,4 +1,4 @@
-"""The scenarios and profiles of ``scenarios.toml``, checked."""
+"""Reads and validates the scenarios and profiles of ``scenarios.toml``."""
 
 import tomllib
 from pathlib import Path
@@ -16,11 +16,11 @@ REQUEST_TIMEOUT_S = 10.0
 
 
 class ScenarioError(LoadTestError):
-    """An unknown scenario, or one whose numbers cannot be used."""
+    """A scenario or profile is unknown, or has unusable values."""
 
 
 class Scenario(BaseModel):
-    """Who sends what; the fields are explained in the file."""
+    """Which clients send which requests; ``scenarios.toml`` explains the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,18 +59,18 @@ class Scenario(BaseModel):
 
     @property
     def is_steady(self) -> bool:
-        """Whether the same rate is meant to be answered at all times."""
+        """Whether the rate of answers should be constant over the whole load."""
         is_even = self.shape >= 1 and self.trace is None and self.ramp_to_per_s is None
         return is_even and not self.overload
 
     def rate_at(self, share: float) -> float:
-        """Requests a second that are due when this share of an open loop's time has passed."""
+        """Requests per second that are due after this share (0 to 1) of an open loop's duration."""
         first = self.rate_per_s or 0.0
         return first + min(1.0, share) * ((self.ramp_to_per_s or first) - first)
 
 
 class Profile(BaseModel):
-    """How long a point is measured (seconds), and how many times."""
+    """How long a point is measured, in seconds, and how many times."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,17 +81,17 @@ class Profile(BaseModel):
 
 
 def scenario_names() -> list[str]:
-    """All names, in the file's order."""
+    """All scenario names, in the order of the file."""
     return list(_read()["scenarios"])
 
 
 def load_scenario(name: str, **changes: Any) -> Scenario:
-    """A scenario by name, with the given values in place of the file's where they are not None.
+    """A scenario by name; each change that is not None overrides the file's value.
 
-    Users given to an open loop make it a closed one, a rate given to a closed one an open one.
+    Giving ``users`` to an open loop makes it a closed one; ``rate_per_s`` makes any loop open.
 
     Raises:
-        ScenarioError: Unknown name or unusable numbers.
+        ScenarioError: The name is unknown or a value is unusable.
     """
     given = {key: value for key, value in changes.items() if value is not None}
     if "rate_per_s" in given:
@@ -102,17 +102,17 @@ def load_scenario(name: str, **changes: Any) -> Scenario:
 
 
 def load_profile(name: str, **changes: Any) -> Profile:
-    """A profile by name, with the given values in place of the file's where they are not None.
+    """A profile by name; each change that is not None overrides the file's value.
 
     Raises:
-        ScenarioError: Unknown name or unusable numbers.
+        ScenarioError: The name is unknown or a value is unusable.
     """
     given = {key: value for key, value in changes.items() if value is not None}
     return Profile.model_validate(_found("profiles", name, given))
 
 
 def price_per_hour() -> float:
-    """Of the machine that serves; 0 if it is not stated."""
+    """The price of the serving machine per hour; 0 if the file states none."""
     return float(_read()["price_per_hour"])
 
 

@@ -1,4 +1,4 @@
-"""Servers in processes of their own for the time of a block: this service, peers, the no-op one."""
+"""Starts and stops servers in separate processes: this service, the peers and the no-op server."""
 
 import os
 import signal
@@ -23,11 +23,11 @@ LAST_LINES = 20
 
 
 class ServiceNotReadyError(LoadTestError):
-    """A server ended, or did not become ready in time.
+    """A server exited, or did not become ready in time.
 
     Attributes:
-        how: Which of the two, in words.
-        said: The last lines of its log.
+        how: Which of the two happened, in words.
+        said: The last lines of the server's log.
     """
 
     def __init__(self, how: str, log_file: Path) -> None:
@@ -37,14 +37,14 @@ class ServiceNotReadyError(LoadTestError):
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on just now."""
+    """A TCP port of the loopback interface on which no process is listening at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def only_bundle(folder: Path, bundle: Path) -> Path:
-    """A new folder of bundles within this one, that holds a link to one bundle and nothing else."""
+    """Create ``folder/bundles``, which contains only a symbolic link to one bundle."""
     bundles = folder / "bundles"
     bundles.mkdir()
     (bundles / "model").symlink_to(bundle.resolve())
@@ -63,17 +63,17 @@ def started(
     """Run a server, and stop it with all its processes afterwards.
 
     Args:
-        command: What is run, in the repository's root.
-        log_file: Where its output goes.
+        command: The command line, which is run in the repository's root.
+        log_file: Receives the server's standard output and standard error.
         ask: Raises OSError or HTTPException as long as the server is not ready.
-        variables: Its environment; None: this process's own.
-        timeout_s: Seconds within which it must be ready.
+        variables: The server's environment; None: this process's own.
+        timeout_s: Seconds within which the server must become ready.
 
     Yields:
-        Its process, once it is ready.
+        The server's process, once the server is ready.
 
     Raises:
-        ServiceNotReadyError: It ended or did not become ready in time.
+        ServiceNotReadyError: The server exited or did not become ready in time.
     """
     with log_file.open("wb") as log:
         process = subprocess.Popen(
@@ -82,7 +82,7 @@ def started(
             env=variables,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in the terminal ends the load, which ends the server
+            start_new_session=True,  # Ctrl-C then stops the load test, which stops the server
         )
         try:
             _wait_until_ready(process, log_file, ask, timeout_s)
@@ -103,17 +103,17 @@ def running_service(
     """Run ``bentoml serve`` on the loopback interface.
 
     Args:
-        log_file: Where its output goes.
-        port: Where to listen; a free port if None.
-        settings: Environment variables on top of this process's own.
-        options: Further ones of ``bentoml serve``.
-        trusted: Whose certificates are believed; if given, the service is asked by TLS.
+        log_file: Receives the service's output.
+        port: The port to listen on; None: a free port.
+        settings: Environment variables in addition to this process's own.
+        options: Further options of ``bentoml serve``.
+        trusted: TLS context with the trusted certificates; if given, requests use HTTPS.
 
     Yields:
-        Its URL, once it says that it is ready.
+        The service's URL, once the service reports that it is ready.
 
     Raises:
-        ServiceNotReadyError: It ended or did not become ready within two minutes.
+        ServiceNotReadyError: The service exited or did not become ready within two minutes.
     """
     port = port or free_port()
     url = f"http{'' if trusted is None else 's'}://127.0.0.1:{port}"
@@ -122,9 +122,10 @@ def running_service(
     variables = {
         **os.environ,
         "BENTOML_DO_NOT_TRACK": "True",
-        # Each start empties its home's metrics folder, a running neighbour's too.
+        # Each start empties the metrics folder of its home: a shared home would lose the metrics
+        # of another service that is running.
         "BENTOML_HOME": str(log_file.resolve().with_suffix(".bentoml")),
-        "INFERENCE_DRAIN_S": "0",  # nobody sends requests any more when it is stopped
+        "INFERENCE_DRAIN_S": "0",  # no client sends requests any more when the service is stopped
         **(settings or {}),
     }
     with started(command, log_file, lambda: ask_ready(url, trusted), variables=variables):
@@ -132,10 +133,10 @@ def running_service(
 
 
 def ask_ready(url: str, trusted: ssl.SSLContext | None = None, timeout_s: float = 5.0) -> None:
-    """Ask a server whether it is ready.
+    """Query a server's readiness endpoint.
 
     Raises:
-        OSError: It is not.
+        OSError: The server is not ready.
     """
     ready = f"{url}/readyz"
     with urllib.request.urlopen(ready, timeout=timeout_s, context=trusted):  # noqa: S310 - HTTP
@@ -158,7 +159,7 @@ def _wait_until_ready(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server politely, then whatever is left of its process group by force."""
+    """Send SIGTERM to a server, then SIGKILL to whatever is left of its process group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

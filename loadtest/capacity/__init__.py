@@ -1,1 +1,1 @@
-"""How many replicas a load needs: measured points, a plan, and a simulation of many replicas."""
+"""Plans how many replicas a load needs, from measured points and a simulation of many replicas."""

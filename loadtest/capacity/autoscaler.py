@@ -1,10 +1,10 @@
-"""How many replicas an autoscaler starts after a change of load, and what is refused meanwhile.
+"""Simulates how an autoscaler adds replicas after a change of load, and what is refused meanwhile.
 
-A fluid model: requests are an amount that flows into replicas and waits there, step by step. It has
-no chance in it and says nothing of percentiles, which ``simulation`` does; in exchange a thousand
-replicas over minutes take a moment. The rule is Kubernetes' (HorizontalPodAutoscaler, v2): each
-metric asks for ``ready * value / target`` replicas, the largest wins, and a policy limits how many
-may be added in a period. Replicas are not taken away here: that is slow on purpose.
+This is a fluid model: requests are a continuous amount that flows into replicas and waits there. It
+is deterministic and gives no percentiles (``simulation`` does), but it computes a thousand replicas
+over minutes at once. The rule is Kubernetes' (HorizontalPodAutoscaler, v2): each metric asks for
+``ready * value / target`` replicas, the largest number wins, and a policy limits how many may be
+added in a period. Scaling down is not modelled, because it is slow on purpose.
 """
 
 import math
@@ -18,7 +18,7 @@ from loadtest.capacity.simulation import poisson_arrivals, simulate
 
 CURVE = np.linspace(0, 1.1, 23)[1:]  # shares of a replica's limit at which its use is simulated
 CURVE_REQUESTS = 5000
-TOLERANCE = 0.1  # Kubernetes' own: closer to the target than this, nothing is changed
+TOLERANCE = 0.1  # Kubernetes' default: smaller relative deviations from the target are ignored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +26,14 @@ class Autoscaler:
     """The settings of the autoscaler; the defaults are those of ``service/kubernetes``.
 
     Attributes:
-        least: Replicas at least; ``most`` at most.
-        busy_target: Share of its core that a replica should use.
-        waiting_target: Samples that should wait in each replica on average.
-        period_s: Between two decisions.
-        window_s: Over which metrics are averaged.
-        growth: Factor by which replicas may grow in ``growth_period_s``.
-        growth_replicas: How many may be added in that time in any case.
-        start_s: From the decision until a new replica is ready.
+        least: Minimum number of replicas; ``most`` is the maximum.
+        busy_target: Target share of its core that a replica uses.
+        waiting_target: Target number of waiting samples in each replica, on average.
+        period_s: Time between two decisions.
+        window_s: Time over which metrics are averaged.
+        growth: Factor by which the number of replicas may grow in ``growth_period_s``.
+        growth_replicas: Number of replicas that may always be added in that time.
+        start_s: Time from the decision until a new replica is ready.
     """
 
     least: int
@@ -48,13 +48,13 @@ class Autoscaler:
     growth_period_s: float = 30.0
 
     def wanted(self, ready: int, total: int, busy: float, waiting: float) -> int:
-        """Replicas that the metrics ask for, without the policy's limit.
+        """The number of replicas that the metrics ask for, without the policy's limit.
 
         Args:
-            ready: Replicas that answer.
-            total: With those that are starting.
+            ready: Number of replicas that answer.
+            total: Number of replicas including those that are starting.
             busy: Mean share of a ready replica's core in use.
-            waiting: Samples that wait in all replicas.
+            waiting: Number of samples that wait in all replicas together.
         """
         ratios = [busy / self.busy_target, waiting / (ready * self.waiting_target)]
         asked = max(
@@ -64,16 +64,16 @@ class Autoscaler:
         return min(self.most, max(self.least, total, asked))
 
     def allowed(self, before: int) -> int:
-        """Replicas that the policy allows, of those that there were a growth period before."""
+        """The number of replicas that the policy allows, given that of a growth period ago."""
         return max(math.floor(before * self.growth), before + self.growth_replicas)
 
 
 @dataclass(frozen=True)
 class Step:
-    """The state at a moment; rates in requests/s, over the time since the step before.
+    """The state at one moment; rates are in requests/s, over the time step.
 
     Attributes:
-        delay_s: How long a request that arrives now waits.
+        delay_s: Waiting time of a request that arrives now.
     """
 
     at_s: float
@@ -96,21 +96,21 @@ def follow(
     duration_s: float,
     step_s: float = 0.25,
 ) -> list[Step]:
-    """Let the autoscaler react to a load.
+    """Simulate the autoscaler's reaction to a load.
 
     Args:
-        points: What a replica does.
-        autoscaler: Its settings.
-        load: Requests/s that arrive at a moment (seconds from 0).
-        replicas: At the beginning, all ready.
-        duration_s: Of the simulation.
-        step_s: Of the calculation.
+        points: Measured points of a replica.
+        autoscaler: Settings of the autoscaler.
+        load: Function from a moment (seconds from 0) to the arriving requests/s.
+        replicas: Number of replicas at the beginning, all ready.
+        duration_s: Duration of the simulation.
+        step_s: Length of a time step.
     """
     steps: list[Step] = []
     use = _simulate_use(points)
     ready, waiting = replicas, 0.0
-    starting: list[tuple[float, int]] = []  # when ready, how many
-    totals = [(-math.inf, replicas)]  # decisions: when, and how many there were from then on
+    starting: list[tuple[float, int]] = []  # moment at which they are ready, and their number
+    totals = [(-math.inf, replicas)]  # decisions: moment, and number of replicas from then on
     next_s = autoscaler.period_s
     for number in range(round(duration_s / step_s)):
         now_s = number * step_s
@@ -129,9 +129,9 @@ def follow(
 
 
 def _simulate_use(points: Points) -> Callable[[float], float]:
-    """The share of its core that a replica uses at a rate, with the batches of that load.
+    """The function from a rate to the share of its core that a replica uses, with its batching.
 
-    Simulated request by request at some rates, and interpolated between them.
+    It is simulated request by request at the rates of ``CURVE``, and interpolated between them.
     """
     rates = CURVE * points.most_per_s
     shares = [
@@ -156,7 +156,7 @@ def _flow(
     now_s: float,
     step_s: float,
 ) -> tuple[dict[str, float], float]:
-    """One step of the amounts: what is answered, what waits, what finds the queue full."""
+    """Compute one time step: the amounts that are answered, left waiting, and refused."""
     most_per_s = ready * points.most_per_s
     room = ready * points.max_queue_samples / points.samples_per_request
     come = waiting + arriving_per_s * step_s
@@ -183,7 +183,7 @@ def _decide(
     totals: Sequence[tuple[float, int]],
     now_s: float,
 ) -> int:
-    """How many replicas there shall be from now on."""
+    """The number of replicas that the autoscaler sets at this moment."""
     window = [step for step in steps if step.at_s > now_s - autoscaler.window_s]
     busy = sum(step.busy for step in window) / len(window)
     waiting = sum(step.waiting_requests for step in window) / len(window)

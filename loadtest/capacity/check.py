@@ -1,9 +1,9 @@
-"""Holds the simulation against two real replicas behind the compose file's proxy.
+"""Compares the simulation with two real replicas behind the compose file's proxy.
 
-The simulation gets the moments at which requests were really sent, and points that were measured
-just before through the same proxy by the same client. What it then says of the median and the 99th
-percentile is divided by what was measured. Other work on the machine makes the replicas slower than
-the simulation knows, so its share of the cores is recorded beside.
+The simulation's input is the moments at which requests were actually sent, and points measured just
+before through the same proxy by the same client. Its median and 99th percentile are divided by the
+measured ones. Other work on the machine slows the replicas, which the simulation does not model, so
+the share of the cores that it takes is recorded too.
 """
 
 import os
@@ -33,19 +33,19 @@ from loadtest.server import only_bundle, running_service
 from loadtest.telemetry.usage import Processes
 
 REPLICAS = 2
-MOST_OTHER = 0.1  # of the machine's cores
+MOST_OTHER = 0.1  # largest share of the machine's cores that other work may take
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One rate under one policy.
+    """The comparison at one rate under one policy.
 
     Attributes:
-        share: Of the two replicas' limit that was offered.
-        requests: That were sent; all were answered rightly.
-        p50: Simulated over measured; ``p99`` and ``batch`` (mean samples of a request's batch)
-            likewise.
-        other_share: Of the machine's cores, that neither the replicas nor proxy and client used.
+        share: Offered rate as a share of the two replicas' limit.
+        requests: Number of requests sent; all were answered rightly.
+        p50: Simulated over measured median; likewise ``p99`` and ``batch`` (mean samples in the
+            batch of a request).
+        other_share: Share of the machine's cores used by neither replicas, proxy nor client.
     """
 
     policy: Policy
@@ -58,7 +58,7 @@ class Compared:
 
     @property
     def is_valid(self) -> bool:
-        """Whether other work left the machine nearly alone."""
+        """Whether other work took at most ``MOST_OTHER`` of the machine's cores."""
         return self.other_share <= MOST_OTHER
 
 
@@ -71,15 +71,15 @@ def check(
     seed: int,
     tell: Callable[[str], None],
 ) -> list[Compared]:
-    """Load two replicas at shares of their limit, under each policy, and simulate the same.
+    """Load two replicas at shares of their limit, under each policy, and simulate the same load.
 
     Args:
-        bundle: That the points were measured with.
-        points: From ``measure`` with a proxy.
-        shares: Of the limit of both replicas.
-        duration_s: At each share.
-        seed: Of the moments.
-        tell: Hears of each comparison.
+        bundle: The folder of the bundle with which the points were measured.
+        points: Points from ``measure`` with a proxy.
+        shares: Offered rates, as shares of the limit of both replicas.
+        duration_s: Duration of the load at each share.
+        seed: Seed of the arrivals and of the simulation.
+        tell: Called with a line of text after each comparison.
 
     Raises:
         LoadTestError: A server did not start, or an answer is wrong.
@@ -114,7 +114,7 @@ def compare(
     seed: int,
     other_share: float,
 ) -> Compared:
-    """Simulate requests that were sent, and divide by what was measured."""
+    """Simulate the requests that were sent, and divide the results by the measured ones."""
     sent_s = np.array(sorted(timing.sent_s for timing in timings))
     outcome = simulate(points, sent_s, replicas=REPLICAS, policy=policy, seed=seed)
     measured = [timing.latency_ms for timing in timings]
@@ -126,14 +126,14 @@ def compare(
 
 @dataclass
 class Use:
-    """What other processes used of the machine's cores while something was measured."""
+    """The share of the machine's cores that other processes used during a measurement."""
 
     other_share: float = float("nan")
 
 
 @contextmanager
 def watch(urls: Sequence[str]) -> Iterator[Use]:
-    """Compare what all processes use with what the servers at these URLs and this process use."""
+    """Measure the CPU use of all processes except the servers at these URLs and this process."""
     servers = [Processes(url) for url in urls]
 
     def now() -> tuple[float, float, float]:
@@ -148,7 +148,7 @@ def watch(urls: Sequence[str]) -> Iterator[Use]:
 
 
 def sentence(found: Compared) -> str:
-    """One comparison for a terminal."""
+    """One comparison as a line for a terminal."""
     return (
         f"{found.policy}, {found.share:.0%} of the limit, {found.requests:,} requests: simulated / "
         f"measured p50 {found.p50:.2f}, p99 {found.p99:.2f}, batch {found.batch:.2f}; "
@@ -158,6 +158,6 @@ def sentence(found: Compared) -> str:
 
 
 def _replica_cores() -> list[set[int]]:
-    """A core for each replica; proxy and client share them. Any core where there are too few."""
+    """One core for each replica, shared with proxy and client; no pinning with too few cores."""
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [{core} for core in mine[:REPLICAS]] if len(mine) >= REPLICAS else [set()] * REPLICAS

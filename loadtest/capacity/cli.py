@@ -1,4 +1,4 @@
-"""The commands of ``python -m loadtest capacity``: their options and what they print."""
+"""The commands of ``python -m loadtest capacity``: their options and their output."""
 
 import argparse
 import json
@@ -25,8 +25,8 @@ from loadtest.scenarios import ENDPOINTS
 
 INVALID = 3
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-# HAProxy's in service/deploy: a check every 300 ms that takes a second at most, and the second
-# after which a connection that nobody accepts is given up.
+# HAProxy's settings in service/deploy: a health check every 300 ms with a timeout of 1 s, and a
+# connect timeout of 1 s.
 DETECT_S, CONNECT_S = 1.3, 1.0
 TOLD_EVERY_S = 15.0
 
@@ -223,7 +223,7 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 
 def reaction(steps: list[Step]) -> str:
-    """When nothing was refused and nothing waited any more, in words."""
+    """A sentence that says when the last request was refused or waited for more than a second."""
     late = [step.at_s for step in steps if step.refused_per_s > 0 or step.delay_s > 1]
     refused = sum(step.refused_per_s for step in steps) / max(
         1e-9, sum(step.arriving_per_s for step in steps)

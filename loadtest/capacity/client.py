@@ -1,7 +1,7 @@
-"""Sends prepared requests at given moments and keeps what each answer says of its time.
+"""Sends prepared requests at given moments and records the timings in each answer's headers.
 
-Small on purpose: latency counts from the moment of sending, which is kept too, so that a simulation
-can be given the very arrivals that a service got. ``loadtest run`` measures services.
+This client is minimal. Latency counts from the moment of sending, which is recorded too, so that
+a simulation can use exactly the same arrivals. To measure services, use ``loadtest run``.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from loadtest.errors import LoadTestError
 from loadtest.generator.expectations import Expectations
 
 TIMEOUT_S = 10.0
-REUSE_S = 5.0  # after which an unused connection may have been closed by the server or the proxy
+REUSE_S = 5.0  # the server or the proxy may have closed connections that were idle for longer
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _TIMING = re.compile(r"queue;dur=([\d.]+), compute;dur=([\d.]+)")
 
 
 class ClientError(LoadTestError):
-    """A service did not answer, or answered wrongly."""
+    """The service did not answer, or its answer is wrong."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One answered request; milliseconds, but for ``sent_s``.
+    """The timing of one answered request, in milliseconds except for ``sent_s``.
 
     Attributes:
-        sent_s: When, from the beginning.
-        latency_ms: From sending to the whole answer.
-        queue_ms: In the service's queue; ``compute_ms`` in its engine.
-        batch_samples: Of the batch that it was in.
-        answer_bytes: With its head.
+        sent_s: Moment of sending, in seconds from the beginning.
+        latency_ms: Time from sending to the complete answer.
+        queue_ms: Time in the service's queue; ``compute_ms`` is the time in its engine.
+        batch_samples: Number of samples in the request's batch.
+        answer_bytes: Size of the answer, including status line and headers.
     """
 
     sent_s: float
@@ -49,7 +49,7 @@ class Timing:
 
 
 def send_in_turn(url: str, expectations: Expectations, count: int) -> list[Timing]:
-    """Send requests one after the other, each when the one before was answered.
+    """Send requests one after the other, each once the previous one was answered.
 
     Raises:
         ClientError: An answer is missing or wrong.
@@ -58,12 +58,12 @@ def send_in_turn(url: str, expectations: Expectations, count: int) -> list[Timin
 
 
 def send_at(url: str, expectations: Expectations, due_s: Sequence[float]) -> list[Timing]:
-    """Send requests at moments, whatever is answered by then.
+    """Send requests at given moments, independently of answers.
 
     Args:
-        url: Of the service or the proxy.
-        expectations: The requests, which take turns, and the judge of the answers.
-        due_s: Seconds from the beginning, ascending.
+        url: URL of the service or the proxy.
+        expectations: The requests, which are sent in rotation, and the judge of the answers.
+        due_s: Moments of sending, in seconds from the beginning, ascending.
 
     Raises:
         ClientError: An answer is missing or wrong.
@@ -72,7 +72,7 @@ def send_at(url: str, expectations: Expectations, due_s: Sequence[float]) -> lis
 
 
 class _Client:
-    """Connections that are used again; one request at a time on each."""
+    """An HTTP client that reuses its connections, with one request at a time on each."""
 
     def __init__(self, url: str, expectations: Expectations) -> None:
         where = urlsplit(url)
@@ -80,7 +80,7 @@ class _Client:
         self._expectations = expectations
         self._wires = [request.wire() for request in expectations.requests]
         self._open: list[asyncio.StreamWriter] = []
-        self._idle: list[tuple[float, _Connection]] = []  # unused since
+        self._idle: list[tuple[float, _Connection]] = []  # moment since which it is idle
         self._begin_s = 0.0
 
     async def in_turn(self, count: int) -> list[Timing]:
@@ -157,6 +157,6 @@ class _Client:
 
 
 def _parse(head: str) -> dict[str, str]:
-    """An answer's headers, names in small letters."""
+    """Parse an answer's headers; their names become lower case."""
     pairs = (line.partition(":") for line in head.split("\r\n")[1:] if line)
     return {name.lower(): value.strip() for name, _, value in pairs}

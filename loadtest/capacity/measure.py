@@ -1,7 +1,7 @@
-"""Measures the points of one replica, which gets one core; the client gets another one.
+"""Measures the points of one replica, which runs on one core; the client runs on another one.
 
-Compute times come from the answers' own headers, so that the client's time is not in them. CPU
-times are the system's, of the processes: they do not count time in which other work had the core.
+Compute times come from the answers' headers, so that they exclude the client's time. CPU times are
+the system's accounting of the processes, which excludes time in which other work had the core.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from loadtest.scenarios import Endpoint
 from loadtest.server import only_bundle, running_service
 from loadtest.telemetry.usage import MIB, Processes
 
-# One replica on one core. The golden checks would be batches among those that are measured.
+# One replica on one core. Golden checks would add batches to the measured ones, so they are rare.
 SETTINGS = {
     "INFERENCE_WORKERS": "1",
     "INFERENCE_THREADS": "1",
@@ -33,25 +33,25 @@ SETTINGS = {
 }
 MAX_BATCH_SAMPLES, MAX_QUEUE_SAMPLES = 64, 512  # the service's defaults
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-WARM = 20  # requests of each size that are not counted
+WARM = 20  # warm-up requests of each size
 ROUNDS = 5
-IDLE_S = 2.0  # for what servers spend without requests
-LEAST_MS = 1e-3  # below what the system's counters, in hundredths of a second, can tell
+IDLE_S = 2.0  # for measuring the CPU time of idle servers
+LEAST_MS = 1e-3  # below the resolution of the system's counters, hundredths of a second
 VERSIONS = ("bentoml", "onnxruntime", "onnxruntime-gpu", "uvloop", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is asked of a replica.
+    """The requests that measure a replica.
 
     Attributes:
-        bundle: That is served.
+        bundle: The folder of the bundle that is served.
         endpoint: The form of the requests.
-        samples_per_request: In a request.
-        count: Requests for each size, and for the way to the replica.
-        rate_per_s: Of the requests that measure the way; so low that hardly any waits.
-        seed: Of their moments.
-        with_proxy: Put HAProxy between; without it ``Points.proxy_ms`` is unknown.
+        samples_per_request: Number of samples in each request.
+        count: Number of requests for each batch size, and for ``Points.path_ms``.
+        rate_per_s: Rate of the requests for ``Points.path_ms``; so low that hardly any waits.
+        seed: Seed of their arrivals.
+        with_proxy: Put HAProxy in front; without it ``Points.proxy_ms`` is unknown.
     """
 
     bundle: Path
@@ -65,7 +65,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class _Measured:
-    """``replica_ms`` and ``proxy_ms`` are CPU times for a request, beyond those of an idle one."""
+    """Raw measurements; ``replica_ms`` and ``proxy_ms`` are CPU times per request, without idle."""
 
     start_s: float
     memory_bytes: int
@@ -79,11 +79,11 @@ def measure(workload: Workload, sweep_file: Path | None) -> Points:
     """Start a replica, and the proxy in front of it, and measure its points.
 
     Args:
-        workload: What is asked.
-        sweep_file: What ``loadtest sweep`` wrote; None leaves ``at_slo`` unknown.
+        workload: The requests to send.
+        sweep_file: JSON file from ``loadtest sweep``; None leaves ``at_slo`` unknown.
 
     Raises:
-        LoadTestError: It did not start or answered wrongly; HAProxy is not installed.
+        LoadTestError: A server did not start, an answer is wrong, or HAProxy is not installed.
     """
     at_slo = None if sweep_file is None else read_sweep(sweep_file)
     began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -121,7 +121,7 @@ def measure(workload: Workload, sweep_file: Path | None) -> Points:
 
 
 def _run(workload: Workload, expectations: Expectations) -> _Measured:
-    """Start the servers and load them."""
+    """Start the servers, load them and take the raw measurements."""
     service_cores, client_cores = cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -151,7 +151,7 @@ def _run(workload: Workload, expectations: Expectations) -> _Measured:
 
 
 def _spent(servers: Sequence[Processes], work: Callable[[], object]) -> list[float]:
-    """CPU seconds that each server spends while something is done."""
+    """CPU seconds that each server spends while ``work`` runs."""
     before = [sum(server.used()[0].values()) for server in servers]
     work()
     return [
@@ -163,9 +163,9 @@ def _spent(servers: Sequence[Processes], work: Callable[[], object]) -> list[flo
 def measure_compute(
     url: str, bundle: Path, endpoint: Endpoint, count: int
 ) -> dict[int, list[float]]:
-    """Compute times by the batch's samples, from requests of that many samples, sent in turn.
+    """Compute times by batch size in samples, from requests of that size sent one at a time.
 
-    Sizes are interleaved in rounds, so that a busy moment of the machine does not fall on one.
+    Sizes are interleaved in rounds, so that a busy moment of the machine does not affect only one.
     """
     asked = {size: Expectations(bundle, size, endpoint) for size in SIZES}
     found: dict[int, list[float]] = {size: [] for size in SIZES}
@@ -181,7 +181,7 @@ def measure_compute(
 def scatter(
     compute_ms: dict[int, list[float]], fixed_ms: float, sample_ms: float
 ) -> dict[int, list[float]]:
-    """Quantiles of measured over fitted times, by the batch's samples."""
+    """Quantiles of the ratio of measured to fitted times, by batch size in samples."""
     return {
         size: quantiles([time_ms / (fixed_ms + size * sample_ms) for time_ms in times])
         for size, times in compute_ms.items()
@@ -189,10 +189,10 @@ def scatter(
 
 
 def read_sweep(path: Path) -> AtSlo:
-    """The capacity that a sweep found.
+    """Read the capacity that a sweep found.
 
     Raises:
-        PointsError: The file is no sweep, or the sweep found no valid capacity.
+        PointsError: The file is not a sweep's, or the sweep found no valid capacity.
     """
     try:
         found = Sweep.model_validate_json(path.read_bytes())

@@ -1,4 +1,4 @@
-"""From measured points to replicas and nodes, with head-room for a loss; what saturates next."""
+"""Computes replicas and nodes from measured points, with headroom for losses, and bottlenecks."""
 
 import math
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ MEGA = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What is to be served, and on what.
+    """The load to serve, and the machines to serve it on.
 
     Attributes:
         rate_per_s: Requests/s at the peak.
-        slo_ms: The bound for 99% of them.
-        node_cores: Cores of a node that replicas may use; ``node_memory_mib`` likewise.
-        lost_nodes: That may be missing without a request over the bound.
-        link_mbit_per_s: Of a node's network, in each direction; ``proxy_link_mbit_per_s`` of a
-            proxy's.
-        proxies: That share the load; each one has a core.
+        slo_ms: The latency bound for 99% of the requests.
+        node_cores: Cores of a node that replicas may use; ``node_memory_mib`` is their memory.
+        lost_nodes: Number of nodes that may be lost while the SLO is still kept.
+        link_mbit_per_s: Bandwidth of a node's network in each direction;
+            ``proxy_link_mbit_per_s`` is a proxy's.
+        proxies: Number of proxies that share the load; each one has a core.
     """
 
     rate_per_s: float
@@ -37,13 +37,13 @@ class Demand:
 
 @dataclass(frozen=True)
 class Resource:
-    """One thing that may saturate.
+    """A resource that may saturate.
 
     Attributes:
-        name: What it is.
-        used: Its share in use at the demanded rate, with the nodes lost.
-        ends_at_per_s: The rate at which it would be used fully; None, with ``used``, if it was not
-            measured.
+        name: Description of the resource.
+        used: The share in use at the demanded rate, with the nodes lost.
+        ends_at_per_s: The rate at which it saturates. It and ``used`` are None if the resource was
+            not measured.
     """
 
     name: str
@@ -53,15 +53,16 @@ class Resource:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to run.
+    """The number of replicas and nodes to run.
 
     Attributes:
-        needed: Replicas that carry the load at the SLO.
-        per_node: Replicas that fit on a node.
-        nodes: With those that may be lost.
-        replicas: Spread evenly over the nodes, so many that ``needed`` are left after the loss.
-        memory_mib: Of all replicas.
-        resources: What saturates, the first to saturate first; unmeasured ones at the end.
+        needed: Number of replicas that carry the load at the SLO.
+        per_node: Number of replicas that fit on a node.
+        nodes: Number of nodes, including those that may be lost.
+        replicas: Number of replicas, spread evenly over the nodes; ``needed`` are left after the
+            loss.
+        memory_mib: Memory of all replicas.
+        resources: Resources in the order in which they saturate; unmeasured ones are last.
     """
 
     needed: int
@@ -73,12 +74,12 @@ class Plan:
 
     @property
     def overused(self) -> list[Resource]:
-        """Those that the load needs more of than there is."""
+        """The resources of which the load needs more than there is."""
         return [resource for resource in self.resources if (resource.used or 0) > 1]
 
 
 def plan(points: Points, demand: Demand) -> Plan:
-    """Compute replicas and nodes for a load.
+    """Compute the replicas and nodes for a load.
 
     Raises:
         PointsError: No rate at this SLO was measured, or no replica fits on a node.
@@ -122,17 +123,17 @@ def plan(points: Points, demand: Demand) -> Plan:
 
 
 def _left(replicas: int, nodes: int, lost: int) -> int:
-    """Replicas that are left when the fullest nodes of an even spread are lost."""
+    """The number of replicas left when the fullest nodes of an even spread are lost."""
     fewest, fuller = divmod(replicas, nodes)
     return replicas - lost * fewest - min(lost, fuller)
 
 
 def _resources(points: Points, demand: Demand, replicas: int, nodes: int) -> list[Resource]:
-    """What the load needs of each resource, with only so many replicas and nodes."""
+    """The use of each resource under the load, with only so many replicas and nodes left."""
     at_slo = points.at_slo
-    assert at_slo is not None  # noqa: S101 - plan has refused
+    assert at_slo is not None  # noqa: S101 - checked by plan
     engine_ms = float(np.mean(points.batch_ms(points.batch_requests))) / points.batch_requests
-    sent = max(points.request_bytes, points.answer_bytes) * BITS / MEGA  # in the fuller direction
+    sent = max(points.request_bytes, points.answer_bytes) * BITS / MEGA  # busier direction
     both = (points.request_bytes + points.answer_bytes) * BITS / MEGA
     limits = {
         f"latency: {at_slo.slo_ms:g} ms for 99%": replicas * at_slo.requests_per_s,
@@ -154,7 +155,7 @@ def _resources(points: Points, demand: Demand, replicas: int, nodes: int) -> lis
 
 
 def plan_table(points: Points, demand: Demand, found: Plan) -> str:
-    """The plan as Markdown."""
+    """The plan as a Markdown table with an introduction."""
     lines = [
         f"{demand.rate_per_s:,.0f} requests/s of {points.model}, 99% within {demand.slo_ms:g} ms: "
         f"{found.replicas} replicas on {found.nodes} nodes "

@@ -1,7 +1,7 @@
-"""The measured points that plans and simulations are computed from; nothing in them is guessed.
+"""The measured points of a replica, from which plans and simulations are computed.
 
-``python -m loadtest capacity measure`` writes such a file. A field that could not be measured is
-null, and a command that needs it says how to measure it.
+``python -m loadtest capacity measure`` writes such a file. No value in it is assumed: a field that
+could not be measured is null, and a command that needs it says how to measure it.
 """
 
 import json
@@ -22,7 +22,7 @@ MS = 1000  # in a second
 
 
 class PointsError(LoadTestError):
-    """A file that is no file of measured points, or one that lacks a point which is needed."""
+    """A file does not contain measured points, or a required point is missing."""
 
 
 class _Strict(BaseModel):
@@ -33,7 +33,7 @@ class Origin(_Strict):
     """Where the points come from.
 
     Attributes:
-        how: The command that measured them, or that they are inputs which nobody measured.
+        how: The command that measured them, or a note that they are inputs and not measured.
     """
 
     how: str
@@ -43,11 +43,11 @@ class Origin(_Strict):
 
 
 class AtSlo(_Strict):
-    """What one replica does at its SLO, as ``loadtest sweep`` finds it.
+    """The capacity of one replica at its SLO, as found by ``loadtest sweep``.
 
     Attributes:
-        requests_per_s: Answered rightly and within the bound.
-        slo_ms: The bound, for 99% of the requests.
+        requests_per_s: Requests/s answered rightly and within the bound.
+        slo_ms: The latency bound for 99% of the requests.
     """
 
     requests_per_s: Positive
@@ -55,29 +55,29 @@ class AtSlo(_Strict):
 
 
 class Points(_Strict):
-    """What was measured of one replica with requests of one size.
+    """The measurements of one replica with requests of one size.
 
     A batch of k requests with n samples each takes ``fixed_ms + k * (n * sample_ms + request_ms)``
     of the replica's core.
 
     Attributes:
-        model: Its name and version.
+        model: Name and version of the model.
         endpoint: The form of the requests.
-        cores_per_replica: That one replica needs.
+        cores_per_replica: Number of cores that one replica needs.
         samples_per_request: n.
-        request_bytes: Of a request with its head; ``answer_bytes`` of an answer with its head.
-        fixed_ms: What a batch costs whatever its size.
-        sample_ms: What each sample of a batch adds.
-        request_ms: CPU time of the replica for a request outside the engine: HTTP, parsing, answer.
-        scatter: Quantiles of measured over fitted compute times, at even shares from 0 to 1, by the
-            samples of the batch. Of other sizes the nearest one's are taken.
-        path_ms: Quantiles of what a request takes beside the replica's core: client, network,
-            proxy.
+        request_bytes: Size of a request with its headers; ``answer_bytes`` is that of an answer.
+        fixed_ms: Compute time of a batch that does not depend on its size.
+        sample_ms: Compute time that each sample of a batch adds.
+        request_ms: CPU time of the replica per request outside the engine: HTTP, parsing, answer.
+        scatter: Quantiles of the ratio of measured to fitted compute times, at evenly spaced shares
+            from 0 to 1, by the batch's samples. For other sizes those of the nearest one are used.
+        path_ms: Quantiles of the time that a request takes outside the replica's core: client,
+            network, proxy.
         max_batch_samples: The service's setting of that name; ``max_queue_samples`` too.
-        start_s: From the start of the process until it is ready.
-        memory_mib: Resident, of all processes of a replica, after load.
-        at_slo: None if no sweep found a valid capacity.
-        proxy_ms: CPU time of the proxy for a request; None if no proxy was measured.
+        start_s: Time from the start of the process until the replica is ready.
+        memory_mib: Resident memory of all processes of a replica, after load.
+        at_slo: The capacity at the SLO; None if no sweep found a valid one.
+        proxy_ms: CPU time of the proxy per request; None if no proxy was measured.
     """
 
     origin: Origin
@@ -103,17 +103,17 @@ class Points(_Strict):
 
     @property
     def batch_requests(self) -> int:
-        """Requests in a full batch."""
+        """The number of requests in a full batch."""
         return max(1, self.max_batch_samples // self.samples_per_request)
 
     @property
     def most_per_s(self) -> float:
-        """Requests/s of a replica whose every batch is full: its limit, without any SLO."""
+        """Requests/s of a replica if all its batches are full: its limit, without any SLO."""
         full = self.batch_requests
         return MS * full / float(np.mean(self.batch_ms(full)))
 
     def batch_ms(self, requests: int) -> Floats:
-        """What a batch of so many requests takes of the core: quantiles at even shares."""
+        """The time that a batch of so many requests takes on the core: quantiles at even shares."""
         samples = requests * self.samples_per_request
         nearest = min(self.scatter, key=lambda size: abs(size - samples))
         engine_ms = self.fixed_ms + samples * self.sample_ms
@@ -124,7 +124,7 @@ def load_points(path: Path) -> Points:
     """Read a file of points.
 
     Raises:
-        PointsError: It is none; names the field, for a missing one is not filled in.
+        PointsError: The file is invalid; the message names the field. No defaults are filled in.
     """
     try:
         return Points.model_validate(json.loads(path.read_bytes()))
@@ -136,19 +136,19 @@ def load_points(path: Path) -> Points:
 
 
 def fit(compute_ms: dict[int, list[float]]) -> tuple[float, float]:
-    """Fit a batch's fixed time and its time for a sample to measured compute times.
+    """Fit a batch's fixed time and its time per sample to measured compute times.
 
-    Weighted least squares on the medians, by relative error, so that small batches count as much
-    as large ones; neither term is negative.
+    The fit minimizes the squared relative errors of the medians, so that small batches count as
+    much as large ones. Neither term is negative.
 
     Args:
-        compute_ms: Measured times by the batch's samples, of at least two sizes.
+        compute_ms: Measured times by batch size in samples, for at least two sizes.
 
     Returns:
         ``fixed_ms`` and ``sample_ms``.
 
     Raises:
-        PointsError: Fewer than two sizes.
+        PointsError: There are fewer than two sizes.
     """
     if len(compute_ms) < 2:  # noqa: PLR2004 - a line has two terms
         raise PointsError(f"a line needs two batch sizes, there is {list(compute_ms)}")
@@ -164,5 +164,5 @@ def fit(compute_ms: dict[int, list[float]]) -> tuple[float, float]:
 
 
 def quantiles(values: list[float], count: int = 201) -> list[float]:
-    """Values at evenly spaced shares from 0 to 1, in ascending order."""
+    """Quantiles of the values at evenly spaced shares from 0 to 1, in ascending order."""
     return [float(value) for value in np.quantile(values, np.linspace(0, 1, count))]

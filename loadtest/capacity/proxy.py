@@ -1,4 +1,4 @@
-"""The compose file's proxy, HAProxy, in front of replicas on ports of this machine."""
+"""Runs the compose file's proxy, HAProxy, in front of replicas on this machine."""
 
 import re
 import shutil
@@ -21,28 +21,28 @@ class ProxyError(LoadTestError):
 
 
 def require_proxy() -> None:
-    """Raise unless HAProxy is there.
+    """Raise unless HAProxy is installed.
 
     Raises:
-        ProxyError: Says how to install it.
+        ProxyError: HAProxy is missing; the message says how to install it.
     """
     if shutil.which(PROGRAM) is None:
         raise ProxyError(f"{PROGRAM} is not installed (Debian and Ubuntu: apt install haproxy)")
 
 
 def adapt(text: str, port: int, replicas: Sequence[str], policy: Policy) -> str:
-    """The compose file's configuration for fixed addresses instead of a container engine's names.
+    """Adapt the compose file's configuration to fixed addresses in place of container names.
 
-    Nothing else is changed: timeouts, retries and checks are those that are deployed.
+    The deployed timeouts, retries and health checks are unchanged.
 
     Args:
-        text: Of ``haproxy.cfg``.
-        port: Of the loopback interface, to listen on.
-        replicas: HOST:PORT of each.
-        policy: How they are chosen.
+        text: Content of ``haproxy.cfg``.
+        port: Port of the loopback interface to listen on.
+        replicas: HOST:PORT of each replica.
+        policy: How the proxy chooses a replica.
 
     Raises:
-        ProxyError: The text has no line, or several, to be changed.
+        ProxyError: A line to be changed is missing, or occurs several times.
     """
     servers = "\n".join(f"    server replica{i} {at}" for i, at in enumerate(replicas))
     changes = {
@@ -63,16 +63,16 @@ def running_proxy(folder: Path, urls: Sequence[str], policy: Policy) -> Iterator
     """Run HAProxy in front of ready replicas.
 
     Args:
-        folder: For its configuration and log.
-        urls: Of the replicas.
-        policy: How they are chosen.
+        folder: Folder for the proxy's configuration and log.
+        urls: URLs of the replicas.
+        policy: How the proxy chooses a replica.
 
     Yields:
-        Its URL.
+        The proxy's URL.
 
     Raises:
-        ProxyError: It is not installed.
-        ServiceNotReadyError: It ended, or does not find a replica.
+        ProxyError: HAProxy is not installed.
+        ServiceNotReadyError: HAProxy exited, or does not find a replica.
     """
     require_proxy()
     port = free_port()
@@ -86,10 +86,10 @@ def running_proxy(folder: Path, urls: Sequence[str], policy: Policy) -> Iterator
 
 
 def ask_healthy(url: str) -> None:
-    """Ask a proxy whether it has a replica.
+    """Query a proxy's health endpoint, which succeeds if it has a replica.
 
     Raises:
-        OSError: It has none, or is not there.
+        OSError: The proxy has no replica, or is not running.
     """
     with urllib.request.urlopen(f"{url}/proxy/healthy", timeout=5):  # noqa: S310 - HTTP
         pass

@@ -1,13 +1,14 @@
-"""Simulates requests, event by event: a balancer, replicas that batch, and replicas that are lost.
+"""Discrete-event simulation of requests: load balancing, batching and the loss of replicas.
 
 A replica is one core. Each batch takes all requests that arrived while the previous one ran, up to
-``Points.batch_requests``, and takes one of the times of ``Points.batch_ms``, drawn by chance. A
-request that finds the queue full is refused, as by the service (429). What a request takes beside
-the replica's core is drawn from ``Points.path_ms`` and added to its latency.
+``Points.batch_requests``; its duration is drawn at random from ``Points.batch_ms``. A request that
+finds the queue full is refused, as the service does (429). A request's time outside the replica's
+core is drawn from ``Points.path_ms`` and added to its latency.
 
-Requests come by one of several proxies, by chance; each knows every replica, and the unanswered
-requests that it has sent itself. ``round-robin`` takes the next one, ``least-loaded`` the one with
-the fewest unanswered requests, the longest unused of those (HAProxy's ``leastconn``).
+Each request goes through one of several proxies, chosen at random. A proxy sees all replicas, but
+only the unanswered requests that it has sent itself. ``round-robin`` chooses the next replica;
+``least-loaded`` the one with the fewest unanswered requests and, of several, the longest unused
+(HAProxy's ``leastconn``).
 """
 
 import heapq
@@ -28,18 +29,18 @@ ANSWERED, REFUSED, LOST = 0, 1, 2
 
 
 class SimulationError(LoadTestError):
-    """Something that cannot be simulated."""
+    """The requested scenario cannot be simulated."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Replicas that end at a moment without a word, as with a node or a zone.
+    """Replicas that fail abruptly at one moment, as when a node or a zone is lost.
 
     Attributes:
-        at_s: When.
-        replicas: How many.
-        detect_s: Until the balancer sends nothing there any more.
-        connect_s: After which a request that was sent there meanwhile goes to another replica.
+        at_s: Moment of the loss.
+        replicas: Number of lost replicas.
+        detect_s: Time from the loss until the balancer sends nothing to them any more.
+        connect_s: Time after which a request sent to them meanwhile is retried elsewhere.
     """
 
     at_s: float
@@ -50,14 +51,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each request, by the order of arrival.
+    """The outcome of each request, in the order of arrival.
 
     Attributes:
-        arrived_s: When each arrived.
-        latency_ms: Of the answered ones; NaN for others.
+        arrived_s: Moment of arrival.
+        latency_ms: Latency of answered requests; NaN for others.
         fate: ANSWERED, REFUSED, or LOST with its replica.
-        busy_share: Of the time until the last answer, over all replicas there ever were.
-        batch_requests: In the batch of a request, on average over the answered requests.
+        busy_share: Share of the time until the last answer in which replicas were busy, averaged
+            over all replicas that ever existed.
+        batch_requests: Requests in a request's batch, averaged over the answered requests.
     """
 
     arrived_s: Floats
@@ -67,11 +69,11 @@ class Outcome:
     batch_requests: float
 
     def count(self, fate: int) -> int:
-        """How many requests had this fate."""
+        """The number of requests with this fate."""
         return int(np.sum(self.fate == fate))
 
     def percentile_ms(self, share: float, since_s: float = 0.0, until_s: float = np.inf) -> float:
-        """A percentile, 0..100, of the answered requests that arrived within a time.
+        """A latency percentile (0..100) of the answered requests that arrived in an interval.
 
         NaN if there are none.
         """
@@ -103,7 +105,7 @@ class _Balancer(Protocol):
 
 
 class _RoundRobin:
-    """The next of the replicas that are not known to be lost."""
+    """Chooses the next of the replicas that are not known to be lost."""
 
     def __init__(self, replicas: int, first: int) -> None:
         self._order = deque(range(replicas))
@@ -115,7 +117,7 @@ class _RoundRobin:
         return chosen
 
     def sent(self, replica: int, count: int) -> None:
-        """Nothing depends on the number of unanswered requests."""
+        """Do nothing: this policy ignores the number of unanswered requests."""
 
     answered = sent
 
@@ -127,9 +129,9 @@ class _RoundRobin:
 
 
 class _LeastLoaded:
-    """The fewest unanswered requests, then the longest unused.
+    """Chooses the replica with the fewest unanswered requests, then the longest unused one.
 
-    A heap of (unanswered, turn, replica); of several entries of a replica the newest is valid.
+    It keeps a heap of (unanswered, turn, replica); only a replica's newest entry is valid.
     """
 
     def __init__(self, replicas: int, first: int) -> None:
@@ -175,13 +177,13 @@ class _Simulation:
         self, points: Points, arrived_s: Floats, replicas: int, policy: Policy, proxies: int
     ) -> None:
         self.arrived_s = arrived_s
-        # Each begins at another replica, as proxies do that were started at different times.
+        # Each begins at another replica, like proxies that were started at different times.
         self.balancers = [
             _BALANCERS[policy](replicas, proxy * replicas // proxies) for proxy in range(proxies)
         ]
         self.queues: list[deque[int]] = [deque() for _ in range(replicas)]
         self.running: list[list[int]] = [[] for _ in range(replicas)]
-        self.unanswered = [[0] * replicas for _ in range(proxies)]  # as each one counts them
+        self.unanswered = [[0] * replicas for _ in range(proxies)]  # counted by each proxy
         self.lost: dict[int, Loss] = {}
         self.events: list[tuple[float, int, int, int]] = []  # moment, turn, kind, which
         self.turn = 0
@@ -197,12 +199,12 @@ class _Simulation:
         heapq.heappush(self.events, (at_s, self.turn, kind, which))
 
     def run(self, chances: Floats, proxy_of: npt.NDArray[np.int64], losses: Sequence[Loss]) -> None:
-        """Handle arrivals and events in their order.
+        """Handle arrivals and events in order of time.
 
         Args:
-            chances: 0..1, of each batch's time; one for each request is enough.
-            proxy_of: Each request's proxy.
-            losses: Of replicas.
+            chances: Random numbers in 0..1 that select batches' times; one per request suffices.
+            proxy_of: Index of each request's proxy.
+            losses: Losses of replicas.
         """
         for position, loss in enumerate(losses):
             self.schedule(loss.at_s, _LOSS, position)
@@ -268,7 +270,7 @@ class _Simulation:
             self.start(replica, now_s)
 
     def join(self) -> None:
-        """One more replica is ready."""
+        """Add a replica that has become ready."""
         replica = len(self.queues)
         self.queues.append(deque())
         self.running.append([])
@@ -277,7 +279,7 @@ class _Simulation:
             balancer.add(replica)
 
     def lose(self, loss: Loss, now_s: float) -> None:
-        """The last replicas end; what they had is LOST, for nobody answers it."""
+        """Remove the last replicas; their requests stay LOST, because nothing answers them."""
         left = [replica for replica in range(len(self.queues)) if replica not in self.lost]
         for replica in left[len(left) - loss.replicas :]:
             self.lost[replica] = loss
@@ -300,14 +302,14 @@ def simulate(
     """Run requests through replicas, until each is answered, refused or lost.
 
     Args:
-        points: What a batch and the way to it take.
-        arrived_s: When requests arrive, ascending.
-        replicas: At the beginning; all ready and idle.
-        policy: Of each proxy.
-        seed: Of the drawn times; the same seed gives the same outcome.
-        proxies: Among which the requests are divided.
-        losses: Of replicas; at least one must stay.
-        joins: When further replicas become ready, seconds, and how many.
+        points: Measured times of batches and of the path to a replica.
+        arrived_s: Moments of arrival in seconds, ascending.
+        replicas: Number of replicas at the beginning; all are ready and idle.
+        policy: How each proxy chooses a replica.
+        seed: Seed of the drawn times and proxies; the same seed gives the same outcome.
+        proxies: Number of proxies among which the requests are divided.
+        losses: Losses of replicas; at least one replica must stay.
+        joins: Pairs: the moment in seconds at which replicas become ready, and how many do.
 
     Raises:
         SimulationError: No replica would be left.

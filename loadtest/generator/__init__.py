@@ -1,1 +1,1 @@
-"""Sends requests and counts what comes of them: arrivals, bodies, judgement, counts."""
+"""Schedules and sends requests, verifies their answers, and counts the outcomes."""

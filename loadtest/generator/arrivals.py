@@ -1,7 +1,7 @@
-"""When requests of an open loop are due: drawn from a distribution, or replayed from a trace.
+"""Arrival times of an open loop: drawn from a distribution, or replayed from a trace.
 
-Arrivals are drawn from a seed, as MLPerf LoadGen's are (its schedule_rng_seed): the same seed gives
-the same schedule. Poisson arrivals are those of LoadGen's Server scenario; other shapes are not.
+Arrivals are drawn from a seed, as in MLPerf LoadGen (its schedule_rng_seed): the same seed gives
+the same schedule. LoadGen's Server scenario has Poisson arrivals; the other shapes are our own.
 """
 
 import csv
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class TraceError(LoadTestError):
-    """A file that is no trace of requests; says which line and what was expected."""
+    """A file is not a trace of requests; the message names the row and what was expected."""
 
 
 class Due(NamedTuple):
     """A request that is due.
 
     Attributes:
-        at_s: When, by ``time.perf_counter``.
-        position: Of the request among the prepared ones; None: the next one.
+        at_s: The moment at which it is due, by ``time.perf_counter``.
+        position: Index of the request among the prepared ones; None: the next one.
     """
 
     at_s: float
@@ -39,9 +39,9 @@ class Event(NamedTuple):
     """One request of a trace.
 
     Attributes:
-        at_s: Seconds after the first one.
-        model: Its name; None: any that is asked.
-        samples: In the request.
+        at_s: Seconds after the first request of the trace.
+        model: Name of the model; None: the first model under test.
+        samples: Number of samples in the request.
     """
 
     at_s: float
@@ -52,14 +52,14 @@ class Event(NamedTuple):
 def drawn(
     scenario: Scenario, start_s: float, whole_s: float, users: int, seed: int
 ) -> Iterator[Due]:
-    """One user's share of a scenario's arrivals, till the end of the load.
+    """One user's share of a scenario's arrivals, until the end of the load.
 
     Args:
         scenario: An open loop; its rate may climb from ``rate_per_s`` to ``ramp_to_per_s``.
-        start_s: The load's beginning, by ``time.perf_counter``.
-        whole_s: Its seconds, the warm-up among them.
-        users: Among whom the rate is divided.
-        seed: Of this user.
+        start_s: Start of the load, by ``time.perf_counter``.
+        whole_s: Duration of the load in seconds, including the warm-up.
+        users: Number of users among whom the rate is divided.
+        seed: This user's random seed.
     """
     chance = random.Random(seed)  # noqa: S311 - no secret
     after_s = 0.0
@@ -75,13 +75,14 @@ def replayed(
     """One user's share of a trace's requests.
 
     Args:
-        expectations: The prepared requests, among them those of the trace's models and sizes.
-        scenario: Names the trace and how much faster it is replayed.
-        start_s: When its first request is due, by ``time.perf_counter``.
+        expectations: The prepared requests; those for the trace's models and sizes are added.
+        scenario: Gives the trace's file and the factor by which it is replayed faster.
+        start_s: The moment at which its first request is due, by ``time.perf_counter``.
         share: This user's number, and how many users share the trace.
 
     Raises:
-        TraceError: It asks for a model that is not asked here.
+        TraceError: The file is missing or is not a trace.
+        PayloadError: The trace names a model whose bundle was not given.
     """
     positions: dict[tuple[str | None, int], list[int]] = {}
     turn: dict[tuple[str | None, int], int] = {}
@@ -97,16 +98,16 @@ def replayed(
 
 
 def read_trace(path: Path) -> list[Event]:
-    """The requests of a trace, by their time.
+    """The requests of a trace, sorted by time.
 
-    A file of CSV with a head, or of JSON lines. ``time`` is a number of seconds or a date in ISO
-    8601; ``model`` and ``samples`` may be left out (any model, one sample). A line of the service's
-    access log in JSON is such a line: it is written when the request was answered, so its
-    ``duration_s`` is taken off, and it does not say how many samples were sent, so one is. Other
-    lines of that log, which name no model, are left out.
+    The file is CSV with a header row, or JSON lines. ``time`` is a number of seconds or an ISO 8601
+    date; ``model`` and ``samples`` are optional (the first model, one sample). The service's JSON
+    access log can be used directly: its lines are written when a request was answered, so their
+    ``duration_s`` is subtracted. They do not contain the number of samples, so one is assumed.
+    Lines of that log that name no model are skipped.
 
     Raises:
-        TraceError: No such file, or a line that is none.
+        TraceError: The file cannot be read, contains an invalid row, or contains no request.
     """
     try:
         lines = path.read_text().splitlines()
@@ -136,7 +137,7 @@ def read_trace(path: Path) -> list[Event]:
 
 
 def _event(row: Mapping[str, Any]) -> Event | None:
-    """A row's request; None if it is a line of a log about something else."""
+    """A row's request; None if the row is a log line that names no model."""
     if "logger" in row and not row.get("model"):
         return None
     samples = int(row.get("samples") or 1)

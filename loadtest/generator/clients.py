@@ -1,6 +1,6 @@
-"""Clients that misbehave: they hang up before the answer, or send their request byte by byte.
+"""Misbehaving clients, which hang up before the answer or send their request byte by byte.
 
-Each opens a connection of its own; what becomes of them is counted beside the load, not in it.
+Each opens its own connection. Their outcomes are counted separately from those of the load.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def send_slowly(url: str, request: Request, pause_s: float) -> str:
     """Send a request byte by byte.
 
     Returns:
-        What became of it: "answered", or that it was "closed" before.
+        "answered", or "closed" if the connection was closed without an answer.
     """
     try:
         with _connected(url) as connection:

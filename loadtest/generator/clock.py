@@ -1,8 +1,8 @@
-"""Waiting until a moment, to a tenth of a millisecond, while gevent goes on with other work.
+"""Sleeps until a given moment with an accuracy of 0.1 ms, while other greenlets run.
 
-gevent's own sleep ends up to a millisecond late, for the event loop beneath it (libev) counts its
-waits in whole milliseconds: as long as an answer of the service takes. Linux's timerfd is a file
-that becomes readable at the moment it was set to, which the loop hears of at once.
+gevent's own sleep can end up to a millisecond late, because its event loop (libev) waits in whole
+milliseconds. The service's answers take about as long. Linux's timerfd is a file descriptor that
+becomes readable at a set moment, and the event loop is notified of this at once.
 """
 
 import ctypes
@@ -17,30 +17,30 @@ CLOCK_MONOTONIC, TFD_NONBLOCK, TFD_TIMER_ABSTIME = 1, 0o4000, 1  # Linux's uapi 
 EXPIRATIONS_BYTES = 8
 READABLE = 1
 NANOSECONDS = 10**9  # in a second
-# Without timerfd: nearer than this, poll instead of sleeping.
+# Without timerfd: poll instead of sleeping when less time than this is left.
 POLL_S = 0.002
 
 
 class Waiter:
-    """By gevent's sleep, and by asking again and again where that is not exact enough."""
+    """Waits with gevent's sleep, then polls the clock for the last ``POLL_S`` seconds."""
 
     def until(self, moment_s: float) -> None:
-        """Return not before this moment of ``time.perf_counter``; other greenlets run."""
+        """Wait until this moment of ``time.perf_counter``; other greenlets run meanwhile."""
         while (left_s := moment_s - time.perf_counter()) > 0:
             gevent.sleep(max(0.0, left_s - POLL_S))
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release all resources."""
 
 
 class TimerFile(Waiter):
-    """By Linux's timerfd, whose clock is that of ``time.perf_counter``."""
+    """Waits with Linux's timerfd, which uses the same clock as ``time.perf_counter``."""
 
     def __init__(self) -> None:
-        """Open it.
+        """Open the timer's file descriptor.
 
         Raises:
-            OSError: The system refuses one.
+            OSError: The system cannot create a timer.
         """
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._file = self._checked(self._libc.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK))
@@ -49,7 +49,7 @@ class TimerFile(Waiter):
 
     def until(self, moment_s: float) -> None:
         """See ``Waiter``."""
-        # Rounded up, and never 0, which would stop the timer.
+        # Rounded up, and never 0, because 0 would disarm the timer.
         seconds, nanoseconds = divmod(max(0, int(moment_s * NANOSECONDS)) + 1, NANOSECONDS)
         # struct itimerspec: no interval, then the moment in seconds and nanoseconds.
         moment = (ctypes.c_long * 4)(0, 0, seconds, nanoseconds)
@@ -71,5 +71,5 @@ class TimerFile(Waiter):
 
 
 def waiter() -> Waiter:
-    """The most exact one that this system has."""
+    """The most accurate waiter that this system supports."""
     return TimerFile() if sys.platform == "linux" else Waiter()

@@ -1,7 +1,7 @@
-"""Judges answers: how far they may be from the bundle's reference, by the variant that they name.
+"""Judges answers: compares them with the bundle's reference, within the variant's tolerance.
 
-The rules are those of the export's gate, for one answer at a time, and read from the bundle alone:
-the tolerance row of the device and the variant, and the golden samples' own sizes.
+The rules are those of the export's parity gate, applied to one answer at a time. They need only the
+bundle: the tolerance row of the answer's device and variant, and the golden outputs' magnitudes.
 
 Shape suffixes: G golden samples, N samples of a request, K classes.
 """
@@ -28,22 +28,22 @@ from loadtest.generator.payloads import (
 )
 from loadtest.scenarios import Scenario
 
-# softmax in float32 rounds by a few 6e-8, and JSON carries every digit; older bundles do not say.
+# Default for older bundles: float32 softmax errs by a few times 6e-8, and JSON keeps every digit.
 SOFTMAX_ROUNDING = 1e-6
-# Where the truth's two best logits are nearer than this share of the distance from the best one to
-# the sample's mean, the reference itself wavers.
+# A sample is a near tie, and its label not reliable, if the gap between the two largest logits of
+# the float64 reference is at most this share of the gap from the largest to the sample's mean.
 NEAR_TIE = 0.01
-# A channel is measured by its own largest value, but by no less than this share of the output's.
+# A channel's scale is its own largest value, but at least this share of the output's largest value.
 LEAST_SCALE = 1 / 16
 FLOAT32_ROUNDING = 2.0**-24
-# The worst sample's error over the median's that the gate allows a variant in fewer bits.
+# Largest allowed ratio of the worst sample's error to the median's, for reduced precision.
 SAMPLE_SPREAD = 16.0
-# No answer has many right spellings: beyond this, each is parsed.
+# A request has few distinct right answers: when this many are remembered, further ones are parsed.
 REMEMBERED_ANSWERS = 8
-PEER_IS = ("cpu", "onnx")  # what servers run that name no device and no variant
+PEER_IS = ("cpu", "onnx")  # device and variant of peers, whose answers name neither
 
-# Which of the manifest's tolerances a served variant is held to: format and precision. TorchScript
-# is held to what ONNX is: on another machine than the exporter's its sums run in another order too.
+# The manifest's tolerance row, by format and precision, that applies to each served variant.
+# TorchScript has ONNX's: on another machine than the exporter's it too sums in another order.
 TOLERANCE_OF = {
     "onnx": ("onnx", "fp32"),
     "onnx-tf32": ("onnx", "tf32"),
@@ -56,12 +56,12 @@ TOLERANCE_OF = {
 
 @dataclass(frozen=True)
 class Bound:
-    """What an answer may differ by; None: not judged.
+    """How much an answer may differ from the reference; None: this is not judged.
 
     Attributes:
-        scaled_error: Of a value, in units of its channel's scale.
+        scaled_error: Error of a value, in units of its channel's scale.
         noise: Root mean square error of a sample, in units of the output's root mean square.
-        softmax_error: Of a probability from the softmax of its logits.
+        softmax_error: Difference of a probability from the softmax of the reference's logits.
         may_waver: Whether a label may differ where the reference is a near tie.
     """
 
@@ -72,10 +72,10 @@ class Bound:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Bound":
-        """The bound that a row of the manifest's tolerances means."""
+        """Convert a row of the manifest's tolerances into a bound."""
         error, decibels = row["scaled_error"], row.get("sqnr_db")
-        # Half of the samples have at least the median's error, so that it is at most the square
-        # root of 2 times the error of all, which the signal-to-noise ratio bounds.
+        # Half of the samples have at least the median's error. So the median is at most sqrt(2)
+        # times the root mean square error of all samples, which the signal-to-noise ratio bounds.
         spread = (row.get("sample_spread") or SAMPLE_SPREAD) * 2**0.5
         return cls(
             scaled_error=error,
@@ -89,7 +89,7 @@ class Judge:
     """Judges the answers of one model."""
 
     def __init__(self, model: Model) -> None:
-        """Measure the golden answers."""
+        """Compute the tolerances, scales and labels from the model's golden outputs."""
         self.model = model
         self._bounds = {
             (row["device"], variant): Bound.of(row)
@@ -111,7 +111,7 @@ class Judge:
             self.softmax_GK = exponentials / exponentials.sum(axis=1, keepdims=True)
 
     def labels(self, positions: Sequence[int]) -> list[str]:
-        """What the reference reads these golden samples as."""
+        """The labels that the reference assigns to these golden samples."""
         return [self._label(self._best_G[i]) for i in positions]
 
     def complaint(self, request: Request, answer: Answer) -> str | None:
@@ -135,7 +135,7 @@ class Judge:
         for tensor in (*wanted, *(t for t in model.outputs if t not in wanted)):
             values = answer.tensors.get(tensor.name)
             if values is None and tensor not in wanted:
-                continue  # it was not asked for
+                continue  # the request did not name this output
             wrong = self._tensor_complaint(tensor, values, positions, bound)
             if wrong is not None:
                 return wrong
@@ -168,7 +168,7 @@ class Judge:
         if tensor.dtype.kind != "f":
             unequal = int((values != eager).sum())
             return f"{tensor.name}: {unequal} values differ" if unequal else None
-        # Comparisons are such that NaN complains too.
+        # The comparisons are written as `not <=`, so that NaN is a complaint too.
         difference = np.abs(values.astype(np.float64) - eager.astype(np.float64))
         if bound.scaled_error is not None:
             scaled = float((difference / self._scales[tensor.name]).max(initial=0))
@@ -206,16 +206,17 @@ class Judge:
     def _probability_complaint(
         self, tensor: Tensor, values_NK: Array, positions: list[int], bound: Bound
     ) -> str | None:
-        """Softmax changes by at most half of the largest change of its inputs."""
+        """What is wrong with probabilities, compared with the softmax of the reference's logits."""
         wrong = self._argmax_complaint(tensor, values_NK, positions, bound)
         if wrong is not None:
             return wrong
         difference = float(np.abs(values_NK - self.softmax_GK[positions]).max())
         if bound.scaled_error is not None:
+            # A softmax output changes by at most half of the largest change of its inputs.
             allowed = bound.scaled_error * self._largest / 2 + bound.softmax_error
             if not difference <= allowed:
                 return f"{tensor.name} differ by {difference:.2e}, allowed {allowed:.2e}"
-        # Ten roundings, each of at most half a unit of its own value.
+        # The sum has ten rounded terms, each off by at most half a unit in its last place.
         allowed = max(bound.softmax_error, 10 * SOFTMAX_ROUNDING)
         off = float(np.abs(values_NK.astype(np.float64).sum(axis=1) - 1).max())
         if not off <= allowed:
@@ -223,10 +224,10 @@ class Judge:
         return f"{tensor.name} below 0" if (values_NK < 0).any() else None
 
     def _may_differ(self, position: int, bound: Bound) -> bool:
-        """Whether the label of a golden sample may be another than the reference's."""
+        """Whether the label of a golden sample may differ from the reference's."""
         if bound.may_waver:
             return bool(self._wavers_G[position])
-        # Each of the two best may be off by the allowed error.
+        # Each of the two largest logits may be off by the allowed error.
         reach = 2 * (bound.scaled_error or 0) * self._largest
         return bool(self._margins_G[position] <= reach)
 
@@ -235,11 +236,11 @@ class Judge:
 
 
 class Expectations:
-    """Prepared requests of one or several models, and the judge of their answers.
+    """Prepared requests for one or several models, and the judges of their answers.
 
     Attributes:
-        requests: Of all golden samples; those of several models alternate.
-        named: Device and variant, by the last answer judged.
+        requests: Requests for all golden samples; those for several models alternate.
+        named: Device and variant that the last judged answer named.
     """
 
     def __init__(
@@ -253,12 +254,12 @@ class Expectations:
 
         Args:
             bundles: The folders of the bundles that are served.
-            samples: In a request.
-            form: How the models are asked.
-            path: Of the URL, of a server that is not this service.
+            samples: Number of samples in each request.
+            form: The format of the requests.
+            path: URL path, for a server that is not this service.
 
         Raises:
-            PayloadError: No bundle there, or a model that cannot be asked in that form.
+            PayloadError: A bundle cannot be read, or its model does not accept that form.
         """
         folders = [bundles] if isinstance(bundles, Path) else list(bundles)
         if not folders:
@@ -275,17 +276,17 @@ class Expectations:
         self._positions: dict[tuple[str | None, int], list[int]] = {}
 
     def prepare_trace(self, scenario: Scenario) -> None:
-        """Prepare the requests of a scenario's trace, if it has one, before the load begins."""
+        """Prepare the requests of the scenario's trace, if any, before the load begins."""
         if scenario.trace is not None:
             for event in read_trace(Path(scenario.trace)):
                 self.positions(event.model, event.samples)
 
     def positions(self, name: str | None, samples: int) -> list[int]:
-        """Where the requests of so many samples to a model are, which are made if need be.
+        """Indices in ``requests`` of a model's requests of one size; prepares them if needed.
 
         Args:
-            name: The model's; None: the first one's.
-            samples: In a request.
+            name: Name of the model; None: the first model.
+            samples: Number of samples in each request.
 
         Raises:
             PayloadError: No bundle of that model was given.
@@ -307,7 +308,7 @@ class Expectations:
     def complaint(self, request: Request, answer: bytes, headers: Mapping[str, str]) -> str | None:
         """What is wrong with a 200 answer; None if nothing is.
 
-        An answer whose bytes were verified once for a request is recognised without being parsed.
+        An answer whose bytes were already verified for this request is not parsed again.
         """
         key = (answer, headers.get(VARIANT))
         if key in request.known_right:
@@ -317,7 +318,7 @@ class Expectations:
             complaint = self.judges[id(request.model)].complaint(request, said)
             if request.is_ours:
                 self.named = (str(said.device), str(said.variant))
-        except Exception as error:  # noqa: BLE001 - whatever trips the judge is no right answer
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be judged is wrong
             complaint = f"malformed answer ({error!r})"
         if complaint is None and len(request.known_right) < REMEMBERED_ANSWERS:
             request.known_right.add(key)
@@ -325,7 +326,7 @@ class Expectations:
 
 
 def _margins(truth_GK: Array) -> tuple[Array, Array]:
-    """How far the two best logits of each sample are apart, and whether that is a near tie."""
+    """The gap between the two largest logits of each sample, and whether it is a near tie."""
     best_G2 = np.sort(truth_GK, axis=1)[:, -2:]
     margins_G = best_G2[:, 1] - best_G2[:, 0]
     wavers_G = margins_G <= NEAR_TIE * (truth_GK.max(axis=1) - truth_GK.mean(axis=1))
@@ -333,17 +334,17 @@ def _margins(truth_GK: Array) -> tuple[Array, Array]:
 
 
 def _scales(eager: Array, truth: Array) -> Array:
-    """The scale of each value of a sample, [1, ...]: the smaller one of its channels'.
+    """The scale of each value of a sample, [1, ...]: the smallest scale of its channels.
 
-    A channel's is its largest value, or that of the terms it sums, of which the reference's own
-    rounding tells: a sum is off by some four roundings of its largest terms.
+    A channel's scale is its largest value, or that of the terms it sums if they are larger. These
+    are estimated from the reference's rounding error, about four roundings of the largest terms.
     """
     rounding = np.abs(eager.astype(np.float64) - truth) / (4 * FLOAT32_ROUNDING)
     sizes = np.maximum(np.abs(eager.astype(np.float64)), rounding)
     sizes = sizes.reshape(len(sizes), 1) if sizes.ndim == 1 else sizes
     output = float(np.abs(eager).max()) or 1.0
     scale = np.full((1, *sizes.shape[1:]), output)
-    for axis in {1, sizes.ndim - 1}:  # the axes that may count channels
+    for axis in {1, sizes.ndim - 1}:  # the axes that may be the channel axis
         others = tuple(other for other in range(sizes.ndim) if other != axis)
         largest = sizes.max(axis=others, keepdims=True)
         scale = np.minimum(scale, np.clip(largest, LEAST_SCALE * output, output))

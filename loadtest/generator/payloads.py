@@ -1,7 +1,7 @@
-"""Requests and answers as bytes, made of nothing but a bundle's manifest and golden samples.
+"""Builds requests and parses answers, from a bundle's manifest and golden samples alone.
 
-To ask a model in another form, add its body and its reader here. Bodies are made before a load
-begins, so that the generator does not measure itself.
+To support another request format, add its body and its parser here. Bodies are built before a load
+begins, so that their cost is not part of the measurement.
 
 Shape suffixes: G golden samples, N samples of a request, K classes.
 """
@@ -34,19 +34,19 @@ DTYPES = {
     **{f"FP{8 * size}": f"<f{size}" for size in (2, 4, 8)},
 }
 Array = npt.NDArray[Any]
-# Of this service, and of servers that know no protocol: one list of samples as JSON, and the bytes
-# of one tensor after the other.
+# Formats of this service, and two for servers without a protocol: "json" is one JSON list of
+# samples; "tensors" is the concatenated bytes of the tensors.
 Form = Endpoint | Literal["predict/form", "json", "tensors"]
 PeerForm = Literal["json", "tensors", "infer/json", "infer/binary", "infer/raw"]
 PICTURES: tuple[Form, ...] = ("predict/image", "predict/form")
 
 
 class PayloadError(LoadTestError):
-    """A bundle that cannot be read, or whose model cannot be asked in that form."""
+    """A bundle cannot be read, or its model does not accept the form of request."""
 
 
 class Tensor(NamedTuple):
-    """An input or an output, as the manifest describes it; the first axis counts the samples."""
+    """An input or an output, as the manifest describes it; the first axis is the samples'."""
 
     name: str
     datatype: str
@@ -55,27 +55,27 @@ class Tensor(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy's type of the values."""
+        """The NumPy dtype of the values."""
         return np.dtype(DTYPES[self.datatype])
 
 
 class Model:
-    """What a bundle says of its model.
+    """A model as its bundle describes it.
 
     Attributes:
-        manifest: As it is in the file.
-        inputs: Tensors that are asked; ``outputs`` those that are answered.
-        asked: The outputs that requests name: all, but for logits whose probabilities are another.
+        manifest: The content of the bundle's ``manifest.json``.
+        inputs: Tensors of a request; ``outputs`` are those of an answer.
+        asked: The outputs that requests name: all, except logits if probabilities are an output.
         golden: Inputs by name, [G, ...]; ``eager`` and ``truth`` are the reference's outputs in
             float32 and float64.
-        takes_digits: Whether the service answers for it at /predict and /predict/image.
+        takes_digits: Whether the service serves the model at /predict and /predict/image.
     """
 
     def __init__(self, bundle: Path) -> None:
         """Read a bundle.
 
         Raises:
-            PayloadError: It is none, or says what this load test does not know.
+            PayloadError: It is not a bundle, or has a datatype that this load test does not know.
         """
         try:
             self.manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
@@ -100,14 +100,14 @@ class Model:
         self.takes_digits = self.manifest.get("task") in (None, "digits") and has_form
 
     def batch(self, positions: Sequence[int]) -> dict[str, Array]:
-        """The golden inputs at some positions, [N, ...], in the datatypes of the manifest."""
+        """The golden inputs at the given positions, [N, ...], in the manifest's datatypes."""
         return {
             t.name: np.ascontiguousarray(self.golden[t.name][list(positions)], t.dtype)
             for t in self.inputs
         }
 
     def takes(self, form: Form) -> bool:
-        """Whether requests of that form can be made for this model."""
+        """Whether this model accepts requests of that form."""
         if form in PICTURES:
             return self.takes_digits
         if form == "json":
@@ -117,11 +117,11 @@ class Model:
 
 @dataclass
 class Request:
-    """What is sent again and again, and which golden samples it holds.
+    """A prepared request, which is sent repeatedly, and the positions of its golden samples.
 
     Attributes:
-        is_ours: Whether this service answers, which names its model, device and variant.
-        known_right: Bodies of answers that were verified once, each with the variant it named.
+        is_ours: Whether it goes to this service, whose answers name model, device and variant.
+        known_right: Bodies of answers that were verified, each with the variant that it named.
     """
 
     model: Model
@@ -134,17 +134,17 @@ class Request:
     known_right: set[tuple[bytes, str | None]] = field(default_factory=set)
 
     def wire(self) -> bytes:
-        """All its bytes as HTTP/1.1 has them."""
+        """The whole request as HTTP/1.1 bytes: request line, headers and body."""
         lines = [f"POST {self.path} HTTP/1.1", "host: x", f"content-length: {len(self.content)}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         return ("\r\n".join(lines) + "\r\n\r\n").encode() + self.content
 
 
 class Answer(NamedTuple):
-    """What an answer says; None for what this form of it does not say.
+    """A parsed answer; fields that its form does not contain are None.
 
     Attributes:
-        labels: One for each sample.
+        labels: One label for each sample.
         tensors: Outputs by name, [N, ...].
     """
 
@@ -157,21 +157,21 @@ class Answer(NamedTuple):
 
 
 def usable_form(models: Sequence[Model], wished: Endpoint) -> Endpoint:
-    """The wished endpoint if all models take it, else the Open Inference Protocol's binary form."""
+    """The wished endpoint if all models accept it, else the binary Open Inference Protocol's."""
     return wished if all(model.takes(wished) for model in models) else "infer/binary"
 
 
 def prepare(model: Model, form: Form, samples: int = 1, path: str | None = None) -> list[Request]:
-    """A request for each golden sample; those of several samples go on from it, around the end.
+    """One request per golden sample, which starts with it and wraps around at the last one.
 
     Args:
-        model: Who is asked.
-        form: How.
-        samples: In a request.
-        path: Of the URL; None: this service's own for the form.
+        model: The model that the requests are for.
+        form: The format of the requests.
+        samples: Number of samples in each request.
+        path: URL path; None: this service's path for that form.
 
     Raises:
-        PayloadError: The model cannot be asked in that form.
+        PayloadError: The model does not accept that form.
     """
     if not model.takes(form):
         raise PayloadError(
@@ -208,7 +208,7 @@ def _body(model: Model, form: Form, inputs: dict[str, Array]) -> tuple[str, byte
 
 
 def _infer_body(model: Model, form: Form, inputs: dict[str, Array]) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the Open Inference Protocol."""
+    """Body and headers of an Open Inference Protocol request."""
     if form == "infer/raw":
         return _blobs(inputs), {LENGTH: "0"}
     tensors: list[dict[str, Any]] = [
@@ -228,15 +228,15 @@ def _infer_body(model: Model, form: Form, inputs: dict[str, Array]) -> tuple[byt
 
 
 def read(request: Request, content: bytes, headers: Mapping[str, str]) -> Answer:
-    """What an answer says.
+    """Parse an answer.
 
     Args:
-        request: That was answered.
+        request: The request that was answered.
         content: The answer's body.
-        headers: Its own, their names in small letters (or a mapping that does not mind).
+        headers: The answer's headers, with lower-case names (or a case-insensitive mapping).
 
     Raises:
-        ValueError: It is no such answer (KeyError, TypeError and IndexError are possible too).
+        ValueError: The answer is malformed (KeyError, TypeError and IndexError are possible too).
     """
     model = request.model
     if request.form == "tensors":
@@ -278,7 +278,7 @@ def _nameless(tensors: dict[str, Array]) -> Answer:
 
 
 def _tensors(outputs: Sequence[Mapping[str, Any]], blobs: bytes) -> dict[str, Array]:
-    """The outputs of an Open Inference Protocol answer, whose values are JSON's or binary."""
+    """The outputs of an Open Inference Protocol answer, whose values are JSON or binary."""
     start, found = 0, {}
     for output in outputs:
         size = output.get("parameters", {}).get("binary_data_size", 0)
@@ -290,7 +290,7 @@ def _tensors(outputs: Sequence[Mapping[str, Any]], blobs: bytes) -> dict[str, Ar
 
 
 def _split(model: Model, samples: int, content: bytes) -> dict[str, Array]:
-    """Outputs one after the other, each as the bytes of [N, ...] of the golden samples' sizes."""
+    """Parse concatenated outputs, each the bytes of an array [N, ...] shaped as the golden one."""
     start, found = 0, {}
     for output in model.asked:
         shape = (samples, *model.eager[output.name].shape[1:])
@@ -304,7 +304,7 @@ def _split(model: Model, samples: int, content: bytes) -> dict[str, Array]:
 
 
 def _numbers(rows: Any) -> Array:
-    """JSON's numbers; nothing else becomes one."""
+    """Convert a JSON list of numbers to an array; other values raise ValueError."""
     array = np.array(rows)
     if array.dtype.kind not in "biuf":
         raise ValueError("values that are no numbers")
@@ -312,12 +312,12 @@ def _numbers(rows: Any) -> Array:
 
 
 def _blobs(tensors: Mapping[str, Array]) -> bytes:
-    """The values of tensors, one after the other."""
+    """The concatenated bytes of the tensors' values."""
     return b"".join(array.tobytes() for array in tensors.values())
 
 
 def _compact(content: Any) -> bytes:
-    """JSON without blanks."""
+    """JSON without whitespace, encoded as UTF-8."""
     return json.dumps(content, separators=(",", ":")).encode()
 
 
@@ -328,7 +328,7 @@ def _png(image_HW: Array) -> bytes:
 
 
 def _multipart(picture: bytes) -> tuple[bytes, dict[str, str]]:
-    """A picture in a form, as a browser or ``curl -F`` sends it."""
+    """A multipart form with a picture, as a browser or ``curl -F`` sends it."""
     disposition = 'form-data; name="image"; filename="digit.png"'
     head = f"--{BOUNDARY}\r\nContent-Disposition: {disposition}\r\n"
     head += "Content-Type: image/png\r\n\r\n"

@@ -1,6 +1,6 @@
-"""What one generator process counts while it goes, in a form that several are merged in.
+"""Counts the requests and latencies of a generator process, and merges several processes' counts.
 
-Latencies are HDR histograms of microseconds: histograms are added, percentiles never averaged.
+Latencies are HDR histograms in microseconds: histograms are added, percentiles never averaged.
 Locust's own statistics round to whole milliseconds, which is longer than most answers here take.
 """
 
@@ -19,9 +19,9 @@ SIGNIFICANT_DIGITS = 3
 KEPT_WRONG_ANSWERS = 20
 MICROSECONDS = 1000  # in a millisecond
 REFUSED = "HTTP 429"
-# An HDR histogram takes some 150 kB: these bound the memory, however long a load is.
+# An HDR histogram takes about 150 kB: this bounds the memory, however long a load is.
 MOST_WINDOWS = 128
-# Fields of several tallies that are added, and those of which the largest counts.
+# Fields that are summed when tallies are merged, and those of which the largest is kept.
 SUMMED = (
     *("processes", "sent", "in_window", "samples", "hung_up", "hung_up_samples"),
     *("wrong_answers", "no_room", "stragglers"),
@@ -32,7 +32,7 @@ Phase = Literal["warm-up", "window", "over"]
 
 
 class WrongAnswer(BaseModel):
-    """What was wrong, and the request that got it: ``position`` among the prepared ones."""
+    """What was wrong, and ``position``, the index of the request among the prepared ones."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,23 +44,23 @@ class Tally(BaseModel):
     """The counts of one generator process, or of several together.
 
     Attributes:
-        window_s: Seconds that counted.
-        sent: Requests of that window.
-        samples: In the right answers that came within it.
-        hung_up: Requests whose client hung up before the answer; they are not among those sent.
-        hung_up_samples: In these.
-        slow: What became of slow clients' requests.
-        in_window: Right answers that came within it.
-        latency_us, lag_us: Encoded HDR histograms: of right answers, from the moment they were due
-            (sent, in a closed loop); of how much later than due a request was sent.
-        window_width_s: Of the windows that follow, seconds.
-        windows_us: The latencies of each window of time, as histograms.
-        refused_each_window: Answers of 429.
-        no_room: Requests that found as many in flight as there may be, and were not sent.
+        window_s: Length of the measured window (after the warm-up), seconds.
+        sent: Requests sent in that window.
+        samples: Samples in the right answers that came within it.
+        hung_up: Requests whose client hung up before the answer; ``sent`` does not include them.
+        hung_up_samples: Samples in these requests.
+        slow: Outcomes of slow clients' requests, with their counts.
+        in_window: Right answers that came within the measured window.
+        latency_us, lag_us: Encoded HDR histograms: latencies of right answers, from the moment the
+            request was due (sent, in a closed loop); and how much later than due it was sent.
+        window_width_s: Width of the windows in the next two fields, seconds.
+        windows_us: The latencies of each window of time, as encoded histograms.
+        refused_each_window: Number of 429 answers in each window.
+        no_room: Requests that were not sent because the limit of requests in flight was reached.
         stragglers: Requests without an answer when the time to wait for them was over.
-        cpu_share: Of one core, of the busiest process.
+        cpu_share: CPU use of the busiest process, as a share of one core.
         named: Device and variant that answers named.
-        lost_processes: Those that sent requests, and whose counts never came.
+        lost_processes: Number of generator processes that never reported their counts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -89,20 +89,20 @@ class Tally(BaseModel):
 
 
 def new_histogram() -> HdrHistogram:
-    """An empty histogram of microseconds up to two minutes, to three digits."""
+    """An empty histogram of microseconds, up to two minutes, with three significant digits."""
     return HdrHistogram(1, LONGEST_US, SIGNIFICANT_DIGITS)
 
 
 def decoded(encoded: str) -> HdrHistogram:
-    """A histogram from its text."""
+    """Decode a histogram from its text."""
     return HdrHistogram.decode(encoded.encode())
 
 
 def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
-    """What several processes counted at once, of so many expected, as if one had.
+    """Merge the tallies of several processes; ``expected`` is the number of processes started.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no tallies.
     """
     if not tallies:
         raise ValueError("not one generator process told what it counted")
@@ -134,27 +134,27 @@ def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
 class Windows:
     """Latencies and refusals over time, in a bounded number of windows of equal width.
 
-    Where there would be too many windows, neighbours are joined in pairs.
+    If there would be too many windows, neighbouring windows are merged in pairs.
     """
 
     def __init__(self) -> None:
-        """Begin with windows of a second."""
+        """Begin with windows of one second."""
         self.width_s = 1.0
         self._latencies: list[HdrHistogram] = []
         self._refused: list[int] = []
 
     def answered(self, at_s: float, latency_us: int) -> None:
-        """Count an answer that came so many seconds after the first window's beginning."""
-        position = self._window(at_s)  # may join windows
+        """Count an answer that came ``at_s`` seconds after the first window's beginning."""
+        position = self._window(at_s)  # may merge windows
         self._latencies[position].record_value(latency_us)
 
     def refused(self, at_s: float) -> None:
-        """Count a refusal."""
+        """Count a refusal that came ``at_s`` seconds after the first window's beginning."""
         position = self._window(at_s)
         self._refused[position] += 1
 
     def whole(self, seconds: float) -> tuple[list[str], list[int]]:
-        """The windows that are over after so many seconds: encoded histograms, and refusals."""
+        """The windows that are complete after so many seconds: encoded histograms, and refusals."""
         count = int(seconds / self.width_s)
         if count:
             self._window((count - 0.5) * self.width_s)
@@ -162,7 +162,7 @@ class Windows:
         return [_encoded(each) for each in self._latencies[:count]], self._refused[:count]
 
     def _window(self, at_s: float) -> int:
-        """The window of a moment, made if it is not there yet."""
+        """The index of the window at that moment; missing windows are created."""
         while at_s >= self.width_s * MOST_WINDOWS:
             self._join_pairs()
         position = int(at_s / self.width_s)
@@ -180,26 +180,26 @@ class Windows:
 
 
 class Recorder:
-    """Collects from the moment the warm-up is over."""
+    """Counts the outcomes of requests from the end of the warm-up."""
 
     def __init__(self, warmup_s: float, window_s: float = float("inf")) -> None:
-        """Start the clock: the warm-up begins now, and behind it the window that counts."""
+        """Start the clock: the warm-up begins now, and the measured window follows it."""
         self._latency, self._lag = new_histogram(), new_histogram()
         self._windows = Windows()
-        self._counted: Counter[str] = Counter()  # by the name of a field of Tally
+        self._counted: Counter[str] = Counter()  # by field name of Tally
         self._errors: Counter[str] = Counter()
         self._wrong: list[WrongAnswer] = []
         self._slow: Counter[str] = Counter()
         self._process = psutil.Process()
         self._cpu_s: float | None = None
-        self._cpu_end_s: float | None = None  # a closed loop goes on behind the window
+        self._cpu_end_s: float | None = None  # a closed loop continues after the window
         self._start_s = time.perf_counter() + warmup_s
         self._stop_s: float | None = None
         self._end_s = self._start_s + window_s
         self.named: tuple[str, str] | None = None
 
     def sent(self, late_s: float = 0.0) -> Phase:
-        """A request is sent, so much later than it was due; only in the window it counts."""
+        """Record a request that is sent ``late_s`` after it was due; counted only in the window."""
         if not self._counts():
             return "warm-up"
         if not self._open():
@@ -209,51 +209,51 @@ class Recorder:
         return "window"
 
     def answered(self, latency_s: float, samples: int = 1) -> None:
-        """A right answer came to a request of so many samples that counts."""
+        """Record a right answer to a request of so many samples that was sent in the window."""
         value = max(1, round(latency_s * 1e6))
         self._latency.record_value(value)
-        # Answers to what was in flight at the stop have a latency, but belong to no second.
+        # Answers that arrive after the window have a latency, but do not count for its rates.
         if self._open():
             self._counted["in_window"] += 1
             self._counted["samples"] += samples
             self._windows.answered(time.perf_counter() - self._start_s, value)
 
     def failed(self, kind: str, phase: Phase = "window") -> None:
-        """A request of that phase got no answer, or a refusal."""
+        """Record a request, sent in that phase, that got no answer or was refused."""
         if phase == "over" or (phase == "warm-up" and not self._counts()):
-            return  # one of the warm-up that fails only now has kept its user from the window
+            return  # a warm-up request that fails in the window counts: it has blocked its user
         self._errors[kind] += 1
         if kind == REFUSED and self._open():
             self._windows.refused(time.perf_counter() - self._start_s)
 
     def wrong(self, complaint: str, position: int) -> None:
-        """A wrong answer came; counted in the warm-up too, for none is excusable."""
+        """Record a wrong answer; wrong answers count in the warm-up too."""
         self._counted["wrong_answers"] += 1
         if len(self._wrong) < KEPT_WRONG_ANSWERS:
             self._wrong.append(WrongAnswer(complaint=complaint, position=position))
 
     def hung_up(self, samples: int) -> None:
-        """A client sends a request of so many samples, and will not wait for its answer."""
+        """Record a request of so many samples whose client does not wait for its answer."""
         if self._counts() and self._open():
             self._counted["hung_up"] += 1
             self._counted["hung_up_samples"] += samples
 
     def slow(self, outcome: str) -> None:
-        """A slow client's request was answered, or its connection closed."""
+        """Record the outcome of a slow client's request: it was answered, or was closed."""
         self._slow[outcome] += 1
 
     def no_room(self) -> None:
-        """A request was due while as many were in flight as there may be."""
+        """Record a due request that is not sent because too many requests are in flight."""
         self._counted["no_room"] += 1
 
     def stragglers(self, count: int) -> None:
-        """So many requests had no answer when the time to wait for them was over."""
+        """Record so many requests that had no answer when the time to wait was over."""
         self._counted["stragglers"] += count
         if count:
             self._errors["no answer in time"] += count
 
     def stop(self) -> float:
-        """The load ends now, if it had not: the window of all rates is closed. Returns when."""
+        """End the measured window now, unless it is over already; return the moment it ended."""
         if self._stop_s is None:
             self._stop_s = min(time.perf_counter(), self._end_s)
             self._open()
@@ -261,7 +261,7 @@ class Recorder:
 
     @property
     def is_over(self) -> bool:
-        """Whether the window of all rates is closed, so that the counts are whole."""
+        """Whether the measured window is closed, so that the counts are complete."""
         return not self._open()
 
     def _open(self) -> bool:
@@ -271,7 +271,7 @@ class Recorder:
         return still
 
     def tally(self) -> Tally:
-        """What was counted up to now, or to the stop."""
+        """The counts up to now, or up to the end of the window."""
         now_s = min(time.perf_counter(), self._end_s) if self._stop_s is None else self._stop_s
         window_s = max(now_s - self._start_s, 1e-9)
         cpu_end_s = self._cpu_time() if self._cpu_end_s is None else self._cpu_end_s
@@ -309,7 +309,7 @@ def _encoded(histogram: HdrHistogram) -> str:
 
 
 def _joined(values: Sequence[T], count: int) -> list[Sequence[T]]:
-    """The values in groups of so many neighbours; the last group may be smaller."""
+    """Split the values into groups of ``count`` neighbours; the last group may be smaller."""
     return [values[start : start + count] for start in range(0, len(values), count)]
 
 

@@ -1,4 +1,4 @@
-"""One turn of one form: wrk against a server, or ONNX Runtime without any."""
+"""Measures throughput and latency with wrk against a server, or with ONNX Runtime alone."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from loadtest.generator.payloads import Request
 from loadtest.server import REPOSITORY
 
 WRK = "wrk"
-TIMEOUT_S = 20  # an answer that takes longer is lost
+TIMEOUT_S = 20  # an answer that takes longer counts as lost
 ALONE = "loadtest.peers.servers.onnxruntime_alone"
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _ERRORS = re.compile(r"^\s*(Non-2xx .*|Socket errors: .*)$", re.MULTILINE)
 _LATENCY = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)\s*$", re.MULTILINE)
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-# Writes each body once, with the headers of the first answer that had it. wrk has one thread here.
+# Writes each distinct body once, with the headers of its first answer. wrk runs with one thread.
 _KEEP_ANSWERS = """
 local seen, file = {{}}, nil
 function response(status, headers, body)
@@ -37,12 +37,12 @@ end
 
 
 class WrkError(LoadTestError):
-    """Nothing can be measured; says what is missing or went wrong."""
+    """Nothing can be measured; the message says what is missing or what went wrong."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one turn gave."""
+    """The figures of one measurement."""
 
     requests_per_s: float
     p50_ms: float
@@ -50,10 +50,10 @@ class Measured:
 
 
 def require_wrk() -> None:
-    """Raise unless wrk is there.
+    """Raise unless wrk is installed.
 
     Raises:
-        WrkError: Says how to install it.
+        WrkError: wrk is missing; the message says how to install it.
     """
     if shutil.which(WRK) is None:
         raise WrkError(f"{WRK} is not installed (Debian and Ubuntu: apt install wrk)")
@@ -67,18 +67,18 @@ def by_wrk(
     seconds: int,
     judge: Expectations | None = None,
 ) -> Measured:
-    """Ask again and again.
+    """Send one request repeatedly with wrk and measure the answers.
 
     Args:
-        folder: For files that wrk reads and writes.
-        url: The server's.
-        request: What is asked.
-        count: Open connections.
-        seconds: For how long.
-        judge: Verifies every answer; None: none is verified.
+        folder: Folder for the files that wrk reads and writes.
+        url: The server's URL.
+        request: The request to send.
+        count: Number of open connections.
+        seconds: Duration of the measurement.
+        judge: Verifies every answer; None: no answer is verified.
 
     Raises:
-        WrkError: It failed, an answer was wrong or not 200, or a request was lost or timed out.
+        WrkError: wrk failed, an answer was wrong or not 200, or a request was lost or timed out.
     """
     body, answers, script = (folder / name for name in ("body", "answers", "request.lua"))
     body.write_bytes(request.content)
@@ -103,7 +103,7 @@ def by_wrk(
 
 
 def _kept(answers: Path) -> Iterator[tuple[dict[str, str], bytes]]:
-    """The different answers that wrk wrote: headers, their names in small letters, and bodies."""
+    """The distinct answers that wrk wrote: headers with lower-case names, and bodies."""
     if not answers.exists():
         return
     with answers.open("rb") as file:
@@ -117,10 +117,10 @@ def _kept(answers: Path) -> Iterator[tuple[dict[str, str], bytes]]:
 
 
 def alone(bundle: Path, samples: int, seconds: int) -> Measured:
-    """ONNX Runtime in a process of its own, one thread, asked for so many samples again and again.
+    """Run batches of so many samples with ONNX Runtime, on one thread of a separate process.
 
     Raises:
-        WrkError: It failed, or answered wrongly.
+        WrkError: The process failed, or an output was wrong.
     """
     command = [sys.executable, "-m", ALONE, "--samples", str(samples), "--seconds", str(seconds)]
     variables = {**os.environ, "BUNDLE": str(bundle.resolve())}

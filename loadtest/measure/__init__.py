@@ -1,1 +1,1 @@
-"""Load points and searches: figures, verdicts, and statistics over runs."""
+"""Measures load points and searches for the capacity: figures, verdicts, statistics over runs."""

@@ -1,6 +1,6 @@
-"""A server that does nothing: what a load generator reaches against it is the generator's ceiling.
+"""A server that does nothing; the rate reached against it is the load generator's own ceiling.
 
-It answers every POST at once with the same JSON, and reads requests with a content-length alone.
+It answers every POST at once with the same JSON. It does not support chunked request bodies.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 
 
 class Connection(asyncio.Protocol):
-    """Answers each request as soon as it is whole, however it is cut."""
+    """Answers each request once it is complete, however its bytes are split into reads."""
 
     transport: asyncio.Transport
 
@@ -35,11 +35,11 @@ class Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where answers are written to."""
+        """Keep the transport to which answers are written."""
         self.transport = transport  # type: ignore[assignment]  # TCP's is one
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request that is whole."""
+        """Answer each request that is complete."""
         self._received += data
         while (end := self._received.find(HEAD_END)) >= 0:
             head = self._received[:end]
@@ -60,17 +60,17 @@ class Connection(asyncio.Protocol):
 
 @contextmanager
 def noop_server(module: str = "loadtest.measure.noop", *options: str) -> Iterator[str]:
-    """Run the server in a process of its own, on a free port of the loopback interface.
+    """Run the server in a separate process, on a free port of the loopback interface.
 
     Args:
-        module: What is run with ``--port``.
-        options: Further ones of that module.
+        module: The module that is run, with the option ``--port``.
+        options: Further options of that module.
 
     Yields:
-        Its URL, once it is ready.
+        The server's URL, once the server is ready.
 
     Raises:
-        ServiceNotReadyError: It did not start.
+        ServiceNotReadyError: The server did not start.
     """
     port = free_port()
     url, command = f"http://127.0.0.1:{port}", [sys.executable, "-m", module, "--port", str(port)]
@@ -81,7 +81,7 @@ def noop_server(module: str = "loadtest.measure.noop", *options: str) -> Iterato
 
 
 async def serve(port: int, connection: type[Connection] = Connection) -> None:
-    """Answer on a port of the loopback interface until the process is ended."""
+    """Serve on a port of the loopback interface until the process is terminated."""
     create = asyncio.get_running_loop().create_server
     server = await create(connection, "127.0.0.1", port, backlog=BACKLOG)
     async with server:
@@ -89,7 +89,7 @@ async def serve(port: int, connection: type[Connection] = Connection) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until it is ended."""
+    """Parse the command line and serve until the process is terminated."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.measure.noop", description=__doc__)
     parser.add_argument("--port", type=int, required=True, help="of the loopback interface")
     uvloop.run(serve(parser.parse_args(arguments).port))

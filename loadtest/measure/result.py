@@ -1,4 +1,4 @@
-"""One load point: what was offered, what came of it, and whether it may be believed."""
+"""The result of one load point: the offered load, the measured figures and their validity."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,17 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 SPECTRUM = (*range(0, 91, 5), 92.5, 95, 97.5, 98, 99, 99.5, 99.9, 99.99, 100)
 SECONDS_PER_HOUR = 3600
 MIB = 2**20  # bytes
-# Fields that a result has from what was counted and from what was asked, under the same names.
+# Fields that a result copies from the tally and from the scenario, under the same names.
 OF_TALLY = (
     *("processes", "sent", "latency_us", "errors", "wrong_answers", "window_width_s"),
     *("refused_each_window", "no_room", "stragglers", "hung_up", "hung_up_samples"),
 )
 OF_SCENARIO = ("loop", "endpoint", "samples_per_request", "shape", "seed", "slo_ms", "overload")
-LONG_S = 60.0  # below this growth is noise
+LONG_S = 60.0  # in shorter runs, growth of memory and open files is noise
 
 
 class Verdict(BaseModel):
-    """Whether a measurement may be believed, and why not if not."""
+    """Whether a measurement is valid, and the reasons if it is not."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,12 +30,12 @@ class Verdict(BaseModel):
     reasons: list[str]
 
     def __str__(self) -> str:
-        """For a table or a terminal."""
+        """The verdict as text for a table or a terminal."""
         return "valid" if self.valid else f"INVALID: {'; '.join(self.reasons)}"
 
 
 class Provenance(BaseModel):
-    """Where and of what the figures are."""
+    """Where and when the figures were measured, and with which versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,23 +47,23 @@ class Provenance(BaseModel):
 
 
 class Result(BaseModel):
-    """One point's figures; latencies in milliseconds, from the moment a request was due.
+    """One point's figures; latencies are in milliseconds, from the moment a request was due.
 
     Attributes:
-        users: Of a closed loop; 0 of an open one.
-        offered_per_s: Requests a second that were due, of an open loop.
-        requests: Right answers that count; ``requests_per_s`` of them came within the window.
-        goodput_per_s: Right answers a second that came within the bound of the scenario, if it has
-            one.
-        cost_per_million: Right samples, at the price of the machine's hour; None if not stated.
+        users: Number of users of a closed loop; 0 for an open loop.
+        offered_per_s: Requests per second that were due, for an open loop.
+        requests: Right answers to requests of the window; ``requests_per_s`` is the rate of those
+            that also came within it.
+        goodput_per_s: Right answers per second within the scenario's latency bound, if it has one.
+        cost_per_million: Cost of a million right samples; None if no price per hour is stated.
         lag_ms: How much later than due requests were sent.
-        latency_us: The whole HDR histogram, microseconds, encoded.
-        hung_up: Requests whose client did not wait for the answer, and their samples; how much the
-            service computed in vain is ``server["samples_in_vain"]``.
-        slow_clients: What became of the requests of clients that send byte by byte.
-        wrong_answer_positions: Of the requests that got the examples, among those of the bundle.
-        ceiling_per_s: What the generator reaches against a server that does nothing, if measured.
-        server: What the server said of itself, summed up; ``server_samples`` at 1 Hz.
+        latency_us: The whole HDR histogram of latencies in microseconds, encoded.
+        hung_up: Requests whose client did not wait for the answer; ``hung_up_samples`` are their
+            samples, ``server["samples_in_vain"]`` those that the service computed in vain.
+        slow_clients: Outcomes of requests that clients sent byte by byte, with their counts.
+        wrong_answer_positions: Indices, among the prepared requests, of those with the examples.
+        ceiling_per_s: Rate of the generator against a server that does nothing, if measured.
+        server: Summary of the server's own metrics; ``server_samples`` are these at 1 Hz.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -117,7 +117,7 @@ class Result(BaseModel):
 
 
 def beside_the_load(result: Result) -> list[str]:
-    """What else there is to say, in words: who hung up or was slow, and what grew."""
+    """Further findings as text: clients that hung up or were slow, growth of memory and files."""
     said, server = [], result.server
     if result.hung_up:
         vain = server.get("samples_in_vain")
@@ -142,7 +142,7 @@ def beside_the_load(result: Result) -> list[str]:
 
 
 def percentiles_ms(encoded: str, shares: Sequence[float] = PERCENTILES) -> dict[str, float]:
-    """Percentiles of an encoded histogram, milliseconds, by name: p50, p99.9, ..."""
+    """Percentiles of an encoded histogram in milliseconds, by name: p50, p99.9, ..."""
     histogram = decoded(encoded)
     return {
         f"p{share:g}": float(histogram.get_value_at_percentile(share)) / MICROSECONDS
@@ -191,7 +191,7 @@ def figures(tally: Tally, scenario: Scenario, profile: Profile, price: float) ->
 
 
 def count_up_to(encoded: str, bound_ms: float) -> int:
-    """How many values of an encoded histogram are at most so many milliseconds."""
+    """The number of values in an encoded histogram that are at most ``bound_ms``."""
     return sum(
         int(item.count_added_in_this_iter_step)
         for item in decoded(encoded).get_recorded_iterator()

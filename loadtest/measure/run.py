@@ -1,4 +1,4 @@
-"""One load point: locust in a process of its own against a service that is up, then a verdict."""
+"""Measures one load point: runs locust in a separate process against a running service."""
 
 import base64
 import json
@@ -32,15 +32,15 @@ from loadtest.telemetry.watch import summary as server_summary
 
 LOCUSTFILE = REPOSITORY / "loadtest" / "locustfile.py"
 SPAWN_PER_S = 1_000
-# Longer than a request's: one that hangs at the end becomes an error before its user is ended.
+# Added to the request timeout, so that a hanging request becomes an error before its user stops.
 STOP_MARGIN_S = 2
-# Locust's own start and end, on a busy machine.
+# For locust's own start and shutdown on a busy machine.
 GRACE_S = 60.0
 VERSIONS = ("locust", "geventhttpclient", "numpy")
 
 
 class Thresholds(BaseModel):
-    """What a run must keep to; wrong answers are never allowed."""
+    """Thresholds that a run must meet; wrong answers are never allowed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +49,7 @@ class Thresholds(BaseModel):
     max_error_share: float = 0.0
 
     def missed(self, result: Result) -> list[str]:
-        """What the result missed, in words."""
+        """The thresholds that the result missed, as text."""
         missed = []
         if result.wrong_answers:
             missed.append(
@@ -87,17 +87,17 @@ def run_scenario(
     """Load a running service and return the figures.
 
     Args:
-        scenario: Who sends what.
-        url: The service, e.g. http://localhost:3000.
-        bundles: Those whose models are asked and whose golden samples judge the answers.
-        profile: For how long.
-        request_timeout_s: Seconds until an answer that does not come is counted as an error.
-        processes: Of the generator; their histograms are merged.
-        ceiling_per_s: What the generator reaches against nothing, to be told beside.
-        price_per_hour: Of the machine that serves; 0 if it is not stated.
+        scenario: The load that is sent.
+        url: The service's URL, e.g. http://localhost:3000.
+        bundles: Bundles whose models are loaded and whose golden samples verify the answers.
+        profile: Durations of the warm-up and of the measured window.
+        request_timeout_s: Seconds after which a missing answer is counted as an error.
+        processes: Number of generator processes; their histograms are merged.
+        ceiling_per_s: The generator's rate against a no-op server; only copied into the result.
+        price_per_hour: Price of the serving machine; 0 if it is not stated.
 
     Raises:
-        LoadTestError: No service is ready there, or locust failed.
+        LoadTestError: No service is ready at the URL, or locust failed.
     """
     url, began, commit = url.rstrip("/"), datetime.now(UTC), _commit()
     models = [Model(bundle) for bundle in bundles]
@@ -140,13 +140,13 @@ def generate(
     ceiling: bool = False,
     peer: tuple[str, str] | None = None,
 ) -> Tally:
-    """Run locust and return what it counted; the other arguments are those of ``run_scenario``.
+    """Run locust and return its counts; the other arguments are those of ``run_scenario``.
 
-    With ``ceiling`` any answer of 200 is right, for the server does nothing. ``peer`` is the form
-    and the path by which another server than this service is asked.
+    With ``ceiling``, every answer with status 200 is right, because the server does nothing.
+    ``peer`` is the form and the path of requests to a server other than this service.
 
     Raises:
-        LoadTestError: Locust failed, or a bundle is not there.
+        LoadTestError: Locust failed, or a bundle is missing.
     """
     seconds = profile.warmup_s + profile.duration_s
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
@@ -156,7 +156,7 @@ def generate(
         command += ["--result", str(result_file)]
         command += ["--ceiling"] if ceiling else []
         command += ["--form", peer[0], *(["--path", peer[1]] if peer[1] else [])] if peer else []
-        # Locust reads configuration files of the folder it runs in: run it where there are none.
+        # Locust reads configuration files from its working directory: run it in an empty folder.
         with log_file.open("wb") as log:
             process = subprocess.Popen(
                 command,
@@ -164,7 +164,7 @@ def generate(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(os.environ),
-                start_new_session=True,  # its workers are ended with it
+                start_new_session=True,  # so that killpg also ends its workers
             )
             try:
                 bar = f"{scenario.name} {bundles[0].name}"
@@ -182,13 +182,13 @@ def generate(
 def _command(
     scenario: Scenario, url: str, profile: Profile, request_timeout_s: float, processes: int
 ) -> list[str]:
-    """Locust's command line, but for the files."""
+    """Locust's command line, without the options that name files."""
     changes = scenario.model_dump(exclude={"name", "description"})
-    # The window ends by itself; an open loop then waits for what is missing.
+    # The window ends by itself; an open loop then waits for outstanding answers.
     margin_s = STOP_MARGIN_S + (request_timeout_s if scenario.loop == "open" else 0.0)
     seconds = profile.warmup_s + profile.duration_s
     several = ["--processes", str(processes), "--expect-workers", str(processes)]
-    # A port of its own, so that two load tests at the same time do not share their workers.
+    # A separate port, so that two simultaneous load tests do not share their workers.
     port = str(free_port())
     several += ["--master-bind-port", port, "--master-port", port, "--master-host", "127.0.0.1"]
     return [
@@ -206,10 +206,10 @@ def _command(
 
 
 def require_ready(url: str) -> None:
-    """Raise unless the service says that it is ready.
+    """Raise unless the service reports that it is ready.
 
     Raises:
-        LoadTestError: Nobody there, or not ready.
+        LoadTestError: The URL is invalid, nothing listens there, or the service is not ready.
     """
     if not url.startswith(("http://", "https://")):
         raise LoadTestError(f"{url!r} is no URL; expected one such as http://localhost:3000")
@@ -222,7 +222,7 @@ def require_ready(url: str) -> None:
 
 
 def summary(result: Result) -> str:
-    """A few lines for a terminal."""
+    """The result in a few lines for a terminal."""
     latency = "  ".join(f"{name} {value:.2f}" for name, value in result.latency_ms.items())
     errors = ", ".join(f"{kind} x {count}" for kind, count in result.errors.items()) or "none"
     who = (
@@ -253,7 +253,7 @@ def summary(result: Result) -> str:
 
 
 def _shared(result: Result) -> str:
-    """How many cores the generator and the service share, if the service is on this machine."""
+    """Text on how many cores the generator and a service on this machine share; else empty."""
     if result.server.get("cpu_cores") is None:
         return ""
     return f" of the {os.cpu_count()} that the service uses too"
@@ -262,7 +262,7 @@ def _shared(result: Result) -> str:
 def save_wrong_answers(
     results: Sequence[Result], scenario: Scenario, bundles: Sequence[Path], path: Path
 ) -> None:
-    """Write what was wrong, each with the whole request that got it, so that it can be repeated."""
+    """Write examples of wrong answers as JSON, each with its whole request for reproduction."""
     expectations = Expectations(bundles, scenario.samples_per_request, scenario.endpoint)
     expectations.prepare_trace(scenario)
     prepared = expectations.requests
@@ -294,7 +294,7 @@ def _commit() -> str:
 def _watch(
     process: subprocess.Popen[bytes], description: str, seconds: float, grace_s: float
 ) -> None:
-    """Show a bar until the process ends; give it up when it is far beyond its time."""
+    """Show a progress bar until the process ends; raise once it exceeds its time by ``grace_s``."""
     start = time.perf_counter()
     bar = tqdm(total=round(seconds), desc=description, unit="s", leave=False, disable=None)
     with bar:

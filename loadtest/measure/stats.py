@@ -1,4 +1,4 @@
-"""What a few runs or interleaved rounds say together, and how surely."""
+"""Statistics over repeated runs and interleaved rounds: means and confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from loadtest.scenarios import Scenario
 
 RESAMPLES = 10_000
 SHARE = 0.95
-FEWEST = 2  # one run says nothing of how much the next would differ
+FEWEST = 2  # one run says nothing about the variation between runs
 
 
 class Interval(NamedTuple):
-    """An estimate, and where the truth lies with a probability of 95%."""
+    """An estimate and its 95% confidence interval."""
 
     estimate: float
     low: float
@@ -25,18 +25,17 @@ class Interval(NamedTuple):
 def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Interval:
     """The geometric mean of paired ratios, with its 95% percentile bootstrap interval.
 
-    A pair is what two things gave in the same round, so that a busy machine slows both. The
-    geometric mean does not care which of the two is called the base: swapped pairs give the
-    reciprocals. The interval is of whole rounds drawn with replacement; it knows no more of the
-    world than the rounds do, is too narrow where they are few (below five or so), and is the
-    estimate itself for a single one.
+    A pair holds the figures of two subjects in the same round, so that a busy machine slows both.
+    The geometric mean is symmetric: swapped pairs give the reciprocals. The bootstrap resamples
+    whole rounds with replacement. It reflects only the variation among these rounds: the interval
+    is too narrow for few rounds (below about five), and for one round it is the estimate itself.
 
     Args:
-        pairs: A measure and its base in each round, both above 0.
-        seed: Of the draws; the same pairs and seed give the same interval.
+        pairs: A figure and its base in each round, both above 0.
+        seed: Seed of the resampling; the same pairs and seed give the same interval.
 
     Raises:
-        ValueError: No pair, or a number that is not finite and above 0.
+        ValueError: There is no pair, or a number is not finite or not above 0.
     """
     values = np.array(pairs, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != 2:  # noqa: PLR2004 - a pair
@@ -52,9 +51,9 @@ def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Inter
 
 
 class Spread(BaseModel):
-    """A figure over the valid runs: geometric mean and 95% bootstrap interval of whole runs.
+    """A figure over the valid runs: geometric mean and 95% bootstrap interval over whole runs.
 
-    Of few runs the interval is too narrow: it knows no more of the world than they do.
+    For few runs the interval is too narrow: it reflects only the variation among these runs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,15 +63,15 @@ class Spread(BaseModel):
     high: float
 
     def __str__(self) -> str:
-        """For a sentence."""
+        """The mean and interval as text for a sentence."""
         return f"{self.mean:,.2f} ({self.low:,.2f} to {self.high:,.2f})"
 
 
 class Runs(BaseModel):
-    """All runs of one load point, which differ in the seed of their arrivals alone.
+    """All runs of one load point, which differ only in the seed of their arrivals.
 
     Attributes:
-        over_runs: By figure, of the valid runs; empty if there are fewer than two.
+        over_runs: The spread of each figure over the valid runs; empty with fewer than two.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,14 +80,14 @@ class Runs(BaseModel):
     over_runs: dict[str, Spread]
 
     def sentence(self) -> str:
-        """The intervals in words; empty if there are none."""
+        """The intervals as text; empty if there are none."""
         valid = sum(result.verdict.valid for result in self.runs)
         figures = ", ".join(f"{name} {spread}" for name, spread in self.over_runs.items())
         return f"over {valid} valid runs of {len(self.runs)}: {figures}" if figures else ""
 
 
 def repeated(scenario: Scenario, runs: int, measure: Callable[[Scenario], Result]) -> Runs:
-    """Measure a point so many times, each with a seed of its own, the first the scenario's."""
+    """Measure a point ``runs`` times; the seed starts at the scenario's and grows by 1 per run."""
     results = [
         measure(scenario.model_copy(update={"seed": scenario.seed + number}))
         for number in range(runs)
@@ -97,7 +96,7 @@ def repeated(scenario: Scenario, runs: int, measure: Callable[[Scenario], Result
 
 
 def over_runs(results: Sequence[Result]) -> dict[str, Spread]:
-    """What the valid ones among some runs of the same point have in common, by figure."""
+    """The spread of each figure over the valid runs of the same point."""
     valid = [result for result in results if result.verdict.valid]
     if len(valid) < FEWEST:
         return {}

@@ -1,9 +1,9 @@
-"""The service's capacity at its SLO, by search; and every point on the way.
+"""Searches for the service's capacity at its SLO and keeps every measured point.
 
-An open loop: rates are offered whatever is answered. The capacity is the highest goodput (right
-answers within the bound, a second) of a valid point at which 99% of the requests sent were
-answered within it, from the moment they were due, as in MLPerf Inference's Server scenario. Of a
-closed loop the users are doubled instead, and there is nothing to search.
+The load is an open loop: requests are sent at a given rate, independently of answers. The capacity
+is the highest goodput (right answers per second within the bound) of a valid point at which 99% of
+the requests sent were answered within the bound. Latency counts from the moment a request was due,
+as in MLPerf Inference's Server scenario. A closed loop needs no search: its users are doubled.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,26 +22,26 @@ from loadtest.scenarios import Profile, Scenario, load_profile
 CAPACITY_USERS = 32
 CAPACITY_S = 3.0
 LEAST_RATE = 1.0  # requests/s
-FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the capacity: the curve before the search
-NEAR_ENOUGH = 0.05  # of the capacity
+FIRST_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the closed loop's rate, offered before the search
+NEAR_ENOUGH = 0.05  # relative width of the interval at which the search ends
 MOST_STEPS = 6
-BETWEEN = (0.5, 0.75, 0.25)  # of the way up; the further ones where the first cannot be judged
-ATTEMPTS = 2  # at a point that turns out invalid
-LEAST_IN_TIME = 0.99  # of what was sent: answered rightly and within the bound
-# Low rates take as long as it needs to say something of p99, with a request or two over the bound.
+BETWEEN = (0.5, 0.75, 0.25)  # share of the interval; later ones only if the first is invalid
+ATTEMPTS = 2  # measurements of a point whose first one is invalid
+LEAST_IN_TIME = 0.99  # share of the sent requests answered rightly and within the bound
+# Low rates are measured for long enough that p99 can be judged with a request or two over it.
 ENOUGH_REQUESTS = 1.1 * queries_needed(1)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Sweep(BaseModel):
-    """Every point, by its rate, and the one whose goodput is the capacity.
+    """Every point, sorted by its rate, and the one whose goodput is the capacity.
 
     Attributes:
-        ceiling_per_s: Requests that the generator reaches against a server that does nothing.
-        closed_loop_per_s: What a closed loop of 32 users got of the service.
-        capacity: Position in ``points`` of the one whose goodput is the capacity; None if no valid
+        ceiling_per_s: Requests per second of the generator against a server that does nothing.
+        closed_loop_per_s: Right answers per second to a closed loop of 32 users.
+        capacity: Index in ``points`` of the one whose goodput is the capacity; None if no valid
             point kept the bound.
-        over_runs: Of that point's runs, if it was measured several times.
+        over_runs: Spread of that point's figures over its runs, if it was measured several times.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,14 +55,14 @@ class Sweep(BaseModel):
 
 
 def keeps(result: Result, slo_ms: float) -> bool:
-    """Is it a valid point at which 99% of the requests sent are answered within the bound?"""
+    """Whether the point is valid and 99% of its requests were answered within the bound."""
     return result.verdict.valid and not _too_much(result, slo_ms)
 
 
 def _too_much(result: Result, slo_ms: float) -> bool:
-    """Said even by a measurement that is worth nothing else: it only ever makes things worse.
+    """Whether too many requests missed the bound; a request without an answer misses it.
 
-    A request without an answer is one over the bound.
+    An invalid measurement can show this too: its faults only ever increase latencies.
     """
     in_time = count_up_to(result.latency_us, slo_ms)
     return in_time < LEAST_IN_TIME * max(1, result.sent)
@@ -78,19 +78,19 @@ def sweep(
     price_per_hour: float = 0.0,
     tell: Callable[[str], None] = lambda words: None,
 ) -> Sweep:
-    """Search the capacity of a running service.
+    """Search for the capacity of a running service.
 
     Args:
-        scenario: An open loop with a bound; its rate is searched.
-        url: The service.
-        bundles: Of the models that are asked.
-        profile: Of each point.
-        processes: Of the generator.
-        price_per_hour: Of the machine that serves; 0 if it is not stated.
-        tell: Hears of each point as it is measured.
+        scenario: An open loop with a latency bound (20 ms if it has none); its rate is searched.
+        url: The service's URL.
+        bundles: Bundles of the models that are loaded.
+        profile: Durations of each point, and runs of the best one.
+        processes: Number of generator processes.
+        price_per_hour: Price of the serving machine; 0 if it is not stated.
+        tell: Called with a line of text after each measured point.
 
     Raises:
-        LoadTestError: No service is ready there, or locust failed.
+        LoadTestError: No service is ready at the URL, or locust failed.
     """
     slo_ms = scenario.slo_ms or 20.0
     ceiling = ceiling_per_s(scenario, bundles, processes)
@@ -132,7 +132,7 @@ def _long_enough(profile: Profile, rate: float) -> Profile:
 
 
 def _kept(measured: Callable[[float], Result], rate: float, slo_ms: float) -> bool | None:
-    """Whether a rate keeps the bound; None if its measurement says nothing, a second time too."""
+    """Whether the bound is kept at a rate; None if both attempts at measuring it are invalid."""
     for _ in range(ATTEMPTS):
         point = measured(rate)
         if point.verdict.valid or _too_much(point, slo_ms):
@@ -141,7 +141,7 @@ def _kept(measured: Callable[[float], Result], rate: float, slo_ms: float) -> bo
 
 
 def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[Result]:
-    """A closed loop of ever more users; stops where not one request is answered."""
+    """Measure a closed loop with each number of users; stop once no request is answered."""
     points: list[Result] = []
     for count in users:
         points.append(measure(count))
@@ -153,7 +153,7 @@ def concurrency(users: Sequence[int], measure: Callable[[int], Result]) -> list[
 def _confirmed(
     points: list[Result], measured: Callable[[float], Result], slo_ms: float, runs: int
 ) -> Result | None:
-    """The point of most goodput that keeps the bound in most of its runs, or None."""
+    """The point with the highest goodput that keeps the bound in most of its runs, or None."""
     for point in sorted(points, key=_goodput_and_rate, reverse=True):
         if not keeps(point, slo_ms):
             continue
@@ -175,11 +175,11 @@ def _same_rate(points: Sequence[Result], point: Result) -> list[Result]:
 
 
 def _search(kept: Callable[[float], bool | None], capacity: float) -> None:
-    """Offer shares of a rate until one is too much, then halve the way to the capacity.
+    """Offer shares of a rate until one exceeds the bound, then bisect towards the capacity.
 
     Args:
-        kept: Offers a rate and says whether the bound was kept; None if it could not be told.
-        capacity: Requests a second that a closed loop got.
+        kept: Offers a rate and returns whether the bound was kept; None if that is unknown.
+        capacity: Requests per second that a closed loop reached.
     """
     low, high = 0.0, 1.5 * capacity
     for share in FIRST_SHARES:
@@ -198,20 +198,20 @@ def _search(kept: Callable[[float], bool | None], capacity: float) -> None:
                 low, high = (rate, high) if found else (low, rate)
                 break
         else:
-            return  # nothing between the two can be judged
+            return  # no rate between the two can be judged
 
 
 def closed_loop_rate(
     scenario: Scenario, url: str, bundles: Sequence[Path], processes: int
 ) -> float:
-    """Right answers a second that a closed loop of many users gets of a running service."""
+    """Right answers per second that a running service gives to a closed loop of many users."""
     return _rate(_closed(scenario, url, bundles, processes))
 
 
 def with_capacity(
     scenario: Scenario, url: str, bundles: Sequence[Path], processes: int = 1
 ) -> Scenario:
-    """The scenario; if its rate is a multiple of the capacity, with the rate that this means."""
+    """The scenario; a rate that is a multiple of the capacity is replaced by the measured rate."""
     if scenario.of_capacity is None:
         return scenario
     rate = scenario.of_capacity * closed_loop_rate(scenario, url, bundles, processes)
@@ -219,7 +219,7 @@ def with_capacity(
 
 
 def ceiling_per_s(scenario: Scenario, bundles: Sequence[Path], processes: int) -> float:
-    """Requests a second that the generator reaches against a server that does nothing."""
+    """Requests per second that the generator reaches against a server that does nothing."""
     with noop_server() as url:
         return _rate(_closed(scenario, url, bundles, processes, ceiling=True))
 

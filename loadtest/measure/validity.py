@@ -1,15 +1,15 @@
-"""Rules that throw a bad measurement out: INVALID enters no headline and no comparison.
+"""Rules that reject a bad measurement: INVALID ones appear in no headline and no comparison.
 
-What is wrong with the *service* (too slow, refusing) is a result, which a bound or a threshold
-speaks of; what is wrong with the *measurement* (too short, a generator that was the bottleneck,
-answers that were not what was asked) makes it worth nothing.
+A problem of the *service* (too slow, refusing requests) is a result, which bounds and thresholds
+judge. A problem of the *measurement* (too short, limited by the generator, wrong answers) makes it
+INVALID.
 
-What is taken of MLPerf Inference's rules (github.com/mlcommons/inference_policies,
-inference_rules.adoc, "Scenarios" and "Early Stopping"): the tail percentile of Server is 99%, a
-query without an answer in time counts against it, latency starts when LoadGen scheduled the query,
-the arrivals' seed is fixed and recorded, and early stopping says how many queries a percentile
-needs. What is not: MLPerf's runs last 600 s, those of the profiles here 10 s and 60 s, so that a
-result here is no MLPerf result.
+The following is taken from MLPerf Inference's rules (github.com/mlcommons/inference_policies,
+inference_rules.adoc, "Scenarios" and "Early Stopping"): the tail percentile of Server is 99%; a
+query without an answer in time counts against it; latency starts when LoadGen scheduled the query;
+the arrivals' seed is fixed and recorded; early stopping gives the number of queries that a
+percentile needs. But MLPerf's runs last 600 s, and those of the profiles smoke and full 10 s and
+60 s: a result here is not an MLPerf result.
 """
 
 import math
@@ -18,24 +18,24 @@ from loadtest.generator.recorder import Tally, decoded
 from loadtest.measure.result import Verdict, count_up_to, percentiles_ms
 from loadtest.scenarios import Profile, Scenario
 
-LONGEST_DRIFT = 0.10  # of the last three windows, from their mean
+LONGEST_DRIFT = 0.10  # largest relative deviation of the last three windows from their mean
 WINDOWS = 3
-LEAST_ACHIEVED = 0.98  # of what was offered
-BUSY_GENERATOR = 0.80  # of a core
-LARGEST_LAG = 0.10  # of the p99 that is reported
+LEAST_ACHIEVED = 0.98  # of the requests that were due
+BUSY_GENERATOR = 0.80  # largest share of a core
+LARGEST_LAG = 0.10  # largest p99 of the sending delay, as a share of the reported p99 latency
 CONFIDENCE = 0.99
 SHARE = 0.99  # of the queries that must be under the bound
-FEWEST_A_WINDOW = 100  # below this a window's rate is mostly chance
+FEWEST_A_WINDOW = 100  # with fewer answers, a window's rate is mostly noise
 
 
 def queries_needed(over: int) -> int:
-    """How many queries it takes to say that 99% are under a bound when so many were over it.
+    """The number of queries needed to conclude that 99% are under a bound, with ``over`` above it.
 
-    MLPerf Inference's early stopping: the fewest n for which, were one query in a hundred over the
-    bound, so few would be seen with a chance of at most 1%.
+    This is MLPerf Inference's early stopping: the smallest n such that, if one query in a hundred
+    were over the bound, the chance of seeing at most ``over`` of them is at most 1%.
 
     Args:
-        over: Queries over the bound.
+        over: Number of queries over the bound.
     """
     low, high = over + 1, 1000 * (over + 1)
     while low < high:
@@ -48,7 +48,7 @@ def queries_needed(over: int) -> int:
 
 
 def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
-    """May these figures be believed?"""
+    """Whether the figures of a tally are valid, and the reasons if they are not."""
     reasons = []
     if tally.lost_processes:
         processes = tally.processes + tally.lost_processes
@@ -76,7 +76,7 @@ def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
 
 
 def _drift(tally: Tally) -> list[str]:
-    """The rate of the last three windows, each a quarter of the time, must be steady."""
+    """A reason if the rate changes over the last three quarters of the measured time."""
     counts = [int(decoded(text).get_total_count()) for text in tally.windows_us]
     size = len(counts) // (WINDOWS + 1)
     if size == 0:
@@ -84,7 +84,7 @@ def _drift(tally: Tally) -> list[str]:
     windows = [sum(counts[len(counts) - (i + 1) * size :][:size]) for i in range(WINDOWS)]
     mean = sum(windows) / WINDOWS
     off = max(abs(window - mean) for window in windows) / mean if mean else 0.0
-    # Poisson arrivals alone differ by their square root.
+    # The standard deviation of a Poisson count is the square root of its mean.
     chance = 3 / math.sqrt(mean) if mean else 0.0
     if min(windows) >= FEWEST_A_WINDOW and off > max(LONGEST_DRIFT, chance):
         return [f"not steady: the last three windows differ by {100 * off:.0f}%"]
@@ -96,7 +96,7 @@ def _open_loop(tally: Tally, scenario: Scenario, profile: Profile) -> list[str]:
     if tally.no_room:
         reasons.append(f"{tally.no_room} requests found no room in the generator and were not sent")
     offered = _mean_rate(scenario, profile) * tally.window_s * (1 - scenario.hang_up_share)
-    # Of the number that was drawn, not of its mean: a Poisson's differs by its square root.
+    # The number of drawn arrivals scatters around its mean: a Poisson count by its square root.
     slack = 3 * math.sqrt(offered / min(scenario.shape, 1.0))
     if (
         scenario.trace is None
@@ -112,17 +112,17 @@ def _open_loop(tally: Tally, scenario: Scenario, profile: Profile) -> list[str]:
 
 
 def _mean_rate(scenario: Scenario, profile: Profile) -> float:
-    """Requests a second that are due on average, behind the warm-up."""
+    """Requests per second that are due on average after the warm-up."""
     whole_s = profile.warmup_s + profile.duration_s
     return (scenario.rate_at(profile.warmup_s / whole_s) + scenario.rate_at(1.0)) / 2
 
 
 def _too_few(tally: Tally, slo_ms: float) -> list[str]:
     total = int(decoded(tally.latency_us).get_total_count())
-    total = max(tally.sent, total)  # what was not answered is over the bound
+    total = max(tally.sent, total)  # unanswered requests count as over the bound
     over = total - count_up_to(tally.latency_us, slo_ms)
     if over > (1 - SHARE) * total:
-        return []  # too slow is a result
+        return []  # a service that is too slow is a result, not an invalid measurement
     needed = queries_needed(int(over))
     if total < needed:
         return [f"{total} requests with {over} over the bound say nothing of p99; {needed} would"]
@@ -130,7 +130,7 @@ def _too_few(tally: Tally, slo_ms: float) -> list[str]:
 
 
 def _at_most(count: int, of: int, share: float) -> float:
-    """The chance that at most so many of so many are hit, each with this share (binomial)."""
+    """The binomial probability of at most ``count`` hits in ``of`` trials with chance ``share``."""
     log_hit, log_miss = math.log(share), math.log1p(-share)
     return sum(
         math.exp(

@@ -1,1 +1,1 @@
-"""This service beside other servers of the same model."""
+"""Compares this service with other servers of the same model."""

@@ -1,13 +1,13 @@
-"""The peers: servers that say in a comment of their own file how to install, start and ask them.
+"""Installs, starts and queries the peers, which a comment in each peer's file declares.
 
-The comment is Python's inline script metadata (PEP 723): its ``dependencies``, each pinned, are
-what the peer's environment holds, and each of its ``[[tool.peer]]`` tables is one server, so that a
-framework may be shown with several settings. A new peer is a new file; nothing lists them.
+The comment is Python's inline script metadata (PEP 723). Its ``dependencies``, all pinned, are
+installed into the peer's environment. Each of its ``[[tool.peer]]`` tables declares one server, so
+that a framework can be measured with several settings. To add a peer, add a file; there is no list.
 
-A file is ``NAME.py`` or, where the importing of it needs what only its own environment has,
-``NAME/__main__.py``.
+A file is ``NAME.py``, or ``NAME/__main__.py`` if it imports packages that only its own environment
+contains.
 
-Its environment is made once and reused, and its server runs for the time of a block.
+The environment is created once and reused; the server runs for the duration of a ``with`` block.
 """
 
 import os
@@ -38,25 +38,26 @@ TOLD_LINES, TOLD_LETTERS = 3, 300
 
 
 class PeerError(LoadTestError):
-    """A peer's file does not say what it must, or there is no such peer."""
+    """A peer's file has invalid metadata, or no such peer exists."""
 
 
 class Peer(BaseModel):
-    """A server of the same model, in a process and an environment of its own.
+    """A server of the same model, in its own process and environment.
 
     Attributes:
-        file: It lies there.
-        requirements: What its environment holds, pinned.
-        name: In the table.
-        settings: In words, for the table.
-        form: How it is asked: see ``generator.payloads``.
-        samples: In a request.
-        path: Of its URL, where it is asked.
-        command: Arguments of its environment's Python; ``{port}`` of the loopback interface,
-            ``{file}``, and ``{scratch}``, a folder of its own that is removed afterwards, are
-            filled in. It runs in the repository's root.
-        environment: Variables, filled in alike; BUNDLE, the bundle's folder, is always set.
-        documentation: Whose form it follows.
+        file: Path of the peer's file.
+        requirements: Pinned packages of its environment.
+        name: Name shown in the tables.
+        settings: Description of its settings, shown in the tables.
+        form: Format of its requests; see ``generator.payloads``.
+        samples: Number of samples in each request.
+        path: URL path of its requests.
+        command: Arguments of its environment's Python, run in the repository's root. ``{port}``
+            (of the loopback interface), ``{file}`` and ``{scratch}`` (a folder that is removed
+            afterwards) are substituted.
+        environment: Environment variables, substituted likewise; BUNDLE, the bundle's folder, is
+            always set.
+        documentation: URL of the documentation that the peer follows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,24 +75,24 @@ class Peer(BaseModel):
 
     @property
     def home(self) -> str:
-        """The name of its environment's folder; servers of one file share it."""
+        """The name of the environment's folder, which servers of one file share."""
         return self.file.parent.name if self.file.stem == "__main__" else self.file.stem
 
     @property
     def versions(self) -> str:
-        """What is pinned, in words."""
+        """The pinned packages and versions as text."""
         return ", ".join(text.replace("==", " ") for text in self.requirements)
 
 
 def declared(folder: Path = PEERS, words: Sequence[str] = ()) -> list[Peer]:
-    """The peers whose files lie in a folder.
+    """The peers that the files of a folder declare.
 
     Args:
-        folder: Of the files; those without the comment are no peers.
-        words: Only peers whose names hold one of them, in any case; all without any.
+        folder: The folder; files without the comment are ignored.
+        words: Keep only peers whose names contain one of these words, ignoring case; empty: all.
 
     Raises:
-        PeerError: A comment that is not right, or no peer is left.
+        PeerError: A comment is invalid, two peers have the same name, or no peer is left.
     """
     files = sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")])
     peers = [peer for file in files for peer in _read(file)]
@@ -129,35 +130,35 @@ def _read(file: Path) -> list[Peer]:
 
 
 class SkippedError(RuntimeError):
-    """The peer cannot be measured here; says why."""
+    """The peer cannot be measured here; the message says why."""
 
 
 def environment(peer: Peer, folder: Path) -> Path:
-    """The Python of the peer's environment, which is made unless it is there already.
+    """The Python interpreter of the peer's environment, which is created if it is missing.
 
     Args:
-        peer: Whose.
-        folder: Of all environments.
+        peer: The peer.
+        folder: The folder of all environments.
 
     Raises:
-        SkippedError: It cannot be made; the last line that pip gave.
+        SkippedError: It cannot be created; the message holds the last line of pip's output.
     """
     home = folder.resolve() / peer.home
     python, made = home / "bin" / "python", home / "peer-requirements.txt"
     wanted = "\n".join([f"# Python {sys.version}", *peer.requirements]) + "\n"
     if made.is_file() and made.read_text() == wanted:
         return python
-    # This environment's pip installs into that one, which needs none of its own.
+    # This environment's pip installs into the new one, which therefore needs no pip.
     _installed([sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)])
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     if peer.requirements:
         _installed([*pip, "install", "--quiet", "--no-input", *peer.requirements])
-    made.write_text(wanted)  # last: without it the environment is made anew
+    made.write_text(wanted)  # last: without this file the environment is created again
     return python
 
 
 def packages(python: Path) -> list[str]:
-    """All that an environment holds, as ``pip freeze`` gives it."""
+    """All packages of an environment, in the format of ``pip freeze``."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "freeze", "--all"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     return [line for line in ran.stdout.splitlines() if "==" in line]
@@ -170,17 +171,17 @@ def running(
     """Start the peer on the loopback interface; stop it, with all its processes, afterwards.
 
     Args:
-        peer: Which.
-        python: Of its environment.
+        peer: The peer.
+        python: The Python interpreter of its environment.
         bundle: The folder of the bundle that it serves.
-        scratch: A folder for its log and whatever it writes.
-        request: It is ready as soon as it answers this.
+        scratch: A folder for its log and its other files.
+        request: The peer is ready as soon as it answers this request.
 
     Yields:
-        Its URL.
+        The peer's URL.
 
     Raises:
-        SkippedError: It ended or was not ready in time; the end of its log.
+        SkippedError: It exited or was not ready in time; the message holds the end of its log.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -213,10 +214,10 @@ def running(
 
 
 def ask(url: str, request: Request) -> tuple[dict[str, str], bytes]:
-    """One answer: its headers, their names in small letters, and its body.
+    """Send a request; return the answer's headers, with lower-case names, and its body.
 
     Raises:
-        OSError: There is none, or it is not 200.
+        OSError: There is no answer, or its status is not 200.
     """
     asked = urllib.request.Request(  # noqa: S310 - our own servers
         url + request.path, request.content, request.headers
@@ -235,6 +236,6 @@ def _installed(command: Sequence[str]) -> None:
 
 
 def told(lines: Sequence[str], count: int = TOLD_LINES) -> str:
-    """The last lines that say something, short enough for a table's cell."""
+    """The last lines that are not blank, shortened to fit into a table's cell."""
     said = [line.strip() for line in lines if line.strip()]
     return (" / ".join(said[-count:]) or "without a word").replace("|", "/")[-TOLD_LETTERS:]

@@ -1,4 +1,4 @@
-"""The comparison with the peers as JSON and as Markdown: ratios, no absolute times."""
+"""Writes the comparison with the peers as JSON and Markdown: only ratios, no absolute times."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from loadtest.measure.stats import Interval, ratio_interval
 from loadtest.peers.run import Comparison, Server
 from loadtest.report.formats import markdown_table
 
-# What this service's own figures depend on, where it is installed.
+# Packages that this service's own figures depend on, if installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
 SERVERS = (
     *("server", "settings", "form", "body asked, bytes", "body answered, bytes"),
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 
 def as_json(found: Comparison) -> Record:
-    """All that the tables are made of, round by round, and every package of every environment."""
+    """The data of all tables, for each round, and the packages of every environment."""
     plan = found.plan
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -52,11 +52,11 @@ def as_json(found: Comparison) -> Record:
 
 
 def markdown(found: Comparison, record: Record) -> str:
-    """Its head and three tables: the servers, their figures, the cross-check.
+    """A Markdown report: an introduction and tables of servers, their figures and the cross-check.
 
     Args:
-        found: What was compared.
-        record: What ``as_json`` made of it.
+        found: The comparison.
+        record: The comparison as ``as_json`` returned it.
     """
     plan = found.plan
     where = "all servers and wrk share all cores"
@@ -108,7 +108,7 @@ def _described(found: Comparison, server: Server) -> Record:
 
 
 def _figures(server: Server, base: Server, count: int) -> Record | None:
-    """Ratios at a number of connections; None unless both servers have all rounds."""
+    """Ratios at a number of connections; None unless both servers completed all rounds."""
     ours, theirs = base.measured.get(count, []), server.measured[count]
     if len(ours) != len(theirs):
         return None
@@ -124,7 +124,7 @@ def _figures(server: Server, base: Server, count: int) -> Record | None:
 
 
 def _check(server: Server, base: Server, count: int) -> Record | None:
-    """What locust counted, and its rates where both servers have all rounds; None: not asked."""
+    """Locust's counts, with ratios if both servers completed all rounds; None: not measured."""
     if server.expectations is None:
         return None
     by_wrk = server.measured.get(count, [])
@@ -199,7 +199,7 @@ def _at(server: Record, count: int) -> Record | None:
 
 
 def own_versions() -> list[str]:
-    """This service's own packages, as far as they are installed here."""
+    """The versions of this service's own packages that are installed here."""
     found = []
     for name in OWN:
         try:

@@ -1,9 +1,10 @@
-"""This service beside other servers of the same ONNX model: interleaved rounds of wrk.
+"""Compares this service with other servers of the same ONNX model, in interleaved rounds of wrk.
 
-Each peer runs in an environment of its own; one that cannot be installed or started is skipped with
-its reason. All are up together, and each round asks each in turn, beginning with another one every
-round, so that a busy machine slows all. Before the clock every golden sample's answer must be
-right; at one number of connections locust, which verifies every answer, measures the same as wrk.
+Each peer runs in its own environment; one that cannot be installed or started is skipped, with the
+reason. All servers run at the same time. Each round measures them in turn, starting with a
+different one, so that a busy machine slows all of them. Before the measurement, the answer to every
+golden sample must be right. At one number of connections locust repeats wrk's measurement and
+verifies every answer.
 """
 
 import sys
@@ -39,27 +40,27 @@ from loadtest.server import REPOSITORY, only_bundle, running_service
 SERVICE = "this service"
 RUNTIME = "ONNX Runtime alone"
 ENVIRONMENTS = REPOSITORY / ".venv-peers"
-CHECKED_AT = 8  # connections, or the nearest number of those that are measured
+CHECKED_AT = 8  # connections, or the nearest of the measured numbers
 LOCUST_WARM_UP_S = 1.0
 MANY = 64  # samples of the larger requests
-QUEUE_SAMPLES = 16_384  # 128 requests of 64 samples each wait, and are not refused
+QUEUE_SAMPLES = 16_384  # so that 128 requests of 64 samples each are not refused
 
 
 class PeersError(LoadTestError):
-    """The comparison cannot be made; says what is missing or went wrong."""
+    """The comparison is impossible; the message says what is missing or what went wrong."""
 
 
 class WrongAnswerError(RuntimeError):
-    """A server answered wrongly before the clock; says which, and how."""
+    """A server answered wrongly before the measurement; the message says which, and how."""
 
 
 @dataclass(frozen=True)
 class Own:
-    """A way to ask this service, which is started with its defaults.
+    """A form of request and a setup in which this service is measured, otherwise with defaults.
 
     Attributes:
-        form: Where the model does not take it, the row is left out.
-        rooms: Samples that may wait; None: the default.
+        form: Format of the requests; the row is left out if the model does not accept it.
+        rooms: Maximum number of samples in the queue; None: the default.
     """
 
     name: str
@@ -81,7 +82,7 @@ FORMS = (
 
 
 def forms_of(workers: tuple[int, ...]) -> tuple[Own, ...]:
-    """Every way to ask this service, by one worker or by so many processes."""
+    """Every form of request to this service, and the setups with these numbers of workers."""
     rows = [BARE, HEADED, *FORMS]
     rows += [
         Own(f"{SERVICE}, {count} workers", "infer/raw", f"{count} workers", workers=count)
@@ -96,20 +97,20 @@ def forms_of(workers: tuple[int, ...]) -> tuple[Own, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """The measurements to take.
 
     Attributes:
-        bundle: The folder of the bundle that all serve.
-        connections: Numbers of open connections.
-        rounds: Each asks every server once at every number of connections.
-        seconds: A server's turn.
-        words: Only peers whose names hold one of them; all without any.
-        own: The ways in which this service is asked.
-        base: Words in the name of the server that ratios are to, for each number of samples.
-        with_runtime: Whether ONNX Runtime without a server is a row too.
-        new_connections: wrk opens a connection for each request.
-        split: The client on the last core and the servers on the others, where there are two.
-        folder: Of the peers' files.
+        bundle: The folder of the bundle that all servers serve.
+        connections: Numbers of open connections to measure at.
+        rounds: Number of rounds at each number of connections; a round measures each server once.
+        seconds: Duration of a server's turn.
+        words: Keep only peers whose names contain one of these words; empty: all.
+        own: The setups in which this service is measured.
+        base: Part of the name of the base server of the ratios, for each number of samples.
+        with_runtime: Whether ONNX Runtime without a server is measured too.
+        new_connections: Whether wrk opens a new connection for each request.
+        split: Whether the client gets the last core and the servers the others, if there are two.
+        folder: The folder of the peers' files.
         environments: The folder of their environments; None: the packages installed here.
     """
 
@@ -132,23 +133,23 @@ class Plan:
         return min(self.connections, key=lambda count: abs(count - CHECKED_AT))
 
     def peers(self) -> list[Peer]:
-        """The peers to ask: with requests of as many samples as this service is asked for."""
+        """The peers whose requests have as many samples as one of this service's setups."""
         sizes = {own.samples for own in self.own}
         return [peer for peer in declared(self.folder, self.words) if peer.samples in sizes]
 
 
 @dataclass
 class Server:
-    """One that was asked.
+    """A measured server and its figures.
 
     Attributes:
-        expectations: Its requests, and what they must be answered; None of the runtime alone.
-        path: Where a peer is asked; None of this service.
-        answer_bytes: Of a body.
-        measured: By wrk, at each number of connections, in each round.
-        by_locust: What locust's users counted at the number that is checked, in each round.
-        failed: Why it has no figures, or not all.
-        packages: What its environment holds.
+        expectations: Its requests and the judge of their answers; None for the runtime alone.
+        path: URL path of a peer's requests; None for this service.
+        answer_bytes: Size of an answer's body.
+        measured: wrk's figures for each round, by number of connections.
+        by_locust: Locust's counts for each round, at the checked number of connections.
+        failed: Why some or all figures are missing; empty if none are.
+        packages: Packages of its environment.
     """
 
     name: str
@@ -168,11 +169,11 @@ class Server:
 
 @dataclass
 class Comparison:
-    """What came of a plan.
+    """The outcome of a plan.
 
     Attributes:
-        servers: That ran.
-        skipped: The peers that did not, by name, and why.
+        servers: The servers that ran.
+        skipped: The peers that did not run, each with the reason.
     """
 
     plan: Plan
@@ -180,13 +181,13 @@ class Comparison:
     skipped: list[tuple[Peer, str]]
 
     def base(self, server: Server) -> Server:
-        """The server that this one's ratios are to."""
+        """The base server of this server's ratios."""
         same = [other for other in self.servers if other.samples == server.samples]
         return next((other for other in same if self.plan.base in other.name), same[0])
 
     @property
     def wrong(self) -> list[str]:
-        """The wrong answers under load, in words."""
+        """The wrong answers under load, as text."""
         return [
             f"{server.name}: {tally.wrong_answers} wrong answers under load, such as: "
             f"{tally.wrong_examples[0].complaint}"
@@ -197,14 +198,14 @@ class Comparison:
 
 
 def compare_peers(plan: Plan, say: Callable[[str], None]) -> Comparison:
-    """Install, start, verify and measure all, and stop them; ``say`` is told what is being done.
+    """Install, start, verify, measure and stop all servers; ``say`` receives progress messages.
 
     Raises:
-        PeersError: A plan that cannot be, or this service failed.
-        WrkError: wrk is not there.
-        PayloadError: No bundle there.
-        PeerError: A peer's file is not right, or no peer is left.
-        WrongAnswerError: A server answered wrongly before the clock.
+        PeersError: The plan is invalid, or the first server of this service failed.
+        WrkError: wrk is not installed.
+        PayloadError: The bundle cannot be read.
+        PeerError: A peer's file is invalid, or no peer is left.
+        WrongAnswerError: A server answered wrongly before the measurement.
         ServiceNotReadyError: This service did not start.
     """
     if not plan.connections or min(*plan.connections, plan.rounds, plan.seconds) < 1:
@@ -233,7 +234,7 @@ def compare_peers(plan: Plan, say: Callable[[str], None]) -> Comparison:
 
 
 def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Path) -> Server:
-    """The peer, up for as long as the stack is."""
+    """Start a peer, which runs until the stack is closed."""
     if not model.takes(peer.form):
         raise SkippedError(
             f"its form {peer.form} takes one input and one output; the model has "
@@ -243,7 +244,7 @@ def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Pa
     python = Path(sys.executable)
     if plan.environments is not None:
         python = environment(peer, plan.environments)
-    with _on_cores(plan, of_servers=True):  # its processes are born there
+    with _on_cores(plan, of_servers=True):  # the peer's processes inherit the affinity
         first = expectations.requests[0]
         url = stack.enter_context(running(peer, python, plan.bundle, scratch, first))
     server = Server(peer.name, peer.settings, peer.form, url, peer.samples, expectations)
@@ -252,11 +253,11 @@ def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Pa
 
 
 def _ours(stack: ExitStack, plan: Plan, model: Model, scratch: Path) -> Iterator[Server]:
-    """This service with its defaults, in each of the ways that it is asked."""
+    """Start this service in each setup of the plan, and yield one server per form of request."""
     bundles = only_bundle(scratch, plan.bundle)
     urls: dict[tuple[int, int | None], str] = {}
     own = [row for row in plan.own if model.takes(row.form)]
-    for row in own or [replace(HEADED, name=SERVICE)]:  # no bare tensor where there are several
+    for row in own or [replace(HEADED, name=SERVICE)]:  # the raw form needs a single input
         key = (row.workers, row.rooms)
         if key not in urls:
             variables = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_DEVICE": "cpu"}
@@ -271,7 +272,7 @@ def _ours(stack: ExitStack, plan: Plan, model: Model, scratch: Path) -> Iterator
 
 
 def _verify(server: Server) -> None:
-    """Every golden sample, one request after the other."""
+    """Raise WrongAnswerError unless the server answers every golden sample rightly."""
     if server.expectations is None:
         return
     for number, request in enumerate(server.expectations.requests):
@@ -320,7 +321,7 @@ def _by_wrk(server: Server, plan: Plan, count: int, folder: Path) -> Measured:
 
 
 def _by_locust(server: Server, plan: Plan, count: int) -> Tally:
-    """The same again by locust's users, each of whom waits for its answer."""
+    """Measure the server with locust in a closed loop, which verifies every answer."""
     changes = {"users": count, "samples_per_request": server.samples}
     scenario = load_scenario("Concurrency", **changes, new_connections=plan.new_connections)
     profile = Profile(name="peers", duration_s=plan.seconds, warmup_s=LOCUST_WARM_UP_S, runs=1)

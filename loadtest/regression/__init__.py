@@ -1,1 +1,1 @@
-"""Is a commit slower? Paired, interleaved rounds of two versions."""
+"""Tests whether a commit is slower than another, by paired, interleaved rounds of both."""

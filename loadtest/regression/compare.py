@@ -1,10 +1,10 @@
-"""Is head slower than base? Both serve the same bundle on this machine, and take turns.
+"""Measures whether head is slower than base; both serve the same bundle on this machine, in turns.
 
-First base beside itself: what then seems to differ is this machine's noise. Then base and head. In
-each pair of measurements the sides take short turns, and who begins is drawn. All servers are up
-all the time, and only the one that is asked works; every answer is verified. wrk measures the
-throughput, which is more than locust's users could ask for on one core; locust measures the tail at
-a rate that does not wait for answers, of requests so large that it takes little of its core.
+Base is first compared with itself (A/A): any difference is the machine's noise. Then head is
+compared with base. In each pair of measurements the sides take short turns, and the first side is
+drawn. All servers run throughout, but only one receives requests; every answer is verified. wrk
+measures the throughput, which exceeds what locust can generate on one core. Locust measures the
+tail latency in an open loop, with requests so large that it uses little of its core.
 """
 
 import os
@@ -32,11 +32,11 @@ from loadtest.scenarios import Endpoint, Profile, load_scenario
 from loadtest.server import REPOSITORY, only_bundle
 
 MANY = 64  # samples of the larger requests
-CLIENTS = 32  # that ask for one sample each
+CLIENTS = 32  # connections with requests of one sample each
 CLIENTS_OF_MANY = 4  # 256 samples at once: fewer than any queue holds, so nothing is refused
-SHARE = 0.6  # of base's capacity, that the open loop offers
-WARM_UP_S = 0.5  # of locust's users in each of their turns
-TURN_S = 1  # of wrk, which knows whole seconds alone
+SHARE = 0.6  # the open loop's rate, as a share of base's capacity
+WARM_UP_S = 0.5  # before each of locust's measurements
+TURN_S = 1  # of wrk, which accepts only whole seconds
 LEAST_PAIRS = 2
 
 ONE = Figure(f"throughput, 1 sample, {CLIENTS} connections", LEAST_THROUGHPUT)
@@ -49,26 +49,26 @@ Facts = dict[str, str | int | float]
 
 
 class GateError(LoadTestError):
-    """Nothing can be measured; says what was wrong."""
+    """Nothing can be measured; the message says what is wrong."""
 
 
 class HeadError(Exception):
-    """Head gave wrong answers or errors; ``args`` are they, in words."""
+    """Head gave wrong answers or errors; ``args`` describe them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, and how long.
+    """The commits to compare, and for how long.
 
     Attributes:
-        base: What git knows the one commit by; see ``trees.PRESENT``, too.
-        head: The other one, that may be slower.
+        base: Git revision of the first commit, or one of ``trees.PRESENT``.
+        head: Git revision of the commit that may be slower, or one of ``trees.PRESENT``.
         bundle: The folder of the bundle that both serve.
-        repository: Whose commits they are.
-        pairs: For each figure; as many of base and itself.
-        seconds: Of each side in a pair; wrk takes them in turns of a second.
-        seed: Of the order within pairs, and of the bootstrap.
-        strict: Shall a regression fail?
+        repository: The repository that contains the commits.
+        pairs: Number of pairs for each figure, both of base with itself and of head with base.
+        seconds: Time of each side in a pair; wrk divides it into turns of one second.
+        seed: Seed of the order within pairs, of the arrivals and of the bootstrap.
+        strict: Whether a regression sets exit status 3.
     """
 
     base: str
@@ -82,7 +82,7 @@ class Plan:
 
 
 class Server(NamedTuple):
-    """One that is up, and whose commit it is: "base" or "head"."""
+    """A running server; ``side`` is "base" or "head"."""
 
     side: str
     url: str
@@ -90,11 +90,11 @@ class Server(NamedTuple):
 
 @dataclass
 class Bench:
-    """Servers that are up, and how they are asked.
+    """The running servers and the requests that measure them.
 
     Attributes:
         asked: Prepared requests, by their number of samples.
-        rate: That the open loop offers, requests a second.
+        rate: Rate of the open loop, in requests per second.
         scratch: A folder for wrk's files.
     """
 
@@ -111,13 +111,13 @@ class Bench:
     pairs: dict[Figure, list[Pair]] = field(default_factory=dict)
 
     def measure(self) -> list[Row]:
-        """Base beside itself, then beside head.
+        """Measure base against itself, then head against base.
 
         Raises:
             GateError: Base gave wrong answers or errors.
-            HeadError: Head did.
+            HeadError: Head gave wrong answers or errors.
         """
-        for server in (self.head, self.again, self.base):  # warms them up
+        for server in (self.head, self.again, self.base):  # a warm-up; base, last, sets the rate
             self.throughput(ONE, server)
             self.rate = SHARE * self.throughput(MORE, server)
         seed, count = self.plan.seed, self.plan.pairs
@@ -131,7 +131,7 @@ class Bench:
         return [Row(figure, self.same[figure], self.pairs[figure], seed) for figure in FIGURES]
 
     def pair(self, figure: Figure, other: Server, base_first: bool, seed: str) -> Pair:
-        """What other and base gave; see ``sides`` for their turns."""
+        """Measure one pair: the figures of other and of base, in turns ordered by ``sides``."""
         arrivals = random.Random(seed).randrange(2**32)  # noqa: S311 - no secret; both get them
         count = 1 if figure is TAIL else max(1, round(self.plan.seconds / TURN_S))
         found: dict[bool, list[float]] = {True: [], False: []}
@@ -144,11 +144,11 @@ class Bench:
         return fmean(found[False]), fmean(found[True])
 
     def throughput(self, figure: Figure, server: Server) -> float:
-        """Right answers a second to clients that each wait for their answer before they ask again.
+        """Right answers per second in a closed loop of wrk's connections.
 
         Raises:
             GateError: Base gave wrong answers or errors.
-            HeadError: Head did.
+            HeadError: Head gave wrong answers or errors.
         """
         samples, clients = (1, CLIENTS) if figure is ONE else (MANY, CLIENTS_OF_MANY)
         asked = self.asked[samples]
@@ -159,11 +159,11 @@ class Bench:
         return measured.requests_per_s
 
     def p99_ms(self, server: Server, seed: int) -> float:
-        """The p99 at the rate of ``Bench.rate``, from the moment a request was due.
+        """The p99 latency at ``Bench.rate`` in milliseconds, from the moment a request was due.
 
         Raises:
             GateError: Base gave wrong answers or errors.
-            HeadError: Head did.
+            HeadError: Head gave wrong answers or errors.
         """
         asked = {"samples_per_request": MANY, "endpoint": self.form, "seed": seed}
         scenario = load_scenario("Server", rate_per_s=self.rate, **asked)
@@ -181,22 +181,22 @@ class Bench:
 
 
 def fault(server: Server, *words: str) -> Exception:
-    """What is to be raised where a server gave wrong answers or errors."""
+    """The exception to raise if a server gave wrong answers or errors."""
     if server.side == "head":
         return HeadError(*words)
     return GateError(f"base itself gave wrong answers or errors: {'; '.join(words)}")
 
 
 def sides(count: int, base_first: bool) -> list[bool]:
-    """For each of a pair's short turns: is it base's? Each side has so many.
+    """For each turn of a pair, whether it is base's; each side has ``count`` turns.
 
-    What slows the machine for a second then slows both: A B B A A B and so on.
+    The order is A B B A A B and so on, so that a brief slowdown of the machine affects both sides.
     """
     return [base_first ^ (number % 4 in {1, 2}) for number in range(2 * count)]
 
 
 def orders(pairs: int, seed: str) -> list[dict[Figure, bool]]:
-    """For each pair and figure: is base asked first? As often as not, in an order of chance."""
+    """For each pair and figure, whether base is measured first: in half of the pairs, shuffled."""
     chance = random.Random(seed)  # noqa: S311 - no secret; the same order for the same seed
     drawn: dict[Figure, list[bool]] = {}
     for figure in FIGURES:
@@ -206,7 +206,7 @@ def orders(pairs: int, seed: str) -> list[dict[Figure, bool]]:
 
 
 def compared(plan: Plan, tell: Tell = lambda line: None) -> Outcome:
-    """Compare two commits; ``tell`` gets a line now and then, while it takes its minutes."""
+    """Compare two commits, which takes minutes; ``tell`` receives lines about the progress."""
     facts = _facts(plan)
     try:
         if plan.pairs < LEAST_PAIRS or plan.seconds <= 0:
@@ -223,8 +223,8 @@ def compared(plan: Plan, tell: Tell = lambda line: None) -> Outcome:
 
 @contextmanager
 def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[Bench]:
-    """Check out and serve; the client has its core for the time of the block."""
-    form = usable_form([Model(plan.bundle)], "infer/raw")  # bare where the model has one input
+    """Check out and serve the commits, and pin the client to its core within the block."""
+    form = usable_form([Model(plan.bundle)], "infer/raw")  # raw only if the model has one input
     asked = {samples: Expectations(plan.bundle, samples, form) for samples in (1, MANY)}
     service_cores, client_cores = cores()
     with ExitStack() as stack:
@@ -236,7 +236,7 @@ def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[Bench]:
             side = "head" if name == "head" else "base"
             facts[side] = f"{ref} ({tree.commit})"
             tell(f"starting {name}: {ref} ({tree.commit})")
-            with pinned(set(sorted(service_cores)[:1])):  # its processes are born there
+            with pinned(set(sorted(service_cores)[:1])):  # its processes inherit the affinity
                 log_file = folder / f"{name}.log"
                 url = stack.enter_context(serving(tree, bundles, log_file))
             return Server(side, url)

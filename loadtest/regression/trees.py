@@ -1,4 +1,4 @@
-"""The service of another commit: files of its own, and a server that runs them and no others."""
+"""Checks out another commit into its own folder and serves the service from these files alone."""
 
 import os
 import shutil
@@ -14,20 +14,20 @@ from loadtest.server import ServiceNotReadyError, running_service
 
 PRESENT = ("WORKTREE", ".")  # the files as they are, committed or not
 QUEUE_SAMPLES = 16_384  # 256 requests of 64
-# A hook of the repository would run in each new tree.
+# Without hooks, because the repository's hooks would run in each new tree.
 GIT = ("git", "-c", "core.hooksPath=/dev/null")
 
 
 class TreeError(LoadTestError):
-    """No such commit, or its service does not serve the bundle; holds what git or it said."""
+    """A commit is unknown or cannot serve the bundle; the message holds git's or its output."""
 
 
 class Tree(NamedTuple):
     """Files of a commit.
 
     Attributes:
-        path: Their folder.
-        commit: In words: its short hash, and whether files differ from it.
+        path: The folder of the files.
+        commit: The commit's short hash, and whether files differ from it, as text.
     """
 
     path: Path
@@ -36,16 +36,16 @@ class Tree(NamedTuple):
 
 @contextmanager
 def checked_out(repository: Path, ref: str, path: Path) -> Iterator[Tree]:
-    """Have a commit's files for the time of a block.
+    """Check out a commit's files for the duration of a ``with`` block.
 
     Args:
-        repository: A folder with a git repository; the commit is one of it.
-        ref: What git knows the commit by; one of PRESENT for a copy of the repository's files as
-            they are, those aside that git ignores.
-        path: Where the files shall lie; must not be there yet, and is gone afterwards.
+        repository: The folder of the git repository that contains the commit.
+        ref: A git revision, or one of PRESENT for a copy of the repository's files as they are,
+            without those that git ignores.
+        path: The folder for the files; it must not exist yet, and is removed afterwards.
 
     Raises:
-        TreeError: Git does not know it, or cannot do it.
+        TreeError: Git does not know the commit, or fails to check it out.
     """
     if ref in PRESENT:
         try:
@@ -60,7 +60,7 @@ def checked_out(repository: Path, ref: str, path: Path) -> Iterator[Tree]:
     finally:
         command = [*GIT, "worktree", "remove", "--force", str(path)]
         subprocess.run(command, cwd=repository, capture_output=True, check=False)
-        if path.exists():  # git was interrupted before it knew of it
+        if path.exists():  # git was interrupted before it registered the worktree
             shutil.rmtree(path, ignore_errors=True)
             subprocess.run([*GIT, "worktree", "prune"], cwd=repository, check=False)
 
@@ -68,7 +68,7 @@ def checked_out(repository: Path, ref: str, path: Path) -> Iterator[Tree]:
 def _copied(repository: Path, path: Path) -> Tree:
     listed = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in filter(None, listed.split("\0")):
-        if (repository / name).is_file():  # else it was deleted, or is a link to nowhere
+        if (repository / name).is_file():  # else it was deleted, or is a dangling link
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repository / name, path / name)
     changed = _git(repository, "status", "--porcelain")
@@ -77,10 +77,10 @@ def _copied(repository: Path, path: Path) -> Tree:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    """What git says.
+    """Run git and return its output.
 
     Raises:
-        TreeError: It failed.
+        TreeError: Git failed.
     """
     try:
         ran = subprocess.run([*GIT, *arguments], cwd=repository, capture_output=True, check=True)
@@ -94,30 +94,30 @@ def _git(repository: Path, *arguments: str) -> str:
 
 @contextmanager
 def serving(tree: Tree, bundles: Path, log_file: Path) -> Iterator[str]:
-    """Run a tree's own service by this interpreter and the packages installed beside it.
+    """Run a tree's service with this interpreter and its installed packages.
 
     Args:
-        tree: Just made: nothing of it has been run yet.
-        bundles: The folder of bundles that it shall serve.
-        log_file: Where its output goes.
+        tree: A new tree, none of whose files has been run yet.
+        bundles: The folder of bundles to serve.
+        log_file: Receives the service's output.
 
     Yields:
-        Its URL.
+        The service's URL.
 
     Raises:
-        TreeError: It did not become ready, or it ran other files than the tree's.
+        TreeError: The service did not become ready, or ran files other than the tree's.
     """
     settings = {
-        # The earlier name: older commits know no other, and newer ones still accept it.
+        # The earlier name: older commits know only this one, and newer ones still accept it.
         "DIGITS_BUNDLES": str(bundles.resolve()),
         "PYTHONPATH": str(tree.path),
-        "PYTHONSAFEPATH": "1",  # the folder that it is started in is another tree's
-        # What is compiled lies beside its source, and thus shows what was run.
+        "PYTHONSAFEPATH": "1",  # the working directory it is started in belongs to another tree
+        # Compiled files are written beside their sources, which shows which tree was run.
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": "",
     }
     if "INFERENCE_MAX_QUEUE_SAMPLES" not in os.environ:
-        # The earlier name, too. What waits after a moment's pause of this machine is not refused.
+        # The earlier name, too. A long queue: requests are not refused if the machine stalls.
         settings["DIGITS_MAX_QUEUE_IMAGES"] = str(QUEUE_SAMPLES)
     options = ["--working-dir", str(tree.path)]
     try:
@@ -125,7 +125,7 @@ def serving(tree: Tree, bundles: Path, log_file: Path) -> Iterator[str]:
             _require_own_files(tree)
             yield url
     except ServiceNotReadyError as error:
-        # Its own words may be the first of many lines.
+        # The service's own error message may be the first of many lines.
         lines = log_file.read_text(errors="replace").splitlines()
         said = next((line for line in lines if line.startswith("error:")), "no error of its own")
         raise TreeError(f"{tree.commit} cannot serve the bundle: {said}\n{error}") from error

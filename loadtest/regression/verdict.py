@@ -1,6 +1,6 @@
-"""What may be said of one commit's speed beside another's, and how it is written down.
+"""Decides whether one commit is slower than another, and writes the outcome.
 
-Ratios only: seconds of one machine on one day say nothing on another.
+Only ratios are reported: absolute times on one machine and day do not transfer to others.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from loadtest.measure.stats import Interval, ratio_interval
 from loadtest.report.formats import Case, junit, markdown_table
 
-LEAST_THROUGHPUT = 0.95  # head over base: surely less is a regression
-MOST_P99 = 1.10  # surely more is one
+LEAST_THROUGHPUT = 0.95  # head over base: an interval wholly below this is a regression
+MOST_P99 = 1.10  # head over base: an interval wholly above this is a regression
 
 REGRESSION = "REGRESSION"
 IMPROVEMENT = "improvement"
@@ -24,31 +24,31 @@ INCONCLUSIVE = "INCONCLUSIVE (noise floor too wide)"
 PASSED, FAILED, IMPOSSIBLE, SLOWER = 0, 1, 2, 3  # exit status
 COLUMNS = ("figure", "A/A interval", "head / base", "verdict")
 Pair = tuple[float, float]
-"""A measure and base's."""
+"""A figure of one side, and base's figure."""
 
 
 class Figure(NamedTuple):
-    """What is measured, and the ratio of head to base that is too bad.
+    """What is measured, and the ratio of head to base beyond which it is a regression.
 
     Attributes:
-        name: For a table.
-        bound: Below 1 where more is better, above where less is.
+        name: The name shown in tables.
+        bound: Below 1 if larger figures are better, above 1 if smaller ones are.
     """
 
     name: str
     bound: float
 
     def verdict(self, floor: Interval, ratio: Interval) -> str:
-        """The rule.
+        """Decide between regression, improvement, no regression and inconclusive.
 
         Args:
-            floor: Of base to itself: what this machine calls a difference where there is none.
-            ratio: Of head to base.
+            floor: Interval of the ratio of base to itself: the noise of this machine.
+            ratio: Interval of the ratio of head to base.
         """
         widest = max(self.bound, 1 / self.bound)
         if any(map(math.isnan, (*floor, *ratio))):
             return INCONCLUSIVE
-        # A difference counts where it is beyond the bound and beyond the noise as well.
+        # A difference counts if the interval is beyond both the bound and the noise.
         worse = ratio.high < min(1 / widest, floor.low)
         better = ratio.low > max(widest, floor.high)
         if self.bound > 1:
@@ -60,12 +60,12 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a figure.
+    """The measurements of one figure.
 
     Attributes:
-        same: Of base again and base, in each pair.
-        pairs: Of head and base.
-        seed: Of the bootstrap.
+        same: Pairs of the second and the first server of base.
+        pairs: Pairs of head and base.
+        seed: Seed of the bootstrap.
     """
 
     figure: Figure
@@ -75,21 +75,21 @@ class Row:
 
     @property
     def floor(self) -> Interval:
-        """Of base to itself."""
+        """Interval of the ratio of base to itself."""
         return ratio_interval(self.same, self.seed)
 
     @property
     def ratio(self) -> Interval:
-        """Of head to base."""
+        """Interval of the ratio of head to base."""
         return ratio_interval(self.pairs, self.seed)
 
     @property
     def verdict(self) -> str:
-        """By the rule."""
+        """The verdict by the rule of ``Figure.verdict``."""
         return self.figure.verdict(self.floor, self.ratio)
 
     def cells(self) -> list[str]:
-        """In the order of COLUMNS."""
+        """The row's cells, in the order of COLUMNS."""
         floor, ratio = self.floor, self.ratio
         return [
             self.figure.name,
@@ -99,7 +99,7 @@ class Row:
         ]
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """The row as a JSON-serializable dictionary."""
         return {
             "figure": self.figure.name,
             "bound": self.figure.bound,
@@ -113,14 +113,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is published.
+    """The outcome of a comparison, as it is published.
 
     Attributes:
         facts: Commits, machine, date, seed and so on, by name.
-        rows: Empty if nothing could be measured.
-        faults: Wrong answers and errors of head, in words.
-        problem: Why nothing could be measured; empty if it could.
-        strict: Shall a regression fail?
+        rows: One row for each figure; empty if nothing could be measured or head had faults.
+        faults: Wrong answers and errors of head, as text.
+        problem: Why nothing could be measured; empty if something was.
+        strict: Whether a regression sets exit status 3.
     """
 
     facts: dict[str, str | int | float]
@@ -140,7 +140,7 @@ class Outcome:
         return SLOWER if slower and self.strict else PASSED
 
     def markdown(self) -> str:
-        """A table, and all that it takes to read it."""
+        """A Markdown report: the facts, the table, and how to read it."""
         lines = [f"- {name}: {fact}" for name, fact in self.facts.items()]
         if self.rows:
             lines += ["", markdown_table(COLUMNS, [row.cells() for row in self.rows])]
@@ -156,7 +156,7 @@ class Outcome:
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """The outcome as a JSON-serializable dictionary."""
         return {
             **self.facts,
             "figures": [row.record() for row in self.rows],
@@ -167,7 +167,7 @@ class Outcome:
         }
 
     def junit(self) -> str:
-        """For continuous integration; a case for the answers and one for each figure."""
+        """JUnit XML for continuous integration: a case for the answers and one for each figure."""
         answers = Case("compare", "answers of head")
         if self.problem:
             answers = replace(answers, kind="error", message="not measured", text=self.problem)

@@ -1,1 +1,1 @@
-"""What a run says, for people and for machines: HTML with plots, Markdown, JUnit and JSON."""
+"""Writes the reports of a run, for people and programs: HTML with plots, Markdown, JUnit, JSON."""

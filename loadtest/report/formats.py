@@ -1,4 +1,4 @@
-"""The formats of a report: HTML (its looks: ``page.html.jinja``), Markdown, JUnit's XML."""
+"""The formats of a report: HTML (laid out by ``page.html.jinja``), Markdown and JUnit XML."""
 
 import base64
 import io
@@ -19,13 +19,13 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture inside the page, with its description for those who do not see it."""
+    """A picture embedded in the page, with a description as its alternative text."""
 
     source: Figure | Path
     description: str
 
     def base64(self) -> str:
-        """Its PNG file, encoded."""
+        """The picture as a PNG file, encoded in Base64."""
         if isinstance(self.source, Path):
             return base64.b64encode(self.source.read_bytes()).decode()
         buffer = io.BytesIO()
@@ -35,11 +35,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells in rows.
+    """A table of text cells.
 
     Attributes:
-        bad: What stands out: cells that hold one of these.
-        dim: Positions of rows that are not to be relied on.
+        bad: Texts; cells that contain one of them are highlighted.
+        dim: Indices of rows that are shown as unreliable.
     """
 
     columns: Sequence[str]
@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; ``facts`` are names and what they are."""
+    """A section of a page; ``facts`` are pairs of a name and its value."""
 
     heading: str
     notes: Sequence[str] = ()
@@ -61,12 +61,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
+    """A complete page.
 
     Attributes:
-        mark: Stands out behind the title.
-        sentence: What the page is about; ``is_bad`` if it is bad news.
-        tiles: Figures in large letters, each with what it is.
+        mark: Highlighted text after the title.
+        sentence: Summary of the page; ``is_bad`` if it reports a failure.
+        tiles: Pairs of a figure, shown in large type, and its description.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Page:
     facts: Pairs = ()
 
     def html(self) -> str:
-        """The page, whole in one file."""
+        """The page as a self-contained HTML file."""
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent),
             autoescape=True,
@@ -91,18 +91,18 @@ class Page:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, however odd the texts in its cells are."""
+    """A Markdown table; special characters in its cells are escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(plain, line))} |" for line in lines)
 
 
 def plain(text: str) -> str:
-    """Text that ends no cell, opens no tag and starts no line of Markdown."""
+    """Escape text so that it ends no cell, opens no tag and starts no line of Markdown."""
     return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: names to the left, figures to the right."""
+    """A table for a terminal: the first column is left-aligned, the others are right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -116,12 +116,12 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A test case.
+    """A JUnit test case.
 
     Attributes:
-        kind: Of what is not right; None: nothing.
-        message: What that is, in a line; ``text`` in many.
-        output: What is told of every case.
+        kind: The outcome if the case did not pass; None: it passed.
+        message: The reason in one line; ``text`` gives the details.
+        output: The case's standard output, whatever its outcome.
     """
 
     classname: str
@@ -134,12 +134,12 @@ class Case:
 
 
 def junit(name: str, cases: Sequence[Case], began: str) -> str:
-    """JUnit's XML of one suite.
+    """The JUnit XML of one suite.
 
     Args:
-        name: Of the suite.
-        cases: In their order.
-        began: The date in ISO 8601, in UTC; JUnit's schema wants it without a zone.
+        name: Name of the suite.
+        cases: Its test cases, in order.
+        began: ISO 8601 date in UTC; its offset is removed, as JUnit's schema requires.
     """
     suite = ET.Element("testsuite", name=name, timestamp=began.removesuffix("+00:00"))
     suite.set("tests", str(len(cases)))
@@ -161,5 +161,5 @@ def junit(name: str, cases: Sequence[Case], began: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without the characters that XML has no way to write."""
+    """Replace the characters that XML cannot represent by question marks."""
     return _NO_XML.sub("?", text)

@@ -1,7 +1,7 @@
-"""Figures of what the generator saw; each as wide as a telephone shows it readably.
+"""Plots of the generator's measurements, each narrow enough to be readable on a phone.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart, and never the only difference.
-INVALID points have hollow markers or broken lines, and nothing leads through them.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish; lines never differ in
+colour alone. INVALID points have hollow markers or dashed lines, and no line connects them.
 """
 
 import math
@@ -21,21 +21,21 @@ BOUND, INK = "#b3261e", "#1d2329"
 NINES = (50, 90, 99, 99.9, 99.99)
 MARKERS = "os^vDP"
 WHOLE = 100  # per cent
-SPREAD = 20  # from the least to the greatest: above it, a logarithm shows more
+SPREAD = 20  # ratio of the largest to the smallest value above which the axis is logarithmic
 LEAST_SPAN = 4
-THREE_A_DECADE = 2.5  # decades; more have a tick at each power of ten alone
+THREE_A_DECADE = 2.5  # decades with ticks at 1, 2 and 5; wider axes have powers of ten only
 MOST_LINES = 8
 PANEL_IN = 5.2
 
 
 def panel(height_in: float = 3.4) -> Figure:
-    """An empty figure in the pages' look, half as wide as the page, and as wide as a telephone."""
+    """An empty figure in the report's style, as wide as half a page or a phone's screen."""
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
     return Figure(figsize=(PANEL_IN, height_in), layout="constrained")
 
 
 def scale_latency(axes: Axes, values: Sequence[float], *, log: bool | None = None) -> None:
-    """Scale the y axis for such milliseconds: from 0, or by powers of ten if they are far apart."""
+    """Scale the y axis for values in milliseconds: from 0, or logarithmic if they are far apart."""
     found = [value for value in values if value > 0 and math.isfinite(value)]
     if not found:
         return
@@ -57,19 +57,19 @@ def scale_latency(axes: Axes, values: Sequence[float], *, log: bool | None = Non
 
 
 def bound_line(axes: Axes, slo_ms: float) -> None:
-    """The bound that the scenario sets its 99th percentile; named in the legend, over no line."""
+    """Draw the scenario's bound of the 99th percentile; it is labelled in the legend."""
     axes.axhline(
         slo_ms, color=BOUND, linestyle="--", linewidth=1.2, label=f"bound of p99: {slo_ms:g} ms"
     )
 
 
 def curve_figure(points: Sequence[Result], slo_ms: float | None, capacity: int | None) -> Figure:
-    """Percentiles over the rate; the bound, the capacity and what the generator reaches by itself.
+    """Latency percentiles over the rate, with the bound, the capacity and the generator's ceiling.
 
     Args:
-        points: By rate; those without an answer have no latency to show.
+        points: Points sorted by rate; those without an answer have no latency to show.
         slo_ms: The bound, if there is one.
-        capacity: Its position among the points, if it was found.
+        capacity: Index of the capacity among the points, if it was found.
     """
     figure = panel(3.9)
     axes = figure.subplots()
@@ -121,7 +121,7 @@ def _mark_capacity(axes: Axes, points: Sequence[Result], capacity: int | None) -
 
 
 def _mark_ceiling(axes: Axes, ceilings: Sequence[float | None]) -> None:
-    """Only where it is near what is shown: further off it says nothing and shrinks the rest."""
+    """Mark the generator's ceiling if it lies within the x axis, which is not extended for it."""
     known = [ceiling for ceiling in ceilings if ceiling]
     if not known or min(known) > axes.get_xlim()[1]:
         return
@@ -129,7 +129,7 @@ def _mark_ceiling(axes: Axes, ceilings: Sequence[float | None]) -> None:
 
 
 def latency_figure(results: Sequence[Result]) -> Figure:
-    """Latency over percentile, the rare slow answers spread out; some of many results."""
+    """Latency over percentile, with the tail spread out; of many results only some are drawn."""
     chosen = some(results)
     figure = panel(3.9)
     axes = figure.subplots()
@@ -153,13 +153,13 @@ def latency_figure(results: Sequence[Result]) -> Figure:
 
 
 def some(results: Sequence[Result]) -> list[Result]:
-    """No more of them than a figure can hold, the first and the last among them."""
+    """At most ``MOST_LINES`` evenly spaced results, including the first and the last."""
     step = max(1.0, (len(results) - 1) / (MOST_LINES - 1))
     return [results[round(i * step)] for i in range(min(len(results), MOST_LINES))]
 
 
 def seconds_figure(result: Result, title: str) -> Figure:
-    """A time line: rates of answers and refusals in each window of time, and their p99 below."""
+    """A timeline: rates of answers and refusals in each window of time, and their p99 below."""
     figure = panel(3.9)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     width_s = result.window_width_s
@@ -200,7 +200,7 @@ def seconds_figure(result: Result, title: str) -> Figure:
 
 
 def _colours(count: int) -> list[Any]:
-    """Of lines: hues for few, from dark to light for many that are in an order."""
+    """Colours of lines: distinct hues for up to four, a gradient from dark to light for more."""
     if count <= 4:  # noqa: PLR2004 - as many hues are easily told apart
         return list(COLOURS[:count])
     return [mpl.colormaps["viridis"](0.88 * i / (count - 1)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The pages of load points: what was found, in figures, tables and pictures."""
+"""The HTML pages of load points: figures, tables and plots."""
 
 from collections.abc import Sequence
 
@@ -41,12 +41,12 @@ CEILING_COLUMNS = ("ceiling, requests/s", "of it used")
 
 
 def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str = "") -> str:
-    """The page of a load test of one or several points.
+    """The HTML page of a load test of one or several points.
 
     Args:
-        results: In the order in which they shall be shown.
-        missed: Thresholds, in words.
-        over_runs: What several runs of one point say together, in words.
+        results: The points, in the order in which they are shown.
+        missed: The missed thresholds, as text.
+        over_runs: Statistics over several runs of one point, as text.
     """
     words, is_bad = run_verdict(results, missed)
     sentence = "; ".join(filter(None, [words, over_runs]))
@@ -65,9 +65,9 @@ def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str 
 
 
 def sweep_report(sweep: Sweep) -> str:
-    """The page of a search for the capacity.
+    """The HTML page of a search for the capacity.
 
-    INVALID points of a rate that was measured again and validly are left out.
+    INVALID points are left out if the same rate also has a valid measurement.
     """
     measured = {point.offered_per_s for point in sweep.points if point.verdict.valid}
     points = [p for p in sweep.points if p.verdict.valid or p.offered_per_s not in measured]
@@ -133,7 +133,7 @@ def _page(
 
 
 def result_section(heading: str, results: Sequence[Result], names: Sequence[str]) -> Section:
-    """Points below each other; INVALID ones stand out, and below the table it is said why."""
+    """A table with one row per point; INVALID ones are highlighted and explained below it."""
     lacking = {}
     if all(result.goodput_per_s is None for result in results):
         lacking["goodput/s"] = "no bound is set: there is no goodput"
@@ -156,7 +156,7 @@ def result_section(heading: str, results: Sequence[Result], names: Sequence[str]
 
 
 def _facts(results: Sequence[Result]) -> Pairs:
-    """Where and of what the figures are; what differs is given for each."""
+    """The provenance and setup of the figures; values that differ are listed for each point."""
 
     def each(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(values))
@@ -186,7 +186,7 @@ def _scenario(result: Result) -> str:
 
 
 def _limits(results: Sequence[Result], names: Sequence[str]) -> Table:
-    """What may have been the limit: the server's machine, the generator, its ceiling."""
+    """A table of possible bottlenecks: the server's machine, the generator and its ceiling."""
     rows = []
     for result, name in zip(results, names, strict=True):
         seen, ceiling = level(result), result.ceiling_per_s
@@ -202,7 +202,7 @@ def _limits(results: Sequence[Result], names: Sequence[str]) -> Table:
 
 
 def _errors(results: Sequence[Result], names: Sequence[str]) -> Table:
-    """What became of the requests."""
+    """A table of the requests' outcomes: answered, wrong, and errors by kind."""
     kinds = list(dict.fromkeys(kind for result in results for kind in result.errors))
     before, behind = ("sent", "answered rightly", "wrong answers"), ("no room to send", "no answer")
     rows = [
@@ -217,7 +217,7 @@ def _errors(results: Sequence[Result], names: Sequence[str]) -> Table:
 
 
 def _tiles(result: Result, name: str) -> Pairs:
-    """The headline figures of a valid result."""
+    """The tiles with the headline figures of a valid result."""
     if name:
         words = f"p99 {result.latency_ms['p99']:.2f} ms, {name}"
         return [(f"{result.requests_per_s:,.0f}/s", words)]
@@ -245,7 +245,7 @@ def _hint(results: Sequence[Result]) -> str:
 
 
 def _curve(results: Sequence[Result]) -> list[Picture]:
-    """Only of points that differ in their load alone."""
+    """The plot of latency over the rate, if the points differ in nothing but their load."""
     kinds = {(r.model, r.scenario, r.endpoint, r.samples_per_request, r.loop) for r in results}
     if len(kinds) > 1 or len({rate_per_s(result) for result in results}) < 2:  # noqa: PLR2004
         return []

@@ -1,4 +1,4 @@
-"""What the server said of itself, of the seconds that count: its figures and their pictures."""
+"""Figures and plots of the server's own metrics, after the warm-up."""
 
 import math
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ PALE = "#c9d1d8"
 
 
 def samples(result: Result) -> list[ServerSample]:
-    """All samples of a result."""
+    """All server samples of a result."""
     return [ServerSample.model_validate(sample) for sample in result.server_samples]
 
 
 def counting(result: Result) -> list[ServerSample]:
-    """The samples under load without the warm-up; all of them if none is left.
+    """The samples under load without the warm-up; all samples if none is left.
 
-    The generator's clock and the server's are not the same: what counts is taken to begin a
-    warm-up after the first sample with work in it, and to end with the last one.
+    The generator and the server's watch have different clocks. So the measured window is taken to
+    begin one warm-up after the first sample with work, and to end with the last such sample.
     """
     every = samples(result)
     busy = [
@@ -42,10 +42,10 @@ def counting(result: Result) -> list[ServerSample]:
 
 
 def level(result: Result) -> dict[str, Any]:
-    """The summary of the seconds that count; memory at its most.
+    """The summary of the samples after the warm-up, with the largest memory instead of its mean.
 
-    ``sizes`` are shares of the batches by their size in words ("3-4"), of all sizes up to the
-    largest that occurred.
+    ``sizes`` are the shares of batches by size as text ("3-4"), for all sizes up to the largest
+    that occurred.
     """
     seconds = counting(result)
     found = summary(seconds)
@@ -56,7 +56,7 @@ def level(result: Result) -> dict[str, Any]:
 
 
 def batch_figure(results: Sequence[Result]) -> Figure | None:
-    """How large the batches were: the shares of one point, or the means of several."""
+    """Batch sizes: their distribution for one point, or the means of several points."""
     levels = [level(result) for result in results]
     means = _numbers([each["samples_per_batch"] for each in levels])
     sizes = levels[0]["sizes"]
@@ -81,7 +81,7 @@ def batch_figure(results: Sequence[Result]) -> Figure | None:
 
 
 def waiting_figure(results: Sequence[Result]) -> Figure | None:
-    """What a batch waited and what it was computed for; None if nobody knows."""
+    """Mean queue time and compute time of batches; None if neither is known."""
     drawn = _drawn(results)
     queue, compute = (_numbers([each[name] for each in drawn]) for name in ("queue_ms", COMPUTE))
     if not any(map(math.isfinite, [*queue, *compute])):
@@ -99,7 +99,7 @@ def waiting_figure(results: Sequence[Result]) -> Figure | None:
 
 
 def machine_figure(results: Sequence[Result]) -> Figure | None:
-    """CPU of the server beside the generator's, its memory and open files; None if not known."""
+    """CPU of the server and the generator, the server's memory and open files; None if unknown."""
     drawn = _drawn(results)
     cores = _numbers([each["cpu_cores"] for each in drawn])
     memory = [value / MIB for value in _numbers([each["rss_bytes"] for each in drawn])]
@@ -131,7 +131,7 @@ def machine_figure(results: Sequence[Result]) -> Figure | None:
 
 
 def _drawn(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The samples of one point, or the levels of several."""
+    """The samples of one point, or the summaries of several."""
     if len(results) == 1:
         return [sample.model_dump() for sample in samples(results[0])]
     return [level(result) for result in results]
@@ -144,12 +144,12 @@ def _percent(share: float) -> str:
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
-    """What is not known leaves a gap."""
+    """Replace unknown values by NaN, which leaves a gap in a plot."""
     return [math.nan if value is None else float(value) for value in values]
 
 
 def _axis(axes: Axes, results: Sequence[Result]) -> list[float]:
-    """The x axis, and where on it the values are: seconds of one point, or points."""
+    """Set up the x axis and return the values' positions: seconds of one point, or the points."""
     if len(results) == 1:
         every, first = samples(results[0]), counting(results[0])[0]
         axes.set(xlabel="seconds since the server is watched (hatched: warm-up)")
@@ -173,7 +173,7 @@ def _axis(axes: Axes, results: Sequence[Result]) -> list[float]:
 def _line(
     axes: Axes, x: Sequence[float], y: Sequence[float], results: Sequence[Result], **look: Any
 ) -> None:
-    """A line with markers, hollow ones for INVALID points; nothing joins what has no order."""
+    """Plot markers, hollow for INVALID points; a line joins a time series or increasing rates."""
     rates = [result.offered_per_s for result in results]
     ordered = None not in rates and rates == sorted(r for r in rates if r is not None)
     solid = len(results) == 1 or ordered
@@ -185,7 +185,7 @@ def _line(
 
 
 def _shares(counts: dict[str, int]) -> dict[str, float] | None:
-    """Buckets by their upper bounds to shares by sizes in words."""
+    """Convert counts by the buckets' upper bounds to shares by size as text ("3-4")."""
     total = sum(counts.values())
     if not total:
         return None

@@ -1,4 +1,4 @@
-"""What a load test found, in words: for pages, a terminal, Markdown and JUnit's XML alike."""
+"""Texts and tables of results, for HTML pages, the terminal, Markdown and JUnit XML."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,14 +22,14 @@ SWEEP_COLUMNS = (
 
 
 def offered(result: Result) -> str:
-    """The load in a few words: users of a closed loop, or requests a second that were due."""
+    """The load as text: users of a closed loop, or requests per second that were due."""
     if result.offered_per_s is None:
         return f"{result.users} user{'s' * (result.users != 1)}"
     return f"{result.offered_per_s:,.0f}/s"
 
 
 def rate_per_s(result: Result) -> float:
-    """Where a point stands among others: the rate that was due, or answered in a closed loop."""
+    """The rate by which points are sorted: the due rate, or a closed loop's rate of answers."""
     return result.requests_per_s if result.offered_per_s is None else result.offered_per_s
 
 
@@ -43,9 +43,9 @@ _TELLING: tuple[Callable[[Result], str], ...] = (
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """A name for each, of no more than tells them apart; and whether it is INVALID.
+    """A label for each result, with the fewest fields that distinguish them, and ", INVALID".
 
-    What nothing tells apart is numbered.
+    Results that no field distinguishes are numbered.
     """
     fields = [[each(result) for result in results] for each in _TELLING]
     differing = [field for field in fields if len(set(field)) > 1] or [fields[i] for i in (0, 1, 2)]
@@ -64,36 +64,36 @@ def labels(results: Sequence[Result]) -> list[str]:
 
 
 def errors(result: Result) -> str:
-    """Failed requests by kind."""
+    """The numbers of failed requests by kind, as text."""
     kinds = sorted(result.errors.items(), key=lambda item: -item[1])
     return ", ".join(f"{kind}: {count:,}" for kind, count in kinds) or "none"
 
 
 def wrong(result: Result) -> str:
-    """How many answers were wrong, and the first of them."""
+    """The number of wrong answers, and the first example."""
     first = "".join(f", such as: {example}" for example in result.wrong_answer_examples[:1])
     return f"{result.wrong_answers:,} wrong answers{first}"
 
 
 def cost(result: Result) -> str:
-    """Of a million right images; in the currency of the price."""
+    """The cost of a million right samples, in the currency of the price."""
     return (
         "no price stated" if result.cost_per_million is None else f"{result.cost_per_million:.4g}"
     )
 
 
 def goodput(result: Result) -> str:
-    """Right answers a second within the bound."""
+    """Right answers per second within the bound, as text."""
     return "no bound" if result.goodput_per_s is None else f"{result.goodput_per_s:,.0f}"
 
 
 def known(value: float | None, form: str = ",.2f", unit: str = "") -> str:
-    """A figure, or that it is not known."""
+    """Format a figure with its unit; an unknown one becomes ``UNKNOWN``."""
     return UNKNOWN if value is None else f"{value:{form}}{unit}"
 
 
 def brief(result: Result) -> str:
-    """The headline of a valid result."""
+    """The headline figures of a valid result in one line."""
     refused = result.errors.get(REFUSED, 0)
     also = f", {100 * refused / max(1, result.sent):.0f}% refused" if refused else ""
     return (
@@ -130,7 +130,7 @@ FIGURES: dict[str, Callable[[Result], str]] = {
     "no answer": lambda r: f"{r.stragglers:,}",
     "verdict": lambda r: str(r.verdict).replace("INVALID", "**INVALID**", 1),
 }
-"""What is told of a result in a table's column, by the column's name."""
+"""The functions that format a table cell of a result, by the column's name."""
 
 
 def cells(result: Result, columns: Sequence[str]) -> list[str]:
@@ -139,7 +139,7 @@ def cells(result: Result, columns: Sequence[str]) -> list[str]:
 
 
 def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, bool]:
-    """The sentence of a load test, and whether it is bad news."""
+    """The summary of a load test, and whether it reports a failure."""
     valid = [result for result in results if result.verdict.valid]
     if missed:
         return f"FAILED: {'; '.join(missed)}", True
@@ -158,7 +158,7 @@ def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, 
 
 
 def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
-    """The sentence of a search for the capacity, and whether it is bad news."""
+    """The summary of a search for the capacity, and whether it reports a failure."""
     bad = [wrong(point) for point in sweep.points if point.wrong_answers]
     if bad:
         return f"FAILED: {'; '.join(bad)}", True
@@ -183,7 +183,7 @@ def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
 
 
 def sweep_table(sweep: Sweep) -> str:
-    """The points of a search for a terminal, and what was found."""
+    """The points of a search and its outcome, as text for a terminal."""
     rows = [cells(point, SWEEP_COLUMNS) for point in sweep.points]
     lines = [
         f"bound: p99 < {sweep.slo_ms:g} ms; the generator alone reaches "
@@ -201,7 +201,7 @@ def sweep_table(sweep: Sweep) -> str:
 
 
 def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
-    """A sentence, a table, and where it was."""
+    """A Markdown report: a summary, a table, and the provenance."""
     first = results[0].provenance
     lines = [
         plain(verdict or run_verdict(results, [])[0]),
@@ -217,10 +217,10 @@ def to_markdown(results: Sequence[Result], verdict: str | None = None) -> str:
 
 
 def to_junit(results: Sequence[Result], missed: Sequence[list[str]]) -> str:
-    """JUnit's XML, one test case a point.
+    """JUnit XML with one test case for each point.
 
-    A wrong answer is a failure, whatever else is said of the point; else INVALID is an error, for
-    nothing is known of its thresholds; else a missed threshold is a failure.
+    A point with a wrong answer is a failure. Otherwise an INVALID point is an error, because its
+    thresholds cannot be checked. Otherwise a missed threshold is a failure.
     """
     cases = [
         _case(result, name, violations)
@@ -245,10 +245,10 @@ def _case(result: Result, name: str, violations: Sequence[str]) -> Case:
 
 
 def write_all(stem: Path, *, json: str, html: str, markdown: str, junit: str) -> Path:
-    """Write the files of one report beside each other; ``stem`` is their path without an ending.
+    """Write a report's files into one folder; ``stem`` is their path without the file extension.
 
     Returns:
-        The page.
+        The path of the HTML page.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     texts = {"json": json, "md": markdown, "xml": junit, "html": html}

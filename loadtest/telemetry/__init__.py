@@ -1,1 +1,1 @@
-"""The server's side of a run: its counters and what it used, once a second."""
+"""Samples the server's metrics and resource usage once a second during a run."""

@@ -1,4 +1,4 @@
-"""What a server on this machine uses: CPU time and memory of its processes, and the GPUs."""
+"""Resource usage of a server on this machine: CPU time, memory and open files, and the GPUs."""
 
 import ipaddress
 import os
@@ -14,25 +14,25 @@ import psutil
 NVIDIA_SMI = "nvidia-smi"
 MIB = 2**20
 MS = 1000  # in a second
-# Who holds a port only to pass on what comes there.
+# Programs that listen on a port only to forward its connections.
 FORWARDERS = {"docker-proxy", "rootlessport", "slirp4netns", "ssh", "kubectl"}
 
 
 class Processes:
-    """Those of the server at a URL: who listens on its port, and whom that one belongs with.
+    """The processes of the server at a URL: the one that listens on its port, and its relatives.
 
-    From the process that listens it is climbed to its parents as long as these hold the port too,
-    or belong to its process group: BentoML's workers have groups of their own, and other servers
-    start one that listens beside those that compute. Then all descendants belong with it. This
-    process and its parents never do.
+    The search starts at the listening process. It ascends to each parent that holds the port too or
+    belongs to the same process group: BentoML's workers have separate groups, and other servers
+    start a listening process beside computing ones. Then it includes all descendants of the topmost
+    process found. It never includes this process and its parents.
 
     Attributes:
-        here: Whether the URL's host is this machine; False until it was looked for.
-        names: Of the processes found, by id.
+        here: Whether the URL's host is this machine; False before the first search.
+        names: Names of the processes found, by id.
     """
 
     def __init__(self, url: str) -> None:
-        """Nothing is looked for yet."""
+        """Store the URL; the processes are searched for at the first call of ``used``."""
         self.here = False
         self.names: dict[int, str] = {}
         self._url = url
@@ -40,13 +40,13 @@ class Processes:
         self._missing: str | None = None
 
     def used(self) -> tuple[dict[int, float], int, int]:
-        """CPU seconds of each process, by id; resident memory of all, bytes; their open files.
+        """CPU seconds of each process by id, total resident memory in bytes, number of open files.
 
-        They are looked for at the first call and when one of them has ended; once none could be
-        found, no more.
+        The processes are searched for at the first call and again when one of them has ended. After
+        a search has failed, there is no further one.
 
         Raises:
-            LookupError: They are not known, and why.
+            LookupError: The processes are unknown; the message says why.
         """
         if self._missing is not None:
             raise LookupError(self._missing)
@@ -103,7 +103,7 @@ def _is_here(host: str) -> bool:
     """Whether the host is one of this machine's addresses.
 
     Raises:
-        OSError: Nobody knows the host.
+        OSError: The host name cannot be resolved.
     """
     own = {address.address for each in psutil.net_if_addrs().values() for address in each}
     asked = {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
@@ -130,13 +130,13 @@ def _holds(process: psutil.Process, port: int) -> bool:
 
 
 class Gpus:
-    """All GPUs of this machine, as one ``nvidia-smi`` tells that runs until it is stopped."""
+    """Usage of all GPUs of this machine, from one ``nvidia-smi`` that runs until it is stopped."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
-        """Nothing runs yet.
+        """Prepare the watch; ``start`` starts ``nvidia-smi``.
 
         Args:
-            reasons: Under "gpu" it is noted there, once, why nothing is known.
+            reasons: Receives, under the key "gpu", the first reason why nothing is known.
         """
         self._reasons = reasons
         self._latest: dict[str, tuple[float | None, float | None]] = {}
@@ -144,7 +144,7 @@ class Gpus:
         self._reader = threading.Thread(target=self._follow, name="GPU watch", daemon=True)
 
     def start(self, interval_s: float) -> None:
-        """Have it tell every so many seconds, if it exists."""
+        """Start ``nvidia-smi``, if installed, with one reading every ``interval_s`` seconds."""
         command = [NVIDIA_SMI, "--query-gpu=index,utilization.gpu,memory.used"]
         command += ["--format=csv,noheader,nounits", f"--loop-ms={max(1, round(interval_s * MS))}"]
         if shutil.which(NVIDIA_SMI) is None:
@@ -160,14 +160,14 @@ class Gpus:
         self._reader.start()
 
     def now(self) -> tuple[float | None, int | None]:
-        """The busiest one's utilisation in percent, and bytes used of all, as told last."""
+        """The last reading: the busiest GPU's utilisation in percent, and the bytes used on all."""
         latest = list(self._latest.values())
         percents = [percent for percent, _ in latest if percent is not None]
         mibs = [mib for _, mib in latest if mib is not None]
         return max(percents, default=None), round(sum(mibs) * MIB) if mibs else None
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate ``nvidia-smi``."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -187,5 +187,5 @@ class Gpus:
 
 
 def _number(text: str) -> float | None:
-    """None of what it does not know: "[N/A]" (as in a partitioned GPU), "[Not Supported]"."""
+    """Parse a number; None for an unknown one: "[N/A]" (partitioned GPU) or "[Not Supported]"."""
     return None if text.startswith("[") else float(text)

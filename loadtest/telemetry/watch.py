@@ -1,10 +1,10 @@
-"""What the server says of itself during a load, once a second: its counters, processes and GPU.
+"""Samples a server once a second during a load: its metrics, its processes and the GPUs.
 
-Watching is cheap. One scrape of the service's /metrics is 4 to 8 kB, for which a worker of it takes
-1.5 to 2.2 ms of CPU time (two models; more workers take longer) and this process 0.9 ms: of a watch
-of once a second, 0.2% of a core there and 0.1% here. In these milliseconds an answer may wait. The
-processes are looked for once, before the load (40 to 70 ms among a hundred); reading what they used
-takes 0.1 ms each second. nvidia-smi is started once and goes on telling.
+Watching is cheap. One scrape of the service's /metrics is 4 to 8 kB. It takes 1.5 to 2.2 ms of CPU
+time in a worker (two models; more workers take longer) and 0.9 ms in this process: at one scrape a
+second, 0.2% and 0.1% of a core. An answer may be delayed by these milliseconds. The processes are
+searched for once, before the load (40 to 70 ms among a hundred processes); reading their usage
+takes 0.1 ms each second. nvidia-smi is started once and keeps printing readings.
 """
 
 import http.client
@@ -42,9 +42,9 @@ BUCKET = f"{BATCH}_bucket"
 WANTED = (REQUESTS, IMAGES, REFUSED, QUEUED, f"{BATCH}_", *TIMES)
 
 Figures = Mapping[tuple[str, str], float]
-"""Sums over models and endpoints, by a figure's name and its bucket's bound or its status."""
+"""Sums over models and endpoints, by the metric's name and its bucket's bound or its status."""
 SCRAPE_TIMEOUT_S = 5.0
-MOST_READINGS = 1_000  # of a load of hours every other one is left out
+MOST_READINGS = 1_000  # above this, every other reading is dropped and the interval doubled
 SECONDS_PER_HOUR = 3600
 FEWEST_A_MEDIAN = 3
 BY_SECONDS = (
@@ -55,27 +55,27 @@ BY_BATCHES = ("samples_per_batch", "queue_ms", "compute_ms")
 
 
 class ServerSample(BaseModel):
-    """One interval; a field is None where it could not be known (``ServerWatch.reasons``).
+    """One interval; unknown fields are None (``ServerWatch.reasons`` says why).
 
     Attributes:
-        at_s: The interval's end, in seconds since the watch began.
-        seconds: Its length; the rates are means over it.
-        samples_per_s: Images answered.
-        computed_per_s: Samples that ran in batches, the service's own golden checks among them.
-        requests_per_s: Requests answered; refused ones are not among them.
-        refused_per_s: Requests refused, by status; only those that occurred.
+        at_s: End of the interval, in seconds since the watch began.
+        seconds: Length of the interval; the rates are means over it.
+        samples_per_s: Samples answered.
+        computed_per_s: Samples that ran in batches, including the service's own golden checks.
+        requests_per_s: Requests answered, without the refused ones.
+        refused_per_s: Requests refused, by status; only statuses that occurred.
         batches_per_s: Batches that ran.
-        samples_per_batch: Their mean size; None too if none ran.
-        batch_sizes: Bucket's upper bound ("1", "2" ... "+Inf") to batches above the bound before
-            and up to this one.
-        queue_ms: Mean over the batches of what the request waited that had waited longest.
+        samples_per_batch: Mean size of the batches; None also if none ran.
+        batch_sizes: For each bucket's upper bound ("1", "2" ... "+Inf"), the number of batches
+            above the previous bound and up to this one.
+        queue_ms: Mean over the batches of the longest waiting time of a request in the batch.
         compute_ms: Mean time of a batch in the engine.
-        queued_samples: That waited when the last batch was done.
-        cpu_cores: What the service's processes used of the CPU, in cores.
-        rss_bytes: Resident memory of these; what they share is counted in each.
-        open_files: File descriptors of these processes, connections among them.
+        queued_samples: Samples that were waiting when the last batch was done.
+        cpu_cores: CPU use of the service's processes, in cores.
+        rss_bytes: Resident memory of these processes; shared memory is counted in each.
+        open_files: File descriptors of these processes, including connections.
         gpu_percent: Utilisation of the machine's busiest GPU.
-        gpu_bytes: Memory used of all its GPUs, by whomever.
+        gpu_bytes: Memory in use on all of the machine's GPUs, by any process.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -101,7 +101,7 @@ class ServerSample(BaseModel):
 
 @dataclass(frozen=True)
 class _Reading:
-    """What was known at one moment (``time.perf_counter``)."""
+    """All readings at one moment (``time.perf_counter``); None: not known."""
 
     at_s: float
     figures: Figures | None
@@ -113,23 +113,23 @@ class _Reading:
 
 
 class ServerWatch:
-    """Samples a server from a daemon thread as long as the block runs; it never raises.
+    """Samples a server from a daemon thread for the duration of a ``with`` block; never raises.
 
-    A rest of less than half an interval at the end is added to the last sample. Where a scrape
-    fails, the samples before and after it know no counters; a server that began anew between two
-    scrapes is counted from zero.
+    A remainder of less than half an interval at the end is added to the last sample. If a scrape
+    fails, the samples before and after it have no counters. If the server restarted between two
+    scrapes, its counters are taken to start from zero.
 
     Attributes:
-        reasons: Why something is not known, the first time: by "metrics", "processes", "gpu".
+        reasons: The first reason why something is unknown, by "metrics", "processes" or "gpu".
     """
 
     def __init__(self, url: str, interval_s: float = 1.0) -> None:
-        """Nothing is asked yet.
+        """Prepare the watch; sampling starts on entering the context.
 
         Args:
-            url: The server's, e.g. http://127.0.0.1:3000. If it wants a key, the environment's
-                LOADTEST_API_KEY is sent as X-Api-Key.
-            interval_s: From one scrape to the next, in seconds.
+            url: The server's URL, e.g. http://127.0.0.1:3000. If the environment variable
+                LOADTEST_API_KEY is set, it is sent as X-Api-Key.
+            interval_s: Time from one scrape to the next, in seconds.
         """
         self.reasons: dict[str, str] = {}
         self._request_url, self._interval_s = f"{url.rstrip('/')}/metrics", interval_s
@@ -140,7 +140,7 @@ class ServerWatch:
         self._thread = threading.Thread(target=self._watch, name="server watch", daemon=True)
 
     def __enter__(self) -> Self:
-        """Take the first reading, from which on everything is counted."""
+        """Take the first reading, from which all samples are counted, and start the thread."""
         self._read()
         if self._processes.here:
             self._gpus.start(self._interval_s)
@@ -155,7 +155,7 @@ class ServerWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the last reading."""
+        """Stop the thread, which takes a last reading."""
         self._stop.set()
         self._thread.join(2 * SCRAPE_TIMEOUT_S)
         self._gpus.stop()
@@ -167,13 +167,13 @@ class ServerWatch:
 
     @property
     def samples(self) -> list[ServerSample]:
-        """All until now."""
+        """All samples so far."""
         readings = list(self._readings)
         return [_sample(a, b, readings[0].at_s) for a, b in pairwise(readings)]
 
     @property
     def processes(self) -> dict[int, str]:
-        """The service's processes on this machine: names by id."""
+        """Names of the service's processes on this machine, by process id."""
         return self._processes.names
 
     def _watch(self) -> None:
@@ -203,7 +203,7 @@ class ServerWatch:
     def _scrape(self) -> str:
         request = urllib.request.Request(self._request_url)  # noqa: S310 - the server under test
         if key := os.environ.get(API_KEY_VARIABLE, "").strip():
-            request.add_unredirected_header("X-Api-Key", key)  # not to whom it may send us
+            request.add_unredirected_header("X-Api-Key", key)  # not sent to a redirect's target
         with urllib.request.urlopen(request, timeout=SCRAPE_TIMEOUT_S) as answer:  # noqa: S310
             return str(answer.read().decode())
 
@@ -230,14 +230,14 @@ def _sample(before: _Reading, after: _Reading, start_s: float) -> ServerSample:
 
 
 def summary(samples: Sequence[ServerSample]) -> dict[str, Any]:
-    """Means over the samples, under the names of a sample's fields; all of it can be JSON.
+    """Means over the samples, under the names of a sample's fields; JSON-serializable.
 
-    Rates, levels and shares are weighted by the samples' lengths; what is said of a batch
-    (``samples_per_batch``, ``queue_ms``, ``compute_ms``) by their batches. ``batch_sizes`` is their
-    sum, ``seconds`` their length, ``samples`` their number and ``samples_with_metrics`` the number
-    of those with counters. ``samples_in_vain`` were computed and not answered, because their client
-    had hung up. ``rss_growth_bytes_per_h`` and ``open_files_growth_per_h`` say what a long load
-    leaks. None where no sample knows.
+    Rates, levels and shares are weighted by the samples' lengths; figures of a batch
+    (``samples_per_batch``, ``queue_ms``, ``compute_ms``) by the samples' batches. ``batch_sizes``
+    and ``seconds`` are sums, ``samples`` is the number of samples and ``samples_with_metrics`` of
+    those with counters. ``samples_in_vain`` were computed but not answered: their client had hung
+    up, or they were golden checks. ``rss_growth_bytes_per_h`` and ``open_files_growth_per_h`` show
+    leaks in a long load. Values are None if no sample has them.
     """
     known = [sample for sample in samples if sample.samples_per_s is not None]
     lengths_s = [sample.seconds for sample in samples]
@@ -272,9 +272,9 @@ def summary(samples: Sequence[ServerSample]) -> dict[str, Any]:
 
 
 def _growth_per_h(samples: Sequence[ServerSample], name: str) -> float | None:
-    """How much a level grows in an hour: from the median of the second quarter to the last one's.
+    """Growth of a level per hour, from the median of the second quarter to that of the last one.
 
-    In the first quarter caches fill. None for fewer samples than a median of each needs.
+    The first quarter is ignored, because caches fill then. None if a quarter has too few samples.
     """
     known = [(s.at_s, getattr(s, name)) for s in samples if getattr(s, name) is not None]
     size = len(known) // 4
@@ -294,10 +294,10 @@ def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | N
 
 
 def read(text: str) -> Figures:
-    """The figures that are wanted of Prometheus' text format; the other lines are not parsed.
+    """Parse the needed metrics from Prometheus' text format; the other lines are not parsed.
 
     Raises:
-        ValueError: None of the service's metrics is there, or the text has another format.
+        ValueError: The text has none of the service's metrics, or has another format.
         LookupError: A bucket has no bound.
     """
     lines = text.splitlines()
@@ -315,13 +315,13 @@ def read(text: str) -> Figures:
 
 
 def between(before: Figures, after: Figures, seconds: float) -> dict[str, Any]:
-    """The fields of a ``ServerSample`` that come of counters, from two readings.
+    """The fields of a ``ServerSample`` that are computed from the counters of two readings.
 
     Args:
         before: The earlier reading.
-        after: The later one; if a count is smaller there, the server began anew, and it counts
-            from zero.
-        seconds: From the one to the other.
+        after: The later reading; if one of its counts is smaller, the server has restarted, and
+            all of its counts start from zero.
+        seconds: Time between the two readings.
     """
     whole = [key for key in before if key[0].endswith(("_total", "_count"))]
     if any(after.get(key, 0) < before[key] for key in whole):

@@ -1,4 +1,4 @@
-"""Checks that a command of the documentation exists, with its options and files; runs nothing."""
+"""Checks that a documented command exists, with its options and files; it runs nothing."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from tests.containers.files import compose_text
 from tests.docs.pages import ROOT
 
 Words = Sequence[str]
-# Programs of the shell and of the machine: nothing of the project can be wrong about them.
+# Programs of the shell and the system, whose arguments do not refer to the project.
 PLAIN = {"git", "cd", "mkdir", "rm", "apt-get", "openssl"}
 FOREIGN_MODULES = {"pip", "venv", "model_signing"}
 LOCUST_OPTIONS = {"--host"}  # of locust itself
@@ -26,7 +26,7 @@ MODULE_OPTION = 2  # python -m
 
 
 class _ParsedError(Exception):
-    """The command line was accepted; ``arguments`` is what the parser made of it."""
+    """The command line was accepted; ``arguments`` is the parser's result."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Keep the arguments."""
@@ -49,7 +49,7 @@ def check(words: Words) -> None:
 
 
 def load_main(module: str) -> Callable[[list[str]], Any]:
-    """The function ``main`` of what ``python -m module`` runs."""
+    """The function ``main`` of the module that ``python -m module`` runs."""
     found = importlib.import_module(module)
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{module}.__main__")
@@ -58,7 +58,7 @@ def load_main(module: str) -> Callable[[list[str]], Any]:
 
 
 def check_options(words: Words) -> None:
-    """Check module, command and the names of the options; values may be placeholders."""
+    """Check the module, the command and the option names; values may be placeholders."""
     if words[0] == "make":
         _check_make(words)
         return
@@ -78,7 +78,7 @@ def check_options(words: Words) -> None:
 
 @cache
 def help_text(module: str, command: tuple[str, ...]) -> str:
-    """What ``python -m module command --help`` prints."""
+    """The output of ``python -m module command --help``."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         load_main(module)([*command, "--help"])
@@ -203,7 +203,7 @@ def _check_docker(words: Words) -> None:
 
 
 def _check_cluster_tool(words: Words) -> None:
-    """Check files and folders that kubectl or helm is given."""
+    """Check the files and folders in kubectl's or helm's arguments."""
     for option, path in pairwise(words):
         if option in {"-k", "-f", "--values"}:
             assert (ROOT / path).exists(), path

@@ -1,4 +1,4 @@
-"""A folder in which the commands of the pages can run."""
+"""Fixture with a folder in which the commands of the documentation can run."""
 
 import shutil
 import sys

@@ -48,17 +48,17 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Page and line, for the name of a test."""
+        """Page and line, used as the test's name."""
         return f"{self.page}:{self.line}"
 
     def statements(self) -> list[str]:
-        """The lines of the shell, each joined with its continuations; without here-documents."""
+        """The shell statements, with continuation lines joined and here-documents removed."""
         text = HEREDOC.sub("", self.text).replace("\\\n", " ")
         lines = [line.strip() for line in text.splitlines()]
         return [line for line in lines if line and not line.startswith("#")]
 
     def heredocs(self) -> list[str]:
-        """The programs that are given to ``python -`` in here-documents."""
+        """The programs that here-documents pass to ``python -``."""
         return [match.group(2) for match in HEREDOC.finditer(self.text)]
 
 
@@ -101,7 +101,7 @@ def _markers_before(text: str) -> Iterator[tuple[str, str]]:
 
 
 def find_inline_commands(path: Path) -> list[list[str]]:
-    """The commands ``python -m …`` and ``make …`` that stand in a sentence or a table, as words."""
+    """The commands ``python -m …`` and ``make …`` in sentences and tables, split into words."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     commands = re.findall(r"`((?:\.venv/bin/)?(?:python -m|make) [^`]+)`", text)
     words = [shlex.split(command) for command in commands]
@@ -118,7 +118,7 @@ def find_links(path: Path) -> list[str]:
 
 
 def find_anchors(path: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """The anchors that GitHub generates for the headings of a page."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -1,4 +1,4 @@
-"""Every command of the README and docs/ exists, and runs unless its block says what it needs."""
+"""Every command of the README and docs/ exists, and runs unless its block states needs."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ LOCAL = re.compile(r"(https?://)?localhost:3000")
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 def test_every_command_of_a_block_exists(block: Block) -> None:
-    """Modules, options, targets, files, endpoints and profiles are there; needs are known ones."""
+    """Modules, options, targets, files, endpoints and profiles exist; needs are known ones."""
     assert block.needs <= NEEDS
     for statement in block.statements():
         for words in split_words(statement):
@@ -37,7 +37,7 @@ def test_every_command_of_a_block_exists(block: Block) -> None:
 def test_a_block_without_needs_runs(
     block: Block, workspace: Path, service_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its commands end with the status that the page says, in a folder with two small bundles."""
+    """In a folder with two small bundles, the commands end with the status the page states."""
     monkeypatch.chdir(workspace)
     *before, last = block.statements()
     for statement in before:
@@ -46,7 +46,7 @@ def test_a_block_without_needs_runs(
 
 
 def _run(statement: str, service_url: str) -> int:
-    """Run a command of this project in this process, and any other by the shell."""
+    """Run a command of this project in this process, and any other one in a shell."""
     (words, *further) = split_words(statement)
     if not further and words[0].endswith("python") and words[1] == "-m":
         return int(load_main(words[2])(words[3:]) or 0)
@@ -64,7 +64,7 @@ def _run(statement: str, service_url: str) -> int:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_a_sentence_exists(page: Path) -> None:
-    """Commands between backticks name modules, options and targets that are there."""
+    """Commands in backticks name existing modules, options and targets."""
     for words in find_inline_commands(page):
         check_options(words)
 
@@ -83,7 +83,7 @@ def test_every_command_in_a_sentence_exists(page: Path) -> None:
     ],
 )
 def test_a_command_that_does_not_exist_is_found(command: str) -> None:
-    """The checks refuse a wrong target, value, option, endpoint, profile and program."""
+    """The checks reject a wrong target, value, option, endpoint, profile or program."""
     with pytest.raises(AssertionError):
         check(split_words(command)[0])
 

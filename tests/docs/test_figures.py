@@ -1,4 +1,4 @@
-"""Figures of the pages that a command can give again in a moment."""
+"""Figures of the documentation that a command can reproduce quickly."""
 
 import json
 import re
@@ -12,7 +12,7 @@ COLUMNS = ("parameters", "multiply-adds")
 
 
 def _rows() -> set[tuple[str, str, str]]:
-    """Network, parameters and multiply-adds of every table that has both columns."""
+    """Network, parameters and multiply-adds of each row in tables with both columns."""
     found = set()
     for page in PAGES:
         for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
@@ -33,7 +33,7 @@ def _rows() -> set[tuple[str, str, str]]:
 def test_parameters_and_work_are_those_of_describe(
     network: str, parameters: str, multiply_adds: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each row of a table gives what `training describe` counts."""
+    """Each table row has the counts that `training describe` prints."""
     assert load_main("training")(["describe", network, "--json", "-"]) == 0
     total = json.loads(capsys.readouterr().out)["totals"]
     assert f"{total['parameters']:,}" == parameters

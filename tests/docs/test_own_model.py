@@ -1,4 +1,4 @@
-"""The commands of docs/your-own-model.md, run as they stand there; minutes."""
+"""The commands of docs/your-own-model.md, run exactly as written; this takes minutes."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def _bash(program: str, folder: Path) -> str:
 
 
 def test_the_page_leads_from_weights_to_verified_answers(workspace: Path) -> None:
-    """Both networks are exported, proven, served and loaded, one block after the other."""
+    """Both networks are exported, verified, served and load-tested, block by block."""
     later: list[Block] = []
     for block in find_blocks(PAGE):
         if SERVE in block.text:

@@ -1,4 +1,4 @@
-"""Links, anchors, pictures and the length of the pages."""
+"""Links, anchors, pictures and the length of the documentation pages."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ PICTURES = sorted((ROOT / "docs" / "images").iterdir())
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    """Files and pictures are there, and headings have the linked anchors."""
+    """Linked files and pictures exist, and headings have the linked anchors."""
     for link in find_links(page):
         file, _, anchor = link.partition("#")
         target = (page.parent / file).resolve() if file else page
@@ -26,7 +26,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    """docs/README.md, the README and llms.txt lead to each page of docs/."""
+    """docs/README.md, the README and llms.txt link to each page of docs/."""
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     for index in (ROOT / "docs" / "README.md", ROOT / "README.md", ROOT / "llms.txt"):
         linked = {Path(link.partition("#")[0]).name for link in find_links(index)}
@@ -34,7 +34,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_pages_that_the_code_names_are_there() -> None:
-    """Comments and messages name pages of docs/ that exist."""
+    """Pages of docs/ that comments and messages name exist."""
     command = ["git", "grep", "-hoE", r"docs/[a-z-]+\.md"]
     named = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert named
@@ -43,7 +43,7 @@ def test_pages_that_the_code_names_are_there() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    """It has at most 150 lines and 1,500 words, and a prediction before line 25."""
+    """It has at most 150 lines and 1,500 words, and shows a prediction before line 25."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
     assert len(text.split()) <= MOST_WORDS
@@ -53,7 +53,7 @@ def test_the_readme_stays_short() -> None:
 
 
 def test_the_version_is_the_newest_of_the_changelog() -> None:
-    """CHANGELOG.md keeps Unreleased first, and then the version of pyproject.toml with its date."""
+    """CHANGELOG.md lists Unreleased, then the version of pyproject.toml with its date."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     unreleased, newest, *_ = re.findall(r"^## \[(.+)$", text, re.MULTILINE)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -63,7 +63,7 @@ def test_the_version_is_the_newest_of_the_changelog() -> None:
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
 def test_a_picture_is_small_and_has_its_other_half(picture: Path) -> None:
-    """Each is under 200 KB, and there for light and for dark pages."""
+    """Each picture is under 200 KB and exists for light and for dark pages."""
     assert picture.stat().st_size < LARGEST_PICTURE_BYTES
     other = {"-light.": "-dark.", "-dark.": "-light."}
     (ending,) = (part for part in other if part in picture.name)

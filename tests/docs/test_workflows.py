@@ -1,4 +1,4 @@
-"""The workflows of GitHub Actions: pinned actions, and steps that can fail."""
+"""The GitHub Actions workflows: actions are pinned, and steps can fail."""
 
 import re
 
@@ -11,7 +11,7 @@ WORKFLOW = yaml.safe_load(TEXT)
 
 
 def test_every_action_is_pinned_by_commit() -> None:
-    """A tag can be moved to other code; a commit cannot. The tag stands beside it."""
+    """A tag can be moved to other code, a commit cannot. A comment states the tag."""
     used = re.findall(r"uses: (.+)", TEXT)
     assert used
     for action in used:
@@ -19,12 +19,12 @@ def test_every_action_is_pinned_by_commit() -> None:
 
 
 def test_a_command_before_a_pipe_can_fail_its_step() -> None:
-    """The shell is bash with pipefail, which GitHub Actions takes where it is named."""
+    """The shell is bash with pipefail, which GitHub Actions uses if bash is named."""
     assert WORKFLOW["defaults"]["run"]["shell"] == "bash"
 
 
 def test_a_slower_pull_request_fails() -> None:
-    """The performance gate compares with the pull request's base, strictly."""
+    """The performance gate compares with the pull request's base, with --strict."""
     steps = " ".join(step.get("run", "") for step in WORKFLOW["jobs"]["performance"]["steps"])
     assert "loadtest compare" in steps
     assert "--strict" in steps

@@ -1,4 +1,4 @@
-"""Points of made-up replicas, for tests of plans and simulations."""
+"""Hand-made points of replicas, for tests of plans and simulations."""
 
 from typing import Any
 
@@ -27,5 +27,5 @@ MADE = {
 
 
 def made_points(**changes: Any) -> Points:
-    """A replica that takes a millisecond for each request, one after the other."""
+    """The points of a replica that takes one millisecond per request and does not batch."""
     return Points.model_validate(MADE | changes)

@@ -1,4 +1,4 @@
-"""Load points made by hand, with figures that are known."""
+"""Hand-made load points with known figures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ BEGAN = "2026-01-02T03:04:05+00:00"
 
 
 def encoded(latencies_ms: Sequence[float]) -> str:
-    """A histogram of these as text."""
+    """Encode a histogram of these latencies as text."""
     histogram = new_histogram()
     for latency_ms in latencies_ms:
         histogram.record_value(round(1000 * latency_ms))
@@ -22,7 +22,7 @@ def encoded(latencies_ms: Sequence[float]) -> str:
 
 
 def sample(at_s: float, **known: Any) -> ServerSample:
-    """What a server says of a second under load; what is given differs."""
+    """A server's sample of one second under load, with the given fields changed."""
     said: dict[str, Any] = {
         "samples_per_s": 100.0,
         "requests_per_s": 100.0,
@@ -53,14 +53,14 @@ def point(
     """A load point of four seconds, each with these latencies in equal shares.
 
     Args:
-        rate: Requests offered a second.
-        latencies_ms: One answer each in every second.
-        invalid: Why it is.
-        samples: The server's; four of them if None.
-        price: Of an hour.
-        scenario: From the file.
-        tally: What was counted otherwise.
-        changes: Fields of the result.
+        rate: Offered requests per second.
+        latencies_ms: Latencies of the answers in each second.
+        invalid: Reasons why the point is INVALID; empty: it is valid.
+        samples: The server's samples; None: four default ones.
+        price: Price of the machine per hour.
+        scenario: Name of a scenario of the file.
+        tally: Changed fields of the tally.
+        changes: Changed fields of the result.
     """
     counted = Tally(
         **{
@@ -107,7 +107,7 @@ def point(
 
 
 def sweep_of(points: Sequence[Result], capacity: int | None) -> Sweep:
-    """A search that met these points."""
+    """A search for the capacity that measured these points."""
     return Sweep(
         slo_ms=20,
         ceiling_per_s=1000,

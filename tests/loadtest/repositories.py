@@ -1,11 +1,11 @@
-"""Git repositories to be compared and spoilt."""
+"""Git repositories for tests that compare or modify commits."""
 
 import subprocess
 from pathlib import Path
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says in that folder."""
+    """Run git in that folder and return its output."""
     command = ["git", "-c", "user.name=A", "-c", "user.email=a@b"]
     command += ["-c", "commit.gpgsign=false", *arguments]
     ran = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
@@ -13,12 +13,12 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def trees(repository: Path) -> int:
-    """How many working trees git knows there, the repository's own included."""
+    """The number of working trees of the repository, including its own."""
     return len(git(repository, "worktree", "list").splitlines())
 
 
 def small_repository(folder: Path) -> Path:
-    """A repository of one commit, with a file that is not committed and one that git ignores."""
+    """A repository with one commit, an uncommitted file, and a file that git ignores."""
     folder.mkdir()
     git(folder, "init", "--quiet")
     (folder / "first").write_text("committed")

@@ -1,4 +1,4 @@
-"""Writes a bundle whose model takes milliseconds a sample, for `python -m loadtest capacity`.
+"""Writes a bundle whose model takes milliseconds per sample, for `loadtest capacity`.
 
 python -m tests.loadtest.slow_bundle FOLDER
 """
@@ -12,7 +12,7 @@ from tests.service.made_bundles import make_slow_bundle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write FOLDER/slow and return 0."""
+    """Write the bundle FOLDER/slow and return 0."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.loadtest.slow_bundle", description=__doc__
     )

@@ -1,7 +1,7 @@
-"""A server of which everyone knows which latencies must be found: it takes its time, and stalls.
+"""A slow server that stalls once, so that the right latencies are known in advance.
 
-A generator that leaves out what it could not send during the stall (coordinated omission) finds too
-few long latencies.
+A generator that omits the requests it could not send during the stall (coordinated omission)
+measures too few long latencies.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from loadtest.measure.noop import ANSWER, Connection, noop_server, serve
 
 
 class SlowConnection(Connection):
-    """Answers one POST after the other; the stall holds back what would be answered within it."""
+    """Answers POSTs one after the other, and none during the stall."""
 
     given: ClassVar[argparse.Namespace]
     due: ClassVar[deque[tuple[float, asyncio.Transport]]] = deque()
@@ -27,7 +27,7 @@ class SlowConnection(Connection):
     free_s: ClassVar[float] = 0.0
 
     def answer_post(self) -> None:
-        """Answer when its turn has come."""
+        """Schedule the answer after those of earlier requests and after the stall."""
         cls, now_s = SlowConnection, time.monotonic()
         cls.first_s = cls.first_s or now_s
         cls.free_s = due_s = max(cls.free_s, now_s) + self.given.service_s
@@ -40,12 +40,12 @@ class SlowConnection(Connection):
 
     @classmethod
     async def answer_later(cls) -> None:
-        """Give the answers that became due; they become due in the order they came."""
+        """Write the answers when they are due, which is in the order of their requests."""
         while True:
             await cls.came.wait()
             while cls.due:
                 due_s, connection = cls.due.popleft()
-                # uvloop counts in milliseconds, so that a sleep can end a fraction of one early.
+                # uvloop's timers count whole milliseconds, so a sleep can end slightly early.
                 while (left_s := due_s - time.monotonic()) > 0:
                     await asyncio.sleep(left_s)
                 connection.write(ANSWER)
@@ -56,7 +56,7 @@ class SlowConnection(Connection):
 def slow_server(
     *, stall_at_s: float | None = None, stall_s: float = 1.5, service_s: float = 0.0
 ) -> Iterator[str]:
-    """The URL of one that stalls so long after the first POST, and takes so long for each."""
+    """Yield the URL of a server with ``service_s`` per POST and one stall of ``stall_s``."""
     options = [f"--stall-s={stall_s}", f"--service-s={service_s}"]
     if stall_at_s is not None:
         options.append(f"--stall-at-s={stall_at_s}")

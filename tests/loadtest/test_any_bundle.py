@@ -1,4 +1,4 @@
-"""Any bundle is loaded and judged from its manifest and golden samples alone."""
+"""The load test works with any bundle, using only its manifest and golden samples."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ NAMES = ("vectors", "text", "colours", "cnn")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles of a vector, of ids with their mask, of colour pictures, and of digits."""
+    """Bundles with vectors, with token ids and a mask, with RGB images, and with digits."""
     folder = tmp_path_factory.mktemp("any") / "bundles"
     make_vector_bundle(folder)
     make_text_bundle(folder)
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    """The real service of all these bundles."""
+    """The URL of the real service with all these bundles."""
     settings = {"INFERENCE_BUNDLES": str(folder), "INFERENCE_DEVICE": "cpu"}
     with running_service(folder.parent / "log", settings=settings) as found:
         yield found
@@ -44,7 +44,7 @@ def url(folder: Path) -> Iterator[str]:
 def test_each_form_is_answered_rightly_and_for_its_own_samples(
     name: str, form: Form, folder: Path, url: str
 ) -> None:
-    """Three samples a request; another request's answer is wrong, and so is one that is cut."""
+    """The right answer passes; a truncated one and another request's do not."""
     if form == "infer/raw" and name == "text":
         pytest.skip("two inputs have no bare form")
     expectations = Expectations(folder / name, 3, form)
@@ -58,7 +58,7 @@ def test_each_form_is_answered_rightly_and_for_its_own_samples(
 
 
 def _answer(name: str, version: str, outputs: dict[str, Any]) -> bytes:
-    """An answer of /models/NAME/predict."""
+    """The body of an answer of /models/NAME/predict."""
     said = {"model": name, "version": version, "variant": "onnx", "device": "cpu"}
     return json.dumps({**said, "outputs": outputs}).encode()
 
@@ -78,7 +78,7 @@ def _answer(name: str, version: str, outputs: dict[str, Any]) -> bytes:
 def test_values_are_held_to_the_tolerance_of_the_bundle(
     change: Any, complaint: str | None, folder: Path
 ) -> None:
-    """A rounding passes; a ten-thousandth, a swapped axis, NaN and another shape do not."""
+    """A rounding error passes; an error of 1e-4, a wrong order, NaN or a wrong shape fails."""
     expectations = Expectations(folder / "vectors", 2, "predict")
     (model,) = expectations.models
     y = change(model.eager["y"][:2].astype(np.float64))
@@ -89,7 +89,7 @@ def test_values_are_held_to_the_tolerance_of_the_bundle(
 
 
 def test_an_output_that_is_missing_is_wrong(folder: Path) -> None:
-    """An answer without the only output says nothing."""
+    """An answer without the model's only output is a wrong answer."""
     expectations = Expectations(folder / "vectors", 1, "predict")
     (model,) = expectations.models
     answer = _answer(model.name, model.version, {"z": [[1.0, 2.0]]})
@@ -97,7 +97,7 @@ def test_an_output_that_is_missing_is_wrong(folder: Path) -> None:
 
 
 def test_integers_must_be_equal(folder: Path, tmp_path: Path) -> None:
-    """Numbers of things have no rounding: one that is off by one is wrong."""
+    """Integer outputs have no tolerance: a value that is off by one is wrong."""
     bundle = shutil.copytree(folder / "vectors", tmp_path / "vectors")
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["outputs"][0]["datatype"] = "INT64"
@@ -117,7 +117,7 @@ def test_integers_must_be_equal(folder: Path, tmp_path: Path) -> None:
 
 
 def test_in_fewer_bits_noise_is_bounded(folder: Path) -> None:
-    """int8 is judged by its signal-to-noise ratio: noise passes, garbage does not."""
+    """int8 is judged by its signal-to-noise ratio: small noise passes, garbage fails."""
     expectations = Expectations(folder / "colours", 1, "predict")
     (model,) = expectations.models
     logits = model.eager["logits"][:1].astype(np.float64)
@@ -130,7 +130,7 @@ def test_in_fewer_bits_noise_is_bounded(folder: Path) -> None:
 
 
 def test_what_cannot_be_asked_says_what_can(folder: Path) -> None:
-    """Two inputs have no bare form, and only digits are pictures; another form is taken."""
+    """The error suggests a usable form for two inputs without a raw form and for non-images."""
     text, digits = Model(folder / "text"), Model(folder / "cnn")
     for form in ("infer/raw", "predict/image", "json"):
         with pytest.raises(PayloadError, match="take infer/binary"):
@@ -153,7 +153,7 @@ def _run(url: str, out: Path, bundles: list[Path], *further: str) -> list[dict[s
 def test_run_loads_any_bundle(
     scenario: str, name: str, folder: Path, url: str, tmp_path: Path
 ) -> None:
-    """A closed and an open loop, each answer verified; the endpoint is one that the model takes."""
+    """Closed and open loops verify each answer, at an endpoint that the model accepts."""
     rate = ["--rate", "100"] if scenario == "Server" else ["--users", "2"]
     (result,) = _run(url, tmp_path, [folder / name], "--scenario", scenario, *rate)
     assert result["requests"] > 20
@@ -161,7 +161,7 @@ def test_run_loads_any_bundle(
 
 
 def test_several_models_are_asked_in_one_run(folder: Path, url: str, tmp_path: Path) -> None:
-    """Their requests alternate, and all are answered rightly."""
+    """The models' requests alternate, and all answers are right."""
     bundles = [folder / name for name in NAMES]
     (result,) = _run(url, tmp_path, bundles, "--users", "2")
     assert result["model"] == "+".join(NAMES)
@@ -176,7 +176,7 @@ def test_several_models_are_asked_in_one_run(folder: Path, url: str, tmp_path: P
 def test_sweep_finds_the_capacity_of_a_foreign_network(
     folder: Path, url: str, tmp_path: Path
 ) -> None:
-    """A search over the model of ids and mask leaves its points, each verified."""
+    """A search over the text model writes its points, and all its answers are verified."""
     command = ["sweep", "--url", url, "--bundle", str(folder / "text"), "--out", str(tmp_path)]
     command += ["--duration", "0.5", "--warmup", "0.1", "--accept-invalid", "--slo-ms", "1000"]
     assert main(command) == 0
@@ -189,7 +189,7 @@ def test_sweep_finds_the_capacity_of_a_foreign_network(
 def test_a_planted_wrong_answer_of_a_foreign_network_fails(
     folder: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Golden answers off by one per cent: status 1, and which value is wrong."""
+    """Golden outputs that are off by 1% give status 1 and name the wrong output."""
     bundle = shutil.copytree(folder / "text", tmp_path / "text")
     with np.load(bundle / "golden.npz") as content:
         arrays = dict(content)

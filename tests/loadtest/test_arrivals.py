@@ -1,4 +1,4 @@
-"""Arrivals are drawn from a seed, climb as they are told to, or are those of a recorded trace."""
+"""Arrivals are drawn from a seed, follow a ramp, or are replayed from a recorded trace."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ MODELS = [SERVED_BUNDLES / "cnn", SERVED_BUNDLES / "mlp"]
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The service and its log, each line of which is JSON, each request a line."""
+    """The URL of the service, and its JSON log with one line for each request."""
     log = tmp_path_factory.mktemp("logged") / "log"
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
     settings |= {"INFERENCE_LOG_FORMAT": "json", "INFERENCE_ACCESS_LOG_SHARE": "1"}
@@ -36,13 +36,13 @@ def _times(seed: int, **changes: Any) -> list[float]:
 
 
 def test_the_same_seed_gives_the_same_arrivals() -> None:
-    """And another seed others; both have the rate."""
+    """Another seed gives other arrivals; both have the requested rate."""
     assert _times(1) == _times(1) != _times(2)
     assert len(_times(1)) == pytest.approx(2000, rel=0.1)
 
 
 def test_users_share_the_rate() -> None:
-    """Each of four has a quarter of it."""
+    """Each of four users sends a quarter of the rate."""
     scenario = load_scenario("Server", rate_per_s=100.0)
     counts = [len(list(drawn(scenario, 0.0, 20.0, users=4, seed=seed))) for seed in range(4)]
     assert sum(counts) == pytest.approx(2000, rel=0.1)
@@ -50,7 +50,7 @@ def test_users_share_the_rate() -> None:
 
 
 def test_a_rate_climbs_evenly() -> None:
-    """From 100 to 300 a second: a quarter of the time has as many as its mean rate says."""
+    """On a ramp from 100 to 300/s, each quarter of the time has the mean rate of that quarter."""
     times = _times(3, ramp_to_per_s=300.0)
     quarters = [sum(5 * i <= t < 5 * (i + 1) for t in times) for i in range(4)]
     for found, expected in zip(quarters, (625, 875, 1125, 1375), strict=True):
@@ -79,7 +79,7 @@ LOG = [
     ],
 )
 def test_a_trace_is_read_in_its_order(text: str, events: list[Event], tmp_path: Path) -> None:
-    """CSV, JSON lines and an access log; times count from the first request's arrival."""
+    """CSV, JSON lines and an access log are read; times count from the first arrival."""
     file = tmp_path / "trace"
     file.write_text(text)
     found = read_trace(file)
@@ -99,7 +99,7 @@ def test_a_trace_is_read_in_its_order(text: str, events: list[Event], tmp_path: 
     ],
 )
 def test_a_file_that_is_no_trace_is_refused(text: str, named: str, tmp_path: Path) -> None:
-    """The error names the request and the fields that are expected."""
+    """The error names the request and the expected fields."""
     file = tmp_path / "trace"
     file.write_text(text)
     with pytest.raises(TraceError, match=f"(?s){named}.*expected the fields time|{named}"):
@@ -107,7 +107,7 @@ def test_a_file_that_is_no_trace_is_refused(text: str, named: str, tmp_path: Pat
 
 
 def test_users_share_a_trace_and_its_speed(tmp_path: Path) -> None:
-    """Two users send every other request each, twice as fast, of the model and size it names."""
+    """Two users each send every other request, twice as fast, to the right model and size."""
     file = tmp_path / "trace.csv"
     file.write_text("time,model,samples\n0,cnn,1\n1,mlp,3\n2,cnn,1\n3,mlp,3\n")
     expectations = Expectations(MODELS, 1, "infer/binary")
@@ -134,7 +134,7 @@ def _run(url: str, out: Path, *further: str) -> dict[str, Any]:
 
 
 def test_a_recorded_access_log_is_replayed(logged: tuple[str, Path], tmp_path: Path) -> None:
-    """What the service logged of ten requests to two models is sent again, twice as fast."""
+    """Ten logged requests to two models are sent again, twice as fast."""
     url, log = logged
     for number in range(10):
         request = Expectations(MODELS[number % 2], 1, "infer/raw").requests[number]
@@ -152,7 +152,7 @@ def test_a_recorded_access_log_is_replayed(logged: tuple[str, Path], tmp_path: P
 def test_a_trace_decides_how_many_samples_are_sent(
     logged: tuple[str, Path], tmp_path: Path
 ) -> None:
-    """Forty requests of five samples in two seconds, by two processes: 200 samples."""
+    """Two processes send 40 requests of five samples in two seconds: 200 samples."""
     trace = tmp_path / "trace.csv"
     rows = [f"{0.05 * i},{'cnn' if i % 2 else 'mlp'},5" for i in range(40)]
     trace.write_text("time,model,samples\n" + "\n".join(rows) + "\n")
@@ -165,7 +165,7 @@ def test_a_trace_decides_how_many_samples_are_sent(
 def test_clients_that_hang_up_are_counted_beside_the_load(
     logged: tuple[str, Path], tmp_path: Path
 ) -> None:
-    """About half of the requests; the others are right; what was computed in vain is told."""
+    """Half of the clients hang up; other answers are right; wasted samples are reported."""
     further = ["--scenario", "HangUps", "--hang-up-share", "0.5", "--rate", "100"]
     further += ["--samples-per-request", "8", "--duration", "3", "--warmup", "0.5"]
     result = _run(logged[0], tmp_path, *further)
@@ -179,7 +179,7 @@ def test_clients_that_hang_up_are_counted_beside_the_load(
 
 
 def test_each_request_may_open_a_connection(logged: tuple[str, Path], tmp_path: Path) -> None:
-    """Churn: every answer is right, and each came over a connection of its own."""
+    """With Churn, every answer is right and every request uses a new connection."""
     _, log = logged
     before = len(_clients(log))
     result = _run(logged[0], tmp_path, "--scenario", "Churn", "--duration", "1", "--warmup", "0.2")
@@ -189,23 +189,23 @@ def test_each_request_may_open_a_connection(logged: tuple[str, Path], tmp_path: 
 
 
 def _clients(log: Path) -> set[str]:
-    """The addresses and ports that sent a request to a model."""
+    """The client addresses and ports of requests to a model."""
     return {line["client"] for line in _requests(log)}
 
 
 def _requests(log: Path) -> list[dict[str, Any]]:
-    """What the log says of the requests to a model."""
+    """The log lines of requests to a model."""
     return [line for line in map(json.loads, _lines(log)) if line.get("model")]
 
 
 def _lines(log: Path) -> list[str]:
-    """The whole lines of the log that are JSON."""
+    """The complete lines of the log that are JSON."""
     lines = log.read_text().splitlines(keepends=True)
     return [line for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 def test_slow_clients_hold_nobody_up(logged: tuple[str, Path], tmp_path: Path) -> None:
-    """Ten that send a byte each millisecond: they are answered, and so is the load."""
+    """Ten clients that send one byte per millisecond get answers, as does the load."""
     further = ["--scenario", "SlowClients", "--slow-clients", "10", "--rate", "50"]
     command = ["--duration", "4", "--warmup", "0.2", "--endpoint", "infer/raw"]
     bundle = str(MODELS[0])

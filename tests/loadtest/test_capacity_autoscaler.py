@@ -1,4 +1,4 @@
-"""The autoscaler's rule is Kubernetes', and the fluid model agrees with the simulated requests."""
+"""The autoscaler follows Kubernetes' rule, and the fluid model agrees with the simulation."""
 
 from itertools import pairwise
 
@@ -20,24 +20,24 @@ def _autoscaler(most: int = 1000) -> Autoscaler:
 @pytest.mark.parametrize(
     ("ready", "total", "busy", "waiting", "wanted"),
     [
-        (10, 10, 0.70, 0, 10),  # as busy as it should be
+        (10, 10, 0.70, 0, 10),  # exactly at the target
         (10, 10, 0.76, 0, 10),  # within the tolerance of a tenth
         (10, 10, 0.84, 0, 12),  # 10 * 0.84 / 0.7
-        (10, 10, 0.84, 10 * 128, 20),  # twice the samples that should wait: the larger wins
+        (10, 10, 0.84, 10 * 128, 20),  # twice the target of waiting samples: the larger wins
         (10, 14, 0.84, 0, 14),  # four are starting already
-        (10, 10, 0.10, 0, 10),  # none is taken away
-        (10, 10, 1.00, 10 * 640, 50),  # at most so many
+        (10, 10, 0.10, 0, 10),  # no replica is removed
+        (10, 10, 1.00, 10 * 640, 50),  # limited by the maximum
     ],
 )
 def test_the_rule_asks_for_what_kubernetes_asks_for(
     ready: int, total: int, busy: float, waiting: float, wanted: int
 ) -> None:
-    """Ready replicas times the value over its target, rounded up; the larger of both metrics."""
+    """Replicas are ready * value / target, rounded up, for the larger of both metrics."""
     assert _autoscaler(most=50).wanted(ready, total, busy, waiting) == wanted
 
 
 def test_the_policy_doubles_or_adds_two() -> None:
-    """Whatever is more, of the replicas that there were a period before."""
+    """The policy allows the larger of both, relative to the replicas of a period ago."""
     assert [_autoscaler().allowed(before) for before in (1, 2, 3, 100)] == [3, 4, 6, 200]
 
 
@@ -49,14 +49,14 @@ def _follow(factor: float, replicas: int, seconds: float, most: int = 1000) -> l
 
 
 def test_a_steady_load_is_left_alone() -> None:
-    """Below its target nothing is started, refused or waiting."""
+    """Below the target no replica is started and no request is refused or waits."""
     steps = _follow(1.0, 10, 120)
     assert {step.total for step in steps} == {10}
     assert max(step.delay_s for step in steps) == 0
 
 
 def test_a_step_of_ten_times_is_followed_within_the_policys_bounds() -> None:
-    """Replicas double every 30 s at most, and in the end nothing is refused; none is too many."""
+    """Replicas at most double every 30 s; in the end none is superfluous and nothing refused."""
     steps = _follow(10.0, 10, 300)
     totals = {step.at_s: step.total for step in steps}
     for at_s, total in totals.items():
@@ -72,14 +72,14 @@ def test_a_step_of_ten_times_is_followed_within_the_policys_bounds() -> None:
 
 
 def test_the_most_replicas_are_a_bound() -> None:
-    """Where they do not suffice, requests are refused until the end."""
+    """If the maximum does not suffice, requests are refused until the end."""
     steps = _follow(10.0, 10, 200, most=30)
     assert max(step.total for step in steps) == 30
     assert steps[-1].refused_per_s > 0
 
 
 def test_amounts_are_kept() -> None:
-    """What arrived was answered or refused, or still waits."""
+    """Every request that arrived was answered or refused, or still waits."""
     steps = _follow(10.0, 10, 100)
     arrived, answered, refused = (
         sum(getattr(step, name) for step in steps) * 0.25
@@ -89,7 +89,7 @@ def test_amounts_are_kept() -> None:
 
 
 def test_the_fluid_model_agrees_with_simulated_requests() -> None:
-    """With the same replicas at the same times: answered and refused within 3% of all."""
+    """With the same replicas over time, answered and refused shares agree within 3%."""
     steps, seconds = _follow(10.0, 4, 90), 90.0
     joins = [
         (step.at_s, step.ready - before.ready)

@@ -1,4 +1,4 @@
-"""Real replicas: what is measured of one, and the proxy's configuration in front of two."""
+"""The points measured of a real replica, and the configuration of a proxy with two."""
 
 import json
 import os
@@ -36,14 +36,14 @@ EARLY_S = 0.002  # uvloop ends a sleep up to 1.2 ms early
 
 @pytest.fixture(scope="module")
 def expectations() -> Expectations:
-    """Requests of four samples."""
+    """Expectations for requests of four samples."""
     return Expectations(CNN, 4, "infer/raw")
 
 
 def test_answers_are_verified_and_say_what_they_took(
     service_url: str, expectations: Expectations
 ) -> None:
-    """In turn each is a batch of its own; latency holds the times that the service names."""
+    """In turn, each request is its own batch; latency includes the service's reported times."""
     timings = send_in_turn(service_url, expectations, 30)
     assert len(timings) == 30
     assert {timing.batch_samples for timing in timings} == {4}
@@ -52,7 +52,7 @@ def test_answers_are_verified_and_say_what_they_took(
 
 
 def test_requests_are_sent_when_they_are_due(service_url: str, expectations: Expectations) -> None:
-    """Not before, but for the early end of uvloop's timers, and those due at once together."""
+    """No request is early, except by uvloop's timer error; simultaneous ones go out together."""
     timings = send_at(service_url, expectations, [0.1, 0.1, 0.1, 0.3])
     sent_s = [timing.sent_s for timing in timings]
     assert sent_s[0] >= 0.1 - EARLY_S
@@ -60,7 +60,7 @@ def test_requests_are_sent_when_they_are_due(service_url: str, expectations: Exp
 
 
 def test_a_wrong_answer_ends_the_measurement(service_url: str) -> None:
-    """Another model's golden samples are not what this one answers."""
+    """Another model's answers do not match the golden samples, so the client raises."""
     expectations = Expectations(CNN, 1, "infer/raw")
     for request in expectations.requests:
         request.path = request.path.replace("/cnn/", "/mlp/")
@@ -69,14 +69,14 @@ def test_a_wrong_answer_ends_the_measurement(service_url: str) -> None:
 
 
 def test_a_server_without_the_header_is_named(expectations: Expectations) -> None:
-    """The no-op server answers 200 and nothing that could be used."""
+    """The no-op server's answers lack the timing header, so the client raises."""
     with noop_server() as url, pytest.raises(ClientError):
         send_in_turn(url, expectations, 1)
 
 
 @needs_haproxy
 def test_the_points_of_a_real_replica_are_measured(tmp_path: Path) -> None:
-    """They load again, are of the model that was asked, and every time is a possible one."""
+    """The file of points can be loaded, names the model, and has plausible times."""
     out = tmp_path / "points.json"
     command = ["capacity", "measure", "--bundle", str(CNN), "--samples-per-request", "4"]
     assert main([*command, "--requests", "40", "--rate", "40", "--out", str(out)]) == 0
@@ -96,13 +96,13 @@ def test_the_points_of_a_real_replica_are_measured(tmp_path: Path) -> None:
 def test_the_adapted_proxy_reaches_every_replica(
     service_url: str, expectations: Expectations, tmp_path: Path
 ) -> None:
-    """HAProxy takes the configuration; answers through it are right."""
+    """HAProxy accepts the configuration, and answers through it are right."""
     with running_proxy(tmp_path, [service_url, service_url], "round-robin") as url:
         assert len(send_in_turn(url, expectations, 10)) == 10
 
 
 def test_only_addresses_and_the_policy_are_changed() -> None:
-    """All other lines are those that are deployed; a file that is not as expected is refused."""
+    """All other lines are unchanged; an unexpected configuration file is refused."""
     text = CONFIGURATION.read_text()
     adapted = adapt(text, 8123, ["127.0.0.1:1", "127.0.0.1:2"], "round-robin")
     gone = set(text.splitlines()) - set(adapted.splitlines())
@@ -126,7 +126,7 @@ def test_only_addresses_and_the_policy_are_changed() -> None:
 
 
 def test_a_simulation_of_itself_has_no_error() -> None:
-    """What the simulation "measured" is simulated with a ratio of one; twice that with a half."""
+    """Simulated measurements give a ratio of 1; doubled latencies give a ratio of 0.5."""
     points = made_points(fixed_ms=2.0, max_batch_samples=8)
     arrived = poisson_arrivals(300, 20, seed=1)
     outcome = simulate(points, arrived, replicas=2, policy="least-loaded", seed=1)
@@ -145,7 +145,7 @@ def test_a_simulation_of_itself_has_no_error() -> None:
 def test_the_simulation_is_held_against_two_real_replicas(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each policy at each share; whether it is valid depends on what else the machine does."""
+    """Each policy is compared at each share; the validity depends on the machine's other work."""
     points, out = tmp_path / "points.json", tmp_path / "check.json"
     points.write_text(made_points(model="cnn", samples_per_request=4).model_dump_json())
     command = ["capacity", "check", str(points), "--bundle", str(CNN), "--json", str(out)]
@@ -160,7 +160,7 @@ def test_the_simulation_is_held_against_two_real_replicas(
 
 
 def test_work_of_other_processes_is_counted(service_url: str) -> None:
-    """A process that computes all the time takes its share, however busy the machine is."""
+    """A busy process counts as other work, however busy the machine is."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         with watch([service_url]) as disturbed:
             time.sleep(1.0)
@@ -169,7 +169,7 @@ def test_work_of_other_processes_is_counted(service_url: str) -> None:
 
 
 def test_our_own_work_is_not_counted(service_url: str) -> None:
-    """What this process computes is in the machine's use, and not in that of others."""
+    """CPU time of this process counts for the machine, but not as other work."""
 
     def busy_s() -> float:
         times = psutil.cpu_times()
@@ -184,7 +184,7 @@ def test_our_own_work_is_not_counted(service_url: str) -> None:
 
 
 def test_a_sweep_without_a_valid_capacity_is_refused(tmp_path: Path) -> None:
-    """As is a file that is none."""
+    """A file that is not a sweep's is refused too."""
     path = tmp_path / "sweep.json"
     content = (
         '{"slo_ms": 20, "ceiling_per_s": 1, "closed_loop_per_s": 1, "points": [], "capacity": null}'

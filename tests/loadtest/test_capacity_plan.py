@@ -1,4 +1,4 @@
-"""A plan keeps the SLO when nodes are lost, names what saturates, and guesses nothing."""
+"""A plan keeps the SLO when nodes are lost, names bottlenecks, and needs measured points."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def _changed(**changes: float) -> Demand:
 
 
 def test_the_replicas_that_are_needed_are_left_when_a_node_is_lost() -> None:
-    """1,000 requests/s, 100 of each replica: four nodes have three or four, and ten are left."""
+    """At 1,000/s and 100/s per replica, four nodes with 14 replicas keep ten after a loss."""
     found = plan(made_points(), DEMAND)
     assert (found.needed, found.per_node, found.nodes) == (10, 4, 4)
     assert found.replicas == 14  # 4, 4, 3, 3: without one of the fuller nodes ten are left
@@ -38,7 +38,7 @@ def test_the_replicas_that_are_needed_are_left_when_a_node_is_lost() -> None:
 @pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("cores", [1, 3, 16])
 def test_no_loss_leaves_too_few_and_no_node_is_overfull(rate: int, lost: int, cores: int) -> None:
-    """Spread evenly, whichever nodes are lost; with one replica less too few would be left."""
+    """Enough replicas are left whichever nodes are lost; one replica less would not do."""
     found = plan(
         made_points(),
         _changed(rate_per_s=rate, lost_nodes=lost, node_cores=cores, node_memory_mib=1e6),
@@ -57,7 +57,7 @@ def test_no_loss_leaves_too_few_and_no_node_is_overfull(rate: int, lost: int, co
 
 
 def test_memory_bounds_the_replicas_of_a_node_too() -> None:
-    """Two of 300 MiB fit in 700 MiB, whatever the cores."""
+    """Two replicas of 300 MiB fit into 700 MiB, however many cores there are."""
     assert plan(made_points(), _changed(node_memory_mib=700)).per_node == 2
 
 
@@ -66,7 +66,7 @@ def _ends(found: Plan) -> dict[str, float | None]:
 
 
 def test_each_resource_ends_where_arithmetic_says() -> None:
-    """With the ten replicas and three nodes that are left; the first to saturate stands first."""
+    """Limits are those of ten replicas and three nodes, sorted by which saturates first."""
     points = made_points(request_ms=0.25, proxy_ms=0.1)
     ends = _ends(plan(points, DEMAND))
     assert ends == pytest.approx(
@@ -85,7 +85,7 @@ def test_each_resource_ends_where_arithmetic_says() -> None:
 
 
 def test_another_bottleneck_is_named_first() -> None:
-    """A thin link saturates before the replicas do."""
+    """A slow link saturates before the replicas do."""
     found = plan(made_points(), _changed(link_mbit_per_s=1))
     assert [resource.name for resource in found.overused] == ["nodes' network"]
     table = plan_table(made_points(), _changed(link_mbit_per_s=1), found)
@@ -94,7 +94,7 @@ def test_another_bottleneck_is_named_first() -> None:
 
 
 def test_what_was_not_measured_is_not_guessed() -> None:
-    """No proxy: its row says so. No rate at the SLO, or one of another SLO: no plan."""
+    """An unmeasured proxy is listed as such; without a rate at this SLO there is no plan."""
     found = plan(made_points(proxy_ms=None), DEMAND)
     assert found.resources[-1].ends_at_per_s is None
     table = plan_table(made_points(proxy_ms=None), DEMAND, found)
@@ -109,7 +109,7 @@ def test_what_was_not_measured_is_not_guessed() -> None:
 
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_a_missing_point_is_named_and_never_filled_in(name: str, tmp_path: Path) -> None:
-    """Every field is required, those that may be null too."""
+    """Every field is required, including those that may be null."""
     path = tmp_path / "points.json"
     path.write_text(json.dumps({key: value for key, value in MADE.items() if key != name}))
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_a_missing_point_is_named_and_never_filled_in(name: str, tmp_path: Path)
 def test_the_command_prints_the_plan_and_refuses_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 0 and a table; 1 if it does not suffice; 2 and the reason; JSON too."""
+    """Status 0 with a table, 1 if resources do not suffice, 2 with a reason; also as JSON."""
     path, out = tmp_path / "points.json", tmp_path / "plan.json"
     path.write_text(made_points().model_dump_json())
     command = ["capacity", "plan", str(path), "--rate", "1000", "--node-cores", "4"]
@@ -137,7 +137,7 @@ def test_the_command_prints_the_plan_and_refuses_in_words(
 
 
 def test_a_fit_finds_the_line_and_no_negative_time() -> None:
-    """Exact on a line; through the origin or flat where a term would be negative."""
+    """The fit is exact on a line; a term that would be negative becomes zero."""
     assert fit({n: [0.5 + 0.25 * n] for n in (1, 8, 64)}) == pytest.approx((0.5, 0.25))
     fixed_ms, sample_ms = fit({n: [0.25 * n - 0.02] for n in (1, 8, 64)})
     assert fixed_ms == 0
@@ -150,12 +150,12 @@ def test_a_fit_finds_the_line_and_no_negative_time() -> None:
 
 
 def test_quantiles_are_evenly_spaced() -> None:
-    """From the least value to the largest."""
+    """The quantiles range from the smallest to the largest value."""
     assert quantiles([4.0, 0.0, 2.0], 5) == [0, 1, 2, 3, 4]
 
 
 def test_a_full_batch_bounds_the_rate() -> None:
-    """Of 64 samples in requests of 30 two fit; their mean time counts, with its scatter."""
+    """A batch of 64 samples holds two requests of 30; the rate uses its mean scattered time."""
     points = made_points(
         fixed_ms=4.0,
         samples_per_request=30,
@@ -172,7 +172,7 @@ def test_a_full_batch_bounds_the_rate() -> None:
 def test_simulate_and_scale_print_what_came_of_the_requests(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each policy, and before and after a loss; replicas over time; too many lost are refused."""
+    """Both commands print their results; losing too many replicas is refused."""
     path = tmp_path / "points.json"
     path.write_text(made_points(max_batch_samples=8).model_dump_json())
     command = ["capacity", "simulate", str(path), "--replicas", "3", "--rate", "900"]

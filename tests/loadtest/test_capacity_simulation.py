@@ -1,4 +1,4 @@
-"""The simulation agrees with closed forms, loses no request, and repeats itself."""
+"""The simulation agrees with closed-form results, loses no request, and is reproducible."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ BATCHING = {"fixed_ms": 2.0, "sample_ms": 1.0, "request_ms": 0.5, "max_batch_sam
 
 @pytest.mark.parametrize("busy", [0.3, 0.7, 0.9])
 def test_a_replica_of_fixed_times_waits_as_an_m_d_1_queue_does(busy: float) -> None:
-    """The mean latency is s + s * busy / (2 (1 - busy)), within 3%; the core is busy as offered."""
+    """The mean latency is s + s * busy / (2 (1 - busy)) within 3%; busy is as offered."""
     arrived = poisson_arrivals(1000 * busy, 400, seed=1)
     found = simulate(made_points(), arrived, replicas=1, policy="round-robin", seed=1)
     expected = 1 + busy / (2 * (1 - busy))
@@ -34,7 +34,7 @@ def test_a_replica_of_fixed_times_waits_as_an_m_d_1_queue_does(busy: float) -> N
 
 @pytest.mark.parametrize("busy", [0.3, 0.7])
 def test_exponential_times_give_the_latencies_of_an_m_m_1_queue(busy: float) -> None:
-    """Mean s / (1 - busy), and ln 100 of that at the 99th percentile, within 4%."""
+    """The mean is s / (1 - busy) and p99 is ln 100 times the mean, both within 4%."""
     points = made_points(scatter={1: EXPONENTIAL})
     arrived = poisson_arrivals(1000 * busy, 800, seed=2)
     found = simulate(points, arrived, replicas=1, policy="least-loaded", seed=2)
@@ -44,7 +44,7 @@ def test_exponential_times_give_the_latencies_of_an_m_m_1_queue(busy: float) -> 
 
 
 def test_two_replicas_and_the_least_loaded_one_are_nearly_an_m_m_2_queue() -> None:
-    """A little slower than one queue for both, for a request that was sent cannot change sides."""
+    """Two queues are slightly slower than a shared one, as requests cannot change queues."""
     busy = 0.7
     points = made_points(scatter={1: EXPONENTIAL})
     arrived = poisson_arrivals(2000 * busy, 400, seed=3)
@@ -54,18 +54,18 @@ def test_two_replicas_and_the_least_loaded_one_are_nearly_an_m_m_2_queue() -> No
 
 
 def test_a_batch_takes_all_that_came_while_the_one_before_ran() -> None:
-    """By hand: batches of one, of two, and of the eight that fit, with the other two after them."""
+    """Computed by hand: batches of one, of two, of the maximum of eight, and of two."""
     points = made_points(**BATCHING, path_ms=[0.25])
     arrived = np.array([0.0, 1.0, 2.0, *[4.0] * 10]) / 1000
     found = simulate(points, arrived, replicas=1, policy="round-robin", seed=0)
-    # 3.5 ms for the first; 5 for the next two, till 8.5; 14 for eight, till 22.5; 5 for the last.
+    # 3.5 ms for the first; 5 for two, until 8.5; 14 for eight, until 22.5; 5 for the last two.
     ends = np.array([3.5, 8.5, 8.5, *[22.5] * 8, *[27.5] * 2])
     assert found.latency_ms == pytest.approx(ends - arrived * 1000 + 0.25)
     assert found.batch_requests == pytest.approx((1 + 2 * 2 + 8 * 8 + 2 * 2) / 13)
 
 
 def test_requests_of_several_samples_fill_batches_and_queues_by_samples() -> None:
-    """Of six requests of four samples one runs, two wait, three are refused by a queue of eight."""
+    """With a queue of 8 samples and requests of 4, one runs, two wait and three are refused."""
     points = made_points(**BATCHING | {"max_queue_samples": 8}, samples_per_request=4)
     found = simulate(points, np.zeros(6), replicas=1, policy="round-robin", seed=0)
     assert found.fate.tolist() == [ANSWERED] * 3 + [REFUSED] * 3
@@ -76,7 +76,7 @@ def test_requests_of_several_samples_fill_batches_and_queues_by_samples() -> Non
 @pytest.mark.parametrize("proxies", [1, 3])
 @pytest.mark.parametrize("share", [0.5, 0.95, 1.5])
 def test_every_request_is_answered_or_refused(policy: Policy, proxies: int, share: float) -> None:
-    """Whatever is offered; none is faster than a batch of its own or slower than a full queue."""
+    """Latencies lie between those of a batch of one request and of a full queue."""
     points = made_points(**BATCHING, max_queue_samples=32)
     arrived = poisson_arrivals(share * 5 * points.most_per_s, 20, seed=4)
     found = simulate(points, arrived, replicas=5, policy=policy, seed=4, proxies=proxies)
@@ -93,7 +93,7 @@ def test_every_request_is_answered_or_refused(policy: Policy, proxies: int, shar
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_more_replicas_never_slow_the_tail(policy: Policy) -> None:
-    """For the same arrivals, within 2%."""
+    """The tail latency does not grow for the same arrivals, within 2%."""
     points = made_points(**BATCHING)
     arrived = poisson_arrivals(0.9 * points.most_per_s, 60, seed=5)
     tails = [
@@ -105,7 +105,7 @@ def test_more_replicas_never_slow_the_tail(policy: Policy) -> None:
 
 
 def test_the_least_loaded_replica_has_the_shorter_tail() -> None:
-    """Where times scatter, the balancer that knows who is busy is clearly the faster one."""
+    """If batch times vary, balancing by load has a clearly shorter tail."""
     points = made_points(scatter={1: EXPONENTIAL})
     arrived = poisson_arrivals(8 * 700, 60, seed=6)
     tails = {
@@ -116,7 +116,7 @@ def test_the_least_loaded_replica_has_the_shorter_tail() -> None:
 
 
 def test_a_seed_gives_the_same_outcome_again() -> None:
-    """And another one another."""
+    """The same seed gives the same outcome, and another seed another one."""
     points = made_points(scatter={1: EXPONENTIAL}, path_ms=[0.0, 1.0])
     arrived = poisson_arrivals(1500, 5, seed=7)
     assert np.array_equal(arrived, poisson_arrivals(1500, 5, seed=7))
@@ -130,7 +130,7 @@ def test_a_seed_gives_the_same_outcome_again() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_lost_replica_loses_what_it_had_and_delays_what_is_sent_to_it(policy: Policy) -> None:
-    """Until it is noticed; then the others carry the load, and nothing is lost any more."""
+    """Requests are delayed until the loss is detected; after that none is lost or delayed."""
     points = made_points(**BATCHING)
     arrived = poisson_arrivals(0.5 * 4 * points.most_per_s, 20, seed=9)
     loss = Loss(at_s=10, replicas=1, detect_s=1.5, connect_s=1.0)
@@ -139,7 +139,7 @@ def test_a_lost_replica_loses_what_it_had_and_delays_what_is_sent_to_it(policy: 
     assert found.count(LOST) + found.count(ANSWERED) == len(arrived)
     assert found.percentile_ms(99, 0, 9.9) < 50
     assert found.percentile_ms(100, 10, 11.5) > 1000
-    # A proxy that counts unanswered requests sends hardly any to a replica that answers none.
+    # A proxy that counts unanswered requests sends few to a replica that does not answer.
     assert (found.percentile_ms(99, 10, 11.5) > 1000) == (policy == "round-robin")
     assert found.percentile_ms(99, 12.6) < 50
     lost = found.arrived_s[found.fate == LOST]
@@ -148,7 +148,7 @@ def test_a_lost_replica_loses_what_it_had_and_delays_what_is_sent_to_it(policy: 
 
 
 def test_at_least_one_replica_stays() -> None:
-    """A simulation that could never end is refused."""
+    """A simulation without remaining replicas, which would never end, is refused."""
     loss = Loss(at_s=1, replicas=2, detect_s=1, connect_s=1)
     with pytest.raises(SimulationError, match="of 2 replicas none would be left"):
         simulate(
@@ -158,7 +158,7 @@ def test_at_least_one_replica_stays() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_replicas_that_join_take_their_share(policy: Policy) -> None:
-    """An overloaded replica refuses; with two more nothing is refused once the queue is empty."""
+    """An overloaded replica refuses; after two more join and the queue drains, none does."""
     points = made_points(**BATCHING, max_queue_samples=64)
     arrived = poisson_arrivals(1.5 * points.most_per_s, 20, seed=10)
     found = simulate(points, arrived, replicas=1, policy=policy, seed=10, joins=[(10, 2)])

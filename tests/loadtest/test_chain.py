@@ -1,4 +1,4 @@
-"""The demo's last step: serve, ask, load and report what training and export left."""
+"""The demo serves, queries and load-tests the models, and reports their training and export."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ DIGIT = Path(__file__).parent.parent / "service" / "digit.png"
 def test_the_demo_ends_with_a_table_and_a_page(
     bundles: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both models are served, asked and loaded; the page holds every picture and no link out."""
+    """Both models are served and loaded; the page embeds all pictures and has no links."""
     command = ["demo", "--bundles", str(bundles), "--checkpoints", str(checkpoints)]
     command += ["--out", str(tmp_path), "--image", str(DIGIT), "--duration", "1"]
     assert main(command) == 0
@@ -30,14 +30,14 @@ def test_the_demo_ends_with_a_table_and_a_page(
 def test_without_bundles_the_demo_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An empty folder is status 2 and the command that fills it."""
+    """An empty folder gives status 2 and names the command that creates bundles."""
     command = ["demo", "--bundles", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(command) == 2
     assert "make bundles" in capsys.readouterr().err
 
 
 def test_a_table_for_the_terminal_lines_up() -> None:
-    """Names stand to the left, figures to the right, under their heads."""
+    """Names are left-aligned and figures right-aligned under their column headers."""
     assert text_table(["model", "n"], [["a", "10"], ["long name", "7"]]).splitlines() == [
         "model       n",
         "---------  --",

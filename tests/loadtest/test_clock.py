@@ -1,4 +1,4 @@
-"""A waiter returns when the moment has come, not before, and lets other work go on."""
+"""A waiter returns once the moment has come, never before, and lets other greenlets run."""
 
 import sys
 import time
@@ -14,14 +14,14 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux'
 
 @pytest.fixture(params=[pytest.param(TimerFile, marks=on_linux), Waiter])
 def clock(request: pytest.FixtureRequest) -> Iterator[Waiter]:
-    """Each kind."""
+    """Each kind of waiter."""
     made: Waiter = request.param()
     yield made
     made.close()
 
 
 def test_it_never_returns_early(clock: Waiter) -> None:
-    """A hundred moments, some closer to each other than a sleep can tell apart."""
+    """A hundred moments are waited for, some closer together than a sleep can resolve."""
     for number in range(100):
         moment_s = time.perf_counter() + (number % 10) * 0.0004 + 0.0001
         clock.until(moment_s)
@@ -29,13 +29,13 @@ def test_it_never_returns_early(clock: Waiter) -> None:
 
 
 def test_a_moment_that_has_passed_is_not_waited_for(clock: Waiter) -> None:
-    """A dispatcher that is late must not lose more time, nor wait for ever."""
+    """A late dispatcher must neither lose more time nor wait forever."""
     with gevent.Timeout(5):
         clock.until(time.perf_counter() - 1)
 
 
 def test_other_greenlets_run_meanwhile(clock: Waiter) -> None:
-    """The answers of earlier requests are read while the next one is waited for."""
+    """Answers to earlier requests are read while the next moment is awaited."""
     turns = 0
 
     def work() -> None:
@@ -52,7 +52,7 @@ def test_other_greenlets_run_meanwhile(clock: Waiter) -> None:
 
 @on_linux
 def test_the_last_nanosecond_of_a_second_is_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A moment whose nanoseconds round up to a whole second is one that Linux takes."""
+    """Linux accepts a moment whose nanoseconds round up to a whole second."""
     clock = TimerFile()
     with gevent.Timeout(5):
         clock.until(1 - 1e-10)
@@ -61,7 +61,7 @@ def test_the_last_nanosecond_of_a_second_is_a_moment(monkeypatch: pytest.MonkeyP
 
 @on_linux
 def test_linux_has_the_exact_one_and_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system says is an error in words, not a wait that never ends."""
+    """A system error raises OSError with its text, instead of waiting forever."""
     exact = waiter()
     assert isinstance(exact, TimerFile)
     exact.close()

@@ -1,4 +1,4 @@
-"""The rule on made-up ratios, the order of turns, trees that vanish; and real commits compared."""
+"""The regression rule, the order of turns, the worktrees, and comparisons of real commits."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ from tests.tiny import SERVED_BUNDLES
 BUNDLE = SERVED_BUNDLES / "cnn"
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 QUIET = Interval(1.0, 0.99, 1.01)
-# What a commit may do to batches, behind the proof of its models; whatever else batcher.py holds.
+# Code that a commit may add to batcher.py, which takes effect after the models were verified.
 PLANTED = """
 
 _made = Batcher.__init__
@@ -63,7 +63,7 @@ WRONG = "return {name: np.roll(array, 1, axis=-1) for name, array in predict(inp
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """This repository's last commit, to be spoilt."""
+    """A clone of this repository's last commit, which tests modify."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("these files are in no git repository")
     folder = tmp_path / "clone"
@@ -94,13 +94,13 @@ def _plan(clone: Path, base: str, head: str, *, pairs: int = 2) -> Plan:
 def test_only_what_is_sure_is_called_a_regression(
     throughput: Interval, p99: Interval, verdict: str
 ) -> None:
-    """An interval wholly beyond the bound is one; one that reaches over it is none."""
+    """Only an interval that lies wholly beyond the bound is a regression."""
     assert ONE.verdict(QUIET, throughput) == MORE.verdict(QUIET, throughput) == verdict
     assert TAIL.verdict(QUIET, p99) == verdict
 
 
 def test_where_noise_looks_like_a_regression_nothing_is_claimed() -> None:
-    """A/A beyond a bound makes what lies within it inconclusive; what is beyond both is told."""
+    """If A/A exceeds a bound, only ratios beyond both the bound and the noise count."""
     for low, high in [(0.94, 1.0), (1.0, 1.06), (0.5, 1.5)]:
         floor = Interval(1.0, low, high)
         assert ONE.verdict(floor, Interval(1.0, 0.96, 1.04)) == INCONCLUSIVE
@@ -117,7 +117,7 @@ def test_where_noise_looks_like_a_regression_nothing_is_claimed() -> None:
 
 
 def test_pairs_become_a_geometric_mean_and_an_interval_around_it() -> None:
-    """Half and double are one on average; the same seed gives the same interval."""
+    """Ratios of 0.5 and 2 average to 1; the same seed gives the same interval."""
     pairs = [(2.0, 1.0), (1.0, 2.0), (3.0, 3.0), (2.1, 2.0)]
     found = ratio_interval(pairs, 1)
     assert found.estimate == pytest.approx(1.05**0.25)
@@ -134,7 +134,7 @@ def _outcome(*, strict: bool, faults: tuple[str, ...] = (), problem: str = "") -
 
 
 def test_a_regression_fails_only_where_it_is_asked_to(tmp_path: Path) -> None:
-    """Status 3 and a failure of JUnit's with strict, 0 and none without; the words are the same."""
+    """With strict, status 3 and a JUnit failure; without it, status 0 and the same text."""
     for strict, status in ((True, 3), (False, 0)):
         outcome = _outcome(strict=strict)
         assert outcome.status == status
@@ -152,7 +152,7 @@ def test_a_regression_fails_only_where_it_is_asked_to(tmp_path: Path) -> None:
 
 
 def test_wrong_answers_fail_always() -> None:
-    """Status 1 without strict too; 2 where nothing could be measured; both are said."""
+    """Wrong answers give status 1 even without strict; status 2 if nothing was measured."""
     wrong = _outcome(strict=False, faults=("wrong answers x 3",))
     assert wrong.status == 1
     assert "FAILED: head: wrong answers x 3" in wrong.markdown()
@@ -164,7 +164,7 @@ def test_wrong_answers_fail_always() -> None:
 
 
 def test_the_order_of_turns_is_drawn_and_repeatable() -> None:
-    """The same for the same seed, others for others; base is first in half of the pairs."""
+    """A seed determines the order; base is first in half of the pairs."""
     drawn = orders(8, "0 A/B")
     assert drawn == orders(8, "0 A/B")
     assert len({str(orders(8, f"{seed} A/B")) for seed in range(10)}) == 10
@@ -173,14 +173,14 @@ def test_the_order_of_turns_is_drawn_and_repeatable() -> None:
 
 
 def test_the_sides_take_as_many_turns_and_neither_is_always_second() -> None:
-    """A B B A and so on, from either side."""
+    """The turns are A B B A and so on, whichever side begins."""
     assert sides(1, True) == [True, False]
     assert sides(3, True) == [True, False, False, True, True, False]
     assert sides(2, False) == [False, True, True, False]
 
 
 def _bench(url: str, folder: Path) -> Bench:
-    """One server in all roles."""
+    """A bench whose servers are all the same one."""
     plan = Plan("HEAD", "HEAD", BUNDLE, seconds=0.5)
     asked = {samples: Expectations(BUNDLE, samples, "infer/raw") for samples in (1, MANY)}
     base, head = Server("base", url), Server("head", url)
@@ -188,7 +188,7 @@ def _bench(url: str, folder: Path) -> Bench:
 
 
 def test_pairs_have_arrivals_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides of a pair get the same arrivals, and no two pairs the same."""
+    """Both sides of a pair get the same arrivals; different pairs get different ones."""
     seeds: list[int] = []
 
     def p99_ms(bench: Bench, server: Server, seed: int) -> float:
@@ -204,7 +204,7 @@ def test_pairs_have_arrivals_of_their_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_fault_is_heads_or_prevents_the_measurement() -> None:
-    """Of head what was wrong is kept; of base nothing can be measured."""
+    """Faults of head are reported; with faults of base nothing can be measured."""
     head, base = (fault(Server(side, ""), "HTTP 500 x 1", "lost") for side in ("head", "base"))
     assert isinstance(head, HeadError)
     assert head.args == ("HTTP 500 x 1", "lost")
@@ -214,7 +214,7 @@ def test_a_fault_is_heads_or_prevents_the_measurement() -> None:
 
 @needs_wrk
 def test_the_service_is_measured_by_both_clients(service_url: str, tmp_path: Path) -> None:
-    """Throughput of small and of large requests, and a p99 in milliseconds."""
+    """Throughput of small and large requests by wrk, and a p99 in milliseconds by locust."""
     bench = _bench(service_url, tmp_path)
     assert bench.throughput(ONE, bench.base) > bench.throughput(MORE, bench.base) > 1
     assert 0 < bench.p99_ms(bench.base, 0) < 10_000
@@ -222,7 +222,7 @@ def test_the_service_is_measured_by_both_clients(service_url: str, tmp_path: Pat
 
 @needs_wrk
 def test_a_server_that_is_gone_is_a_fault(tmp_path: Path) -> None:
-    """No connection, by wrk and by locust; no figure is made of it."""
+    """A refused connection is a fault for wrk and for locust, and gives no figure."""
     bench = _bench(f"http://127.0.0.1:{free_port()}", tmp_path)
     with pytest.raises(HeadError):
         bench.throughput(ONE, bench.head)
@@ -231,7 +231,7 @@ def test_a_server_that_is_gone_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_status_2(tmp_path: Path) -> None:
-    """No such commit, too few pairs, no bundle: each is said in words."""
+    """An unknown commit, too few pairs or a missing bundle gives status 2 and a reason."""
     small = small_repository(tmp_path / "small")
     bundle = REPOSITORY / "tests" / "service" / "bundles" / "cnn"
     for plan, words in (
@@ -249,7 +249,7 @@ def test_what_cannot_be_measured_is_status_2(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_wrk
 def test_a_commit_is_compared_with_itself(clone: Path, tmp_path: Path) -> None:
-    """The command measures every figure, says how noisy it was, and leaves no tree."""
+    """The command measures every figure and its noise, and leaves no worktree behind."""
     plan = _plan(clone, "HEAD", "HEAD")
     command = [sys.executable, "-m", "loadtest", "compare", "--base", "HEAD", "--head", "HEAD"]
     command += ["--pairs", "2", "--seconds", "0.5", "--repository", str(clone)]
@@ -267,7 +267,7 @@ def test_a_commit_is_compared_with_itself(clone: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_wrk
 def test_a_slower_commit_is_found(clone: Path) -> None:
-    """Batches that sleep 5 ms: far less throughput, and no other verdict than the noise allows."""
+    """A sleep of 5 ms per batch is a regression, unless the noise makes it inconclusive."""
     _commit(clone, SLOW)
     outcome = compared(_plan(clone, "HEAD~1", "HEAD", pairs=3))
     assert not outcome.problem
@@ -282,7 +282,7 @@ def test_a_slower_commit_is_found(clone: Path) -> None:
 @pytest.mark.slow
 @needs_wrk
 def test_a_commit_that_answers_wrongly_fails(clone: Path) -> None:
-    """Labels moved by one behind the proof of the models: status 1, and the labels are told."""
+    """A commit that shifts labels by one gives status 1, and the labels are reported."""
     _commit(clone, WRONG)
     outcome = compared(_plan(clone, "HEAD~1", "HEAD"))
     assert outcome.status == 1, outcome.problem

@@ -1,4 +1,4 @@
-"""A right answer is recognised, and every kind of wrong one is."""
+"""A right answer is recognised, and so is every kind of wrong one."""
 
 import json
 from collections.abc import Callable
@@ -35,14 +35,14 @@ def _right_answer(expectations: Expectations, position: int) -> dict[str, Any]:
 
 
 def _other(expectations: Expectations, position: int) -> Request:
-    """A request whose labels are others."""
+    """A request whose golden samples have other labels."""
     judge = expectations.judges[id(expectations.models[0])]
     labels = judge.labels(expectations.requests[position].positions)
     return next(r for r in expectations.requests if judge.labels(r.positions) != labels)
 
 
 def test_bodies_hold_the_golden_images() -> None:
-    """A batch of three starts at its sample and goes on from it, around the end."""
+    """A batch of three holds its sample and the ones after it, and wraps around at the end."""
     expectations = Expectations(BUNDLE, 3, "predict")
     with np.load(BUNDLE / "golden.npz") as golden:
         images = golden["inputs/images"]
@@ -56,7 +56,7 @@ def test_bodies_hold_the_golden_images() -> None:
 
 
 def test_a_right_answer_is_right_again_by_its_bytes() -> None:
-    """The reference's own answer passes, and its bytes are remembered for that request alone."""
+    """The reference's answer passes, and its bytes are remembered only for that request."""
     expectations = Expectations(BUNDLE, 1, "predict")
     answer = json.dumps(_right_answer(expectations, 0)).encode()
     assert expectations.complaint(expectations.requests[0], answer, {}) is None
@@ -144,7 +144,7 @@ def _nothing(answer: dict[str, Any]) -> None:
 def test_a_wrong_answer_is_told_by_what_is_wrong(
     spoil: Callable[[dict[str, Any]], None], named: str
 ) -> None:
-    """Each kind of fault is a complaint that names it, and is never remembered as right."""
+    """Each kind of fault gives a complaint that names it, and is never remembered as right."""
     expectations = Expectations(BUNDLE, 1, "predict")
     answer = _right_answer(expectations, 5)
     spoil(answer)
@@ -157,7 +157,7 @@ def test_a_wrong_answer_is_told_by_what_is_wrong(
 
 
 def _shifted(expectations: Expectations, variant: str, shift: float) -> str | None:
-    """What is said of an answer in which one probability gave so much to another."""
+    """The complaint about an answer in which some probability is moved to another class."""
     answer = _right_answer(expectations, 5)
     probabilities = answer["predictions"][0]["probabilities"]
     best, other = int(np.argmax(probabilities)), int(np.argmin(probabilities))
@@ -180,7 +180,7 @@ def _shifted(expectations: Expectations, variant: str, shift: float) -> str | No
 def test_each_variant_is_held_to_its_own_tolerance(
     variant: str, allowed: float, too_much: float | None
 ) -> None:
-    """What fp16 may differ by is too much for fp32; int8's probabilities are free, as a whole."""
+    """fp16's tolerance is larger than fp32's; int8 has none for single probabilities."""
     expectations = Expectations(BUNDLE, 1, "predict")
     assert _shifted(expectations, variant, allowed) is None
     if too_much is not None:
@@ -199,7 +199,7 @@ def test_each_variant_is_held_to_its_own_tolerance(
     ],
 )
 def test_int8_too_can_be_wrong(spoil: Callable[[dict[str, Any]], None], named: str) -> None:
-    """A label where the reference is sure, and what are no probabilities."""
+    """A wrong label that is not a near tie and invalid probabilities are wrong for int8 too."""
     expectations = Expectations(BUNDLE, 1, "predict")
     answer = _right_answer(expectations, 5) | {"variant": "onnx-int8"}
     spoil(answer)
@@ -209,7 +209,7 @@ def test_int8_too_can_be_wrong(spoil: Callable[[dict[str, Any]], None], named: s
 
 
 def test_a_label_must_be_that_of_its_own_probabilities() -> None:
-    """An answer of int8 that names a digit and gives another the largest probability is wrong."""
+    """An int8 answer whose label does not have the largest probability is wrong."""
     complaint = _shifted(Expectations(BUNDLE, 1, "predict"), "onnx-int8", 0.9)
     assert complaint is not None
     assert "not those of the largest" in complaint
@@ -227,7 +227,7 @@ def test_a_label_must_be_that_of_its_own_probabilities() -> None:
 def test_where_the_reference_wavers_fewer_bits_may_say_the_other_digit(
     variant: str, margin: float, passes: bool, served_bundle: Path
 ) -> None:
-    """Two best logits that are a near tie: either label is right, but not in fp32."""
+    """For a near tie of two logits, either label is right, except in fp32."""
     with np.load(served_bundle / "golden.npz") as content:
         arrays = dict(content)
     truth = arrays["truth/logits"]
@@ -247,7 +247,7 @@ def test_where_the_reference_wavers_fewer_bits_may_say_the_other_digit(
 
 
 def test_no_bundle_is_an_error(tmp_path: Path) -> None:
-    """A folder without a manifest is named."""
+    """The error names a folder without a manifest."""
     with pytest.raises(PayloadError, match=str(tmp_path)):
         Expectations(tmp_path, 1, "predict")
 
@@ -256,7 +256,7 @@ def test_no_bundle_is_an_error(tmp_path: Path) -> None:
 def test_every_endpoint_of_the_real_service_is_asked_and_judged(
     endpoint: Endpoint, service_url: str
 ) -> None:
-    """Its answers are right, name device and variant, and are wrong for another image."""
+    """Answers are right, name device and variant, and are wrong for another image's request."""
     images = 1 if endpoint == "predict/image" else 3
     expectations = Expectations(BUNDLE, images, endpoint)
     request = expectations.requests[4]

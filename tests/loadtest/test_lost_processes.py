@@ -1,4 +1,4 @@
-"""A generator process that is lost makes a measurement INVALID, and none outlives its run."""
+"""A lost generator process makes a measurement INVALID, and no process outlives its run."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ PROFILE = load_profile("smoke", duration_s=4.0, warmup_s=0.5)
 
 
 def _generators() -> list[psutil.Process]:
-    """The processes of locust that this test process started, the master first."""
+    """The locust processes that this test process started, the master first."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
@@ -31,7 +31,7 @@ def _generators() -> list[psutil.Process]:
 
 
 def _worker() -> psutil.Process:
-    """A generator process that another one started."""
+    """A generator process that the master started."""
     give_up_s = time.monotonic() + 20
     while time.monotonic() < give_up_s:
         pids = {process.pid for process in _generators()}
@@ -43,7 +43,7 @@ def _worker() -> psutil.Process:
 
 
 def test_a_lost_process_makes_the_measurement_invalid() -> None:
-    """Of two processes one is killed while they send: the verdict says that its counts lack."""
+    """One of two processes is killed during the load; the verdict reports its missing counts."""
     found: list[Tally] = []
 
     def measure(url: str) -> None:
@@ -63,7 +63,7 @@ def test_a_lost_process_makes_the_measurement_invalid() -> None:
 
 
 def test_processes_of_a_run_that_is_given_up_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run is given up while its processes still send: a second later none is there."""
+    """A run is aborted during the load; all of its processes end within five seconds."""
 
     def give_up(*_: object) -> None:
         _worker()
@@ -82,7 +82,7 @@ def test_processes_of_a_run_that_is_given_up_are_ended(monkeypatch: pytest.Monke
 
 
 def _all_generators() -> list[psutil.Process]:
-    """Those whose parent is gone, too."""
+    """All generator processes, including orphaned ones."""
     here = str(Path(run.LOCUSTFILE))
     return [
         process
@@ -92,13 +92,13 @@ def _all_generators() -> list[psutil.Process]:
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The figures of a measurement are kept where git is not installed."""
+    """If git is not installed, the commit is "unknown" and the measurement does not fail."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run._commit() == "unknown"
 
 
 def test_users_of_an_open_loop_share_its_rate() -> None:
-    """Four users by hand send what the scenario offers, not four times as much."""
+    """Four users together send the scenario's rate, not four times as much."""
     with noop_server() as url:
         four = SCENARIO.model_copy(update={"users": 4})
         tally = generate(four, url, [BUNDLE], PROFILE, ceiling=True)

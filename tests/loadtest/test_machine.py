@@ -1,4 +1,4 @@
-"""The machine's cores are divided between service and client."""
+"""The machine's cores are divided between the service and the client."""
 
 import os
 
@@ -9,7 +9,7 @@ from loadtest.machine import cores, pinned
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no such call here")
 def test_service_and_client_have_their_own_cores() -> None:
-    """No core is in both sets, and afterwards all are there again."""
+    """No core is in both sets, and after the block all cores are available again."""
     before = os.sched_getaffinity(0)
     services, clients = cores()
     assert not services & clients

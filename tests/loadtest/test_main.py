@@ -1,4 +1,4 @@
-"""Load tests of the real service, a second or two each."""
+"""Load tests of the real service, each a second or two long."""
 
 import base64
 import http.server
@@ -25,7 +25,7 @@ LOCUSTFILE = Path(__file__).parent.parent.parent / "loadtest" / "locustfile.py"
 
 def _run(url: str, out: Path, *further: str, bundle: Path = SERVED_BUNDLES / "cnn") -> int:
     command = ["run", "--url", url, "--bundle", str(bundle), "--out", str(out)]
-    # A second or two say little of a rate or a latency: verdicts are judged in their own tests.
+    # Runs of a second or two are too short for a valid verdict; other tests check the verdicts.
     further = ("--accept-invalid", *further)
     return main([*command, "--duration", "1", "--warmup", "0.2", *further])
 
@@ -40,7 +40,7 @@ def _result(file: Path) -> dict[str, Any]:
 def test_an_honest_service_passes(
     scenario: str, service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 0, no wrong answer; figures as JSON, Markdown and JUnit's XML, and in a page."""
+    """Status 0, no wrong answer, and a report as JSON, Markdown, JUnit XML and HTML."""
     assert _run(service_url, tmp_path, "--scenario", scenario, "--users", "4") == 0
     assert "wrong answers: 0  errors: none" in capsys.readouterr().out
     result = _result(tmp_path / f"{scenario}-cnn.json")
@@ -67,7 +67,7 @@ def test_a_sweep_leaves_the_same_four_files(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every point that was measured is in each of them, the knee or its absence in words."""
+    """Each file contains every measured point, and the capacity or a note that there is none."""
     for name, value in {"CAPACITY_S": 1.0, "FIRST_SHARES": (0.3, 0.9), "MOST_STEPS": 1}.items():
         monkeypatch.setattr(f"loadtest.measure.sweep.{name}", value)
     command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
@@ -85,7 +85,7 @@ def test_a_sweep_leaves_the_same_four_files(
 def test_a_service_that_answers_wrongly_fails_the_run(
     service_url: str, served_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Against golden samples of other logits, status 1 and the first wrong answer are given."""
+    """Golden samples with other logits give status 1 and the first wrong answer."""
     with np.load(served_bundle / "golden.npz") as content:
         arrays = dict(content)
     arrays["truth/logits"] = np.roll(arrays["truth/logits"], 1, axis=1)
@@ -107,7 +107,7 @@ def test_a_service_that_answers_wrongly_fails_the_run(
 def test_missed_thresholds_fail_the_run(
     service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A p99 that nobody could keep and a rate that nobody could reach: status 1, both named."""
+    """An impossible p99 and an impossible rate give status 1, and both are named."""
     limits = ["--max-p99-ms", "0.001", "--min-requests-per-s", "10000000"]
     assert _run(service_url, tmp_path, "--users", "2", *limits) == 1
     error = capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_missed_thresholds_fail_the_run(
 
 
 class _Fake(http.server.BaseHTTPRequestHandler):
-    """Says that it is ready; then refuses every request, or leaves it without an answer."""
+    """Reports that it is ready, then refuses every request or leaves it unanswered."""
 
     hang = threading.Event()
 
@@ -151,7 +151,7 @@ def fake_url() -> Iterator[str]:
 
 
 def test_a_service_that_hangs_fails_the_run(fake_url: str, tmp_path: Path) -> None:
-    """Requests that are never answered are counted as errors, and the run ends by itself."""
+    """Unanswered requests are counted as errors, and the run ends by itself."""
     _Fake.hang.set()
     assert _run(fake_url, tmp_path, "--users", "2", "--request-timeout", "3") == 1
     result = _result(tmp_path / "Concurrency-cnn.json")
@@ -163,7 +163,7 @@ def test_a_service_that_hangs_fails_the_run(fake_url: str, tmp_path: Path) -> No
 def test_refused_requests_are_told_by_their_kind(
     fake_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Answers of 429 are no wrong answers, but more than the allowed share: status 1."""
+    """429 answers are not wrong answers, but exceed the allowed error share: status 1."""
     assert _run(fake_url, tmp_path, "--users", "1") == 1
     assert "HTTP 429 x" in capsys.readouterr().err
     result = _result(tmp_path / "Concurrency-cnn.json")
@@ -173,7 +173,7 @@ def test_refused_requests_are_told_by_their_kind(
 def test_a_duration_must_be_positive(
     service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Locust would take 0 seconds for ever: status 2. A slash behind the URL does no harm."""
+    """Locust runs forever for 0 seconds: status 2. A trailing slash in the URL is harmless."""
     assert _run(f"{service_url}/", tmp_path, "--duration", "0") == 2
     assert "duration_s" in capsys.readouterr().err
     assert _run(f"{service_url}/", tmp_path, "--users", "1", "--duration", "1") == 0
@@ -186,13 +186,13 @@ def test_a_duration_must_be_positive(
 def test_no_service_is_status_2(
     url: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody there, or no URL: nothing is measured and the message says what to do."""
+    """If nothing listens or the URL is invalid, the message says what to do."""
     assert _run(url, tmp_path) == 2
     assert named in capsys.readouterr().err
 
 
 def test_the_locustfile_works_by_itself(service_url: str, tmp_path: Path) -> None:
-    """Locust's own command line runs it, from any folder, and writes the figures."""
+    """Locust's own command line runs it from any folder, and it writes the figures."""
     result = tmp_path / "result.json"
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", service_url]
     command += ["--headless", "-u", "2", "-r", "2", "-t", "8s", "--only-summary"]
@@ -206,7 +206,7 @@ def test_the_locustfile_works_by_itself(service_url: str, tmp_path: Path) -> Non
 
 
 def test_several_processes_give_one_result(service_url: str, tmp_path: Path) -> None:
-    """Two generators offer the rate together, and their counts are merged."""
+    """Two generator processes share the rate, and their counts are merged."""
     further = ["--scenario", "Server", "--rate", "100", "--processes", "2", "--duration", "3"]
     assert _run(service_url, tmp_path, *further, "--request-timeout", "2") == 0
     result = _result(tmp_path / "Server-cnn.json")
@@ -217,7 +217,7 @@ def test_several_processes_give_one_result(service_url: str, tmp_path: Path) -> 
 
 
 def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -> None:
-    """What was due was sent; who answered, what the server says and the verdict are in the file."""
+    """All due requests are sent; the file has the server's metrics and the verdict."""
     further = [
         "--scenario",
         "Server",
@@ -227,7 +227,7 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
         "3",
         "--endpoint",
         "infer/json",
-        "--slo-ms",  # kept on a busy machine, too
+        "--slo-ms",  # kept even on a busy machine
         "5000",
     ]
     assert _run(service_url, tmp_path, *further) == 0
@@ -237,27 +237,27 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
     assert 100 < result["sent"] < 210
     assert len(result["requests_each_window"]) == 3
     assert result["server"]["samples_per_s"] > 0
-    # Three seconds of 50 requests are too few to say anything of 99%.
+    # Three seconds at 50 requests/s are too few to judge a p99.
     assert not result["verdict"]["valid"]
     assert any("say nothing of p99" in reason for reason in result["verdict"]["reasons"])
 
 
 def test_a_measurement_that_says_nothing_is_status_3(service_url: str, tmp_path: Path) -> None:
-    """Fifty requests say nothing of 99%: whoever asked for figures is told so by the status."""
+    """Fifty requests are too few to judge p99: status 3, unless invalid results are accepted."""
     command = ["run", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
     command += ["--out", str(tmp_path), "--scenario", "Server", "--rate", "50", "--duration", "1"]
     command += ["--warmup", "0.2"]
     assert main(command) == 3
     assert main([*command, "--accept-invalid"]) == 0
     assert main([*command, "--accept-invalid", "--max-p99-ms", "0.001"]) == 1
-    # A figure that says nothing misses no threshold.
+    # An invalid figure misses no threshold.
     assert main([*command, "--max-p99-ms", "0.001"]) == 3
 
 
 def test_several_runs_are_told_each_and_together(
     service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each with arrivals of its own; figures over runs only of the valid ones."""
+    """Each run has its own arrivals; statistics over runs include only valid ones."""
     further = ["--scenario", "Server", "--rate", "100", "--runs", "2", "--price-per-hour", "3.6"]
     assert _run(service_url, tmp_path, *further) == 0
     content = json.loads((tmp_path / "Server-cnn.json").read_text())
@@ -274,7 +274,7 @@ def test_several_runs_are_told_each_and_together(
 def test_a_sweep_of_a_closed_loop_doubles_the_users(
     service_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One point for each number of them, all in one report."""
+    """There is one point for each number of users, all in one report."""
     monkeypatch.setattr("loadtest.cli.USERS", (1, 4))
     command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
     command += ["--out", str(tmp_path), "--duration", "1", "--warmup", "0.2", "--accept-invalid"]
@@ -288,7 +288,7 @@ def test_a_sweep_of_a_closed_loop_doubles_the_users(
 def test_a_service_with_a_key_is_asked_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LOADTEST_API_KEY goes with every request; without it each is refused and the run fails."""
+    """LOADTEST_API_KEY is sent with every request; without it all are refused."""
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_API_KEY": "a key long enough"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         assert _run(url, tmp_path, "--users", "1") == 1
@@ -302,7 +302,7 @@ def test_what_cannot_be_made_is_status_2_whatever_it_was(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A no-op server that does not start ends a sweep with 2, as a service that is not there."""
+    """A no-op server that does not start ends a sweep with status 2, like a missing service."""
     monkeypatch.setattr("loadtest.measure.noop.START_TIMEOUT_S", 0.0)
     command = ["sweep", "--url", service_url, "--bundle", str(SERVED_BUNDLES / "cnn")]
     assert main([*command, "--out", str(tmp_path)]) == 2
@@ -313,7 +313,7 @@ def test_what_cannot_be_made_is_status_2_whatever_it_was(
 def test_the_service_is_offered_less_and_more_than_it_can(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A point for each share; nothing but 200 and 429; what is refused is in the report."""
+    """Each share has a point; answers are 200 or 429; refusals are in the report."""
     command = ["overload", "--bundle", str(SERVED_BUNDLES / "cnn"), "--out", str(tmp_path)]
     small = ["INFERENCE_MAX_QUEUE_SAMPLES=128", "INFERENCE_MAX_REQUEST_SAMPLES=64"]
     command += ["--rounds", "1", "--seconds", "1", "--settings", *small]
@@ -329,7 +329,7 @@ def test_the_service_is_offered_less_and_more_than_it_can(
 def test_an_overload_that_cannot_be_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 2: no bundle, a share of nothing, a setting without a value."""
+    """A missing bundle, a share of 0 or a setting without a value gives status 2."""
     bundle = str(SERVED_BUNDLES / "cnn")
     assert main(["overload", "--bundle", str(tmp_path)]) == 2
     assert "is no bundle" in capsys.readouterr().err
@@ -342,7 +342,7 @@ def test_an_overload_that_cannot_be_is_said(
 def test_an_overload_of_a_running_service_is_a_multiple_of_its_capacity(
     service_url: str, tmp_path: Path
 ) -> None:
-    """The scenario's rate is measured first; what is refused is no fault of the measurement."""
+    """The capacity is measured first; refused requests do not make the run invalid."""
     assert _run(service_url, tmp_path, "--scenario", "Overload", "--max-error-share", "1") == 0
     result = _result(tmp_path / "Overload-cnn.json")
     assert result["offered_per_s"] != 2000

@@ -1,4 +1,4 @@
-"""The no-op server answers each request once, however it is cut, and stalls when told to."""
+"""The no-op server answers each request once, however it is split; the slow one can stall."""
 
 import http.client
 import json
@@ -39,7 +39,7 @@ def _connect(url: str) -> socket.socket:
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
-    """So many bytes, or what comes until the connection is closed."""
+    """Read ``size`` bytes, or fewer if the connection is closed."""
     found = b""
     while len(found) < size and (more := connection.recv(size - len(found))):
         found += more
@@ -47,7 +47,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 
 def test_one_connection_asks_again_and_again(url: str) -> None:
-    """Twenty requests of any size on one socket get the same JSON."""
+    """Twenty requests of any size over one connection get the same JSON."""
     where = urlsplit(url)
     with closing(http.client.HTTPConnection(str(where.hostname), where.port, timeout=10)) as client:
         client.connect()
@@ -61,7 +61,7 @@ def test_one_connection_asks_again_and_again(url: str) -> None:
 
 
 def test_requests_in_one_write_are_answered_in_order(url: str) -> None:
-    """Pipelined requests of every kind: as many answers, each its own."""
+    """Pipelined requests of every kind each get their own answer."""
     requests = [PLAIN, PROBE, EMPTY, OTHER, PLAIN]
     missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     answers = [ANSWER, READY, ANSWER, missing, ANSWER]
@@ -75,7 +75,7 @@ def test_requests_in_one_write_are_answered_in_order(url: str) -> None:
 def test_a_request_that_comes_byte_by_byte_is_answered_when_it_is_whole(
     url: str, request_bytes: bytes
 ) -> None:
-    """Nothing comes before its last byte, one answer after it."""
+    """There is no answer before the request's last byte, and one answer after it."""
     with _connect(url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for i in range(len(request_bytes) - 1):
@@ -90,7 +90,7 @@ def test_a_request_that_comes_byte_by_byte_is_answered_when_it_is_whole(
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 64])
 def test_it_does_not_matter_where_a_stream_is_cut(url: str, cut: int) -> None:
-    """Pieces of any size give the same answers."""
+    """Requests split into pieces of any size get the same answers."""
     stream = (EMPTY + PLAIN) * 3
     with _connect(url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -100,7 +100,7 @@ def test_it_does_not_matter_where_a_stream_is_cut(url: str, cut: int) -> None:
 
 
 def test_requests_take_their_time_one_after_the_other() -> None:
-    """Ten on two connections, at once, of 20 ms each: the last answer comes after 200 ms."""
+    """Ten simultaneous requests of 20 ms on two connections take 200 ms."""
     with slow_server(service_s=0.02) as url, _connect(url) as one, _connect(url) as other:
         size = len(ANSWER)
         start_s = time.monotonic()
@@ -114,7 +114,7 @@ def test_requests_take_their_time_one_after_the_other() -> None:
 
 
 def test_it_stalls_once_and_answers_all_that_waited_at_once() -> None:
-    """Asked in the stall: answered behind its end, together; before and afterwards: at once."""
+    """Requests during the stall are answered together after it; others are answered at once."""
     stall_at_s, stall_s = 0.3, 1.2
     answered_s: list[float] = []
 
@@ -124,7 +124,7 @@ def test_it_stalls_once_and_answers_all_that_waited_at_once() -> None:
         answered_s.append(time.monotonic())
 
     with slow_server(stall_at_s=stall_at_s, stall_s=stall_s) as url:
-        time.sleep(0.4)  # the clock begins with the first request, not with the server
+        time.sleep(0.4)  # the clock starts with the first request, not with the server
         first_s = time.monotonic()
         ask(url)
         assert answered_s.pop() - first_s < stall_s
@@ -137,14 +137,14 @@ def test_it_stalls_once_and_answers_all_that_waited_at_once() -> None:
             thread.join(10)
         assert len(answered_s) == 4
         assert min(answered_s) - first_s >= stall_at_s + stall_s
-        assert max(answered_s) - min(answered_s) < 0.4  # they were asked 600 ms apart
+        assert max(answered_s) - min(answered_s) < 0.4  # they were sent over 600 ms
         again_s = time.monotonic()
         ask(url)
         assert answered_s.pop() - again_s < stall_s
 
 
 def test_a_probe_starts_no_clock() -> None:
-    """/readyz is answered, and only the first POST begins the time until the stall."""
+    """/readyz is answered; only the first POST starts the time until the stall."""
     with slow_server(stall_at_s=0.0, stall_s=0.4) as url:
         with urllib.request.urlopen(f"{url}/readyz") as answer:
             assert answer.status == 200
@@ -154,7 +154,7 @@ def test_a_probe_starts_no_clock() -> None:
 
 
 def test_the_server_ends_with_its_block() -> None:
-    """Afterwards nobody listens there; where the port is taken it says so and ends."""
+    """After the block the port is closed; on an occupied port the server exits with an error."""
     with noop_server() as url:
         port = str(urlsplit(url).port)
         command = [sys.executable, "-m", "loadtest.measure.noop", "--port", port]

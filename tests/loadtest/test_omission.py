@@ -1,4 +1,4 @@
-"""An open loop finds the latencies of a stall; a closed one leaves them out."""
+"""An open loop measures the latencies of a stall; a closed loop omits them."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def _loaded(scenario: Scenario, tmp_path: Path) -> dict[str, float]:
 
 
 def _expected_p99_ms() -> float:
-    """By the schedule: one server, 5 ms a request, nothing answered during the stall."""
+    """Compute p99 from the schedule: one server, 5 ms per request, no answers in the stall."""
     chance = random.Random(OPEN.seed * 1000)  # noqa: S311 - the generator's own
     due_s, free_s, first_s, latencies_s = 0.0, 0.0, None, []
     while due_s < SECONDS:
@@ -46,14 +46,14 @@ def _expected_p99_ms() -> float:
 
 
 def test_the_open_loop_shows_the_stall_as_the_schedule_says(tmp_path: Path) -> None:
-    """40 requests a second, one stall of 1.5 s: p99 is within 20% of what the schedule gives."""
+    """At 40/s with a stall of 1.5 s, p99 is within 20% of the value computed by hand."""
     expected = _expected_p99_ms()
     assert expected > 1000
     assert _loaded(OPEN, tmp_path)["p99"] == pytest.approx(expected, rel=0.2)
 
 
 def test_a_closed_loop_leaves_it_out(tmp_path: Path) -> None:
-    """One user who waits for each answer sends one request into the stall: p99 knows nothing."""
+    """A single closed-loop user sends one request into the stall, so p99 does not show it."""
     closed = load_scenario("SingleStream")
     found = _loaded(closed, tmp_path)
     assert found["p99"] < _expected_p99_ms() / 5

@@ -1,4 +1,4 @@
-"""The comparison with other servers skips what it cannot have and believes no server unseen."""
+"""The peer comparison skips unavailable servers and verifies the answers of all others."""
 
 import http.server
 import json
@@ -39,7 +39,7 @@ def _compare(tmp_path: Path, *further: str) -> int:
 
 
 def test_the_repository_declares_its_peers() -> None:
-    """Each is pinned, has a form that is known and bears the frameworks that were promised."""
+    """Each peer is pinned and has a known form, and all promised frameworks are present."""
     peers = declared()
     names = " ".join(peer.name for peer in peers)
     for framework in ("BentoML", "FastAPI", "LitServe", "mosec", "Triton"):
@@ -68,7 +68,7 @@ def test_the_repository_declares_its_peers() -> None:
 def test_a_comment_that_is_not_right_is_refused(
     was: str, becomes: str, told: str, tmp_path: Path
 ) -> None:
-    """The error names the file and what is wrong in it."""
+    """The error names the file and the fault."""
     file = write_peer(tmp_path, "tiny")
     file.write_text(file.read_text().replace(was, becomes, 1))
     with pytest.raises(PeerError, match=rf"(?s)tiny\.py.*{told}"):
@@ -76,7 +76,7 @@ def test_a_comment_that_is_not_right_is_refused(
 
 
 def test_peers_are_asked_for_as_many_samples_as_this_service() -> None:
-    """By default for one; large requests are for those who ask this service for such, too."""
+    """Peers with 64 samples are measured only if this service is measured with 64, too."""
     tutorials = [peer.samples for peer in Plan(words=("tutorial",)).peers()]
     assert tutorials == [1, 1]
     every = Plan(words=("tutorial",), own=forms_of((1,)))
@@ -84,7 +84,7 @@ def test_peers_are_asked_for_as_many_samples_as_this_service() -> None:
 
 
 def test_earlier_names_of_forms_are_accepted(tmp_path: Path) -> None:
-    """A peer's file of an earlier release asks as it did."""
+    """The peer file of an earlier release keeps its form of request."""
     file = write_peer(tmp_path, "tiny")
     for earlier, now in (("pixels", "tensors"), ("open-inference", "infer/binary")):
         file.write_text(file.read_text().replace('form = "tensors"', f'form = "{earlier}"'))
@@ -94,7 +94,7 @@ def test_earlier_names_of_forms_are_accepted(tmp_path: Path) -> None:
 
 
 def test_a_file_without_the_comment_is_no_peer_and_names_are_unique(tmp_path: Path) -> None:
-    """It is passed over; two peers of one name are an error."""
+    """The file is ignored; two peers with the same name are an error."""
     (tmp_path / "no_peer.py").write_text("import sys\n")
     first = write_peer(tmp_path, "tiny")
     assert [peer.file for peer in declared(tmp_path)] == [first]
@@ -116,7 +116,7 @@ def _peer(tmp_path: Path, server: str = SERVER, requirements: str = "") -> Peer:
 def test_a_peer_that_cannot_be_installed_is_skipped_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason is pip's last line; the environment is not taken for one that is whole."""
+    """The reason is pip's last line; the incomplete environment is not reused."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     peer = _peer(tmp_path, requirements='"a-package-that-is-nowhere==1.0"')
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_a_peer_that_cannot_be_installed_is_skipped_with_its_reason(
 
 
 def test_an_environment_is_of_its_own_and_reused(tmp_path: Path) -> None:
-    """It holds none of this environment's packages, is made once, and anew for other pins."""
+    """It has none of this environment's packages, and is recreated only for other pins."""
     peer = _peer(tmp_path)
     python = environment(peer, tmp_path / "environments")
     assert packages(python) == []
@@ -139,7 +139,7 @@ def test_an_environment_is_of_its_own_and_reused(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_does_not_start_is_skipped_with_the_end_of_its_log(tmp_path: Path) -> None:
-    """Its status and its last words are the reason."""
+    """The reason is its exit status and the end of its log."""
     peer = _peer(tmp_path, "raise SystemExit('no model | today')\n")
     python = environment(peer, tmp_path / "environments")
     with (
@@ -153,7 +153,7 @@ def test_a_peer_that_does_not_start_is_skipped_with_the_end_of_its_log(tmp_path:
 def test_a_peer_that_answers_wrongly_fails_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 1 before anything is measured, and which image got which digit."""
+    """Status 1 before the measurement, and the error names the sample and the labels."""
     write_peer(tmp_path / "peers", "tiny", honest=40)
     assert _compare(tmp_path) == 1
     assert "FAILED: tiny, sample 39: probabilities: labels" in capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_a_peer_that_answers_wrongly_fails_the_run(
 
 
 class _MixedUp(http.server.BaseHTTPRequestHandler):
-    """Gives each the answer to what was asked last, by whomever."""
+    """Gives every requester the answer to the previous request, whoever sent it."""
 
     protocol_version, wbufsize = "HTTP/1.1", -1
     last = threading.Lock(), [b""]
@@ -184,12 +184,12 @@ class _MixedUp(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def mixed_up_url() -> Iterator[str]:
-    """A server that is right as long as all ask for the same image."""
+    """The URL of a server that answers rightly only if all requests have the same image."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _MixedUp) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -198,7 +198,7 @@ def mixed_up_url() -> Iterator[str]:
 
 
 def test_answers_given_to_the_wrong_requester_are_noticed(mixed_up_url: str) -> None:
-    """Locust's users ask for all golden images at once, and judge each answer by its own."""
+    """Locust's users send different golden images at once, and judge each answer separately."""
     scenario = load_scenario("Concurrency", users=4)
     profile = Profile(name="short", duration_s=1, warmup_s=0.2, runs=1)
     tally = generate(scenario, mixed_up_url, [BUNDLE], profile, peer=("tensors", "/digits"))
@@ -211,7 +211,7 @@ def test_answers_given_to_the_wrong_requester_are_noticed(mixed_up_url: str) -> 
 def test_without_wrk_a_bundle_or_a_sound_plan_the_reason_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 2, and what to install, to make or to write."""
+    """Status 2, and a message that says what is wrong or missing."""
     assert _compare(tmp_path, "--rounds", "0") == 2
     assert "must be positive" in capsys.readouterr().err
     if shutil.which("wrk") is not None:
@@ -229,7 +229,7 @@ def test_without_wrk_a_bundle_or_a_sound_plan_the_reason_is_given(
 def test_the_whole_command_measures_verifies_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An honest peer has figures, a missing one its reason; a later liar fails the run."""
+    """A right peer has figures, a missing one a reason; one that turns wrong fails the run."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     write_peer(tmp_path / "peers", "tiny")
     write_peer(tmp_path / "peers", "missing", requirements='"a-package-that-is-nowhere==1.0"')
@@ -262,7 +262,7 @@ def test_the_whole_command_measures_verifies_and_reports(
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", declared(), ids=lambda peer: peer.name)
 def test_every_peer_of_the_repository_answers_rightly(peer: Peer, tmp_path: Path) -> None:
-    """Installed as it is pinned, it gives every golden image's digit, one by one and at once."""
+    """With pinned packages, all golden images get the right digit, serially and in parallel."""
     try:
         python = environment(peer, ENVIRONMENTS)
     except SkippedError as reason:

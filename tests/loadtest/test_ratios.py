@@ -1,4 +1,4 @@
-"""The interval of a ratio is what it says, and the same each time."""
+"""The interval of a ratio has the stated coverage and is reproducible."""
 
 import math
 
@@ -9,7 +9,7 @@ from loadtest.measure.stats import ratio_interval
 
 
 def test_an_interval_holds_its_estimate_and_is_the_same_again() -> None:
-    """Swapped pairs give reciprocals, a single pair itself, equal ratios no width."""
+    """Swapped pairs give reciprocals; one pair or equal ratios give an interval of width 0."""
     pairs = [(2.0, 1.0), (6.0, 2.0), (8.0, 4.0), (5.0, 2.0), (9.0, 4.0)]
     estimate, low, high = ratio_interval(pairs, seed=3)
     assert estimate == pytest.approx(math.prod(own / base for own, base in pairs) ** (1 / 5))
@@ -22,7 +22,7 @@ def test_an_interval_holds_its_estimate_and_is_the_same_again() -> None:
 
 
 def test_an_interval_of_many_rounds_holds_the_truth_as_often_as_it_says() -> None:
-    """Of 200 made-up comparisons with 20 rounds about 95% hold the ratio that they were made of."""
+    """About 95% of 200 simulated comparisons of 20 rounds contain the true ratio."""
     chance = np.random.default_rng(0)
     held = 0
     for seed in range(200):
@@ -34,6 +34,6 @@ def test_an_interval_of_many_rounds_holds_the_truth_as_often_as_it_says() -> Non
 
 @pytest.mark.parametrize("pairs", [[], [(1.0, 0.0)], [(-1.0, 1.0)], [(float("nan"), 1.0)]])
 def test_what_has_no_ratio_is_refused(pairs: list[tuple[float, float]]) -> None:
-    """No pair, zeros, negative numbers and NaN are errors."""
+    """An empty list, zeros, negative numbers and NaN are errors."""
     with pytest.raises(ValueError, match=r"expected|above 0"):
         ratio_interval(pairs)

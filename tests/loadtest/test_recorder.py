@@ -1,4 +1,4 @@
-"""What a generator process counts, from the moment the warm-up is over, and how several merge."""
+"""The counts of a generator process after the warm-up, and the merging of several."""
 
 import time
 
@@ -10,7 +10,7 @@ from loadtest.measure.result import percentiles_ms
 
 
 def test_percentiles_keep_microseconds() -> None:
-    """A hundred latencies from 0.1 to 10 ms give percentiles within the histogram's 0.1%."""
+    """Percentiles of 100 latencies from 0.1 to 10 ms are exact within the histogram's 0.1%."""
     recorder = Recorder(warmup_s=0)
     for i in range(1, 101):
         assert recorder.sent() == "window"
@@ -23,7 +23,7 @@ def test_percentiles_keep_microseconds() -> None:
 
 
 def test_the_warm_up_does_not_count_but_its_wrong_answers_do() -> None:
-    """What is sent before the warm-up's end is left out; wrong answers never are."""
+    """Requests sent before the end of the warm-up do not count, but wrong answers always do."""
     recorder = Recorder(warmup_s=0.05)
     assert recorder.sent() == "warm-up"
     recorder.failed("HTTP 500", "warm-up")
@@ -41,7 +41,7 @@ def test_the_warm_up_does_not_count_but_its_wrong_answers_do() -> None:
 
 
 def test_what_is_answered_after_the_stop_has_a_latency_but_belongs_to_no_second() -> None:
-    """The window of all rates is closed; nothing that is sent then counts."""
+    """After the window is closed, new requests do not count."""
     recorder = Recorder(warmup_s=0)
     assert recorder.sent() == "window"
     recorder.stop()
@@ -63,7 +63,7 @@ def _tally(latencies_s: np.ndarray) -> Tally:
 
 
 def test_histograms_are_merged_and_percentiles_never_averaged() -> None:
-    """A fast process and a slow one: the p99 of both together, not the mean of their p99s."""
+    """The p99 of a fast and a slow process is that of both together, not a mean."""
     fast, slow = np.full(990, 0.001), np.full(110, 0.1)
     both = merged([_tally(fast), _tally(slow)])
     together = percentiles_ms(both.latency_us, [50, 89, 99])
@@ -73,13 +73,13 @@ def test_histograms_are_merged_and_percentiles_never_averaged() -> None:
 
 
 def test_nothing_merges_to_an_error() -> None:
-    """If no process told what it counted, there is no result."""
+    """If no process reported its counts, there is no result."""
     with pytest.raises(ValueError, match="not one generator process"):
         merged([])
 
 
 def test_the_generators_share_of_a_core_is_that_of_the_window() -> None:
-    """What it computes when the window is over (users go on, the report is made) is left out."""
+    """CPU time after the window (users continue, the report is written) is not counted."""
     recorder = Recorder(warmup_s=0, window_s=0.05)
     assert recorder.sent() == "window"
     time.sleep(0.06)
@@ -91,7 +91,7 @@ def test_the_generators_share_of_a_core_is_that_of_the_window() -> None:
 
 
 def test_an_hour_needs_no_more_memory_than_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows are joined in pairs when there are too many; their counts are all kept."""
+    """If there are too many windows, they are merged in pairs and all counts are kept."""
     now_s = [1000.0]
     monkeypatch.setattr("loadtest.generator.recorder.time.perf_counter", lambda: now_s[0])
     recorder = Recorder(warmup_s=0)
@@ -109,7 +109,7 @@ def test_an_hour_needs_no_more_memory_than_two_minutes(monkeypatch: pytest.Monke
 
 
 def test_windows_of_different_width_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that joined its windows once more than another: both are brought to one width."""
+    """Tallies whose windows were merged to different widths get the larger width."""
     now_s = [1000.0]
     monkeypatch.setattr("loadtest.generator.recorder.time.perf_counter", lambda: now_s[0])
     tallies = []

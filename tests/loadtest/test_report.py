@@ -1,4 +1,4 @@
-"""The pages of a load test: true figures, INVALID left out, and nothing that leads outside."""
+"""The pages of a load test: right figures, no INVALID headlines, and no external references."""
 
 from html.parser import HTMLParser
 
@@ -14,7 +14,7 @@ EVIL = "<script src=http://evil.example/x.js></script>\"'&"
 
 
 class _Page(HTMLParser):
-    """The tags of a page, the cells of its tables, and its texts by tag."""
+    """A parsed page: its tags, the cells of its tables, and its texts by tag."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Page(HTMLParser):
             self.rows[-1].append(data)
 
     def cells(self, name: str, column: str) -> list[str]:
-        """All cells of a column in the rows that begin with a name."""
+        """All cells of a column, for the rows that begin with a name."""
         found: list[str] = []
         head: list[str] = []
         for row in self.rows:
@@ -50,7 +50,7 @@ class _Page(HTMLParser):
         return found
 
     def tiles(self) -> dict[str, str]:
-        """Headline figures: by name."""
+        """The headline figures, by name."""
         values = [text for tag, text in self.texts if tag == "b"]
         return dict(zip((text for tag, text in self.texts if tag == "small"), values, strict=True))
 
@@ -59,7 +59,7 @@ class _Page(HTMLParser):
 
 
 def test_the_figures_are_those_of_the_result() -> None:
-    """Rates, latencies, goodput, cost, errors and lag stand where they belong."""
+    """Rates, latencies, goodput, cost, errors and lag are in the right places."""
     tally = {"errors": {"HTTP 429": 3, "HTTP 500": 1}, "no_room": 7}
     result = point(latencies_ms=[1, 2, 3, 40], price=0.72, tally=tally)
     page = _Page(run_report([result], []))
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_the_result() -> None:
         "goodput/s": "3",  # 40 ms is over the scenario's bound of 20 ms
         "p50 ms": f"{result.latency_ms['p50']:,.2f}",
         "p99.9 ms": f"{result.latency_ms['p99.9']:,.2f}",
-        "cost per million samples": "50",  # 0.72 an hour is 0.0002 a second, 0.00005 an image
+        "cost per million samples": "50",  # 0.72 an hour is 0.0002 a second or 0.00005 a sample
         "errors": "HTTP 429: 3, HTTP 500: 1",
         "HTTP 500": "1",
         "no room to send": "7",
@@ -92,7 +92,7 @@ def test_the_figures_are_those_of_the_result() -> None:
 
 
 def test_an_invalid_point_is_marked_and_enters_no_headline() -> None:
-    """Of a good and a bad point the good one alone is in large letters; both are in the table."""
+    """Only the valid point has headline figures; both points are in the table."""
     good = point(rate=100)
     bad = point(rate=900, latencies_ms=[77] * 9, invalid=["the generator took 99% of a core"])
     text = run_report([good, bad], [])
@@ -101,13 +101,13 @@ def test_an_invalid_point_is_marked_and_enters_no_headline() -> None:
     assert "1 of 2 points are INVALID" in page.all_text()
     assert page.cells("900/s, INVALID", "verdict") == ["INVALID"]
     assert page.cells("900/s, INVALID", "p99 ms") == [f"{bad.latency_ms['p99']:.2f}"]
-    assert text.count('<tr class="dim">') == 3  # a line of each table
+    assert text.count('<tr class="dim">') == 3  # one row in each table
     assert "the generator took 99% of a core" in page.all_text()
     assert "<h1>Load test</h1>" in text
 
 
 def test_without_a_valid_point_the_whole_page_is_invalid() -> None:
-    """No headline figure at all, and INVALID stands in the title."""
+    """There is no headline figure, and the title says INVALID."""
     text = run_report([point(invalid=["1.0 s long, wanted 10"])], [])
     assert '<h1>Load test <span class="bad">INVALID</span></h1>' in text
     assert "<b>" not in text
@@ -115,7 +115,7 @@ def test_without_a_valid_point_the_whole_page_is_invalid() -> None:
 
 
 def test_missed_thresholds_are_the_verdict() -> None:
-    """The first sentence is what was missed."""
+    """The first sentence names the missed thresholds."""
     page = run_report([point()], ["p99 8.00 ms > 1 ms"])
     assert '<p class="verdict bad">FAILED: p99 8.00 ms &gt; 1 ms</p>' in page
 
@@ -134,7 +134,7 @@ def _hostile(rate: float) -> Result:
 
 @pytest.mark.parametrize("search", [False, True])
 def test_the_page_runs_nothing_and_asks_nobody(search: bool) -> None:
-    """Texts from outside open no tag; pictures are inside; a policy forbids the rest."""
+    """Texts are escaped, pictures are embedded, and a content security policy blocks the rest."""
     points = [_hostile(100), _hostile(200)]
     text = sweep_report(sweep_of(points, None)) if search else run_report(points, [EVIL])
     page = _Page(text)
@@ -154,7 +154,7 @@ def test_the_page_runs_nothing_and_asks_nobody(search: bool) -> None:
 
 
 def test_a_server_that_says_nothing_is_said() -> None:
-    """Without samples the figures of the server are not known, and no picture pretends them."""
+    """Without samples, the server's figures are reported as unknown and no plot is drawn."""
     silent = _Page(run_report([point(samples=[])], []))
     (name,) = labels([point(samples=[])])
     assert "The server told none of its counters" in silent.all_text()
@@ -167,7 +167,7 @@ def test_a_server_that_says_nothing_is_said() -> None:
 
 
 def test_what_only_some_samples_know_is_shown() -> None:
-    """A server elsewhere has counters but no processes: batches are drawn, CPU is not known."""
+    """A remote server has counters but no processes: batches are drawn, CPU is unknown."""
     elsewhere = [sample(1.0 + i, cpu_cores=None, rss_bytes=None) for i in range(3)]
     page = _Page(run_report([point(samples=elsewhere)], []))
     assert "none of its counters" not in page.all_text()
@@ -176,7 +176,7 @@ def test_what_only_some_samples_know_is_shown() -> None:
 
 
 def test_idle_seconds_and_the_warm_up_are_left_out() -> None:
-    """Before the first request, in the warm-up and after the last one nothing counts."""
+    """Samples before the first request, in the warm-up and after the end do not count."""
     idle = {"requests_per_s": 0.0, "batches_per_s": 0.0, "cpu_cores": 0.0}
     seen = [
         sample(1, **idle),
@@ -205,7 +205,7 @@ def test_idle_seconds_and_the_warm_up_are_left_out() -> None:
 def test_a_capacity_is_no_more_certain_than_what_lies_above_it(
     capacity: int | None, above: list[list[str]], words: str
 ) -> None:
-    """Only a valid point above it says that the service can do no more."""
+    """Only a valid point at a higher rate shows that the service cannot do more."""
     points = [point(rate=100), point(rate=200)]
     points += [
         point(rate=300 + i, latencies_ms=[90], invalid=reasons) for i, reasons in enumerate(above)
@@ -216,7 +216,7 @@ def test_a_capacity_is_no_more_certain_than_what_lies_above_it(
 
 
 def test_a_sweep_shows_the_capacity_and_every_point() -> None:
-    """The capacity is in large letters and marked in the tables; dead points are there, too."""
+    """The capacity is a headline and marked in the tables; unanswered points are shown too."""
     dead = point(rate=900, latencies_ms=[], invalid=["no right answer"])
     points = [point(rate=100), point(rate=300), point(rate=600, latencies_ms=[80]), dead]
     page = _Page(sweep_report(sweep_of(points, 1)))
@@ -230,7 +230,7 @@ def test_a_sweep_shows_the_capacity_and_every_point() -> None:
 
 
 def test_a_sweep_leaves_out_what_was_repeated_validly() -> None:
-    """An INVALID measurement of a rate that has a valid one would only be in the way."""
+    """An INVALID measurement is left out if the same rate also has a valid one."""
     points = [point(invalid=["late"]), point(), point(rate=300, invalid=["late"])]
     page = _Page(sweep_report(sweep_of(points, 1)))
     assert "1 INVALID measurements that were repeated are not shown" in page.all_text()
@@ -239,7 +239,7 @@ def test_a_sweep_leaves_out_what_was_repeated_validly() -> None:
 
 
 def test_an_overload_shows_its_refusals() -> None:
-    """Refused requests are counted by their kind, and a second without an answer is drawn too."""
+    """Refused requests are counted by kind, and a second without answers is plotted too."""
     tally = {"errors": {"HTTP 429": 40}, "refused_each_window": [0, 30, 10, 0], "sent": 56}
     result = point(scenario="Overload", rate=2000, tally=tally, p99_each_window_ms=[5, 0, 300, 6])
     page = _Page(run_report([result], []))
@@ -248,7 +248,7 @@ def test_an_overload_shows_its_refusals() -> None:
 
 
 def test_names_tell_points_apart() -> None:
-    """By as little as does so; equal ones are numbered."""
+    """Labels are as short as possible; equal ones are numbered."""
     assert labels([point()]) == ["cnn, Server, 100/s"]
     assert labels([point(rate=5), point(rate=1500, invalid=["late"])]) == [
         "5/s",

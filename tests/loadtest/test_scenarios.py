@@ -1,4 +1,4 @@
-"""Scenarios and profiles are read from their file and checked."""
+"""Scenarios and profiles are read from their file and validated."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from loadtest.scenarios import (
 
 
 def test_every_scenario_of_the_file_is_usable() -> None:
-    """Each name loads, says what it does and keeps its name."""
+    """Each scenario can be loaded, has a description and keeps its name."""
     assert {"SingleStream", "MultiStream", "Server", "Offline", "Concurrency"} <= set(
         scenario_names()
     )
@@ -30,7 +30,7 @@ def test_every_scenario_of_the_file_is_usable() -> None:
 
 
 def test_the_command_line_goes_before_the_file() -> None:
-    """A given number replaces the file's; None does not; a rate opens a loop and users close it."""
+    """Given values override the file's, None does not; a rate opens a loop, users close it."""
     scenario = load_scenario("Concurrency", users=3, samples_per_request=None)
     assert (scenario.users, scenario.samples_per_request) == (3, 1)
     opened = load_scenario("Concurrency", rate_per_s=50.0)
@@ -53,13 +53,13 @@ def test_the_command_line_goes_before_the_file() -> None:
     ],
 )
 def test_unusable_scenarios_are_refused(name: str, changes: dict[str, Any], named: str) -> None:
-    """The error names the number or the known scenarios."""
+    """The error names the unusable value or the known scenarios."""
     with pytest.raises(ScenarioError, match=named):
         load_scenario(name, **changes)
 
 
 def test_unusable_profiles_are_refused() -> None:
-    """As scenarios are."""
+    """The error names the unusable value or the known profiles."""
     with pytest.raises(ScenarioError, match="known: smoke, full"):
         load_profile("long")
     with pytest.raises(ScenarioError, match="duration_s"):

@@ -1,4 +1,4 @@
-"""The search for the capacity: what it offers, and where it ends."""
+"""The search for the capacity: which rates it offers, and when it ends."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.loadtest.points import point
 
 @pytest.mark.parametrize("limit", [25.0, 62.0, 88.0, 120.0])
 def test_the_search_closes_in_on_the_limit(limit: float) -> None:
-    """Between the last rate that was kept and the first that was not, less than 5% or six steps."""
+    """The last kept and the first failed rate are within 5%, or six steps were made."""
     offered: list[float] = []
 
     def kept(rate: float) -> bool:
@@ -26,7 +26,7 @@ def test_the_search_closes_in_on_the_limit(limit: float) -> None:
 
 
 def test_points_that_say_nothing_do_not_end_the_search() -> None:
-    """Where low rates cannot be judged, higher ones are offered all the same."""
+    """If low rates cannot be judged, higher ones are offered anyway."""
     offered: list[float] = []
 
     def kept(rate: float) -> bool | None:
@@ -38,7 +38,7 @@ def test_points_that_say_nothing_do_not_end_the_search() -> None:
 
 
 def test_a_service_that_keeps_no_bound_is_asked_once() -> None:
-    """The lowest rate was too much: nothing above it is offered."""
+    """If the lowest rate is too high, no higher rate is offered."""
     offered: list[float] = []
 
     def kept(rate: float) -> bool:
@@ -53,7 +53,7 @@ SLO_MS = 20.0
 
 
 def test_a_point_keeps_the_bound_if_it_is_valid_in_time_and_answers_all() -> None:
-    """Refusing is no way to be fast."""
+    """Refusing requests does not make a point keep the bound."""
     assert keeps(point(), SLO_MS)
     assert not keeps(point(invalid=["too short"]), SLO_MS)
     assert not keeps(point(latencies_ms=(5, 30)), SLO_MS)
@@ -61,13 +61,13 @@ def test_a_point_keeps_the_bound_if_it_is_valid_in_time_and_answers_all() -> Non
 
 
 def test_what_is_not_answered_is_late() -> None:
-    """The bound is kept by 99% of the requests sent: 1.5% without an answer are too many."""
+    """99% of the sent requests must keep the bound: 1.5% unanswered ones are too many."""
     assert not keeps(point(latencies_ms=[5.0] * 100, tally={"in_window": 400, "sent": 406}), SLO_MS)
     assert keeps(point(latencies_ms=[5.0] * 100, tally={"in_window": 400, "sent": 402}), SLO_MS)
 
 
 def test_a_midpoint_that_says_nothing_does_not_lower_the_capacity() -> None:
-    """The rate between 70 and 90 cannot be judged; rates beside it are offered in its place."""
+    """If the midpoint of 70 and 90 cannot be judged, rates beside it are offered instead."""
     offered: list[float] = []
 
     def kept(rate: float) -> bool | None:
@@ -79,7 +79,7 @@ def test_a_midpoint_that_says_nothing_does_not_lower_the_capacity() -> None:
 
 
 def test_the_capacity_must_hold_in_most_of_its_runs() -> None:
-    """One lucky run of a rate that is too much is not the capacity; the next lower rate is."""
+    """A rate that is too high but lucky once is not the capacity; the next lower one is."""
     lucky, lower = point(rate=200), point(rate=100)
     points, asked = [lower, lucky], []
 
@@ -97,7 +97,7 @@ def test_the_capacity_must_hold_in_most_of_its_runs() -> None:
 
 
 def test_runs_are_summed_up_by_an_interval() -> None:
-    """Of the valid ones; one alone has none."""
+    """The interval is over the valid runs; a single run has none."""
     runs = [point(latencies_ms=(p99,)) for p99 in (4, 8, 16)]
     spread = over_runs([*runs, point(latencies_ms=(500,), invalid=["noise"])])["p99 ms"]
     assert spread.mean == pytest.approx(8, rel=0.01)
@@ -107,7 +107,7 @@ def test_runs_are_summed_up_by_an_interval() -> None:
 
 
 def test_users_are_added_until_nothing_is_answered() -> None:
-    """A service that is gone is not asked by ever more users."""
+    """After a point without any answer, no more users are added."""
     answered = point()
     gone = answered.model_copy(update={"requests": 0})
     points = concurrency((1, 2, 4, 8), lambda users: gone if users == 4 else answered)

@@ -1,4 +1,4 @@
-"""A watch tells what the service answered while it was loaded, and never fails the load."""
+"""A watch samples the server during a load, and never makes the load fail."""
 
 import http.server
 import json
@@ -45,7 +45,7 @@ def _ask(url: str, images: object, model: str = "cnn") -> None:
 
 @contextmanager
 def _telling(text: str) -> Iterator[tuple[str, list[str | None]]]:
-    """A server within this process whose /metrics are this text; and which keys came."""
+    """A server in this process with this text as /metrics, and the API keys it received."""
     keys: list[str | None] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ def _telling(text: str) -> Iterator[tuple[str, list[str | None]]]:
 
 
 def test_counters_differ_by_what_was_asked(service_url: str) -> None:
-    """Ten requests of three images, one of forty, two refused: all counted, none from before."""
+    """Ten requests of 3 images, one of 40 and two refused ones are counted, earlier ones not."""
     _ask(service_url, [BLANK] * 7)
     with ServerWatch(service_url, interval_s=0.3) as watch:
         for _ in range(10):
@@ -105,7 +105,7 @@ def test_counters_differ_by_what_was_asked(service_url: str) -> None:
 
 
 def test_a_short_rest_belongs_to_the_last_sample(service_url: str) -> None:
-    """What came just before the end is counted, and no sample is shorter than half an interval."""
+    """Requests just before the end count; no sample is shorter than half an interval."""
     with ServerWatch(service_url, interval_s=0.4) as watch:
         give_up_s = time.monotonic() + 10
         while len(watch.samples) < 2 and time.monotonic() < give_up_s:
@@ -117,7 +117,7 @@ def test_a_short_rest_belongs_to_the_last_sample(service_url: str) -> None:
 
 
 def test_the_services_processes_are_found_by_its_port(service_url: str) -> None:
-    """The main process and its workers, with their memory; what computes shows as CPU."""
+    """The main process and its workers are found, with their memory and CPU time."""
     expected = {main_process(service_url), *worker_processes(service_url)}
     with ServerWatch(service_url, interval_s=0.2) as watch:
         give_up_s = time.monotonic() + 0.5
@@ -132,7 +132,7 @@ def test_the_services_processes_are_found_by_its_port(service_url: str) -> None:
 
 
 def test_what_computes_beside_the_listener_belongs_with_it() -> None:
-    """A parent that starts one child to listen and another to compute: all three are found."""
+    """A parent with a listening and a computing child: all three processes are found."""
     port = free_port()
     script = f"sleep 60 & {sys.executable} -m loadtest.measure.noop --port {port}; wait"
     with subprocess.Popen(["sh", "-c", script], cwd=REPOSITORY, process_group=0) as process:
@@ -150,7 +150,7 @@ def test_what_computes_beside_the_listener_belongs_with_it() -> None:
 
 
 def test_a_server_without_metrics_is_watched_from_outside() -> None:
-    """No counters and one reason; but its process is known, and a summary can be made."""
+    """Counters are None for one reason; processes are known; a summary can be computed."""
     with noop_server() as url, ServerWatch(url, interval_s=0.1) as watch:
         time.sleep(0.35)
     assert len(watch.samples) >= 2
@@ -173,7 +173,7 @@ def test_a_server_without_metrics_is_watched_from_outside() -> None:
     ],
 )
 def test_metrics_of_another_shape_are_a_reason(text: str, reason: str) -> None:
-    """A peer's metrics, a broken line, no number, a bucket without bound: None, and why."""
+    """Another server's metrics, a broken line, a bad number or a missing bound give a reason."""
     with _telling(text) as (url, _), ServerWatch(url) as watch:
         pass
     assert [sample.samples_per_s for sample in watch.samples] == [None]
@@ -182,7 +182,7 @@ def test_metrics_of_another_shape_are_a_reason(text: str, reason: str) -> None:
 
 
 def test_a_server_that_is_gone_ends_no_load() -> None:
-    """It goes while it is watched, or was never there: samples of None, each reason once."""
+    """A server that ends or never existed gives samples of None and one reason each."""
     with noop_server() as url:
         watch = ServerWatch(url, interval_s=0.1)
         watch.__enter__()
@@ -201,7 +201,7 @@ def test_a_server_that_is_gone_ends_no_load() -> None:
 
 
 def test_a_server_elsewhere_has_no_processes_here() -> None:
-    """Another machine's address is known as such, and asked nothing; this machine's GPU is not."""
+    """A remote address is recognised as another machine, whose processes are unknown."""
     elsewhere = Processes("http://192.0.2.1:80")
     with pytest.raises(LookupError, match=r"192\.0\.2\.1 is another machine"):
         elsewhere.used()
@@ -210,7 +210,7 @@ def test_a_server_elsewhere_has_no_processes_here() -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "http://[", "http://127.0.0.1:port", "http:///x"])
 def test_what_is_no_url_ends_no_load(url: str) -> None:
-    """Samples of None, and a reason for each thing that is not known."""
+    """Samples are None, with a reason for each unknown part."""
     with ServerWatch(url) as watch:
         pass
     assert watch.reasons.keys() == {"metrics", "processes", "gpu"}
@@ -218,7 +218,7 @@ def test_what_is_no_url_ends_no_load(url: str) -> None:
 
 
 def test_what_a_long_load_leaks_is_told() -> None:
-    """Memory that grows 1 MiB and a file a second after the first quarter; of few samples None."""
+    """Growth of 1 MiB and one file per second is reported; too few samples give None."""
     samples = [
         ServerSample(at_s=i, seconds=1, rss_bytes=2**20 * max(i, 10), open_files=max(i, 10))
         for i in range(40)
@@ -230,7 +230,7 @@ def test_what_a_long_load_leaks_is_told() -> None:
 
 
 def test_what_was_computed_in_vain_is_the_difference_to_what_was_answered() -> None:
-    """Fifty samples a second ran in batches and thirty were answered, for two seconds: 40."""
+    """With 50 samples/s computed and 30 answered for two seconds, 40 are in vain."""
     samples = [
         ServerSample(at_s=i + 1, seconds=1, samples_per_s=30.0, computed_per_s=50.0)
         for i in range(2)
@@ -239,20 +239,20 @@ def test_what_was_computed_in_vain_is_the_difference_to_what_was_answered() -> N
 
 
 def test_a_summary_of_nothing_knows_nothing() -> None:
-    """No samples: zero seconds, and None in place of means."""
+    """Without samples, the summary has zero seconds and None for all means."""
     whole = summary([])
     assert (whole["samples"], whole["seconds"], whole["samples_per_s"]) == (0, 0, None)
 
 
 def test_an_error_in_the_load_stays_the_loads() -> None:
-    """What is raised within the block is raised outside it, and the watch has ended."""
+    """An error raised within the block propagates, and the watch ends."""
     with pytest.raises(ZeroDivisionError), noop_server() as url, ServerWatch(url):
         raise ZeroDivisionError
     assert "server watch" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LOADTEST_API_KEY goes along as X-Api-Key; without it nothing does."""
+    """LOADTEST_API_KEY is sent as X-Api-Key; if it is not set, no such header is sent."""
     monkeypatch.delenv("LOADTEST_API_KEY", raising=False)
     with _telling("") as (url, keys):
         with ServerWatch(url):
@@ -264,7 +264,7 @@ def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_began_anew_is_counted_from_zero() -> None:
-    """A count that is smaller than before is a new server's, and no rate is negative."""
+    """A smaller count means that the server restarted; no rate becomes negative."""
     before: Figures = read(
         'inference_samples_total{model="cnn"} 1000\ninference_queued_samples 9\n'
     )
@@ -282,7 +282,7 @@ def _nvidia_smi(folder: Path, script: str) -> None:
 
 
 def test_what_nvidia_smi_tells_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The busiest GPU and all memory; a GPU that does not know its use has none; it is ended."""
+    """The busiest GPU and total memory are kept; an unknown use is ignored; the process ends."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     lines = "echo 0, 12, 1000; echo 1, 90, 24; echo 2, '[N/A], 0'"
     _nvidia_smi(
@@ -303,7 +303,7 @@ def test_what_nvidia_smi_tells_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_gpu_that_cannot_be_asked_is_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nvidia-smi says in place of figures is the reason, and the fields are None."""
+    """If nvidia-smi prints an error, it becomes the reason, and the fields are None."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     _nvidia_smi(tmp_path, "echo NVIDIA-SMI has failed; exit 9")
     with noop_server() as url, ServerWatch(url, interval_s=0.1) as watch:

@@ -1,4 +1,4 @@
-"""Trees of other commits: what they hold, what is served of them, and that they vanish."""
+"""Worktrees of other commits: their files, the service that runs from them, their removal."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.loadtest.repositories import small_repository, trees
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A repository of one commit, with a file that is not committed and one that git ignores."""
+    """A repository with one commit, an uncommitted file, and a file that git ignores."""
     return small_repository(tmp_path / "small")
 
 
@@ -18,7 +18,7 @@ def small(tmp_path: Path) -> Path:
 def test_a_tree_is_removed_whatever_happens(
     small: Path, tmp_path: Path, error: type[BaseException]
 ) -> None:
-    """Also after an error and Ctrl-C; neither files nor git's memory of them are left."""
+    """After an error or Ctrl-C too, the files and git's worktree entry are removed."""
     path = tmp_path / "tree"
 
     def fail_within(ref: str, count: int) -> None:
@@ -36,7 +36,7 @@ def test_a_tree_is_removed_whatever_happens(
 
 
 def test_a_tree_holds_its_commits_files_or_the_present_ones(small: Path, tmp_path: Path) -> None:
-    """A commit's as committed; the present ones with what is new, without what git ignores."""
+    """A commit has its files; the present ones include new files, but not ignored ones."""
     with checked_out(small, "HEAD", tmp_path / "tree") as tree:
         assert (tree.path / "first").read_text() == "committed"
         assert not (tree.path / "second").exists()
@@ -49,7 +49,7 @@ def test_a_tree_holds_its_commits_files_or_the_present_ones(small: Path, tmp_pat
 
 
 def test_a_commit_without_the_service_is_told(small: Path, tmp_path: Path) -> None:
-    """Nobody else's files are served in its place; what BentoML says is passed on."""
+    """No other tree's files are served instead; BentoML's message is reported."""
     (tmp_path / "bundles").mkdir()
     with (
         checked_out(small, "HEAD", tmp_path / "tree") as tree,

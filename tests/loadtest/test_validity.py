@@ -1,4 +1,4 @@
-"""A bad measurement is thrown out, each kind by its own rule; a bad service is a result."""
+"""Each rule rejects one kind of bad measurement; a bad service is a valid result."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def _encoded(*values_us: tuple[int, int]) -> str:
 
 
 def _tally(**changes: Any) -> Tally:
-    """2,000 answers of 5 ms in ten steady seconds, sent 50 microseconds late."""
+    """2,000 answers of 5 ms in ten steady seconds, each sent 50 microseconds late."""
     fields: dict[str, Any] = {
         "window_s": 10.0,
         "sent": 2000,
@@ -42,7 +42,7 @@ def _tally(**changes: Any) -> Tally:
 
 
 def test_an_honest_point_is_valid() -> None:
-    """In an open loop and in a closed one."""
+    """A good measurement is valid in an open loop and in a closed one."""
     assert judge(_tally(), SERVER, PROFILE).valid
     assert judge(_tally(), CLOSED, PROFILE).valid
 
@@ -65,7 +65,7 @@ def test_an_honest_point_is_valid() -> None:
     ],
 )
 def test_each_rule_throws_out_what_it_is_for(changes: dict[str, Any], named: str) -> None:
-    """The reason is given in words."""
+    """The verdict states the reason."""
     verdict = judge(_tally(**changes), SERVER, PROFILE)
     assert not verdict.valid
     assert any(named in reason for reason in verdict.reasons), verdict.reasons
@@ -73,24 +73,24 @@ def test_each_rule_throws_out_what_it_is_for(changes: dict[str, Any], named: str
 
 
 def test_a_slow_service_is_a_result() -> None:
-    """Every answer above the bound: measured well, and not kept."""
+    """A measurement is valid even if every answer is above the bound."""
     slow = _tally(latency_us=_encoded((50_000, 2000)))
     assert judge(slow, SERVER, PROFILE).valid
 
 
 def test_a_service_that_refuses_is_a_result() -> None:
-    """What is refused shows in the errors; the measurement is none the worse for it."""
+    """Refused requests are counted as errors and do not make the measurement invalid."""
     refused = _tally(latency_us=_encoded((5000, 900)), errors={"HTTP 429": 1100})
     assert judge(refused, SERVER, PROFILE).valid
 
 
 def test_overload_need_not_be_steady_nor_sent_in_full() -> None:
-    """Where more is offered than can be done, that is what is looked at."""
+    """In an overload, unsent requests do not make the measurement invalid."""
     overload = SERVER.model_copy(update={"overload": True})
     assert judge(_tally(sent=1500), overload, PROFILE).valid
     assert not judge(_tally(sent=1500), SERVER, PROFILE).valid
 
 
 def test_early_stopping_needs_what_mlperf_says() -> None:
-    """With no query over the bound 459, with one 662, with ten 2,010 (MLPerf Inference)."""
+    """MLPerf Inference needs 459 queries with none over the bound, 662 with 1, 2,010 with 10."""
     assert [queries_needed(over) for over in (0, 1, 10)] == [459, 662, 2010]

@@ -1,4 +1,4 @@
-"""Load points as Markdown and as JUnit's XML."""
+"""Load points as Markdown and as JUnit XML."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -16,7 +16,7 @@ def _suite(text: str) -> ET.Element:
 
 
 def test_junit_has_a_case_for_each_point() -> None:
-    """Kept: nothing; missed or wrong: a failure; INVALID: an error; and they are counted."""
+    """Missed or wrong points are failures, INVALID ones errors, and they are counted."""
     results = [
         point(rate=100),
         point(rate=200),
@@ -50,7 +50,7 @@ def test_junit_has_a_case_for_each_point() -> None:
 
 
 def test_junit_stays_well_formed_whatever_a_server_said() -> None:
-    """Brackets, quotes and characters that XML cannot write harm nothing."""
+    """Brackets, quotes and characters that XML cannot represent are handled."""
     result = point(tally={"errors": {'\x00\x1b[31m<&">]]>\ufffe': 1}})
     suite = _suite(to_junit([result], [["\x07 <missed> \ud800"]]))
     failure = suite.find("testcase/failure")
@@ -60,13 +60,13 @@ def test_junit_stays_well_formed_whatever_a_server_said() -> None:
 
 
 def test_junit_wants_to_know_what_each_point_missed() -> None:
-    """One list for two points is a mistake, not one point that kept all."""
+    """One list for two points is an error, and no point passes because of it."""
     with pytest.raises(ValueError, match="shorter"):
         to_junit([point(rate=1), point(rate=2)], [[]])
 
 
 def test_markdown_is_a_sentence_a_table_and_where_it_was() -> None:
-    """Every row has every column, whatever is in it; INVALID says why."""
+    """Every row has every column, whatever the texts; INVALID rows give the reason."""
     bad = point(rate=200, invalid=["too | late"], tally={"errors": {"a|b\n<i>": 2}})
     lines = to_markdown([point(price=0.72), bad]).splitlines()
     assert lines[0] == ("1 of 2 points are INVALID; else all answers right, all thresholds kept")
@@ -83,12 +83,12 @@ def test_markdown_is_a_sentence_a_table_and_where_it_was() -> None:
 
 
 def test_markdown_takes_the_verdict_that_is_given() -> None:
-    """A sentence that knows of thresholds goes before what the results alone say."""
+    """A given verdict replaces the one derived from the results alone."""
     assert to_markdown([point()], "FAILED: p99").startswith("FAILED: p99\n\n|")
 
 
 def test_all_files_of_a_report_lie_beside_each_other(tmp_path: Path) -> None:
-    """A dot in the name is no ending; the folder is made; the page's path comes back."""
+    """A dot in the stem is kept, the folder is created, and the page's path is returned."""
     stem = tmp_path / "new" / "Server-v1.5"
     page = write_all(stem, json="{}", html="<html>", markdown="m", junit="<x/>")
     assert page == tmp_path / "new" / "Server-v1.5.html"

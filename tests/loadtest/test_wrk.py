@@ -1,4 +1,4 @@
-"""What wrk says is believed only where every request was answered."""
+"""Results of wrk are accepted only if every request was answered."""
 
 import shutil
 from pathlib import Path
@@ -35,7 +35,7 @@ def _by_wrk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, further: str) -> fl
 
 
 def test_a_run_without_errors_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rate that wrk prints."""
+    """The rate is the one that wrk prints."""
     assert _by_wrk(tmp_path, monkeypatch, "") == 1000
 
 
@@ -50,13 +50,13 @@ def test_a_run_without_errors_is_measured(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_with_errors_is_refused(
     further: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests that were lost, timed out or refused make the rate worth nothing."""
+    """Lost, timed-out or refused requests make the run an error."""
     with pytest.raises(WrkError, match=further.strip().split(":")[0]):
         _by_wrk(tmp_path, monkeypatch, further)
 
 
 def test_the_runtime_alone_gives_figures_or_says_what_is_wrong(served_bundle: Path) -> None:
-    """A rate of batches and their times; a bundle of other golden answers is refused."""
+    """It gives a rate and latencies; a bundle with other golden outputs is refused."""
     measured = alone(served_bundle, samples=8, seconds=1)
     assert measured.requests_per_s > 10
     assert 0 < measured.p50_ms <= measured.p99_ms
@@ -72,7 +72,7 @@ def test_the_runtime_alone_gives_figures_or_says_what_is_wrong(served_bundle: Pa
 def test_every_answer_is_verified_where_a_judge_is_given(
     service_url: str, served_bundle: Path, tmp_path: Path
 ) -> None:
-    """The service's answers are right; against other golden samples the complaint is told."""
+    """The service's answers pass; other golden samples give the complaint."""
     honest = Expectations(BUNDLE, 3, "infer/raw")
     request = honest.requests[0]
     assert by_wrk(tmp_path, service_url, request, 4, 1, honest).requests_per_s > 1

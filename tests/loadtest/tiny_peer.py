@@ -1,4 +1,4 @@
-"""A peer that needs nothing but Python and knows the golden images of the tiny bundle by heart."""
+"""A peer that needs only Python and stores the answers to the tiny bundle's golden images."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ HEAD = """# /// script
 # documentation = "https://docs.python.org/3/library/http.server.html"
 # ///
 """
-# Knows the golden images' answers by heart; after so many answers it turns them round.
+# Answers from a table of the golden images' answers; after HONEST answers it reverses them.
 SERVER = """
 import http.server, json, os, sys
 answers, honest = json.loads(open(os.environ["ANSWERS"]).read()), int(os.environ["HONEST"])
@@ -54,7 +54,7 @@ http.server.ThreadingHTTPServer(address, Handler).serve_forever()
 def write_peer(
     folder: Path, name: str, server: str = SERVER, *, honest: int = 10**9, requirements: str = ""
 ) -> Path:
-    """A peer's file; it needs nothing but Python."""
+    """Write a peer's file that needs only Python."""
     folder.mkdir(exist_ok=True)
     answers = folder / "answers.json"
     known = {r.content.hex(): ANSWERS[r.positions[0]].tobytes().hex() for r in IMAGES}

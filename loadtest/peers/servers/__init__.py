@@ -1,1 +1,1 @@
-"""Other servers of the same ONNX model, each as its own documentation shows it: to compare with."""
+"""Other servers of the same ONNX model for comparison, each set up as its documentation shows."""

@@ -1,9 +1,9 @@
-"""BentoML as its tutorial shows it: a declared endpoint with ``batchable=True``, arrays as JSON.
+"""BentoML as in its tutorial: a declared endpoint with ``batchable=True``, and arrays as JSON.
 
 BUNDLE=artifacts/bundles/cnn bentoml serve loadtest.peers.servers.bentoml_tutorial:Tutorial
 
-BentoML's worker takes uvloop and httptools where they are installed, which ``pip install bentoml``
-does not do. With PLAIN=1 they cannot be imported here, so that it runs as installed alone.
+BentoML's worker uses uvloop and httptools if they are installed; ``pip install bentoml`` does not
+install them. PLAIN=1 prevents their import, so that BentoML runs as pip installs it.
 """
 
 # /// script
@@ -52,7 +52,7 @@ import numpy as np
 from loadtest.peers.servers.served import Served
 
 PLAIN = os.environ.get("PLAIN") == "1"
-if PLAIN:  # before uvicorn looks for them, which it does when the worker starts to serve
+if PLAIN:  # before uvicorn tries to import them, which it does when the worker starts
     if {"uvloop", "httptools"} & sys.modules.keys():
         raise SystemExit("error: uvloop or httptools was imported before PLAIN=1 could prevent it")
     sys.modules["uvloop"] = sys.modules["httptools"] = None  # type: ignore[assignment]
@@ -60,7 +60,7 @@ if PLAIN:  # before uvicorn looks for them, which it does when the worker starts
 
 @bentoml.service(name="tutorial", workers=1)
 class Tutorial:
-    """One model, one endpoint."""
+    """A service with one model and one endpoint."""
 
     def __init__(self) -> None:
         self.served = Served()
@@ -68,5 +68,5 @@ class Tutorial:
 
     @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, samples: np.ndarray) -> np.ndarray:
-        """Samples [N, ...] to the first output [N, ...]."""
+        """Compute the first output [N, ...] of samples [N, ...]."""
         return self.served.run({self.input.name: samples.astype(self.input.dtype)})[0]

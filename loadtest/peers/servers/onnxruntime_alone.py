@@ -1,4 +1,4 @@
-"""ONNX Runtime without a server: what a service of the same file can reach at best on one thread.
+"""ONNX Runtime without a server: the upper bound for a service of the same model on one thread.
 
 BUNDLE=artifacts/bundles/cnn python -m loadtest.peers.servers.onnxruntime_alone --samples 64
 """
@@ -15,11 +15,11 @@ import numpy as np
 from loadtest.peers.servers.served import Served
 
 WARM_UP_RUNS = 20
-FAR_OFF = 1e-3  # of an output's largest value; the proof of the file is the export's
+FAR_OFF = 1e-3  # of an output's largest value; only coarse, as the export verifies the model
 
 
 def main() -> int:
-    """Run batches until the time is over; print the figures as JSON. Status 1: wrong answers."""
+    """Run batches for ``--seconds``; print the figures as JSON. Return 1 if outputs are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=64, help="of a batch")
     parser.add_argument("--seconds", type=float, default=3)

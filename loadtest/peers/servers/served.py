@@ -1,7 +1,7 @@
-"""A bundle's model as the peers serve it: bytes of named tensors in, bytes of outputs out.
+"""Runs a bundle's model for the peers: parses tensors from bytes and encodes outputs as bytes.
 
-It needs numpy and ONNX Runtime alone, which every peer's environment has. The folder of the bundle
-is in the variable BUNDLE; the sizes of a sample are those of its golden samples.
+This module needs only NumPy and ONNX Runtime, which every peer's environment has. The environment
+variable BUNDLE names the bundle's folder; the shapes of a sample are those of its golden samples.
 """
 
 import json
@@ -19,7 +19,7 @@ Arrays = dict[str, Array]
 
 
 class Tensor(NamedTuple):
-    """A tensor of the model; the shape is that of one sample."""
+    """An input or output tensor of the model; ``shape`` is that of one sample."""
 
     name: str
     dtype: np.dtype[Any]
@@ -27,11 +27,11 @@ class Tensor(NamedTuple):
 
 
 class Served:
-    """The model of the bundle, on one thread of the CPU.
+    """The bundle's model, run on one CPU thread.
 
     Attributes:
-        inputs: In the order of the manifest.
-        outputs: All but logits whose probabilities are an output too.
+        inputs: The inputs, in the order of the manifest.
+        outputs: All outputs, except logits if probabilities are an output.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,16 @@ class Served:
         self._session = ort.InferenceSession(path, options, providers=providers)
 
     def run(self, inputs: Arrays) -> list[Array]:
-        """The outputs of a batch, each [N, ...]."""
+        """Compute the outputs of a batch, each [N, ...]."""
         found = self._session.run([tensor.name for tensor in self.outputs], inputs)
         return [np.asarray(values) for values in found]
 
     def decode(self, content: bytes) -> Arrays:
-        """A request's tensors, one after the other, each as the bytes of [N, ...]."""
+        """Parse a request: the concatenated bytes of its tensors, each [N, ...].
+
+        Raises:
+            ValueError: The size is not a multiple of a sample's.
+        """
         sample_bytes = sum(
             int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in self.inputs
         )
@@ -76,13 +80,13 @@ class Served:
         return found
 
     def batch(self, requests: Iterable[Arrays]) -> Arrays:
-        """Several requests' tensors as one batch."""
+        """Concatenate several requests' tensors into one batch."""
         parts = list(requests)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def encode(outputs: Iterable[Array]) -> bytes:
-    """Outputs as bytes, one after the other."""
+    """Encode outputs as their concatenated bytes."""
     return b"".join(values.tobytes() for values in outputs)
 
 

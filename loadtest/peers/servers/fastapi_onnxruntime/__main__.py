@@ -1,7 +1,7 @@
-"""FastAPI and ONNX Runtime: raw tensors in, raw tensors out, nothing between.
+"""FastAPI and ONNX Runtime, with raw tensors as request and answer bodies.
 
-FastAPI has no batching. A run of one image is shorter than a thread's turn, so it stays in the
-event loop.
+FastAPI has no batching. The model runs in the event loop, because a run of one image is shorter
+than a thread's time slice.
 """
 
 # /// script
@@ -42,6 +42,6 @@ app = FastAPI()
 
 @app.post("/predict")
 async def predict(request: Request) -> Response:
-    """The bytes of the inputs to the bytes of the outputs."""
+    """Run the model on the inputs in the body and return the outputs, both as raw bytes."""
     outputs = served.run(served.decode(await request.body()))
     return Response(encode(outputs), media_type="application/octet-stream")

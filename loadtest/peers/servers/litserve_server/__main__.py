@@ -1,7 +1,7 @@
-"""LitServe with dynamic batching, its queue for many requests a second, and binary bodies.
+"""LitServe with dynamic batching, its queue for high request rates, and binary bodies.
 
-Its processes poll: they take some of a core (a twelfth was seen) while nobody asks them, which
-slows what is measured beside them a little.
+Its processes poll: they use part of a core (a twelfth was measured) even without requests, which
+slightly slows the other servers during their turns.
 """
 
 # /// script
@@ -30,31 +30,31 @@ BATCH, WAIT_S = 64, 0.001
 
 
 class Model(litserve.LitAPI):
-    """One sample a request."""
+    """The bundle's model, with one sample per request."""
 
     def setup(self, device: str) -> None:
-        """Load the model, in the worker's process."""
+        """Load the model in the worker process."""
         self.served = Served()
 
-    # The annotation is FastAPI's: without one LitServe takes JSON.
+    # FastAPI's annotation requests the raw body; without it LitServe expects JSON.
     def decode_request(self, request: Annotated[bytes, Body()]) -> Arrays:
-        """The tensors of a sample."""
+        """Parse the tensors of a sample."""
         return self.served.decode(request)
 
     def batch(self, inputs: list[Arrays]) -> Arrays:
-        """The tensors of a batch."""
+        """Join the tensors of several samples into a batch."""
         return self.served.batch(inputs)
 
     def predict(self, x: Arrays) -> list[Array]:
-        """The outputs of a batch."""
+        """Compute the outputs of a batch."""
         return self.served.run(x)
 
     def unbatch(self, output: list[Array]) -> list[list[Array]]:
-        """Each request's part."""
+        """Split the outputs of a batch by request."""
         return [[values[i] for values in output] for i in range(len(output[0]))]
 
     def encode_response(self, output: list[Array]) -> Response:
-        """The bytes of the outputs."""
+        """Encode the outputs as bytes."""
         return Response(encode(output), media_type="application/octet-stream")
 
 

@@ -1,7 +1,7 @@
-"""mosec: a server in Rust, workers in Python, dynamic batching between them.
+"""mosec: an HTTP server in Rust and workers in Python, with dynamic batching between them.
 
-A batch that is not full waits its whole time, so that a lone connection is served faster without
-batching: both are shown.
+An incomplete batch always waits for the full ``max_wait_time``, so a single connection is faster
+without batching. Both settings are measured.
 """
 
 # /// script
@@ -39,7 +39,7 @@ WAIT_MS = 1
 
 
 class Model(mosec.Worker):
-    """One sample a request."""
+    """The bundle's model, with one sample per request."""
 
     resp_mime_type = "application/octet-stream"
 
@@ -48,18 +48,18 @@ class Model(mosec.Worker):
         self.served = Served()
 
     def deserialize(self, data: bytes) -> Arrays:
-        """The tensors of a sample."""
+        """Parse the tensors of a sample."""
         return self.served.decode(data)
 
     def forward(self, data: Any) -> Any:
-        """The outputs of each sample; mosec gives a list where batches are on."""
+        """Compute the outputs of each sample; ``data`` is a list if batching is enabled."""
         if not isinstance(data, list):
             return [values[0] for values in self.served.run(data)]
         outputs = self.served.run(self.served.batch(data))
         return [[values[i] for values in outputs] for i in range(len(data))]
 
     def serialize(self, data: list[Array]) -> bytes:
-        """The bytes of the outputs."""
+        """Encode the outputs as bytes."""
         return encode(data)
 
 

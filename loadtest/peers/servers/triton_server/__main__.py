@@ -1,7 +1,7 @@
-"""NVIDIA's Triton, as the package nvidia-pytriton brings it: its dynamic batcher, its HTTP.
+"""NVIDIA's Triton from the package nvidia-pytriton, with its dynamic batcher and HTTP server.
 
-That Triton has no backend for ONNX, so ONNX Runtime is called from Python, through pytriton's
-binding; Triton's own container, which has one, is another server and would give other figures.
+This Triton has no ONNX backend, so ONNX Runtime is called from Python, through pytriton's binding.
+Triton's own container has one, but it is a different server and would give other figures.
 """
 
 # /// script
@@ -34,7 +34,7 @@ served = Served()
 
 @batch
 def predict(**inputs: Array) -> list[Array]:
-    """The outputs of a batch."""
+    """Compute the outputs of a batch."""
     return served.run(inputs)
 
 
