@@ -1,8 +1,8 @@
 """Command line of the load test: ``python -m loadtest --help``.
 
-Exit status: 0 all answers are right and all thresholds are kept; 1 an answer is wrong or a
-threshold is missed; 2 nothing could be measured; 3 the measurement is invalid (run, sweep) or a
-regression was found (compare --strict).
+Exit status: 0 all answers are right and all thresholds are kept; 1 an answer is wrong, a threshold
+is missed, or a resource does not suffice (capacity plan); 2 nothing could be measured; 3 the
+measurement is invalid (run, sweep, capacity check) or a regression was found (compare --strict).
 """
 
 import argparse

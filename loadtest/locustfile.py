@@ -1,10 +1,10 @@
-"""The users that locust runs; works by itself too, with locust's web page and distributed mode.
+"""Locust users; the file also works alone, with locust's web page and distributed mode.
 
     locust -f loadtest/locustfile.py --host http://localhost:3000 --bundle artifacts/bundles/cnn
 
-Every answer is verified. With ``--result FILE`` the counts are written at the end; several
-processes (``--processes``, or ``--master`` and ``--worker`` on several machines) send theirs to the
-master, which merges them.
+Every answer is verified. With ``--result FILE`` the counts are written at the end. Several
+processes (``--processes``, or ``--master`` and ``--worker`` on several machines) send their counts
+to the master, which merges them.
 """
 
 import gc
@@ -54,17 +54,17 @@ GC_EVERY_OBJECTS = 50_000
 
 
 class _Run:
-    """What all users of this process share; set before the first one starts."""
+    """The state that all users of this process share; set before the first one starts."""
 
     scenario: Scenario
     expectations: Expectations
     recorder: Recorder
     tallies: ClassVar[dict[str, Tally]] = {}
-    processes: ClassVar[set[str]] = set()  # that sent requests, as the master knows them
-    users: ClassVar[int] = 0  # of this process, that were started
-    dispatchers: ClassVar[int] = 0  # of an open loop, in this process
-    dispatching: ClassVar[int] = 0  # of these, that have not ended
-    ending: ClassVar[bool] = False  # every window is over, and locust was told to stop
+    processes: ClassVar[set[str]] = set()  # the workers that sent requests, by client id
+    users: ClassVar[int] = 0  # number of users that this process started
+    dispatchers: ClassVar[int] = 0  # number of users of an open loop in this process
+    dispatching: ClassVar[int] = 0  # number of these that have not finished
+    ending: ClassVar[bool] = False  # every window is over, and locust is stopping
     master: ClassVar[MasterRunner | None] = None
 
 
@@ -89,7 +89,7 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
     parser.add_argument("--form", default=None, help="of a peer, in place of the endpoint's")
     parser.add_argument("--ceiling", action="store_true", help="any answer of 200 is right")
     parser.add_argument("--result", default="", help="write what was counted to this JSON file")
-    # The master tells its workers among how many users the rate of an open loop is divided.
+    # The master sends its workers the number of users that share the rate of an open loop.
     parser.add_argument("--all-users", type=int, default=0, include_in_web_ui=False, help=SUPPRESS)
 
 
@@ -102,7 +102,7 @@ def _options(environment: Environment) -> Namespace:
 
 @events.report_to_master.add_listener
 def _report(client_id: str, data: dict[str, Any]) -> None:
-    """A worker tells the master what it counted as soon as its window is over."""
+    """Send a worker's counts to the master once its window is over."""
     if hasattr(_Run, "recorder") and _Run.recorder.is_over:
         data[TALLY] = _Run.recorder.tally().model_dump_json()
 
@@ -154,7 +154,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
         if environment.runner is not None:
             environment.runner.quit()
         return
-    # The collector's walks over all that is alive would be latencies of the service.
+    # Garbage collections over all live objects would be measured as latencies of the service.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_EVERY_OBJECTS, 50, 100)
@@ -164,7 +164,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
 
 
 def _be_slow(url: str, number: int) -> None:
-    """One slow client, until the load ends."""
+    """Run one slow client until the load ends."""
     requests = _Run.expectations.requests
     request = requests[number % len(requests)]
     while not _Run.recorder.is_over:
@@ -197,7 +197,7 @@ def _finish(environment: Environment, **_: Any) -> None:
 
 
 def error_kind(response: Any) -> str:
-    """Why there is no answer: the HTTP status, or the name of what the connection raised."""
+    """Why a request has no answer: its HTTP status, or the connection's exception."""
     if response.status_code:
         return f"HTTP {response.status_code}"
     return type(response.error).__name__ if response.error else "no answer"
@@ -206,16 +206,16 @@ def error_kind(response: Any) -> str:
 class ModelUser(FastHttpUser):
     """Sends prepared golden samples and checks each answer.
 
-    In a closed loop it sends the next request when the last is answered. In an open loop the users
-    share the rate, and each sends requests when they are due, whatever is answered: latencies
-    count from the due moment. While the service stalls, requests go on being due, and
-    each of them waits as a client of its own would have (no coordinated omission).
+    In a closed loop it sends the next request when the last one is answered. In an open loop the
+    users share the rate, and each sends its requests when they are due, whether or not earlier ones
+    are answered; latencies are measured from the due time. While the service stalls, further
+    requests become due and wait as independent clients would (no coordinated omission).
     """
 
     concurrency = MOST_IN_FLIGHT
 
     def __init__(self, environment: Environment) -> None:
-        """Take the time-outs from the command line; the client is made with them."""
+        """Set the time-outs from the command line before the HTTP client is created."""
         self.options = _options(environment)
         self.network_timeout = self.connection_timeout = self.options.request_timeout
         super().__init__(environment)
@@ -223,7 +223,7 @@ class ModelUser(FastHttpUser):
         self._further = {"x-api-key": key} if key else {}
 
     def on_start(self) -> None:
-        """Begin at a sample of one's own, so that not all users send the same."""
+        """Begin at a random sample, so that users do not all send the same one."""
         self._position = random.randrange(  # noqa: S311 - no secret
             len(_Run.expectations.requests)
         )
@@ -234,11 +234,11 @@ class ModelUser(FastHttpUser):
             self._further = {**self._further, "connection": "close"}
 
     def ask(self, due_s: float | None = None, position: int | None = None) -> None:
-        """One request and its judgement.
+        """Send one request and judge its answer.
 
         Args:
-            due_s: When it was due (``time.perf_counter``), if not just now.
-            position: Of the request among the prepared ones; None: the one after the last.
+            due_s: When the request was due (``time.perf_counter``); None: now.
+            position: The request's position among the prepared ones; None: the next one.
         """
         requests, recorder = _Run.expectations.requests, _Run.recorder
         if position is None:
@@ -280,7 +280,7 @@ class ModelUser(FastHttpUser):
 
     @task
     def predict(self) -> None:
-        """One request of a closed loop, or all of this user's of an open one."""
+        """Send one request of a closed loop, or all of this user's requests of an open loop."""
         if _Run.scenario.loop == "open":
             self._dispatch()
             return
@@ -290,7 +290,7 @@ class ModelUser(FastHttpUser):
             _end(runner)
 
     def _due(self, start_s: float) -> Iterator[Due]:
-        """This user's share of an open loop's requests."""
+        """The requests of an open loop that this user sends."""
         scenario, options, runner = _Run.scenario, self.options, self.environment.runner
         users, process = 1, 0
         if isinstance(runner, WorkerRunner):

@@ -1,10 +1,10 @@
 """Readiness of a worker: its models pass their golden samples, and it is not stopping.
 
 Every ``golden_check_s`` seconds each model computes a few golden samples through its own batcher,
-alongside requests.
-A wrong answer ends readiness and the model's inference until a later check passes. ``on_failure``
-makes the worker stop accepting connections and exit, so that BentoML replaces it. A check that
-could not run, such as one that waited too long in a full queue, changes nothing.
+alongside requests. A wrong answer ends readiness and the model's inference until a later check
+passes. ``on_failure`` makes the worker stop accepting connections and exit, so that BentoML
+replaces it. A check that could not run, such as one that waited too long in a full queue, changes
+nothing.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Writes the responses of a connection in the order of its requests (RFC 9112, 9.3.2).
 
-A connection has a response slot for each request. What a slot's response is computed by, and when,
-does not matter: it is written once all responses before it are written.
+A connection has a response slot for each request. However and whenever a slot's response is
+computed, it is written only after all responses before it.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from service.observability.records import Exchange
 from service.transport.context import CONTEXT
 from service.transport.direct_router import DirectHead
 
-# Requests of a connection that may wait for their responses before reading pauses.
+# Number of requests of a connection that may wait for responses before reading pauses.
 MAX_PIPELINED = 128
 STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -29,18 +29,18 @@ STATUS_LINES = {
 
 
 class OrderedConnection(asyncio.Protocol):
-    """A client's connection, as far as its responses are written; see ``http1`` for the rest.
+    """The writing side of a client's connection; ``http1`` has the reading side.
 
     Attributes:
         config: uvicorn's configuration.
-        state: What uvicorn keeps of all connections.
-        app_state: What the ASGI app keeps of all requests.
-        slots: Of the requests that are not answered to their end, in the order of the requests.
+        state: uvicorn's state of all connections.
+        app_state: The ASGI app's state for all requests.
+        slots: The slots of requests whose responses are incomplete, in the requests' order.
         receiving: The slot of the request whose body is being received.
-        is_last_announced: The client said that it sends no request after its last one.
-        is_done_reading: What else comes is no request.
-        is_closing: The client may read the last response, and nothing else happens.
-        since_s: Since when the connection does what it does; None until this is looked at.
+        is_last_announced: The client announced that it sends no further request.
+        is_done_reading: Further bytes from the client are ignored.
+        is_closing: The connection only waits for the client to read the last response.
+        since_s: When the connection entered its present state; None until the next check.
     """
 
     # Set when the connection is made.
@@ -91,14 +91,14 @@ class OrderedConnection(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def close(self) -> None:
-        """Close the connection, after the client was given the time to read the last response.
+        """Close the connection, leaving the client time to read the last response.
 
         If the client may still send, closing at once would reset the connection and may destroy the
         response on its way (RFC 9112, 9.6); so only the sending side is closed.
         """
         self.is_done_reading = self.is_closing = True
         for slot in self.slots:
-            slot.disconnect()  # a request that did not come whole: its task waits for the rest
+            slot.disconnect()  # the task of an incomplete request waits for the rest of its body
         self.slots.clear()
         self.since_s = None
         if self.is_last_announced or not self.transport.can_write_eof():
@@ -113,13 +113,13 @@ class ResponseSlot:
     """The place of one response among the responses of its connection.
 
     Attributes:
-        url: The request's path and query as they were sent.
-        headers: Its headers, lower-case names.
+        url: The request's path and query as sent.
+        headers: The request's headers, with lower-case names.
         http_version: "1.1" or "1.0".
-        keep_alive: Whether the connection is kept after the response.
-        request_id: As in the answer's header.
+        keep_alive: Whether the connection stays open after the response.
+        request_id: The request's id, as in the response's header.
         started_s: When the request's head had been read, by ``time.perf_counter``.
-        is_complete: The whole response was written or buffered.
+        is_complete: Whether the whole response was written or buffered.
     """
 
     connection: OrderedConnection
@@ -135,24 +135,24 @@ class ResponseSlot:
 
     @property
     def is_body_full(self) -> bool:
-        """Whether more of the body came than is wanted now, so that reading should pause."""
+        """Whether enough of the body is buffered that reading should pause."""
         return False
 
     def receive_body(self, data: bytes) -> None:
-        """Take a part of the request's body."""
+        """Receive a part of the request's body."""
 
     def end_body(self) -> None:
-        """Take the end of the request's body."""
+        """Receive the end of the request's body."""
 
     def disconnect(self) -> None:
-        """Forget the request: its client has gone, or sends no HTTP."""
+        """Abandon the request: its client disconnected or sent invalid HTTP."""
 
     def is_connected(self) -> bool:
-        """Return False once the client has gone."""
+        """Return False once the client disconnected."""
         return not self.connection.transport.is_closing()
 
     def refuse(self, error: Exception) -> None:
-        """Write a refusal."""
+        """Write an error response."""
         where = self.url.decode("latin-1")
         self.respond(CONTEXT.refuse(error, where, self.request_id))
 
@@ -184,13 +184,13 @@ class ResponseSlot:
             CONTEXT.gate.record(exchange, self.headers, response.status)
 
     def make_exchange(self) -> Exchange:
-        """Return the request as log and traces record it."""
+        """Return the request as logs and traces record it."""
         path = self.url.decode("latin-1")
         client = get_remote_addr(self.connection.transport)
         return Exchange(self.request_id, self.started_s, client, self.method, path)
 
     def write(self, data: bytes) -> None:
-        """Write a part of the response, or keep it until all responses before are written."""
+        """Write a part of the response, or buffer it until all earlier responses are written."""
         if self.connection.slots[0] is self:
             self.connection.transport.write(data)
         elif self._buffer is None:
@@ -199,12 +199,12 @@ class ResponseSlot:
             self._buffer.append(data)
 
     def complete(self) -> None:
-        """End the response, which lets the next one be written."""
+        """End the response, so that the next one can be written."""
         self.is_complete = True
         self.connection.advance()
 
     def take_turn(self) -> None:
-        """Write what was kept: all responses before are written."""
+        """Write what was buffered: all earlier responses are written."""
         if self._buffer:
             self.connection.transport.write(b"".join(self._buffer))
             self._buffer = None
@@ -212,7 +212,7 @@ class ResponseSlot:
 
 @dataclass(eq=False)
 class DirectSlot(ResponseSlot):
-    """The place of a response that the core computes without ASGI."""
+    """The slot of a response that the core computes without ASGI."""
 
     head: DirectHead
     _body: list[bytes] = field(default_factory=list, init=False)
@@ -222,12 +222,12 @@ class DirectSlot(ResponseSlot):
         self._body.append(data)
 
     def end_body(self) -> None:
-        """Have the core answer."""
+        """Have the core compute the response."""
         self.handle(self._body[0] if len(self._body) == 1 else b"".join(self._body))
         self._body = []
 
     def handle(self, body: bytes) -> None:
-        """Have the core answer the request with this body."""
+        """Have the core compute the response to the request with this body."""
         head = self.head
         request = Request(
             head.target,
@@ -241,6 +241,6 @@ class DirectSlot(ResponseSlot):
         CONTEXT.handler.handle(request, self.respond)
 
     def disconnect(self) -> None:
-        """Record that the client has gone, if the request had come whole."""
+        """Record that the client disconnected, if its request was complete."""
         if not self.is_complete and self is not self.connection.receiving:
             CONTEXT.handler.record_client_gone()
