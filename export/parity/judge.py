@@ -286,7 +286,7 @@ def _row_violations(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
     invariance, bound = row.batch_invariance, allowed.batch_invariance
     if invariance is not None and bound is not None and not invariance <= bound:
         yield (
-            f": answers differ from those in the largest batches by {invariance:.2e} > {bound:.0e}"
+            f": answers differ from those in the first batch size by {invariance:.2e} > {bound:.0e}"
         )
     if not row.softmax_error <= allowed.softmax_error:
         yield (
