@@ -1,4 +1,4 @@
-"""Options that several commands have: network, precision, images, device."""
+"""Options that several commands share: network, precision, images, device."""
 
 import argparse
 import json
@@ -22,15 +22,15 @@ def add_command(
     description: str | None,
     epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    """Add a command whose texts keep their line breaks.
+    """Add a command whose help keeps the line breaks of its texts.
 
     Args:
         commands: From ``ArgumentParser.add_subparsers``.
-        name: What is typed.
-        run: Takes the parsed arguments and gives the exit status.
-        short: Its line in the list of commands.
-        description: Stands above its options.
-        epilog: Stands below them.
+        name: The command's name on the command line.
+        run: Takes the parsed arguments and returns the exit status.
+        short: The command's line in the list of commands.
+        description: The help text above the options.
+        epilog: The help text below the options.
     """
     command = commands.add_parser(
         name,
@@ -44,7 +44,7 @@ def add_command(
 
 
 def model_name(name: str) -> str:
-    """A network's name as ``type=`` of an option: an old one is replaced, with a note."""
+    """Return the network's current name, with a note on an old one; for ``type=`` of an option."""
     if name in RENAMED:
         print(
             f"note: the network {name} is called {RENAMED[name]} now; the old name works for one "
@@ -55,7 +55,7 @@ def model_name(name: str) -> str:
 
 
 def add_arch(parser: Group) -> None:
-    """Add ``--arch``; ``named_values`` reads what it collects."""
+    """Add ``--arch``; ``named_values`` parses its values."""
     parser.add_argument(
         "--arch",
         action="append",
@@ -67,14 +67,14 @@ def add_arch(parser: Group) -> None:
 
 
 def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """What an option such as ``--arch`` or ``--augment`` has collected.
+    """Parse the values of an option such as ``--arch`` or ``--augment``.
 
     Args:
-        option: Its name, for errors.
-        pairs: NAME=VALUE each; a value is JSON, or a word alone.
+        option: The option's name, for error messages.
+        pairs: NAME=VALUE each; a value is JSON or a bare word.
 
     Raises:
-        ValueError: Something else; says which.
+        ValueError: A pair is neither; the message quotes it.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -92,7 +92,7 @@ def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def add_precision(group: Group) -> None:
-    """Add how a step is computed."""
+    """Add ``--precision`` and ``--compiled``: how a training step is computed."""
     group.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],
@@ -109,7 +109,7 @@ def add_precision(group: Group) -> None:
 
 
 def add_data_dir(group: Group) -> None:
-    """Add where the images lie."""
+    """Add ``--data-dir``, the folder of the images."""
     group.add_argument(
         "--data-dir",
         type=Path,
@@ -119,7 +119,7 @@ def add_data_dir(group: Group) -> None:
 
 
 def add_common(group: Group) -> None:
-    """Add where the images lie and where to compute."""
+    """Add ``--data-dir`` and ``--device``."""
     add_data_dir(group)
     group.add_argument(
         "--device",

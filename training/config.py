@@ -1,6 +1,6 @@
-"""What a training run is made of: one frozen record that is saved with the weights.
+"""Configuration and presets of a training run: a frozen record saved with the weights.
 
-A run is a function of ``TrainConfig``, the data set and the machine; nothing else steers it.
+A run depends only on ``TrainConfig``, the data set and the machine.
 """
 
 from typing import Any, Literal, Self
@@ -11,12 +11,12 @@ from training.models import ARCHITECTURES, architecture_config, resolved
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
-    """Random distortion of each training image, drawn anew in each epoch: affine, and elastic.
+    """Random affine and elastic distortion of each training image, drawn anew in each epoch.
 
-    All zero switches augmentation off. Ranges are symmetric: a value is drawn uniformly from
-    -limit to +limit, for each image by itself. Elastic distortion bends an image as rubber: curves
-    through a few points that are moved at random (the idea: Simard, Steinkraus and Platt 2003,
-    "Best practices for convolutional neural networks", who blur a random field).
+    If all values are zero, augmentation is off. Ranges are symmetric: each image's value is drawn
+    uniformly from -limit to +limit. Elastic distortion bends an image like rubber: it interpolates
+    the random displacements of a few points. The idea is from Simard, Steinkraus and Platt 2003,
+    "Best practices for convolutional neural networks"; they blur a random field instead.
     """
 
     rotation_deg: float = Field(default=0.0, ge=0, le=45, description="degrees, both ways")
@@ -57,7 +57,7 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def is_off(self) -> bool:
-        """True when no image would be changed."""
+        """True if no image would be changed."""
         return not any(self.model_dump(exclude={"clean_share"}).values())
 
 
@@ -65,7 +65,7 @@ AFFINE = AugmentConfig(rotation_deg=12, scale=0.12, shear=0.2, shift_px=2.5)
 
 
 class DistilConfig(BaseModel, frozen=True, extra="forbid"):
-    """Learning from other networks' mean answer beside the labels.
+    """Training on other networks' mean probabilities in addition to the labels.
 
     Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
     """
@@ -78,7 +78,7 @@ class DistilConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):
-    """Everything that decides a run, besides the data and the machine."""
+    """All settings that determine a run, apart from the data and the machine."""
 
     model: str = Field(
         description="a name in training.models.ARCHITECTURES; a variant's name becomes "
@@ -124,7 +124,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _complete_architecture(cls, data: Any) -> Any:
-        """Fill in the architecture's defaults, so that the saved record is whole."""
+        """Fill in the architecture's defaults, so that the saved record is complete."""
         if isinstance(data, dict) and "model" in data:
             given = data.get("architecture", {})
             name, numbers = resolved(str(data["model"]), given)
@@ -142,16 +142,16 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def with_changes(self, **changes: Any) -> Self:
-        """A validated copy in which the given fields that are not None are replaced."""
+        """Return a validated copy with the given fields replaced; None leaves a field as it is."""
         given = {name: value for name, value in changes.items() if value is not None}
         return type(self).model_validate({**self.model_dump(), **given})
 
 
-# For networks that have seen enough of milder ones: bent as pens bend strokes.
+# Elastic distortion imitates handwriting; for networks that milder distortions no longer improve.
 BENT = AugmentConfig(rotation_deg=10, scale=0.1, shear=0.16, shift_px=2, elastic_px=0.5)
 VERY_BENT = BENT.model_copy(update={"elastic_px": 0.8})
-# For drawings and small pictures from elsewhere too: other pens, widths and resolutions than
-# MNIST's. It costs nothing measurable on MNIST (docs/benchmarks.md).
+# Also prepares for drawings and small pictures whose pens, widths and resolutions differ from
+# MNIST's. It costs no measurable accuracy on MNIST (docs/benchmarks.md).
 VARIED = BENT.model_copy(
     update={"stretch": 2.5, "stroke": 0.5, "coarse_share": 0.3, "clean_share": 0.15}
 )
@@ -159,9 +159,9 @@ VARIED = BENT.model_copy(
 Preset = Literal["quick", "full", "best"]
 
 _WIDE_CNN = {"n1": 32, "n2": 64, "n3": 256, "dropout": 0.3, "batch_norm": True}
-# Network, preset, numbers, epochs and distortions; chosen on validation images alone. No label
-# smoothing: with 0.05 the expected calibration error there was 3.3% (CNN) and 4.8% (MLP), without
-# it 0.2%, at accuracies within 0.04 points.
+# Network, preset, hyperparameters, epochs and distortions, chosen only on validation images. There
+# is no label smoothing: 0.05 raised the expected calibration error on them from 0.2% to 3.3% (CNN)
+# and 4.8% (MLP), at accuracies within 0.04 points.
 _PRESETS: list[tuple[str, Preset, dict[str, Any], int, AugmentConfig]] = [
     ("mlp", "quick", {"dropout": 0.2}, 10, AFFINE),
     ("mlp", "full", {"dropout": 0.2}, 40, AFFINE),
@@ -169,11 +169,11 @@ _PRESETS: list[tuple[str, Preset, dict[str, Any], int, AugmentConfig]] = [
     ("cnn", "quick", {"n1": 16, "n2": 32, "n3": 128, "dropout": 0.3}, 8, AFFINE),
     ("cnn", "full", _WIDE_CNN, 20, AFFINE),
     ("cnn", "best", _WIDE_CNN, 20, VARIED),
-    # An epoch is as many pairs as there are images: twice the work of the CNN's.
+    # An epoch has as many pairs as there are images: twice the work of an epoch of the CNN.
     ("two-input", "quick", {}, 5, AFFINE),
     ("two-input", "full", {}, 20, AFFINE),
     ("two-input", "best", {}, 40, BENT),
-    # What comes back must be like what is asked for later: plain images.
+    # It will reconstruct undistorted images, so it is trained on undistorted images.
     ("autoencoder", "quick", {}, 5, AugmentConfig()),
     ("autoencoder", "full", {}, 20, AugmentConfig()),
     ("autoencoder", "best", {}, 40, AugmentConfig()),
@@ -187,18 +187,18 @@ PRESETS: dict[tuple[str, str], TrainConfig] = {
 
 
 def preset(name: str, which: Preset) -> TrainConfig:
-    """A named preset of any network that is trained here.
+    """Return a preset of any network that can be trained here.
 
-    A variant has its architecture's preset with its own numbers. An architecture without a row in
-    ``PRESETS`` has the CNN's conditions (epochs, batches, rates, augmentation) and its own
-    default numbers, so that it can be compared with the CNN.
+    A variant uses its architecture's preset with its own hyperparameters. An architecture without
+    a row in ``PRESETS`` uses the CNN's epochs, batch size, learning rate and augmentation with its
+    own default hyperparameters, so that it can be compared with the CNN.
 
     Args:
-        name: A name of ``training.models.model_names()``.
+        name: A name from ``training.models.model_names()``.
         which: "quick", "full" or "best".
 
     Raises:
-        ValueError: The name is not known, or the network is not trained here.
+        ValueError: The name is unknown, or the network is not trained here.
     """
     model, numbers = resolved(name, {})
     own = PRESETS.get((model, which))

@@ -1,4 +1,4 @@
-"""The commands ``train`` and ``evaluate``: a network is trained, or measured again."""
+"""The commands ``train`` and ``evaluate``, which train a network or measure it again."""
 
 import argparse
 import textwrap
@@ -186,7 +186,7 @@ def _add_how(how: Group) -> None:
 
 
 def _models() -> str:
-    """The names by what the networks learn."""
+    """The help's list of network names, grouped by task."""
     lines = ["models:"]
     for task, words in TASKS_IN_WORDS.items():
         names = [
@@ -206,7 +206,7 @@ def _models() -> str:
 
 
 def _presets() -> str:
-    """What the presets are, in a table."""
+    """The help's table of presets."""
     rows = [
         f"  {model:16}{which:8}{config.epochs:3} epochs, "
         f"{'plain' if config.augment.is_off else 'distorted'} images"
@@ -224,7 +224,7 @@ def _presets() -> str:
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
     chosen = preset(arguments.model, arguments.preset)
-    # Refuses what a variant fixes.
+    # Refuses to change a number that the variant fixes.
     _, own = resolved(arguments.model, named_values("--arch", arguments.arch))
     augment = chosen.augment.model_dump() | named_values("--augment", arguments.augment)
     if arguments.clean_share is not None:
@@ -245,7 +245,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 @dataclass(frozen=True)
 class _Images:
-    """The data set, and its training images split by the hold-out rule."""
+    """The data set, and its training images split into training and validation."""
 
     dataset: Dataset
     train: LabelledImages
@@ -350,13 +350,13 @@ def _write_checkpoint(
         }
     )
     draw_all(record, module, dataset.test.images, folder)
-    write_record(folder, record)  # last: who sees a record finds everything beside it
+    write_record(folder, record)  # last: once a record exists, all other files do too
     (folder / RESUME_NAME).unlink(missing_ok=True)
     return record
 
 
 class _Clock:
-    """How fast a run is and how long it will last still; of this start alone, if resumed."""
+    """Speed and remaining time of a run, measured since this process started or resumed it."""
 
     def __init__(self, config: TrainConfig, train_images: int) -> None:
         self._epochs = config.epochs
@@ -366,7 +366,7 @@ class _Clock:
         self._done = 0
 
     def after(self, epoch: int) -> str:
-        """In words, after an epoch, counted from 0: images of it a second, validation included."""
+        """Text after an epoch (from 0): images per second, validation included, and time left."""
         now_s = time.monotonic()
         rate = self._images / (now_s - self._last_s)
         self._done, self._last_s = self._done + 1, now_s

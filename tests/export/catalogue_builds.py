@@ -1,10 +1,10 @@
-"""Builds networks of the catalogue with default settings and prints what came of each.
+"""Builds networks of the catalogue with default settings and prints each result.
 
     python -m tests.export.catalogue_builds --networks resnet18,decoder --work artifacts/catalogue
 
 Each is built by the command line from ``--samples`` samples and ``--calibration`` calibration
-samples. The bundle and what the build printed stay below ``--work``. Times are processor seconds of
-all processes of the build, which depend less on what else runs than the time that passes.
+samples. The bundle and the build's output stay below ``--work``. Times are CPU seconds of all
+processes of the build, which depend less on other load than wall time does.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from export.formats import VARIANTS
 from tests.export.catalogue import NETWORKS, write_network, write_samples
 
 SAMPLES, CALIBRATION = 64, 32
-SHOWN = 100  # characters of a reason; the manifest has all of it
+SHOWN = 100  # characters of a reason; the manifest has its full text
 COLUMNS = (
     *("network", "numbers in its weights", "in the bundle", "layers kept in float32", "left out"),
     *("processor seconds", "seconds that passed"),
@@ -35,15 +35,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class CatalogueBuild:
-    """What came of a build.
+    """The result of a build.
 
     Attributes:
-        status: Of the command.
-        printed: What it printed.
-        seconds: How long it took.
-        cpu_seconds: What all its processes took of the processor.
-        sources: The folder that it read.
-        bundle: The folder that it wrote.
+        status: Exit status of the command.
+        printed: Output of the command.
+        seconds: Wall time.
+        cpu_seconds: CPU time of all its processes.
+        sources: The folder of its inputs.
+        bundle: The folder of its output.
     """
 
     status: int
@@ -68,10 +68,10 @@ def build_network(
     Args:
         name: One of ``catalogue.NETWORKS``.
         sources: A folder for weights and samples.
-        bundle: Where the bundle shall be.
-        samples: How many judge.
-        calibration: How many others int8 is fitted to.
-        seed: Of weights and samples.
+        bundle: The folder for the bundle.
+        samples: Number of samples for the proof.
+        calibration: Number of other samples, for the calibration of int8.
+        seed: Seed of weights and samples.
     """
     command = ["build", *write_network(name, sources, samples=samples, seed=seed)]
     write_samples(name, sources / "calibration.npz", calibration, seed=1_000 + seed)
@@ -112,7 +112,7 @@ def _cells(name: str, built: CatalogueBuild) -> list[str]:
 
 
 def _reasons(manifest: Manifest) -> list[str]:
-    """How the reasons begin why there is none of a variant."""
+    """The beginnings of the reasons why variants are missing."""
     missing = {v: manifest.not_built[v] for v in VARIANTS if v in manifest.not_built}
     return [
         f"{variant}: {textwrap.shorten(reason, SHOWN, placeholder=' ...')}"
@@ -121,7 +121,7 @@ def _reasons(manifest: Manifest) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each network; status 1 if any could not be built."""
+    """Print a row for each network; the status is 1 if any build failed."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.export.catalogue_builds",
         description=__doc__,

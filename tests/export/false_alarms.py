@@ -1,15 +1,15 @@
-"""Does the gate fail honest models? Real trainings from many seeds, each through the whole gate.
+"""Measures false alarms of the gate: honest trainings from many seeds, each fully verified.
 
     python -m tests.export.false_alarms --seeds 20 --epochs 1
     python -m tests.export.false_alarms --seeds 20 --models "" --networks decoder,segmenter
 
-Nothing is wrong with these models, so a FAILED is a false alarm (or a fault found); the last table
-says how close to its tolerance each figure ever came. A run that was stopped goes on where it was:
-trainings and bundles under --work are used again if they are those asked for.
+These models are correct, so a FAILED is a false alarm, unless it reveals a real fault. The last
+table shows how close to its tolerance each figure came. A run that was stopped can be resumed:
+matching trainings and bundles under --work are reused.
 
 ``--networks`` adds networks of the catalogue, their weights and samples drawn anew with each seed.
-Of these the formats in float32 must pass. Float16 is shown as well: whether it is exact enough for
-such weights is a matter of the network, not of the gate. There is no int8.
+Their float32 formats must pass. Float16 is only shown, because whether it is exact enough for such
+weights depends on the network, not on the gate. There is no int8.
 """
 
 import argparse
@@ -50,7 +50,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training through the gate; ``failures`` are empty if it passed."""
+    """Result of the gate for one training; ``failures`` is empty if it passed."""
 
     model: str
     seed: int
@@ -59,12 +59,12 @@ class Run:
 
 
 def prove(config: TrainConfig, dataset: Dataset, data_dir: Path | None, work: Path) -> Run:
-    """Train, export and prove one model, or take up what an earlier run left of that.
+    """Train, export and prove one model, reusing an earlier run's results.
 
     Args:
-        config: What is trained, as the command line makes it of the preset.
+        config: The training configuration, as the command line derives it from the preset.
         dataset: The images of ``data_dir``.
-        data_dir: For training's command line.
+        data_dir: The folder of images for training's command line.
         work: A folder for this model and seed.
     """
     figures = _left_figures(config, dataset, work / "bundle")
@@ -82,16 +82,16 @@ def prove(config: TrainConfig, dataset: Dataset, data_dir: Path | None, work: Pa
                 figures = build(subject, work / "bundle")[1]
             except ParityError as error:
                 figures = error.figures
-    # By today's table, which may not be the one that the bundle was built under.
+    # By the current table, which may differ from the one that the bundle was built with.
     return Run(config.model, config.seed, figures, judge(figures, TOLERANCES).failures)
 
 
 def prove_network(name: str, seed: int, work: Path) -> Run:
-    """Export and prove a network of the catalogue; failures are those of float32 and of the gate.
+    """Export and prove a network of the catalogue; only float32 and gate failures count.
 
     Args:
         name: One of ``catalogue.NETWORKS``.
-        seed: Of its weights and samples.
+        seed: Seed of its weights and samples.
         work: A folder for this network and seed.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _is_left(config: TrainConfig, folder: Path) -> bool:
 
 
 def _same(asked: TrainConfig, found: TrainConfig) -> bool:
-    # Training holds out fewer images where there are few.
+    # Training holds out fewer images from small data sets.
     return asked.with_changes(validation_images=found.validation_images) == found
 
 
@@ -213,10 +213,10 @@ def _reduced_cells(figures: ParityFigures) -> list[str]:
 def headroom(
     runs: Sequence[Run], names: Collection[str] = tuple(Tolerance.model_fields)
 ) -> Iterator[list[str]]:
-    """A row for each variant and tolerance: the worst figure of all runs beside the bound.
+    """Rows for each variant and tolerance, with the worst figure of all runs and the bound.
 
     Args:
-        runs: What was measured.
+        runs: The measured runs.
         names: The tolerances to show.
     """
     variants = dict.fromkeys(v for run in runs for v in run.figures.variants)
@@ -249,7 +249,7 @@ def _room(worst: float, bound: float, *, lower: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each run and the headroom; status 1 if the gate failed any."""
+    """Print a row for each run and the headroom; the status is 1 if the gate failed any."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.export.false_alarms",
         description=__doc__,
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("artifacts/false_alarms"))
     parser.add_argument("--json", type=Path, help="write the worst figures of each run there too")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING)  # before training's own, which would log each epoch
+    logging.basicConfig(level=logging.WARNING)  # first: training's would log each epoch
     models = [model for model in arguments.models.split(",") if model]
     networks = [name for name in arguments.networks.split(",") if name]
     networks = list(SMALL) if networks == ["small"] else networks

@@ -1,4 +1,4 @@
-"""Faults planted in exported files, as an exporter or a bad disk could make them."""
+"""Faults planted in exported files, as an exporter or a bad disk could cause them."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""What the input guard tells, measured: false alarms on digits, and what it catches of the rest.
+"""Measures the out-of-distribution guard: false alarms on digits and detection of other images.
 
     python -m tests.export.guarded artifacts/bundles/cnn --data-dir DIR --fashion DIR
 
-asks a bundle's guard MNIST's test images, pictures that are no digits, and the drawings of
-``tests.service.drawn`` as the service would have made them into 28x28. An image is told if its
-p-value is under the guard's bound. Debian's package dataset-fashion-mnist has Fashion-MNIST.
+This runs a bundle's guard on MNIST's test images, on other images, and on the drawings of
+``tests.service.drawn``, converted to 28x28 as in the service. An image is flagged if its p-value
+is below the guard's bound. Debian's package dataset-fashion-mnist has Fashion-MNIST.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LEAST_SHOWN = 0.01
 
 
 def strange(digits_NHW: Array, fashion_NHW: Array | None) -> Iterator[tuple[str, Array]]:
-    """Pictures that are no digits on paper, by name, each uint8 [N, 28, 28]."""
+    """Images that are not digits on paper, by name, each uint8 [N, 28, 28]."""
     generator = np.random.default_rng(0)
     shape = digits_NHW.shape
     if fashion_NHW is not None:
@@ -53,13 +53,13 @@ def strange(digits_NHW: Array, fashion_NHW: Array | None) -> Iterator[tuple[str,
 
 
 def share(found: int, of: int) -> str:
-    """A share with its interval of 95%."""
+    """A share with its 95% interval."""
     interval = wilson(found, of)
     return f"{found / of:.2%} ({interval.low:.2%} to {interval.high:.2%})"
 
 
 def row(guard: OodDetector, name: str, images_NHW: Array) -> list[str]:
-    """What the guard says of images: how many, how many it tells, and why mostly."""
+    """The guard's result: number of images, number flagged and the most frequent reason."""
     verdicts = guard.judge(images_NHW)
     reasons = Counter(verdict.reason for verdict in verdicts if not verdict.usual)
     told = sum(reasons.values())
@@ -69,7 +69,7 @@ def row(guard: OodDetector, name: str, images_NHW: Array) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each kind of images, and what a verdict costs."""
+    """Print a row for each kind of images, and the cost of a verdict."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.export.guarded",
         description=__doc__,
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cost(guard: OodDetector, model: OnnxModel, images_NHW: Array) -> float:
-    """What a verdict takes beside the model's own answer, by medians of rounds in turn."""
+    """Time of a verdict beside the model's own answer, as medians of alternating rounds."""
     timed_s: list[list[float]] = []
     for _ in range(ROUNDS):
         start_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How often do the derived limits refuse an honest file or miss a fault? Networks times seeds.
+"""Measures how often the derived limits refuse an honest file or miss a fault.
 
     python -m tests.export.limits --seeds 20
 
@@ -36,7 +36,7 @@ SAMPLES = 300
 
 
 class _Recurrent(nn.Module):
-    """The answer behind a recurrent layer's last step."""
+    """A linear layer on a recurrent layer's last step."""
 
     def __init__(self, layer: type[nn.LSTM | nn.GRU]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ COLUMNS = (
 
 
 def drawn(name: str, seed: int) -> ParityRun:
-    """A network of random weights, exported."""
+    """Export a network with random weights."""
     make, shape = NETWORKS[name]
     torch.manual_seed(seed)
     module = Answers(make()).eval()
@@ -138,7 +138,7 @@ def drawn(name: str, seed: int) -> ParityRun:
 
 
 def measured(run: ParityRun) -> tuple[list[float], list[float]]:
-    """Honest figures (answers' RMS and largest, inside's, other kernels) and each layer's 1%."""
+    """Honest figures (RMS and largest error, inner values, other kernels) and each layer's 1%."""
     reference, model = run.reference, run.translation.model
     content = model.SerializeToString()
     answers = run_batched(OnnxModel(content, "cpu"), reference.inputs, 256)
@@ -165,7 +165,7 @@ def _other_kernels(content: bytes, inputs: Arrays, answers: Arrays, fp32: Arrays
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each network; status 1 if any honest file was beyond a limit."""
+    """Print a row for each network; the status is 1 if any honest file exceeded a limit."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.export.limits",
         description=__doc__,

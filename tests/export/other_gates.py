@@ -1,10 +1,10 @@
-"""The mutation test's faults under the checks that others do: which of them let which fault pass?
+"""Compares which faults of the mutation test pass the checks of other tools.
 
     python -m tests.export.other_gates artifacts/bundles/cnn artifacts/bundles/mlp --seeds 10
 
-Each fault is planted in a bundle's ONNX file, and each gate is asked whether the spoilt file still
-computes what the checkpoint computes. The others get two images of random pixels and the
-tolerances that are given here, their own defaults but for numpy's atol:
+Each fault is planted in a bundle's ONNX file, and each gate checks whether the file still computes
+the same as the checkpoint. The other gates get two images of random pixels and these tolerances,
+which are their defaults except for numpy's atol:
 
 numpy.allclose
     ``numpy.allclose(onnx, fp32, atol=1e-5)`` of the logits; rtol is numpy's 1e-5.
@@ -60,7 +60,7 @@ except ModuleNotFoundError as missing:
 
 IMAGES = 2
 HONEST = "none (the honest file)"
-# Written out in torch.onnx.export's code, with no name to import them by.
+# Literals in torch.onnx.export's code, which cannot be imported.
 VERIFY_ABSOLUTE, VERIFY_RELATIVE = 5e-3, 1e-1
 
 Passes = Callable[[Array], bool]
@@ -69,13 +69,13 @@ Passes = Callable[[Array], bool]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fault under all gates.
+    """Results of one fault in all gates.
 
     Attributes:
         fault: Its name, or ``HONEST``.
-        planted: What was changed, in words.
+        planted: Description of the change.
         not_applicable: Why the model cannot have the fault; else None.
-        caught: By gate, how many of the draws of random images showed the fault.
+        caught: By gate, number of draws of random images that revealed the fault.
         caught_by: Our checks that caught it.
     """
 
@@ -87,12 +87,12 @@ class Outcome:
 
 
 def compare_gates(bundle: Bundle, proof: ParityRun, seeds: Sequence[int]) -> list[Outcome]:
-    """Every fault under every gate, the honest file first.
+    """Run every gate on every fault, the honest file first.
 
     Args:
-        bundle: Its ONNX file is spoilt, in memory.
+        bundle: The bundle whose ONNX file is changed, in memory.
         proof: From ``rebuild``.
-        seeds: Of the random images, one for each draw.
+        seeds: Seeds of the random images, one for each draw.
     """
     model = onnx.load(bundle.model_path("onnx"))
     allowed = bundle.manifest.tolerance("cpu", "onnx")
@@ -142,7 +142,7 @@ def _allclose(model: onnx.ModelProto, proof: ParityRun) -> Passes:
 
 def _torch_program(model: onnx.ModelProto, proof: ParityRun) -> torch.onnx.ONNXProgram:
     program = torch.onnx.ONNXProgram(ir.serde.deserialize_model(model), proof.program)
-    # Left to itself it asks for CUDA wherever ONNX Runtime was built with it, GPU or none.
+    # By default it requests CUDA if ONNX Runtime was built with it, even without a GPU.
     program.initialize_inference_session(
         lambda content: onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     )
@@ -154,7 +154,7 @@ def _assert_onnx_program(model: onnx.ModelProto, proof: ParityRun) -> Passes:
 
     def passes(images_NHW: Array) -> bool:
         try:
-            # strategy=None: how the program was captured is not what is asked here.
+            # strategy=None: the way of capturing the program does not matter here.
             assert_onnx_program(program, args=(torch.from_numpy(images_NHW),), strategy=None)
         except AssertionError:
             return False
@@ -168,7 +168,7 @@ def _verify_true(model: onnx.ModelProto, proof: ParityRun) -> Passes:
 
     def passes(images_NHW: Array) -> bool:
         infos = verify_onnx_program(program, args=(torch.from_numpy(images_NHW),))
-        # Written as torch.onnx.export has it: a difference of NaN is not ">=" and gives no warning.
+        # As in torch.onnx.export: a difference of NaN is not ">=" and gives no warning.
         return not any(
             info.max_abs_diff >= VERIFY_ABSOLUTE or info.max_rel_diff >= VERIFY_RELATIVE
             for info in infos
@@ -202,7 +202,7 @@ GATES: dict[str, Callable[[onnx.ModelProto, ParityRun], Passes]] = {
 
 
 def markdown(name: str, outcomes: Sequence[Outcome], draws: int) -> str:
-    """The table of one bundle, and below it how many faults each gate let through."""
+    """The table of one bundle, followed by the number of faults that each gate missed."""
     head = ["fault", *GATES, "this gate: caught by"]
     rows = [head, ["---"] * len(head)]
     rows += [[outcome.fault, *_cells(outcome, draws)] for outcome in outcomes]
@@ -239,7 +239,7 @@ def _summary(name: str, outcomes: Sequence[Outcome], draws: int) -> Iterator[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; status 0."""
+    """Print the tables; the status is 0."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.export.other_gates",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""Rows of figures for a function that stands for a file, without the processes of a whole run."""
+"""Rows of figures for a function in place of a file, without the processes of a whole run."""
 
 from export.bundle.golden import Predict
 from export.parity.candidates import FEW_RUNS, run_filled
@@ -8,7 +8,7 @@ from export.parity.schema import Row
 
 
 def few_rows(predict: Predict, block: Reference) -> list[Row]:
-    """Its answers to a block's samples at a few batch sizes, compared with the reference's."""
+    """Compare a function's answers at a few batch sizes with the reference's."""
     rows = []
     for batch_size, threads in FEW_RUNS:
         baseline = eager_answers(block, len(block), batch_size, threads)

@@ -1,4 +1,4 @@
-"""A checkpoint becomes the same proven bundle each time, or none."""
+"""A checkpoint gives the same proven bundle each time, or none."""
 
 import hashlib
 import shutil
@@ -28,7 +28,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 def test_two_builds_of_a_checkpoint_are_byte_identical(
     model: str, bundles: Path, checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Every file of a second build, in another folder, hashes like the first one's."""
+    """Every file of a second build in another folder has the same hash."""
     command = ["build", str(checkpoints / model), "--out", str(tmp_path / "again")]
     assert main([*command, "--data-dir", str(data_dir)]) == 0
     assert _hashes(tmp_path / "again") == _hashes(bundles / model)
@@ -37,7 +37,7 @@ def test_two_builds_of_a_checkpoint_are_byte_identical(
 def test_a_rebuild_replaces_the_bundle_and_leaves_nothing_beside_it(
     bundle: Path, checkpoints: Path, data_dir: Path
 ) -> None:
-    """Building over a bundle, with a name and a version given, gives one bundle of that name."""
+    """A rebuild with a given name and version leaves exactly that bundle."""
     command = ["build", str(checkpoints / "mlp"), "--out", str(bundle), "--name", "digits"]
     assert main([*command, "--version", "2.1", "--data-dir", str(data_dir)]) == 0
     manifest = Bundle.open(bundle).manifest
@@ -48,7 +48,7 @@ def test_a_rebuild_replaces_the_bundle_and_leaves_nothing_beside_it(
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
 def test_the_onnx_files_are_as_asked_and_say_what_they_are(name: str, bundle: Path) -> None:
-    """Opset 20, a free batch axis, one file, and metadata that ONNX Runtime reads back."""
+    """They have opset 20, a free batch axis and metadata, and are single files."""
     model = onnx.load(bundle / name, load_external_data=False)
     assert {entry.version for entry in model.opset_import if not entry.domain} == {20}
     (images,) = model.graph.input
@@ -64,7 +64,7 @@ def test_the_onnx_files_are_as_asked_and_say_what_they_are(name: str, bundle: Pa
 
 
 def _contents(path: Path) -> Iterator[bytes]:
-    """A file's bytes, and those of the files in it if it is an archive."""
+    """A file's bytes and, for an archive, those of the files in it."""
     yield path.read_bytes()
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -72,7 +72,7 @@ def _contents(path: Path) -> Iterator[bytes]:
 
 
 def test_no_artefact_names_a_path_of_this_machine(bundle: Path) -> None:
-    """Neither the repository nor the environment's packages are named in any file, or inside it."""
+    """No file, or file within an archive, contains the repository's or packages' paths."""
     places = [str(Path(__file__).parents[2]), "site-packages", str(Path.home()) + "/"]
     for path in bundle.iterdir():
         for content in _contents(path):
@@ -87,7 +87,7 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An exporter that changes one weight by 1%: status 1, where it is, and no folder."""
+    """An exporter that changes a weight by 1% gives status 1, its location and no folder."""
     honest = formats.write_models
 
     def faulty(proof: ParityRun, folder: Path, *further: Any) -> object:
@@ -116,7 +116,7 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
 def test_dynamic_int8_is_refused_with_its_reason(
     checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asking for it is status 64, and the words say why and what to take instead."""
+    """The status is 64, and the message gives the reason and the alternative."""
     command = ["build", str(checkpoints / "cnn"), "--out", str(tmp_path / "out")]
     assert main([*command, "--variants", "onnx,onnx-int8-dynamic"]) == 64
     error = capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_dynamic_int8_is_refused_with_its_reason(
 def test_only_the_variants_asked_for_are_built(
     checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others are named with the reason, in the manifest and to whoever asks for one."""
+    """The manifest and later errors give the reason why other variants are missing."""
     out = tmp_path / "cnn"
     command = ["build", str(checkpoints / "cnn"), "--out", str(out), "--data-dir", str(data_dir)]
     command += ["--tolerance", "onnx.cpu.scaled_error=1e-5", "--because", "to see it recorded"]
@@ -148,7 +148,7 @@ def test_only_the_variants_asked_for_are_built(
 def test_a_missing_checkpoint_is_refused(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Building from nothing says which command makes a checkpoint."""
+    """The message names the command that writes a checkpoint."""
     command = ["build", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main([*command, "--data-dir", str(data_dir)]) == 2
     assert "python -m training train" in capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_a_missing_checkpoint_is_refused(
 def test_images_that_the_checkpoint_was_not_trained_with_are_refused(
     checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Golden samples and accuracy must be of one data set: status 66 names both."""
+    """Golden samples and accuracy need one data set, so status 66 names both."""
     other = shutil.copytree(data_dir, tmp_path / "other")
     labels = bytearray((other / "t10k-labels-idx1-ubyte").read_bytes())
     labels[-1] = (labels[-1] + 1) % 10
@@ -172,7 +172,7 @@ def test_images_that_the_checkpoint_was_not_trained_with_are_refused(
 def test_a_name_that_cannot_stand_in_an_url_is_refused_at_once(
     option: str, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 64 and the rule, before anything is exported."""
+    """The status is 64 with the rule, before anything is exported."""
     command = ["build", str(checkpoints / "cnn"), "--out", str(tmp_path / "out")]
     assert main([*command, option, "a name/with slashes"]) == 64
     assert "letters, digits" in capsys.readouterr().err

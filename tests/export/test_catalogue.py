@@ -1,6 +1,6 @@
-"""The catalogue's networks are built, served and asked over HTTP: the answers are the module's own.
+"""The catalogue's networks are built and served over HTTP, and answer like their modules.
 
-Slow: each is exported by the command line in every format and proven, then all are served at once.
+These tests are slow: each network is exported in every format and proven, then all are served.
 """
 
 import json
@@ -33,7 +33,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CatalogueBuild]:
-    """Each network, built in all variants; a failure is found by the tests."""
+    """Each network, built in all variants; tests detect failures."""
     folder = tmp_path_factory.mktemp("catalogue")
     found = {}
     for name in NETWORKS:
@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CatalogueBuild]
 def url(
     built: dict[str, CatalogueBuild], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A service of all bundles that were built."""
+    """A service with all bundles that were built."""
     one = next(iter(built.values()))
     settings = {
         "INFERENCE_BUNDLES": str(one.bundle.parent),
@@ -63,7 +63,7 @@ def url(
 def test_it_is_built_and_what_is_missing_has_a_reason(
     name: str, built: dict[str, CatalogueBuild]
 ) -> None:
-    """There is always onnx; each other variant is proven, or left out for a reason in words."""
+    """There is always onnx, and each other variant is proven or omitted with a reason."""
     found = built[name]
     assert found.status == 0, found.printed
     manifest = Bundle.open(found.bundle).manifest
@@ -78,7 +78,7 @@ def test_it_is_built_and_what_is_missing_has_a_reason(
 def test_each_mutant_of_each_onnx_file_is_killed(
     name: str, built: dict[str, CatalogueBuild]
 ) -> None:
-    """In float32, float16 and int8, as far as the variant was built; most mutants apply."""
+    """This covers the built float32, float16 and int8 files, and most mutants apply."""
     bundle = Bundle.open(built[name].bundle)
     figures = ParityFigures.model_validate_json(bundle.path("parity").read_bytes())
     mutants = {"onnx": figures.faults, **figures.reduced_faults}
@@ -95,7 +95,7 @@ def test_each_mutant_of_each_onnx_file_is_killed(
 def test_the_service_answers_as_the_module_does(
     name: str, built: dict[str, CatalogueBuild], url: str, tmp_path: Path
 ) -> None:
-    """Samples that the bundle was not proven on, at every size, within the bundle's tolerance."""
+    """New samples of every size are answered within the bundle's tolerance."""
     manifest = Bundle.open(built[name].bundle).manifest
     subject = network_under_test(name, tmp_path, samples=4)
     write_samples(name, tmp_path / "asked.npz", ASKED, seed=7)
@@ -113,7 +113,7 @@ def test_the_service_answers_as_the_module_does(
 
 
 def _ask(url: str, manifest: Manifest, arrays: Arrays) -> Arrays:
-    """Binary tensors there, JSON back."""
+    """Send binary tensors and read JSON."""
     tensors = [_describe(spec, arrays[spec.name]) for spec in manifest.inputs]
     header = json.dumps({"inputs": tensors}).encode()
     content = header + b"".join(arrays[spec.name].tobytes() for spec in manifest.inputs)

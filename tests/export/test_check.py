@@ -1,4 +1,4 @@
-"""A bundle is proven again anywhere, and the exit status says what came of it."""
+"""A bundle can be verified again anywhere, with the result as exit status."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ without_cuda = pytest.mark.skipif(cuda_device_count() > 0, reason="this machine 
 def test_an_honest_bundle_passes_both_checks(
     model: str, bundles: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Status 0, quick and full, and the JSON holds a row for each format and batch size."""
+    """Quick and full checks give 0, and the JSON has a row for each format and batch size."""
     figures = tmp_path / "figures.json"
     assert main(["check", str(bundles / model), "--quick"]) == 0
     command = ["check", str(bundles / model), "--data-dir", str(data_dir)]
@@ -50,7 +50,7 @@ def test_an_honest_bundle_passes_both_checks(
 def test_one_changed_weight_is_caught_even_if_its_hash_agrees(
     factor: float, bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A weight 1% off, negated or NaN in the ONNX file turns both checks red with status 1."""
+    """A weight 1% off, negated or NaN in the ONNX file gives status 1 in both checks."""
     change_one_weight(bundle, factor)
     figures = bundle.parent / "figures.json"
     assert main(["check", str(bundle), "--quick", "--json", str(figures)]) == 1
@@ -62,7 +62,7 @@ def test_one_changed_weight_is_caught_even_if_its_hash_agrees(
 
 
 def test_answers_in_the_wrong_order_are_caught(bundle: Path) -> None:
-    """Golden logits shifted by one class, their hash agreeing, fail the quick check."""
+    """Golden logits shifted by a class, with the hash updated, fail the quick check."""
     path = bundle / "golden.npz"
     with np.load(path) as content:
         arrays = dict(content)
@@ -75,7 +75,7 @@ def test_answers_in_the_wrong_order_are_caught(bundle: Path) -> None:
 def test_an_altered_or_missing_bundle_is_status_2(
     bundle: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong hash, no folder, and files cut short though their hash agrees are broken."""
+    """A wrong hash, a missing folder and truncated files with updated hashes give it."""
     assert main(["check", str(tmp_path / "nowhere"), "--quick"]) == 2
     for name in ("model.onnx", "model.ts", "model.pt2"):
         shutil.copytree(bundle, tmp_path / name)
@@ -95,7 +95,7 @@ def test_an_altered_or_missing_bundle_is_status_2(
 def test_bisect_names_where_a_bundle_is_wrong(
     bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 0 for an honest file; 1, node, module and line for one with a changed weight."""
+    """An honest file gives 0; a changed weight gives 1 with node, module and line."""
     command = ["bisect", str(bundle), "--data-dir", str(data_dir)]
     assert main(command) == 0
     assert main([*command, "--variant", "onnx-fp16"]) == 0
@@ -116,7 +116,7 @@ def test_bisect_names_where_a_bundle_is_wrong(
 def test_a_missing_device_is_status_3_and_never_a_fallback(
     quick: list[str], bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--device cuda without a CUDA device checks nothing and says so."""
+    """--device cuda without a CUDA device checks nothing and explains it."""
     command = ["check", str(bundle), "--device", "cuda", "--data-dir", str(data_dir), *quick]
     assert main(command) == 3
     assert "CUDA" in capsys.readouterr().err
@@ -126,14 +126,14 @@ def test_a_missing_device_is_status_3_and_never_a_fallback(
 @needs_cuda
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
 def test_an_honest_bundle_passes_on_cuda(model: str, bundles: Path, data_dir: Path) -> None:
-    """Both checks pass on the GPU, on the provider asked for."""
+    """Both checks pass on the GPU, with the requested provider."""
     command = ["check", str(bundles / model), "--device", "cuda", "--data-dir", str(data_dir)]
     assert main([*command, "--quick"]) == 0
     assert main(command) == 0
 
 
 def test_a_loosened_tolerance_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A manifest that allows itself more than the table does is not checked by it."""
+    """A manifest with wider tolerances than the table's is refused."""
     change_one_weight(bundle, 1.05)
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -147,7 +147,7 @@ def test_a_loosened_tolerance_is_refused(bundle: Path, capsys: pytest.CaptureFix
 def test_what_says_nothing_about_the_bundle_has_its_own_status(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No images are 66, a missing package 69, a fault of the program 70: never 0 to 3."""
+    """Missing images give 66, a missing package 69 and an internal error 70."""
     assert main(["check", str(bundle), "--data-dir", str(tmp_path / "nowhere")]) == 66
     monkeypatch.setattr(command_line, "quick_check", lambda *_: 1 / 0)
     assert main(["check", str(bundle), "--quick"]) == 70
@@ -156,14 +156,14 @@ def test_what_says_nothing_about_the_bundle_has_its_own_status(
 
 
 def test_a_wrong_command_line_is_none_of_these() -> None:
-    """Argparse's own status 2 would read as a broken bundle: usage errors give 64."""
+    """Usage errors give 64, because argparse's own status 2 would mean a broken bundle."""
     with pytest.raises(SystemExit) as stopped:
         main(["check"])
     assert stopped.value.code == 64
 
 
 def test_the_quick_check_needs_no_torch() -> None:
-    """A process that may not import torch, training or onnx passes the quick check."""
+    """The quick check passes in a process that cannot import torch, training or onnx."""
     program = (
         "import sys\n"
         "for name in ('torch', 'training', 'onnx', 'safetensors'): sys.modules[name] = None\n"
@@ -178,6 +178,6 @@ def test_the_quick_check_needs_no_torch() -> None:
 def test_the_bundles_in_the_repository_are_proven(
     model: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the service's tests serve passes the full gate with this code."""
+    """The bundles of the service's tests pass the full gate with this code."""
     command = ["check", str(SERVED_BUNDLES / model), "--data-dir", str(data_dir)]
     assert main([*command, "--trust"]) == 0

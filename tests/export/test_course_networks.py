@@ -1,4 +1,4 @@
-"""Every network of the course becomes an ONNX, a TorchScript and a .pt2 file that are proven."""
+"""Every network of the course can be exported to proven ONNX, TorchScript and .pt2 files."""
 
 import json
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ OUTPUTS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for tensors as small as these, more would only wait for each other."""
+    """Limit PyTorch to one thread: with tensors this small, more threads only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _module(name: str, samples: dict[str, Any]) -> nn.Module:
-    """A small network whose BatchNorms have the statistics of some samples, as after training."""
+    """A small network with the BatchNorm statistics of some samples, as after training."""
     torch.manual_seed(0)
     module = build_model(name, NUMBERS[name]).train()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def _module(name: str, samples: dict[str, Any]) -> nn.Module:
 
 
 def _samples(name: str, data_dir: Path, start: int) -> dict[str, Any]:
-    """Real digits where the network takes digits; noise of the large network's shape."""
+    """Real digits if the network takes digits, else noise of the large network's shape."""
     inputs = ARCHITECTURES[resolved(name, {})[0]].inputs
     if name.startswith("lecture502"):
         size = LARGE["input_size"]
@@ -79,7 +79,7 @@ def _samples(name: str, data_dir: Path, start: int) -> dict[str, Any]:
 
 
 def _built(name: str, data_dir: Path, folder: Path, variants: tuple[str, ...]) -> Bundle:
-    """The bundle that the command line makes of a network, or the test fails."""
+    """Build a network's bundle by the command line; a failure fails the test."""
     samples = _samples(name, data_dir, start=0)
     np.savez(folder / "samples.npz", **samples)
     save_file(_module(name, samples).state_dict(), folder / "weights.safetensors")
@@ -125,17 +125,17 @@ def _check(name: str, data_dir: Path, folder: Path, variants: tuple[str, ...]) -
 
 @pytest.mark.parametrize("name", FAST)
 def test_a_network_is_exported_and_proven(name: str, data_dir: Path, tmp_path: Path) -> None:
-    """ONNX and .pt2 pass the gate, its faults are caught, and fresh samples are answered alike."""
+    """ONNX and .pt2 pass the gate, mutants are killed, and new samples get equal answers."""
     _check(name, data_dir, tmp_path, ("onnx", "pt2"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
 def test_every_network_is_exported_and_proven(name: str, data_dir: Path, tmp_path: Path) -> None:
-    """The same of all networks, in TorchScript too."""
+    """All networks pass, in TorchScript, too."""
     _check(name, data_dir, tmp_path, FORMATS)
 
 
 def test_every_name_has_its_numbers() -> None:
-    """A new network gets its row above."""
+    """Every network has a row in the table above."""
     assert set(NUMBERS) == set(model_names())

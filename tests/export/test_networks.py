@@ -1,4 +1,4 @@
-"""Networks that nobody here trained: exported and held against their references without alarm."""
+"""Networks of the catalogue are exported and match their references without false alarms."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from export.provenance.trace import check_weights
 from tests.export.catalogue import SMALL, network_under_test
 from tests.export.rows import few_rows
 
-# The only inputs are numbers, and nobody has said which are allowed.
+# Their only inputs are numbers without a declared domain.
 WITHOUT_EDGE_CASES = {"lstm_classifier", "audio_classifier", "untraceable"}
 ONNX = tolerance_for("onnx", "cpu")
 SAMPLES = 24
@@ -26,7 +26,7 @@ SAMPLES = 24
 
 @pytest.fixture(scope="module")
 def proofs() -> dict[str, ParityRun]:
-    """The networks that were exported so far, by name."""
+    """The networks exported so far, by name."""
     return {}
 
 
@@ -34,7 +34,7 @@ def proofs() -> dict[str, ParityRun]:
 def proof(
     request: pytest.FixtureRequest, proofs: dict[str, ParityRun], tmp_path: Path
 ) -> ParityRun:
-    """Each network, exported once; not to be changed."""
+    """A network, exported once; tests must not change it."""
     name: str = request.param
     if name not in proofs:
         proofs[name] = ParityRun.of(network_under_test(name, tmp_path, samples=SAMPLES))
@@ -42,7 +42,7 @@ def proof(
 
 
 def test_every_answer_is_the_reference_s(proof: ParityRun) -> None:
-    """At every size and on edge cases, within the tolerances; neighbours change nothing."""
+    """All sizes and edge cases are within the tolerances, independent of the batch."""
     model = OnnxModel(model_bytes(proof.translation.model), "cpu")
     complaints = []
     for block in proof.blocks:
@@ -57,15 +57,15 @@ def test_every_answer_is_the_reference_s(proof: ParityRun) -> None:
     neighbours = measure_cross_sample_leakage(model, proof.reference)
     assert neighbours.pop(ALONE) <= (
         ONNX.batch_invariance or 0
-    )  # ORT's product with one row is another
+    )  # ORT uses another kernel for one row
     assert set(neighbours.values()) == {0.0}
 
 
 def test_every_value_inside_is_the_checkpoint_s(proof: ParityRun) -> None:
-    """Masks of infinities, spectra and attention included; what is not compared is counted."""
+    """This includes infinite masks, spectra and attention, and uncompared values are counted."""
     found = proof.inside.compare(proof.translation.model)
     assert len(found.layers) >= 3
-    # Not the scaled error: the logarithm of a small power magnifies the roundings before it.
+    # Not the scaled error, because the logarithm of a small power magnifies earlier roundings.
     assert max(layer.rms_ratio for layer in found.layers) <= (ONNX.rms_ratio or 0)
     assert all(np.isfinite(layer.scaled_error) for layer in found.layers)
     assert all(layer.max_abs_error == 0 for layer in found.layers if layer.exact)
@@ -75,7 +75,7 @@ def test_every_value_inside_is_the_checkpoint_s(proof: ParityRun) -> None:
 
 
 def test_every_number_is_traced_to_the_checkpoint(proof: ParityRun) -> None:
-    """No false alarm of provenance, with causal masks and spectra, and nothing that is open."""
+    """Causal masks and spectra give no false alarm and no untraced number."""
     found = check_weights(proof.translation.model, proof.translation.program)
     assert found.problems == ()
     assert found.error <= FOLD_ERROR
@@ -83,7 +83,7 @@ def test_every_number_is_traced_to_the_checkpoint(proof: ParityRun) -> None:
 
 
 def test_edge_cases_are_what_the_inputs_may_be(proof: ParityRun) -> None:
-    """Where values are declared or learned there are three, none of them left out."""
+    """If values are declared or learned, there are three edge cases, none omitted."""
     block, left_out = proof.edge_cases
     if proof.subject.name in WITHOUT_EDGE_CASES:
         assert block is None
@@ -95,7 +95,7 @@ def test_edge_cases_are_what_the_inputs_may_be(proof: ParityRun) -> None:
 
 
 def test_a_variable_axis_is_proven_at_its_ends_and_between(tmp_path: Path) -> None:
-    """Height and width, together and apart; outputs vary with them and bear their names."""
+    """Height and width vary together and separately, and so do outputs with their names."""
     proof = ParityRun.of(network_under_test("segmenter", tmp_path, samples=4))
     blocks = {block.block for block in proof.blocks[1:]}
     assert blocks == {
@@ -111,7 +111,7 @@ def test_a_variable_axis_is_proven_at_its_ends_and_between(tmp_path: Path) -> No
 
 
 def test_ids_alone_learn_their_mask(tmp_path: Path) -> None:
-    """Undeclared ids and mask: edge cases never mask everything, and all answers are finite."""
+    """With undeclared ids and mask, no edge case masks everything, and answers are finite."""
     declared = network_under_test("text_encoder", tmp_path, samples=4)
     plain = tuple(
         TensorSpec(name=spec.name, datatype=spec.datatype, shape=(-1, 12))

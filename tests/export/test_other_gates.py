@@ -1,4 +1,4 @@
-"""What two random images do not show, this gate catches; where all is well, no gate cries wolf."""
+"""This gate catches faults that two random images do not reveal, and no gate has false alarms."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ INVISIBLE = "x * (1/255) for x / 255"
 
 @pytest.fixture(scope="module", params=["cnn", "mlp"])
 def outcomes(request: pytest.FixtureRequest, bundles: Path, data_dir: Path) -> list[Outcome]:
-    """Every fault in a tiny bundle under every gate."""
+    """Results of every gate for every fault in a tiny bundle."""
     bundle = Bundle.open(bundles / request.param)
     return compare_gates(bundle, rebuild(bundle, Origin(data_dir=data_dir)), SEEDS)
 
 
 def test_the_honest_file_passes_every_gate(outcomes: list[Outcome]) -> None:
-    """No gate, ours or another's, raises a false alarm."""
+    """No gate, ours or another, raises a false alarm."""
     honest, *faults = outcomes
     assert honest.fault == HONEST
     assert honest.caught == dict.fromkeys(GATES, 0)
@@ -29,7 +29,7 @@ def test_the_honest_file_passes_every_gate(outcomes: list[Outcome]) -> None:
 
 
 def test_this_gate_catches_every_fault_and_the_table_names_each(outcomes: list[Outcome]) -> None:
-    """Each fault has its row, and none that the model can have is let through by us."""
+    """Each fault has a row, and our gate misses none that applies."""
     table = markdown("tiny", outcomes, len(SEEDS))
     for outcome in outcomes:
         assert f"| {outcome.fault} |" in table
@@ -41,13 +41,13 @@ def test_this_gate_catches_every_fault_and_the_table_names_each(outcomes: list[O
 
 
 def test_a_last_bit_passes_the_other_gates_alone(outcomes: list[Outcome]) -> None:
-    """A reciprocal for a division is below everyone's tolerance, and not bit-equal."""
+    """Multiplying by a reciprocal is within other gates' tolerances, but not bit-equal."""
     (outcome,) = (o for o in outcomes if o.fault == INVISIBLE)
     assert outcome.caught == dict.fromkeys(GATES, 0)
     assert outcome.caught_by == ("exact values",)
 
 
 def test_other_gates_do_catch_what_random_images_show(outcomes: list[Outcome]) -> None:
-    """They are really asked: shifted outputs are caught by each of them in each draw."""
+    """Each other gate really runs: it catches shifted outputs in each draw."""
     (outcome,) = (o for o in outcomes if o.fault == "outputs shifted by one")
     assert outcome.caught == dict.fromkeys(GATES, len(SEEDS))

@@ -1,4 +1,4 @@
-"""A bundle of unknown origin is data: nothing that it names or holds is called."""
+"""Opening or checking a bundle of unknown origin never runs code from it."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ PAIR = ["--model", "tests.export.subjects:pair", "--arguments", '{"width": 4}']
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of samples that the bundle below is proven on."""
+    """The samples that the bundle below is proven on."""
     path = tmp_path_factory.mktemp("samples") / "samples.npz"
     np.savez(path, **pair_samples(300, seed=0))  # type: ignore[arg-type]
     return path
@@ -30,7 +30,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def honest(samples: Path) -> Path:
-    """A bundle of somebody's module, as ONNX and as a program; not to be changed."""
+    """A bundle of a user's module, as ONNX and as a program; tests must not change it."""
     save_file(pair(4).state_dict(), samples.parent / "pair.safetensors")
     command = ["build", *PAIR, "--checkpoint", str(samples.parent / "pair.safetensors")]
     command += ["--inputs", str(samples), "--out", str(samples.parent / "bundles" / "pair")]
@@ -40,7 +40,7 @@ def honest(samples: Path) -> Path:
 
 @pytest.fixture
 def pair_bundle(honest: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoilt."""
+    """A copy of the bundle for tests to damage."""
     return shutil.copytree(honest, tmp_path / "bundles" / "pair")
 
 
@@ -55,7 +55,7 @@ def _name_in_manifest(bundle: Path, factory: str, arguments: dict[str, str]) -> 
 def test_what_a_manifest_names_is_never_called(
     command: str, pair_bundle: Path, samples: Path, tmp_path: Path
 ) -> None:
-    """A factory "os:system" runs nothing, whatever is asked of the bundle."""
+    """A factory "os:system" is never run, whatever the command."""
     trace = tmp_path / "called"
     _name_in_manifest(pair_bundle, "os:system", {"command": f"touch {trace}"})
     name, *options = command.split()
@@ -70,7 +70,7 @@ def test_what_a_manifest_names_is_never_called(
 def test_without_a_module_the_caller_is_told_which_one_it_was(
     pair_bundle: Path, samples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 64, what the bundle says that it was built from, and the two ways to go on."""
+    """The status is 64 with the bundle's recorded module and the two alternatives."""
     assert main(["check", str(pair_bundle), "--inputs", str(samples)]) == 64
     error = capsys.readouterr().err
     assert "--model tests.export.subjects:pair --arguments '{\"width\": 4}'" in error
@@ -79,7 +79,7 @@ def test_without_a_module_the_caller_is_told_which_one_it_was(
 
 @pytest.mark.parametrize("command", ["check", "bisect"])
 def test_the_caller_names_the_module(command: str, pair_bundle: Path, samples: Path) -> None:
-    """With --model and --arguments a bundle is proven against that module and no other."""
+    """With --model and --arguments, a bundle is proven against exactly that module."""
     line = [command, str(pair_bundle), "--inputs", str(samples)]
     assert main([*line, *PAIR]) == 0
     assert main([*line, *PAIR[:3], '{"width": 8}']) == 64
@@ -88,7 +88,7 @@ def test_the_caller_names_the_module(command: str, pair_bundle: Path, samples: P
 def test_a_trusted_bundle_is_proven_against_its_own_program(
     pair_bundle: Path, samples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--trust takes model.pt2 for the module, if it holds the very weights of the bundle."""
+    """--trust uses model.pt2 as the module if it has exactly the bundle's weights."""
     line = ["check", str(pair_bundle), "--inputs", str(samples), "--trust"]
     assert main(line) == 0
     assert "pt2 " in capsys.readouterr().out
@@ -111,7 +111,7 @@ class _Evil:
 
 
 def _poison(path: Path, trace: Path) -> None:
-    """Put a pickle that runs code in the place of the program's sample inputs."""
+    """Replace the program's sample inputs by a pickle that runs code."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -123,14 +123,14 @@ def _poison(path: Path, trace: Path) -> None:
 def test_a_program_that_runs_code_is_not_opened_unless_it_is_trusted(
     pair_bundle: Path, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A .pt2 file that is not what the module gives here is left unopened, and that is said."""
+    """A .pt2 file unlike the module's own is not opened, with a note."""
     trace = tmp_path / "called"
     _poison(pair_bundle / "model.pt2", trace)
     rehash(pair_bundle, "model.pt2")
     assert main(["check", str(pair_bundle), "--inputs", str(samples), *PAIR]) == 0
     said = capsys.readouterr().out
     assert "pt2                NOT CHECKED" in said
-    assert "torchscript        cpu: passed" in said  # is, byte for byte, what the module gives
+    assert "torchscript        cpu: passed" in said  # byte-identical to the module's own
     assert main(["benchmark", str(pair_bundle), "--rounds", "1"]) == 0
     assert not trace.exists()
     main(["check", str(pair_bundle), "--inputs", str(samples), *PAIR, "--trust"])

@@ -1,4 +1,4 @@
-"""A bundle of a network with variable axes: declared on the command line, proven, checked again."""
+"""A bundle with variable axes is declared on the command line, proven and checked again."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.export.catalogue import write_network
 
 
 def test_a_text_encoder_is_built_and_checked_at_every_length(tmp_path: Path) -> None:
-    """Samples of two lengths in two files, a third cropped; the manifest names axis and values."""
+    """Two lengths come from files and a third is cropped; the manifest has axis and values."""
     command = write_network("text_encoder", tmp_path, samples=12)
     first = tmp_path / "text_encoder.npz"
     with np.load(first) as arrays:
@@ -41,7 +41,7 @@ def test_a_text_encoder_is_built_and_checked_at_every_length(tmp_path: Path) -> 
 
 
 def test_an_optional_state_may_be_left_out(tmp_path: Path) -> None:
-    """The GRU's forward has a default for it."""
+    """The state may be omitted, because the GRU's forward has a default for it."""
     command = write_network("gru_with_state", tmp_path, samples=8)
     with np.load(tmp_path / "gru_with_state.npz") as arrays:
         np.savez(tmp_path / "x.npz", allow_pickle=False, x=arrays["x"])

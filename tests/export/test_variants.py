@@ -1,4 +1,4 @@
-"""Each variant gets a verdict of its own: one that cannot be made, opened or proven is left out."""
+"""Each variant has its own verdict, and one that cannot be made, opened or proven is omitted."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def _command(name: str, folder: Path, *further: str) -> list[str]:
 def test_a_file_that_crashes_its_runtime_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ONNX Runtime dies of this float16 file; the bundle is built, and says so."""
+    """ONNX Runtime crashes on this float16 file; the bundle is built and reports it."""
     command = _command("vision_transformer", tmp_path, "--report", str(tmp_path / "report"))
     assert main([*command, "--variants", "onnx,onnx-fp16"]) == 0
     bundle = Bundle.open(tmp_path / "out" / "vision_transformer")
@@ -44,7 +44,7 @@ def test_a_file_that_crashes_its_runtime_is_left_out(
 
 
 def _smuggle_fp16(bundle: Bundle) -> None:
-    """Put the file that was left out into the bundle, as older code would have done."""
+    """Put the omitted file into the bundle, as older code would have done."""
     content = convert_bytes(bundle.model_path("onnx").read_bytes(), None)
     (bundle.folder / "model.fp16.onnx").write_bytes(content)
     entry = file_entry(
@@ -56,7 +56,7 @@ def _smuggle_fp16(bundle: Bundle) -> None:
 
 
 def test_a_recurrent_network_ends_with_a_verdict_on_each_variant(tmp_path: Path) -> None:
-    """Whatever ONNX Runtime makes of its float16 file: built, or left out with the reason."""
+    """Its float16 file is built, or omitted with the reason, whatever ONNX Runtime does."""
     command = _command("gru_with_state", tmp_path)
     assert main([*command, "--variants", "onnx,onnx-fp16,torchscript"]) == 0
     manifest = Bundle.open(tmp_path / "out" / "gru_with_state").manifest
@@ -68,7 +68,7 @@ def test_a_recurrent_network_ends_with_a_verdict_on_each_variant(tmp_path: Path)
 def test_what_cannot_be_converted_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tracer and a quantizer that fail leave their variants out, with their words."""
+    """If tracer and quantizer fail, their variants are omitted with the error messages."""
     monkeypatch.setattr(formats, "convert_bytes", convert_nothing)
     command = _command("untraceable", tmp_path, "--calibration", str(tmp_path / "calibration.npz"))
     assert main(command) == 0
@@ -104,7 +104,7 @@ def test_a_wrong_variant_is_left_out_unless_it_is_required(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its figures and the first wrong value are told; with --require it is status 1, no bundle."""
+    """Figures and first wrong value are printed; --require gives status 1 and no bundle."""
     monkeypatch.setattr(formats, "convert_bytes", convert_badly)
     command = _command("untraceable", tmp_path, "--report", str(tmp_path / "report"))
     status = main([*command, "--variants", "onnx,onnx-fp16", *required])
@@ -129,7 +129,7 @@ def test_a_wrong_variant_is_left_out_unless_it_is_required(
 
 
 def test_batches_that_the_samples_do_not_fill_are_filled_and_run(tmp_path: Path) -> None:
-    """100 samples: a batch of 1,024 is filled and runs, in one thread and in two, as recorded."""
+    """100 samples fill a batch of 1,024, which runs in one and two threads, as recorded."""
     assert main([*_command("untraceable", tmp_path), "--variants", "onnx"]) == 0
     (verdict,) = Bundle.open(tmp_path / "out" / "untraceable").manifest.parity
     assert max(verdict.batch_sizes) == 1024
@@ -137,7 +137,7 @@ def test_batches_that_the_samples_do_not_fill_are_filled_and_run(tmp_path: Path)
 
 
 def test_a_first_look_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--quick prints verdicts of few samples; with --out it is refused."""
+    """--quick prints verdicts of few samples and cannot be combined with --out."""
     command = _command("untraceable", tmp_path, "--quick")
     assert main(command) == 64
     position = command.index("--out")
@@ -152,7 +152,7 @@ def test_a_first_look_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_weights_that_change_while_they_are_exported_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bundle must hold those that the module was filled from."""
+    """The bundle must record the weights that were loaded into the module."""
     command = _command("untraceable", tmp_path)
 
     def meanwhile(target: Path) -> object:

@@ -1,4 +1,4 @@
-"""A worker's death is told, and survived."""
+"""A worker process that dies is reported and replaced."""
 
 import ctypes
 import ctypes.util
@@ -31,7 +31,7 @@ def _leave() -> None:
 def test_a_death_is_an_error_and_the_next_call_starts_anew(
     ends: Callable[[], None], words: str
 ) -> None:
-    """Whoever asked learns how the process ended; the worker goes on with another one."""
+    """The error says how the process ended, and the next call starts a new one."""
     with Worker() as worker:
         first = worker.call(os.getpid, timeout_s=60)
         assert worker.call(os.getpid, timeout_s=60) == first != os.getpid()
@@ -41,7 +41,7 @@ def test_a_death_is_an_error_and_the_next_call_starts_anew(
 
 
 def test_who_does_not_answer_in_time_is_ended() -> None:
-    """A hang is a death that the worker itself brings about."""
+    """A process that hangs is killed and counts as dead."""
     with Worker() as worker:
         pid = worker.call(os.getpid, timeout_s=60)
         with pytest.raises(DiedError, match="no answer within 1 s"):
@@ -51,13 +51,13 @@ def test_who_does_not_answer_in_time_is_ended() -> None:
 
 
 def test_what_a_function_raises_is_raised_here() -> None:
-    """With its type, if that can be pickled."""
+    """The exception keeps its type if it can be pickled."""
     with Worker() as worker, pytest.raises(ValueError, match="invalid literal"):
         worker.call(int, "x", timeout_s=60)
 
 
 def test_the_threads_of_a_worker_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is set before a worker loads PyTorch, which reads it once; who has set it is obeyed."""
+    """This is set before a worker loads PyTorch, and an existing setting is kept."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     with Worker() as worker:
         assert worker.call(os.getenv, "OMP_WAIT_POLICY", timeout_s=60) == "PASSIVE"
@@ -67,7 +67,7 @@ def test_the_threads_of_a_worker_sleep_while_they_wait(monkeypatch: pytest.Monke
 
 
 def test_a_worker_knows_what_it_was_asked_for_and_no_more() -> None:
-    """No torch in a process that runs ONNX files alone."""
+    """A process that only runs ONNX files does not import torch."""
     with Worker() as worker:
         worker.call(ctypes.util.find_library, "m", timeout_s=60)
         assert not worker.call(_knows_torch, timeout_s=60)
@@ -80,7 +80,7 @@ def _knows_torch() -> bool:
 
 
 def test_a_traceback_becomes_one_line() -> None:
-    """Its first line and its last one; an error without words has its type."""
+    """It contains the first and the last line, or the type of an error without a message."""
     error = RuntimeError("It failed in the interpreter.\nTraceback:\n  line 3\nNo such type\n")
     assert in_one_line(error) == "It failed in the interpreter. ... No such type"
     assert in_one_line(RuntimeError("no answer")) == "no answer"

@@ -1,4 +1,4 @@
-"""Binary answers of /v2/models/MODEL/infer, as a client reads them."""
+"""Parsing of binary responses of /v2/models/MODEL/infer, as a client does it."""
 
 import httpx
 import numpy as np
@@ -9,21 +9,21 @@ RAW = {"inference-header-content-length": "0"}
 
 
 def read_logits(answer: httpx.Response) -> np.ndarray:
-    """The logits of an answer in binary, float32 [N, 10]: JSON, logits, then probabilities."""
+    """The logits of a binary response (JSON, logits, then probabilities), float32 [N, 10]."""
     json_length = int(answer.headers["inference-header-content-length"])
     values = np.frombuffer(answer.content[json_length:], np.float32)
     return values[: len(values) // 2].reshape(-1, CLASSES)
 
 
 def raw_request(body: bytes) -> bytes:
-    """The bytes of a request to the CNN whose body is nothing but pixels."""
+    """The bytes of a request to the CNN whose body contains only pixels."""
     lines = ["POST /v2/models/cnn/infer HTTP/1.1", "host: x", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in RAW.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
 def parsed(received: bytes) -> httpx.Response | None:
-    """The response in these bytes, or None as long as it is not whole."""
+    """The response in these bytes, or None while it is incomplete."""
     head, separator, body = received.partition(b"\r\n\r\n")
     if not separator:
         return None

@@ -1,4 +1,4 @@
-"""A person's visit to the page, in a real Chromium, with a record of what the browser met."""
+"""Drives the page in a real Chromium and records requests and console messages."""
 
 import json
 import shutil
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 INSTALL_LINE = "apt-get install chromium, and pip install -e '.[dev]'"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 Points = Sequence[tuple[float, float]]
-# On the sheet, both 0 to 1.
+# Positions on the sheet; both coordinates are 0 to 1.
 ONE: Points = [(0.5, 0.15), (0.5, 0.5), (0.5, 0.85)]
 SEVEN: Points = [(0.28, 0.24), (0.72, 0.24), (0.62, 0.42), (0.54, 0.6), (0.46, 0.8)]
-# What a model reads before anything is drawn.
+# A model's reading before anything is drawn.
 NOTHING = "\N{EN DASH}"
-# A browser tells its console of every status from 400 on.
+# A browser logs every status from 400 on to its console.
 STATUS = "Failed to load resource"
-# The pen's first touch may be too little to read; the page takes it as that.
+# The pen's first touch may be too little to read, which is no error on the page.
 TOO_LITTLE = "the server responded with a status of 422"
 
 
 def chromium() -> str | None:
-    """The path of a Chromium that somebody installed."""
+    """The path of an installed Chromium, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -38,7 +38,7 @@ class Server:
     """The real service, which can be stopped and started again on its port."""
 
     def __init__(self, folder: Path) -> None:
-        """Start nothing yet."""
+        """Prepare the server without starting it."""
         self._folder, self._port, self._running = folder, free_port(), ExitStack()
         self.url = f"http://127.0.0.1:{self._port}"
 
@@ -49,7 +49,7 @@ class Server:
         self._running.enter_context(running_service(log_file, port=self._port, settings=settings))
 
     def stop(self) -> None:
-        """End it, with all its processes."""
+        """Stop the service with all its processes."""
         self._running.close()
 
 
@@ -57,12 +57,12 @@ class Visit:
     """An opened page.
 
     Attributes:
-        requests: All that the browser asked for.
-        met: What it put into its console, and what the page's policy kept it from.
+        requests: All requests of the browser.
+        met: Its console messages and the violations of the page's policy.
     """
 
     def __init__(self, browser: "Browser", url: str, **options: Any) -> None:
-        """Open the page in a browser that knows nothing yet."""
+        """Open the page in a new browser context."""
         self._context, self.url = browser.new_context(**options), url
         self.page: Page = self._context.new_page()
         self.requests: list[Request] = []
@@ -75,10 +75,10 @@ class Visit:
         self.page.locator(".model, dialog[open]").first.wait_for()
 
     def close(self, expected: str = TOO_LITTLE) -> None:
-        """Leave; everything that the browser met must have been expected.
+        """Close the page, and check that all its console messages were expected.
 
         Args:
-            expected: What each line of the console may hold.
+            expected: Text that a console message may contain.
         """
         self._context.close()
         surprises = [line for line in self.met if expected not in line]
@@ -87,7 +87,7 @@ class Visit:
         assert elsewhere == [], elsewhere
 
     def draw(self, points: Points) -> None:
-        """A stroke with the mouse."""
+        """Draw a stroke with the mouse."""
         sheet = self.page.locator("#drawing")
         sheet.scroll_into_view_if_needed()
         box = sheet.bounding_box()
@@ -100,7 +100,7 @@ class Visit:
         self.page.mouse.up()
 
     def draw_by_finger(self, points: Points) -> None:
-        """A stroke on a touch screen."""
+        """Draw a stroke on a touch screen."""
         sheet = self.page.locator("#drawing")
         sheet.scroll_into_view_if_needed()
         box = sheet.bounding_box()
@@ -113,18 +113,18 @@ class Visit:
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
     def settled(self) -> None:
-        """Wait until every model has answered and nothing is asked any more."""
+        """Wait until every model has answered and no request is in flight."""
         self.page.locator("#readings[aria-busy=false]").wait_for()
         for digit in self.page.locator(".model .digit").all():
             digit.filter(has_not_text=NOTHING).wait_for()
 
     def emptied(self) -> None:
-        """Wait until no model reads anything."""
+        """Wait until no model shows a reading."""
         for digit in self.page.locator(".model .digit").all():
             digit.filter(has_text=NOTHING).wait_for()
 
     def readings(self) -> dict[str, str]:
-        """What each model reads, by its name."""
+        """Each model's reading, by the model's name."""
         cards = self.page.locator(".model").all()
         return {
             card.locator(".name").inner_text(): card.locator(".digit").inner_text()
@@ -132,7 +132,7 @@ class Visit:
         }
 
     def given(self) -> np.ndarray:
-        """The image of 28 x 28 that the page shows, uint8."""
+        """The 28x28 image that the page shows, uint8."""
         values = self.page.evaluate(
             "[...document.getElementById('given').getContext('2d')"
             ".getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0)"
@@ -140,12 +140,12 @@ class Visit:
         return np.array(values, np.uint8).reshape(28, 28)
 
     def asked(self, model: str) -> list[np.ndarray]:
-        """The images that a model was asked about, in order."""
+        """The images that were sent to a model, in order."""
         bodies = [r.post_data for r in self.requests if r.url.endswith(f"/predict?model={model}")]
         return [np.array(json.loads(body)["images"], np.uint8) for body in bodies if body]
 
     def move(self, slider: str, value: int) -> None:
-        """Put a slider where it shall be."""
+        """Set a slider to a value."""
         self.page.locator(slider).fill(str(value))
         self.settled()
 

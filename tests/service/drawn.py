@@ -1,11 +1,11 @@
-"""What making drawings into MNIST's form is worth: a served model's accuracy with and without it.
+"""Measures a served model's accuracy on drawings with and without conversion to MNIST's form.
 
     python -m tests.service.drawn artifacts/bundles/cnn --data-dir DIR
 
-draws MNIST's test digits large, as people and cameras do, and prints how many of them the model
-reads rightly: each picture only fitted into 28x28, and each made into MNIST's form. The last row
-has digits that no network here is trained on: the 1,797 test digits of Alpaydin and Kaynak's
-"Optical Recognition of Handwritten Digits" (UCI, 1998), which scikit-learn carries.
+This draws MNIST's test digits large, as people and cameras do, and prints how many of them the
+model classifies correctly: if pictures are only scaled to 28x28, and if they are converted to
+MNIST's form. The last row has digits that no network here is trained on: the 1,797 test digits of
+Alpaydin and Kaynak's "Optical Recognition of Handwritten Digits" (UCI, 1998), from scikit-learn.
 """
 
 import argparse
@@ -31,16 +31,16 @@ BATCH, SIDE = 500, 28
 
 @dataclass(frozen=True)
 class Drawn:
-    """How a digit is drawn; lengths and brightnesses are drawn anew for each picture.
+    """Ranges of a drawing's random properties; each picture has its own draws.
 
     Attributes:
-        sides: Pixels of the picture's sides, from and to; drawn by themselves.
-        share: How much of the shorter side the digit's 28x28 takes, from and to.
-        pen: Thinner (below 1) or thicker (above 1) than MNIST's, as a share of its strokes.
-        paper: It is light, and the ink dark.
-        light: How much of the brightness is lost from one corner to the opposite, at most.
-        noise: A camera's, in grey levels (standard deviation).
-        contrast: Ink's depth in grey levels, from and to.
+        sides: Range of height and width in pixels, each drawn separately.
+        share: Range of the size of the digit's 28x28, relative to the shorter side.
+        pen: Stroke width relative to MNIST's; below 1 is thinner.
+        paper: Whether ink is dark on light paper.
+        light: Greatest loss of brightness from one corner to the opposite one.
+        noise: Standard deviation of camera noise, grey levels.
+        contrast: Range of the ink's depth, grey levels.
     """
 
     sides: tuple[int, int] = (100, 600)
@@ -70,12 +70,12 @@ KINDS: dict[str, Drawn | None] = {
 
 
 def draw(digit: Array, how: Drawn, generator: np.random.Generator) -> Image.Image:
-    """A picture of a digit.
+    """Draw a picture of a digit.
 
     Args:
         digit: uint8 [28, 28], 255 = ink.
-        how: What is left to chance, and how far.
-        generator: Chance.
+        how: The ranges of the random properties.
+        generator: The random generator.
     """
     width, height = generator.integers(*how.sides, 2, endpoint=True).tolist()
     large = max(SIDE // 2, round(generator.uniform(*how.share) * min(width, height)))
@@ -99,12 +99,12 @@ def draw(digit: Array, how: Drawn, generator: np.random.Generator) -> Image.Imag
 
 
 def _thickened(digit: Image.Image, pen: float) -> Image.Image:
-    """Strokes thinner or thicker by this factor, sharp-edged, on a copy of eight times the size."""
+    """Thin or thicken strokes by this factor, with sharp edges, on an eightfold enlargement."""
     large = digit.resize((8 * SIDE, 8 * SIDE), Image.Resampling.BICUBIC)
     if pen == 1:
         return large
     ink = large.point(lambda v: 255 * (v > 127))
-    stroke = 2.5 * 8  # pixels, MNIST's usual one there
+    stroke = 2.5 * 8  # pixels; MNIST's usual stroke width at this size
     size = 1 + 2 * round(abs(pen - 1) * stroke / 4)
     # Ink beyond the box would be cut off by the picture's edge otherwise.
     return ink.filter((ImageFilter.MinFilter if pen < 1 else ImageFilter.MaxFilter)(size))
@@ -118,7 +118,7 @@ def _shade(width: int, height: int, loss: float, generator: np.random.Generator)
 
 
 def fitted(image: Image.Image) -> Array:
-    """The plain way: inverted if its rim is light, scaled to 28x28 and centred as a whole."""
+    """The plain way: invert if the edge is light, then scale the whole to 28x28 and centre it."""
     pixels = np.asarray(image)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = int(np.median(rim))
@@ -135,14 +135,14 @@ def fitted(image: Image.Image) -> Array:
 
 
 def read_idx(path: Path) -> Array:
-    """An IDX file of bytes (MNIST's form), packed or not."""
+    """Read an IDX file of bytes (MNIST's format), compressed or not."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     shape = np.frombuffer(content, ">i4", content[3], 4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
 def made(images: Sequence[Image.Image], way: Callable[[Image.Image], Array]) -> tuple[Array, int]:
-    """Pictures as uint8 [N, 28, 28], and how many were refused (black in their places)."""
+    """Pictures as uint8 [N, 28, 28], and how many were refused (replaced by black images)."""
     forms, refused = [], 0
     for image in images:
         try:
@@ -154,13 +154,13 @@ def made(images: Sequence[Image.Image], way: Callable[[Image.Image], Array]) -> 
 
 
 def pictures(digits: Array, how: Drawn | None, seed: int) -> list[Image.Image]:
-    """Each digit once, drawn so; None: as it is."""
+    """Draw each digit once; without ``how``, return it as it is."""
     generator = np.random.default_rng(seed)
     return [Image.fromarray(d) if how is None else draw(d, how, generator) for d in digits]
 
 
 def right(model: OnnxModel, images_NHW: Array, labels: Array) -> int:
-    """How many images the model reads rightly."""
+    """Number of images that the model classifies correctly."""
     starts = range(0, len(images_NHW), BATCH)
     answers = [
         model({"images": images_NHW[i : i + BATCH]})["logits"].argmax(axis=1) for i in starts
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def uci_digits() -> tuple[list[Image.Image], Array]:
-    """UCI's digits of 8x8 pixels (0 to 16 of ink), enlarged in a picture's middle, with labels."""
+    """UCI's 8x8 digits (ink 0 to 16), enlarged in the middle of a picture, with labels."""
     images, labels = load_digits(return_X_y=True)
     drawn = []
     for pixels in images.reshape(-1, 8, 8):
@@ -215,7 +215,7 @@ def _print_accuracy(
 
 
 def some(count: int, seed: int, *arrays: Array) -> list[Array]:
-    """So many rows of each array, drawn by lot: MNIST's first test images are unlike its last."""
+    """A random sample of each array's rows: MNIST's first test images are unlike its last."""
     chosen = np.random.default_rng(seed).permutation(len(arrays[0]))[:count]
     return [array[chosen] for array in arrays]
 
@@ -225,7 +225,7 @@ def _print_row(cells: Sequence[str]) -> None:
 
 
 def read_test_set(folder: Path | None) -> tuple[Array, Array]:
-    """MNIST's test images and labels, from the folder or its MNIST/raw."""
+    """Read MNIST's test images and labels from the folder or from its MNIST/raw."""
     if folder is None:
         raise SystemExit("name the folder of MNIST's IDX files with --data-dir or MNIST_DIR")
     raw = next((p for p in (Path(folder) / "MNIST" / "raw", Path(folder)) if p.is_dir()), None)

@@ -1,4 +1,4 @@
-"""What KServe's client reads of a service, as JSON; run where KServe's SDK is installed.
+"""Prints KServe's client's view of a service as JSON; runs where KServe's SDK is installed.
 
 python -m tests.service.kserve_asks URL GRPC_ADDRESS GOLDEN
 """

@@ -4,17 +4,17 @@ import psutil
 
 
 def main_process(url: str) -> psutil.Process:
-    """The process that `bentoml serve` is."""
+    """The process of `bentoml serve`."""
     port = url.rsplit(":", 1)[1]
     return next(
         process
         for process in psutil.process_iter(["cmdline"])
-        if port in (process.info["cmdline"] or [])  # none of a process that has just ended
+        if port in (process.info["cmdline"] or [])  # None if the process has just ended
     )
 
 
 def worker_processes(url: str) -> list[psutil.Process]:
-    """Its live workers."""
+    """The service's live workers."""
     main = main_process(url).pid
     return [
         process

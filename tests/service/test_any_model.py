@@ -1,4 +1,4 @@
-"""Models that are no digits are served as well: by named tensors, raw tensors and image files."""
+"""Other models than digits are served, by named tensors, raw tensors and image files."""
 
 import io
 import json
@@ -22,7 +22,7 @@ MODELS = ["colours", "misnamed", "roots", "text", "vectors"]
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A service of five made bundles on each transport."""
+    """A service with five made bundles on each transport."""
     folder = tmp_path_factory.mktemp("any")
     bundles = folder / "bundles"
     bundles.mkdir()
@@ -58,7 +58,7 @@ def _png(colour: tuple[int, int, int], size: tuple[int, int]) -> bytes:
 
 
 def test_named_tensors_are_answered_with_named_tensors(url: str) -> None:
-    """The answer holds the model's identity and each output by its name."""
+    """The answer contains the model's identity and each output by name."""
     answer = _predict(url, "vectors", {"x": [[1, 0, 0, 0], [0, 0, 0, 1]]})
     assert answer.status_code == 200, answer.text
     assert answer.json() == {
@@ -73,7 +73,7 @@ def test_named_tensors_are_answered_with_named_tensors(url: str) -> None:
 
 
 def test_requests_of_different_lengths_are_batched_by_shape(url: str) -> None:
-    """Sixty requests of lengths 1 to 16, asked by eight clients at once, get their own means."""
+    """Sixty requests of lengths 1 to 16 from eight concurrent clients get their own means."""
 
     def ask(length: int) -> list[list[float]]:
         ids = list(range(length, 2 * length))
@@ -90,7 +90,7 @@ def test_requests_of_different_lengths_are_batched_by_shape(url: str) -> None:
 
 
 def test_a_length_beyond_its_bound_is_refused_in_words(url: str) -> None:
-    """Seventeen ids where sixteen are allowed."""
+    """Seventeen ids are refused where sixteen are allowed."""
     answer = _predict(url, "text", {"ids": [[1] * 17], "mask": [[1.0] * 17]})
     assert answer.status_code == 400
     assert "ids" in answer.json()["error"]
@@ -98,7 +98,7 @@ def test_a_length_beyond_its_bound_is_refused_in_words(url: str) -> None:
 
 
 def test_axes_of_one_name_must_have_one_size(url: str) -> None:
-    """Three ids and a mask of five: 400 in words on both endpoints, and the model goes on."""
+    """Three ids with a mask of five get 400 on both endpoints, and the model keeps working."""
     ids, mask = [[1] * 3], [[1.0] * 5]
     tensors = [
         {"name": "ids", "datatype": "INT64", "shape": [1, 3], "data": ids},
@@ -114,7 +114,7 @@ def test_axes_of_one_name_must_have_one_size(url: str) -> None:
 
 @pytest.mark.parametrize("token", [-1, 100])
 def test_a_token_that_no_vocabulary_has_is_refused(token: int, url: str) -> None:
-    """400 in words, in JSON and in binary, before it can fail the batch of others."""
+    """It gets 400 in JSON and in binary, before it can fail the batch of other requests."""
     answer = _predict(url, "text", {"ids": [[7, token]], "mask": [[1.0, 1.0]]})
     assert answer.status_code == 400, answer.text
     assert f"ids holds {token}; expected tokens from 0 to 99" in answer.json()["error"]
@@ -139,7 +139,7 @@ def test_a_token_that_no_vocabulary_has_is_refused(token: int, url: str) -> None
 def test_an_image_of_any_size_is_classified(
     colour: tuple[int, int, int], label: str, url: str
 ) -> None:
-    """As a body and as a form's file: resized, cropped and normalized as the manifest records."""
+    """An image as body or in a form is preprocessed as the manifest records."""
     content = _png(colour, (31, 17))
     path = f"{url}/models/colours/predict"
     as_body = httpx.post(path, content=content, headers={"content-type": "image/png"})
@@ -153,7 +153,7 @@ def test_an_image_of_any_size_is_classified(
 
 
 def test_a_file_for_a_model_without_images_is_refused_in_words(url: str) -> None:
-    """415, with the way in which the model is asked."""
+    """The error is 415 and says how to send input to the model."""
     content = _png((0, 0, 0), (8, 8))
     answer = httpx.post(
         f"{url}/models/vectors/predict", content=content, headers={"content-type": "image/png"}
@@ -163,7 +163,7 @@ def test_a_file_for_a_model_without_images_is_refused_in_words(url: str) -> None
 
 
 def test_tensors_that_are_only_named_as_those_of_digits_are_no_digits(url: str) -> None:
-    """/predict refuses the model in words; named tensors are answered."""
+    """/predict refuses the model with an explanation, and named tensors are answered."""
     image = [[0] * 28] * 28
     refused = httpx.post(f"{url}/predict?model=misnamed", json={"images": image})
     assert refused.status_code == 400
@@ -174,7 +174,7 @@ def test_tensors_that_are_only_named_as_those_of_digits_are_no_digits(url: str) 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_raw_values_that_are_not_finite_are_refused(value: float, url: str) -> None:
-    """In a body of values alone, as in JSON and in blobs."""
+    """Non-finite values are refused in raw bodies as in JSON and in blobs."""
     values = np.array([[1, 2, 3, value]], "<f4")
     answer = httpx.post(f"{url}/v2/models/vectors/infer", content=values.tobytes(), headers=RAW)
     assert answer.status_code == 400
@@ -182,7 +182,7 @@ def test_raw_values_that_are_not_finite_are_refused(value: float, url: str) -> N
 
 
 def test_outputs_that_are_not_finite_are_refused_in_json_and_sent_as_bytes(url: str) -> None:
-    """422 with the way out, on both endpoints; raw tensors carry them."""
+    """Both endpoints return 422 and suggest raw tensors, which can contain them."""
     asked = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [-1, 4]}
     for answer in (_infer(url, "roots", asked), _predict(url, "roots", {"x": [[-1, 4]]})):
         assert answer.status_code == 422, answer.text
@@ -196,7 +196,7 @@ def test_outputs_that_are_not_finite_are_refused_in_json_and_sent_as_bytes(url: 
 
 
 def test_text_datatypes_are_refused_in_words(url: str) -> None:
-    """BYTES is no datatype of any model here; the message says so."""
+    """BYTES is refused as a datatype that no model here has."""
     asked = {"name": "x", "shape": [1, 4], "datatype": "BYTES", "data": ["a", "b", "c", "d"]}
     answer = _infer(url, "vectors", asked)
     assert answer.status_code == 400
@@ -204,7 +204,7 @@ def test_text_datatypes_are_refused_in_words(url: str) -> None:
 
 
 def test_every_model_is_described_and_ready(url: str) -> None:
-    """GET /models, /v2/models/NAME, the OpenAPI document and the deep health check name all."""
+    """GET /models, /v2/models/NAME, the OpenAPI document and deep health list all models."""
     cards = httpx.get(f"{url}/models").json()["models"]
     assert [card["model"] for card in cards] == MODELS
     text = httpx.get(f"{url}/v2/models/text").json()
@@ -218,7 +218,7 @@ def test_every_model_is_described_and_ready(url: str) -> None:
 
 
 def test_samples_are_counted_by_model_and_endpoint(url: str) -> None:
-    """Named tensors count under the endpoint predict."""
+    """Named tensors are counted under the endpoint predict."""
     _predict(url, "vectors", {"x": [[1, 0, 0, 0]]})
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     counted = [x for x in lines if x.startswith("inference_samples_total") and '"vectors"' in x]

@@ -39,7 +39,7 @@ def _manifest(model: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
 def test_many_images_get_the_references_answers(model: str, client: httpx.Client) -> None:
-    """All golden images in one request: labels exact, probabilities the softmax of the truth."""
+    """All golden images in one request get exact labels and the reference's softmax."""
     golden = _golden(model)
     answer = client.post(
         "/predict", json={"images": golden.inputs["images"].tolist(), "model": model}
@@ -56,7 +56,7 @@ def test_many_images_get_the_references_answers(model: str, client: httpx.Client
 
 
 def test_an_answer_does_not_depend_on_who_else_asks(client: httpx.Client) -> None:
-    """Sixty images asked at once by sixteen clients give what each gives when asked alone."""
+    """Sixty images sent by sixteen concurrent clients get the same answers as alone."""
     golden = _golden("cnn")
 
     def ask(image: np.ndarray) -> list[float]:
@@ -72,7 +72,7 @@ def test_an_answer_does_not_depend_on_who_else_asks(client: httpx.Client) -> Non
 
 
 def test_requests_that_arrive_together_run_as_one_batch(client: httpx.Client) -> None:
-    """Under 32 clients, batches hold more images than requests do, as the metrics tell."""
+    """With 32 clients, batches contain more images than requests do, by the metrics."""
     body = json.dumps({"images": _golden("mlp").inputs["images"][0].tolist(), "model": "mlp"})
     before = _metrics(client)
     with concurrent.futures.ThreadPoolExecutor(32) as clients:
@@ -106,7 +106,7 @@ def _metrics(client: httpx.Client) -> dict[str, float]:
 def test_an_uploaded_image_gets_the_answer_of_its_pixels(
     upload: dict[str, Any], client: httpx.Client
 ) -> None:
-    """A PNG as a form's file or as the body gives what its pixels give as JSON."""
+    """A PNG in a form or as the body gives the same answer as its pixels as JSON."""
     pixels = np.asarray(Image.open(DIGIT)).tolist()
     for model in ("cnn", "mlp"):
         uploaded = client.post(f"/predict/image?model={model}", **upload)
@@ -116,7 +116,7 @@ def test_an_uploaded_image_gets_the_answer_of_its_pixels(
 
 
 def test_an_answer_says_whether_an_image_looks_like_a_digit(client: httpx.Client) -> None:
-    """In order, by pixels and by file; a drawing is judged as the model gets it."""
+    """Verdicts come in order, for pixels and files, and judge a drawing after conversion."""
     image = _golden("cnn").inputs["images"][0]
     asked = [image, 255 - image, np.zeros_like(image), image // 255]
     answer = client.post("/predict", json={"images": [pixels.tolist() for pixels in asked]})
@@ -137,7 +137,7 @@ def test_an_answer_says_whether_an_image_looks_like_a_digit(client: httpx.Client
 
 
 def test_the_protocols_answers_are_the_models_tensors_alone(client: httpx.Client) -> None:
-    """At /v2 an inverted image gets logits and probabilities, and no word of the guard."""
+    """At /v2 an inverted image gets logits and probabilities, without a guard's verdict."""
     data = (255 - _golden("cnn").inputs["images"][0]).ravel().tolist()
     tensor = {"name": "images", "shape": [1, 28, 28], "datatype": "UINT8", "data": data}
     answer = client.post("/v2/models/cnn/infer", json={"inputs": [tensor]})
@@ -146,7 +146,7 @@ def test_the_protocols_answers_are_the_models_tensors_alone(client: httpx.Client
 
 
 def test_models_are_listed_with_their_proof(client: httpx.Client) -> None:
-    """GET /models gives version, device, tensors, accuracy, parity and golden figures."""
+    """GET /models returns version, device, tensors, accuracy, parity and golden figures."""
     cards = {card["model"]: card for card in client.get("/models").json()["models"]}
     assert set(cards) == {"cnn", "mlp"}
     card = cards["cnn"]
@@ -161,7 +161,7 @@ def test_models_are_listed_with_their_proof(client: httpx.Client) -> None:
 
 
 def test_bentomls_own_endpoints_work(client: httpx.Client) -> None:
-    """Health, readiness, the page and metrics answer; the OpenAPI document holds our paths."""
+    """Health, readiness, page and metrics answer, and the OpenAPI document has our paths."""
     for path in ("/livez", "/readyz", "/"):
         assert client.get(path).status_code == 200, path
     document = client.get("/docs.json").json()
@@ -256,7 +256,7 @@ BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
 def test_bad_requests_are_refused_in_words_and_the_service_goes_on(
     method: str, path: str, sent: dict[str, Any], status: int, named: str, client: httpx.Client
 ) -> None:
-    """A 4xx with {"error": ...} that names the fault, no stack trace, and right answers after."""
+    """A 4xx error names the fault without a traceback, and later answers are right."""
     answer = client.request(method, path, **sent)
     assert answer.status_code == status, answer.text
     assert list(answer.json()) == ["error"]
@@ -270,7 +270,7 @@ def test_bad_requests_are_refused_in_words_and_the_service_goes_on(
 
 
 def test_refusals_are_counted(client: httpx.Client) -> None:
-    """A refused request shows in the metrics under its status."""
+    """A refused request is counted in the metrics under its status."""
     name = 'inference_refused_requests_total{kind="unknown_model",status="404"}'
     before = _metrics(client).get(name, 0)
     client.post("/predict", json={"images": BLANK, "model": "rnn"})
@@ -278,7 +278,7 @@ def test_refusals_are_counted(client: httpx.Client) -> None:
 
 
 def test_two_workers_answer_alike(tmp_path: Path) -> None:
-    """With two processes every answer is right, and both count into one /metrics."""
+    """With two processes every answer is right, and /metrics contains the counts of both."""
     golden = _golden("mlp")
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_WORKERS": "2"}
     with (
@@ -287,9 +287,9 @@ def test_two_workers_answer_alike(tmp_path: Path) -> None:
     ):
         body = {"images": golden.inputs["images"].tolist(), "model": "mlp"}
         for _ in range(20):
-            answer = httpx.post(f"{url}/predict", json=body).json()  # a connection each
+            answer = httpx.post(f"{url}/predict", json=body).json()  # a new connection each time
             labels = [p["label"] for p in answer["predictions"]]
             assert labels == [str(i) for i in golden.labels()]
-        time.sleep(2 * FLUSH_INTERVAL_S)  # a worker tells the others as often
+        time.sleep(2 * FLUSH_INTERVAL_S)  # workers share their counts at this interval
         counted = _metrics(client)['inference_samples_total{endpoint="predict",model="mlp"}']
         assert counted == 20 * len(golden.inputs["images"])

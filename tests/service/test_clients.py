@@ -1,4 +1,4 @@
-"""Clients that others wrote for the Open Inference Protocol are served, in JSON and in binary."""
+"""Other projects' Open Inference Protocol clients are served, in JSON and in binary."""
 
 import json
 import subprocess
@@ -23,14 +23,14 @@ KSERVE = "kserve==0.21.0"
 
 @pytest.fixture(scope="module")
 def client(service_url: str) -> Iterator[triton.InferenceServerClient]:
-    """Triton's own client for HTTP."""
+    """Triton's HTTP client."""
     opened = triton.InferenceServerClient(service_url.removeprefix("http://"))
     yield opened
     opened.close()
 
 
 def test_health_and_metadata_are_read(client: triton.InferenceServerClient) -> None:
-    """Live, ready, the server's extensions, the model's tensors."""
+    """Liveness, readiness, the server's extensions and the model's tensors are read."""
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("cnn")
@@ -45,7 +45,7 @@ def test_health_and_metadata_are_read(client: triton.InferenceServerClient) -> N
 def test_inference_gives_the_references_answers(
     binary_in: bool, binary_out: bool, client: triton.InferenceServerClient
 ) -> None:
-    """All golden images in one request, by either form, into either form."""
+    """All golden images in one request get right answers, for each form of input and output."""
     images = GOLDEN.inputs["images"]
     tensor = triton.InferInput("images", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images, binary_data=binary_in)
@@ -57,7 +57,7 @@ def test_inference_gives_the_references_answers(
 
 
 def test_a_refusal_reaches_the_caller_in_words(client: triton.InferenceServerClient) -> None:
-    """A wrong shape raises what the service said."""
+    """A wrong shape raises an error with the service's message."""
     tensor = triton.InferInput("images", [1, 784], "UINT8")
     tensor.set_data_from_numpy(np.zeros((1, 784), np.uint8), binary_data=True)
     with pytest.raises(InferenceServerException, match=r"shape \[1, 784\], expected \[N, 28, 28\]"):
@@ -66,9 +66,9 @@ def test_a_refusal_reaches_the_caller_in_words(client: triton.InferenceServerCli
 
 @pytest.fixture(scope="module")
 def kserve(service_url: str, grpc_port: int) -> dict[str, Any]:
-    """What KServe's client reads, in an environment that is made once and takes half a minute.
+    """Results of KServe's client, in an environment that is created once, in half a minute.
 
-    KServe wants psutil<6, protobuf<7, pandas<3 and python-dateutil<3: not beside our pins.
+    KServe requires psutil<6, protobuf<7, pandas<3 and python-dateutil<3, unlike our pins.
     """
     home = ROOT / ".venv-kserve"
     python, made = str(home / "bin" / "python"), home / KSERVE
@@ -87,7 +87,7 @@ def kserve(service_url: str, grpc_port: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "binary", "grpc"])
 def test_kserves_client_gets_the_references_answers(form: str, kserve: dict[str, Any]) -> None:
-    """All golden images in one request, in and out by one form."""
+    """All golden images in one request get right answers, with one form in and out."""
     assert kserve[form]["id"] == "7"
     expected = GOLDEN.fp32["logits"]
     found = np.array(kserve[form]["logits"])
@@ -96,7 +96,7 @@ def test_kserves_client_gets_the_references_answers(form: str, kserve: dict[str,
 
 @pytest.mark.slow
 def test_kserves_client_reads_models_and_refusals(kserve: dict[str, Any]) -> None:
-    """Which model is ready, and what was wrong with a shape."""
+    """The client gets a model's readiness and the error for a wrong shape."""
     assert kserve["ready"] == [True, False]
     assert "shape [60, 784], expected [N, 28, 28]" in kserve["refusal"]
 

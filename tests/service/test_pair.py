@@ -1,4 +1,4 @@
-"""A network of two images and three answers is served at /v2, proven at the start as all are."""
+"""A network of two images and three answers is served at /v2, verified at the start as all are."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def pair_bundle(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def pair_url(pair_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real service with that bundle alone."""
+    """The real service with only that bundle."""
     log_file = tmp_path_factory.mktemp("service") / "service.log"
     settings = {"INFERENCE_BUNDLES": str(pair_bundle.parent), "INFERENCE_DEVICE": "cpu"}
     with running_service(log_file, settings=settings) as url:
@@ -59,7 +59,7 @@ def _assert_right(answers: dict[str, Any], golden: Golden) -> None:
 
 
 def test_json_gives_the_references_answers(pair_url: str, pair_bundle: Path) -> None:
-    """Two inputs of numbers, six outputs, each as the checkpoint's module answers."""
+    """Two inputs of numbers give six outputs, each equal to the checkpoint's module."""
     golden = Golden.load(pair_bundle / "golden.npz")
     inputs = [
         {"name": n, "shape": [COUNT, 28, 28], "datatype": "UINT8", "data": a.ravel().tolist()}
@@ -77,7 +77,7 @@ def test_json_gives_the_references_answers(pair_url: str, pair_bundle: Path) -> 
 
 
 def test_binary_gives_the_references_answers(pair_url: str, pair_bundle: Path) -> None:
-    """Two blobs behind the JSON, in either order of the inputs; six blobs come back."""
+    """Two blobs after the JSON, in either order of the inputs, give six blobs."""
     golden = Golden.load(pair_bundle / "golden.npz")
     asked = _asked(golden)
     for names in (list(asked), list(reversed(asked))):
@@ -112,7 +112,7 @@ def test_binary_gives_the_references_answers(pair_url: str, pair_bundle: Path) -
 
 
 def test_predict_says_where_a_pair_is_asked(pair_url: str) -> None:
-    """One image is no pair: both endpoints of digits refuse in words."""
+    """Both endpoints for digits refuse a single image and name the endpoint to use."""
     image = (Path(__file__).parent / "digit.png").read_bytes()
     answers = [
         httpx.post(f"{pair_url}/predict", json={"images": [[0] * 28] * 28}),
@@ -126,7 +126,7 @@ def test_predict_says_where_a_pair_is_asked(pair_url: str) -> None:
 
 
 def test_it_has_no_feature_maps_and_says_why(pair_url: str) -> None:
-    """404 with the reason that its build gave."""
+    """The error is 404 with the reason given at the build."""
     answer = httpx.post(f"{pair_url}/models/two-input/features", json={"images": [[0] * 28] * 28})
     assert answer.status_code == 404
     reason = "they are of networks that take images=UINT8[-1,28,28] and no more"
@@ -134,7 +134,7 @@ def test_it_has_no_feature_maps_and_says_why(pair_url: str) -> None:
 
 
 def test_a_missing_or_uneven_input_is_named(pair_url: str) -> None:
-    """Half a pair, and two inputs of different lengths, are refused by name."""
+    """A missing input and inputs of different lengths are refused by name."""
     first = {"name": "first_images", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
     two = first | {"name": "second_images", "shape": [2, 28, 28], "data": [0] * 1568}
     for inputs, words in (([first], "second_images"), ([first, two], "second_images")):
@@ -144,7 +144,7 @@ def test_a_missing_or_uneven_input_is_named(pair_url: str) -> None:
 
 
 def test_golden_samples_are_asked_at_the_start_and_again(pair_url: str) -> None:
-    """The card shows the start's golden figures and the metadata both inputs; now it asks again."""
+    """Golden samples run at the start and on request, and metadata list both inputs."""
     (card,) = httpx.get(f"{pair_url}/models").json()["models"]
     assert (card["golden"]["wrong_labels"], card["golden"]["failures"]) == (0, [])
     assert card["labels"] == [str(total) for total in range(19)]

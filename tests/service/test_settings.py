@@ -1,4 +1,4 @@
-"""Settings come from the environment and are refused by the variable's name."""
+"""Settings come from the environment, and errors name the variable."""
 
 import tomllib
 from pathlib import Path
@@ -9,7 +9,7 @@ from service.settings import ROOT, Settings, SettingsError, list_old_names, read
 
 
 def test_the_environment_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable replaces its default, the others stay."""
+    """A variable overrides its default, and the other settings keep theirs."""
     assert read_settings().bundles == ROOT / "artifacts" / "bundles"
     monkeypatch.setenv("INFERENCE_BUNDLES", "/models")
     monkeypatch.setenv("INFERENCE_MAX_BATCH_SAMPLES", "16")
@@ -29,14 +29,14 @@ def test_the_environment_goes_before_the_default(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_bad_value_is_named(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error holds the variable and what it held."""
+    """The error contains the variable and its value."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"{variable}='{value}'"):
         read_settings()
 
 
 def test_the_names_before_this_release_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their values, and in errors; both names of a setting are refused, empty ones ignored."""
+    """Old names work and appear in errors; both names at once are refused, empty ones ignored."""
     monkeypatch.setenv("DIGITS_MAX_BATCH_IMAGES", "16")
     monkeypatch.setenv("DIGITS_DRAIN_S", "7")
     monkeypatch.setenv("DIGITS_WORKERS", "")
@@ -60,7 +60,7 @@ def test_a_request_must_fit_into_the_queue(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_setting_is_documented_as_it_is() -> None:
-    """Name, default and description stand in the table of docs/serving.md, and no others do."""
+    """The table of docs/serving.md lists exactly these names, defaults and descriptions."""
     lines = (ROOT / "docs" / "serving.md").read_text().splitlines()
     documented = [line for line in lines if line.startswith("| `INFERENCE_")]
     assert documented == [
@@ -82,7 +82,7 @@ def _shown(default: object) -> str:
 
 
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is too short is refused without being told."""
+    """A key that is too short is refused without being shown."""
     monkeypatch.setenv("INFERENCE_API_KEY", "hush")
     with pytest.raises(SettingsError, match=r"INFERENCE_API_KEY: .*16") as refused:
         read_settings()
@@ -90,7 +90,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bento_installs_what_the_service_needs() -> None:
-    """The packages of `bentoml build` are those of the extras `serve` and `grpc`, one for one."""
+    """`bentoml build` has exactly the packages of the extras `serve` and `grpc`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     needed = {*project["project"]["dependencies"]}

@@ -1,7 +1,7 @@
-"""Plain sockets that tell a refused connection, a closed one and a reset one apart.
+"""Plain sockets that distinguish a refused connection, a closed one and a reset one.
 
-HTTP clients hide which of them happened, retry, and never pipeline. Here are also the services that
-these sockets ask: the same settings on the short transport and on the ordinary one.
+HTTP clients hide which of these happened, retry, and never pipeline. This module also starts the
+services for these sockets, with the same settings on each transport.
 """
 
 import socket
@@ -41,12 +41,12 @@ class Connection:
         """Connect.
 
         Args:
-            url: The service's, http://HOST:PORT.
-            timeout_s: Longest time in seconds that one call may block.
+            url: URL of the service, http://HOST:PORT.
+            timeout_s: Longest time that one call may block, seconds.
             receive_bytes: Size of the kernel's receive buffer; its default if 0.
 
         Raises:
-            ConnectionRefusedError: Nobody listens.
+            ConnectionRefusedError: No process listens on the port.
         """
         host, port = url.removeprefix("http://").split(":")
         self.socket = socket.socket()
@@ -71,7 +71,7 @@ class Connection:
 
     @property
     def port(self) -> int:
-        """The client's own port, by which the service's end of the connection is found."""
+        """The client's own port, which identifies the service's end of the connection."""
         return int(self.socket.getsockname()[1])
 
     def send(self, content: bytes) -> None:
@@ -133,7 +133,7 @@ class Connection:
 
 
 def _answer_end(received: bytes) -> int | None:
-    """Where the first answer in these bytes ends; None as long as it is not whole."""
+    """The end of the first answer in these bytes; None while it is incomplete."""
     head, separator, _ = received.partition(b"\r\n\r\n")
     if not separator:
         return None
@@ -161,20 +161,20 @@ def get(path: str, *headers: str, version: str = "1.1") -> bytes:
 
 
 def golden_images(model: str, count: int, start: int = 0) -> Array:
-    """So many golden images of a model from a position on, uint8 [count, 28, 28], repeated."""
+    """Golden images of a model from a position on, repeated, uint8 [count, 28, 28]."""
     images = GOLDEN[model].inputs["images"]
     return images[np.arange(start, start + count) % len(images)]
 
 
 def infer(model: str, count: int = 1, start: int = 0, *headers: str) -> bytes:
-    """The bytes of a request for golden images whose body is nothing but pixels."""
+    """The bytes of a request for golden images, with a body of pixels only."""
     body = golden_images(model, count, start).tobytes()
     raw = "inference-header-content-length: 0"
     return post(f"/v2/models/{model}/infer", body, raw, *headers)
 
 
 def find_mistake(answer: httpx.Response, model: str, count: int = 1, start: int = 0) -> str:
-    """What is wrong with the answer to ``infer`` of the same arguments; "" if it is right."""
+    """The mistake in the answer to ``infer`` with the same arguments; "" if it is right."""
     if answer.status_code != 200:
         return f"status {answer.status_code}: {answer.text[:200]}"
     if answer.headers["x-model"] != model:
@@ -194,15 +194,15 @@ def running_services(
     """Start several services at the same time, which takes little longer than one.
 
     Args:
-        folder: Where their logs go.
-        settings: Environment variables of each, by its name.
+        folder: Folder for their logs.
+        settings: Environment variables of each service, by its name.
 
     Yields:
-        The URL of each, by its name.
+        The URL of each service, by its name.
     """
     ports = set[int]()
     while len(ports) < len(settings):
-        ports.add(free_port())  # each was given back: the same one may come again
+        ports.add(free_port())  # a released port may be returned again
     with ExitStack() as stack, ThreadPoolExecutor(len(settings)) as pool:
         services = [
             running_service(folder / f"{name}.log", port=port, settings=BASE | dict(further))
@@ -216,21 +216,21 @@ def on_both_transports(**settings: str) -> dict[str, dict[str, str]]:
     """The environment of a service on each transport, by the transport's name.
 
     Args:
-        settings: By the names of the environment variables without their prefix.
+        settings: Values by the environment variables' names without their prefix.
     """
     shared = {f"INFERENCE_{name}": value for name, value in settings.items()}
     return {name: shared | transport for name, transport in TRANSPORTS.items()}
 
 
 def read_metrics(url: str) -> dict[str, float]:
-    """Every sample of /metrics, by its name with its labels as they are printed."""
+    """Every sample of /metrics, by its name with its labels as printed."""
     lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if line[:1] != "#")
     return {name: float(value) for name, value in samples}
 
 
 def wait_for(condition: Callable[[], bool], within_s: float, step_s: float = 0.05) -> bool:
-    """Call a condition until it is true; False if it was not within this time."""
+    """Call a condition until it is true; return False if the time runs out first."""
     until_s = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > until_s:

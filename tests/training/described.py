@@ -1,4 +1,4 @@
-"""Small modules for the tests of descriptions."""
+"""Small modules for the tests of ``describe``."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from torch.nn import functional
 
 
 class Calls(nn.Module):
-    """Calls a function."""
+    """Calls a function in its forward pass."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whatever the function makes of x."""
+        """The function's result for x."""
         return self.function(x)
 
 
 class Joined(nn.Module):
-    """Two branches added, then set beside a padded one."""
+    """Adds two branches, then concatenates the sum with a padded branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Recurrent(nn.Module):
 
 
 class Layer(NamedTuple):
-    """A layer, one sample's shape, and what is to be said of it."""
+    """A layer, the shape of one sample, and its expected description."""
 
     layer: nn.Module
     sample: tuple[int, ...]

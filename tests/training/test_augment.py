@@ -1,4 +1,4 @@
-"""Augmentation moves ink as far as it says and no further."""
+"""Augmentation distorts images by its limits and no further."""
 
 import torch
 
@@ -7,7 +7,7 @@ from training.data.augment import augment
 
 
 def test_no_augmentation_changes_nothing() -> None:
-    """With all limits at zero the very tensor comes back."""
+    """With all limits at zero, the same tensor object is returned."""
     pixels = torch.rand(4, 1, 28, 28)
     assert augment(pixels, AugmentConfig(), torch.Generator()) is pixels
 
@@ -36,7 +36,7 @@ def test_values_stay_pixels_and_batches_repeat_with_the_seed() -> None:
 
 
 def test_elastic_distortion_bends_smoothly_as_far_as_it_says() -> None:
-    """Every pixel moves by the deviation asked for, neighbours alike, each image by itself."""
+    """Pixels move by the given standard deviation, like their neighbours, differently per image."""
     ramp = torch.arange(28.0).expand(1, 1, 28, 28).repeat(400, 1, 1, 1) / 28
     generator = torch.Generator().manual_seed(0)
     bent = 28 * (augment(ramp, AugmentConfig(elastic_px=0.5), generator) - ramp)
@@ -49,20 +49,20 @@ def test_elastic_distortion_bends_smoothly_as_far_as_it_says() -> None:
 
 
 def test_strokes_grow_and_shrink_by_at_most_a_pixel_on_each_side() -> None:
-    """Some images gain ink and some lose some, each by its own draw; nothing appears elsewhere."""
+    """Each image's draw thickens or thins its strokes, and no ink appears elsewhere."""
     pixels = torch.zeros(300, 1, 28, 28)
     pixels[:, :, 6:22, 12:16] = 1
     seen = augment(pixels, AugmentConfig(stroke=1.0), torch.Generator().manual_seed(0))
     width = seen[:, 0, 14].sum(1)
     assert 5.9 < float(width.max()) <= 6  # from 4: a pixel on each side
-    assert 3 <= float(width.min()) < 3.1  # half as much the other way
+    assert 3 <= float(width.min()) < 3.1  # shrinking is half as strong
     assert 0.2 < float((width < 4).double().mean()) < 0.47  # a third of the draws
     assert not seen[:, :, :5].any()
     assert not seen[:, :, :, :11].any()
 
 
 def test_a_share_of_the_images_loses_what_a_coarse_grid_cannot_hold() -> None:
-    """About a third; stripes of one pixel are gone in them, a block stays, with full ink."""
+    """In about a third of the images, one-pixel stripes vanish and a block keeps full ink."""
     pixels = torch.zeros(900, 1, 28, 28)
     pixels[:, :, 4:24, 4:12] = 0.5
     pixels[:, :, 4:24, 16:24:2] = 0.5
@@ -78,7 +78,7 @@ def test_a_share_of_the_images_loses_what_a_coarse_grid_cannot_hold() -> None:
 
 
 def test_narrow_digits_become_wider_within_the_box_and_some_become_narrower() -> None:
-    """By up to the limit; one that fills the box only becomes narrower; no height changes."""
+    """Widths grow up to the limit or the box, or shrink; heights do not change."""
     narrow, wide = torch.zeros(2, 400, 1, 28, 28)
     narrow[:, :, 4:24, 12:16] = 1
     wide[:, :, 4:24, 4:24] = 1

@@ -1,4 +1,4 @@
-"""A checkpoint opens whole and right, or not at all."""
+"""A checkpoint opens complete and correct, or not at all."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def checkpoint(checkpoints: Path, tmp_path: Path) -> Path:
 
 
 def test_the_recorded_accuracy_is_what_the_weights_reach(checkpoint: Path, data_dir: Path) -> None:
-    """The opened module measured again gives the very figures of the record."""
+    """Measuring the opened module again gives exactly the record's metrics."""
     record, module = read_checkpoint(checkpoint)
     again = evaluate(module, load_dataset(data_dir).test, record.test.images_name)
     assert again.confusion == record.test.confusion
@@ -26,7 +26,7 @@ def test_the_recorded_accuracy_is_what_the_weights_reach(checkpoint: Path, data_
 
 
 def test_the_record_says_what_a_reader_needs(checkpoint: Path) -> None:
-    """Config, seed, data hash, versions, commit and history are all in the JSON."""
+    """The JSON contains config, seed, data hash, versions, commit and history."""
     content = json.loads((checkpoint / "checkpoint.json").read_text())
     assert content["config"]["seed"] == 0
     assert content["config"]["architecture"]["n1"] == 2
@@ -38,7 +38,7 @@ def test_the_record_says_what_a_reader_needs(checkpoint: Path) -> None:
 
 
 def test_altered_weights_are_refused(checkpoint: Path) -> None:
-    """One changed byte in the weights is found by its hash."""
+    """The hash detects one changed byte in the weights."""
     weights = next(checkpoint.glob("weights-*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -48,7 +48,7 @@ def test_altered_weights_are_refused(checkpoint: Path) -> None:
 
 
 def test_weights_of_another_architecture_are_refused(checkpoint: Path) -> None:
-    """A record that names other numbers than the weights have does not open."""
+    """A checkpoint does not open if its record gives other sizes than the weights have."""
     path = checkpoint / "checkpoint.json"
     path.write_text(path.read_text().replace('"n3": 16', '"n3": 17'))
     with pytest.raises(CheckpointError, match="does not fit the architecture"):
@@ -57,14 +57,14 @@ def test_weights_of_another_architecture_are_refused(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{}", '{"schema_version": 1}', "nonsense"])
 def test_a_broken_record_is_refused(checkpoint: Path, content: str) -> None:
-    """A record that is no record is refused by its path."""
+    """An invalid record is refused with its path."""
     (checkpoint / "checkpoint.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         read_checkpoint(checkpoint)
 
 
 def test_a_newer_record_is_called_newer_whatever_else_is_in_it(checkpoint: Path) -> None:
-    """The version is looked at first: fields that this code does not have are no damage."""
+    """The version is checked first, so unknown fields of a newer record do not count as damage."""
     path = checkpoint / "checkpoint.json"
     content = json.loads(path.read_text())
     newer = {**content, "schema_version": 99, "config": {"model": "of another age"}, "more": 1}
@@ -74,7 +74,7 @@ def test_a_newer_record_is_called_newer_whatever_else_is_in_it(checkpoint: Path)
 
 
 def test_a_record_of_the_first_version_opens(checkpoint: Path) -> None:
-    """Old records lack what came later (the split's hash, the Brier score), and say "misread"."""
+    """A record without the newer fields opens, even one that says "misread"."""
     path = checkpoint / "checkpoint.json"
     content = json.loads(path.read_text())
     content["schema_version"] = 1
@@ -91,7 +91,7 @@ def test_a_record_of_the_first_version_opens(checkpoint: Path) -> None:
 
 
 def test_an_empty_folder_says_how_to_make_one(tmp_path: Path) -> None:
-    """Without a record, the message names the command that makes a checkpoint."""
+    """Without a record, the message names the command that writes a checkpoint."""
     with pytest.raises(CheckpointError, match="python -m training train"):
         read_checkpoint(tmp_path)
 
@@ -99,12 +99,12 @@ def test_an_empty_folder_says_how_to_make_one(tmp_path: Path) -> None:
 def test_an_interruption_between_weights_and_record_leaves_the_old_checkpoint(
     checkpoint: Path,
 ) -> None:
-    """New weights without their record change nothing: the old pair still opens, right."""
+    """New weights without a new record leave the old checkpoint intact."""
     record, module = read_checkpoint(checkpoint)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with torch.no_grad():
         next(module.parameters()).add_(1)
-    new = write_weights(checkpoint, module)  # ... and here the power fails
+    new = write_weights(checkpoint, module)  # the power fails before the record is written
     _, reopened = read_checkpoint(checkpoint)
     assert all(torch.equal(before[name], t) for name, t in reopened.state_dict().items())
     write_record(checkpoint, record.model_copy(update={"weights": new}))
@@ -112,7 +112,7 @@ def test_an_interruption_between_weights_and_record_leaves_the_old_checkpoint(
 
 
 def test_a_record_from_before_a_number_was_added_opens_the_same(checkpoint: Path) -> None:
-    """Numbers that an old record lacks have the defaults, which are what was then."""
+    """A number that an old record lacks has its default, which is what the network had then."""
     record, module = read_checkpoint(checkpoint)
     path = checkpoint / "checkpoint.json"
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Checkpoints beside each other: groups, refusals, and a report that says what was measured."""
+"""Comparisons of checkpoints: groups, refusals and the report."""
 
 import logging
 import re
@@ -25,12 +25,12 @@ PLAN = ComparePlan(images=40, timing_rounds=2, differing_shown=5)
 
 @pytest.fixture(scope="module")
 def dataset(data_dir: Path) -> Dataset:
-    """The tiny data set, read once."""
+    """The tiny data set, loaded once."""
     return load_dataset(data_dir)
 
 
 def _relative(folder: Path, like: Path, dataset: Dataset, **config: object) -> Path:
-    """A checkpoint like another one, its weights shaken a little, with another seed or epochs."""
+    """A copy of a checkpoint with slightly changed weights and another seed or config."""
     record, module = read_checkpoint(like)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -60,14 +60,14 @@ def folders(
 
 @pytest.fixture(scope="module")
 def compared(folders: list[Path], dataset: Dataset) -> Comparison:
-    """The four networks, measured once."""
+    """The comparison of the four networks, measured once."""
     return compare(folders, dataset, PLAN)
 
 
 def test_networks_that_differ_in_their_seed_form_a_group(
     compared: Comparison, folders: list[Path]
 ) -> None:
-    """Two groups in the order given, seeds ascending; each accuracy is the checkpoint's own."""
+    """Groups keep the given order, seeds ascend, and each accuracy is the checkpoint's own."""
     assert [group.name for group in compared.groups] == ["mlp", "cnn"]
     assert compared.base == "mlp"
     for group in compared.groups:
@@ -85,7 +85,7 @@ def test_networks_that_differ_in_their_seed_form_a_group(
 
 
 def test_the_parts_of_a_comparison_agree(compared: Comparison) -> None:
-    """Pairs, costs, curves and alternatives are of the same networks and images."""
+    """Pairs, costs, curves and alternatives refer to the same networks and images."""
     mlp, cnn = compared.groups
     between, *within = compared.pairs
     assert len(between.pairs) == 4
@@ -112,7 +112,7 @@ def test_the_parts_of_a_comparison_agree(compared: Comparison) -> None:
 def test_the_report_holds_the_figures_and_asks_nothing_of_the_network(
     compared: Comparison, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """The JSON reads back as it was; the page shows its figures and refers to nothing outside."""
+    """The JSON survives a round trip; the page shows its figures and links to nothing external."""
     page = write_report(compared, dataset, tmp_path)
     text = page.read_text()
     read = Comparison.model_validate_json(page.with_name("comparison.json").read_bytes())
@@ -134,7 +134,7 @@ def test_the_report_holds_the_figures_and_asks_nothing_of_the_network(
 
 
 def test_the_sentences_follow_the_figures(compared: Comparison) -> None:
-    """Other figures in the same comparison give other sentences: none of them is fixed."""
+    """The report's sentences change with the comparison's figures."""
     curve = compared.curves[0]
     spoilt = [g.model_copy(update={"falls_below": (None, 3.25)}) for g in curve.groups]
     told = sentences.robustness(curve.model_copy(update={"groups": spoilt}))
@@ -171,7 +171,7 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Runs on parts of the training images are in the JSON, and are not made a second time."""
+    """The JSON contains the runs on subsets of the training images, and none is trained twice."""
     caplog.set_level(logging.INFO)
     command = ["compare", *map(str, folders[1:3]), "--data-dir", str(data_dir), "--images", "10"]
     command += ["--out", str(tmp_path), "--sizes", "64", "128", "--size-epochs", "1"]
@@ -201,7 +201,7 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
 def test_sizes_of_a_distilled_group_are_refused_before_anything_is_measured(
     folders: list[Path], dataset: Dataset, tmp_path: Path
 ) -> None:
-    """A record names its teachers by hash alone, so that the run cannot be repeated here."""
+    """A distilled run cannot be repeated: its record identifies teachers only by hash."""
     distil = DistilConfig(teachers=("0" * 64,))
     distilled = _relative(tmp_path / "distilled", folders[1], dataset, distil=distil)
     said: list[str] = []
@@ -217,7 +217,7 @@ def test_sizes_of_a_distilled_group_are_refused_before_anything_is_measured(
 def test_sizes_that_cannot_be_trained_are_refused_before_anything_is_measured(
     folders: list[Path], dataset: Dataset, tmp_path: Path, sizes: tuple[int, ...], named: str
 ) -> None:
-    """More labels than there are, and an epoch that is shorter than one batch."""
+    """Sizes above the number of labels or below one batch are refused."""
     said: list[str] = []
     plan = PLAN.model_copy(update={"sizes": sizes})
     with pytest.raises(ValueError, match=named):
@@ -231,7 +231,7 @@ def test_a_run_that_fails_costs_no_measurement(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run that diverges is left out with a warning; a crash leaves what was measured before."""
+    """A run that diverges is skipped with a warning; a crash keeps the finished measurements."""
     command = ["compare", str(folders[1]), "--data-dir", str(data_dir), "--images", "10"]
     command += ["--out", str(tmp_path), "--sizes", "64", "128", "--size-epochs", "1"]
 
@@ -260,7 +260,7 @@ def test_a_run_that_fails_costs_no_measurement(
 def test_a_size_is_a_budget_of_labels(
     folders: list[Path], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The images that validate a run are among the N that it may know."""
+    """A run's N images include its validation images."""
     seen: list[tuple[LabelledImages, LabelledImages]] = []
 
     def watched(
@@ -287,7 +287,7 @@ def test_a_size_is_a_budget_of_labels(
 def test_a_broken_cache_of_sizes_is_refused(
     folders: list[Path], dataset: Dataset, tmp_path: Path
 ) -> None:
-    """A cache that is no list of runs is named, with what to do."""
+    """A cache that is not a list of runs is refused with its path and what to do."""
     (tmp_path / "sizes.json").write_text("[{}]")
     plan = PLAN.model_copy(update={"sizes": (64,), "images": 1})
     with pytest.raises(CheckpointError, match=r"sizes\.json is no list.*delete it"):
@@ -297,7 +297,7 @@ def test_a_broken_cache_of_sizes_is_refused(
 def test_what_cannot_be_compared_is_refused(
     folders: list[Path], dataset: Dataset, tmp_path: Path
 ) -> None:
-    """The same seed twice, other images, another validation split, a plan that does not fit."""
+    """A repeated seed, other images, another split and an impossible plan are refused."""
     with pytest.raises(CheckpointError, match="same config and seed 1"):
         compare([folders[0], folders[0]], dataset)
     with pytest.raises(CheckpointError, match="no checkpoint to compare"):
@@ -324,7 +324,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_unlike_training_is_told(folders: list[Path], dataset: Dataset, tmp_path: Path) -> None:
-    """A network trained for other epochs forms a group of its own, and the report warns."""
+    """A network trained for other epochs forms its own group, and the report warns about it."""
     short = _relative(tmp_path, folders[1], dataset, epochs=1)
     groups = read_groups([*folders[:2], short], dataset)
     assert [group.name for group in groups] == ["mlp (epochs=6)", "mlp (epochs=1)"]
@@ -336,7 +336,7 @@ def test_unlike_training_is_told(folders: list[Path], dataset: Dataset, tmp_path
 
 
 def test_names_tell_groups_apart() -> None:
-    """A variant's name where one fits, numbers and conditions only where they differ."""
+    """Names use a variant's name if one fits, and list only numbers and conditions that differ."""
     configs = [
         TrainConfig(model="cnn", architecture={"n1": 4}),
         TrainConfig(model="cnn", architecture={"n1": 8}, epochs=3),
@@ -352,7 +352,7 @@ def test_names_tell_groups_apart() -> None:
 
 
 def test_a_preset_of_the_plain_network_keeps_the_plain_name() -> None:
-    """The CNN's full preset has batch normalisation; only a further difference is a variant."""
+    """The CNN's full preset is still named after the CNN, although it has batch normalisation."""
     assert group_names([preset("cnn", "full")]) == ["cnn"]
     assert group_names([preset("cnn", "quick"), preset("cnn-batch-norm", "quick")]) == [
         "cnn",
@@ -367,7 +367,7 @@ def test_a_preset_of_the_plain_network_keeps_the_plain_name() -> None:
 
 
 def test_several_groups_against_one_base_are_corrected(compared: Comparison) -> None:
-    """A p value of 0.03 is significant alone, and is not beside another comparison."""
+    """A p value of 0.03 is significant for a single comparison but not for one of two."""
     other = compared.alternatives[1]
     changed = other.model_copy(
         update={"p_value": 0.03, "interval": Interval(low=0.01, high=0.05), "difference": 0.03}
@@ -381,7 +381,7 @@ def test_several_groups_against_one_base_are_corrected(compared: Comparison) -> 
 
 
 def test_results_without_the_newer_figures_are_read(compared: Comparison) -> None:
-    """A JSON from before the corrected p values and the Brier score is still a comparison."""
+    """A JSON file without corrected p values and Brier scores can still be read."""
     old = compared.model_dump()
     for alternative in old["alternatives"]:
         del alternative["p_value"], alternative["p_holm"]
@@ -396,7 +396,7 @@ def test_results_without_the_newer_figures_are_read(compared: Comparison) -> Non
 def test_the_report_shows_the_proper_scores(
     compared: Comparison, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Beside the calibration error, which is one bin at 99.5%: log-likelihood and Brier score."""
+    """The report shows log-likelihood and Brier score beside the calibration error."""
     text = write_report(compared, dataset, tmp_path).read_text()
     for group in compared.groups:
         of = [network.calibration for network in group.networks]

@@ -1,4 +1,4 @@
-"""The statistics, distortions and pictures of a comparison, on known answers."""
+"""The statistics, distortions and plots of a comparison, checked against known results."""
 
 import math
 
@@ -32,14 +32,14 @@ def _image() -> Tensor:
 
 
 def test_wilson_interval_is_the_published_one() -> None:
-    """81 of 263 is 0.2553 to 0.3662 (Newcombe 1998, table I); 0 of 10 does not begin below 0."""
+    """81 of 263 gives 0.2553 to 0.3662 (Newcombe 1998, table I), and 0 of 10 starts at 0."""
     found = wilson(81, 263)
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 10).low == 0
 
 
 def test_mcnemar_is_the_binomial_of_the_discordant_images() -> None:
-    """1 against 9 gives 2 * (1 + 10) / 2^10; concordant images do not matter; none gives 1."""
+    """Only discordant images count: 1 against 9 gives 2 * (1 + 10) / 2^10, and none gives 1."""
     first = torch.tensor([True] * 1 + [False] * 9 + [True] * 50 + [False] * 3)
     second = torch.tensor([False] * 1 + [True] * 9 + [True] * 50 + [False] * 3)
     assert mcnemar(first, second) == pytest.approx((1, 9, 22 / 1024))
@@ -48,7 +48,7 @@ def test_mcnemar_is_the_binomial_of_the_discordant_images() -> None:
 
 
 def test_intervals_over_seeds() -> None:
-    """Welch by hand: variances 1 and 4 of three each, 2.94 degrees of freedom; one seed: none."""
+    """Welch's interval has 2.94 degrees of freedom for variances 1 and 4; one seed has none."""
     found = welch([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
     assert found is not None
     reach = 3.2182 * math.sqrt(5 / 3)  # Student's 97.5% point at 50 / 17 degrees of freedom
@@ -61,7 +61,7 @@ def test_intervals_over_seeds() -> None:
 
 
 def test_seeds_that_agree_give_no_interval() -> None:
-    """No spread was seen on either side, so none is known; an interval of no width would claim."""
+    """Without spread on either side there is no interval, because its width would be zero."""
     assert welch([0.5, 0.5, 0.5], [0.6, 0.6]) is None
     assert welch([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]) is None
     one_side = welch([0.5, 0.5, 0.5], [0.6, 0.7, 0.8])
@@ -73,14 +73,14 @@ def test_seeds_that_agree_give_no_interval() -> None:
 
 
 def test_holm_multiplies_the_least_p_value_the_most() -> None:
-    """Three comparisons: 3 x 0.01, 2 x 0.03, then no less than the one before; None stays."""
+    """The smallest p value is multiplied by 3, corrected values never decrease, and None stays."""
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([None, 0.04]) == [None, 0.04]
     assert holm([0.9, 0.8]) == [1, 1]
 
 
 def test_where_a_curve_falls_below_its_bound() -> None:
-    """Between two levels by a straight line, on both sides; None where it holds."""
+    """The crossing is interpolated linearly on both sides, and is None if the curve stays above."""
     levels = [0.5, 1.0, 1.5, 2.0]
     assert falls_below(levels, [0.8, 1.0, 1.0, 0.6], 1.0, 0.9) == pytest.approx((0.75, 1.625))
     assert falls_below(levels, [0.95, 1.0, 1.0, 0.95], 1.0, 0.9) == (None, None)
@@ -88,7 +88,7 @@ def test_where_a_curve_falls_below_its_bound() -> None:
 
 
 def test_the_temperature_is_found_on_validation_images_alone() -> None:
-    """Logits 2.5 times too large are divided by 2.5; the test images do not move it."""
+    """Logits 2.5 times too large give a temperature of 2.5, independent of the test images."""
     generator = torch.Generator().manual_seed(0)
     true_NK = 2 * torch.randn(20_000, 10, generator=generator)
     labels = torch.multinomial(true_NK.softmax(1), 1, generator=generator).squeeze(1)
@@ -115,7 +115,7 @@ def test_the_temperature_is_found_on_validation_images_alone() -> None:
 
 
 def test_reliability_bins_add_up_to_the_calibration_error() -> None:
-    """The weighted gaps of the bins are the error that training reports; no image is lost."""
+    """The bins contain all images, and their weighted gaps sum to the calibration error."""
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(500, 10, generator=generator)
     labels = torch.randint(10, (500,), generator=generator)
@@ -132,7 +132,7 @@ def _versions(name: str, pixels: Tensor, level: float) -> list[Tensor]:
 
 
 def test_distortions_do_what_they_say() -> None:
-    """Shifts are exact, 90 degrees is a quarter turn, blur keeps the ink, noise stays in 0..1."""
+    """Shifts and quarter turns are exact, blur keeps the ink, and noise stays in 0..1."""
     image = _image()
     moved = shifted(image, 2, -3)
     assert torch.equal(moved[..., :-3, 2:], image[..., 3:, :-2])
@@ -154,7 +154,7 @@ def test_distortions_do_what_they_say() -> None:
 
 
 class _ReadsColumn(nn.Module):
-    """Reads the column of a single line of ink; with a tolerance of so many pixels."""
+    """Predicts the column of a single line of ink, with a tolerance in pixels."""
 
     def __init__(self, tolerance: int) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _ReadsColumn(nn.Module):
 
 
 def test_a_curve_shows_who_bears_shifts() -> None:
-    """Vertical shifts leave columns alone; sideways ones are borne up to the tolerance."""
+    """Vertical shifts change no prediction; sideways ones are tolerated up to the tolerance."""
     pixels = torch.zeros(1, 1, 28, 28)
     pixels[..., 9] = 1
     groups = {"exact": [_ReadsColumn(0)], "two": [_ReadsColumn(2), _ReadsColumn(2)]}
@@ -176,7 +176,7 @@ def test_a_curve_shows_who_bears_shifts() -> None:
     exact, two = curve.groups
     assert [one.mean for one in two.accuracy][:3] == [1, 1, 1]
     assert two.accuracy[3].mean == two.unchanged[3] == 0.75
-    assert exact.accuracy[1].mean == 0.75  # to the left the lowest label stays
+    assert exact.accuracy[1].mean == 0.75  # a shift to the left does not change the lowest label
     assert two.accuracy[1].deviation == 0
     assert exact.accuracy[1].deviation is None
     assert two.falls_below[0] is None
@@ -184,13 +184,13 @@ def test_a_curve_shows_who_bears_shifts() -> None:
 
 
 def test_costs_count_parameters_and_multiply_adds() -> None:
-    """A dense layer has a multiply-add a weight, a convolution one a weight and place."""
+    """A dense layer has one multiply-add per weight, a convolution one per weight and position."""
     dense = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
     assert multiply_adds(dense) == 7_840
     assert multiply_adds(convolution) == 26 * 26 * 2 * 9 + 13_520
     for name, counted in (("cnn", 1_116_416), ("cnn-batch-norm", 1_127_808)):
-        assert multiply_adds(build_model(name, {})) == counted  # as describe and README have it
+        assert multiply_adds(build_model(name, {})) == counted  # as in describe and the README
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -204,7 +204,7 @@ def test_costs_count_parameters_and_multiply_adds() -> None:
 
 
 def test_parts_of_the_training_images_are_nested_and_repeated() -> None:
-    """Four of ten images, then six: the four are among the six, each as often as it takes."""
+    """A subset of four images is within the subset of six, and both repeat their images."""
     train = LabelledImages(torch.zeros(10, 28, 28, dtype=torch.uint8), torch.arange(10))
     (four, _), (six, _) = part_of(train, 4, 0, 12), part_of(train, 6, 0, 12)
     assert len(four) == len(six) == 12
@@ -213,14 +213,14 @@ def test_parts_of_the_training_images_are_nested_and_repeated() -> None:
 
 
 def test_images_are_taken_evenly() -> None:
-    """Five of twenty images are every fourth; more than there are is all."""
+    """Five of twenty images are every fourth one; asking for too many gives all of them."""
     data = LabelledImages(torch.zeros(20, 28, 28, dtype=torch.uint8), torch.arange(20))
     assert evenly(data, 5).labels.tolist() == [0, 4, 8, 12, 16]
     assert len(evenly(data, 50)) == len(evenly(data, None)) == 20
 
 
 def test_pairs_count_seeds_and_list_the_greatest_differences() -> None:
-    """Of four images the one that all of one group and none of the other read comes first."""
+    """The image that all networks of one group and none of the other get right comes first."""
     labels = torch.tensor([1, 2, 3, 4])
     first = Predictions([0, 1], [torch.tensor([1, 2, 0, 0]), torch.tensor([1, 2, 3, 0])])
     second = Predictions([5], [torch.tensor([1, 0, 0, 4])])
@@ -237,7 +237,7 @@ def test_pairs_count_seeds_and_list_the_greatest_differences() -> None:
 
 
 def test_first_layers_are_pictures_of_the_weights() -> None:
-    """Kernels of the CNN, 28x28 images of the MLP's units; hooks do not stay."""
+    """The pictures are the CNN's kernels and the MLP's 28x28 weights, and no hooks remain."""
     cnn, mlp = build_model("cnn", {"n1": 3}).eval(), build_model("mlp", {"hidden": [6]}).eval()
     kernels, units = first_layer(cnn), first_layer(mlp)
     assert kernels is not None

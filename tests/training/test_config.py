@@ -1,4 +1,4 @@
-"""What a run is made of is checked before it starts."""
+"""A run's configuration is validated before the run starts."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from training.models import ARCHITECTURES, RENAMED, VARIANTS, model_names, resol
 
 
 def test_every_preset_is_whole_and_survives_json() -> None:
-    """A preset written to JSON and read again is the same preset."""
+    """A preset that is written to JSON and read again is unchanged."""
     for preset in PRESETS.values():
         assert TrainConfig.model_validate_json(preset.model_dump_json()) == preset
 
 
 def test_architecture_defaults_are_filled_in() -> None:
-    """The saved record holds every number of the architecture, not only the changed ones."""
+    """The saved record contains every number of the architecture, including defaults."""
     config = TrainConfig(model="cnn", architecture={"n1": 4})
     assert config.architecture["n1"] == 4
     assert {"n2", "n3", "dropout", "batch_norm"} <= set(config.architecture)
@@ -35,13 +35,13 @@ def test_architecture_defaults_are_filled_in() -> None:
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, object], named: str) -> None:
-    """Each refusal names the field or the value that was wrong."""
+    """Each error message names the wrong field or value."""
     with pytest.raises(ValueError, match=named):
         TrainConfig.model_validate(fields)
 
 
 def test_every_network_that_is_trained_here_has_all_presets() -> None:
-    """A name gives its architecture's config, with a variant's own numbers; none is left out."""
+    """Every name gives its architecture's config with the variant's numbers, in all presets."""
     for name in model_names():
         architecture, numbers = resolved(name, {})
         if ARCHITECTURES[architecture].task == "none":
@@ -55,13 +55,13 @@ def test_every_network_that_is_trained_here_has_all_presets() -> None:
 
 
 def test_a_network_without_a_preset_of_its_own_has_the_cnns_conditions() -> None:
-    """Only network and numbers differ from the CNN's preset, so that the two can be compared."""
+    """Only network and numbers differ from the CNN's preset, so the two can be compared."""
     own = config.preset("resnet", "quick").model_dump(exclude={"model", "architecture"})
     assert own == PRESETS["cnn", "quick"].model_dump(exclude={"model", "architecture"})
 
 
 def test_an_old_name_of_a_network_stands_for_the_network() -> None:
-    """Records of older versions have old names, and give the same configs as new ones."""
+    """Old names from older records give the same configs as the new names."""
     for old, name in RENAMED.items():
         assert resolved(old, {}) == (name, {})
     assert TrainConfig(model="deep") == TrainConfig(model="vgg")
@@ -69,14 +69,14 @@ def test_an_old_name_of_a_network_stands_for_the_network() -> None:
 
 
 def test_a_variant_is_recorded_as_its_architecture_and_numbers() -> None:
-    """What is saved names no variant: the numbers say it all."""
+    """The saved record contains the architecture and its numbers, but no variant's name."""
     name, (architecture, numbers) = next(iter(VARIANTS.items()))
     assert TrainConfig(model=name) == TrainConfig(model=architecture, architecture=numbers)
 
 
 @pytest.mark.parametrize("which", ["quick", "full"])
 def test_a_network_that_is_not_trained_here_is_refused_in_words(which: Preset) -> None:
-    """It says why, and what can be done with it instead."""
+    """The message says why the network is not trained and what can be done with it instead."""
     with pytest.raises(
         ValueError, match=r"not trained here.*training describe lecture502-subclass"
     ):

@@ -1,4 +1,4 @@
-"""What each family of networks promises beyond its shapes."""
+"""Properties of each family of networks beyond its shapes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ CNN_NAMES = ["cnn", *VARIANTS]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for tensors as small as these, more would only wait for each other."""
+    """Limit PyTorch to one thread: with tensors this small, more threads only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _seeded(name: str, numbers: dict[str, Any]) -> nn.Module:
-    """A network with statistics that its BatchNorms could have learnt, for evaluation."""
+    """A network in evaluation mode whose BatchNorm statistics look trained."""
     torch.manual_seed(0)
     module = build_model(name, numbers)
     for part in module.modules():
@@ -43,7 +43,7 @@ def _seeded(name: str, numbers: dict[str, Any]) -> nn.Module:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_record_without_the_newer_numbers_gives_the_classic_network(norm: bool) -> None:
-    """Names, initial values and answers are those of the plain figure, bit for bit."""
+    """Names, initial values and outputs are bit-equal to those of the classic network."""
     numbers = {"n1": 2, "n2": 3, "n3": 5, "dropout": 0.3, "batch_norm": norm}
     config = TrainConfig.model_validate({"model": "cnn", "architecture": numbers})
     torch.manual_seed(0)
@@ -73,7 +73,7 @@ def test_a_record_without_the_newer_numbers_gives_the_classic_network(norm: bool
 
 @pytest.mark.parametrize("name", CNN_NAMES)
 def test_every_cnn_keeps_the_figures_sizes(name: str) -> None:
-    """Whatever differs, 28 pixels become 24, 12, 8 and 4."""
+    """In every variant, 28 pixels become 24, 12, 8 and 4."""
     features = build_model(name, {}).get_submodule("features")
     x_NCHW = torch.randn(1, 1, 28, 28)
     seen = []
@@ -85,12 +85,12 @@ def test_every_cnn_keeps_the_figures_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CNN_NAMES if name != "cnn"])
 def test_a_variant_differs_from_the_classic_cnn(name: str) -> None:
-    """No variant is the plain network under another name: its layers are others."""
+    """Every variant has other layers than the classic network."""
     assert str(build_model(name, {})) != str(build_model("cnn", {}))
 
 
 def test_groups_and_depthwise_kernels_see_their_own_channels_alone() -> None:
-    """A change of one input channel reaches one group; a depthwise kernel's own channel."""
+    """A changed input channel affects only its group, or only its own channel if depthwise."""
     grouped = build_model("cnn-grouped", {"n1": 4, "n2": 8}).get_submodule("features.3")
     depthwise = build_model("cnn-separable", {"n1": 4, "n2": 8}).get_submodule("features.3")
     x_NCHW = torch.zeros(1, 4, 12, 12)
@@ -102,7 +102,7 @@ def test_groups_and_depthwise_kernels_see_their_own_channels_alone() -> None:
 
 
 def test_the_large_networks_two_forms_compute_the_same() -> None:
-    """On 3x502x502, weights copied either way give equal outputs, and only then."""
+    """On 3x502x502, outputs are equal after weights are copied either way, and differ before."""
     numbers = {"width": 1 / 16, "classes": 10}
     sequential, subclass = (
         _seeded("lecture502-sequential", numbers),
@@ -124,7 +124,7 @@ def test_the_large_networks_two_forms_compute_the_same() -> None:
 
 
 def test_the_large_network_is_the_figures() -> None:
-    """Sizes, channels, units and parameters are those of the figure; nothing is computed."""
+    """Sizes, channels, units and parameters match the figure, without running the network."""
     assert sizes(502) == (246, 123, 61)
     convolutions = 3 * 49 * 128 + 128 * 25 * 64 + 64 * 9 * 32 + 32 * 9 * 16 + 16 * 9 * 16
     dense = 16 * 61 * 61 * 1024 + 1024 * 1024 + 1024 * 1000
@@ -137,7 +137,7 @@ def test_the_large_network_is_the_figures() -> None:
 
 
 def test_what_does_not_fit_is_not_copied() -> None:
-    """Forms of other numbers, or other networks, are refused with the first pair that differs."""
+    """A copy to other numbers or another network is refused with the first mismatch."""
     small = build_model("lecture502-sequential", {"input_size": 24, "width": 1 / 16})
     wide = build_model("lecture502-subclass", {"input_size": 24, "width": 1 / 8})
     with pytest.raises(ValueError, match=r"layer 0, Conv2d.* to wide, Conv2d.*the same numbers"):
@@ -159,14 +159,14 @@ def test_what_does_not_fit_is_not_copied() -> None:
 def test_same_padding_is_keras(
     size: int, kernel: int, stride: int, padding: tuple[int, int]
 ) -> None:
-    """The output is ceil(size / stride); what is odd of the padding is behind."""
+    """The output size is ceil(size / stride), and odd padding goes to the end."""
     assert same_padding(size, kernel, stride) == padding
     assert (size + sum(padding) - kernel) // stride + 1 == -(-size // stride)
 
 
 @pytest.mark.parametrize("name", ["lecture502-sequential", "lecture502-subclass"])
 def test_an_even_size_is_padded_below_and_to_the_right(name: str) -> None:
-    """For 502 the first kernel of the stride-2 convolution starts on the first pixel."""
+    """For 502 pixels, the first kernel of the stride-2 convolution starts at the first pixel."""
     pads = [
         m for m in build_model(name, {"width": 1 / 64}).modules() if isinstance(m, nn.ZeroPad2d)
     ]
@@ -174,7 +174,7 @@ def test_an_even_size_is_padded_below_and_to_the_right(name: str) -> None:
 
 
 def test_softmax_is_the_large_networks_last_layer_if_asked_for() -> None:
-    """With it, probabilities come out: the softmax of what comes out without it."""
+    """With the option, the outputs are the softmax of the outputs without it."""
     x_NCHW = torch.randn(2, 3, 24, 24)
     for name in ("lecture502-sequential", "lecture502-subclass"):
         numbers = {"input_size": 24, "width": 1 / 16}
@@ -185,13 +185,13 @@ def test_softmax_is_the_large_networks_last_layer_if_asked_for() -> None:
 
 
 def test_width_scales_every_layer_but_the_classes() -> None:
-    """Channels and units are rounded and never vanish."""
+    """Channels and units are rounded and never become zero."""
     config = Lecture502Config(width=1 / 100)
     assert [config.channels(n) for n in (16, 128, 1024)] == [1, 1, 10]
 
 
 def test_the_pairs_sum_does_not_ask_which_image_came_first() -> None:
-    """Swapped images swap the digits' answers and leave the sum's bit-equal; the trunk is one."""
+    """Swapped images swap the digits' outputs and leave the sum bit-equal; both share one trunk."""
     pair = _seeded("two-input", {})
     first, second = torch.randn(2, 5, 1, 28, 28)
     a, b, both = pair(first, second)
@@ -203,7 +203,7 @@ def test_the_pairs_sum_does_not_ask_which_image_came_first() -> None:
 
 
 def test_a_block_that_learnt_nothing_passes_its_input_on() -> None:
-    """With the inner path at zero, what remains is the skip."""
+    """With the inner path at zero, the block's output is its skip connection."""
     block = Block(3, 3, stride=1).eval()
     nn.init.zeros_(block.second_norm.weight)
     x_NCHW = torch.rand(2, 3, 7, 7)
@@ -211,7 +211,7 @@ def test_a_block_that_learnt_nothing_passes_its_input_on() -> None:
 
 
 def test_branches_see_one_three_and_five_pixels_and_five_with_holes() -> None:
-    """A single bright pixel shows each branch's kernel, in the order of the branches."""
+    """A single bright pixel reveals each branch's kernel, in the branches' order."""
     fork = InceptionBlock(1, width=1).eval()
     for part in fork.modules():
         if isinstance(part, nn.Conv2d):
@@ -225,7 +225,7 @@ def test_branches_see_one_three_and_five_pixels_and_five_with_holes() -> None:
 
 
 def test_an_autoencoder_learns_a_few_images() -> None:
-    """After 45 steps on eight images it leaves less than half of what their mean would."""
+    """After 45 steps on eight images, its error is less than half that of their mean image."""
     torch.manual_seed(0)
     module = build_model("autoencoder", {"n1": 4, "n2": 8, "code": 8})
     x_NCHW = standardise(to_pixels(_bars()))
@@ -239,7 +239,7 @@ def test_an_autoencoder_learns_a_few_images() -> None:
 
 
 def _bars() -> Tensor:
-    """Eight images of a white bar each, uint8 [8, 28, 28]."""
+    """Eight images with one white bar each, uint8 [8, 28, 28]."""
     images_NHW = torch.zeros(8, 28, 28, dtype=torch.uint8)
     for position in range(8):
         images_NHW[position, :, 3 * position : 3 * position + 4] = 255
@@ -247,7 +247,7 @@ def _bars() -> Tensor:
 
 
 def test_rows_are_the_steps() -> None:
-    """A pixel of row 10 is feature 3 of step 10, and the first kernel sees it from five steps."""
+    """A pixel in row 10 is feature 3 of step 10, and the first kernel spans five steps."""
     convolution = build_model("conv1d", {}).get_submodule("features.0")
     x_NFL = torch.zeros(1, 28, 28)
     seen = []
@@ -264,7 +264,7 @@ def test_rows_are_the_steps() -> None:
 
 
 def test_the_volumes_copies_move_right_over_paper() -> None:
-    """Each copy is the one before, one pixel further right; the middle one is the image."""
+    """Each copy is shifted one more pixel to the right; the middle one is the image."""
     images_NHW = torch.randint(0, 256, (2, 28, 28), dtype=torch.uint8)
     x_NCHW = standardise(to_pixels(images_NHW))
     copies_NCDHW = shifted_copies(x_NCHW, 5)

@@ -1,4 +1,4 @@
-"""Where images come from and what they may be called."""
+"""Sources of images, and which images may be called MNIST."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ from training.data.mnist import IDX_FILES
 
 
 def test_reads_the_four_idx_files_of_a_folder(data_dir: Path) -> None:
-    """A folder of IDX files gives uint8 images and int64 labels in their order."""
+    """A folder of IDX files gives uint8 images and int64 labels in file order."""
     dataset = load_dataset(data_dir)
     assert (len(dataset.train), len(dataset.test)) == (1_500, 300)
     assert dataset.train.images.dtype == torch.uint8
@@ -34,7 +34,7 @@ def test_reads_the_four_idx_files_of_a_folder(data_dir: Path) -> None:
 
 
 def test_does_not_call_other_images_mnist(data_dir: Path) -> None:
-    """Images that are not the official ones never bear MNIST's bare name."""
+    """Images that are not the official ones are never named just MNIST."""
     dataset = load_dataset(data_dir)
     assert dataset.name.startswith("custom")
     assert "MNIST's 10,000" not in dataset.test_name
@@ -43,7 +43,7 @@ def test_does_not_call_other_images_mnist(data_dir: Path) -> None:
 def test_official_files_are_known_by_their_hash(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fingerprint is the sha256 of the four files one after the other; a match is MNIST."""
+    """The fingerprint is the sha256 of the four concatenated files; a match is named MNIST."""
     together = b"".join((data_dir / name).read_bytes() for name in IDX_FILES)
     expected = hashlib.sha256(together).hexdigest()
     assert load_dataset(data_dir).sha256 == expected
@@ -54,7 +54,7 @@ def test_official_files_are_known_by_their_hash(
 def test_reads_packed_files(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files ending in .gz give the same images as unpacked ones."""
+    """Files ending in .gz give the same images as uncompressed ones."""
     monkeypatch.setattr(data, "DOWNLOAD_DIR", tmp_path / "cache")
     packed = tmp_path / "packed"
     packed.mkdir()
@@ -66,7 +66,7 @@ def test_reads_packed_files(
 def test_processes_that_unpack_at_once_do_not_disturb_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process that finishes the same file between this one's writing and renaming."""
+    """Another process may finish the same file between this one's write and rename."""
     monkeypatch.setattr(data, "DOWNLOAD_DIR", tmp_path / "cache")
     packed = tmp_path / "images.gz"
     packed.write_bytes(gzip.compress(b"pixels"))
@@ -88,7 +88,7 @@ def test_processes_that_unpack_at_once_do_not_disturb_each_other(
 def test_a_download_is_seen_whole_or_not_at_all(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it lasts, no file of it lies where other processes look; then all four do."""
+    """No downloaded file is visible to other processes until all four are complete."""
     monkeypatch.setattr(data, "DOWNLOAD_DIR", tmp_path / "cache")
     raw = tmp_path / "cache" / "MNIST" / "raw"
     seen = list[bool]()
@@ -112,13 +112,13 @@ def test_a_download_is_seen_whole_or_not_at_all(
 
 
 def test_the_environment_names_the_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MNIST_DIR is used when no folder is given."""
+    """MNIST_DIR is used if no folder is given."""
     monkeypatch.setenv("MNIST_DIR", str(data_dir))
     assert load_dataset().source == f"folder {data_dir}"
 
 
 def test_a_named_folder_without_files_is_an_error_not_a_fallback(tmp_path: Path) -> None:
-    """A wrong --data-dir names the missing file and tries nothing else."""
+    """A wrong --data-dir names the missing file, and no other source is tried."""
     with pytest.raises(DataError, match="train-images-idx3-ubyte"):
         load_dataset(tmp_path)
     with pytest.raises(DataError, match="no data folder"):
@@ -126,7 +126,7 @@ def test_a_named_folder_without_files_is_an_error_not_a_fallback(tmp_path: Path)
 
 
 def test_a_broken_packed_file_is_named(tmp_path: Path) -> None:
-    """A .gz that is none is refused by its name."""
+    """A .gz file that is not gzip is refused with its name."""
     for name in IDX_FILES:
         (tmp_path / f"{name}.gz").write_bytes(b"not packed")
     with pytest.raises(DataError, match=r"train-images.*\.gz cannot be unpacked"):
@@ -135,7 +135,7 @@ def test_a_broken_packed_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not idx", b"\x00\x00\x08\x03\x00\x00\x00\x05"])
 def test_a_broken_file_is_named(data_dir: Path, tmp_path: Path, content: bytes) -> None:
-    """A file that is not IDX is refused by its name."""
+    """A file that is not IDX is refused with its name."""
     broken = shutil.copytree(data_dir, tmp_path / "broken")
     (broken / "t10k-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
@@ -153,7 +153,7 @@ def test_labels_and_images_must_fit(data_dir: Path, tmp_path: Path) -> None:
 def test_without_a_network_the_packaged_images_are_used_and_said_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The fallback is loud, splits by digit and is not called MNIST's test set."""
+    """The fallback prints a note, splits by digit and is not called MNIST's test set."""
     monkeypatch.setattr(data, "_download", lambda: None)
     dataset = load_dataset()
     assert (len(dataset.train), len(dataset.test)) == (4_000, 1_000)
@@ -163,7 +163,7 @@ def test_without_a_network_the_packaged_images_are_used_and_said_so(
 
 
 def test_the_validation_split_is_the_same_each_time_and_in_proportion() -> None:
-    """No image is in both parts, each digit is held out in proportion, repeatably."""
+    """The split is disjoint, stratified by digit and repeatable."""
     labels = torch.arange(10).repeat_interleave(torch.arange(30, 130, 10))
     images = torch.arange(len(labels)).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
     everything = LabelledImages(images, labels)
@@ -178,7 +178,7 @@ def test_the_validation_split_is_the_same_each_time_and_in_proportion() -> None:
 
 
 def test_standardisation_is_bit_equal_to_torchvisions() -> None:
-    """ToTensor and Normalize of torchvision give exactly the same numbers."""
+    """The result is bit-equal to torchvision's ToTensor and Normalize."""
     image = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
     theirs = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]

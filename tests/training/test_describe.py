@@ -1,4 +1,4 @@
-"""A description says what the network computes: checked by torch's own counts and by gradients.
+"""Descriptions match what the network computes, by torch's own counts and by gradients.
 
 Shape suffixes: N images, C channels, H and W pixels.
 """
@@ -30,7 +30,7 @@ OPERATIONS: dict[type, Callable[[int, int], int]] = {ast.Add: operator.add, ast.
 
 
 def _value(formula: str) -> int:
-    """A formula worked out from what is written."""
+    """Evaluate a written formula."""
 
     def worked_out(node: Any) -> int:
         if isinstance(node, ast.BinOp):
@@ -53,7 +53,7 @@ def _sees(description: Description, step: int = -1) -> list[tuple[Any, ...]]:
 
 
 def test_the_cnn_is_described_as_by_hand() -> None:
-    """Steps, shapes, parameters, multiply-adds and receptive fields of the CNN, by hand."""
+    """Steps, shapes, parameters, multiply-adds and receptive fields match those counted by hand."""
     shown = _of_registry("cnn")
     first, second = shown.steps[0], shown.steps[3]
     assert (first.name, first.what) == ("features.0", "Conv2d 5x5, 1 -> 16, valid")
@@ -73,7 +73,7 @@ def test_the_cnn_is_described_as_by_hand() -> None:
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_network_agrees_with_torchs_own_counts(name: str) -> None:
-    """Parameters equal numel(); multiply-adds, but batch norm's, equal half of torch's flops."""
+    """Parameters equal numel(); multiply-adds without batch norm equal half of torch's flops."""
     shown = _of_registry(name)
     architecture = ARCHITECTURES[resolved(name, {})[0]]
     with torch.device("meta"):
@@ -94,7 +94,7 @@ def test_every_network_agrees_with_torchs_own_counts(name: str) -> None:
 
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.what)
 def test_a_layer_has_its_words_and_formulas(case: Any) -> None:
-    """Each kind of layer is named with its numbers; both formulas work out to the right counts."""
+    """Each kind of layer is described with its numbers, and both formulas give the right counts."""
     step = describe(case.layer, [case.sample]).steps[-1]
     assert step.what == case.what
     assert _value(step.parameter_formula) == step.parameters == case.parameters
@@ -102,7 +102,7 @@ def test_a_layer_has_its_words_and_formulas(case: Any) -> None:
 
 
 def _measured(module: nn.Module, shape: tuple[int, int, int]) -> list[int]:
-    """The widest stretch of rows, and of columns, that one row or column of the output reaches."""
+    """The greatest extent, in rows and columns, connected to one row or column of the output."""
     x_NCHW = torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
     module = module.double().eval()
     for parameter in module.parameters():
@@ -135,7 +135,7 @@ CHAINS: dict[str, list[nn.Module]] = {
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_the_receptive_field_is_what_gradients_reach(chain: str) -> None:
-    """The stated size is the widest stretch of input that one output depends on, axis by axis."""
+    """On each axis, the stated size is the greatest extent of input that one output depends on."""
     module = nn.Sequential(*CHAINS[chain])
     stated = [size for _, size, _ in _sees(describe(module, [(1, 20, 20)]))]
     assert stated == _measured(module, (1, 20, 20))
@@ -152,7 +152,7 @@ def test_torchvisions_classifiers_have_formulas(name: str) -> None:
 
 
 def test_a_list_that_grows_after_a_call_does_not_change_the_call() -> None:
-    """DenseNet concatenates a list to which it appends afterwards."""
+    """A list may be appended to after it was concatenated, as in DenseNet."""
 
     def grow(x_NCHW: torch.Tensor) -> torch.Tensor:
         features = [x_NCHW]
@@ -167,7 +167,7 @@ def test_a_list_that_grows_after_a_call_does_not_change_the_call() -> None:
 
 
 def test_what_no_rule_knows_is_not_guessed() -> None:
-    """A function without a rule gives an unknown field; all that was seen stays all."""
+    """A function without a rule makes the field unknown, unless it already was the whole input."""
     shown = describe(Calls(lambda x: torch.fft.fft2(x).real), [(1, 4, 4)])
     assert _sees(shown) == [("unknown", None, None)] * 2
     assert (shown.steps[0].multiply_add_formula, shown.steps[0].multiply_adds) == ("no formula", 0)
@@ -183,7 +183,7 @@ def test_what_no_rule_knows_is_not_guessed() -> None:
 
 
 def test_several_inputs_and_outputs_are_told_apart() -> None:
-    """A joined step states its field for each input; every output names its step."""
+    """A joined step states its field for each input, and every output names its step."""
     shown = _of_registry("pair")
     assert len(shown.inputs) == 2
     assert len(shown.outputs) == 3
@@ -194,7 +194,7 @@ def test_several_inputs_and_outputs_are_told_apart() -> None:
 
 
 def test_functions_are_steps_and_views_take_no_memory() -> None:
-    """Calls in forward are named after their function, numbered, and views write nothing."""
+    """Functions called in forward are named, numbered steps, and views write no memory."""
     shown = describe(Joined(), [(1, 8, 8)])
     assert [step.name for step in shown.steps][-3:] == ["add", "pad", "cat"]
     shown = describe(Calls(lambda x: functional.max_pool2d(x.relu_(), 2).flatten(1)), [(1, 8, 8)])
@@ -207,7 +207,7 @@ def test_functions_are_steps_and_views_take_no_memory() -> None:
 
 
 def test_recurrence_embedding_frozen_and_unused_weights_are_counted() -> None:
-    """Every parameter is somewhere: in a step, frozen or not, or among those that none uses."""
+    """Every parameter is counted in a step, frozen or not, or among the unused ones."""
     words = torch.empty(1, 12, dtype=torch.int64, device="meta")
     shown = describe(Recurrent(), [words])
     assert [step.parameters for step in shown.steps] == [800, 1_664, 0, 85]
@@ -219,7 +219,7 @@ def test_recurrence_embedding_frozen_and_unused_weights_are_counted() -> None:
 
 
 def test_the_module_stays_as_it_is() -> None:
-    """Describing leaves mode, weights, hooks and running figures alone."""
+    """Describing a module leaves mode, weights, hooks and running statistics unchanged."""
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     describe(module, [torch.rand(2, 1, 5, 5)])
@@ -230,7 +230,7 @@ def test_the_module_stays_as_it_is() -> None:
 
 
 def test_networks_far_larger_than_memory_are_described() -> None:
-    """A network of 1.2e11 parameters (480 GB) takes no memory worth mentioning."""
+    """Describing a network of 1.2e11 parameters (480 GB) takes hardly any memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(300_000, 300_000), nn.Linear(300_000, 100_000))
@@ -261,13 +261,13 @@ def test_networks_far_larger_than_memory_are_described() -> None:
 def test_what_does_not_fit_is_said_in_words(
     module: nn.Module, sample: tuple[int, ...], named: str
 ) -> None:
-    """The refusal names the module, what came and what was expected."""
+    """The error names the module, what came and what was expected."""
     with pytest.raises(DescribeError, match=named):
         describe(module, [sample])
 
 
 def test_both_layouts_hold_what_torch_holds() -> None:
-    """Offsets by the stated strides find each value, and channels alternate in channels last."""
+    """Offsets from the stated strides find each value; channels last interleaves channels."""
     shown = layout((1, 2, 3, 3))
     assert [cell.channels_first for cell in shown.cells] == list(range(18))
     assert [cell.channels_last for cell in shown.cells][:4] == [0, 9, 1, 10]
@@ -283,7 +283,7 @@ def test_both_layouts_hold_what_torch_holds() -> None:
 def test_the_command_prints_a_table_and_the_same_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table's columns line up; the JSON validates and holds what was asked for."""
+    """The table's columns line up, and the JSON validates and contains the same."""
     path = tmp_path / "cnn.json"
     asked = ["describe", "cnn", "--arch", "n1=4", "--memory-format", "--layout"]
     assert main([*asked, "--json", str(path)]) == 0

@@ -1,4 +1,4 @@
-"""Averaged weights, what weight decay spares, and images that are left as they are."""
+"""Averaged weights, weight decay without biases, and undistorted images."""
 
 import hashlib
 from pathlib import Path
@@ -26,7 +26,7 @@ def _sha256(folder: Path) -> str:
 
 
 def test_an_average_is_that_computed_by_hand() -> None:
-    """Of weights and of running statistics, its span growing; counts are copied."""
+    """Weights and running statistics are averaged over a growing span; counts are copied."""
     module = nn.BatchNorm1d(2)
     averaged = averaged_model(module, decay=0.5)
     expected = 0.0
@@ -43,7 +43,7 @@ def test_an_average_is_that_computed_by_hand() -> None:
 
 
 def test_the_average_is_what_is_measured_and_kept(data_dir: Path, tmp_path: Path) -> None:
-    """Each epoch's figures and the checkpoint are the average's; training itself goes on alike."""
+    """Metrics and checkpoint use the averaged weights, and training itself is unchanged."""
     plain, _ = read_checkpoint(train_tiny("cnn", data_dir, tmp_path / "plain", *BATCH_NORM[:2]))
     record, module = read_checkpoint(train_tiny("cnn", data_dir, tmp_path / "ema", *BATCH_NORM))
     assert record.config.ema_decay == 0.9
@@ -81,7 +81,7 @@ def test_a_resumed_average_is_bit_equal(
 
 
 def test_weight_decay_spares_norms_and_biases_if_asked() -> None:
-    """Without gradients a step shrinks matrices and kernels alone."""
+    """Without gradients, a step shrinks only matrices and kernels."""
     module = build_model("cnn-batch-norm", {"n1": 2, "n2": 4, "n3": 8})
     config = TrainConfig(model="cnn", weight_decay=0.1, decay_norms_and_biases=False)
     optimizer = torch.optim.AdamW(parameter_groups(module, config), lr=0.1)
@@ -96,7 +96,7 @@ def test_weight_decay_spares_norms_and_biases_if_asked() -> None:
 
 
 def test_a_share_of_the_images_is_left_as_it_is() -> None:
-    """About a quarter of them, each by its own draw; the others are distorted as ever."""
+    """About a quarter of the images is left undistorted, and the others are distorted as before."""
     pixels = torch.rand(2_000, 1, 28, 28)
     config = AFFINE.model_copy(update={"clean_share": 0.25})
     seen = augment(pixels, config, torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_a_share_of_the_images_is_left_as_it_is() -> None:
 
 
 def test_the_options_are_recorded(data_dir: Path, tmp_path: Path) -> None:
-    """What the command line asks for is in the record."""
+    """The record contains the command line's options."""
     command = ["train", "--model", "mlp", "--epochs", "1", "--data-dir", str(data_dir)]
     command += ["--out", str(tmp_path), "--clean-share", "0.5", "--spare-biases"]
     command += ["--augment", "stroke=0.5", "--augment", "coarse_share=0.25"]

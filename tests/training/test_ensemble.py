@@ -1,4 +1,4 @@
-"""Networks that answer together, and one that learns from them."""
+"""Ensembles of networks, and a network that is distilled from them."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from training.loop.distillation import Teachers
 
 
 def test_what_networks_reach_together_is_counted() -> None:
-    """Mean, vote and any right are those counted by hand, equal votes going to the likelier."""
+    """Mean, vote and any-right match counts by hand; the likelier label wins a tie."""
     logits_MNK = torch.log(
         torch.tensor(
             [
@@ -39,7 +39,7 @@ def test_what_networks_reach_together_is_counted() -> None:
 def test_an_ensemble_is_measured_by_command(
     checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The figures of each network alone are its record's, those together are written as JSON."""
+    """Each network's metrics are its record's, and the ensemble's are written as JSON."""
     folders = [str(checkpoints / "mlp"), str(checkpoints / "cnn")]
     command = ["ensemble", *folders, "--data-dir", str(data_dir)]
     assert main([*command, "--json", str(tmp_path / "both.json")]) == 0
@@ -56,7 +56,7 @@ def test_an_ensemble_is_measured_by_command(
 def test_all_ensembles_of_a_size_are_measured(
     checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mean and range over all subsets: of single networks, those of the networks alone."""
+    """Mean and range cover all subsets; for size 1 they are those of the single networks."""
     folders = [checkpoints / "mlp", checkpoints / "cnn"]
     folders.append(train_tiny("mlp", data_dir, tmp_path / "mlp", "--seed", "1"))
     command = ["ensemble", *map(str, folders), "--data-dir", str(data_dir)]
@@ -77,7 +77,7 @@ def test_all_ensembles_of_a_size_are_measured(
 
 @pytest.fixture
 def of_another_split(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint that held out as many images as all others do, but not the same ones."""
+    """A checkpoint that held out the usual number of images, but different ones."""
     with monkeypatch.context() as patch:
         patch.setattr(mnist, "SPLIT_SEED", 1)
         return train_tiny("mlp", data_dir, tmp_path / "other-split")
@@ -90,7 +90,7 @@ def test_a_changed_split_is_noticed_wherever_held_out_images_are_used(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its validation images would have been learnt from: ensembles, teachers and compare refuse."""
+    """Ensembles, teachers and compare refuse a checkpoint with another validation split."""
     images, cnn = ["--data-dir", str(data_dir)], str(checkpoints / "cnn")
     out = ["--out", str(tmp_path / "out")]
     for command in (
@@ -105,7 +105,7 @@ def test_a_changed_split_is_noticed_wherever_held_out_images_are_used(
 def test_a_checkpoint_from_before_splits_were_recorded_is_taken_and_said_so(
     checkpoints: Path, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only the number of its held-out images can be compared: a line says that."""
+    """Without a recorded split only the number of held-out images is compared, with a note."""
     old = shutil.copytree(checkpoints / "mlp", tmp_path / "old")
     content = json.loads((old / "checkpoint.json").read_text())
     del content["data"]["split_sha256"]
@@ -115,7 +115,7 @@ def test_a_checkpoint_from_before_splits_were_recorded_is_taken_and_said_so(
 
 
 def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Path) -> None:
-    """At temperature 1 the teachers' part is the cross-entropy with their mean probabilities."""
+    """At temperature 1 the teachers' loss is the cross-entropy with their mean probabilities."""
     modules = [read_checkpoint(checkpoints / model)[1] for model in ("mlp", "cnn")]
     config = DistilConfig(teachers=("a", "b"), share=0.25, temperature=1)
     x_NCHW, logits_NK = torch.randn(5, 1, 28, 28), torch.randn(5, 10)
@@ -129,7 +129,7 @@ def test_the_loss_is_the_labels_and_the_teachers_by_their_shares(checkpoints: Pa
 def test_a_network_learns_what_its_teachers_say(
     checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Its answers are nearer to the teacher's than without it; the record names the teacher."""
+    """Distillation brings outputs nearer to the teacher's, and the record names the teacher."""
     taught = train_tiny("mlp", data_dir, tmp_path, "--teachers", str(checkpoints / "cnn"))
     teacher, teaching = read_checkpoint(checkpoints / "cnn")
     record, module = read_checkpoint(taught)
@@ -142,13 +142,13 @@ def test_a_network_learns_what_its_teachers_say(
         return float((answers[0] - answers[1]).abs().sum(1).mean())
 
     assert distance(module) < 0.9 * distance(read_checkpoint(checkpoints / "mlp")[1])
-    assert teaching(standardise(to_pixels(images[:1]))).requires_grad  # it was not frozen for good
+    assert teaching(standardise(to_pixels(images[:1]))).requires_grad  # gradients flow again
 
 
 def test_who_cannot_teach_is_refused_in_words(
     checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another split, a network that reads pairs, a checkpoint given twice."""
+    """Another split, a pair network and a repeated checkpoint are refused as teachers."""
     cnn = str(checkpoints / "cnn")
     base = ["train", "--data-dir", str(data_dir), "--out", str(tmp_path), "--epochs", "1"]
     assert main([*base, "--model", "two-input", "--teachers", cnn]) == 1

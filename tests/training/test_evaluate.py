@@ -1,4 +1,4 @@
-"""Figures on known answers."""
+"""Metrics, checked on predictions with known results."""
 
 import math
 
@@ -12,7 +12,7 @@ from training.evaluation.classification import evaluate
 
 
 class _ReadsFirstPixel(nn.Module):
-    """Answers with the digit that the first pixel holds, always with the same confidence."""
+    """Predicts the digit stored in the first pixel, always with the same confidence."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ def _images(read_as: list[int]) -> Tensor:
 
 
 def test_accuracy_confusion_and_misclassified_images() -> None:
-    """Two of six wrong: accuracy, per digit, confusion and positions say so."""
+    """With two of six wrong, accuracy, per-digit accuracy, confusion and positions are right."""
     digits, read_as = [0, 1, 1, 2, 2, 2], [0, 1, 7, 2, 2, 3]
     data = LabelledImages(_images(read_as), torch.tensor(digits))
     figures = evaluate(_ReadsFirstPixel(), data, "six images")
@@ -45,7 +45,7 @@ def test_accuracy_confusion_and_misclassified_images() -> None:
 
 
 def test_loss_and_brier_score_are_those_counted_by_hand() -> None:
-    """Confident by 4 logits: p of the answer e^4 / (e^4 + 9), of each other digit 1 / (e^4 + 9)."""
+    """A margin of 4 logits gives the answer e^4 / (e^4 + 9) and other digits 1 / (e^4 + 9)."""
     data = LabelledImages(_images([0, 1, 2, 3]), torch.tensor([0, 1, 2, 4]))
     figures = evaluate(_ReadsFirstPixel(), data, "four images")
     total = math.exp(4) + 9
@@ -59,18 +59,18 @@ def test_loss_and_brier_score_are_those_counted_by_hand() -> None:
 
 
 def test_evaluation_leaves_the_module_in_its_mode() -> None:
-    """A module in training mode is in training mode afterwards."""
+    """A module in training mode stays in training mode."""
     module = _ReadsFirstPixel().train()
     evaluate(module, LabelledImages(_images([1]), torch.tensor([1])), "one image")
     assert module.training
 
 
 def test_calibration_error_is_the_weighted_gap() -> None:
-    """80% sure and right half of the time is off by 0.3; 100% sure and right is off by 0."""
+    """A confidence of 80% at 50% accuracy is off by 0.3; 100% at 100% is off by 0."""
     confidence = torch.tensor([0.8, 0.8, 1.0, 1.0])
     right = torch.tensor([True, False, True, True])
     assert calibration_error(confidence, right) == pytest.approx(0.5 * 0.3)
-    # Too sure here and not sure enough there do not cancel out.
+    # Overconfidence in one bin and underconfidence in another do not cancel out.
     both_ways = torch.tensor([0.8, 0.8, 0.3, 0.3]), torch.tensor([True, False, True, True])
     assert calibration_error(*both_ways) == pytest.approx(0.5 * 0.3 + 0.5 * 0.7)
     assert calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([True, True])) == (

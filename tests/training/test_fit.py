@@ -1,4 +1,4 @@
-"""Runs repeat exactly, resumed or not, and a killed one leaves nothing that lies."""
+"""Runs repeat exactly, resumed or not, and a killed run leaves no misleading checkpoint."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ def _weights_sha256(folder: Path) -> str:
 def test_the_same_seed_gives_the_same_weights(
     checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Two runs with one seed are bit-equal; another seed gives other weights."""
+    """Two runs with one seed are bit-equal, and another seed gives other weights."""
     again = train_tiny("cnn", data_dir, tmp_path / "again")
     other = train_tiny("cnn", data_dir, tmp_path / "other", "--seed", "1")
     assert _weights_sha256(again) == _weights_sha256(checkpoints / "cnn")
@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_weights(
 def test_a_killed_run_resumes_to_the_same_weights(
     model: str, checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Kill -9 leaves no checkpoint that opens, and --resume ends where no kill would have."""
+    """A killed run leaves no checkpoint, and --resume gives the weights of an uninterrupted run."""
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "training", "train", "--model", model]
     command += ["--epochs", "6", "--batch-size", "32", "--device", "cpu", *ARCHITECTURES[model]]
@@ -66,7 +66,7 @@ def test_resuming_with_other_settings_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A resumed run must be the same run: the message says what differs."""
+    """Resuming with other settings is refused with the settings that differ."""
     arguments = _short_run(data_dir, tmp_path)
     _interrupted(arguments, monkeypatch)
     assert main([*arguments, "--resume", "--seed", "3"]) == 1
@@ -76,7 +76,7 @@ def test_resuming_with_other_settings_is_refused(
 def test_the_last_epoch_is_kept_however_good_an_earlier_one_looked(
     checkpoints: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Validation figures choose nothing: so the recorded one is no maximum of noisy figures."""
+    """The last epoch is kept, so the recorded metric is not a maximum of noisy ones."""
     validate = DigitTask.validate
 
     def flattering_the_first(task: DigitTask, *arguments: Any) -> EpochRecord:
@@ -93,14 +93,14 @@ def test_the_last_epoch_is_kept_however_good_an_earlier_one_looked(
 
 
 def _short_run(data_dir: Path, out: Path) -> list[str]:
-    """The command of a run of one epoch."""
+    """The command line of a run of one epoch."""
     arguments = ["train", "--model", "mlp", "--data-dir", str(data_dir), "--device", "cpu"]
     arguments += ["--out", str(out), "--epochs", "1", "--batch-size", "64"]
     return arguments
 
 
 def _interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command that is interrupted behind its last epoch: the state is there."""
+    """Run a command and interrupt it after its last epoch, when its state is saved."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -116,7 +116,7 @@ def test_an_unfinished_run_is_not_overwritten_unasked(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without --resume or --restart the state stays, and both ways on are named."""
+    """Without --resume or --restart the state is kept, and the message names both options."""
     arguments = _short_run(data_dir, tmp_path)
     _interrupted(arguments, monkeypatch)
     state = (tmp_path / "resume.safetensors").read_bytes()
@@ -135,13 +135,13 @@ def test_two_runs_do_not_share_a_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """While one run writes there, another one is refused; afterwards the folder is free."""
+    """A folder is locked while a run writes to it, and free afterwards."""
     arguments = _short_run(data_dir, tmp_path)
     evaluate, statuses = DigitTask.evaluate, list[int]()
 
     def starting_another(task: DigitTask, *further: Any) -> Any:
         if not statuses:
-            statuses.append(0)  # the other run comes here, too, if it is let in
+            statuses.append(0)  # reached by the other run, too, if it is not refused
             statuses[0] = main([*arguments, "--restart"])
         return evaluate(task, *further)
 
@@ -158,7 +158,7 @@ def test_a_run_is_not_resumed_on_another_split(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The same number of validation images, but other ones: some of them were learnt from."""
+    """A changed split of the same size is refused, because it contains trained images."""
     arguments = _short_run(data_dir, tmp_path)
     _interrupted(arguments, monkeypatch)
     monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
@@ -182,7 +182,7 @@ def test_a_loss_that_is_no_number_stops_the_run_in_words(
 
 @pytest.mark.slow
 def test_half_precision_learns_and_repeats(data_dir: Path, tmp_path: Path) -> None:
-    """bfloat16 gives other weights than float32, the same ones again, and no worse answers."""
+    """bfloat16 gives other weights than float32, repeatably, and no worse accuracy."""
     folders = [
         train_tiny("cnn", data_dir, tmp_path / name, "--precision", precision)
         for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32"))
@@ -197,7 +197,7 @@ def test_half_precision_learns_and_repeats(data_dir: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler: c++")
 def test_a_compiled_step_learns_the_same(checkpoints: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Compiled, the losses are those of the plain run but for rounding."""
+    """The losses of a compiled run equal those of a plain run up to rounding."""
     compiled, _ = read_checkpoint(train_tiny("mlp", data_dir, tmp_path, "--compiled"))
     plain, _ = read_checkpoint(checkpoints / "mlp")
     assert compiled.config.compiled
@@ -211,7 +211,7 @@ def test_a_compiled_step_learns_the_same(checkpoints: Path, data_dir: Path, tmp_
 def test_a_gpu_trains_as_the_cpu_does(
     further: list[str], checkpoints: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """In each precision, captured or not, the accuracy is that of the CPU within a few images."""
+    """In each precision, captured or not, the accuracy is within a few images of the CPU's."""
     train_tiny("cnn", data_dir, tmp_path, *further, "--device", "cuda")
     found, there = read_checkpoint(tmp_path)[0], read_checkpoint(checkpoints / "cnn")[0]
     assert found.device.startswith("cuda")

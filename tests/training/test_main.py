@@ -1,4 +1,4 @@
-"""The command line says what it does and refuses in words."""
+"""The training commands' output and error messages."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from training.models import model_names
 def test_training_prints_its_figures_and_writes_pictures(
     checkpoints: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Device, accuracy, per-digit accuracy and calibration are printed; three pictures written."""
+    """Device, accuracy, per-digit accuracy and calibration are printed; three plots are written."""
     arguments = ["train", "--model", "mlp", "--epochs", "1", "--arch", "hidden=[16]"]
     status = main([*arguments, "--data-dir", str(data_dir), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_training_prints_its_figures_and_writes_pictures(
 def test_evaluate_measures_a_checkpoint_again(
     checkpoints: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The accuracy printed for a checkpoint is on the images it names."""
+    """The output names the images on which the checkpoint's accuracy was measured."""
     assert main(["evaluate", str(checkpoints / "cnn"), "--data-dir", str(data_dir)]) == 0
     assert "300 test images: accuracy" in capsys.readouterr().out
 
@@ -60,7 +60,7 @@ def test_a_refusal_names_what_was_wrong(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Wrong arguments end with status 1 and one line that names them, without a stack trace."""
+    """Wrong arguments end with status 1 and one line that names them, without a traceback."""
     base = ["train", "--model", "cnn", "--data-dir", str(data_dir), "--out", str(tmp_path)]
     assert main([*base, *arguments]) == 1
     error = capsys.readouterr().err
@@ -72,7 +72,7 @@ def test_a_refusal_names_what_was_wrong(
 def test_a_variant_is_trained_into_a_folder_of_its_name(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record holds architecture and numbers; --arch changes what the variant leaves free."""
+    """The record contains architecture and numbers, and --arch sets those that are not fixed."""
     monkeypatch.chdir(tmp_path)
     command = ["train", "--model", "cnn-batch-norm", "--epochs", "1", "--device", "cpu"]
     command += ["--arch", "n1=2", "--arch", "n2=4", "--arch", "n3=8"]
@@ -86,7 +86,7 @@ def test_a_variant_is_trained_into_a_folder_of_its_name(
 def test_each_epoch_says_how_fast_it_was_and_all_but_the_last_how_long_it_lasts(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Images a second, and minutes and seconds left while some epochs are."""
+    """Each epoch prints images per second and, except the last one, the time left."""
     command = ["train", "--model", "mlp", "--epochs", "2", "--arch", "hidden=[8]"]
     assert main([*command, "--data-dir", str(data_dir), "--out", str(tmp_path)]) == 0
     first, last = [line for line in capsys.readouterr().out.splitlines() if "epoch " in line]
@@ -103,7 +103,7 @@ def test_each_epoch_says_how_fast_it_was_and_all_but_the_last_how_long_it_lasts(
     ],
 )
 def test_a_command_imports_what_it_needs_alone(arguments: list[str], absent: list[str]) -> None:
-    """Describing a network loads no plots and no comparison; a list of commands no torch."""
+    """Describing a network imports no plots or comparison, and the help imports no torch."""
     program = (
         "import contextlib, io, sys, training.__main__ as command_line\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
@@ -117,7 +117,7 @@ def test_a_command_imports_what_it_needs_alone(arguments: list[str], absent: lis
 def test_an_old_name_of_a_network_works_with_a_note(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training, describing and timing take it for one more release; the record has the new one."""
+    """train, describe and speed accept old names for one more release, and record the new one."""
     command = ["train", "--model", "rows", "--epochs", "1", "--arch", "n1=2", "--arch", "n2=2"]
     assert main([*command, "--data-dir", str(data_dir), "--out", str(tmp_path)]) == 0
     assert "note: the network rows is called conv1d now" in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_an_old_name_of_a_network_works_with_a_note(
 def test_help_names_every_network_and_shows_an_example(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What is not trained here is not offered."""
+    """The help lists all networks that can be trained, and no others."""
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])
     shown = capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_a_missing_viewer_is_named_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing is trained without the figures that were asked for."""
+    """Without the requested viewer's package nothing is trained."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     command = ["train", "--model", "mlp", "--epochs", "1", "--data-dir", str(data_dir)]
     assert main([*command, "--out", str(tmp_path), "--track", "tensorboard"]) == 1
@@ -152,9 +152,9 @@ def test_a_missing_viewer_is_named_with_the_line_that_installs_it(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's own imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from TensorBoard's own imports
 def test_a_viewer_gets_the_figures_of_the_record(data_dir: Path, tmp_path: Path) -> None:
-    """Each epoch's and the test images' single numbers stand in TensorBoard's file."""
+    """TensorBoard's file contains the scalar metrics of each epoch and of the test images."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing import event_accumulator  # noqa: PLC0415
 
@@ -170,7 +170,7 @@ def test_a_viewer_gets_the_figures_of_the_record(data_dir: Path, tmp_path: Path)
 
 
 def test_only_single_numbers_are_figures(checkpoints: Path) -> None:
-    """Of an evaluation, neither lists nor names."""
+    """Lists and names of an evaluation are not written as scalars."""
     record, _ = read_checkpoint(checkpoints / "cnn")
     content = json.loads(record.test.model_dump_json())
     assert numbers(record.test) == {

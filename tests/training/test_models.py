@@ -1,4 +1,4 @@
-"""Every architecture has the layers that its text says, whatever its numbers."""
+"""Every architecture has the layers that its description states, for any numbers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ LARGE_CONVOLUTIONS = (147 * 16 + 16) + (400 * 8 + 8) + (72 * 4 + 4) + (36 * 2 + 
 LARGE_DENSE = (8 * 128 + 128) + (128 * 128 + 128) + (128 * 7 + 7)
 TINY_LARGE_PARAMETERS = LARGE_CONVOLUTIONS + 2 * (8 + 2) + LARGE_DENSE
 
-# Counted by hand: weights + biases (+ 2 a BatchNorm channel, which takes the bias's place).
+# Counted by hand: weights + biases (+ 2 per BatchNorm channel, which replaces the bias).
 PARAMETERS: list[tuple[str, dict[str, Any], int]] = [
     ("cnn", {}, (25 * 16 + 16) + (16 * 25 * 32 + 32) + (512 * 128 + 128) + (128 * 10 + 10)),
     ("cnn", {"n1": 2, "n2": 3, "n3": 5}, 52 + 153 + (48 * 5 + 5) + 60),
@@ -53,7 +53,7 @@ PARAMETERS: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for tensors as small as these, more would only wait for each other."""
+    """Limit PyTorch to one thread: with tensors this small, more threads only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _inputs(name: str, numbers: dict[str, Any], count: int) -> list[Tensor]:
-    """Noise of the registered shapes, or of the size that the numbers ask for."""
+    """Noise of the registered shapes, or of the size that the numbers require."""
     size = numbers.get("input_size")
     shapes = ARCHITECTURES[resolved(name, numbers)[0]].inputs
     return [torch.randn(count, *(shape if size is None else (3, size, size))) for shape in shapes]
@@ -69,7 +69,7 @@ def _inputs(name: str, numbers: dict[str, Any], count: int) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "numbers", "parameters"), PARAMETERS)
 def test_parameters_and_shapes(name: str, numbers: dict[str, Any], parameters: int) -> None:
-    """The number of parameters is what the formula gives, and the task's shapes come out."""
+    """The number of parameters matches the formula, and the outputs have the task's shapes."""
     module = build_model(name, numbers)
     assert sum(p.numel() for p in module.parameters()) == parameters
     answer = module(*_inputs(name, numbers, 3))
@@ -84,14 +84,14 @@ def test_parameters_and_shapes(name: str, numbers: dict[str, Any], parameters: i
 
 
 def test_every_registered_name_is_tested() -> None:
-    """A new architecture or variant gets its row above."""
+    """Every architecture and variant has a row in the table above."""
     assert {name for name, _, _ in PARAMETERS} == set(model_names())
     assert set(model_names()) == {*ARCHITECTURES, *VARIANTS}
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_weight_takes_part(name: str) -> None:
-    """The gradient of what comes out reaches each tensor of weights: no layer is left out."""
+    """The outputs' gradient reaches every weight tensor, so no layer is unused."""
     torch.manual_seed(0)
     numbers = next(numbers for row, numbers, _ in PARAMETERS if row == name)
     module = build_model(name, numbers)
@@ -104,7 +104,7 @@ def test_every_weight_takes_part(name: str) -> None:
 
 
 def test_the_mlp_is_made_of_linear_layers_alone() -> None:
-    """The MLP holds no convolution: all its weights are matrices or per-unit vectors."""
+    """The MLP contains no convolution: all weights are matrices or per-unit vectors."""
     kinds = {type(module) for module in build_model("mlp", {}).modules()}
     assert not kinds & {nn.Conv1d, nn.Conv2d, nn.Conv3d}
     assert nn.Linear in kinds
@@ -139,13 +139,13 @@ def test_the_mlp_is_made_of_linear_layers_alone() -> None:
     ],
 )
 def test_a_bad_number_is_answered_in_words(name: str, numbers: dict[str, Any], words: str) -> None:
-    """Each refusal says which number of which network was wrong, and what is expected."""
+    """The error says which number of which network was wrong, and what is expected."""
     with pytest.raises(ValueError, match=words):
         build_model(name, numbers)
 
 
 def test_a_variant_is_its_architecture_with_some_numbers() -> None:
-    """What a variant fixes may be said again (a saved record does) and joins what is given."""
+    """Given numbers join a variant's own, which may be repeated (a saved record does so)."""
     assert resolved("cnn-strided", {"n1": 4}) == ("cnn", {"down": "strided", "n1": 4})
     assert resolved("cnn-strided", {"down": "strided"}) == ("cnn", {"down": "strided"})
     assert resolved("mlp", {"hidden": [3]}) == ("mlp", {"hidden": [3]})

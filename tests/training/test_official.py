@@ -1,4 +1,4 @@
-"""On the official MNIST, where MNIST_DIR names it: the real data and the promised accuracies."""
+"""Tests on the official MNIST files in MNIST_DIR: the data and the promised accuracies."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from training.data import load_dataset
 
 
 def test_the_official_files_are_called_mnist(official_mnist: Path) -> None:
-    """60,000 training and 10,000 test images, known by their hash, bear MNIST's name."""
+    """The 60,000 training and 10,000 test images are identified by hash and named MNIST."""
     dataset = load_dataset(official_mnist)
     assert dataset.name == "MNIST"
     assert dataset.test_name == "MNIST's 10,000 test images"
@@ -24,7 +24,7 @@ def _accuracy(model: str, preset: str, data: Path, out: Path, *further: str) -> 
 
 
 def test_one_epoch_learns_most_of_it(official_mnist: Path, tmp_path: Path) -> None:
-    """A single epoch of the MLP on the official images reads more than 97% of the test images."""
+    """One epoch of the MLP classifies more than 97% of the test images correctly."""
     assert _accuracy("mlp", "quick", official_mnist, tmp_path, "--epochs", "1") > 0.97
 
 
@@ -41,5 +41,5 @@ def test_one_epoch_learns_most_of_it(official_mnist: Path, tmp_path: Path) -> No
 def test_presets_reach_what_they_promise(
     model: str, preset: str, floor: float, official_mnist: Path, tmp_path: Path
 ) -> None:
-    """Each preset reaches its floor on the official test images."""
+    """Each preset reaches its minimum accuracy on the official test images."""
     assert _accuracy(model, preset, official_mnist, tmp_path) >= floor

@@ -1,4 +1,4 @@
-"""Two processes train like one: the same command under torchrun, the same weights but for sums."""
+"""Under torchrun, two processes train to the weights of one process, up to rounding."""
 
 import os
 import subprocess
@@ -19,10 +19,10 @@ from training.loop import fit as fit_module
 from training.loop.distributed import DistributedContext
 
 REPOSITORY = Path(__file__).parent.parent.parent
-# Without dropout and batch normalisation, which see each share by itself.
+# No dropout or batch normalisation: they depend on how the batch is divided.
 NETWORK = ["--model", "mlp", "--arch", "hidden=[16]", "--arch", "dropout=0"]
 NETWORK += ["--arch", "batch_norm=false", "--batch-size", "50", "--device", "cpu"]
-# Of the largest weight: sums in another order, carried on by AdamW through 54 updates.
+# Relative to the largest weight: the order of sums differs, and AdamW amplifies it in 54 updates.
 BOUND = 1e-5
 BENT = AFFINE.model_copy(
     update={"elastic_px": 0.5, "stretch": 2.5, "stroke": 0.5, "coarse_share": 0.3}
@@ -51,14 +51,14 @@ def _together(data_dir: Path, out: Path, *further: str) -> subprocess.CompletedP
 
 
 def _furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The largest difference of two weights, over the largest weight."""
+    """The largest difference between two weights, relative to the largest weight."""
     assert ours.keys() == theirs.keys()
     largest = max(float(tensor.abs().max()) for tensor in ours.values())
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours) / largest
 
 
 def test_two_processes_give_the_weights_of_one(data_dir: Path, tmp_path: Path) -> None:
-    """With distorted images; only the first process speaks and writes; another seed is far away."""
+    """The weights agree on distorted images, and only the first process prints and writes."""
     ran = _together(data_dir, tmp_path / "two", "--epochs", "2")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("epoch  2/2") == 1
@@ -94,7 +94,7 @@ def test_a_run_of_one_is_taken_up_by_two(
 
 
 def test_shares_are_equal_and_whole() -> None:
-    """All of a batch, each image once; a batch without equal shares is refused in words."""
+    """The shares contain each image of a batch once; a batch without equal shares is refused."""
     batch = torch.arange(12)
     shares = [DistributedContext(rank, 3).share(batch) for rank in range(3)]
     assert [len(share) for share in shares] == [4, 4, 4]
@@ -104,7 +104,7 @@ def test_shares_are_equal_and_whole() -> None:
 
 
 def test_an_image_is_distorted_alike_however_many_share_the_batch() -> None:
-    """What is drawn belongs to the image's place in the whole batch."""
+    """An image's draws depend on its position in the whole batch."""
     images = torch.rand(8, 1, 28, 28)
     whole = augment(images, BENT, torch.Generator().manual_seed(3))
     for rank in range(2):
@@ -120,21 +120,21 @@ def test_an_image_is_distorted_alike_however_many_share_the_batch() -> None:
 
 
 class _Pretended(DistributedContext):
-    """One of two processes, without the other."""
+    """One of two processes, without a second process."""
 
     def total(self, figure: Tensor) -> Tensor:
-        """Its own figure."""
+        """This process's own figure."""
         return figure
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """The module, whose gradients are not averaged."""
+        """The module itself, without averaging gradients."""
         return module
 
 
 def test_dropout_draws_for_each_process_by_itself(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shares of a batch are distorted by one draw, and lose other units in each process."""
+    """Both processes share the batch's distortions but draw dropout masks independently."""
     dropped: dict[int, Tensor] = {}
     images = load_dataset(data_dir).train.select(torch.arange(64))
     config = TrainConfig(

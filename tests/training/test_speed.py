@@ -1,4 +1,4 @@
-"""The race with PyTorch's example: who is measured, by what, and what is said where one fails."""
+"""The comparison of training speed with PyTorch's example, including missed targets."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ def _one_thread() -> None:
 def test_both_reach_the_target_and_are_compared(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each round has a row with both accuracies and their ratio; then comes the median."""
+    """Each round prints both accuracies and their ratio, followed by the median."""
     command = ["speed", "--data-dir", str(data_dir), "--rounds", "1", "--target", "30"]
     assert main([*command, "--epochs", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -34,7 +34,7 @@ def test_both_reach_the_target_and_are_compared(
 def test_a_target_that_is_missed_gives_no_ratio(
     data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Status 1, and no median of what never happened."""
+    """A missed target ends with status 1 and without a median."""
     monkeypatch.setattr(speed, "EXAMPLE_EPOCHS", 1)
     command = ["speed", "--data-dir", str(data_dir), "--rounds", "1", "--target", "99.99"]
     assert main([*command, "--epochs", "1"]) == 1
@@ -46,7 +46,7 @@ def test_a_target_that_is_missed_gives_no_ratio(
 def test_a_round_that_missed_the_target_counts(
     data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours missed it twice in five rounds: the median is of five, 1 x, and not of three, 2 x."""
+    """Two missed rounds of five count in the median, which is 1 x instead of 2 x."""
     own = iter([(0.99, 1.0), (0.5, 1.0), (0.99, 0.5), (0.5, 1.0), (0.99, 0.25)])
 
     def ours(*_: object) -> speed.Reached:
@@ -61,20 +61,20 @@ def test_a_round_that_missed_the_target_counts(
     assert last.startswith("median of 5 rounds: 1.0 times as fast")
     assert "2 missed the target" in last
     assert "4.0" in last  # the range
-    # Half of the rounds missed it: what is between nothing and 3 is not known.
+    # Half of the rounds missed it, so the median is unknown.
     assert "no ratio" in speed.verdict([0.0, 3.0])
     assert "median of 2 rounds: 3.0 times" in speed.verdict([3.0, math.inf])
 
 
 def test_numbers_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """No rounds, or more than all images."""
+    """Zero rounds and more images than there are get refused."""
     assert main(["speed", "--rounds", "0"]) == 1
     assert main(["speed", "--target", "100"]) == 1
     assert capsys.readouterr().err.count("--rounds must be at least 1") == 2
 
 
 def test_the_example_is_the_published_one(data_dir: Path) -> None:
-    """Its 1,199,882 parameters; and its images are the standardised ones, one by one."""
+    """It has the published 1,199,882 parameters and gets the standardised images one by one."""
     assert sum(p.numel() for p in speed.ExampleNet().parameters()) == 1_199_882
     images = load_dataset(data_dir).train
     x_CHW, label = speed._OneByOne(images)[3]

@@ -1,4 +1,4 @@
-"""A table of what checkpoints reached, from their records."""
+"""The table of checkpoints' metrics, made from their records."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def _seed(record: CheckpointRecord, seed: int, accuracy: float) -> CheckpointRec
 
 
 def test_seeds_of_a_network_are_one_row_with_mean_and_range(checkpoints: Path) -> None:
-    """Another number of epochs is another row, told apart by name."""
+    """Seeds share a row, and another number of epochs is a row with a name of its own."""
     record = read_record(checkpoints / "cnn")
     assert isinstance(record, CheckpointRecord)
     longer = record.model_copy(update={"config": record.config.with_changes(epochs=60)})
@@ -30,7 +30,7 @@ def test_seeds_of_a_network_are_one_row_with_mean_and_range(checkpoints: Path) -
 def test_the_command_names_the_images_and_refuses_a_seed_twice(
     checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Figures are never printed without the images that they were measured on."""
+    """Metrics are always printed with the images that they were measured on."""
     assert main(["summary", str(checkpoints / "cnn"), str(checkpoints / "mlp")]) == 0
     printed = capsys.readouterr().out
     assert "300 test images" in printed

@@ -1,4 +1,4 @@
-"""Networks that learn something else than one digit: the same loop, other figures."""
+"""Networks for tasks other than one digit use the same training loop with other metrics."""
 
 import hashlib
 from pathlib import Path
@@ -33,7 +33,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny checkpoint of each such network, by the real command line."""
+    """A folder with a tiny checkpoint of each such network, trained by the command line."""
     folder = tmp_path_factory.mktemp("trained")
     for model, numbers in NUMBERS.items():
         command = ["train", "--model", model, "--epochs", "3", "--batch-size", "32"]
@@ -44,7 +44,7 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pair_network_records_each_answer_and_all_three(trained: Path, data_dir: Path) -> None:
-    """Its figures are on pairs, better than guessing, and what its weights reach again."""
+    """Its metrics are measured on pairs, exceed chance and can be reproduced from its weights."""
     record, module = open_checkpoint(trained / "two-input")
     assert isinstance(record, PairRecord)
     test = record.test
@@ -61,7 +61,7 @@ def test_a_pair_network_records_each_answer_and_all_three(trained: Path, data_di
 def test_an_autoencoder_records_its_error_after_the_last_epoch(
     trained: Path, data_dir: Path
 ) -> None:
-    """Mean squared error and PSNR belong together, and are those of the last epoch's weights."""
+    """Mean squared error and PSNR are consistent, and come from the last epoch's weights."""
     record, module = open_checkpoint(trained / "autoencoder")
     assert isinstance(record, ImageRecord)
     images = load_dataset(data_dir).test
@@ -70,7 +70,7 @@ def test_an_autoencoder_records_its_error_after_the_last_epoch(
     assert record.test.psnr_db == pytest.approx(
         -10 * torch.tensor(record.test.mse).log10().item(), abs=1e-3
     )
-    # While it learns its convolutions lie channels last, which sums in another order.
+    # In training, convolutions are channels last, which changes the order of sums.
     last = record.history[-1].validation_mse
     assert record.validation.mse == pytest.approx(last, rel=1e-6)
     assert evaluate_images(module, images, "the same images").mse == record.test.mse
@@ -80,14 +80,14 @@ def test_an_autoencoder_records_its_error_after_the_last_epoch(
 def test_evaluate_prints_the_figures_of_the_task(
     trained: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is printed of a pair network and of an autoencoder is not called a digit's accuracy."""
+    """The output for pair networks and autoencoders does not claim a digit's accuracy."""
     for model, words in (("two-input", "all three answers right"), ("autoencoder", "PSNR")):
         assert main(["evaluate", str(trained / model), "--data-dir", str(data_dir)]) == 0
         assert words in capsys.readouterr().out
 
 
 def test_who_wants_a_digits_checkpoint_gets_no_other(trained: Path) -> None:
-    """A checkpoint of another task is refused by its network's name."""
+    """A checkpoint of another task is refused with its network's name."""
     with pytest.raises(
         CheckpointError, match="the network two-input, which does not read a single"
     ):
@@ -116,7 +116,7 @@ def _sha256(fitted: Fitted) -> str:
 def test_runs_of_every_task_repeat_and_resume_to_the_same_weights(
     model: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Bit-equal again and after an interruption between epochs; another seed gives others."""
+    """Repeated and resumed runs are bit-equal, and another seed gives other weights."""
     data = load_dataset(data_dir).train
     once = _sha256(_fit(model, data, tmp_path / "once"))
     assert _sha256(_fit(model, data, tmp_path / "again")) == once
@@ -131,7 +131,7 @@ def test_runs_of_every_task_repeat_and_resume_to_the_same_weights(
 
 
 def test_the_loss_of_a_pair_is_that_of_all_three_answers() -> None:
-    """The cross-entropies of both digits and of their sum, added."""
+    """The loss is the sum of the cross-entropies of both digits and of their sum."""
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(4, count, generator=generator) for count in (10, 10, 19)]
     first, second = torch.tensor([0, 3, 9, 9]), torch.tensor([0, 8, 9, 1])
@@ -146,7 +146,7 @@ def test_the_loss_of_a_pair_is_that_of_all_three_answers() -> None:
 def test_training_pairs_are_drawn_anew_in_each_epoch(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each epoch shows the same images on either side, in other pairs."""
+    """Each epoch uses the same images on either side, in other pairs."""
     learnt, seen = PairTask.loss, list[Tensor]()
 
     def spy(task: PairTask, answers: Any, inputs: Any, labels: Any, label_smoothing: float) -> Any:
@@ -165,7 +165,7 @@ def test_training_pairs_are_drawn_anew_in_each_epoch(
 
 
 class _ReadsFirstPixels(nn.Module):
-    """Reads digits rightly from an image's first pixel, and their sum always wrongly."""
+    """Reads the digits correctly from the first pixels, and their sum always wrongly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def _marked(digits: list[int]) -> LabelledImages:
 
 
 def test_each_answer_of_a_pair_is_judged_by_itself() -> None:
-    """Both digits right and every sum one too large: 100%, 100%, 0%, never consistent."""
+    """Right digits with a sum one too large score 100%, 100% and 0%, and are never consistent."""
     figures = evaluate_pairs(_ReadsFirstPixels(), _marked([0, 1, 2, 3, 4]), "five images")
     answers = [figures.first, figures.second, figures.sum]
     assert [answer.accuracy for answer in answers] == [1, 1, 0]
@@ -206,7 +206,7 @@ def test_each_answer_of_a_pair_is_judged_by_itself() -> None:
 
 
 def test_fixed_pairs_use_each_image_once_on_either_side_and_are_always_the_same() -> None:
-    """The second images are a permutation of all that is not the first's order."""
+    """The second images are a permutation of all images in another order than the first."""
     images = _marked(list(range(10)) * 5)
     pairs, again = fixed_pairs(images), fixed_pairs(images)
     assert pairs.first_index.tolist() == list(range(50))
@@ -217,19 +217,19 @@ def test_fixed_pairs_use_each_image_once_on_either_side_and_are_always_the_same(
 
 
 class _Constant(nn.Module):
-    """Gives back an image of one standardised value."""
+    """Returns an image of one standardised value."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.tensor(value))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """The same for every pixel."""
+        """The same value for every pixel."""
         return torch.zeros_like(x_NCHW) + self.value
 
 
 def test_an_image_error_is_of_ink_between_0_and_1() -> None:
-    """What lies below paper is paper: an empty image has no error, one half full of ink has 1/2."""
+    """Values below 0 count as 0: an empty image has no error, one half full of ink has 1/2."""
     images = torch.zeros(2, 28, 28, dtype=torch.uint8)
     images[1, :14] = 255
     figures = evaluate_images(_Constant(-9.0), LabelledImages(images, torch.tensor([3, 8])), "two")

@@ -1,6 +1,6 @@
-"""Random distortion of a whole batch at once: one map an image, one ``grid_sample``.
+"""Random distortion of a whole batch: one map per image, applied by one ``grid_sample``.
 
-Shape suffixes: N images, C channels, H and W pixels, A the 2x3 of an affine map.
+Shape suffixes: N images, C channels, H and W pixels, A the 2x3 matrix of an affine map.
 """
 
 import math
@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from training.config import AugmentConfig
 
-ELASTIC_POINTS = 5  # a side
-# Pixels a side of the coarser grids. The digit of a picture of 8x8 pixels, which is then enlarged
-# to the 20 of MNIST's, has 11 in the place of 28.
+ELASTIC_POINTS = 5  # per side
+# Sides of the coarser grids in pixels. If a digit is 8 pixels high and is enlarged to MNIST's 20,
+# the image's 28 pixels correspond to a grid of 11.
 COARSE_SIDES = (9, 11, 13, 18)
-# Shares of full ink: what becomes paper, and what becomes full ink, at most.
+# Shares of full ink. At the greatest contrast, less than PAPER becomes 0 and more than FULL 1.
 PAPER, FULL = 0.2, 0.6
-BOX = 20  # pixels of a side that MNIST's digits are scaled to
+BOX = 20  # pixels per side of the box that MNIST's digits are scaled to
 
 
 def augment(
@@ -29,18 +29,17 @@ def augment(
     processes: int = 1,
     share: Callable[[Tensor], Tensor] = lambda draws: draws,
 ) -> Tensor:
-    """Rotate, scale, shear, shift and bend each image by its own draw; ground (0) fills the rim.
+    """Distort each image by its own random draw; background (0) fills what moves into view.
 
     Args:
         pixels_NCHW: float [N, C, H, W] in 0..1, H = W.
         config: The limits of the draws.
-        generator: What to draw from, on the tensor's device.
-        processes: How many share the batch which these images are a part of: what is drawn for an
-            image does not depend on their number.
-        share: Takes these images' part of what was drawn for the whole batch, first axis.
+        generator: The random generator, on the tensor's device.
+        processes: Number of processes that share the batch; it does not affect an image's draws.
+        share: Selects the draws of this process's images from the whole batch's, on the first axis.
 
     Returns:
-        float [N, C, H, W] in 0..1, a new tensor (the given one if all limits are zero).
+        float [N, C, H, W] in 0..1: a new tensor, or the given one if all limits are zero.
     """
     if config.is_off:
         return pixels_NCHW
@@ -72,12 +71,12 @@ def augment(
 
 
 def _choose(mask_N: Tensor, first_NCHW: Tensor, second_NCHW: Tensor) -> Tensor:
-    """The first's images where the mask is True, the second's elsewhere."""
+    """Select images of the first tensor where the mask is True, else of the second."""
     return torch.where(mask_N[:, None, None, None], first_NCHW, second_NCHW)
 
 
 def _with_strokes(pixels_NCHW: Tensor, growth_N: Tensor) -> Tensor:
-    """Thicker strokes (growth up to 1: by a pixel on each side) or thinner ones (down to -1)."""
+    """Thicken strokes (growth up to 1: one pixel on each side) or thin them (down to -1)."""
     grown = functional.max_pool2d(pixels_NCHW, 3, stride=1, padding=1)
     shrunk = -functional.max_pool2d(-pixels_NCHW, 3, stride=1, padding=1)
     growth = growth_N[:, None, None, None]
@@ -86,9 +85,9 @@ def _with_strokes(pixels_NCHW: Tensor, growth_N: Tensor) -> Tensor:
 
 
 def _coarse(pixels_NCHW: Tensor, side_N: Tensor, contrast_N: Tensor) -> Tensor:
-    """Resampled through a coarser grid, stretched to full ink and in contrast; draws in 0..1."""
+    """Resample through a coarser grid, normalise the ink, add contrast; draws are in 0..1."""
     matrices = _resampling(pixels_NCHW.shape[-1], pixels_NCHW.device)
-    # Resampling is linear, and the same along both axes: two products of matrices an image.
+    # Resampling is linear and the same along both axes: two matrix products per image.
     matrix_N1HH = matrices[(side_N * len(COARSE_SIDES)).long(), None]
     coarse = matrix_N1HH @ pixels_NCHW @ matrix_N1HH.mT
     coarse = coarse / coarse.amax((1, 2, 3), keepdim=True).clamp(min=PAPER)
@@ -99,7 +98,7 @@ def _coarse(pixels_NCHW: Tensor, side_N: Tensor, contrast_N: Tensor) -> Tensor:
 
 @cache
 def _resampling(size: int, device: torch.device) -> Tensor:
-    """What makes an axis coarse and fine again, float [len(COARSE_SIDES), size, size]."""
+    """Matrices that downsample and upsample an axis, float [len(COARSE_SIDES), size, size]."""
     unit = torch.eye(size, device=device)[None]
     return torch.stack(
         [
@@ -115,12 +114,12 @@ def _resampling(size: int, device: torch.device) -> Tensor:
 
 
 def _widths(pixels_NCHW: Tensor, draws_N: Tensor, limit: float) -> Tensor:
-    """By what factor each digit becomes wider, within MNIST's box, or narrower; float [N].
+    """Factor by which each digit is widened, within MNIST's box, or narrowed; float [N].
 
     Args:
         pixels_NCHW: The images.
-        draws_N: In -1/3..1; one below zero makes the digit narrower by this share.
-        limit: The greatest share by which a digit becomes wider.
+        draws_N: Draws in -1/3..1; a negative one narrows the digit by this share of ``limit``.
+        limit: The greatest share by which a digit is widened; narrowing uses 1 at most.
     """
     columns_N = (pixels_NCHW.amax((1, 2)) > FULL).sum(1)
     room_N = (BOX / columns_N.clamp(min=1) - 1).clamp(0, limit)
@@ -130,19 +129,19 @@ def _widths(pixels_NCHW: Tensor, draws_N: Tensor, limit: float) -> Tensor:
 def _affine_grid(
     draws: Tensor, widths_N: Tensor, config: AugmentConfig, pixels_NCHW: Tensor
 ) -> Tensor:
-    """Where each pixel is taken from, float [N, H, W, 2].
+    """Source coordinates of each pixel, float [N, H, W, 2].
 
     Args:
         draws: float [6, N] in -1..1.
-        widths_N: By what factor each image becomes wider, beside its draw.
+        widths_N: Factor by which each image is widened, in addition to its drawn scale.
         config: The limits.
-        pixels_NCHW: The images; their shape alone matters.
+        pixels_NCHW: The images; only their shape matters.
     """
     angle = draws[0] * math.radians(config.rotation_deg)
     scale_x = (1 + draws[1] * config.scale) / widths_N
     scale_y = 1 + draws[2] * config.scale
     shear = draws[3] * config.shear
-    # affine_grid's coordinates run from -1 to 1 over the image: a pixel is 2 / size of them.
+    # affine_grid's coordinates run from -1 to 1 across the image, so one pixel is 2 / size.
     shift_x, shift_y = draws[4:] * config.shift_px * 2 / pixels_NCHW.shape[-1]
     cos, sin = angle.cos(), angle.sin()
     row_x = torch.stack([cos * scale_x, (cos * shear - sin) * scale_y, shift_x], dim=1)
@@ -152,11 +151,11 @@ def _affine_grid(
 
 
 def elastic_field(points: Tensor, size: int) -> Tensor:
-    """Smooth displacements, float [N, size, size, 2], through those of a few points.
+    """Smooth displacements, float [N, size, size, 2], interpolated from those of a few points.
 
     Args:
-        points: float [N, 2, ELASTIC_POINTS, ELASTIC_POINTS].
-        size: Pixels a side.
+        points: Displacements, float [N, 2, ELASTIC_POINTS, ELASTIC_POINTS].
+        size: Pixels per side.
     """
     curves = _curves(size, points.device)  # ten times as fast as `interpolate`
     return torch.einsum("hp,ncpq,wq->nhwc", curves, points, curves)
@@ -164,7 +163,7 @@ def elastic_field(points: Tensor, size: int) -> Tensor:
 
 @cache
 def _curves(size: int, device: torch.device) -> Tensor:
-    """What each point adds along an axis, float [size, ELASTIC_POINTS]: a bicubic curve."""
+    """Bicubic weight of each point along an axis, float [size, ELASTIC_POINTS]."""
     unit = torch.eye(ELASTIC_POINTS, device=device)[None, None]
     to = (size, ELASTIC_POINTS)
     return functional.interpolate(unit, to, mode="bicubic", align_corners=True)[0, 0]

@@ -1,4 +1,4 @@
-"""Golden samples: against which scale an answer's error is held."""
+"""Golden samples: the scales that errors are measured against."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ OUTPUT = TensorSpec(name="maps", datatype="FP32", shape=(-1, 100))
 def test_a_unit_that_few_samples_activate_is_held_against_the_whole_layer(
     error: float, passes: bool
 ) -> None:
-    """Rounding that a quiet unit has is an error of its channel, and none of feature maps."""
+    """A rarely active unit's rounding is an error of its channel, but not of feature maps."""
     fp64 = np.random.default_rng(0).uniform(0.5, 1, (2, 100))
     fp64[:, 2] = 0.01
     fp32 = fp64.astype(np.float32)

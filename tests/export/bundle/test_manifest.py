@@ -1,4 +1,4 @@
-"""A manifest's tensors and preprocessing are checked when it is read."""
+"""A manifest's tensors and preprocessing are validated when it is read."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ def _spec(shape: list[int], bounds: object) -> TensorSpec:
 
 
 def test_older_manifests_open_without_task_and_bounds() -> None:
-    """The committed bundles were built before these fields were there."""
+    """The committed bundles were built before these fields existed."""
     manifest = Bundle.open(SERVED_BUNDLES / "cnn").manifest
     assert (manifest.task, manifest.preprocessing) == (None, None)
     assert [spec.bounds for spec in manifest.inputs] == [{}]
 
 
 def test_variable_axes_survive_json() -> None:
-    """JSON's keys are strings."""
+    """Axes survive a JSON round trip, although JSON keys are strings."""
     spec = _spec([-1, -1, 3], {"1": [1, 512]})
     assert TensorSpec.model_validate_json(spec.model_dump_json()) == spec
     assert spec.sample_bounds == ((1, 512), (3, 3))
@@ -55,7 +55,7 @@ def test_variable_axes_survive_json() -> None:
 def test_variable_axes_need_sensible_bounds(
     shape: list[int], bounds: dict[str, list[int]], words: str
 ) -> None:
-    """The message says what came and what was expected."""
+    """For invalid bounds, the message says what came and what was expected."""
     with pytest.raises(ValidationError, match=words):
         _spec(shape, bounds)
 
@@ -74,7 +74,7 @@ def test_variable_axes_need_sensible_bounds(
     ],
 )
 def test_a_preprocessing_must_fit_together(changes: dict[str, Any], words: str) -> None:
-    """The message says what came and what was expected."""
+    """For inconsistent values, the message says what came and what was expected."""
     with pytest.raises(ValidationError, match=words):
         ImagePreprocessing.model_validate(IMAGENET | changes)
 
@@ -84,7 +84,7 @@ def test_a_preprocessing_must_fit_together(changes: dict[str, Any], words: str) 
     [("NCHW", 3, (3, 8, 6)), ("NHWC", 3, (8, 6, 3)), ("NHW", 1, (8, 6)), ("NCHW", 1, (1, 8, 6))],
 )
 def test_a_layout_orders_the_axes(layout: str, channels: int, shape: tuple[int, ...]) -> None:
-    """The crop is height and width."""
+    """The crop gives height and width, the layout the order of axes."""
     fields = IMAGENET | {"crop": [8, 6], "layout": layout, "channels": channels}
     fields |= {"mean": [0] * channels, "std": [1] * channels}
     assert ImagePreprocessing.model_validate(fields).sample_shape == shape

@@ -1,4 +1,4 @@
-"""A bundle is what the holder of a key signed, or it is refused with the reason."""
+"""A bundle opens if the key's holder signed it, and otherwise is refused with the reason."""
 
 import base64
 import json
@@ -29,13 +29,13 @@ from tests.tiny import SERVED_BUNDLES
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """A private key; its public half lies beside it."""
+    """A private key, with its public key beside it."""
     return make_key_pair(tmp_path, "key")
 
 
 @pytest.fixture
 def signed(served_bundle: Path, key: Path) -> Path:
-    """A signed bundle, to be spoilt."""
+    """A signed bundle for tests to damage."""
     sign_bundle(served_bundle, key)
     return served_bundle
 
@@ -80,14 +80,14 @@ def _changed(change: Callable[[dict[str, dict[str, object]]], object]) -> Callab
 
 
 def _named_for_another_key(bundle: Path) -> None:
-    """The signature of another key, which says that it is the expected one's."""
+    """Replace the signature by another key's, which claims to be the expected key's."""
     hint = json.loads((bundle / "model.sig").read_text())["verificationMaterial"]
     _of_another_key(bundle)
     _changed(lambda s: s.update(verificationMaterial=hint))(bundle)
 
 
 def _says_what_is_there(bundle: Path) -> None:
-    """An altered bundle, and in the old signature the digests of its new files."""
+    """Alter the bundle, and put the new files' digests into the old signature."""
     old = json.loads((bundle / "model.sig").read_text())
     _flipped_and_repaired(bundle)
     _of_another_key(bundle)
@@ -137,7 +137,7 @@ def test_what_the_key_did_not_sign_is_refused_with_the_reason(
 
 
 def test_a_signed_bundle_opens_wherever_it_is_moved(signed: Path, key: Path) -> None:
-    """With the key and without one, under another name, too; signing again replaces it."""
+    """It opens with and without the key, also renamed; signing again replaces the signature."""
     moved = signed.rename(signed.parent / "moved")
     sign_bundle(moved, key)
     assert open_signed(moved, public_half(key)).manifest == Bundle.open(moved).manifest
@@ -148,7 +148,7 @@ def test_a_signed_bundle_opens_wherever_it_is_moved(signed: Path, key: Path) -> 
 def test_keys_of_larger_curves_sign_too(
     curve: ec.EllipticCurve, served_bundle: Path, tmp_path: Path
 ) -> None:
-    """P-384 and P-521, which the library takes beside P-256."""
+    """P-384 and P-521 work as well as P-256."""
     key = make_key_pair(tmp_path, "key", curve)
     sign_bundle(served_bundle, key)
     open_signed(served_bundle, public_half(key))
@@ -157,7 +157,7 @@ def test_keys_of_larger_curves_sign_too(
 def test_a_manifest_that_was_read_before_the_signed_one_came_is_refused(
     signed: Path, key: Path
 ) -> None:
-    """What is verified is the manifest in use, not whichever is on the disk by then."""
+    """The manifest in use is verified, not the one that is on the disk by then."""
     path = signed / "manifest.json"
     honest = path.read_bytes()
     content = json.loads(honest) | {"version": "0"}
@@ -179,7 +179,7 @@ def test_only_the_fields_that_are_verified_are_read(signed: Path, key: Path) -> 
 
 
 def test_no_damaged_bundle_is_signed(served_bundle: Path, key: Path) -> None:
-    """It is opened first."""
+    """Signing opens the bundle first, so a damaged one is refused."""
     _flip(served_bundle / "model.onnx")
     assert main(["sign", str(served_bundle), "--key", str(key)]) == 2
     assert not (served_bundle / "model.sig").exists()
@@ -188,7 +188,7 @@ def test_no_damaged_bundle_is_signed(served_bundle: Path, key: Path) -> None:
 def test_the_command_signs_and_verifies(
     served_bundle: Path, key: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 0 for a signed bundle, 2 for another, 64 for a wrong key, with the reason."""
+    """The status is 0 for a signed bundle, 2 for another and 64 for a wrong key."""
     verify = ["sign", "--verify", str(served_bundle), "--key", str(public_half(key))]
     assert main(verify) == 2
     assert "cnn is not signed" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def _pem(private: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, passwo
 
 
 def test_unusable_private_keys_are_named(served_bundle: Path, tmp_path: Path) -> None:
-    """A missing file, another kind of key, another curve, a password: each says what is needed."""
+    """A missing file, another kind of key or curve and a password are each explained."""
     keys = {
         b"": "no private key in PEM",
         _pem(
@@ -230,7 +230,7 @@ def test_unusable_private_keys_are_named(served_bundle: Path, tmp_path: Path) ->
 
 
 def test_unusable_public_keys_are_named(signed: Path, key: Path, tmp_path: Path) -> None:
-    """A missing file, a private key and another kind of key are no reason to load anything."""
+    """Nothing is loaded with a missing file, a private key or another kind of key."""
     other = tmp_path / "other.pem"
     public = ed25519.Ed25519PrivateKey.generate().public_key()
     other.write_bytes(
@@ -253,7 +253,7 @@ def test_without_the_library_the_install_line_is_printed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Status 69; nothing is taken for verified, and bundles open as ever without a key."""
+    """The status is 69 and nothing counts as verified; bundles open without a key as before."""
     monkeypatch.setitem(sys.modules, "model_signing", None)
     assert main(["sign", str(signed), "--key", str(key)]) == 69
     assert "pip install -c constraints.txt -e '.[sign]'" in capsys.readouterr().err
@@ -268,7 +268,7 @@ def _library(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_librarys_command_verifies_and_signs_bundles_too(signed: Path, key: Path) -> None:
-    """One format: ours is verified by others, and others' by us."""
+    """The library's command verifies our signatures, and we verify its own."""
     signature = signed / "model.sig"
     verify: list[str | Path] = [
         "verify",

@@ -1,4 +1,4 @@
-"""A bundle opens whole and unaltered, or not at all."""
+"""A bundle opens complete and unaltered, or not at all."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ FALSE_VERDICT = {
 
 
 def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
-    """Name, version, tensors, labels, files with hashes, parity and training are all there."""
+    """It has name, version, tensors, labels, files with hashes, parity and training."""
     manifest = Bundle.open(bundle).manifest
     assert manifest.name == "cnn"
     assert manifest.version == next(f.sha256 for f in manifest.files if f.role == "weights")[:12]
@@ -65,7 +65,7 @@ def test_the_manifest_says_what_a_service_needs(bundle: Path) -> None:
     ],
 )
 def test_one_altered_byte_is_found_and_the_file_named(bundle: Path, name: str) -> None:
-    """A flipped bit in any file stops the bundle from opening."""
+    """A bundle with a flipped bit in any file does not open."""
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
     (bundle / name).write_bytes(content)
@@ -74,7 +74,7 @@ def test_one_altered_byte_is_found_and_the_file_named(bundle: Path, name: str) -
 
 
 def test_a_missing_file_and_a_stranger_are_named(bundle: Path) -> None:
-    """A file too few or too many is refused by its name."""
+    """A missing or additional file is refused by name."""
     (bundle / "extra.bin").write_bytes(b"?")
     with pytest.raises(BundleError, match=r"does not name: extra\.bin"):
         Bundle.open(bundle)
@@ -95,7 +95,7 @@ def test_a_missing_file_and_a_stranger_are_named(bundle: Path) -> None:
     ],
 )
 def test_a_strange_manifest_is_refused(bundle: Path, change: dict[str, object], named: str) -> None:
-    """Unknown versions, unknown fields and paths that lead out of the folder are refused."""
+    """Unknown versions, unknown fields and paths outside the folder are refused."""
     path = bundle / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BundleError, match=named):
@@ -103,7 +103,7 @@ def test_a_strange_manifest_is_refused(bundle: Path, change: dict[str, object], 
 
 
 def test_an_interrupted_build_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
-    """What is staged and never sealed goes away, and what was there before stays."""
+    """Staged files that were never sealed are removed, and earlier files stay."""
     target = tmp_path / "out" / "cnn"
     shutil.copytree(bundle, target)
     with suppress(KeyboardInterrupt), staged(target) as staging:
@@ -114,7 +114,7 @@ def test_an_interrupted_build_leaves_nothing(bundle: Path, tmp_path: Path) -> No
 
 
 def test_only_a_bundle_is_overwritten(bundle: Path, tmp_path: Path) -> None:
-    """A target that is somebody's folder is refused and left as it was."""
+    """A target folder that is not a bundle is refused and left unchanged."""
     target = tmp_path / "home"
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
@@ -125,7 +125,7 @@ def test_only_a_bundle_is_overwritten(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_finds_bundles_by_their_manifests(bundles: Path, tmp_path: Path) -> None:
-    """Folders without a manifest, staged ones among them, are not bundles."""
+    """Folders without a manifest, such as staging folders, are not bundles."""
     assert [path.name for path in find_bundles(bundles)] == ["cnn", "mlp"]
     (tmp_path / "half").mkdir()
     shutil.copytree(bundles / "cnn", tmp_path / ".cnn.staged")
@@ -134,7 +134,7 @@ def test_finds_bundles_by_their_manifests(bundles: Path, tmp_path: Path) -> None
 
 
 def _killed_build(target: Path) -> None:
-    """A build in a process of its own that is killed while it stages."""
+    """Run a build in its own process and kill it while it stages."""
     program = (
         "import os, signal\n"
         "from pathlib import Path\n"
@@ -147,7 +147,7 @@ def _killed_build(target: Path) -> None:
 
 
 def test_what_a_killed_build_left_is_swept_by_the_next_one(tmp_path: Path) -> None:
-    """Its staging folder goes away; those of live builds and of other targets stay."""
+    """Its staging folder is removed; those of live builds and of other targets stay."""
     target, other = tmp_path / "cnn", tmp_path / "mlp"
     _killed_build(target)
     _killed_build(other)
@@ -163,7 +163,7 @@ def test_what_a_killed_build_left_is_swept_by_the_next_one(tmp_path: Path) -> No
 def test_a_bundle_that_a_killed_build_was_replacing_comes_back(
     bundle: Path, tmp_path: Path
 ) -> None:
-    """Killed between taking the old bundle away and putting the new one there."""
+    """The old bundle is restored if the build dies between moving it away and replacing it."""
     target = tmp_path / "out" / "cnn"
     _killed_build(target)
     (left,) = target.parent.iterdir()

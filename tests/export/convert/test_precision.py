@@ -1,4 +1,4 @@
-"""What stays in float32 when a network is taken to int8, and what cannot be taken there at all."""
+"""Parts of a network that stay in float32, and networks that cannot be converted to int8."""
 
 import numpy as np
 import onnx
@@ -23,14 +23,14 @@ def _model(nodes: list[onnx.NodeProto], stored: list[onnx.TensorProto]) -> onnx.
 
 
 def test_a_network_whose_weights_all_stay_in_float32_is_refused_in_words() -> None:
-    """Its only product is the last one before the output: an int8 file would be float32's."""
+    """Its only product is the last one, which stays in float32, so int8 would change nothing."""
     model = _model([helper.make_node("MatMul", ["x", "w"], ["y"], name="only")], [_weight("w")])
     with pytest.raises(NothingQuantizedError, match="none of its weights would be in int8"):
         to_int8(model, SAMPLES)
 
 
 def test_values_that_an_infinite_mask_reaches_stay_in_float32() -> None:
-    """An int8 step for -inf would be infinite: the masked sum has none, the product before has."""
+    """-inf would need an infinite int8 step, so only the product before it is quantized."""
     mask = np.array([0, 0, -np.inf, 0], np.float32)
     model = _model(
         [

@@ -1,4 +1,4 @@
-"""What cannot be exported is refused in words: what came, what was expected, what to do."""
+"""A refused export says what came, what was expected and what to do."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.export.subjects import tiny_subject
 
 
 def test_weights_beyond_one_protobuf_message_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is exported, with the size."""
+    """Weights that are too large are refused with their size, before the export."""
     assert 2**31 - 2**25 < onnx_export.PROTOBUF_BYTES < 2**31
     monkeypatch.setattr(onnx_export, "PROTOBUF_BYTES", 1_000)
     with pytest.raises(SubjectError, match=r"0\.0 GB; expected at most .* split the network"):
@@ -24,7 +24,7 @@ def test_weights_beyond_one_protobuf_message_are_refused(monkeypatch: pytest.Mon
 
 
 def _variable(name: str, axes: dict[str, str], folder: Path) -> None:
-    """Export a network, the second axis of its inputs declared variable under a name each."""
+    """Export a network whose inputs' second axes are variable, under the given names."""
     subject = network_under_test(name, folder, samples=4)
     inputs = tuple(
         TensorSpec(
@@ -43,16 +43,16 @@ def _variable(name: str, axes: dict[str, str], folder: Path) -> None:
 
 
 def test_axes_that_must_be_equal_need_one_name(tmp_path: Path) -> None:
-    """Ids and mask of two lengths cannot be exported; the message says how to declare one."""
+    """Ids and mask of unequal lengths are refused, and the message shows the declaration."""
     with pytest.raises(SubjectError, match="Axes that must be equal need one name"):
         _variable("text_encoder", {"ids": "one", "mask": "other"}, tmp_path)
 
 
 def test_a_recurrent_layer_s_steps_are_fixed(tmp_path: Path) -> None:
-    """PyTorch's exporter unrolls them.
+    """A variable number of steps is refused, because PyTorch's exporter unrolls the steps.
 
-    In a fresh process: the translation of a GRU to ONNX, as other tests have it, leaves a loop
-    behind that PyTorch then exports instead, and fails at.
+    The test needs a fresh process: converting a GRU to ONNX, as other tests do, leaves a loop
+    behind that PyTorch then exports instead, and that fails.
     """
     with Worker() as worker, pytest.raises(SubjectError, match="as a recurrent layer's steps are"):
         worker.call(_variable, "gru_with_state", {"x": "steps"}, tmp_path, timeout_s=300)

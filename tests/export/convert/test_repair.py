@@ -1,4 +1,4 @@
-"""A file of reduced precision that fails is made again with its guiltiest layers in float32."""
+"""A reduced-precision file that fails is made again with its worst layers in float32."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ OUTPUTS = (TensorSpec(name="output_0", datatype="FP32", shape=(-1, 4)),)
 
 
 class Chain(nn.Module):
-    """Four layers, of which int8 has the first three."""
+    """Four layers, the first three of which are quantized by int8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Chain(nn.Module):
 
 
 def chain() -> Chain:
-    """A Chain that int8 computes well."""
+    """A Chain that int8 computes accurately."""
     torch.manual_seed(0)
     module = Chain()
     for layer in (module.a, module.b, module.c):
@@ -66,7 +66,7 @@ def chain() -> Chain:
 
 
 def _spoil(before: nn.Linear, layer: nn.Linear) -> None:
-    """Let a layer weigh by 1,000 what is always 0: its other weights are lost in int8's steps."""
+    """Give a constant zero input the weight 1,000, so int8's steps lose the other weights."""
     with torch.no_grad():
         before.weight[0] = 0
         before.bias[0] = -1
@@ -74,23 +74,23 @@ def _spoil(before: nn.Linear, layer: nn.Linear) -> None:
 
 
 def one_bad_layer() -> Chain:
-    """The second of the three layers cannot be in int8."""
+    """A Chain whose second layer cannot be in int8."""
     module = chain()
     _spoil(module.a, module.b)
     return module
 
 
 def only_bad_layers() -> Chain:
-    """None of the three can."""
+    """A Chain of which no layer can be in int8."""
     module = one_bad_layer()
     _spoil(module.b, module.c)
     with torch.no_grad():
-        module.a.weight[:, 0] = 1000  # of an input that is always 0
+        module.a.weight[:, 0] = 1000  # weight of an input that is always 0
     return module
 
 
 def beyond_float16() -> Chain:
-    """Values between the first two layers reach 1e6: float16 ends at 65,504."""
+    """A Chain with values up to 1e6 between its first two layers; float16 ends at 65,504."""
     module = chain()
     with torch.no_grad():
         module.a.weight.mul_(1e6)
@@ -106,10 +106,10 @@ def _samples(count: int, seed: int) -> dict[str, Any]:
 
 
 class Here(Worker):
-    """Calls in this process."""
+    """Runs calls in this process."""
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
-        """The function's answer."""
+        """The function's result."""
         return function(*arguments)
 
 
@@ -139,14 +139,14 @@ def _repair(make: Callable[[], Chain], folder: Path, variant: str) -> Repair:
 
 
 def _error(content: bytes, source: bytes) -> float:
-    """RMS error over RMS of the answers, to samples that nothing was fitted to."""
+    """RMS error divided by RMS of the answers, on samples that nothing was fitted to."""
     asked = _samples(100, 3)
     found, fp64 = (OnnxModel(c, "cpu")(asked)["output_0"] for c in (content, source))
     return float(np.sqrt(np.square(found - fp64).mean() / np.square(fp64).mean()))
 
 
 def test_the_guilty_layer_of_int8_stays_in_float32(tmp_path: Path) -> None:
-    """And it alone: the search finds it, by a few trials."""
+    """The search finds exactly this layer, in a few trials."""
     repair = _repair(one_bad_layer, tmp_path, "onnx-int8")
     content, figures = repair.search()
     assert content is not None
@@ -172,7 +172,7 @@ def test_the_guilty_layer_of_int8_stays_in_float32(tmp_path: Path) -> None:
 
 
 def test_the_optimizer_does_not_take_a_kept_layer_to_int8(tmp_path: Path) -> None:
-    """ONNX Runtime would, between two layers in int8: 20 dB instead of 56 dB were measured."""
+    """ONNX Runtime would do so between two int8 layers, with 20 dB instead of 56 dB."""
     source = _source(one_bad_layer, tmp_path)
     model = onnx.ModelProto.FromString(source)
     layer = reducible_layers(model, "onnx-int8")[1]
@@ -182,7 +182,7 @@ def test_the_optimizer_does_not_take_a_kept_layer_to_int8(tmp_path: Path) -> Non
 
 
 def test_trials_are_a_table_of_what_precision_costs(tmp_path: Path) -> None:
-    """Layers kept, error, bytes and speed of each, beside the float32 file."""
+    """The table has kept layers, error, bytes and speed, beside the float32 file's."""
     _, figures = _repair(one_bad_layer, tmp_path, "onnx-int8").search()
     assert figures.chosen is not None
     chosen, failed = figures.trials[figures.chosen], figures.trials[0]
@@ -192,11 +192,11 @@ def test_trials_are_a_table_of_what_precision_costs(tmp_path: Path) -> None:
     assert failed.complaint is not None
     assert "SQNR" in failed.complaint
     assert all((trial.samples_per_s or 0) > 0 for trial in (figures.fp32, chosen, failed))
-    assert figures.samples == 100  # every second one
+    assert figures.samples == 100  # every second sample
 
 
 def test_where_every_layer_is_guilty_nothing_is_repaired(tmp_path: Path) -> None:
-    """A file of which nothing is left in int8 is not int8."""
+    """A file without any int8 layer left does not count as int8."""
     content, figures = _repair(only_bad_layers, tmp_path, "onnx-int8").search()
     assert content is None
     assert figures.chosen is None
@@ -206,7 +206,7 @@ def test_where_every_layer_is_guilty_nothing_is_repaired(tmp_path: Path) -> None
 
 
 def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> None:
-    """Calibration samples may speak well of it: the gate, whose samples are others, did not."""
+    """It is not returned even if calibration samples favour it, because the gate's do not."""
     content, figures = _repair(chain, tmp_path, "onnx-int8").search()
     assert content is not None
     assert figures.chosen is not None
@@ -222,7 +222,7 @@ def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> No
 
 
 def test_the_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty trials, or whatever the limit is."""
+    """The search stops after the limit, by default twenty trials."""
     assert MOST_TRIALS == 20
     monkeypatch.setattr(repair_module, "MOST_TRIALS", 2)
     content, figures = _repair(one_bad_layer, tmp_path, "onnx-int8").search()
@@ -231,7 +231,7 @@ def test_the_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_layer_beyond_float16_stays_in_float32(tmp_path: Path) -> None:
-    """With the one that brings its values back: what both hand over is never float16."""
+    """The next layer stays, too, so values between the two are never float16."""
     repair = _repair(beyond_float16, tmp_path, "onnx-fp16")
     default = convert_bytes(repair.source, None)
     assert not np.isfinite(OnnxModel(default, "cpu")(_samples(8, 1))["output_0"]).all()
@@ -248,7 +248,7 @@ def test_a_layer_beyond_float16_stays_in_float32(tmp_path: Path) -> None:
 
 
 def test_kept_weights_are_not_rounded_to_float16(tmp_path: Path) -> None:
-    """Neither rounded nor cast: the tensors are the float32 file's."""
+    """Kept weights are the float32 file's tensors, neither rounded nor cast."""
     source = onnx.ModelProto.FromString(_source(chain, tmp_path))
     layer = reducible_layers(source, "onnx-fp16")[1]
     kept = to_fp16(source, layer.nodes)
@@ -260,7 +260,7 @@ def test_kept_weights_are_not_rounded_to_float16(tmp_path: Path) -> None:
 
 
 def test_chance_and_the_number_of_samples_narrow_the_tolerance() -> None:
-    """Formulas by hand: two samples' errors, and the largest of ten thousand values."""
+    """The formulas match values by hand, for two samples and ten thousand values."""
     fp64 = np.array([[10.0], [10.0]])
     found = fp64 + np.array([[0.1], [0.3]])
     # ratio 0.1 / 200; the deviations are +-0.04, so the standard deviation is 0.0566 / 200.
@@ -272,7 +272,7 @@ def test_chance_and_the_number_of_samples_narrow_the_tolerance() -> None:
 
 
 def test_errors_of_layers_that_add_up_say_how_many_to_keep() -> None:
-    """Shares 9, 5, 3 and 1 of the noise that is allowed 4: the two largest must go."""
+    """With shares 9, 5, 3 and 1 of the noise and 4 allowed, the two largest are kept."""
     allowed = replace_sqnr(10 * np.log10(1 / 4))
     assert repair_module._expected([9.0, 5.0, 3.0, 1.0], allowed) == 2
     assert repair_module._expected([float("inf"), 5.0, 3.0, 1.0], allowed) == 2
@@ -280,7 +280,7 @@ def test_errors_of_layers_that_add_up_say_how_many_to_keep() -> None:
 
 
 def replace_sqnr(sqnr_db: float) -> Any:
-    """int8's tolerance with another bound."""
+    """Replace the bound of int8's tolerance."""
     return tolerance_for("onnx-int8", "cpu").model_copy(update={"sqnr_db": sqnr_db})
 
 
@@ -300,7 +300,7 @@ def _command(make: Callable[[], Chain], folder: Path, *further: str) -> list[str
 def test_a_repaired_variant_is_in_the_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command says so, manifest and parity.json keep it; only calibration was searched."""
+    """Output, manifest and parity.json report it; the search used only calibration samples."""
     asked: list[Arrays] = []
 
     def record(
@@ -322,7 +322,7 @@ def test_a_repaired_variant_is_in_the_bundle(
     figures = ParityFigures.model_validate_json(bundle.path("parity").read_bytes())
     trials = figures.repairs["onnx-int8"].trials
     assert len(trials) == repaired.trials
-    assert {trial.samples_per_s for trial in trials} == {None}  # a bundle's bytes know no clock
+    assert {trial.samples_per_s for trial in trials} == {None}  # its bytes must not vary
     page = (tmp_path / "report" / "parity.html").read_text()
     assert "Layers of onnx-int8 kept in float32" in page
     assert "chosen" in page
@@ -339,7 +339,7 @@ def test_a_repaired_variant_is_in_the_bundle(
 
 
 def test_a_bundle_that_says_nothing_of_repairs_still_opens(tmp_path: Path) -> None:
-    """Older code wrote no such field; a build that passes at once tries nothing."""
+    """Bundles of older code have no such field, and a build that passes at once has no trials."""
     assert main(_command(chain, tmp_path)) == 0
     bundle = Bundle.open(tmp_path / "out")
     assert "onnx-int8" in bundle.variants
@@ -352,7 +352,7 @@ def test_a_bundle_that_says_nothing_of_repairs_still_opens(tmp_path: Path) -> No
 def test_what_cannot_be_repaired_is_left_out_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 0 without it, 1 where it is required."""
+    """The variant is omitted with status 0, or status 1 if it is required."""
     command = _command(only_bad_layers, tmp_path)
     assert main(command) == 0
     reason = Bundle.open(tmp_path / "out").manifest.not_built["onnx-int8"]

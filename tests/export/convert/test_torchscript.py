@@ -1,4 +1,4 @@
-"""TorchScript files compute what the module computes, whatever version their format has."""
+"""TorchScript files of any format version compute the same as the module."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from export.convert.torchscript import _trace_and_save
 
 
 class _Scaled(nn.Module):
-    """Divides whole numbers, which formats before version 4 rounded down."""
+    """Divides integers, which formats before version 4 rounded down."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / 255
@@ -19,7 +19,7 @@ class _Scaled(nn.Module):
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
 @pytest.mark.parametrize("file", ["traced.ts", "frozen.ts"])
 def test_whole_numbers_are_divided_without_rounding(file: str, tmp_path: Path) -> None:
-    """The file keeps the version of its format, which says how its operators are to be read."""
+    """The file keeps its format version, which determines the meaning of its operators."""
     pixels = torch.tensor([[0, 1, 51, 255]], dtype=torch.uint8)
     module = _Scaled().eval()
     _trace_and_save(module, (pixels,), tmp_path / "traced.ts", tmp_path / "frozen.ts")

@@ -1,4 +1,4 @@
-"""The first layer's file is the proven file's own beginning, and gives the checkpoint's values."""
+"""The first layer's file is the beginning of the proven file and gives the checkpoint's values."""
 
 import copy
 import dataclasses
@@ -34,12 +34,12 @@ PLACES = {"cnn": "features.1", "bn-cnn": "features.2", "mlp": "layers.2"}
 
 @pytest.fixture(scope="module")
 def proofs() -> dict[str, ParityRun]:
-    """Tiny networks, exported once; not to be changed."""
+    """Tiny networks, exported once; tests must not change them."""
     return {model: ParityRun.of(tiny_subject(model)) for model in PLACES}
 
 
 def _hooked(module: nn.Module, place: str, images: Tensor) -> Array:
-    """What a module inside gives, as PyTorch itself tells."""
+    """The output of an inner module, from a PyTorch hook."""
     seen: list[Tensor] = []
     inside = module.get_submodule(f"classifier.{place}")
     hook = inside.register_forward_hook(lambda _, __, output: seen.append(output))
@@ -54,7 +54,7 @@ def _hooked(module: nn.Module, place: str, images: Tensor) -> Array:
 def test_the_reference_is_the_modules_own_activation(
     model: str, proofs: dict[str, ParityRun]
 ) -> None:
-    """In float32 and in float64 it is, bit by bit, what a forward hook at that place gets."""
+    """The reference is bit-equal to a forward hook's output, in float32 and float64."""
     proof = proofs[model]
     first = proof.first_layer(proof.translation.model)
     inputs, module = proof.reference.first(20), proof.subject.module
@@ -67,7 +67,7 @@ def test_the_reference_is_the_modules_own_activation(
 
 
 def _spoilt(model: onnx.ModelProto, *, strongest: bool) -> onnx.ModelProto:
-    """One weight of the first layer 1% off: the largest, or the smallest there is."""
+    """The model with one weight of its first layer 1% off, the largest or the smallest."""
     changed = copy.deepcopy(model)
     weight = next(t for t in changed.graph.initializer if t.name.endswith(".0.weight"))
     values = numpy_helper.to_array(weight).copy()
@@ -81,7 +81,7 @@ def _spoilt(model: onnx.ModelProto, *, strongest: bool) -> onnx.ModelProto:
 def test_an_honest_file_passes_and_one_weight_off_does_not(
     model: str, proofs: dict[str, ParityRun], tmp_path: Path
 ) -> None:
-    """A strong weight 1% off shows in the values, the weakest in the comparison of tensors."""
+    """The values reveal 1% of a strong weight, the comparison of tensors 1% of the weakest."""
     proof, path = proofs[model], tmp_path / "model.features.onnx"
     whole = proof.translation.model
     first = proof.first_layer(whole)
@@ -100,7 +100,7 @@ def test_an_honest_file_passes_and_one_weight_off_does_not(
 
 
 def test_the_cut_is_as_the_whole_file_and_the_same_each_time(proofs: dict[str, ParityRun]) -> None:
-    """Its bytes are repeated; opset, IR version and input are the whole's; no node is too many."""
+    """The bytes are reproducible, opset, IR version and input match, and no node is superfluous."""
     for proof in proofs.values():
         whole = proof.translation.model
         first = proof.first_layer(whole)
@@ -125,7 +125,7 @@ def test_the_cut_is_as_the_whole_file_and_the_same_each_time(proofs: dict[str, P
 def test_other_networks_have_a_first_layer_too(
     architecture: str, words: str, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Convolutions over rows, over volumes, in branches and before blocks: named and right."""
+    """Convolutions over rows, over volumes, in branches and before blocks are found."""
     numbers = {
         "inception": {"width": 2},
         "resnet": {"channels": 4, "blocks": 1},
@@ -146,7 +146,7 @@ def test_other_networks_have_a_first_layer_too(
 
 
 def test_what_has_no_first_layer_says_why(proofs: dict[str, ParityRun]) -> None:
-    """No activation behind a product, or another input than one image: an error in words."""
+    """Without an activation after a product, or with other inputs, the error gives the reason."""
     proof = proofs["mlp"]
     bare = copy.deepcopy(proof.translation.model)
     for node in bare.graph.node:
@@ -160,7 +160,7 @@ def test_what_has_no_first_layer_says_why(proofs: dict[str, ParityRun]) -> None:
 
 
 def test_the_bundle_names_hashes_and_proves_the_first_layer(bundles: Path) -> None:
-    """Manifest and parity.json hold layer, figures and tolerance; the file says what it is."""
+    """Manifest and parity.json have layer, figures and tolerance, and the file has metadata."""
     for model, words in (("cnn", "features.1 (ReLU after Conv 5x5, 2 channels)"), ("mlp", "units")):
         bundle = Bundle.open(bundles / model)
         shown = bundle.manifest.features
@@ -184,7 +184,7 @@ def test_the_bundle_names_hashes_and_proves_the_first_layer(bundles: Path) -> No
 def test_a_changed_first_layer_turns_both_checks_red(
     bundle: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A weight 1% off in that file alone, its hash agreeing: status 1, and the words name it."""
+    """A weight 1% off in this file, with its hash updated, gives status 1 and is named."""
     path = bundle / "model.features.onnx"
     path.write_bytes(model_bytes(_spoilt(onnx.load(path), strongest=True)))
     rehash(bundle, path.name)
@@ -198,7 +198,7 @@ def test_a_changed_first_layer_turns_both_checks_red(
 
 
 def test_a_file_cut_elsewhere_is_no_first_layer(proofs: dict[str, ParityRun]) -> None:
-    """The second activation in its place: another output, and more nodes than there should be."""
+    """A file cut at the second activation is refused for its output and its extra nodes."""
     whole = proofs["cnn"].translation.model
     first = proofs["cnn"].first_layer(whole)
     second = TensorSpec(name="relu_1", datatype="FP32", shape=(-1, 4, 8, 8))
@@ -208,7 +208,7 @@ def test_a_file_cut_elsewhere_is_no_first_layer(proofs: dict[str, ParityRun]) ->
 
 
 def test_feature_maps_without_their_proof_are_no_bundle(bundle: Path) -> None:
-    """A manifest that names the file and has no verdict, or the reverse, is refused: status 2."""
+    """A manifest with the file but no verdict, or the reverse, is refused with status 2."""
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "features": None}))

@@ -1,4 +1,4 @@
-"""An image's p-value means what it says, and what is no digit on paper is told, with a reason."""
+"""P-values are calibrated, and images that are not digits on paper are flagged with a reason."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,19 +30,19 @@ def images(data_dir: Path) -> Array:
 
 @pytest.fixture(scope="module")
 def others(data_dir: Path) -> Array:
-    """300 more."""
+    """300 more MNIST images."""
     return read_idx(data_dir / "t10k-images-idx3-ubyte")
 
 
 @pytest.fixture(scope="module")
 def guard(images: Array) -> OodDetector:
-    """Fitted to 1,200 of them, 300 held out."""
+    """A detector fitted to 1,200 images, with 300 held out."""
     return fit(images[HELD_OUT:], images[:HELD_OUT])
 
 
 @pytest.mark.parametrize("ground", [0, 130])
 def test_the_covariance_is_exact(ground: int) -> None:
-    """Float32 holds every sum of a block of rows, also of the largest pixels there are."""
+    """Float32 is exact for sums of a block of rows, even of the largest pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (2 * EXACT_ROWS + 1, 784)).astype(np.uint8)
     pixels[:EXACT_ROWS] = 255
     centred = pixels.astype(np.int64) - ground
@@ -53,7 +53,7 @@ def test_the_covariance_is_exact(ground: int) -> None:
 def test_a_p_value_counts_the_held_out_images_that_are_as_strange(
     guard: OodDetector, images: Array
 ) -> None:
-    """The held-out images' own are all the ranks there are; by hand for the strangest."""
+    """The held-out images have all possible ranks, and the strangest one's matches by hand."""
     p_values = guard.p_values(images[:HELD_OUT])
     ranks = (1 + np.arange(1, HELD_OUT + 1)) / (1 + HELD_OUT)
     assert np.allclose(np.sort(p_values), ranks)
@@ -65,14 +65,14 @@ def test_a_p_value_counts_the_held_out_images_that_are_as_strange(
 def test_of_images_of_the_same_kind_no_more_have_a_small_p_value(
     share: float, guard: OodDetector, others: Array
 ) -> None:
-    """Of 300 images that nobody fitted anything to about this share lies below it (3 sigma)."""
+    """About this share of 300 unseen images has a smaller p-value (3 sigma)."""
     found = int((guard.p_values(others) < share).sum())
     spread = 3 * np.sqrt(share * (1 - share) * len(others) * (1 + len(others) / HELD_OUT))
     assert abs(found - share * len(others)) <= spread + 1
 
 
 def test_an_image_is_as_strange_in_any_batch(guard: OodDetector, others: Array) -> None:
-    """To the last bit: alone, among 300, and in uneven parts."""
+    """Scores are bit-equal alone, among 300 and in uneven parts."""
     together = guard.strangeness(others)
     for size in (1, 3, 7, 64):
         parts = [guard.strangeness(others[i : i + size]) for i in range(0, len(others), size)]
@@ -80,7 +80,7 @@ def test_an_image_is_as_strange_in_any_batch(guard: OodDetector, others: Array) 
 
 
 def test_products_with_components_are_exact(guard: OodDetector, others: Array) -> None:
-    """No sum of theirs leaves float32's whole numbers, so that no order of sums shows."""
+    """All sums are integers within float32's exact range, so their order does not matter."""
     assert PIXEL_MAX * np.abs(guard.basis_PC).sum(axis=0).max() < 2**24
     centred = others.reshape(-1, 784) - guard.mean_P
     exact = centred.astype(np.int64) @ guard.basis_PC.astype(np.int64)
@@ -112,7 +112,7 @@ STRANGE: dict[str, tuple[Callable[[Array], Array], str]] = {
 def test_what_is_no_digit_on_paper_is_told_with_its_reason(
     name: str, guard: OodDetector, others: Array
 ) -> None:
-    """Nine in ten of each kind, and all that are told have a p-value under the bound."""
+    """Nine in ten of each kind are flagged, and flagged images have p-values below the bound."""
     change, words = STRANGE[name]
     verdicts = guard.judge(change(others[:100]))
     told = [verdict for verdict in verdicts if not verdict.usual]
@@ -126,7 +126,7 @@ def test_what_is_no_digit_on_paper_is_told_with_its_reason(
 def test_the_file_holds_all_of_it_and_its_bytes_depend_on_the_images_alone(
     guard: OodDetector, images: Array, others: Array, tmp_path: Path
 ) -> None:
-    """What is read back judges alike; fitted again, the same bytes; to other images, others."""
+    """A loaded detector judges alike; equal images give equal bytes, others do not."""
     guard.save(tmp_path / "a.npz")
     fit(images[HELD_OUT:], images[:HELD_OUT]).save(tmp_path / "b.npz")
     fit(images[HELD_OUT + 1 :], images[:HELD_OUT]).save(tmp_path / "c.npz")
@@ -149,14 +149,14 @@ def test_the_file_holds_all_of_it_and_its_bytes_depend_on_the_images_alone(
 def test_a_file_whose_arrays_do_not_fit_is_refused(
     change: dict[str, Array], guard: OodDetector, tmp_path: Path
 ) -> None:
-    """Named with the file, before anything is judged by it."""
+    """The error names the file before any image is judged."""
     dataclasses.replace(guard, **change).save(tmp_path / "guard.npz")
     with pytest.raises(BundleError, match=r"guard\.npz does not hold a guard"):
         OodDetector.load(tmp_path / "guard.npz")
 
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
-    """Text and other arrays are no guard."""
+    """Text and other arrays are refused as detectors."""
     (tmp_path / "guard.npz").write_text("text")
     with pytest.raises(BundleError, match="does not hold a guard"):
         OodDetector.load(tmp_path / "guard.npz")

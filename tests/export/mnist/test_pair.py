@@ -1,4 +1,4 @@
-"""What does not read one digit is exported by the same command, through the same gate."""
+"""Networks for other tasks are exported by the same command and verified by the same gate."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ VARIANTS = {"two-input": "onnx,onnx-int8", "autoencoder": "onnx"}
 
 @pytest.fixture(scope="module")
 def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny checkpoint and its bundle, of each network."""
+    """A folder with a tiny checkpoint and its bundle, for each network."""
     folder = tmp_path_factory.mktemp("made")
     for model, numbers in NUMBERS.items():
         data = ["--data-dir", str(data_dir)]
@@ -43,7 +43,7 @@ def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pair_bundle_takes_two_images_and_gives_three_answers(made: Path) -> None:
-    """Its tensors, its labels up to 18, and a passed verdict with every planted fault caught."""
+    """It has the right tensors, labels up to 18, a passed verdict and no surviving mutant."""
     bundle = Bundle.open(made / "two-input")
     manifest = bundle.manifest
     assert [str(tensor) for tensor in manifest.inputs] == [
@@ -69,7 +69,7 @@ def test_a_pair_bundle_takes_two_images_and_gives_three_answers(made: Path) -> N
 
 
 def test_the_pair_file_answers_as_the_network_does(made: Path, data_dir: Path) -> None:
-    """Raw pixels in; logits are the network's, probabilities their softmax; order matters."""
+    """Raw pixels give the network's logits and their softmax, and the order of images matters."""
     pairs = fixed_pairs(load_dataset(data_dir).test)
     images = (pairs.first.images[:5], pairs.second.images[:5])
     model = OnnxModel(Bundle.open(made / "two-input").model_path("onnx"), "cpu")
@@ -86,7 +86,7 @@ def test_the_pair_file_answers_as_the_network_does(made: Path, data_dir: Path) -
 
 
 def test_an_autoencoder_gives_ink_between_0_and_1(made: Path, data_dir: Path) -> None:
-    """One image in, the image in 0..1 out; no label, no accuracy, passed all the same."""
+    """One image gives an image in 0..1, and the proof passes without labels or accuracy."""
     bundle = Bundle.open(made / "autoencoder")
     manifest = bundle.manifest
     assert [str(tensor) for tensor in manifest.outputs] == ["ink=FP32[-1,28,28]"]
@@ -101,13 +101,13 @@ def test_an_autoencoder_gives_ink_between_0_and_1(made: Path, data_dir: Path) ->
         expected = to_ink(network(standardise(to_pixels(images))))[:, 0].numpy()
     ink = model({"images": images.numpy()})["ink"]
     assert np.allclose(ink, expected, atol=1e-5)
-    assert ink.min() == 0  # cut off: the network's own answers go below paper
+    assert ink.min() == 0  # clipped: the network's own outputs go below 0
     assert ink.max() <= 1
     assert "softmax" not in model.metadata["pixels"]
 
 
 def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Path) -> None:
-    """Network and pairs are rebuilt from the bundle: the same questions, the same answers."""
+    """Network and pairs are rebuilt from the bundle, and give the same answers."""
     bundle, dataset = Bundle.open(made / "two-input"), load_dataset(data_dir)
     then = from_checkpoint(made / "checkpoints" / "two-input", dataset)
     now = from_bundle(bundle, dataset)
@@ -126,7 +126,7 @@ def test_a_pair_bundle_can_be_proven_again_from_itself(made: Path, data_dir: Pat
 def test_a_bundle_that_names_its_network_by_an_older_name_is_rebuilt(
     made: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Such bundles were built before the networks were renamed."""
+    """Bundles from before the networks were renamed can be rebuilt."""
     shutil.copytree(made / "two-input", tmp_path / "pair")
     path = tmp_path / "pair" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -139,7 +139,7 @@ def test_a_bundle_that_names_its_network_by_an_older_name_is_rebuilt(
 def test_a_checkpoint_of_another_split_is_not_exported(
     made: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What would be called held out for its guard was in part learned from."""
+    """Its images that count as held out for the guard were partly trained on."""
     monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
     with pytest.raises(CheckpointError, match="held out other images"):
         from_checkpoint(made / "checkpoints" / "autoencoder", load_dataset(data_dir))
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_split_is_not_exported(
 def test_a_bundle_of_another_split_is_not_checked(
     made: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its manifest says which images were held out, an older manifest names none."""
+    """It is refused by the split's hash, which an older manifest does not have."""
     bundle, dataset = Bundle.open(made / "two-input"), load_dataset(data_dir)
     monkeypatch.setattr(mnist, "SPLIT_SEED", 1)
     with pytest.raises(CheckpointError, match="two-input held out other images"):

@@ -1,4 +1,4 @@
-"""The exported graph holds everything between raw pixels and probabilities."""
+"""The exported graph contains all steps from raw pixels to probabilities."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from tests.export.subjects import tiny_subject
 
 
 class _FirstPixels(nn.Module):
-    """Hands its standardised input through as ten logits."""
+    """Returns its first ten standardised inputs as logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def test_pixels_are_standardised_as_in_training() -> None:
 
 
 def test_a_model_in_training_mode_is_not_exported() -> None:
-    """Dropout and batch statistics never reach a file: the culprit modules are named."""
+    """Modules in training mode, such as dropout, are refused by name."""
     subject = tiny_subject("mlp")
     module = subject.module
     assert isinstance(module, ServableModel)
@@ -49,7 +49,7 @@ def test_a_model_in_training_mode_is_not_exported() -> None:
 
 
 def test_the_corner_images_are_what_they_say() -> None:
-    """Empty, full, checkerboards, single pixels, a ramp: seven images, all different."""
+    """Empty, full, checkerboards, single pixels and a ramp are seven distinct images."""
     edge_cases = edge_case_images(28, 28)
     assert {image.shape for image in edge_cases.values()} == {(28, 28)}
     assert {image.dtype for image in edge_cases.values()} == {np.dtype(np.uint8)}

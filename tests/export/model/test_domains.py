@@ -1,4 +1,4 @@
-"""Inputs are declared in a line, and edge cases hold no value that an input cannot have."""
+"""Declarations of inputs, and edge cases that contain only values that an input may have."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def _spec(array: np.ndarray, domain: Domain | None = None) -> TensorSpec:
 
 
 def test_a_declaration_says_sizes_axes_and_values() -> None:
-    """Variable axes have bounds and a name; the domain stands behind the shape."""
+    """Variable axes have bounds and a name, and the domain follows the shape."""
     ids = parse_input("ids=INT64[-1,tokens=4..128]:tokens=30522")
     assert (ids.shape, ids.bounds, ids.axes) == ((-1, -1), {1: (4, 128)}, {1: "tokens"})
     assert ids.domain == Domain(kind="tokens", low=0, high=30521)
@@ -58,13 +58,13 @@ def test_a_declaration_says_sizes_axes_and_values() -> None:
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(text: str, words: str) -> None:
-    """The message says what came."""
+    """The message quotes the declaration."""
     with pytest.raises(ValueError, match=words):
         parse_input(text)
 
 
 def test_ids_are_constant_or_shuffled_observed_ids() -> None:
-    """Nothing is declared: no id that was not seen, and a whole sample's ids in another order."""
+    """Without a declaration, edge cases use only observed ids, or a sample's ids shuffled."""
     cases = edge_values(_spec(IDS), IDS)
     assert cases[SMALLEST].tolist() == [0] * 4
     assert cases[LARGEST].tolist() == [8] * 4
@@ -72,13 +72,13 @@ def test_ids_are_constant_or_shuffled_observed_ids() -> None:
 
 
 def test_declared_ids_reach_the_vocabulary_s_end() -> None:
-    """Of 50 words the largest id is 49."""
+    """With 50 declared words, the largest id is 49."""
     spec = _spec(IDS, Domain(kind="tokens", low=0, high=49))
     assert edge_values(spec, IDS)[LARGEST].tolist() == [49] * 4
 
 
 def test_a_mask_never_hides_everything() -> None:
-    """A mask is learned from ones that zeros follow: its smallest is one 1, not none."""
+    """A mask is recognised as ones followed by zeros, and has at least one 1."""
     assert domain_of(_spec(MASK), MASK) == Domain(kind="mask")
     cases = edge_values(_spec(MASK), MASK)
     assert cases[SMALLEST].tolist() == [1, 0, 0, 0]
@@ -92,7 +92,7 @@ def test_a_mask_never_hides_everything() -> None:
 
 
 def test_numbers_of_no_known_domain_are_whole_observed_samples() -> None:
-    """They are never filled element by element, and alone they give no edge case at all."""
+    """Their elements are never filled in, and alone they give no edge case."""
     assert domain_of(_spec(NUMBERS), NUMBERS) is None
     for case in edge_values(_spec(NUMBERS), NUMBERS).values():
         assert case.tolist() in NUMBERS.tolist()
@@ -100,7 +100,7 @@ def test_numbers_of_no_known_domain_are_whole_observed_samples() -> None:
 
 
 def test_lengths_and_pixels_stay_within_what_they_may_be() -> None:
-    """A length is at most that of these samples; uint8 is pixels, 0 to 255."""
+    """Lengths stay within the samples' own, and uint8 counts as pixels in 0..255."""
     lengths = np.array([2, 4, 3])
     spec = _spec(lengths, Domain(kind="length", low=1, high=9))
     cases = edge_values(spec, lengths)
@@ -119,14 +119,14 @@ def test_lengths_and_pixels_stay_within_what_they_may_be() -> None:
     ],
 )
 def test_samples_beyond_their_domain_are_refused(array: np.ndarray, domain: Domain) -> None:
-    """What is declared must be true of the samples."""
+    """Samples must match the declaration."""
     with pytest.raises(SubjectError, match=r"the samples of x have values from .* declared was"):
         require_domain(_spec(array, domain), array)
     require_domain(_spec(MASK, Domain(kind="mask")), MASK)
 
 
 def test_neighbours_in_a_batch_are_of_the_domain_too() -> None:
-    """Ids are shuffled within a sample; a mask is another sample's."""
+    """Ids are shuffled within a sample, and masks come from another sample."""
     generator = np.random.default_rng(0)
     assert np.sort(shuffle_values(_spec(IDS), IDS, generator)).tolist() == np.sort(IDS).tolist()
     assert shuffle_values(_spec(MASK), MASK, generator).tolist() == [

@@ -1,4 +1,4 @@
-"""Any module is exported: several inputs and outputs, skip connection, branches; the same gate."""
+"""Any module can be exported through the same gate, with several inputs, outputs and branches."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ WIDTH = 4
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what a user has: weights, samples to be asked, others for calibration."""
+    """A user's folder: weights, samples for the proof and others for calibration."""
     folder = tmp_path_factory.mktemp("given")
     save_file(pair(WIDTH).state_dict(), folder / "pair.safetensors")
     samples = pair_samples(300, seed=0)
@@ -42,7 +42,7 @@ def _command(given: Path, out: Path, *further: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pair_bundle(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle, in all variants; not to be changed."""
+    """The folder's bundle, in all variants; tests must not change it."""
     out = tmp_path_factory.mktemp("pair") / "pair"
     further = ["--logits", "kind", "--calibration", str(given / "calibration.npz")]
     further += ["--input", "picture=FP32[-1,1,8,8]", "--input", "numbers=FP32[-1,4]"]
@@ -51,7 +51,7 @@ def pair_bundle(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_inputs_and_two_outputs_are_exported_and_proven(pair_bundle: Path) -> None:
-    """The manifest names all tensors, every variant passed, and every fault would be caught."""
+    """The manifest names all tensors, every variant passed, and every mutant was killed."""
     manifest = Bundle.open(pair_bundle).manifest
     assert [str(tensor) for tensor in manifest.inputs] == [
         *("picture=FP32[-1,1,8,8]", "numbers=FP32[-1,4]")
@@ -62,7 +62,7 @@ def test_two_inputs_and_two_outputs_are_exported_and_proven(pair_bundle: Path) -
     assert {v.variant for v in manifest.parity if v.passed} == {
         *("onnx", "onnx-fp16", "torchscript", "torchscript-frozen", "pt2")
     }
-    # Each of its products is the last one before one of the outputs.
+    # Each of its products is the last one before an output.
     assert "none of its weights would be in int8" in manifest.not_built["onnx-int8"]
     assert manifest.factory is not None
     assert manifest.factory.arguments == {"width": WIDTH}
@@ -70,11 +70,11 @@ def test_two_inputs_and_two_outputs_are_exported_and_proven(pair_bundle: Path) -
     figures = json.loads((pair_bundle / "parity.json").read_text())
     assert set(figures["rows"][0]["outputs"]) == {"kind", "score"}
     assert all(fault["caught_by"] or fault["not_applicable"] for fault in figures["faults"])
-    assert figures["files"]["onnx"]["weights"]["folded"] == 2  # behind the join, one stays unfolded
+    assert figures["files"]["onnx"]["weights"]["folded"] == 2  # one stays unfolded, after the join
 
 
 def test_the_file_answers_as_the_module_does(pair_bundle: Path) -> None:
-    """Inputs by name, in any batch size, give the module's own outputs."""
+    """Named inputs in any batch size give the module's own outputs."""
     model = OnnxModel(Bundle.open(pair_bundle).model_path("onnx"), "cpu")
     samples = pair_samples(5, seed=2)
     answers = model(samples)
@@ -88,7 +88,7 @@ def test_the_file_answers_as_the_module_does(pair_bundle: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["onnx", "onnx-fp16", "torchscript"])
 def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_path: Path) -> None:
-    """Two inputs and two outputs at /v2, in JSON and in binary; /predict says where to ask."""
+    """/v2 serves two inputs and outputs as JSON and binary; /predict names the endpoint."""
     settings = {"INFERENCE_BUNDLES": str(pair_bundle.parent), "INFERENCE_VARIANT": variant}
     samples = pair_samples(70, seed=2)  # more than a batch
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_
 def test_it_is_proven_again_from_the_bundle_with_the_same_samples(
     pair_bundle: Path, given: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Quick without anything, in full with the file of samples, and with no other file."""
+    """The quick check needs no samples; the full one needs exactly the same file."""
     assert main(["check", str(pair_bundle), "--quick"]) == 0
     assert main(["check", str(pair_bundle), "--quick", "--variant", "onnx-fp16"]) == 0
     check = ["check", str(pair_bundle), "--model", "tests.export.subjects:pair"]
@@ -132,14 +132,14 @@ def test_it_is_proven_again_from_the_bundle_with_the_same_samples(
 def test_without_calibration_int8_is_left_out_and_said_so(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No scale is made up: the variant is named as not built, with what is missing."""
+    """No scale is invented: the output names the missing variant and what it needs."""
     assert main(_command(given, tmp_path / "pair", "--variants", "onnx,onnx-int8")) == 0
     assert "onnx-int8" not in Bundle.open(tmp_path / "pair").variants
     assert "NOT BUILT: no calibration samples were given" in capsys.readouterr().out
 
 
 def test_task_labels_and_preprocessing_reach_the_manifest(given: Path, tmp_path: Path) -> None:
-    """As the command line gives them; the service reads nothing else."""
+    """The manifest has the command line's values, which are all that the service reads."""
     preprocessing = {"crop": [8, 8], "channels": 1, "layout": "NCHW", "mean": [0], "std": [1]}
     (tmp_path / "preprocessing.json").write_text(json.dumps(preprocessing))
     (tmp_path / "labels.txt").write_text("square\ncircle\nétoile\n")
@@ -176,7 +176,7 @@ def test_task_labels_and_preprocessing_reach_the_manifest(given: Path, tmp_path:
 def test_what_cannot_be_used_is_answered_in_words(
     change: list[str], words: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 64, what was given, what was expected; no bundle."""
+    """The status is 64 with what came and what was expected, and there is no bundle."""
     arguments = [] if "--arguments" in change else ["--arguments", f'{{"width": {WIDTH}}}']
     if "subjects:no_module" in change[-1]:
         arguments = ["--arguments", "{}"]
@@ -190,7 +190,7 @@ def test_what_cannot_be_used_is_answered_in_words(
 def test_a_pickle_is_refused_with_the_way_to_convert_it(
     name: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its name or by its content; nothing in it is run, and the command shown works."""
+    """It is detected by name or content, is not executed, and the shown command works."""
     torch.save(pair(WIDTH).state_dict(), tmp_path / name)
     command = _command(given, tmp_path / "out", "--checkpoint", str(tmp_path / name))
     assert main(command) == 64
@@ -203,7 +203,7 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(
 def test_samples_that_do_not_fit_each_other_are_refused(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Arrays of different lengths are answered with what was found."""
+    """The message for arrays of different lengths lists what was found."""
     odd = {"picture": np.zeros((9, 1, 8, 8), "f"), "numbers": np.zeros((8, 4), "f")}
     np.savez(tmp_path / "odd.npz", **odd)  # type: ignore[arg-type]
     command = _command(given, tmp_path / "out", "--inputs", str(tmp_path / "odd.npz"))

@@ -1,4 +1,4 @@
-"""Any forward: keyword-only, optional, nested; and its answer as named tensors."""
+"""Any forward signature (keyword-only, optional, nested), and its outputs as named tensors."""
 
 import dataclasses
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class _Answer:
 
 
 def test_inputs_are_handed_over_by_the_names_of_parameters() -> None:
-    """In any order, keyword-only ones too; an optional one may be left out."""
+    """Inputs are passed by name in any order, and optional ones may be missing."""
     (found,) = Positional(_Keywords(), ["scale", "x"])(A, C)
     assert found.tolist() == (A * C).tolist()
     (found,) = Positional(_Keywords(), ["shift", "x", "scale"])(A, B, C)
@@ -47,7 +47,7 @@ def test_inputs_are_handed_over_by_the_names_of_parameters() -> None:
 
 
 def test_tuples_and_dicts_are_put_together() -> None:
-    """The tuple's order is that of the numbers in the names, the dict's keys are their words."""
+    """Numbers in the names order a tuple, and other parts are a dict's keys."""
     names = ["state_1", "x", "state_0", "batch_mask", "batch_ids"]
     (found,) = Positional(_Nested(), names)(A, B, C, A, B)
     assert found.tolist() == (B + 10 * C + 100 * A + 1000 * B + 10000 * A).tolist()
@@ -55,13 +55,13 @@ def test_tuples_and_dicts_are_put_together() -> None:
 
 @pytest.mark.parametrize("names", [[], ["a", "b"], ["input_ids", "weight"], ["weight_a", "input"]])
 def test_other_names_are_taken_in_order(names: list[str]) -> None:
-    """As in bundles that were built before names counted."""
+    """Other names are positional, as in bundles built before names mattered."""
     (found,) = Positional(_Plain(), names)(C, A)
     assert found.tolist() == (C - A).tolist()
 
 
 def test_an_answer_is_named_by_its_keys_fields_and_positions() -> None:
-    """Nested ones are joined; what is None is left out."""
+    """Names of nested outputs are joined, and None is left out."""
     assert [name for name, _ in named_tensors(A)] == ["output_0"]
     nested = (A, (B, C))
     assert [name for name, _ in named_tensors(nested)] == ["output_0", "output_1_0", "output_1_1"]

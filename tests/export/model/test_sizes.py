@@ -1,4 +1,4 @@
-"""Every size that must be proven has samples: given ones, or larger ones cropped to it."""
+"""Samples for every size that must be proven: given ones, or larger ones cropped to it."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def _samples(size: int, name: str = "given") -> Samples:
 
 
 def test_both_ends_and_between_are_proven_and_each_axis_alone() -> None:
-    """One axis has three sizes, two have five pairs; no axis, none."""
+    """One axis gives three sizes, two give five pairs, and no axis gives none."""
     assert sizes_to_prove({"t": (2, 8)}) == [{"t": 8}, {"t": 2}, {"t": 5}]
     assert sizes_to_prove({"t": (3, 3)}) == [{"t": 3}]
     pairs = sizes_to_prove({"h": (2, 8), "w": (4, 6)})
@@ -28,7 +28,7 @@ def test_both_ends_and_between_are_proven_and_each_axis_alone() -> None:
 
 
 def test_samples_of_missing_sizes_are_cropped_from_larger_ones() -> None:
-    """Whole samples are cut, inputs of one axis alike; what was given is not made again."""
+    """Inputs that share an axis are cropped alike, and given sizes are not made again."""
     found = with_sizes([IDS, MASK], [_samples(8), _samples(2, "short")])
     assert [s.sizes for s in found.others] == ["t=2", "t=5"]
     assert found.others[0].name == "short"
@@ -38,7 +38,7 @@ def test_samples_of_missing_sizes_are_cropped_from_larger_ones() -> None:
 
 
 def test_lengths_are_cut_with_the_axis_that_they_count() -> None:
-    """A length of 8 on an axis of 5 is 5."""
+    """A length of 8 becomes 5 on an axis of 5."""
     lengths = parse_input("lengths=INT64[-1]:length=1..8")
     samples = Samples({"ids": np.zeros((4, 8), int), "lengths": np.array([8, 3, 1, 6])}, "", "")
     cropped = with_sizes([IDS, lengths], [samples]).others[-1]
@@ -46,7 +46,7 @@ def test_lengths_are_cut_with_the_axis_that_they_count() -> None:
 
 
 def test_samples_too_small_to_crop_are_refused() -> None:
-    """The largest size must be given, and every size be within the bounds and shared."""
+    """Sizes must include the largest, stay within the bounds and be shared."""
     with pytest.raises(SubjectError, match="no samples of the size t=8"):
         with_sizes([IDS, MASK], [_samples(5)])
     with pytest.raises(SubjectError, match=r"the size 9 on the axis t; expected 2\.\.8"):
@@ -62,7 +62,7 @@ def test_samples_too_small_to_crop_are_refused() -> None:
 
 
 def test_several_files_are_samples_of_several_sizes(tmp_path: Path) -> None:
-    """They share one fingerprint, which is of all, and must have the same arrays."""
+    """Files must have the same arrays, and have one common fingerprint."""
     for size in (8, 2):
         np.savez(tmp_path / f"{size}.npz", allow_pickle=False, **_samples(size).arrays)
     long, short = read_samples([tmp_path / "8.npz", tmp_path / "2.npz"])

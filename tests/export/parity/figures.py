@@ -1,4 +1,4 @@
-"""Figures of an honest network, made by hand, so that the judge is tested without a run."""
+"""Figures of an honest network, made by hand to test the judge without a run."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ HONEST_LOCAL = LocalFigures(rms=1.0, largest=1.0, bound=0.1, visible=100.0)
 
 
 def comparison(**changes: Any) -> Comparison:
-    """An output without any error."""
+    """A comparison of outputs without any error."""
     figures = {
         **dict.fromkeys(("non_finite", "max_abs_error", "scaled_error"), 0),
         "samples": SAMPLES,
@@ -42,7 +42,7 @@ def comparison(**changes: Any) -> Comparison:
 
 
 def labels(**changes: Any) -> LabelFigures:
-    """Labels of which none differs."""
+    """Labels without any difference."""
     counts = ("flips", "decided_flips", "near_ties", "ties", "uncertain")
     figures = {
         **dict.fromkeys(counts, 0),
@@ -70,32 +70,32 @@ def row(variant: str = "onnx", **changes: Any) -> Row:
 
 
 def edge_row(variant: str = "onnx", **changes: Any) -> Row:
-    """The same over the one edge case."""
+    """A variant's row for the single edge case."""
     output = comparison(labels=None, **changes)
     return row(variant, block=EDGE_CASES, samples=1, outputs={"logits": output})
 
 
 def layer(**changes: Any) -> Layer:
-    """A value inside the graph; its operator gives what it should."""
+    """A value inside the graph whose operator is exact."""
     words = dict.fromkeys(("value", "node", "op", "module", "source", "code"), "x")
     figures = {"scaled_error": 0.0, "rms_ratio": 1.0, "max_abs_error": 0.0, "exact": False}
     return Layer.model_validate({**words, **figures, "local": HONEST_LOCAL, **changes})
 
 
 def fault(**changes: Any) -> MutantResult:
-    """A mutant that changes nothing that any check measures."""
+    """A mutant that changes no measured figure."""
     figures = {"weights": 0.0, "exact": 0.0, "softmax_error": 0.0}
     made = {"name": "a mutant", "planted": "somewhere", "figures": figures, "caught_by": ()}
     return MutantResult.model_validate({**made, "outputs": {"logits": comparison()}, **changes})
 
 
 def weights(**changes: Any) -> WeightFigures:
-    """A file whose numbers are all the checkpoint's."""
+    """A file whose numbers all equal the checkpoint's."""
     return WeightFigures.model_validate({"error": 0.0, "worst": "", "problems": (), **changes})
 
 
 def honest(device: str = "cpu", **changes: Any) -> ParityFigures:
-    """Everything of a network whose files have no fault, for all variants of a device."""
+    """All figures of a network whose files have no fault, for all variants of a device."""
     variants = CPU if device == "cpu" else CUDA
     figures = {
         "name": "network",
@@ -123,7 +123,7 @@ def honest(device: str = "cpu", **changes: Any) -> ParityFigures:
 
 
 def with_row(changed: Row, figures: ParityFigures | None = None) -> ParityFigures:
-    """Honest figures but for one row, in place of its variant's or, of edge cases, beside it."""
+    """Honest figures with one row replaced or, for edge cases, added."""
     figures = figures or honest()
     kept = [r for r in figures.rows if changed.block or r.variant != changed.variant]
     return figures.model_copy(update={"rows": (*kept, changed)})

@@ -1,4 +1,4 @@
-"""Coverage counts units, wherever a layer puts them, and says how many no sample reaches."""
+"""Coverage counts units on the right axis and reports units that no sample activates."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from export.parity.schema import Coverage
 
 
 class _Tokens(nn.Module):
-    """A dense layer over tokens, [N, T, C]; two of six units are dead."""
+    """A dense layer over tokens, [N, T, C]; two of its six units are dead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Series(nn.Module):
 
 
 class _Turned(nn.Module):
-    """Channels of a convolution that become the last axis before the activation."""
+    """A convolution's channels that become the last axis before the activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,39 +68,39 @@ def _activation(program: Program) -> Node:
     [(_Tokens(), 2), (_Series(), 1), (_Turned(), 2), (_Permuted(), 2), (_Bare(), 2)],
 )
 def test_units_stand_where_their_layer_puts_them(module: nn.Module, axis: int) -> None:
-    """Last behind a dense layer, second behind a convolution, and moved as axes are moved."""
+    """Units are last after a dense layer, second after a convolution, and follow moved axes."""
     assert units_axis(_activation(_export(module)), 3) == axis
 
 
 def test_pictures_without_a_known_layer_have_channels_second() -> None:
-    """Of four axes the second, of others the last."""
+    """Units are on the second of four axes, else on the last axis."""
     node = _activation(_export(_Bare()))
     assert [units_axis(node, ndim) for ndim in (2, 3, 4)] == [1, 2, 1]
 
 
 def test_dead_units_behind_a_dense_layer_over_tokens_are_seen() -> None:
-    """Over the axis of tokens each would look alive: some other unit of it is."""
+    """Counted over the token axis, each would look alive because of another unit."""
     samples = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0)).numpy()
     found = measure_coverage(_export(_Tokens()), {"x": samples}, 8)
     assert (found.active, found.units) == (4, 6)
 
 
 class _InPlace(nn.Module):
-    """A ReLU in place, whose values are changed in place afterwards."""
+    """An in-place ReLU whose output is modified in place afterwards."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu_(x * 1).mul_(0)
 
 
 def test_activations_in_place_are_counted_with_their_own_values() -> None:
-    """Relu_ is one too, and what overwrites its values later does not make its units dead."""
+    """Relu_ is counted before a later in-place change could make its units look dead."""
     samples = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0)).numpy()
     found = measure_coverage(_export(_InPlace()), {"x": samples}, 8)
     assert (found.active, found.units) == (4, 4)
 
 
 def test_the_share_is_of_all_units() -> None:
-    """154 of 176 are 88%, though the other samples activate no more than these."""
+    """154 of 176 units are 88%, even if the other samples activate no more."""
     found = Coverage(samples=9, units=176, active_in_all=154, active=154, by_layer={})
     assert found.share == pytest.approx(154 / 176)
     assert found.share_of_all_samples == 1

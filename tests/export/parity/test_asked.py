@@ -1,4 +1,4 @@
-"""How many samples, batches and threads are asked, and what is made of the answers."""
+"""Numbers of samples, batch sizes and threads in a proof, and the use of the answers."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ X = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
 
 
 def _reference(x: Array = X, kind: str = "values", **changes: Any) -> Reference:
-    """Numbers whose answers are themselves; no module is run."""
+    """A reference whose answers are its inputs, without a module."""
     output = {"name": "y", "datatype": "FP32", "shape": (-1, *x.shape[1:]), "kind": kind}
     subject = dataclasses.replace(
         tiny_subject("mlp", 8),
@@ -49,7 +49,7 @@ def _reference(x: Array = X, kind: str = "values", **changes: Any) -> Reference:
 
 
 def test_these_batches_and_threads_are_run() -> None:
-    """One, odd ones, powers of two and their neighbours; some in two threads, as services do."""
+    """Batches are one, odd numbers, powers of two and neighbours, some in two threads."""
     one = (256, 1024, 128, 64, 33, 32, 31, 16, 8, 7, 3, 2, 1)
     assert (*((size, 1) for size in one), (1024, 2), (64, 2), (8, 2)) == RUNS
     assert QUICK_RUNS == ((256, 1), (8, 1), (1, 1), (64, 2))
@@ -57,7 +57,7 @@ def test_these_batches_and_threads_are_run() -> None:
 
 
 def test_a_batch_is_run_up_to_5e10_operations() -> None:
-    """Of 1,024 samples as long as they are no more than that; up to 256 always."""
+    """Batches up to 256 always run, and 1,024 only within this limit."""
     runs = ((257, 1), (256, 1))
     assert affordable(runs, operations=5e10 / 257) == list(runs)
     assert affordable(runs, operations=5.01e10 / 257) == [(256, 1)]
@@ -65,13 +65,13 @@ def test_a_batch_is_run_up_to_5e10_operations() -> None:
 
 
 def test_2e10_operations_are_spent_on_the_samples_of_a_further_batch_size() -> None:
-    """At most 1,000 samples, at least 64."""
+    """The limit gives between 64 and 1,000 samples."""
     samples = [narrow_samples(n) for n in (1, 2e7, 4e7, 2e8, 2e10 / 64, 1e12)]
     assert samples == [1000, 1000, 500, 100, 64, 64]
 
 
 def test_four_samples_are_asked_in_each_situation() -> None:
-    """Each first in a batch of 64: among others, beside the largest values, beside noise, alone."""
+    """Each is first in a batch of 64: among others, beside extreme values, beside noise, alone."""
     reference, seen = _reference(), list[Array]()
 
     def predict(inputs: Arrays) -> Arrays:
@@ -97,7 +97,7 @@ def test_four_samples_are_asked_in_each_situation() -> None:
 
 @pytest.mark.parametrize("situation", ["beside the largest values", "beside noise", ALONE])
 def test_the_largest_change_of_any_probe_is_kept(situation: str) -> None:
-    """A difference in the last of the four is found, scaled by the answer among real samples."""
+    """A difference in the last of four is found, scaled by the answer among real samples."""
 
     def predict(inputs: Arrays) -> Arrays:
         x = inputs["x"]
@@ -113,7 +113,7 @@ def test_the_largest_change_of_any_probe_is_kept(situation: str) -> None:
 
 
 def test_variation_is_in_units_of_the_floor() -> None:
-    """The RMS distance from the mean, of the channel that varies most."""
+    """It is the RMS distance from the mean, for the channel that varies most."""
     x = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
     floor = Floor(np.array([0.25, 0.01]), np.zeros(2), np.zeros(0))
     reference = _reference(x, floors={"y": floor})
@@ -125,7 +125,7 @@ def test_variation_is_in_units_of_the_floor() -> None:
 
 
 def test_copies_of_a_sample_are_one() -> None:
-    """By the bytes of all inputs together."""
+    """Samples are equal if the bytes of all their inputs are."""
     x = np.array([[1], [2], [1], [2]], np.float32)
     reference = _reference(x)
     assert count_distinct(reference) == 2
@@ -134,7 +134,7 @@ def test_copies_of_a_sample_are_one() -> None:
 
 
 def test_a_row_compares_what_is_judged() -> None:
-    """Labels of logits but not of edge cases, floors of float32 files alone, batches if asked."""
+    """Only logits have labels, only float32 files have floors, and batches are optional."""
     floor = Floor(np.ones(3), np.ones(3), np.zeros(0))
     reference = _reference(kind="logits", floors={"y": floor})
     answers = {"y": X + np.float32(0.5)}
@@ -159,7 +159,7 @@ def test_a_row_compares_what_is_judged() -> None:
 
 
 def test_probabilities_are_held_against_their_own_logits() -> None:
-    """And not against the reference's."""
+    """Probabilities are compared with the file's own logits, not the reference's."""
     reference = _reference(kind="logits")
     (logits,) = reference.subject.outputs
     both = (logits, logits.model_copy(update={"name": "p", "kind": "probabilities"}))
@@ -168,7 +168,7 @@ def test_probabilities_are_held_against_their_own_logits() -> None:
 
 
 def test_the_worst_samples_are_those_of_the_worst_row() -> None:
-    """Of the proof's own samples, with the label of the truth and their pictures."""
+    """Only the proof's samples count, with the reference's label and their pictures."""
     pictures = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2)
     x = np.array([[1, 0], [0, 1], [0, 2]], np.float32)
     reference = dataclasses.replace(_reference(x, kind="logits"), inputs={"x": pictures})
@@ -185,7 +185,7 @@ def test_the_worst_samples_are_those_of_the_worst_row() -> None:
 
 
 def test_of_a_sample_s_answers_the_farthest_from_the_first_is_judged() -> None:
-    """In a batch of seven, two samples stand at three or four places each."""
+    """In a batch of seven, two samples occur three or four times each."""
     errors = np.array([0, 0, 0, 2, 1, 3, -4], np.float32)[:, None]
 
     def predict(inputs: Arrays) -> Arrays:
@@ -197,7 +197,7 @@ def test_of_a_sample_s_answers_the_farthest_from_the_first_is_judged() -> None:
 
 
 def test_pictures_have_seven_edge_cases() -> None:
-    """Empty, full, two checkerboards, a single pixel at each end and a ramp."""
+    """Empty, full, two checkerboards, a single pixel at each end and a ramp are made."""
     found = edge_case_images(2, 3)
     assert {name: image.tolist() for name, image in found.items()} == {
         "empty": [[0, 0, 0], [0, 0, 0]],

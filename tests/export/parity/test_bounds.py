@@ -1,4 +1,4 @@
-"""Each bound of the table is where it is said to be: a figure may reach it, and no more."""
+"""Each bound of the table is exact: a figure passes at the bound and fails above it."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ from export.parity.judge import judge
 from export.parity.schema import ALONE, FileFigures, ParityFigures
 from tests.export.parity import figures as made
 
-# Flips and accuracy of 100,000 samples: 0.1% are 100 of them, and three roots of 100 are chance.
+# Flips and accuracy of 100,000 samples: 0.1% are 100, plus 3 * sqrt(100) by chance.
 FLIPS, CHANCE = 130, 30 / 100_000
 ONNX = tolerance_for("onnx", "cpu")
 FLOAT32 = {"rms_multiple": 3, "largest_multiple": 4, "softmax_error": 1e-6, "evidence": 1}
@@ -76,7 +76,7 @@ CASES = [
 
 
 def _figures(variant: str, device: str, field: str, value: float) -> ParityFigures:
-    """Honest figures but for one of a variant, the one that a field of its tolerance bounds."""
+    """Honest figures with another value for the one that a field of the tolerance bounds."""
     honest = made.honest(device)
     if field == "weights":
         weights = made.weights(error=value, worst="w[0]")
@@ -110,7 +110,7 @@ def _failures(variant: str, device: str, field: str, value: float) -> list[str]:
 
 
 def test_honest_figures_pass() -> None:
-    """What the other tests of this file change has no fault of its own."""
+    """The figures that the other tests modify pass unmodified."""
     for device in ("cpu", "cuda"):
         figures = made.honest(device)
         assert judge(figures, figures.tolerances).failures == []
@@ -120,7 +120,7 @@ def test_honest_figures_pass() -> None:
 def test_a_figure_may_reach_its_bound_and_no_more(
     variant: str, device: str, field: str, bound: float
 ) -> None:
-    """At the bound it passes, a millionth beyond it fails, and so does a NaN."""
+    """A figure passes at its bound, and fails a millionth above it or if it is NaN."""
     step = {"flip_share": 1, "tie_share": 1, "sqnr_db": -1e-6}.get(field, bound * 1e-6 or 1e-12)
     reached = bound - 1e-9 if field == "accuracy_drop" else bound
     assert _failures(variant, device, field, reached) == []
@@ -131,7 +131,7 @@ def test_a_figure_may_reach_its_bound_and_no_more(
 
 
 def test_each_row_judges_these_figures_and_no_others() -> None:
-    """A figure that a row does not bound may be anything."""
+    """A figure that a row does not bound may have any value."""
     assert {(row.variant, row.device) for row in TOLERANCES} == EXPECTED.keys()
     for row in TOLERANCES:
         judged = {field for field in BOUNDS if getattr(row, field) is not None}
@@ -141,7 +141,7 @@ def test_each_row_judges_these_figures_and_no_others() -> None:
 
 
 def test_a_fall_of_accuracy_may_reach_its_bound() -> None:
-    """A quarter that is allowed, of which nothing is chance."""
+    """A fall by a quarter passes if it is allowed, without any allowance for chance."""
     row = tolerance_for("onnx-int8", "cpu")
     row = row.model_copy(update={"accuracy_drop": 0.25, "flip_share": 0})
     for accuracy, passes in ((0.5, True), (0.4999, False)):
@@ -153,7 +153,7 @@ def test_a_fall_of_accuracy_may_reach_its_bound() -> None:
 
 
 def test_a_label_may_flip_within_twice_the_allowed_error_of_the_two_best() -> None:
-    """Each of two logits may be off by the allowed error: 2^-19 of a largest value of 8."""
+    """Two logits may each be off by the allowed error, 2^-19 of a largest value of 8."""
     row = tolerance_for("onnx", "cpu").model_copy(update={"scaled_error": 2**-19})
     for margin, passes in ((2**-15, True), (1.001 * 2**-15, False)):
         labels = made.labels(flips=1, largest_flip_margin=margin)
@@ -164,7 +164,7 @@ def test_a_label_may_flip_within_twice_the_allowed_error_of_the_two_best() -> No
 
 
 def test_a_chance_of_accuracy_grows_with_near_ties_and_allowed_flips() -> None:
-    """Three roots of 300 near ties and 100 allowed flips, 60 of 100,000 samples."""
+    """For 300 near ties and 100 allowed flips it is 3 * sqrt(400), 60 of 100,000 samples."""
     for drop, passes in ((0.002 + 0.00059, True), (0.002 + 0.00061, False)):
         labels = made.labels(near_ties=300, accuracy=0.9 - drop)
         output = made.comparison(labels=labels)
@@ -189,20 +189,20 @@ def test_a_chance_of_accuracy_grows_with_near_ties_and_allowed_flips() -> None:
     ],
 )
 def test_what_allows_more_is_said_to_be_looser(change: str, is_looser: bool) -> None:
-    """The same number is not looser, none is, but of flips, where none means the strictest."""
+    """An equal number is not looser and None is, except for flips, where None is strictest."""
     variant, device, _ = change.split(".", 2)
     row = tolerance_for(variant, device, changed([change], "it is a test"))
     assert (row.loosened is not None) == is_looser
 
 
 def test_a_floor_is_known_of_float32_on_the_cpu_alone() -> None:
-    """Rows of reduced precision, of GPUs and of bit-equal files keep the table's numbers."""
+    """Rows of reduced precision, GPUs and bit-equal files keep the table's numbers."""
     derivable = {(row.variant, row.device) for row in TOLERANCES if can_be_derived(row)}
     assert derivable == {("torchscript-frozen", "cpu"), ("pt2", "cpu"), ("onnx", "cpu")}
 
 
 def test_a_derived_row_judges_batches_only_where_the_table_does() -> None:
-    """TorchScript's baseline depends on the batch size: a row that says otherwise is refused."""
+    """A derived row that judges TorchScript's batches is refused: eager depends on them, too."""
     frozen = tolerance_for("torchscript-frozen", "cpu").model_copy(update={"reason": "derived: x"})
     assert frozen.beyond_table() == []
     assert frozen.model_copy(update={"rms_ratio": 101}).beyond_table() != []
@@ -226,7 +226,7 @@ def test_a_derived_row_judges_batches_only_where_the_table_does() -> None:
     ],
 )
 def test_a_derived_row_is_accepted_up_to_its_cap(changes: dict[str, Any], refused: bool) -> None:
-    """A bundle may carry its network's own numbers, but no more than float32 can need."""
+    """A bundle may have its network's own numbers, but no more than float32 can need."""
     row = ONNX.model_copy(update={"reason": "derived: from the network"} | changes)
     assert bool(row.beyond_table()) == refused
     if "scaled_error" in changes:
@@ -234,7 +234,7 @@ def test_a_derived_row_is_accepted_up_to_its_cap(changes: dict[str, Any], refuse
 
 
 def test_a_multiple_is_at_least_1() -> None:
-    """Once the floor is the strictest that may be asked for; and nothing is below zero."""
+    """The strictest multiple of the floor is 1, and no bound is negative."""
     for field in ("rms_multiple", "largest_multiple", "sample_spread", "rms_ratio"):
         row = tolerance_for("onnx", "cpu", changed([f"onnx.cpu.{field}=1"], None))
         assert getattr(row, field) == 1

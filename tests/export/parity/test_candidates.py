@@ -1,4 +1,4 @@
-"""What is recorded as run was run: few samples fill a batch, and large networks run fewer."""
+"""Recorded batches were really run: few samples fill a batch, and large networks run fewer."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def _batches_of(sizes: list[int]) -> object:
 
 @pytest.mark.parametrize(("samples", "run"), [(10, [256]), (256, [256]), (300, [256, 44])])
 def test_a_batch_that_is_recorded_was_full(samples: int, run: list[int]) -> None:
-    """Ten samples are repeated until they fill a batch of 256; each is answered once."""
+    """Ten samples are repeated to fill a batch of 256, and each gets one answer."""
     inputs, sizes = {"x": np.arange(samples, dtype=np.float32)[:, None]}, list[int]()
     found = run_filled(_batches_of(sizes), inputs, 256)  # type: ignore[arg-type]
     assert sizes == run
@@ -32,7 +32,7 @@ def test_a_batch_that_is_recorded_was_full(samples: int, run: list[int]) -> None
 
 @pytest.mark.parametrize("wrong", [1.0, np.nan])
 def test_a_fault_at_a_later_place_of_the_batch_is_kept(wrong: float) -> None:
-    """The last answer of a full batch is wrong: it is the one that is judged."""
+    """If the last answer of a full batch is wrong, that answer is judged."""
 
     def predict(inputs: Arrays) -> Arrays:
         answers = inputs["x"].copy()
@@ -41,11 +41,11 @@ def test_a_fault_at_a_later_place_of_the_batch_is_kept(wrong: float) -> None:
 
     inputs = {"x": np.arange(10, dtype=np.float32)[:, None]}
     found = run_filled(predict, inputs, 256)["y"]
-    assert np.flatnonzero((found != inputs["x"])[:, 0]).tolist() == [5]  # 255 of ten
+    assert np.flatnonzero((found != inputs["x"])[:, 0]).tolist() == [5]  # place 255, ten samples
 
 
 def test_two_threads_and_a_batch_of_1024_are_run_unless_they_are_too_much_work() -> None:
-    """By operations, which are the same on each machine, and never below batches of 256."""
+    """The limit counts operations, independent of the machine, and never affects 256."""
     assert {(1024, 1), (1024, 2), (64, 2), (1, 1)} <= set(RUNS)
     assert affordable(RUNS, operations=2e6) == list(RUNS)
     assert max(size for size, _ in affordable(RUNS, operations=5e7)) == 256
@@ -54,21 +54,21 @@ def test_two_threads_and_a_batch_of_1024_are_run_unless_they_are_too_much_work()
 
 
 def test_operations_are_counted_without_a_clock() -> None:
-    """784 x 8 + 8 x 10 products of a tiny MLP, each with a sum."""
+    """A tiny MLP has 784 x 8 + 8 x 10 products, each with an addition."""
     assert operations_per_sample(tiny_subject("mlp")) == 2 * (784 * 8 + 8 * 10)
 
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    """A tiny MLP's; not to be changed."""
+    """The reference of a tiny MLP; tests must not change it."""
     subject = tiny_subject("mlp")
     return make_reference(subject, export_program(subject))
 
 
 def test_golden_samples_are_there_even_if_no_label_is_right(reference: Reference) -> None:
-    """A network that reads every sample wrongly still answers some of them clearly."""
+    """A network that misclassifies every sample still has samples with a clear margin."""
     fp64 = reference.fp64["logits"]
     wrong = dataclasses.replace(reference, targets=(fp64.argmax(axis=1) + 1) % 10)
     golden = choose_golden(wrong)
     assert len(golden) > 0
-    assert len(choose_golden(reference)) > 0  # no label is known
+    assert len(choose_golden(reference)) > 0  # without known labels

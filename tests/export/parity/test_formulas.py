@@ -1,4 +1,4 @@
-"""Each formula of the errors, on a few numbers whose result is known."""
+"""Formulas of the errors, checked on a few numbers with known results."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ from export.bundle.metrics import (
     worst_ratio,
 )
 
-U = 2.0**-24  # a rounding to float32 is off by at most so much of the number
+U = 2.0**-24  # the largest relative error of a rounding to float32
 
 
 def _compared(candidate: Array, **settings: object) -> Comparison:
-    """A candidate beside a reference of zeros and one 1, which no rounding changes."""
+    """Compare a candidate with a reference of zeros and one 1, which float32 represents exactly."""
     truth = np.zeros_like(candidate)
     truth.flat[-1] = 1
     return compare(candidate, truth, truth, **settings)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def _labels(candidate: Array, truth: Array, targets: list[int] | None = None) ->
 
 
 def test_the_error_of_rounding_is_that_of_the_numbers_that_it_hurts_least() -> None:
-    """Just below a power of two a rounding is smallest beside the number: 2^-24 / sqrt(12)."""
+    """The relative error is least just below a power of two: 2^-24 / sqrt(12)."""
     truth = np.random.default_rng(0).uniform(1.99, 2, 100_000)
     error = truth.astype(np.float32) - truth
     measured = np.sqrt(np.mean(np.square(error)) / np.mean(np.square(truth)))
@@ -48,7 +48,7 @@ def test_the_error_of_rounding_is_that_of_the_numbers_that_it_hurts_least() -> N
 
 
 def test_a_floor_is_the_error_and_at_least_a_rounding() -> None:
-    """By channel, with edge cases apart: RMS, largest error, and each edge case's largest."""
+    """Channels have an RMS and a largest error; each edge case has its own largest error."""
     truth = np.array([[8.0, 2.0], [1.0, 3.0], [1.0, 4.0]])
     answers = truth + np.array([[0.5, 0.25], [0.03, 0], [0.04, 0]])
     floor = Floor.of(answers, truth, edges=1)
@@ -59,7 +59,7 @@ def test_a_floor_is_the_error_and_at_least_a_rounding() -> None:
 
 
 def test_the_worse_of_two_floors_is_taken_number_by_number() -> None:
-    """Of each channel and of each edge case, whichever floor it is in."""
+    """The larger floor is taken for each channel and for each edge case."""
     one = Floor(np.array([1.0, 4.0]), np.array([5.0, 2.0]), np.array([7.0, 1.0]))
     other = Floor(np.array([3.0, 2.0]), np.array([1.0, 6.0]), np.array([2.0, 9.0]))
     for floor in (one.or_worse(other), other.or_worse(one)):
@@ -69,7 +69,7 @@ def test_the_worse_of_two_floors_is_taken_number_by_number() -> None:
 
 
 def test_an_edge_case_s_floor_is_at_least_the_samples_largest() -> None:
-    """One draw may be small by chance; the channels' own floors stay."""
+    """An edge case's single error may be small by chance; the channels' floors do not change."""
     edges = Floor(np.array([1.0]), np.array([2.0]), np.array([0.1, 9.0]))
     found = edges.of_edge_cases(Floor(np.array([5.0]), np.array([3.0, 4.0]), np.zeros(0)))
     assert found.largest_E.tolist() == [4, 9]
@@ -77,7 +77,7 @@ def test_an_edge_case_s_floor_is_at_least_the_samples_largest() -> None:
 
 
 def test_errors_are_in_units_of_the_floor() -> None:
-    """The worst channel's RMS and largest error over its own, edge cases by theirs."""
+    """The worst channel's errors are divided by its own floor, edge cases' by theirs."""
     floor = Floor(np.array([0.1, 1.0]), np.array([0.2, 2.0]), np.array([0.5]))
     candidate = np.zeros((5, 2))
     candidate[1:, 0], candidate[1, 1] = 0.3, 3.0
@@ -90,7 +90,7 @@ def test_errors_are_in_units_of_the_floor() -> None:
 
 
 def test_the_baseline_s_own_error_is_part_of_the_floor() -> None:
-    """Float32 as it was run leaves undecided at least what it was off by itself."""
+    """The floor is at least the error of the float32 baseline."""
     truth = np.ones((4, 1))
     eager = truth + 1e-3
     floor = Floor(np.array([1e-6]), np.array([1e-6]), np.zeros(0))
@@ -102,23 +102,23 @@ def test_the_baseline_s_own_error_is_part_of_the_floor() -> None:
 @pytest.mark.parametrize(
     ("values", "rounding", "scales"),
     [
-        ([[16, 0.5]], [[0, 0]], [16, 1]),  # a sixteenth of the output's is the least
+        ([[16, 0.5]], [[0, 0]], [16, 1]),  # at least a sixteenth of the output's
         ([[16, 2]], [[0, 0]], [16, 2]),
-        ([[16, 0]], [[0, 4 * 3 * U]], [16, 3]),  # a sum is off by four roundings of its terms
-        ([[16, 0]], [[0, 4 * 99 * U]], [16, 16]),  # and never larger than the output
+        ([[16, 0]], [[0, 4 * 3 * U]], [16, 3]),  # a sum's error is four roundings of its terms
+        ([[16, 0]], [[0, 4 * 99 * U]], [16, 16]),  # at most the output's
         ([[-16, 2]], [[0, -4 * 3 * U]], [16, 3]),
     ],
 )
 def test_a_channel_is_scaled_by_its_largest_terms(
     values: list[list[float]], rounding: list[list[float]], scales: list[float]
 ) -> None:
-    """By its own largest value or what its rounding tells, within 1/16 and 1 of the output's."""
+    """The scale is the largest value or follows from rounding, within 1/16 to 1 of the output's."""
     found = channel_scale(np.array(values), np.array(rounding))
     assert found.tolist() == scales
 
 
 def test_edge_cases_have_scales_of_their_own() -> None:
-    """Beside samples none is below the samples' scale; alone, their largest answer is the scale."""
+    """Their scale is at least the samples' scale, or alone their largest answer."""
     truth = np.array([[100.0], [1.0], [10.0], [10.0]])
     for edge, scale in ((0, 100), (1, 10), (2, 10)):
         candidate = truth.copy()
@@ -130,7 +130,7 @@ def test_edge_cases_have_scales_of_their_own() -> None:
 
 
 def test_noise_is_in_decibels() -> None:
-    """A tenth of the signal's amplitude is 20 dB; edge cases do not count."""
+    """A tenth of the signal's amplitude is 20 dB, and edge cases do not count."""
     truth = np.array([[100.0], [3.0], [4.0]])
     noise = np.array([[50.0], [0.3], [0.4]])
     assert compare(truth + noise, truth, truth, edge_cases=1).sqnr_db == pytest.approx(20)
@@ -140,7 +140,7 @@ def test_noise_is_in_decibels() -> None:
 
 
 def test_the_rms_error_is_in_units_of_the_baseline_s() -> None:
-    """Over the real samples, and a baseline that is exact counts as rounded once."""
+    """Only real samples count, and an exact baseline counts as rounded once."""
     truth = np.array([[9.0], [3.0], [4.0]])
     found = compare(truth + 0.04, truth + 0.01, truth, edge_cases=1)
     assert found.rms_ratio == pytest.approx(4)
@@ -152,7 +152,7 @@ def test_the_rms_error_is_in_units_of_the_baseline_s() -> None:
 
 
 def test_the_spread_is_the_worst_sample_over_the_median_one() -> None:
-    """Channels by their scales, so that a large one does not hide a small one's outlier."""
+    """Channels are scaled, so a large one does not hide a small one's outlier."""
     truth = np.array([[1.0, 16.0]] * 5)
     candidate = truth + 1e-3
     candidate[:, 1] = truth[:, 1]
@@ -171,7 +171,7 @@ def test_the_spread_is_the_worst_sample_over_the_median_one() -> None:
 
 
 def test_channels_are_the_second_axis_and_the_last() -> None:
-    """Of [N, C] there is one axis of channels; of [N, T, C] there are two."""
+    """[N, C] has one axis of channels, and [N, T, C] has two."""
     values = np.array([[[1.0, 5.0, 2.0], [3.0, 0.0, 4.0]]])
     assert by_channel(values, np.max).tolist() == [5, 4, 3, 5, 4]
     assert by_channel(values[0], np.max).tolist() == [3, 5, 4]
@@ -182,7 +182,7 @@ def test_channels_are_the_second_axis_and_the_last() -> None:
 
 @pytest.mark.parametrize(("second", "near"), [(99.0, True), (98.99, False)])
 def test_a_near_tie_is_1_percent_of_the_way_from_the_mean(second: float, near: bool) -> None:
-    """Best logit 100, mean 0: within 1.0 of the best the second is a near tie."""
+    """With a best logit of 100 and a mean of 0, a second within 1.0 is a near tie."""
     rest = -(100 + second) / 2
     logits = np.array([[100, second, rest, rest]])
     assert near_ties(logits).tolist() == near_ties(logits + 64).tolist() == [near]
@@ -190,7 +190,7 @@ def test_a_near_tie_is_1_percent_of_the_way_from_the_mean(second: float, near: b
 
 
 def test_labels_are_counted() -> None:
-    """Flips, ties and margins; targets from 0 on count and -1 does not; accuracy of both sides."""
+    """Flips, ties, margins and both accuracies are counted; targets of -1 are ignored."""
     truth = np.array([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])
     candidate = np.array([[4.0, 4.0], [3.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     labels = _labels(candidate, truth, [0, 1, -1, 0])
@@ -208,20 +208,20 @@ def test_labels_are_counted() -> None:
 
 @pytest.mark.parametrize(("error", "uncertain"), [(0.5, 1), (0.499, 0)])
 def test_a_label_is_uncertain_within_twice_the_error(error: float, uncertain: int) -> None:
-    """Two logits change places if each is off by half of their distance."""
+    """Two logits change order if each is off by half of their distance."""
     truth = np.array([[1.0, 0.0], [3.0, 0.0]])
     assert _labels(truth + np.array([[0, error], [0, 0]]), truth).uncertain == uncertain
 
 
 def test_without_an_error_every_label_is_certified() -> None:
-    """The ratio is infinite; of a NaN it is 0."""
+    """The ratio is infinite without an error, and 0 for NaN."""
     truth = np.array([[1.0, 0.0]])
     assert _labels(truth, truth).certificate == float("inf")
     assert _labels(truth * np.nan, truth).certificate == 0
 
 
 def test_a_difference_is_scaled_by_the_second_s_largest_value() -> None:
-    """Whatever the first's; two zeros differ by nothing, and NaN on either side by infinity."""
+    """Two zeros differ by 0, and NaN on either side gives infinity."""
     one, other = np.array([[1.0, 8.0]]), np.array([[3.0, -4.0]])
     assert scaled_difference(one, other) == 3
     assert scaled_difference(other, one) == 1.5
@@ -231,14 +231,14 @@ def test_a_difference_is_scaled_by_the_second_s_largest_value() -> None:
 
 
 def test_softmax_is_that_of_each_sample() -> None:
-    """Exponentials over their sum, without an overflow."""
+    """Exponentials are divided by their sum, without overflow."""
     logits = np.array([[0.0, np.log(3)], [1000.0, 1000.0]])
     assert softmax(logits) == pytest.approx(np.array([[0.25, 0.75], [0.5, 0.5]]))
     assert softmax_error(np.array([[0.25, 0.7], [0.5, 0.5]]), logits) == pytest.approx(0.05)
 
 
 def test_the_largest_quotient_takes_nothing_over_nothing_as_0() -> None:
-    """Something over nothing is infinite, and so is a NaN."""
+    """0 / 0 counts as 0; any other value over 0 and NaN are infinite."""
     assert worst_ratio(np.array([0.0, 6.0]), np.array([0.0, 4.0])) == 1.5
     assert worst_ratio(np.array([1.0, 0.0]), np.array([0.0, 4.0])) == float("inf")
     assert worst_ratio(np.array([np.nan, 1.0]), np.array([1.0, 1.0])) == float("inf")
@@ -246,7 +246,7 @@ def test_the_largest_quotient_takes_nothing_over_nothing_as_0() -> None:
 
 
 def test_the_worst_samples_are_named_the_first_of_equals_first() -> None:
-    """Five of them, by their largest error."""
+    """The five samples with the largest errors are listed, ties in order."""
     candidate = np.zeros((8, 2))
     candidate[[6, 1, 4], 0] = 3, 3, 5
     assert compare(candidate, 0 * candidate, 0 * candidate).worst == (4, 1, 6, 0, 2)

@@ -1,4 +1,4 @@
-"""What is inside an ONNX file and has no counterpart is counted, never passed over in silence."""
+"""Values inside an ONNX file without a counterpart are counted and reported."""
 
 import numpy as np
 import onnx
@@ -16,12 +16,12 @@ ONNX = tolerance_for("onnx", "cpu")
 
 @pytest.fixture(scope="module")
 def proof() -> ParityRun:
-    """A tiny MLP, exported once; not to be changed."""
+    """A tiny MLP, exported once; tests must not change it."""
     return ParityRun.of(tiny_subject("mlp", 16))
 
 
 def _renamed(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """The same model, some of its inner values under names that the program does not know."""
+    """The same model with some inner values under names that the program does not have."""
     changed: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     for node in changed.graph.node:
         for values in (node.input, node.output):
@@ -31,7 +31,7 @@ def _renamed(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
 
 
 def test_values_without_a_match_are_counted(proof: ParityRun) -> None:
-    """A renamed value is no longer compared; its name stands among the unmatched."""
+    """A renamed value is not compared, and its name is listed as unmatched."""
     model = proof.translation.model
     honest = proof.inside.compare(model)
     assert honest.unmatched == ()
@@ -41,7 +41,7 @@ def test_values_without_a_match_are_counted(proof: ParityRun) -> None:
 
 
 def test_nothing_compared_is_no_pass(proof: ParityRun) -> None:
-    """Where no name is known the explanation says so, not that all is within the tolerance."""
+    """If no name matches, the explanation says so instead of claiming that all is well."""
     assert "nothing was compared" in explain((), ONNX, 12)
     assert "no value inside is beyond" not in explain((), ONNX, 12)
     honest = proof.inside.compare(proof.translation.model)
@@ -50,13 +50,13 @@ def test_nothing_compared_is_no_pass(proof: ParityRun) -> None:
 
 
 def test_a_file_whose_inside_is_hardly_compared_is_said_to_be() -> None:
-    """Below one half."""
+    """The note appears if less than half is compared."""
     assert "hardly any" not in inside_words(5, 5)
     assert "hardly any" in inside_words(5, 6)
 
 
 def test_the_same_infinity_is_no_error() -> None:
-    """An attention mask holds -inf on all sides; another infinity stays wrong."""
+    """Equal infinities, as in attention masks, are no error, and different ones are."""
     values = np.array([[-np.inf, 1]], np.float32)
     found, fp32, fp64 = without_shared_infinities(values, values, values.astype(np.float64))
     assert (found.tolist(), fp32.tolist(), fp64.tolist()) == ([[0, 1]],) * 3
@@ -66,7 +66,7 @@ def test_the_same_infinity_is_no_error() -> None:
 
 
 def _spoilt(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """A copy with another weight in its first product, and the name of that product's value."""
+    """A copy with a changed weight in its first product, and the name of the product's value."""
     changed: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     node = next(node for node in changed.graph.node if node.op_type == "Gemm")
     weight = next(t for t in changed.graph.initializer if t.name == node.input[1])
@@ -77,7 +77,7 @@ def _spoilt(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def test_of_a_copy_only_what_differs_is_run(proof: ParityRun) -> None:
-    """It is given the file's own values, so that what lies behind a known value stays as it was."""
+    """It starts from the file's own values, so results after a known value do not change."""
     model, inputs = proof.translation.model, proof.reference.first(8)
     file = RecordedFile(model, inputs)
     assert file.changed_values(model, known=()) == {}
@@ -90,7 +90,7 @@ def test_of_a_copy_only_what_differs_is_run(proof: ParityRun) -> None:
 
 
 def test_a_change_reaches_the_values_behind_an_unknown_one(proof: ParityRun) -> None:
-    """Up to the next known value; a graph of other nodes is run in whole."""
+    """A change reaches the next known value, and a graph of other nodes is run as a whole."""
     model, inputs = proof.translation.model, proof.reference.first(8)
     file = RecordedFile(model, inputs)
     spoilt, name = _spoilt(model)
@@ -105,7 +105,7 @@ def test_a_change_reaches_the_values_behind_an_unknown_one(proof: ParityRun) -> 
 
 
 def test_the_error_of_exact_values_needs_no_other_values(proof: ParityRun) -> None:
-    """It is that of a run of the whole file, 0 unless one of them was changed."""
+    """The error equals that of a run of the whole file, 0 unless an exact value changed."""
     model = proof.translation.model
     assert proof.inside.exact_error(model) == 0
     other: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""The fp64 reference computes in float64 everywhere, or there is none and the operator is named."""
+"""The fp64 reference is float64 throughout, or it is refused with the operator's name."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from export.parity.interpreter import NarrowOperatorError, fp64_predict
 
 
 class _Casts(nn.Module):
-    """What ``module.double()`` cannot undo."""
+    """Casts that ``module.double()`` cannot undo."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class _Casts(nn.Module):
 
 
 class _Factories(nn.Module):
-    """Tensors made inside, with a type, with the default one, and the quotient of integers."""
+    """Tensors created inside, with and without a dtype, and a quotient of integers."""
 
     def forward(self, x: Tensor, pixels: Tensor) -> Tensor:
         steps = torch.arange(3, dtype=torch.float32) / 7
@@ -30,7 +30,7 @@ class _Factories(nn.Module):
 
 
 class _Spectrum(nn.Module):
-    """A short-time Fourier transform, whose window is a buffer and whose values are complex."""
+    """A short-time Fourier transform with a window buffer and complex values."""
 
     window: Tensor
 
@@ -43,7 +43,7 @@ class _Spectrum(nn.Module):
 
 
 class _Blocks(nn.Module):
-    """Operators over blocks of code, and a change in place."""
+    """Operators in nested blocks, and an in-place change."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -54,7 +54,7 @@ class _Blocks(nn.Module):
 
 
 class _Branches(nn.Module):
-    """One of two blocks, chosen by the values."""
+    """Selects one of two blocks by the values."""
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = torch.cond(
@@ -65,7 +65,7 @@ class _Branches(nn.Module):
 
 @torch.library.custom_op("tests_export::narrow", mutates_args=())
 def narrow(x: Tensor) -> Tensor:
-    """An operator that rounds its result to float32, whatever it is given."""
+    """Round the result to float32, whatever the input's dtype."""
     return (x * 2).to(torch.float32)
 
 
@@ -91,7 +91,7 @@ def _fp64(module: nn.Module, *inputs: Tensor) -> np.ndarray:
 
 
 def test_casts_inside_do_not_spoil_the_reference() -> None:
-    """With float() and to(float32) inside, values are those of float64 arithmetic."""
+    """float() and to(float32) inside do not change the float64 values."""
     torch.manual_seed(0)
     module, x = _Casts(), torch.randn(4, 3)
     found = _fp64(module, x)
@@ -99,23 +99,21 @@ def test_casts_inside_do_not_spoil_the_reference() -> None:
     expected = x.double().numpy() @ weight.T + bias
     assert found.dtype == np.float64
     assert np.abs(found - expected).max() < 1e-15
-    rounded = (
-        module.double()(x.double()).detach().numpy()
-    )  # what was taken for the reference before
+    rounded = module.double()(x.double()).detach().numpy()  # the former reference
     assert np.abs(rounded - expected).max() > 1e-9
 
 
 def test_tensors_made_inside_are_float64() -> None:
-    """Arange, full, tensor and an integer's quotient are not rounded to float32 on the way."""
+    """Arange, full, tensor and an integer's quotient are not rounded to float32."""
     x, pixels = torch.ones(2, 3), torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.uint8)
     found = _fp64(_Factories(), x, pixels)
-    # The constant 0.3 is stored in float32 by the exporter: it is data, and data are not changed.
+    # The exporter stores the constant 0.3 in float32; it is data and stays unchanged.
     expected = 0.1 + np.arange(3) / 7 + pixels.numpy() / 255 + np.float64(np.float32(0.3))
     assert np.abs(found - expected).max() < 1e-15
 
 
 def test_a_spectrum_is_computed_in_double_precision() -> None:
-    """Complex values are complex128, and the window is widened."""
+    """Complex values are complex128, and the window is converted to float64."""
     x = torch.randn(2, 32)
     module = _Spectrum()
     window = module.window.double()
@@ -124,7 +122,7 @@ def test_a_spectrum_is_computed_in_double_precision() -> None:
 
 
 def test_blocks_hide_no_operator() -> None:
-    """Inside no_grad and autocast everything is float64 too, and nothing is lost in place."""
+    """Within no_grad and autocast everything is float64, too, and in-place changes are kept."""
     x = torch.randn(3, 3)
     wide = x.double()
     expected = torch.relu(wide @ wide.T + wide / 3).numpy()
@@ -133,14 +131,14 @@ def test_blocks_hide_no_operator() -> None:
 
 @pytest.mark.parametrize(("sign", "divisor"), [(1, 3), (-1, 7)])
 def test_a_branch_is_taken_in_float64(sign: int, divisor: int) -> None:
-    """Both blocks of a condition are interpreted, by the values that are asked."""
+    """Both blocks of a condition are interpreted, depending on the values."""
     x = sign * torch.ones(2, 3)
     expected = np.full((2, 3), np.float64(sign) / divisor)
     assert np.abs(_fp64(_Branches(), x) - expected).max() < 1e-15
 
 
 def test_an_operator_that_stays_narrow_is_refused_by_name() -> None:
-    """A reference that is float32 somewhere is none; and the default type is as it was."""
+    """A partly float32 reference is refused, and the default dtype is restored."""
     with pytest.raises(NarrowOperatorError, match=r"tests_export\.narrow.*expected operators"):
         _fp64(_Narrow(), torch.randn(2, 3))
     assert torch.get_default_dtype() == torch.float32

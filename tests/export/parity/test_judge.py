@@ -1,4 +1,4 @@
-"""Figures in a file are judged again, under the same tolerances and under others."""
+"""Figures from a file are judged again, with the same tolerances and with others."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def _changed(figures: ParityFigures, **update: Any) -> list[str]:
 
 
 def test_the_file_gives_the_verdicts_of_its_bundle(bundle: Path) -> None:
-    """Nothing but parity.json is needed to come to what the manifest says."""
+    """Judging parity.json alone gives the manifest's verdicts."""
     figures = _read(bundle / FIGURES)
     judgement = judge(figures, figures.tolerances)
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -34,7 +34,7 @@ def test_the_file_gives_the_verdicts_of_its_bundle(bundle: Path) -> None:
 def test_another_tolerance_gives_another_verdict(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 1 under a bound that is too tight, named per batch size; 0 as it is."""
+    """A bound that is too tight gives status 1 with the batch size, the default 0."""
     command = ["judge", str(bundle / FIGURES)]
     assert main(command) == 0
     outcome = tmp_path / "judged.json"
@@ -50,13 +50,13 @@ def test_another_tolerance_gives_another_verdict(
 
 
 def test_what_is_no_figures_file_is_status_2(bundle: Path, tmp_path: Path) -> None:
-    """Another JSON file, and none at all."""
+    """Another JSON file and a missing file give status 2."""
     assert main(["judge", str(bundle / "manifest.json")]) == 2
     assert main(["judge", str(tmp_path / "nowhere.json")]) == 2
 
 
 def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
-    """Coverage, exact values, the mutation test, files, weights and neighbours: each in words."""
+    """Coverage, exact values, mutants, files, weights and neighbours each fail with a message."""
     figures = _read(bundle / FIGURES)
     dead = figures.coverage.model_copy(update={"active": 0})
     assert "faults in the others would not be seen" in _changed(figures, coverage=dead)[0]
@@ -79,7 +79,7 @@ def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
 def test_edge_cases_are_judged_by_their_own_floor(
     floor_largest: float | None, words: str, bundle: Path
 ) -> None:
-    """The scaled error that samples may have says nothing of answers far beyond them."""
+    """The samples' scaled error does not apply to answers far beyond them."""
     figures = _read(bundle / FIGURES)
     changed = []
     for row in figures.rows:
@@ -103,7 +103,7 @@ def test_edge_cases_are_judged_by_their_own_floor(
     ],
 )
 def test_non_finite_figures_never_pass(change: dict[str, Any], words: str, bundle: Path) -> None:
-    """NaN compares as false with everything, and must fail all the same."""
+    """NaN fails, although every comparison with it is false."""
     figures = _read(bundle / FIGURES)
     row = figures.rows[0]
     spoilt = row.outputs["logits"].model_copy(update=change)
@@ -124,7 +124,7 @@ def test_non_finite_figures_never_pass(change: dict[str, Any], words: str, bundl
 def test_labels_are_judged_by_their_variant(
     variant: str, change: dict[str, Any], words: str, bundle: Path
 ) -> None:
-    """A sure label that flips, too many flips, ties, and accuracy that falls."""
+    """A certain label that flips, too many flips, ties and lower accuracy fail."""
     figures = _read(bundle / FIGURES)
     position, row = next((i, r) for i, r in enumerate(figures.rows) if r.variant == variant)
     found = row.outputs["logits"]
@@ -139,7 +139,7 @@ def test_labels_are_judged_by_their_variant(
 
 
 def _under(figures: ParityFigures, **update: Any) -> Judgement:
-    """Judged with other numbers for the fp32 ONNX file."""
+    """Judge the figures with other numbers for the fp32 ONNX file."""
     rows = tuple(
         row.model_copy(update=update) if row.variant == "onnx" else row
         for row in figures.tolerances
@@ -148,7 +148,7 @@ def _under(figures: ParityFigures, **update: Any) -> Judgement:
 
 
 def test_kills_follow_the_tolerances_and_not_what_the_file_says(bundle: Path) -> None:
-    """Under numbers that let anything pass, no mutant is killed but by bit-equality and NaN."""
+    """With unlimited tolerances, only bit-equality and NaN kill mutants."""
     figures = _read(bundle / FIGURES)
     assert judge(figures, figures.tolerances).killed == (12, 12)
     numbers = dict.fromkeys(set(BOUNDS) - {"evidence"}, 1e30) | {"sqnr_db": None}
@@ -159,7 +159,7 @@ def test_kills_follow_the_tolerances_and_not_what_the_file_says(bundle: Path) ->
 
 
 def test_weights_that_are_not_judged_silence_no_other_check(bundle: Path) -> None:
-    """Only a mutant that provenance alone would have killed is excused with it."""
+    """Only mutants that provenance alone would have killed are excused."""
     figures = _read(bundle / FIGURES)
     assert _under(figures, weights=None).passed
     unseen: dict[str, Any] = {"outputs": {}, "local": None}
@@ -181,7 +181,7 @@ def test_weights_that_are_not_judged_silence_no_other_check(bundle: Path) -> Non
 def test_what_could_show_no_fault_is_inconclusive(
     update: dict[str, Any], words: str, bundle: Path
 ) -> None:
-    """Nothing is wrong and nothing would have been seen: neither passed nor failed."""
+    """If no check could have revealed a fault, the result is neither passed nor failed."""
     figures = _read(bundle / FIGURES).model_copy(update=update)
     judgement = judge(figures, figures.tolerances)
     assert not judgement.passed
@@ -191,7 +191,7 @@ def test_what_could_show_no_fault_is_inconclusive(
 
 
 def test_what_can_show_a_fault_is_not_inconclusive(bundle: Path) -> None:
-    """Just above the bounds of the last test; and mutants that provenance alone kills are none."""
+    """Figures just above the last test's bounds pass; mutants of provenance alone do not count."""
     figures = _read(bundle / FIGURES)
     enough = figures.model_copy(update={"variation": {"logits": 6.1}, "distinct": 4})
     assert judge(enough, enough.tolerances).passed
@@ -204,7 +204,7 @@ def test_what_can_show_a_fault_is_not_inconclusive(bundle: Path) -> None:
 def test_evidence_is_given_up_with_a_reason_alone(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a looser tolerance is: refused without --because, recorded with it."""
+    """It is refused without --because and recorded with it, like a looser tolerance."""
     figures = _read(bundle / FIGURES).model_copy(update={"variation": {"logits": 0.0}})
     path = tmp_path / "parity.json"
     path.write_text(figures.model_dump_json())
@@ -218,7 +218,7 @@ def test_evidence_is_given_up_with_a_reason_alone(
 
 
 def test_blind_layers_are_said_and_fail_where_weights_are_not_judged(bundle: Path) -> None:
-    """A layer in which no sample shows 1% of a weight is proven by provenance alone."""
+    """A layer in which samples do not reveal 1% of a weight is proven only by provenance."""
     figures = _read(bundle / FIGURES)
     layers = list(figures.layers)
     position = next(i for i, x in enumerate(layers) if x.local and x.local.visible is not None)
@@ -236,7 +236,7 @@ def test_blind_layers_are_said_and_fail_where_weights_are_not_judged(bundle: Pat
 
 @pytest.mark.parametrize(("active", "passes"), [(94, False), (95, True)])
 def test_95_percent_of_the_units_must_be_active(active: int, passes: bool, bundle: Path) -> None:
-    """Of those that all samples activate, by the samples of every batch size."""
+    """The share is that of units that any sample activates, over every batch size."""
     figures = _read(bundle / FIGURES)
     coverage = figures.coverage.model_copy(update={"active": active, "active_in_all": 100})
     assert (_changed(figures, coverage=coverage) == []) == passes
@@ -246,7 +246,7 @@ def test_95_percent_of_the_units_must_be_active(active: int, passes: bool, bundl
 def test_a_mutant_is_killed_beyond_its_limit(
     multiple: float, killed: tuple[str, ...], bundle: Path
 ) -> None:
-    """Of the answers' RMS, which may be three times the floor."""
+    """The limit of the answers' RMS is three times the floor."""
     figures = _read(bundle / FIGURES)
     row: Tolerance = figures.tolerances[0]
     honest = figures.rows[0].outputs["logits"].model_copy(update={"floor_rms": multiple})
@@ -257,7 +257,7 @@ def test_a_mutant_is_killed_beyond_its_limit(
 
 
 def test_an_older_file_is_judged_by_what_it_has(bundle: Path) -> None:
-    """Without floors, operators of their own and mutants' answers, as version 2 was."""
+    """A version 2 file has no floors, single operators or mutants' answers."""
     content = json.loads((bundle / FIGURES).read_text())
     content["schema_version"] = 2
     for name in ("reduced_faults", "variation", "distinct"):

@@ -1,4 +1,4 @@
-"""Limits that the network itself gives: honest files stay within, a weight off by 1% does not."""
+"""Limits derived from the network: honest files stay within them, and 1% of a weight does not."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +33,7 @@ ALLOWED = tolerance_for("onnx", "cpu")
 
 
 class _LastState(nn.Module):
-    """An LSTM's answer behind its last step."""
+    """An LSTM with a layer on its last step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _LastState(nn.Module):
 
 
 class _Spectrum(nn.Module):
-    """The real part of a short-time Fourier transform, and a layer behind it."""
+    """The real part of a short-time Fourier transform, followed by a layer."""
 
     window: Tensor
 
@@ -108,10 +108,10 @@ def _row(run: ParityRun) -> Row:
     return measure_row("onnx", 256, answers, fp32, reference, None)
 
 
-@pytest.mark.filterwarnings("ignore")  # the exporter's own, of an LSTM
+@pytest.mark.filterwarnings("ignore")  # the exporter's own, for an LSTM
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_honest_file_of_any_network_is_within_and_a_weight_is_not(name: str) -> None:
-    """Answers and values inside stay under the limits; 1% of one weight is far above them."""
+    """Answers and inner values are below the limits, and 1% of one weight is far above them."""
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     run = _run(make(), shape)
@@ -129,7 +129,7 @@ def test_an_honest_file_of_any_network_is_within_and_a_weight_is_not(name: str) 
 
 
 def test_a_constant_of_an_operator_is_seen_at_its_own_layer() -> None:
-    """A HardSigmoid whose alpha is off by 1%, which no provenance of weights sees."""
+    """A HardSigmoid's alpha off by 1% is found, which weight provenance cannot see."""
     torch.manual_seed(0)
     make, shape = NETWORKS["segmentation"]
     run = _run(make(), shape)
@@ -149,7 +149,7 @@ def test_a_constant_of_an_operator_is_seen_at_its_own_layer() -> None:
 
 
 def test_a_layer_is_judged_by_its_own_operator() -> None:
-    """A file's value that inherits an error is right; the one that makes it is named."""
+    """The value that causes an error is named, not values that inherit it."""
     right = LocalFigures(rms=1.0, largest=1.0)
     wrong = LocalFigures(rms=3.1, largest=1.0)
     far = {"scaled_error": 0.5, "rms_ratio": 99.0, "max_abs_error": 1.0, "exact": False}
@@ -168,7 +168,7 @@ def test_a_layer_is_judged_by_its_own_operator() -> None:
 
 
 def test_a_bad_baseline_does_not_widen_the_limit_of_a_product() -> None:
-    """What no order of a sum exceeds is beyond the limit, however bad the floor is."""
+    """An error that no order of summation can cause exceeds the limit, however bad the floor."""
     torch.manual_seed(0)
     run = _run(nn.Linear(16, 4), (16,))
     model = run.translation.model
@@ -189,7 +189,7 @@ def test_a_bad_baseline_does_not_widen_the_limit_of_a_product() -> None:
 
 
 def test_a_fourier_transform_is_not_held_against_another_algorithm() -> None:
-    """ONNX sums up what PyTorch computes fast; the imaginary part of the mean is 0 in one alone."""
+    """ONNX sums directly and PyTorch uses an FFT; only one gives the mean's imaginary 0."""
     torch.manual_seed(0)
     run = _run(_Spectrum(), (640,))
     model = run.translation.model
@@ -201,10 +201,10 @@ def test_a_fourier_transform_is_not_held_against_another_algorithm() -> None:
 
 @pytest.mark.parametrize("gate", [nn.SiLU(), nn.GELU(), nn.Sigmoid()])
 def test_a_gate_may_be_off_by_roundings_of_1(gate: nn.Module) -> None:
-    """Where a channel's inputs are far below 0, its answers are small and the gate's error is not.
+    """If a channel's inputs are far below 0, its answers are small but the gate's error is not.
 
-    In torchvision's efficientnet_b0 honest files of such channels were up to 9 times beyond; of a
-    sigmoid whose answers are all below 0.06, as those of a rare class are, up to 43 times.
+    In torchvision's efficientnet_b0, such channels of honest files exceeded the limit up to 9
+    times; a sigmoid with answers below 0.06, as for a rare class, did so up to 43 times.
     """
     torch.manual_seed(0)
     layer = nn.Linear(16, 8)
@@ -221,7 +221,7 @@ def test_a_gate_may_be_off_by_roundings_of_1(gate: nn.Module) -> None:
 
 
 def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
-    """The table stays where it suffices; else twice the measured, and never beyond the cap."""
+    """The table's bound is kept if it suffices, else it is twice the measured, up to a cap."""
     torch.manual_seed(0)
     run = _run(nn.Linear(16, 4), (16,))
     row = _row(run)
@@ -233,8 +233,8 @@ def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
     assert with_error(0.99e-6) == ALLOWED
     output = row.outputs["y"].model_copy(update={"scaled_error": 1e-4})
     edge = row.model_copy(update={"outputs": {"y": output}, "block": EDGE_CASES})
-    assert derived(ALLOWED, [row, edge], run.blocks) == ALLOWED  # golden samples are no edge cases
-    # Floors of a network that rounds much: each channel off by 1e-6 of its scale.
+    assert derived(ALLOWED, [row, edge], run.blocks) == ALLOWED  # golden samples are not edge cases
+    # Floors of a network with large rounding: each channel is off by 1e-6 of its scale.
     wide = {
         name: dataclasses.replace(floor, largest_C=np.full(4, 1e-5))
         for name, floor in run.reference.floors.items()
@@ -253,7 +253,7 @@ def test_a_row_is_widened_by_what_an_honest_file_shows_and_no_further() -> None:
 def test_a_head_of_zeros_builds_nothing_unless_somebody_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 1 and the reason; with --because a bundle that records it."""
+    """It gives status 1 and the reason; with --because the bundle records it."""
     save_file(zero_head().state_dict(), tmp_path / "zero.safetensors")
     x = np.random.default_rng(0).normal(size=(40, 4, 8)).astype(np.float32)
     np.savez(tmp_path / "samples.npz", input=x)
@@ -273,7 +273,7 @@ def test_a_head_of_zeros_builds_nothing_unless_somebody_says_why(
 
 
 def test_the_error_of_a_sequential_sum_is_as_modelled() -> None:
-    """Summing 784 products one by one in float32, with random signs and with agreeing ones."""
+    """Sequential float32 sums of 784 products match, with random and with equal signs."""
     graph = torch.export.export(nn.Linear(784, 64), (torch.zeros(2, 784),)).graph
     node = next(node for node in graph.nodes if "linear" in str(node.target))
     generator = np.random.default_rng(0)
@@ -289,7 +289,7 @@ def test_the_error_of_a_sequential_sum_is_as_modelled() -> None:
 
 
 def test_outputs_that_do_not_vary_are_measured_as_such() -> None:
-    """A head of zeros gives its bias to every sample: less than float32 leaves undecided."""
+    """A head of zeros gives its bias for every sample, so its outputs vary below the floor."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
     assert measure_variation(_run(network, (16,)).reference)["y"] > 1_000
@@ -307,7 +307,7 @@ def test_outputs_that_do_not_vary_are_measured_as_such() -> None:
 
 @pytest.mark.parametrize("variant", ["onnx-fp16", "onnx-int8"])
 def test_mutants_of_reduced_precision_are_killed(variant: str) -> None:
-    """The rounded mean, flipped signs, swapped channels and the others, each in the file itself."""
+    """The rounded mean, flipped signs, swapped channels and others are planted in each file."""
     run = ParityRun.of(tiny_subject("mlp"))
     source = run.translation.model
     calibration = run.reference.first(71)

@@ -1,4 +1,4 @@
-"""The gate sees what it asks, asks enough, and knows when an answer depends on its neighbours."""
+"""Proofs measure enough samples and detect answers that depend on other samples of a batch."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ from tests.export.subjects import tiny_subject
 
 
 class _Sum(nn.Module):
-    """The sum of three numbers, as the one output."""
+    """The sum of three numbers, as the only output."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (x.sum(dim=1, keepdim=True),)
@@ -37,16 +37,16 @@ class _Sum(nn.Module):
 
 @pytest.fixture(scope="module")
 def proof() -> ParityRun:
-    """A tiny CNN, exported once; not to be changed."""
+    """A tiny CNN, exported once; tests must not change it."""
     return ParityRun.of(tiny_subject("cnn"))
 
 
 @pytest.fixture(scope="module")
 def dynamic_int8(proof: ParityRun, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    """The same in dynamic int8, as others would serve it."""
+    """The same network in dynamic int8, as other tools would serve it."""
     folder = tmp_path_factory.mktemp("dynamic")
     model = onnx.ModelProto.FromString(model_bytes(proof.translation.model))
-    del model.graph.value_info[:]  # the quantizer's own shapes contradict them
+    del model.graph.value_info[:]  # they contradict the quantizer's own shapes
     onnx.save(model, folder / "fp32.onnx")
     quantize_dynamic(folder / "fp32.onnx", folder / "int8.onnx", weight_type=QuantType.QUInt8)
     return onnx.load(folder / "int8.onnx")
@@ -59,7 +59,7 @@ def _row(predict: Predict, reference: Reference) -> Row:
 
 
 def test_an_honest_model_does_not_look_at_its_neighbours(proof: ParityRun) -> None:
-    """Beside white images and beside noise an answer is the same, bit for bit."""
+    """Beside white images and noise, an answer is bit-equal."""
     honest = OnnxModel(model_bytes(proof.translation.model), "cpu")
     found = measure_cross_sample_leakage(honest, proof.reference)
     assert set(found) == {"beside the largest values", "beside noise", ALONE}
@@ -69,7 +69,7 @@ def test_an_honest_model_does_not_look_at_its_neighbours(proof: ParityRun) -> No
 def test_dynamic_int8_looks_at_its_neighbours_and_is_named(
     proof: ParityRun, dynamic_int8: onnx.ModelProto
 ) -> None:
-    """Its answers change with the batch, and its operators are refused before anything runs."""
+    """Its answers depend on the batch, and its operators are refused before any run."""
     found = measure_cross_sample_leakage(
         OnnxModel(model_bytes(dynamic_int8), "cpu"), proof.reference
     )
@@ -79,7 +79,7 @@ def test_dynamic_int8_looks_at_its_neighbours_and_is_named(
 
 
 def test_a_model_that_mixes_its_batch_is_caught(proof: ParityRun) -> None:
-    """Answers that take a little of the batch's mean differ beside other neighbours."""
+    """Answers that include a little of the batch's mean differ beside other samples."""
     honest = eager_predict(proof.subject)
 
     def mixing(inputs: Arrays) -> Arrays:
@@ -91,7 +91,7 @@ def test_a_model_that_mixes_its_batch_is_caught(proof: ParityRun) -> None:
 
 
 def test_probabilities_of_other_logits_are_seen(proof: ParityRun) -> None:
-    """Probabilities that are no softmax of the logits show in the row, though logits are right."""
+    """Probabilities that are not the logits' softmax are detected, even if logits are right."""
     honest = eager_predict(proof.subject)
 
     def wrong(inputs: Arrays) -> Arrays:
@@ -105,7 +105,7 @@ def test_probabilities_of_other_logits_are_seen(proof: ParityRun) -> None:
 
 
 def test_samples_that_leave_units_dead_are_not_enough(proof: ParityRun) -> None:
-    """Of black images only, few units change; all samples together activate more."""
+    """With only black images few units vary; all samples together activate more."""
     images = proof.subject.samples.arrays["images"].copy()
     images[:32] = 0
     found = measure_coverage(proof.program, {"images": images}, 32)
@@ -120,9 +120,9 @@ def test_samples_that_leave_units_dead_are_not_enough(proof: ParityRun) -> None:
 
 
 def test_numbers_without_a_domain_have_no_edge_cases() -> None:
-    """Of numbers nothing but whole samples is known to be allowed: none is made up, and it is said.
+    """For plain numbers only whole samples are known to be valid, so no edge case is invented.
 
-    Before, the smallest and the largest number filled a sample each.
+    An earlier version filled samples with the smallest and the largest number.
     """
     subject = tiny_subject("cnn")
     values = np.linspace(-2, 3, 12, dtype=np.float32).reshape(4, 3)

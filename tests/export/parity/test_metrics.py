@@ -1,4 +1,4 @@
-"""The gate passes honest exports and sees small faults."""
+"""The gate passes honest exports and detects small faults."""
 
 import numpy as np
 import pytest
@@ -18,13 +18,13 @@ EAGER = TRUTH.astype(np.float32)
 
 
 def test_equal_answers_differ_by_nothing() -> None:
-    """The baseline compared with itself: no error, and an RMS of exactly its own."""
+    """The baseline compared with itself has no error and an RMS ratio of 1."""
     found = compare(EAGER, EAGER, TRUTH)
     assert (found.scaled_error, found.rms_ratio, found.sqnr_db > 120) == (0, 1, True)
 
 
 def test_equal_answers_have_one_error_whatever_their_memory_order() -> None:
-    """A recurrent layer's states come with axes exchanged: bit-equal is a ratio of exactly 1."""
+    """Bit-equal states of a recurrent layer with exchanged axes have a ratio of exactly 1."""
     for seed in range(20):
         fp64 = np.random.default_rng(seed).normal(size=(33, 7, 16))
         fp32 = fp64.astype(np.float32)
@@ -37,7 +37,7 @@ def test_equal_answers_have_one_error_whatever_their_memory_order() -> None:
 
 
 def test_the_largest_error_is_scaled_by_its_channel_and_its_image_named() -> None:
-    """One logit off by 0.5 gives 0.5 over the largest of that class, at that image."""
+    """A logit off by 0.5 gives 0.5 over the largest of that class, at that image."""
     candidate = EAGER.copy()
     candidate[17, 3] += 0.5
     found = compare(candidate, EAGER, TRUTH)
@@ -58,7 +58,7 @@ def test_a_flipped_label_is_counted() -> None:
 
 
 def test_a_flip_where_the_reference_wavers_is_counted_apart() -> None:
-    """Two best logits within 1% of the largest: the label may tip without a fault."""
+    """If the two best logits are within 1%, a flipped label is no fault."""
     fp64 = TRUTH.copy()
     fp64[4, :2] = 20, 19.9
     candidate = fp64.astype(np.float32)
@@ -69,7 +69,7 @@ def test_a_flip_where_the_reference_wavers_is_counted_apart() -> None:
 
 
 def test_corner_cases_count_for_errors_alone() -> None:
-    """What has no label flips none, and noise is not measured where no scale was fitted."""
+    """They have no labels to flip, and no noise is measured for them."""
     candidate = EAGER.copy()
     candidate[0] = -candidate[0]
     found = compare(candidate, EAGER, TRUTH, logits=True, edge_cases=1)
@@ -80,7 +80,7 @@ def test_corner_cases_count_for_errors_alone() -> None:
 
 
 def test_the_certificate_is_the_smallest_margin_over_the_largest_error() -> None:
-    """An error of a hundredth of the smallest margin certifies a hundred times."""
+    """An error of a hundredth of the smallest margin gives a certificate of 100."""
     best = np.sort(TRUTH, axis=1)
     margin = (best[:, -1] - best[:, -2]).min()
     labels = compare(TRUTH + margin / 100, EAGER, TRUTH, logits=True).labels
@@ -90,7 +90,7 @@ def test_the_certificate_is_the_smallest_margin_over_the_largest_error() -> None
 
 
 def test_accuracy_is_over_the_samples_with_a_target() -> None:
-    """Targets of -1 are left out, for the candidate and for the baseline."""
+    """Targets of -1 are ignored, for the candidate and for the baseline."""
     targets = EAGER.argmax(axis=1)
     targets[10:] = -1
     candidate = EAGER.copy()
@@ -102,7 +102,7 @@ def test_accuracy_is_over_the_samples_with_a_target() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_answers_fail_by_name(value: float) -> None:
-    """A NaN is counted and makes every figure infinite: no comparison can pass by accident."""
+    """A NaN is counted and makes every figure infinite, so that no comparison can pass."""
     candidate = EAGER.copy()
     candidate[2, 2] = value
     found = compare(candidate, EAGER, TRUTH)
@@ -114,7 +114,7 @@ def test_non_finite_answers_fail_by_name(value: float) -> None:
 
 @pytest.mark.parametrize("variant", ["onnx", "onnx-fp16", "onnx-int8"])
 def test_integers_and_booleans_are_equal_or_wrong(variant: str) -> None:
-    """One off in a million is within every scaled error, and yet another thing; no SQNR helps."""
+    """One wrong integer in a million fails, although every scaled error and SQNR would pass."""
     ids = np.arange(2_000_000, 2_000_050)
     right = compare(ids, ids, ids)
     assert (right.unequal, list(violations(right, tolerance_for(variant, "cpu")))) == (0, [])
@@ -127,13 +127,13 @@ def test_integers_and_booleans_are_equal_or_wrong(variant: str) -> None:
 
 
 def test_shapes_must_agree() -> None:
-    """A missing row is an error, never broadcast."""
+    """A missing row is an error and is never broadcast."""
     with pytest.raises(ValueError, match="shapes differ"):
         compare(EAGER[:1], EAGER, TRUTH)
 
 
 def test_probabilities_must_be_the_softmax_of_the_logits() -> None:
-    """Softmax over the wrong axis, or of other logits, is seen."""
+    """Softmax over a wrong axis or of other logits is detected."""
     shifted = np.exp(EAGER - EAGER.max(axis=1, keepdims=True))
     right = shifted / shifted.sum(axis=1, keepdims=True)
     assert softmax_error(right, EAGER) < 1e-6
@@ -170,7 +170,7 @@ def test_a_loosening_is_recorded_with_its_reason_and_refused_without() -> None:
     "change", ["onnx.cpu.reason=1", "onnx.tpu.scaled_error=1", "onnx.cpu.scaled_error=much", "x"]
 )
 def test_a_change_of_what_the_table_does_not_have_is_refused(change: str) -> None:
-    """Unknown rows and fields, and what is no number, are answered with what there is."""
+    """The message for unknown rows, fields and non-numbers lists the valid ones."""
     with pytest.raises(ToleranceError, match=r"expected VARIANT|cannot be"):
         changed([change], "because")
 
@@ -183,7 +183,7 @@ def _boxes_and_scores() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 
 def test_boxes_do_not_hide_a_wrong_score() -> None:
-    """A score that is off by 1.2e-3 beside boxes up to 640 is beyond 2e-6 of its own scale."""
+    """A score off by 1.2e-3 exceeds 2e-6 of its own scale, beside boxes up to 640."""
     fp64 = _boxes_and_scores()
     fp32 = fp64.astype(np.float32)
     candidate = fp32.copy()
@@ -194,7 +194,7 @@ def test_boxes_do_not_hide_a_wrong_score() -> None:
 
 
 def test_a_channel_that_sums_large_terms_is_scaled_by_them() -> None:
-    """A nearly dead channel has the roundings of what it sums, of which eager's own error tells."""
+    """A nearly dead channel has the roundings of its terms, which eager's error reveals."""
     fp64 = RNG.normal(0, 5, (50, 10))
     fp64[:, 0] *= 1e-3
     fp32 = fp64.astype(np.float32)
@@ -204,7 +204,7 @@ def test_a_channel_that_sums_large_terms_is_scaled_by_them() -> None:
 
 
 def test_an_edge_case_does_not_hide_errors_of_real_samples() -> None:
-    """Where one made-up input gives 1e6, an error of 1e-2 in a real answer of 5 is seen."""
+    """Beside an edge case's answer of 1e6, an error of 1e-2 in an answer of 5 is detected."""
     fp64 = TRUTH.copy()
     fp64[0] = 1e6
     fp32 = fp64.astype(np.float32)
@@ -218,7 +218,7 @@ def test_an_edge_case_does_not_hide_errors_of_real_samples() -> None:
 
 
 def test_one_sample_with_huge_logits_makes_no_near_ties_of_others() -> None:
-    """Near ties are 1% of the way from a sample's own mean logit to its best."""
+    """Near ties are within 1% of the way from a sample's own mean logit to its best."""
     fp64 = np.zeros((4, 100))
     fp64[:, 0] = [1e4, 10, 10, 10]
     fp64[:, 1] = [0, 9, 9.92, 9.88]
@@ -230,7 +230,7 @@ def test_one_sample_with_huge_logits_makes_no_near_ties_of_others() -> None:
 
 @pytest.mark.parametrize(("factor", "passes"), [(2.95, True), (3.05, False)])
 def test_a_channel_may_be_off_by_three_times_the_floor(factor: float, passes: bool) -> None:
-    """The RMS error of each channel is held against its own floor, whatever the others do."""
+    """Each channel's RMS error is compared with its own floor, independent of the others."""
     row = tolerance_for("onnx", "cpu")
     floor = Floor(np.full(10, 1e-6), np.full(10, 1e-3), np.zeros(0))
     floor.rms_C[:5] = 1e-3
@@ -243,7 +243,7 @@ def test_a_channel_may_be_off_by_three_times_the_floor(factor: float, passes: bo
 
 @pytest.mark.parametrize(("factor", "passes"), [(3.95, True), (4.05, False)])
 def test_a_value_may_be_off_by_four_times_the_floor(factor: float, passes: bool) -> None:
-    """The largest error of each channel is held against its own floor."""
+    """The largest error of each channel is compared with its own floor."""
     row = tolerance_for("onnx", "cpu")
     floor = Floor(np.full(10, 1e-3), np.full(10, 1e-5), np.zeros(0))
     candidate = TRUTH.copy()
@@ -253,7 +253,7 @@ def test_a_value_may_be_off_by_four_times_the_floor(factor: float, passes: bool)
 
 
 def test_a_floor_is_at_least_the_rounding_of_the_answer() -> None:
-    """An answer that every arrangement gives exactly may still be off by its last place."""
+    """An answer that every arrangement computes exactly may still be off by one rounding."""
     exact = np.full((20, 2), 3.0)
     floor = Floor.of(exact, exact, 0)
     found = compare(np.nextafter(exact.astype(np.float32), 4), exact, exact, floor=floor)
@@ -263,7 +263,7 @@ def test_a_floor_is_at_least_the_rounding_of_the_answer() -> None:
 
 @pytest.mark.parametrize("garbage", [3, 1])
 def test_a_few_garbage_samples_fail_a_reduced_precision(garbage: int) -> None:
-    """Above 35 dB over 10,000 samples, and still not passed: they are no quantization's noise."""
+    """They fail, although 10,000 samples are above 35 dB, because it is not quantization noise."""
     generator = np.random.default_rng(2)
     fp64 = generator.normal(0, 5, (10_000, 10))
     candidate = fp64 + generator.normal(0, 0.05, fp64.shape)
@@ -278,7 +278,7 @@ def test_a_few_garbage_samples_fail_a_reduced_precision(garbage: int) -> None:
 
 @pytest.mark.parametrize(("spread", "passes"), [(39.9, True), (40.1, False)])
 def test_the_worst_sample_may_be_forty_times_the_median(spread: float, passes: bool) -> None:
-    """The bound of the spread is where it is said to be, and float32 has other bounds."""
+    """The bound of the spread is exact, and float32 has other bounds."""
     found = compare(TRUTH, TRUTH, TRUTH).model_copy(update={"sample_spread": spread})
     assert (list(violations(found, tolerance_for("onnx-int8", "cpu"))) == []) == passes
     assert list(violations(found, tolerance_for("onnx", "cpu"))) == []
@@ -297,7 +297,7 @@ def _labels(**changes: float) -> LabelFigures:
 
 @pytest.mark.parametrize(("flips", "passes"), [(3, True), (4, False)])
 def test_a_share_of_flips_is_judged_beyond_chance(flips: int, passes: bool) -> None:
-    """0.1% of 1,000 samples is one, of which three standard deviations of chance are three."""
+    """0.1% of 1,000 samples is one flip, plus three for three standard deviations."""
     found = compare(TRUTH, TRUTH, TRUTH)
     row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 0.0009})
     labels = _labels(flips=flips, decided_flips=flips)
@@ -306,10 +306,10 @@ def test_a_share_of_flips_is_judged_beyond_chance(flips: int, passes: bool) -> N
 
 
 def test_more_flips_do_not_excuse_a_fall_of_accuracy() -> None:
-    """Three standard deviations of the flips that an honest file may have, and no more."""
+    """Accuracy may fall by three standard deviations of the flips allowed to an honest file."""
     found = compare(TRUTH, TRUTH, TRUTH)
     row = tolerance_for("onnx-int8", "cpu").model_copy(update={"flip_share": 0.016})
-    # 0.2 pp, and 3 times the root of 9 near ties and 16 allowed flips in 1,000: 1.5 pp.
+    # 0.2 pp, plus 3 * sqrt(9 near ties + 16 allowed flips) in 1,000: 1.5 pp.
     for drop, flips, passes in ((0.0169, 0, True), (0.0171, 0, False), (0.0171, 900, False)):
         labels = _labels(accuracy=0.9 - drop, flips=flips, near_ties=9)
         complaints = list(violations(found.model_copy(update={"labels": labels}), row))
@@ -317,7 +317,7 @@ def test_more_flips_do_not_excuse_a_fall_of_accuracy() -> None:
 
 
 def test_a_certificate_needs_twice_the_error() -> None:
-    """Two logits change places if each is off by half of their distance: 2 is the bound."""
+    """The bound is 2: two logits change order if each is off by half of their distance."""
     fp64 = np.array([[1.0, 0.0], [3.0, 0.0]])
     for error, uncertain in ((0.49, 0), (0.51, 1)):
         candidate = fp64 + np.array([[error, 0], [0, 0]])

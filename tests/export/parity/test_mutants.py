@@ -1,4 +1,4 @@
-"""The mutation test makes what it says, mutants are killed, the first wrong value is named."""
+"""Mutants are planted as described and killed, and the first wrong value is named."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def proofs() -> dict[str, ParityRun]:
-    """Tiny networks, exported once; not to be changed."""
+    """Tiny networks, exported once; tests must not change them."""
     return {model: ParityRun.of(tiny_subject(model)) for model in MODELS}
 
 
@@ -44,7 +44,7 @@ def _checks(proof: ParityRun) -> MutationTest:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_fault_is_planted_and_caught(model: str, proofs: dict[str, ParityRun]) -> None:
-    """All kinds are there, those that cannot be say why, and none of the others passes."""
+    """All kinds are listed; each is killed or has a reason why it does not apply."""
     checks = _checks(proofs[model])
     found = [checks.run(planted) for planted in _planted(proofs[model])]
     kinds = {"one weight +1% (Gemm)"} | ({"one weight +1% (Conv)"} if "cnn" in model else set())
@@ -56,7 +56,7 @@ def test_every_fault_is_planted_and_caught(model: str, proofs: dict[str, ParityR
 
 
 def test_an_honest_file_is_caught_by_nothing(proofs: dict[str, ParityRun]) -> None:
-    """The same checks find nothing wrong with the file that no fault was planted in."""
+    """The same checks find nothing wrong in the unchanged file."""
     for proof in proofs.values():
         found = _checks(proof).run(Mutant("none", "nothing", proof.translation.model))
         assert found.caught_by == ()
@@ -64,7 +64,7 @@ def test_an_honest_file_is_caught_by_nothing(proofs: dict[str, ParityRun]) -> No
 
 
 def test_what_no_answer_shows_is_caught_by_exact_values(proofs: dict[str, ParityRun]) -> None:
-    """X * (1/255) changes no answer beyond rounding; exactly rounded operators reveal it."""
+    """X * (1/255) changes answers only by rounding, but exactly rounded operators reveal it."""
     planted = next(p for p in _planted(proofs["cnn"]) if p.name.startswith("x * (1/255)"))
     found: MutantResult = _checks(proofs["cnn"]).run(planted)
     assert found.caught_by == ("exact values",)
@@ -73,7 +73,7 @@ def test_what_no_answer_shows_is_caught_by_exact_values(proofs: dict[str, Parity
 
 
 def test_a_spoilt_layer_is_the_first_wrong_value(proofs: dict[str, ParityRun]) -> None:
-    """A weight of the second convolution leads to it: node, module, line, error on both sides."""
+    """A changed weight of the second convolution is located by node, module, line and errors."""
     proof = proofs["bn-cnn"]
     model = onnx.ModelProto.FromString(proof.translation.model.SerializeToString())
     weight = next(t for t in model.graph.initializer if t.name == "classifier.features.4.weight")
@@ -93,7 +93,7 @@ def test_a_spoilt_layer_is_the_first_wrong_value(proofs: dict[str, ParityRun]) -
 
 
 def test_an_honest_file_has_no_wrong_value(proofs: dict[str, ParityRun]) -> None:
-    """Every value inside is within the tolerance; those of the scaling are bit-equal and exact."""
+    """All inner values are within the tolerance, and those of the scaling are bit-equal."""
     for proof in proofs.values():
         model = proof.translation.model
         layers = with_local(tuple(proof.inside.layers(model)), proof.local(model).figures(model))
@@ -105,7 +105,7 @@ def test_an_honest_file_has_no_wrong_value(proofs: dict[str, ParityRun]) -> None
 
 
 def test_an_uncaught_fault_fails_the_gate(proofs: dict[str, ParityRun]) -> None:
-    """With bounds that let anything pass, only what asks no bound still kills."""
+    """With unlimited bounds, only checks without a bound still kill."""
     blind = dataclasses.replace(proofs["mlp"].subject)
     checks = MutationTest(
         ParityRun(blind, proofs["mlp"].program, proofs["mlp"].translation).reference,

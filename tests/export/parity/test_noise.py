@@ -1,4 +1,4 @@
-"""The arrangements of float32: which there are, and how large the errors are that they add."""
+"""Arrangements of float32 arithmetic, and the errors that they cause."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,12 +55,12 @@ PRODUCTS: list[tuple[Any, tuple[Any, ...], int]] = [
 def test_a_sum_has_a_term_for_each_product_and_one_for_the_bias(
     target: Any, args: tuple[Tensor, ...], products: int
 ) -> None:
-    """Whatever the layout of the weight, and of a grouped convolution those of a group."""
+    """The count holds for any layout of the weight and per group of a grouped convolution."""
     assert terms_of(_node(target), args) == products + 1
 
 
 def test_a_product_s_factors_are_changed_before_it() -> None:
-    """Sum |a| |b| + |bias|; what is no float tensor stays as it is."""
+    """The result is sum |a| |b| + |bias|, and values that are not float tensors do not change."""
     args = (torch.tensor([[1.0, -2.0]]), torch.tensor([[-3.0, 4.0]]), torch.tensor([-5.0]))
     assert product_of(_node(aten.linear.default), args, {}, torch.abs).tolist() == [[16]]
     ids = (torch.tensor([[-1.0]]), torch.tensor([0]))
@@ -82,7 +82,7 @@ def test_a_product_s_factors_are_changed_before_it() -> None:
 def test_permuted_terms_give_the_same_sum_with_other_roundings(
     target: Any, shapes: tuple[tuple[int, ...], ...], changes: bool
 ) -> None:
-    """Both factors are permuted alike; a vector and what is no product stay in their order."""
+    """Both factors are permuted alike; vectors and other operators keep their order."""
     generator = torch.Generator().manual_seed(0)
     args = tuple(torch.randn(shape, generator=generator) for shape in shapes)
     wide = tuple(a.double() for a in args)
@@ -94,7 +94,7 @@ def test_permuted_terms_give_the_same_sum_with_other_roundings(
 
 
 def test_a_grouped_convolution_is_not_permuted() -> None:
-    """Its groups have other channels each, and a transposed one sums over other axes."""
+    """Groups have different channels, and a transposed convolution sums over other axes."""
     x, weight = torch.randn(2, 100, 9), torch.randn(100, 50, 3)
     args = (x, weight, None, [1], [1], [1], 2)
     node = _node(aten.conv1d.default)
@@ -115,7 +115,7 @@ def test_a_grouped_convolution_is_not_permuted() -> None:
 def test_a_sequential_sum_s_error_has_the_variance_of_its_roundings(
     x: list[float], expected: float
 ) -> None:
-    """u^2 n (sum t^2 / 6 + total^2 / 9), with n of four products and a bias."""
+    """It is u^2 n (sum t^2 / 6 + total^2 / 9), here for four products and a bias."""
     args = (torch.tensor([x], dtype=torch.float64).repeat(DRAWS, 1), _ones(1, 4))
     error = SequentialSums(0)(_node(aten.linear.default), args, {}) - args[0].sum(1, keepdim=True)
     deviations = error / (U * expected)
@@ -124,7 +124,7 @@ def test_a_sequential_sum_s_error_has_the_variance_of_its_roundings(
 
 
 def test_a_function_is_off_by_four_units_in_the_last_place() -> None:
-    """To either side, as libraries may be; an exact operator and integers are not."""
+    """Functions vary in both directions, as libraries do; exact operators and integers do not."""
     x = _ones(1000)
     relative = SequentialSums(0)(_node(aten.exp.default), (x,), {}) / x.exp() - 1
     assert (relative.abs() / (8 * U)).tolist() == pytest.approx([1] * 1000)
@@ -139,7 +139,7 @@ def test_a_function_is_off_by_four_units_in_the_last_place() -> None:
     ("target", "size"), [(aten.sigmoid.default, 1.0), (aten.silu.default, 8.0)]
 )
 def test_a_gate_is_off_by_two_roundings_of_1(target: Any, size: float) -> None:
-    """However small it is; where it multiplies an input, in proportion to that."""
+    """The error does not depend on the gate's size, but scales with an input that it multiplies."""
     x = -8 * _ones(1000)
     error = SequentialSums(0)(_node(target), (x,), {}) - target(x)
     function = 8 * U * float(target(x)[0].abs())
@@ -151,7 +151,7 @@ def test_a_gate_is_off_by_two_roundings_of_1(target: Any, size: float) -> None:
 
 
 def test_seeds_give_other_errors_and_one_seed_the_same() -> None:
-    """The floor is the same at each run, and more than one draw."""
+    """The floor is the same in each run, although it uses several draws."""
     node, args = _node(aten.exp.default), (_ones(1000),)
     one, again, other = (SequentialSums(seed)(node, args, {}) for seed in (0, 0, 1))
     assert torch.equal(one, again)
@@ -159,7 +159,7 @@ def test_seeds_give_other_errors_and_one_seed_the_same() -> None:
 
 
 class _Watched(nn.Module):
-    """A convolution; notes how it was run."""
+    """A convolution that records how it is run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ def _watched(samples: int) -> tuple[Reference, Program, list[tuple[Any, ...]]]:
 
 
 def test_eleven_arrangements_are_run() -> None:
-    """The module in other batches, order, threads, kernels and memory format; 2 x 2 other sums."""
+    """Batches, order, threads, kernels and memory format vary, plus 2 x 2 other sums."""
     reference, program, seen = _watched(40)
     threads, inputs = torch.get_num_threads(), reference.inputs
     found = list(_arrangements(reference, program, inputs))
@@ -225,7 +225,7 @@ def test_eleven_arrangements_are_run() -> None:
 
 
 def test_the_floor_is_the_worst_arrangement() -> None:
-    """Of each channel, and not less than the answer's own rounding."""
+    """It is the worst for each channel, and at least the answer's own rounding."""
     reference, program, _ = _watched(40)
     truth = reference.fp64["y"]
     errors = [
@@ -238,7 +238,7 @@ def test_the_floor_is_the_worst_arrangement() -> None:
 
 
 def test_the_floor_is_measured_on_at_most_256_samples() -> None:
-    """Fewer where the further batch sizes run over fewer, or no more are given."""
+    """It uses fewer if the further batch sizes do, or if fewer are given."""
     for samples, narrow, count in ((300, 1000, 256), (300, 64, 64), (40, 1000, 40)):
         reference, program, seen = _watched(samples)
         measure_floor(reference, program, narrow)

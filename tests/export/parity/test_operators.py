@@ -1,4 +1,4 @@
-"""Operators alone, and the network's own limits: their formulas on numbers that are known."""
+"""Single operators and the network's own limits: formulas on known numbers."""
 
 import dataclasses
 from pathlib import Path
@@ -42,7 +42,7 @@ def _layer() -> nn.Linear:
 
 
 class _Two(nn.Module):
-    """A layer and a function behind it."""
+    """A layer followed by a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Two(nn.Module):
 
 
 def _file(weight: Array = WEIGHT) -> onnx.ModelProto:
-    """The same as an ONNX file, its values named as the program's nodes."""
+    """The same network as an ONNX file, with the program's node names."""
     nodes = [
         helper.make_node("Gemm", ["x", "w", "b"], ["linear"], "gemm", transB=1),
         helper.make_node("Sigmoid", ["linear"], ["y"], "sigmoid"),
@@ -67,13 +67,13 @@ def _file(weight: Array = WEIGHT) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def check() -> LocalCheck:
-    """The two operators; not to be changed."""
+    """The check of the two operators; tests must not change it."""
     program = torch.export.export(_Two().eval(), (torch.from_numpy(X),))
     return LocalCheck(program, ["y"], {"x": X}, _file())
 
 
 def test_an_honest_file_s_operators_are_within(check: LocalCheck) -> None:
-    """Each value that both know, by its name in the file; a function has no bound of a sum."""
+    """Shared values have the file's names, and a function has no bound of a sum."""
     found = check.figures(_file())
     assert found.keys() == {"linear", "y"}
     assert all(value.rms <= 1 and value.largest <= 1 for value in found.values())
@@ -82,7 +82,7 @@ def test_an_honest_file_s_operators_are_within(check: LocalCheck) -> None:
 
 
 def test_the_bound_of_a_sum_is_gamma_times_its_terms_sizes(check: LocalCheck) -> None:
-    """gamma_4 (sum |x||w| + |b|): three products and a bias, whatever the floor."""
+    """It is gamma_4 (sum |x||w| + |b|) for three products and a bias, whatever the floor."""
     weight = WEIGHT.copy()
     weight[0, 2] += 2.0**-10
     sizes = np.abs(X.astype(np.float64)) @ np.abs(weight.T) + np.abs(BIAS)
@@ -95,7 +95,7 @@ def test_the_bound_of_a_sum_is_gamma_times_its_terms_sizes(check: LocalCheck) ->
 
 
 def test_a_spoilt_weight_is_wrong_at_its_own_layer_alone(check: LocalCheck) -> None:
-    """The function behind it is given the file's own value."""
+    """The next function gets the file's own value as input, so it is right."""
     weight = WEIGHT.copy()
     weight[1, 1] *= 1.01
     found = check.figures(_file(weight))
@@ -109,7 +109,7 @@ def test_a_spoilt_weight_is_wrong_at_its_own_layer_alone(check: LocalCheck) -> N
 
 
 def test_the_floor_of_an_operator_is_at_least_its_rounding(check: LocalCheck) -> None:
-    """Of a function four times, at each channel's largest value."""
+    """A function's floor is four roundings of each channel's largest value."""
     exact = X.astype(np.float64) @ WEIGHT.T + BIAS
     assert np.all(check.floors["linear"].largest_C >= U * np.abs(exact).max(axis=0))
     sigmoid = 1 / (1 + np.exp(-exact))
@@ -118,7 +118,7 @@ def test_the_floor_of_an_operator_is_at_least_its_rounding(check: LocalCheck) ->
 
 
 def test_1_percent_of_a_middling_weight_is_what_should_be_visible(check: LocalCheck) -> None:
-    """For each output: the weight at three quarters of the order of sizes, without the bias."""
+    """For each output it is the weight at the third quartile by size, not the bias."""
     change = np.zeros_like(WEIGHT, dtype=np.float64)
     change[0, 1], change[1, 2] = -0.03, -0.01  # the largest of three
     effect = X.astype(np.float64) @ change.T
@@ -127,7 +127,7 @@ def test_1_percent_of_a_middling_weight_is_what_should_be_visible(check: LocalCh
 
 
 def test_a_weight_of_middling_size_is_changed_by_1_percent() -> None:
-    """One for each index of the first axis, of eight the seventh by size; the rest stays."""
+    """For each first index, the seventh largest of eight changes, and the rest stays."""
     weight = torch.tensor([[8.0, -1, 7, 2, -6, 3, 5, 4], [1, 2, 3, 4, 5, 6, -7, 8]])
     found = _one_change(weight.reshape(2, 2, 4))
     assert found.shape == (2, 2, 4)
@@ -137,7 +137,7 @@ def test_a_weight_of_middling_size_is_changed_by_1_percent() -> None:
 
 
 def test_visible_is_in_units_of_the_limits() -> None:
-    """Four times the largest, three times the RMS, whichever shows it better."""
+    """The limits are four for the largest error and three for the RMS; the better one counts."""
     effect = np.array([[0.0, 8.0], [0.0, 0.0]])
     floor = Floor(np.array([1.0, 1e9]), np.array([1.0, 0.5]), np.zeros(0))
     assert _visible(effect, floor) == pytest.approx(8 / (4 * 0.5))
@@ -147,7 +147,7 @@ def test_visible_is_in_units_of_the_limits() -> None:
 
 
 def test_a_function_may_be_off_by_four_roundings() -> None:
-    """Of each channel's largest value."""
+    """The roundings are those of each channel's largest value."""
     floor = _least(np.array([[0.5, -3.0], [0.25, 2.0]]))
     assert floor.largest_C.tolist() == floor.rms_C.tolist() == [2 * U, 12 * U]
 
@@ -160,7 +160,7 @@ def _reference(rms: list[float], largest: list[float]) -> Reference:
 
 
 def test_the_limits_are_what_the_floors_allow_with_slack() -> None:
-    """Of a file and eager: 4 + 1 floors over the scale, 3 floors over a rounding, both twice."""
+    """For file and eager: 4 + 1 floors over the scale, 3 over a rounding, both doubled."""
     scaled, ratio = _limits(_reference([8e-7, 16e-7], [8e-6, 32e-6]))
     assert scaled == pytest.approx(2 * 5 * 2e-6)
     rounding = U / 12**0.5
@@ -184,7 +184,7 @@ def test_the_limits_are_what_the_floors_allow_with_slack() -> None:
 def test_a_row_is_widened_by_twice_what_was_measured(
     scaled: float, ratio: float, expected: tuple[float, float]
 ) -> None:
-    """If that is beyond the table, and up to the floors' own limit; batches are judged alike."""
+    """It is widened only beyond the table and up to the floors' limit, batches alike."""
     reference = _reference([8e-4, 16e-4], [8e-6, 32e-6])
     output = made.comparison(scaled_error=scaled, rms_ratio=ratio)
     row = derived(ONNX, [made.row(outputs={"logits": output})], [reference])
@@ -194,7 +194,7 @@ def test_a_row_is_widened_by_twice_what_was_measured(
 
 
 def test_a_row_is_widened_by_what_batches_showed() -> None:
-    """The difference between batch sizes is held to the same number."""
+    """The difference between batch sizes has the same bound."""
     reference = _reference([8e-4, 16e-4], [8e-6, 32e-6])
     row = derived(ONNX, [made.row(batch_invariance=3e-6)], [reference])
     assert row.scaled_error == row.batch_invariance == pytest.approx(6e-6)
@@ -204,7 +204,7 @@ def test_a_row_is_widened_by_what_batches_showed() -> None:
 
 
 def test_edge_cases_changed_rows_and_missing_floors_widen_nothing() -> None:
-    """The numbers hold for samples, and for a row that nobody has changed."""
+    """Only samples with floors widen a row, and only a row that nobody has changed."""
     reference = _reference([8e-4, 16e-4], [8e-6, 32e-6])
     wide = made.row(outputs={"logits": made.comparison(scaled_error=1e-5, rms_ratio=20.0)})
     edge = made.edge_row(scaled_error=1e-5, rms_ratio=20.0)
@@ -223,7 +223,7 @@ def test_edge_cases_changed_rows_and_missing_floors_widen_nothing() -> None:
 
 
 def test_float16_and_quantized_files_are_not_of_float32() -> None:
-    """One stored number of float16 or one dequantized value suffices."""
+    """One float16 number or one dequantized value is enough."""
     assert is_float32(_file())
     half = _file()
     half.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float16), "h"))

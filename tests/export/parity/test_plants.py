@@ -1,4 +1,4 @@
-"""Each mutant changes what it says, in ONNX models made by hand, and nothing else."""
+"""Each mutant changes exactly what it describes, in ONNX models made by hand."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ STORED: dict[str, Any] = {
 
 
 def _model(stored: Arrays | None = None, norm: float | None = None) -> onnx.ModelProto:
-    """Normalised pixels, a Gemm, a BatchNormalization perhaps, a MatMul."""
+    """Normalised pixels, a Gemm, optionally a BatchNormalization, and a MatMul."""
     stored = STORED | (stored or {})
     nodes = [
         helper.make_node("Div", ["x", "scale"], ["scaled"], "div"),
@@ -50,7 +50,7 @@ def _planted(model: onnx.ModelProto) -> dict[str, Mutant]:
 
 
 def _changes(planted: Mutant, model: onnx.ModelProto) -> dict[str, Array]:
-    """The stored tensors that are others than the model's."""
+    """The stored tensors that differ from the model's."""
     assert planted.model is not None
     before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     after = {t.name: numpy_helper.to_array(t) for t in planted.model.graph.initializer}
@@ -58,7 +58,7 @@ def _changes(planted: Mutant, model: onnx.ModelProto) -> dict[str, Array]:
 
 
 def test_twelve_kinds_are_planted() -> None:
-    """One of them for each kind of product."""
+    """One kind per type of product is included."""
     names = set(_planted(_model()))
     assert {"one weight +1% (Gemm)", "one weight +1% (MatMul)"} < names
     assert len(names) == 13
@@ -74,7 +74,7 @@ def test_twelve_kinds_are_planted() -> None:
     ],
 )
 def test_one_weight_of_middling_size_is_changed(name: str, tensor: str, factor: float) -> None:
-    """That at three quarters of the order of sizes."""
+    """The weight at the third quartile by size changes."""
     model = _model()
     planted = _planted(model)[name]
     ((changed, values),) = _changes(planted, model).items()
@@ -88,7 +88,7 @@ def test_one_weight_of_middling_size_is_changed(name: str, tensor: str, factor: 
 
 
 def test_the_mean_is_rounded_to_two_digits() -> None:
-    """0.1307 becomes 0.13; a mean that has no more digits is no fault."""
+    """0.1307 becomes 0.13, and a mean with no more digits does not apply."""
     model = _model()
     found = _changes(_planted(model)["mean rounded (.13 for .1307)"], model)
     assert found.keys() == {"mean"}
@@ -98,7 +98,7 @@ def test_the_mean_is_rounded_to_two_digits() -> None:
 
 
 def test_a_division_becomes_a_product_with_the_reciprocal() -> None:
-    """By 255; by a power of two both are the same."""
+    """It applies to 255, but not to a power of two, for which both are equal."""
     model = _model()
     planted = _planted(model)["x * (1/255) for x / 255"]
     assert _changes(planted, model) == {"scale": np.float32(1) / np.float32(255)}
@@ -109,7 +109,7 @@ def test_a_division_becomes_a_product_with_the_reciprocal() -> None:
 
 
 def test_a_number_of_a_normalisation_stands_before_the_products() -> None:
-    """Behind a product, or of several numbers, it is none of the inputs'."""
+    """A number after a product, or several numbers, do not normalise the inputs."""
     model = _model()
     node = model.graph.node[1]
     model.graph.node.remove(node)
@@ -121,7 +121,7 @@ def test_a_number_of_a_normalisation_stands_before_the_products() -> None:
 
 
 def test_channels_are_swapped_silenced_and_shifted() -> None:
-    """Rows of a Gemm's weight and bias, columns of a MatMul's weight."""
+    """Channels are rows of a Gemm's weight and bias, and columns of a MatMul's weight."""
     model = _model({"b1": np.array([1, 2, 3, 4], np.float32)})
     planted = _planted(model)
     swapped = _changes(planted["two channels swapped"], model)
@@ -141,7 +141,7 @@ def test_channels_are_swapped_silenced_and_shifted() -> None:
 
 
 def test_a_bias_of_zeros_is_none_that_could_be_dropped() -> None:
-    """It changes nothing; the weights through float16 change all that float16 does not have."""
+    """Dropping it changes nothing; rounding to float16 changes all numbers it cannot represent."""
     model = _model()
     planted = _planted(model)
     assert planted["a bias dropped"].what == "no layer has a bias"
@@ -152,7 +152,7 @@ def test_a_bias_of_zeros_is_none_that_could_be_dropped() -> None:
 
 @pytest.mark.parametrize(("epsilon", "wrong"), [(1e-5, 1e-3), (1e-3, 1e-5), (2e-4, 1e-3)])
 def test_an_epsilon_becomes_another_usual_one(epsilon: float, wrong: float) -> None:
-    """1e-3, or 1e-5 where it is that."""
+    """It becomes 1e-3, or 1e-5 if it is 1e-3."""
     planted = _planted(_model(norm=epsilon))["a wrong BatchNorm epsilon"]
     assert planted.model is not None
     (attribute,) = planted.model.graph.node[3].attribute
@@ -161,7 +161,7 @@ def test_an_epsilon_becomes_another_usual_one(epsilon: float, wrong: float) -> N
 
 
 def test_an_epsilon_beside_large_variances_is_no_fault() -> None:
-    """Less than 1e-5 of the smallest variance changes nothing that could be seen."""
+    """A change below 1e-5 of the smallest variance would not be visible."""
     for variance, can_be in ((98.0, True), (100.0, False)):
         model = _model({"variance": np.array([variance, 1e6, 1e6, 1e6], np.float32)}, norm=1e-5)
         assert (_planted(model)["a wrong BatchNorm epsilon"].model is not None) == can_be
@@ -170,7 +170,7 @@ def test_an_epsilon_beside_large_variances_is_no_fault() -> None:
 
 
 def test_the_most_sensitive_of_several_norms_is_taken() -> None:
-    """A folded one with small variances before one with large ones."""
+    """A folded norm with small variances is preferred to one with large variances."""
     state = {
         "w1": FIRST.astype(np.float64),
         "b1": np.zeros(4),
@@ -187,7 +187,7 @@ def test_the_most_sensitive_of_several_norms_is_taken() -> None:
 
 
 def test_stored_integers_of_a_quantized_weight_are_spoilt() -> None:
-    """Behind a DequantizeLinear: one of them by 1% may be the same integer; none can be NaN."""
+    """An integer changed by 1% may stay the same, and none can be NaN."""
     model = _model({"w1": np.array([[10, -50, 3, 7]] * 4, np.int8)})
     node = helper.make_node("DequantizeLinear", ["w1", "w1_step"], ["w1_d"], "read")
     model.graph.node.insert(2, node)
@@ -204,7 +204,7 @@ def test_stored_integers_of_a_quantized_weight_are_spoilt() -> None:
 
 
 def test_a_model_without_stored_weights_can_have_no_fault() -> None:
-    """Each says so."""
+    """Each kind of mutant says that it does not apply."""
     model = _model()
     del model.graph.node[2:4]
     assert {planted.what for planted in make_mutants(model, [], {})} == {

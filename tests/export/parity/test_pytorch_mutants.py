@@ -1,4 +1,4 @@
-"""A changed module's TorchScript and .pt2 files are refused as exports of the unchanged one."""
+"""TorchScript and .pt2 files of a changed module are refused as exports of the original."""
 
 import copy
 import dataclasses
@@ -21,46 +21,46 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """Those of at least two axes: of products, not of norms and biases."""
+    """Weights with at least two axes: those of products, not of norms and biases."""
     return [parameter for parameter in module.parameters() if parameter.ndim > 1]
 
 
 def one_weight_larger(module: nn.Module) -> bool:
-    """By 1%, the one at the third quartile of the last layer."""
+    """Enlarge the third quartile of the last layer's weights by 1%."""
     values = _weights(module)[-1].view(-1)
     values[values.abs().argsort()[len(values) * 3 // 4]] *= 1.01
     return True
 
 
 def one_sign_flipped(module: nn.Module) -> bool:
-    """Of a weight at the third quartile of the first layer."""
+    """Flip the sign of the third quartile of the first layer's weights."""
     values = _weights(module)[0].view(-1)
     values[values.abs().argsort()[len(values) * 3 // 4]] *= -1
     return True
 
 
 def a_channel_dead(module: nn.Module) -> bool:
-    """The first output of the first layer."""
+    """Silence the first output of the first layer."""
     _weights(module)[0][0] = 0
     return True
 
 
 def two_channels_swapped(module: nn.Module) -> bool:
-    """The first two outputs of the last layer, without their biases."""
+    """Swap the first two outputs of the last layer, without their biases."""
     weight = _weights(module)[-1]
     weight[[0, 1]] = weight[[1, 0]].clone()
     return len(weight) > 1
 
 
 def rounded_to_float16(module: nn.Module) -> bool:
-    """All parameters."""
+    """Round all parameters to float16."""
     for parameter in module.parameters():
         parameter.copy_(parameter.half().float())
     return True
 
 
 def a_bias_dropped(module: nn.Module) -> bool:
-    """The last that is not zero."""
+    """Drop the last bias that is not zero."""
     named = [p for name, p in module.named_parameters() if "bias" in name and p.any()]
     if named:
         named[-1].zero_()
@@ -68,7 +68,7 @@ def a_bias_dropped(module: nn.Module) -> bool:
 
 
 def another_epsilon(module: nn.Module) -> bool:
-    """Of the first norm, ten times as large."""
+    """Multiply the first norm's epsilon by ten."""
     norms = [part for part in module.modules() if isinstance(part, NORMS)]
     for part in norms[:1]:
         part.eps *= 10
@@ -76,7 +76,7 @@ def another_epsilon(module: nn.Module) -> bool:
 
 
 def another_statistic(module: nn.Module) -> bool:
-    """A variance that was learnt, 1% larger."""
+    """Enlarge a trained running variance by 1%."""
     buffers = [b for name, b in module.named_buffers() if name.endswith("running_var")]
     for buffer in buffers[:1]:
         buffer.mul_(1.01)
@@ -96,7 +96,7 @@ MUTATIONS: list[Callable[[nn.Module], bool]] = [
 
 
 def _write(proof: ParityRun, module: nn.Module, folder: Path) -> dict[str, Path]:
-    """The module's files of PyTorch's formats; its trace may be refused."""
+    """Write the module's files in PyTorch's formats; tracing it may fail."""
     subject = dataclasses.replace(proof.subject, module=module)
     folder.mkdir()
     paths = {v: folder / f"model.{v}" for v in ("torchscript", "torchscript-frozen", "pt2")}
@@ -121,11 +121,11 @@ def _write(proof: ParityRun, module: nn.Module, folder: Path) -> dict[str, Path]
         *(pytest.param(name, MUTATIONS, marks=pytest.mark.slow, id=name) for name in NETWORKS),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # the exporter's own, of an LSTM
+@pytest.mark.filterwarnings("ignore")  # the exporter's own, for an LSTM
 def test_each_mutant_is_refused_in_each_format_of_pytorch(
     name: str, mutations: list[Callable[[nn.Module], bool]], tmp_path: Path
 ) -> None:
-    """And the unchanged module's files are not."""
+    """Mutants are refused, and the unchanged module's files are not."""
     proof = ParityRun.of(network_under_test(name, tmp_path, samples=32))
     source = tmp_path / "model.onnx"
     source.write_bytes(model_bytes(proof.translation.model))

@@ -1,4 +1,4 @@
-"""Edge cases are a block of their own, and what has no finite reference proves nothing."""
+"""Edge cases are a separate block, and inputs without a finite reference are not used."""
 
 import dataclasses
 from pathlib import Path
@@ -27,21 +27,21 @@ X = np.random.default_rng(0).uniform(1, 2, (40, 3)).astype(np.float32)
 
 
 class _Steep(nn.Module):
-    """Cubes: where an input is large, an answer is much larger."""
+    """Cubes its inputs, so that large inputs give far larger answers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x**3
 
 
 class _Root(nn.Module):
-    """Of negative numbers, NaN."""
+    """The square root, which is NaN for negative numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sqrt()
 
 
 class _Lookup(nn.Module):
-    """A vocabulary of four words."""
+    """An embedding of four words."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def _program(subject: ModelUnderTest) -> Program:
 
 
 def test_answers_lie_in_memory_as_an_exported_file_s() -> None:
-    """A transposed answer's sum is another in the last digit, and the RMS 1.0000000000000002 x."""
+    """A transposed answer would sum in another order, with an RMS of 1.0000000000000002 x."""
 
     class Transposed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_answers_lie_in_memory_as_an_exported_file_s() -> None:
 
 
 def test_a_declared_range_gives_its_ends_as_edge_cases() -> None:
-    """Every value of the range may stand anywhere: its ends fill whole samples."""
+    """Any value of the range is valid at any place, so its ends fill whole samples."""
     subject = _subject(_Steep(), X, Domain(kind="range", low=0, high=100))
     block, left_out = make_edge_reference(subject, _program(subject))
     assert block is not None
@@ -98,7 +98,7 @@ def test_a_declared_range_gives_its_ends_as_edge_cases() -> None:
 
 
 def test_an_edge_case_without_a_finite_reference_is_left_out_and_counted() -> None:
-    """The root of -1 is NaN on both sides: no proof, no alarm, and it is said."""
+    """The root of -1 is NaN on both sides, so it is omitted and reported."""
     subject = _subject(_Root(), X, Domain(kind="range", low=-1, high=4))
     block, left_out = make_edge_reference(subject, _program(subject))
     assert block is not None
@@ -112,7 +112,7 @@ def test_an_edge_case_without_a_finite_reference_is_left_out_and_counted() -> No
 
 
 def test_samples_without_a_finite_answer_are_refused() -> None:
-    """Unlike edge cases they are the user's: how many, and the first."""
+    """The error gives the number of such samples and the first one."""
     array = X.copy()
     array[7] = -1
     subject = _subject(_Root(), array, None)
@@ -121,7 +121,7 @@ def test_samples_without_a_finite_answer_are_refused() -> None:
 
 
 def test_a_declared_vocabulary_that_the_network_lacks_is_refused() -> None:
-    """The id 8 of nine words is of no row of the table."""
+    """With nine declared words, the id 8 has no row in the table."""
     ids = np.random.default_rng(0).integers(0, 4, (8, 5))
     subject = _subject(_Lookup(), ids, Domain(kind="tokens", low=0, high=8), outputs=2)
     with pytest.raises(SubjectError, match=r"cannot answer its edge cases .* declare"):
@@ -129,7 +129,7 @@ def test_a_declared_vocabulary_that_the_network_lacks_is_refused() -> None:
 
 
 def test_an_edge_case_s_scale_does_not_hide_errors_of_real_samples() -> None:
-    """Beside an answer of 1e6 an error of 1e-4 in answers up to 8 would be 1e-10 scaled."""
+    """Scaled by an edge case's 1e6, an error of 1e-4 in answers up to 8 would be only 1e-10."""
     subject = _subject(_Steep(), X, Domain(kind="range", low=0, high=100))
     program = _program(subject)
     reference = make_reference(subject, program)
@@ -148,7 +148,7 @@ def test_an_edge_case_s_scale_does_not_hide_errors_of_real_samples() -> None:
 
 
 def test_a_wrong_edge_case_fails_and_is_named(tmp_path: Path) -> None:
-    """A file that is right on every sample and wrong where all pixels are full does not pass."""
+    """A file that is right on every sample and wrong on full images fails."""
     proof = ParityRun.of(tiny_subject("mlp", 8))
     path = tmp_path / "model.onnx"
     path.write_bytes(model_bytes(proof.translation.model))
@@ -174,7 +174,7 @@ def test_a_wrong_edge_case_fails_and_is_named(tmp_path: Path) -> None:
 
 
 def test_a_size_that_depends_on_values_is_refused_with_what_to_do() -> None:
-    """The positions of what is not zero are as many as there are."""
+    """The number of nonzero positions depends on the values."""
 
     class Positions(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What int8 products become on processors that add pairs of them in 16 bits."""
+"""Results of int8 products on processors that add pairs of them in 16 bits."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from export.parity.saturation import bound_saturation
 
 
 def _quantized(op_type: str, weight: Array, **attributes: Any) -> onnx.ModelProto:
-    """One product of u8 activations and the weights, both dequantized, as ONNX Runtime has it."""
+    """One product of u8 activations and weights, both dequantized, as in ONNX Runtime."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x8"]),
         helper.make_node("DequantizeLinear", ["x8", "one", "zero"], ["x32"]),
@@ -42,7 +42,7 @@ def _quantized(op_type: str, weight: Array, **attributes: Any) -> onnx.ModelProt
 
 
 def _in_16_bits(activations_K: Array, weights_K: Array) -> int:
-    """As VPMADDUBSW and VPMADDWD: pairs are added and clipped to 16 bits, these sums in 32."""
+    """Like VPMADDUBSW and VPMADDWD: pairs saturate in 16 bits, and are then summed in 32."""
     products = activations_K.astype(np.int64) * weights_K
     return int(np.clip(products.reshape(-1, 2).sum(axis=1), -(2**15), 2**15 - 1).sum())
 
@@ -60,7 +60,7 @@ def _in_16_bits(activations_K: Array, weights_K: Array) -> int:
     ],
 )
 def test_the_bound_is_what_the_instruction_clips(weights: list[int], unsafe: bool) -> None:
-    """Safe: any activations give the exact sum. Unsafe: 255 where the signs agree does not."""
+    """Safe weights give the exact sum for any activations, unsafe ones not for 255."""
     weight_K = np.array(weights)
     found = bound_saturation(_quantized("Gemm", weight_K[:, None]))
     assert (found.products, found.channels, found.unsafe) == (1, 1, int(unsafe))
@@ -72,7 +72,7 @@ def test_the_bound_is_what_the_instruction_clips(weights: list[int], unsafe: boo
 
 
 def test_neighbours_of_a_convolution_are_channels_of_one_pixel() -> None:
-    """The kernels' order is height, width, channel: not that of the file."""
+    """The kernels' order is height, width, channel, unlike that of the file."""
     weight = np.zeros((1, 2, 1, 2), np.int8)
     weight[0, 0, 0, :] = 100  # one channel, two pixels
     assert bound_saturation(_quantized("Conv", weight)).unsafe == 0
@@ -83,7 +83,7 @@ def test_neighbours_of_a_convolution_are_channels_of_one_pixel() -> None:
 
 
 def test_an_odd_reduction_is_filled_with_zero_and_transb_is_seen() -> None:
-    """The last weight has no neighbour; a Gemm's weights may lie the other way round."""
+    """The last weight has no neighbour, and a Gemm's weights may be transposed."""
     weight_OK = np.array([[1, 1, 127], [127, 127, 1]])
     found = bound_saturation(_quantized("Gemm", weight_OK, transB=1))
     assert (found.channels, found.unsafe) == (2, 1)
@@ -98,7 +98,7 @@ def _x86_with_vnni() -> bool:
 @pytest.mark.skipif(not _x86_with_vnni(), reason="needs an x86 processor that does not saturate")
 @pytest.mark.parametrize("op_type", ["Conv", "Gemm", "MatMul"])
 def test_the_setting_gives_the_same_answers_by_other_kernels(op_type: str) -> None:
-    """u8 weights instead of s8, bit-equal answers: the kernels without 16 bits between."""
+    """With u8 weights in place of s8, kernels without 16-bit sums give bit-equal answers."""
     generator = np.random.default_rng(0)
     shape = (8, 4, 3, 3) if op_type == "Conv" else (12, 8)
     weight = generator.integers(-127, 128, shape)
@@ -128,13 +128,13 @@ def test_the_setting_gives_the_same_answers_by_other_kernels(op_type: str) -> No
     ],
 )
 def test_which_processors_saturate(flags: str, expected: bool) -> None:
-    """AVX-512's kernels come first, and each needs the VNNI of its own."""
+    """AVX-512's kernels have priority, and each kind needs its own VNNI."""
     assert saturates_int8(f"processor : 0\nflags\t\t: {flags}\nbugs : none\n") is expected
     assert not saturates_int8("processor : 0\nFeatures : fp asimd\n")
 
 
 def test_int8_files_are_bounded_as_they_are_made() -> None:
-    """to_int8 uses all of 8 bits: the bound says that it may saturate."""
+    """Files of to_int8 use all 8 bits, and the bound says that they may saturate."""
     generator = np.random.default_rng(0)
     names = ["x", "a", "ra", "y"]
     tensors = {"wa": (8, 8), "wb": (8, 4)}
@@ -155,5 +155,5 @@ def test_int8_files_are_bounded_as_they_are_made() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     samples = {"x": generator.normal(size=(16, 8)).astype(np.float32)}
     found = bound_saturation(to_int8(model, samples))
-    assert (found.products, found.channels) == (1, 8)  # the last stays in float32
+    assert (found.products, found.channels) == (1, 8)  # the last product stays in float32
     assert found.unsafe > 0

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself is held against what was asked for, line by line."""
+"""An ONNX file's structure is compared with the requested one."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def _file(opset: int = 20, domain: str = "", op: str = "Relu") -> onnx.ModelProt
 
 
 def test_a_file_as_it_was_asked_for_has_no_problem() -> None:
-    """Opset 20, the tensors by name, type and shape, ONNX's own operators, one file."""
+    """It has opset 20, the right tensors, only ONNX's own operators, and is one file."""
     model = _file()
     assert structure_problems(model, INPUTS, OUTPUTS) == []
     model.graph.initializer.append(TensorProto(name="w", data_type=TensorProto.FLOAT))
@@ -29,7 +29,7 @@ def test_a_file_as_it_was_asked_for_has_no_problem() -> None:
 
 @pytest.mark.parametrize(("opset", "found"), [(19, "19"), (21, "21")])
 def test_another_opset_is_a_problem(opset: int, found: str) -> None:
-    """The exporter may give another one than it was asked for."""
+    """An opset other than the requested one is reported."""
     assert structure_problems(_file(opset), INPUTS, OUTPUTS) == [
         f"opset: asked for 20, found {found}"
     ]
@@ -61,14 +61,14 @@ def _with_a_second_file(model: onnx.ModelProto) -> str:
     "spoil", [_with_fixed_batch, _with_another_type, _with_another_name, _with_a_second_file]
 )
 def test_what_was_not_asked_for_is_named(spoil: Callable[[onnx.ModelProto], str]) -> None:
-    """A fixed batch, another type, another name, a second file."""
+    """A fixed batch, another type, another name and a second file are reported."""
     model = _file()
     expected = spoil(model)
     assert structure_problems(model, INPUTS, OUTPUTS) == [expected]
 
 
 def test_operators_of_others_and_dynamic_ones_are_refused() -> None:
-    """Not every machine has the first; the second look at the whole batch."""
+    """Custom operators are not portable, and dynamic ones depend on the whole batch."""
     for domain in ("com.microsoft", "acme"):
         (problem,) = structure_problems(_file(domain=domain), INPUTS, OUTPUTS)
         assert problem.endswith(f"not every machine has them: ['{domain}::Relu']")

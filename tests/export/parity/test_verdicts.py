@@ -1,4 +1,4 @@
-"""From figures to verdicts at the boundary, on figures that are made by hand."""
+"""From figures to verdicts, checked at the bounds on figures made by hand."""
 
 import math
 from typing import Any
@@ -49,7 +49,7 @@ def _local(**changes: Any) -> LocalFigures:
     ],
 )
 def test_a_mutant_is_killed_beyond_a_limit(change: dict[str, float], killed: bool) -> None:
-    """By each figure of the answers that the fp32 file's tolerance bounds."""
+    """Each figure of the answers that the fp32 file's tolerance bounds can kill."""
     mutant = made.fault(outputs={"logits": made.comparison(**change)})
     assert kills(mutant, ONNX) == (("samples",) if killed else ())
 
@@ -65,13 +65,13 @@ def test_a_mutant_is_killed_beyond_a_limit(change: dict[str, float], killed: boo
     ],
 )
 def test_a_mutant_of_int8_is_seen_by_its_noise(change: dict[str, float], killed: bool) -> None:
-    """Values one by one are not bounded in int8."""
+    """Int8 has no bound for single values."""
     mutant = made.fault(outputs={"logits": made.comparison(**change)})
     assert kills(mutant, INT8) == (("samples",) if killed else ())
 
 
 def test_a_label_that_flips_kills() -> None:
-    """A flipped label is beyond its limit; equal integers kill nothing."""
+    """A flipped label exceeds its limit, and equal integers kill nothing."""
     labels = made.labels(flips=1, largest_flip_margin=0.5)
     flipped = made.fault(outputs={"logits": made.comparison(labels=labels)})
     assert kills(flipped, ONNX) == ("samples",)
@@ -80,7 +80,7 @@ def test_a_label_that_flips_kills() -> None:
 
 
 def test_the_worst_of_several_outputs_kills() -> None:
-    """One output beyond its limit suffices, and so do probabilities that are no softmax."""
+    """One output beyond its limit is enough, as are probabilities that are not the softmax."""
     outputs = {"a": made.comparison(), "b": made.comparison(floor_rms=6.0)}
     assert kills(made.fault(outputs=outputs), ONNX) == ("samples",)
     for error, killed in ((1e-6, ()), (1.1e-6, ("samples",))):
@@ -101,7 +101,7 @@ def test_the_worst_of_several_outputs_kills() -> None:
 def test_weights_and_exact_values_kill_by_themselves(
     figures: dict[str, float], row: Tolerance, killed: tuple[str, ...]
 ) -> None:
-    """Stored numbers up to their bound; what must be bit-equal by the smallest difference."""
+    """Stored numbers have a bound, and any difference in bit-equal values kills."""
     mutant = made.fault(figures=figures)
     assert kills(mutant, row) == killed
 
@@ -119,7 +119,7 @@ def test_weights_and_exact_values_kill_by_themselves(
     ],
 )
 def test_an_operator_alone_may_reach_its_limit(change: dict[str, float], wrong: bool) -> None:
-    """The first wrong value, the gate's verdict on the file and a mutant's go by one rule."""
+    """First wrong value, verdict on the file and mutants use the same rule."""
     mutant = made.fault(local=_local(**change))
     assert kills(mutant, ONNX) == (("layers",) if wrong else ())
     layers = (made.layer(), made.layer(local=_local(**change)))
@@ -130,7 +130,7 @@ def test_an_operator_alone_may_reach_its_limit(change: dict[str, float], wrong: 
 
 
 def test_who_allows_more_than_the_largest_multiple_allows_more_of_the_bound() -> None:
-    """Twice LARGEST_MULTIPLE is twice the bound of a sum's rounding; less leaves the bound at 1."""
+    """Twice LARGEST_MULTIPLE doubles the bound of a sum's rounding; less leaves it at 1."""
     for multiple, bound, wrong in (
         (8, 2.0, False),
         (8, 2.1, True),
@@ -160,7 +160,7 @@ def test_who_allows_more_than_the_largest_multiple_allows_more_of_the_bound() ->
 def test_a_value_that_was_not_computed_alone_is_judged_by_its_distance(
     change: dict[str, Any], wrong: bool
 ) -> None:
-    """From the checkpoint's value, and one of exactly rounded operators by any difference."""
+    """The distance is to the checkpoint's value; for exactly rounded operators it must be 0."""
     layers = (made.layer(local=None), made.layer(local=None, **change), made.layer())
     assert first_wrong(layers, ONNX) == (1 if wrong else None)
     found = _failures(made.honest(layers=layers))
@@ -168,7 +168,7 @@ def test_a_value_that_was_not_computed_alone_is_judged_by_its_distance(
 
 
 def test_the_explanation_names_the_first_wrong_value_and_the_one_before() -> None:
-    """Its node, the errors on both sides, or that nothing is beyond the tolerance."""
+    """It gives the node and both errors, or says that all is within the tolerance."""
     right = made.layer(value="right", scaled_error=1e-7)
     wrong = made.layer(value="wrong", local=_local(rms=9.0))
     words = explain((right, wrong), ONNX)
@@ -180,7 +180,7 @@ def test_the_explanation_names_the_first_wrong_value_and_the_one_before() -> Non
 
 
 def test_half_of_the_values_inside_are_enough() -> None:
-    """Below that it is said that hardly any was compared, and of none nothing else is said."""
+    """Below half, a note says that hardly any value was compared, or that none was."""
     assert "hardly any" not in inside_words(1, 1)
     assert "hardly any" in inside_words(49, 51)
     assert "nothing was compared" in inside_words(0, 1)
@@ -188,7 +188,7 @@ def test_half_of_the_values_inside_are_enough() -> None:
 
 
 def test_a_weight_is_visible_at_twice_its_limit() -> None:
-    """Below that samples are blind to it; a value without a weight is no blind layer."""
+    """Below that a layer is blind, and a value without a weight is not a blind layer."""
     for visible, blind in ((1.99, 1), (2.0, 0), (None, 0)):
         assert len(blind_layers((made.layer(local=_local(visible=visible)),))) == blind
     assert blind_layers((made.layer(local=None),)) == []
@@ -214,7 +214,7 @@ def test_a_weight_is_visible_at_twice_its_limit() -> None:
 def test_what_would_have_shown_no_fault_is_inconclusive(
     change: dict[str, Any], verdict: str
 ) -> None:
-    """Outputs vary clearly beyond their floor, four samples differ, a sample shows a mutant."""
+    """Conclusive runs vary beyond the floor, have four distinct samples and reveal mutants."""
     figures = made.honest(**change)
     judgement = judge(figures, figures.tolerances)
     assert judgement.verdict == verdict
@@ -224,13 +224,13 @@ def test_what_would_have_shown_no_fault_is_inconclusive(
 
 
 def test_what_is_wrong_is_no_longer_inconclusive() -> None:
-    """A failure beside the lack of evidence is a failure."""
+    """A failure together with a lack of evidence is a failure."""
     figures = made.with_row(made.row(softmax_error=1.0), made.honest(distinct=3))
     assert judge(figures, figures.tolerances).verdict == FAILED
 
 
 def test_outputs_must_vary_by_the_multiple_that_is_allowed() -> None:
-    """Who allows a larger RMS asks for a larger variation; who bounds none, for twice the floor."""
+    """A larger RMS bound requires more variation, and no bound requires twice the floor."""
     figures = made.honest(variation={"logits": 7.0})
     for multiple, passes in ((3.5, False), (3.4, True), (None, True)):
         row = ONNX.model_copy(update={"rms_multiple": multiple})
@@ -242,7 +242,7 @@ def test_outputs_must_vary_by_the_multiple_that_is_allowed() -> None:
 
 
 def test_a_gpu_is_asked_for_no_mutants() -> None:
-    """They are planted, and values inside compared, on the CPU alone."""
+    """Mutants and inner values are checked only on the CPU."""
     figures = made.honest("cuda", faults=(), layers=())
     assert _failures(figures) == []
 
@@ -252,7 +252,7 @@ def test_a_gpu_is_asked_for_no_mutants() -> None:
     [(100, 95, True), (100, 94, False), (0, 0, False)],
 )
 def test_95_of_100_units_are_enough(all_of_them: int, active: int, passes: bool) -> None:
-    """Of those that all samples activate; of a network that is all dead none is."""
+    """The share is that of units that any sample activates; a dead network has none."""
     coverage = Coverage(samples=9, units=200, active_in_all=all_of_them, active=active, by_layer={})
     assert (_failures(made.honest(coverage=coverage)) == []) == passes
     without_units = coverage.model_copy(update={"units": 0})
@@ -262,7 +262,7 @@ def test_95_of_100_units_are_enough(all_of_them: int, active: int, passes: bool)
 
 
 def test_an_answer_alone_in_its_batch_may_differ_as_at_another_batch_size() -> None:
-    """A batch of one is another batch size; beside other samples nothing may change."""
+    """A batch of one is another batch size, but among other samples nothing may change."""
     for situation, difference, passes in (
         (ALONE, 2e-6, True),
         (ALONE, 2.1e-6, False),
@@ -287,7 +287,7 @@ def test_an_answer_alone_in_its_batch_may_differ_as_at_another_batch_size() -> N
 def test_edge_cases_are_held_against_their_own_floor(
     variant: str, change: dict[str, Any], passes: bool
 ) -> None:
-    """By the largest error alone; without a floor by the table, and bit-equal files stay so."""
+    """Only the largest error counts; without a floor the table applies, bit-equality stays."""
     figures = made.with_row(made.edge_row(variant, **change))
     failures = _failures(figures)
     assert (failures == []) == passes
@@ -295,14 +295,14 @@ def test_edge_cases_are_held_against_their_own_floor(
 
 
 def test_samples_of_other_sizes_are_no_edge_cases() -> None:
-    """Their scaled error and RMS are judged as those of the proof's own samples."""
+    """Their scaled error and RMS are judged like those of the proof's own samples."""
     for change in ({"rms_ratio": 8.1}, {"scaled_error": 2.1e-6}):
         row = made.row(block="length 5", outputs={"logits": made.comparison(**change)})
         assert len(_failures(made.with_row(row))) == 1
 
 
 def test_edge_cases_with_a_floor_may_depend_on_the_batch() -> None:
-    """Their answers far beyond those of samples have no scale that batches could be held to."""
+    """Answers far beyond the samples' have no scale for a comparison of batches."""
     edge = made.edge_row().model_copy(update={"batch_invariance": 1.0})
     assert _failures(made.with_row(edge)) == []
     without = made.edge_row(floor_largest=None).model_copy(update={"batch_invariance": 1.0})
@@ -310,7 +310,7 @@ def test_edge_cases_with_a_floor_may_depend_on_the_batch() -> None:
 
 
 def test_verdicts_hold_the_worst_figures_of_samples() -> None:
-    """Over all batch sizes and outputs, with those of edge cases left out."""
+    """They cover all batch sizes and outputs, but not edge cases."""
     near = made.comparison(scaled_error=1e-6, rms_ratio=2.0, sqnr_db=50.0, samples=9)
     small = made.row(batch_size=1, samples=9, threads=2, outputs={"logits": near})
     figures = made.honest()
@@ -327,7 +327,7 @@ def test_verdicts_hold_the_worst_figures_of_samples() -> None:
 
 
 def test_a_broken_variant_fails_without_rows_and_has_no_verdict() -> None:
-    """What happened to it is the failure; the others are judged as ever."""
+    """The failure describes what happened, and other variants are judged as usual."""
     figures = made.honest()
     kept = {
         "rows": tuple(row for row in figures.rows if row.variant != "pt2"),
@@ -342,7 +342,7 @@ def test_a_broken_variant_fails_without_rows_and_has_no_verdict() -> None:
 
 
 def test_problems_of_files_and_weights_fail_their_variant() -> None:
-    """Of the file's structure, and of numbers that are not the checkpoint's."""
+    """Problems of the file's structure and numbers unlike the checkpoint's are failures."""
     figures = made.honest()
     weights = made.weights(problems=("w is not in the file",))
     file = figures.files["onnx"].model_copy(
@@ -354,7 +354,7 @@ def test_problems_of_files_and_weights_fail_their_variant() -> None:
 
 
 def test_an_answer_beyond_the_tolerance_is_inexact() -> None:
-    """Of an edge case the largest error alone counts, as in the verdict."""
+    """For an edge case only the largest error counts, as in the verdict."""
     assert not is_inexact(made.row(), ONNX)
     beyond = 2 * (ONNX.rms_ratio or 0)
     assert is_inexact(made.row(outputs={"logits": made.comparison(rms_ratio=beyond)}), ONNX)
@@ -363,7 +363,7 @@ def test_an_answer_beyond_the_tolerance_is_inexact() -> None:
 
 
 def test_a_mutant_that_nothing_kills_fails_the_gate() -> None:
-    """In the fp32 file and in those of reduced precision, unless the model cannot have it."""
+    """This holds for fp32 and reduced precision, unless the mutant does not apply."""
     seen = made.honest().faults
     survivor = made.fault()
     (failure,) = _failures(made.honest(faults=(*seen, survivor)))
@@ -377,7 +377,7 @@ def test_a_mutant_that_nothing_kills_fails_the_gate() -> None:
 
 
 def test_weights_that_are_not_judged_excuse_what_they_alone_would_have_killed() -> None:
-    """By a difference beyond the table's bound; within it another check should have seen it."""
+    """Only a difference above the table's bound is excused; below it another check must see it."""
     row = ONNX.model_copy(update={"weights": None})
     seen = made.honest().faults
     for weights, passes in ((5.1e-7, True), (5e-7, False)):
@@ -390,7 +390,7 @@ def test_weights_that_are_not_judged_excuse_what_they_alone_would_have_killed() 
 
 
 def test_an_older_mutant_is_judged_by_the_figures_that_it_has() -> None:
-    """Without its answers: by the worst scaled error and RMS ratio, at the same limits."""
+    """Without its answers, its worst scaled error and RMS ratio have the same limits."""
     for figures, killed in (
         ({"scaled_error": 2e-6, "rms_ratio": 8.0}, False),
         ({"scaled_error": 2.1e-6, "rms_ratio": 1.0}, True),
@@ -400,7 +400,7 @@ def test_an_older_mutant_is_judged_by_the_figures_that_it_has() -> None:
 
 
 def test_a_bound_of_0_asks_for_bit_equality() -> None:
-    """The smallest difference is beyond it; none is within."""
+    """Any difference exceeds the bound, and no difference does not."""
     row = tolerance_for("torchscript", "cpu")
     for error, killed in ((0.0, ()), (1e-300, ("samples",))):
         mutant = made.fault(outputs={"logits": made.comparison(scaled_error=error)})
@@ -408,7 +408,7 @@ def test_a_bound_of_0_asks_for_bit_equality() -> None:
 
 
 def test_a_row_that_judges_nothing_kills_nothing() -> None:
-    """With every bound given up, no figure of a mutant is beyond a limit."""
+    """Without any bound, no figure of a mutant exceeds a limit."""
     row = ONNX.model_copy(update=dict.fromkeys(BOUNDS) | {"softmax_error": 1.0})
     wild = made.comparison(scaled_error=9.0, rms_ratio=9.0, floor_rms=99.0, floor_largest=99.0)
     mutant = made.fault(outputs={"logits": wild}, local=_local(rms=99.0, largest=99.0, bound=99.0))
@@ -427,7 +427,7 @@ def _feature_figures(**changes: Any) -> FeatureFigures:
 def test_the_first_layer_s_file_is_judged_as_the_fp32_file(
     change: dict[str, float], passes: bool
 ) -> None:
-    """At each batch size, by the first variant's tolerance; its worst figures are its verdict."""
+    """The first variant's tolerance applies at each batch size, and the worst figures count."""
     rows = (made.row("onnx"), made.row("torchscript"))
     features = _feature_figures(**change)
     figures = made.honest(features=features, rows=rows, files={}, neighbours={})
@@ -446,7 +446,7 @@ def test_the_first_layer_s_file_is_judged_as_the_fp32_file(
 
 
 def test_summaries_name_features_loosenings_and_blind_layers() -> None:
-    """A line for each verdict, and what a person must know of it."""
+    """There is one line for each verdict, feature file, loosening and blind layer."""
     loosened = ONNX.model_copy(update={"loosened": "rms_ratio: 99 instead of 8"})
     blind = made.layer(local=_local(visible=1.0))
     figures = made.honest(features=_feature_figures(), layers=(blind,))
@@ -458,7 +458,7 @@ def test_summaries_name_features_loosenings_and_blind_layers() -> None:
 
 
 def test_a_failure_names_its_row_and_sample() -> None:
-    """The threads, the block and the sample as a person would look them up."""
+    """The message gives threads, block and sample, so that they can be looked up."""
     wrong = {"logits": made.comparison(floor_rms=9.0, worst=(7, 1))}
     row = made.row(outputs=wrong, threads=2, batch_size=64)
     (failure,) = _failures(made.with_row(row))
@@ -474,7 +474,7 @@ def test_a_failure_names_its_row_and_sample() -> None:
 
 
 def test_the_largest_row_is_a_variant_s_own() -> None:
-    """That over most samples."""
+    """It is the variant's row with the most samples."""
     figures = made.honest()
     assert figures.schema_version == 3
     small, large = (made.row(samples=n, batch_size=n) for n in (5, made.SAMPLES + 1))

@@ -14,7 +14,7 @@ from export.perf.on_gpu import main as on_gpu
 def test_every_variant_is_timed_and_shown_as_a_ratio(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A row a variant, a column a batch size and thread count; on the CPU no absolute time."""
+    """Rows are variants, columns batch sizes and threads, without absolute times on the CPU."""
     figures = tmp_path / "timings.json"
     command = ["benchmark", str(bundle), "--trust", "--rounds", "3", "--batch-sizes", "1", "8"]
     assert main([*command, "--threads", "1", "2", "--json", str(figures)]) == 0
@@ -37,7 +37,7 @@ def test_every_variant_is_timed_and_shown_as_a_ratio(
 def test_the_gpu_run_ends_at_once_without_a_gpu(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Status 3, the reason, and no file of figures that nobody measured."""
+    """The status is 3 with the reason, and no file of figures is written."""
     out = tmp_path / "gpu.json"
     assert on_gpu([str(bundle), "--out", str(out)]) == 3
     assert "no CUDA device" in capsys.readouterr().err
@@ -47,7 +47,7 @@ def test_the_gpu_run_ends_at_once_without_a_gpu(
 @pytest.mark.gpu
 @pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device on this machine")
 def test_the_gpu_run_measures_everything(bundle: Path, data_dir: Path, tmp_path: Path) -> None:
-    """TF32 off and on, CUDA graphs, fp16 and the benchmark pass and are in one file."""
+    """The file covers TF32 off and on, CUDA graphs, fp16 and the benchmark."""
     out = tmp_path / "gpu.json"
     assert on_gpu([str(bundle), "--out", str(out), "--data-dir", str(data_dir)]) == 0
     (runs,) = json.loads(out.read_text()).values()

@@ -1,4 +1,4 @@
-"""Networks of all kinds: every number of an honest file is traced, and every change is seen."""
+"""Every number of an honest file is traced and every change is detected, for many networks."""
 
 import numpy as np
 import onnx
@@ -14,12 +14,12 @@ from export.provenance.rules import stated
 from export.provenance.trace import check_weights
 from tests.export.provenance.networks import NETWORKS, copied, exported
 
-MOST_ELEMENTS = 6  # of one tensor that are changed one by one
+MOST_ELEMENTS = 6  # per tensor, changed one by one
 
 
 @pytest.fixture(scope="module")
 def exports() -> dict[str, OnnxExport]:
-    """Every network, exported once; not to be changed."""
+    """Every network, exported once; tests must not change them."""
     return {name: exported(name) for name in NETWORKS}
 
 
@@ -31,7 +31,7 @@ def _is_killed(found: WeightFigures) -> bool:
 def test_an_honest_file_is_traced_to_its_last_number(
     name: str, exports: dict[str, OnnxExport]
 ) -> None:
-    """No false alarm, and no float number that only samples would prove."""
+    """There is no false alarm, and no float number depends on samples for its proof."""
     found = check_weights(exports[name].model, exports[name].program)
     assert found.problems == ()
     assert found.error <= FOLD_ERROR / 2
@@ -42,7 +42,7 @@ def test_an_honest_file_is_traced_to_its_last_number(
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_file_that_nobody_simplified_is_no_false_alarm(name: str) -> None:
-    """The same graph before any folding has other nodes, and nothing in it is wrong."""
+    """Before folding, the graph has other nodes but no problem."""
     raw = exported(name, optimize=False)
     found = check_weights(raw.model, raw.program)
     assert found.problems == ()
@@ -52,7 +52,7 @@ def test_a_file_that_nobody_simplified_is_no_false_alarm(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_change_of_one_number_is_seen(name: str, exports: dict[str, OnnxExport]) -> None:
-    """Every float tensor that a node takes, some of its elements 1% off, one at a time."""
+    """In every float tensor that a node uses, some elements are 1% off, one at a time."""
     export = exports[name]
     used = {
         use.name for region in split_regions(export.model, export.program) for use in region.uses
@@ -73,7 +73,7 @@ def test_every_change_of_one_number_is_seen(name: str, exports: dict[str, OnnxEx
 def test_two_tensors_of_one_shape_do_not_change_places(
     name: str, exports: dict[str, OnnxExport]
 ) -> None:
-    """Every number is the checkpoint's, and yet the file computes something else."""
+    """Swapped tensors are detected, although every number is the checkpoint's."""
     export = exports[name]
     floats = {n: a for n, a in stored_tensors(export.model).items() if a.dtype == np.float32}
     used = {
@@ -98,7 +98,7 @@ def test_two_tensors_of_one_shape_do_not_change_places(
 def test_every_attribute_that_is_traced_is_guarded(
     name: str, exports: dict[str, OnnxExport]
 ) -> None:
-    """Change each float and integer attribute: it is a problem, or it was never counted."""
+    """Changing any float or integer attribute is a problem, or it was never counted."""
     export = exports[name]
     honest = check_weights(export.model, export.program)
     missed = 0

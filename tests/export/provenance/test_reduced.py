@@ -1,4 +1,4 @@
-"""float16 and int8 files are the float32 file, rounded by steps that are computed beside them."""
+"""float16 and int8 files are compared with the float32 file, rounded independently."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from tests.export.provenance.networks import NETWORKS, copied, exported
 from tests.export.subjects import tiny_subject
 
 MODELS = ["cnn", "bn-cnn", "mlp"]
-# Nothing of theirs would be quantized: the last layer stays as it is.
+# Their only layer is the last one, which is not quantized.
 NOT_QUANTIZED = {
     "lstm",
     "lstm of 2 layers and directions",
@@ -30,7 +30,7 @@ NOT_QUANTIZED = {
 
 @pytest.fixture(scope="module")
 def proofs() -> dict[str, ParityRun]:
-    """Tiny networks, exported once; not to be changed."""
+    """Tiny networks, exported once; tests must not change them."""
     return {model: ParityRun.of(tiny_subject(model)) for model in MODELS}
 
 
@@ -55,7 +55,7 @@ def _change(model: onnx.ModelProto, name: str, change: Callable[[Array], Array])
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "encoder"])
 def test_an_honest_reduced_file_is_no_false_alarm(name: str) -> None:
-    """Networks of all kinds, whatever of them stays in float32."""
+    """Networks of all kinds pass, whichever parts stay in float32."""
     model = exported(name).model
     half = check_reduced(to_fp16(model), model)
     assert not _is_killed(half, "onnx-fp16")
@@ -70,7 +70,7 @@ def test_an_honest_reduced_file_is_no_false_alarm(name: str) -> None:
 
 @pytest.mark.parametrize("factor", [8.0, 1.5, 1.01])
 def test_a_wrong_step_of_one_channel_is_named(factor: float, proofs: dict[str, ParityRun]) -> None:
-    """The step is the float32 weight's own: max|w| / 127; the file's word is not taken for it."""
+    """The step must be max|w| / 127 of the float32 weight, whatever the file contains."""
     proof = proofs["cnn"]
     quantized = to_int8(proof.translation.model, proof.subject.samples.arrays)
     scale = next(t.name for t in quantized.graph.initializer if t.name.endswith("weight_scale"))
@@ -85,7 +85,7 @@ def test_a_wrong_step_of_one_channel_is_named(factor: float, proofs: dict[str, P
 
 
 def test_a_step_and_its_weights_cannot_be_wrong_together(proofs: dict[str, ParityRun]) -> None:
-    """A channel of half the numbers and double the step has about the same values."""
+    """Half the integers with double the step are detected, although the values hardly change."""
     proof = proofs["cnn"]
     quantized = to_int8(proof.translation.model, proof.subject.samples.arrays)
     name = next(t.name for t in quantized.graph.initializer if t.name.endswith("weight_quantized"))
@@ -105,7 +105,7 @@ def test_a_step_and_its_weights_cannot_be_wrong_together(proofs: dict[str, Parit
 
 @pytest.mark.parametrize("variant", ["onnx-fp16", "onnx-int8"])
 def test_a_number_of_the_code_is_compared_too(variant: str, proofs: dict[str, ParityRun]) -> None:
-    """The mean rounded to .13 inside the reduced file: one number, and no weight."""
+    """The mean rounded to .13 in the reduced file is found, although it is no weight."""
     proof = proofs["cnn"]
     model = proof.translation.model
     arrays = proof.subject.samples.arrays
@@ -125,7 +125,7 @@ def test_a_number_of_the_code_is_compared_too(variant: str, proofs: dict[str, Pa
     [("mobile", "onnx-fp16"), ("mobile", "onnx-int8"), ("audio", "onnx-fp16")],
 )
 def test_every_change_of_one_number_in_a_reduced_file_is_seen(name: str, variant: str) -> None:
-    """Every stored number, those of one element among them: 10 roundings or a step off."""
+    """Every stored number, single elements included, is changed by 10 roundings or a step."""
     model = exported(name).model
     reduced = to_fp16(model) if variant == "onnx-fp16" else to_int8(model, _samples(name, model))
     activations = {n for node in reduced.graph.node if node.op_type == "QuantizeLinear"
@@ -152,7 +152,7 @@ def _off_by_a_little(values: Array) -> Array:
 def test_steps_of_activations_are_counted_and_alike_on_both_sides(
     proofs: dict[str, ParityRun],
 ) -> None:
-    """Calibration gives them, so samples judge them; but what is written is what is read."""
+    """Samples judge steps from calibration, but quantize and dequantize must use the same."""
     proof = proofs["cnn"]
     quantized = to_int8(proof.translation.model, proof.subject.samples.arrays)
     assert check_reduced(quantized, proof.translation.model).calibrated > 0
@@ -170,7 +170,7 @@ def test_steps_of_activations_are_counted_and_alike_on_both_sides(
 
 
 def test_a_reduced_file_is_wired_as_the_float32_file(proofs: dict[str, ParityRun]) -> None:
-    """A node left out, one added and one attribute changed are named."""
+    """A missing node, an additional one and a changed attribute are named."""
     model = proofs["cnn"].translation.model
     half = to_fp16(model)
     relu = next(n for n in half.graph.node if n.op_type == "Relu")
@@ -197,7 +197,7 @@ def test_a_reduced_file_is_wired_as_the_float32_file(proofs: dict[str, ParityRun
 def test_reduced_weights_are_the_nearest_to_the_checkpoints(
     model: str, proofs: dict[str, ParityRun]
 ) -> None:
-    """fp16 is off by half a rounding, int8 by half a step; one step more is seen."""
+    """The error is half a rounding in fp16 and half a step in int8; one step more is found."""
     proof = proofs[model]
     source = proof.translation.model
     half = check_reduced(to_fp16(source), source)
@@ -216,7 +216,7 @@ def test_reduced_weights_are_the_nearest_to_the_checkpoints(
 
 
 def test_a_weight_that_rounds_to_zero_in_fp16_becomes_zero(proofs: dict[str, ParityRun]) -> None:
-    """Not the smallest number above it, as converters would have it."""
+    """It does not become the smallest nonzero number, as in some converters."""
     proof = proofs["cnn"]
     model = _copy(proof)
     tensor = next(t for t in model.graph.initializer if t.name == "classifier.head.1.weight")

@@ -1,4 +1,4 @@
-"""Steps of a quantization and roundings to float16 at the boundary, in files made by hand."""
+"""Quantization steps and roundings to float16 at their bounds, in files made by hand."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _source(weight: Array = WEIGHT, bias: Array = BIAS) -> onnx.ModelProto:
 def _quantized(
     weight_q: Array, step: Array, zero: Array | None = None, **changes: Any
 ) -> onnx.ModelProto:
-    """The same in int8: a step for each row of the weight, or one for all."""
+    """The same model in int8, with a step for each row of the weight or one for all."""
     zero = np.zeros(step.shape, weight_q.dtype) if zero is None else zero
     bias_step = (np.broadcast_to(step, 2) * INPUT_STEP).astype(np.float32)
     stored = {
@@ -65,7 +65,7 @@ def _rounded(step: list[float], dtype: type = np.int8) -> tuple[Array, Array]:
 
 
 def test_a_row_s_step_is_its_largest_weight_over_127() -> None:
-    """Both sides of the sign alike; each number is off by at most half a step."""
+    """The step is symmetric, and each number is off by at most half a step."""
     found = _checked(_quantized(*_rounded([1, 2])))
     assert found.problems == ()
     assert (found.error, found.converted, found.calibrated) == (0, 2, 2)
@@ -73,7 +73,7 @@ def test_a_row_s_step_is_its_largest_weight_over_127() -> None:
 
 
 def test_a_number_is_off_in_steps() -> None:
-    """Another number one step away is off by one step, whatever the row's step is."""
+    """An integer off by one is off by one step, whatever the row's step is."""
     numbers, steps = _rounded([1, 2])
     numbers[1, 1] += 1
     assert _checked(_quantized(numbers, steps)).error == 1
@@ -81,7 +81,7 @@ def test_a_number_is_off_in_steps() -> None:
 
 @pytest.mark.parametrize(("roundings", "named"), [(1, False), (2, True), (-1, False), (-3, True)])
 def test_a_step_may_be_off_by_one_rounding_of_float32(roundings: int, named: bool) -> None:
-    """Whoever divided may have rounded: 2^-23 of the step, and no more."""
+    """The division may have rounded, by up to 2^-23 of the step."""
     numbers, steps = _rounded([1, 2])
     steps[0] = np.float32(1 + roundings * 2.0**-23)
     problems = _checked(_quantized(numbers, steps)).problems
@@ -89,7 +89,7 @@ def test_a_step_may_be_off_by_one_rounding_of_float32(roundings: int, named: boo
 
 
 def test_a_bias_is_in_steps_of_input_and_weight() -> None:
-    """The product of both steps; another one is named even if the bias is right by it."""
+    """Its step is the product of both; another step is named even if the bias matches it."""
     numbers, steps = _rounded([1, 2])
     changes = {"b_step": np.array([0.25, 0.25], np.float32), "b_q": np.array([2, -16], np.int32)}
     (problem,) = _checked(_quantized(numbers, steps, **changes)).problems
@@ -97,7 +97,7 @@ def test_a_bias_is_in_steps_of_input_and_weight() -> None:
 
 
 def test_a_reduced_range_has_64_numbers_to_a_side() -> None:
-    """If the median of the largest numbers of all weights is no larger: a setting of the file."""
+    """A file has it if the median over its weights of the largest integer is at most 64."""
     steps = np.array([127 / 64, 254 / 64], np.float32)
     numbers = np.rint(WEIGHT / steps[:, None]).astype(np.int8)
     assert np.abs(numbers).max() == 64
@@ -108,7 +108,7 @@ def test_a_reduced_range_has_64_numbers_to_a_side() -> None:
 
 
 def test_a_few_small_weights_make_no_reduced_range() -> None:
-    """Of two weights with the whole range and one with half of it the median has the whole."""
+    """If two weights use the whole range and one half of it, the median is the whole."""
     numbers, steps = _rounded([1, 2])
     half = np.full((2, 2), 64, np.int8)
     whole = np.full((2, 2), 127, np.int8)
@@ -119,10 +119,10 @@ def test_a_few_small_weights_make_no_reduced_range() -> None:
 
 @pytest.mark.parametrize(("largest", "lowest"), [(255, -127.0), (127, -63.0)])
 def test_unsigned_weights_reach_from_the_lowest_to_the_highest(largest: int, lowest: float) -> None:
-    """255 steps in between, or 127 of a reduced range; the zero point is where 0 falls."""
+    """There are 255 steps, or 127 if reduced, and the zero point is the integer of 0."""
     weight = np.array([[lowest, 5.0, 0.0], [largest + lowest, 1.0, 2.0]], np.float32)
     numbers = (weight - lowest).astype(np.uint8)
-    small = np.full((2, 2), 64 if largest == 127 else 127, np.int8)  # says which range it is
+    small = np.full((2, 2), 64 if largest == 127 else 127, np.int8)  # shows which range is used
     zero = np.array(-lowest, np.uint8)
     found = _quantized(numbers, np.array(1, np.float32), zero, range=small)
     assert _checked(found, _source(weight)).problems == ()
@@ -136,7 +136,7 @@ def test_unsigned_weights_reach_from_the_lowest_to_the_highest(largest: int, low
 
 @pytest.mark.parametrize(("factor", "named"), [(1, False), (1.0001, True), (0.9999, True)])
 def test_a_bias_beyond_int32_enlarges_the_step_of_its_weight(factor: float, named: bool) -> None:
-    """To 1.0001 times what lets it be a 32-bit integer, in that row alone."""
+    """It grows to 1.0001 times what makes the bias fit 32 bits, only in that row."""
     bias = np.array([0.5, 2.0**31], np.float32)
     least = 1.0001 * 2 * 2.0**31 / (2.0**32 - 2) / float(INPUT_STEP)
     assert least > 2
@@ -148,7 +148,7 @@ def test_a_bias_beyond_int32_enlarges_the_step_of_its_weight(factor: float, name
 
 
 def test_a_row_of_zeros_has_the_step_1() -> None:
-    """There is no largest weight to divide."""
+    """Without a nonzero weight there is nothing to divide."""
     weight = np.zeros((2, 3), np.float32)
     found = _quantized(weight.astype(np.int8), np.ones(2, np.float32))
     assert _checked(found, _source(weight)).problems == ()
@@ -158,14 +158,14 @@ def test_a_row_of_zeros_has_the_step_1() -> None:
 
 @pytest.mark.parametrize("step", [0.0, -1.0, np.inf, np.nan])
 def test_a_step_of_an_activation_must_hold_its_values(step: float) -> None:
-    """Nothing but its size is left to the samples."""
+    """Apart from this, only samples judge its size."""
     numbers, steps = _rounded([1, 2])
     found = _quantized(numbers, steps, x_step=np.float32(step))
     assert any("int8 cannot hold its values" in p for p in _checked(found).problems)
 
 
 def _clipped(step: float, zero: int) -> onnx.ModelProto:
-    """A clip whose place the rounding to uint8 takes."""
+    """A clip that can be replaced by rounding to uint8."""
     nodes = [
         helper.make_node("QuantizeLinear", ["c", "step", "zero"], ["q"], "write"),
         helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["d"], "read"),
@@ -178,17 +178,17 @@ def _clipped(step: float, zero: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("low", "high", "step", "zero", "passes"),
     [
-        (0, 6, 6 / 254.6, 0, True),  # clips at 6.009, the last number being 0.024 wide
+        (0, 6, 6 / 254.6, 0, True),  # clips at 6.009; a step is 0.024
         (0, 6, 6 / 254.4, 0, False),
         (-1.012, 9, 0.02, 51, True),  # clips at -1.02, within half a step of -1.012
         (-1.008, 9, 0.02, 51, False),
-        (0, 6, 3 / 255, 0, True),  # clips earlier: samples judge that
+        (0, 6, 3 / 255, 0, True),  # clips earlier, which samples judge
     ],
 )
 def test_a_clip_may_go_where_rounding_clips_within_half_a_step(
     low: float, high: float, step: float, zero: int, passes: bool
 ) -> None:
-    """On both sides."""
+    """The condition applies to both ends."""
     nodes = [
         helper.make_node("Neg", ["x"], ["c0"], "before"),
         helper.make_node("Clip", ["c0", "low", "high"], ["c"], "clip"),
@@ -201,7 +201,7 @@ def test_a_clip_may_go_where_rounding_clips_within_half_a_step(
 
 
 def test_a_relu_may_go_where_the_zero_point_is_the_lowest_number() -> None:
-    """Rounding to numbers from 0 on clips what is negative; from -1 step on it does not."""
+    """Rounding to integers from 0 on clips negative values; from -1 step on it does not."""
     nodes = [
         helper.make_node("Neg", ["x"], ["c0"], "before"),
         helper.make_node("Relu", ["c0"], ["c"], "relu"),
@@ -217,7 +217,7 @@ def test_a_relu_may_go_where_the_zero_point_is_the_lowest_number() -> None:
     [
         (1.0, 1 + 2.0**-10, 2.0**-10),  # of the number itself
         (2.0**-14, 2.0**-14 + 2.0**-24, 2.0**-10),
-        (2.0**-15, 2.0**-15 + 2.0**-24, 2.0**-10),  # below 2^-14 of that
+        (2.0**-15, 2.0**-15 + 2.0**-24, 2.0**-10),  # relative to 2^-14 below it
         (2.0**-13, 2.0**-13 + 2.0**-23, 2.0**-10),
         (70_000.0, 65_504.0, 0.0),  # float16's largest number, or infinity
         (70_000.0, np.inf, 0.0),
@@ -231,7 +231,7 @@ def test_a_relu_may_go_where_the_zero_point_is_the_lowest_number() -> None:
 def test_a_number_of_float16_is_off_by_its_rounding(
     expected: float, found: float, error: float
 ) -> None:
-    """Relative to the number, below the smallest normal one to that; beyond the largest by none."""
+    """It is relative to the number or the smallest normal one, and 0 beyond the largest."""
     weight = np.array([[expected, 1.0], [1.0, 1.0]], np.float32)
     half = _source(weight)
     values = weight.astype(np.float64)

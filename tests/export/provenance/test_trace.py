@@ -1,4 +1,4 @@
-"""Every weight of an ONNX file is held against the checkpoint's, and no fault in one is missed."""
+"""Every weight of an ONNX file is compared with the checkpoint's, and every fault is detected."""
 
 import copy
 import warnings
@@ -25,7 +25,7 @@ MODELS = ["cnn", "bn-cnn", "mlp"]
 
 @pytest.fixture(scope="module")
 def proofs() -> dict[str, ParityRun]:
-    """Tiny networks, exported once; not to be changed."""
+    """Tiny networks, exported once; tests must not change them."""
     return {model: ParityRun.of(tiny_subject(model)) for model in MODELS}
 
 
@@ -45,7 +45,7 @@ def _copy(proof: ParityRun) -> onnx.ModelProto:
 def test_every_tensor_of_an_honest_export_is_accounted_for(
     model: str, equal: int, folded: int, proofs: dict[str, ParityRun]
 ) -> None:
-    """Without BatchNorm all are bit-equal; with it the folded ones equal the float64 fold."""
+    """Tensors are bit-equal, or with BatchNorm equal to the float64 fold."""
     found = _check(proofs[model])
     assert (found.equal, found.folded, found.problems) == (equal, folded, ())
     assert found.error <= FOLD_ERROR / 2
@@ -58,7 +58,7 @@ def test_every_tensor_of_an_honest_export_is_accounted_for(
 def test_one_changed_weight_in_any_tensor_is_named(
     model: str, factor: float, proofs: dict[str, ParityRun]
 ) -> None:
-    """A random element of each tensor, 1% off, negated or NaN, is found with its position."""
+    """A random element that is 1% off, negated or NaN is found with its position."""
     generator = np.random.default_rng(0)
     tensors = [
         t.name for t in _copy(proofs[model]).graph.initializer if t.name.startswith("classifier.")
@@ -79,7 +79,7 @@ def test_one_changed_weight_in_any_tensor_is_named(
 
 
 def test_missing_and_misshapen_tensors_are_named(proofs: dict[str, ParityRun]) -> None:
-    """A dropped bias and a transposed weight are told by name; what no node takes is no matter."""
+    """A dropped bias and a transposed weight are named, and unused tensors are ignored."""
     model = _copy(proofs["cnn"])
     kept = [t for t in model.graph.initializer if t.name != "classifier.head.1.bias"]
     for tensor in kept:
@@ -100,7 +100,7 @@ def test_missing_and_misshapen_tensors_are_named(proofs: dict[str, ParityRun]) -
 def test_a_tensor_that_no_node_takes_proves_nothing(
     model: str, proofs: dict[str, ParityRun]
 ) -> None:
-    """The right weight stays in the file, and the layer takes one of another name, 1% off."""
+    """A layer that uses a copy 1% off is detected, even if the right weight is in the file."""
     faulty = _copy(proofs[model])
     node = next(n for n in faulty.graph.node if n.op_type == "Gemm")
     tensor = next(t for t in faulty.graph.initializer if t.name == node.input[1])
@@ -114,7 +114,7 @@ def test_a_tensor_that_no_node_takes_proves_nothing(
 
 
 class Gated(nn.Module):
-    """A sum with zeros and a product with ones, or with zeros, which changes everything."""
+    """A sum with zeros and a product with ones or zeros; a factor of zeros matters."""
 
     def __init__(self, gate: float) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Gated(nn.Module):
 def test_only_a_zero_of_a_sum_or_a_one_of_a_product_may_be_left_out(
     gate: float, problems: int
 ) -> None:
-    """A missing factor of zeros is a fault, although it is all zeros."""
+    """A missing factor of zeros is a fault."""
     export = export_network(Gated(gate).eval(), torch.randn(4, 4))
     model = copied(export.model)
     for node in model.graph.node:
@@ -145,7 +145,7 @@ def test_only_a_zero_of_a_sum_or_a_one_of_a_product_may_be_left_out(
 
 
 class Prefixed(nn.Module):
-    """A parameter of zeros before the inputs, as a vision transformer's class token."""
+    """A parameter of zeros concatenated before the inputs, like a ViT's class token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Prefixed(nn.Module):
 
 
 def test_zeros_that_are_joined_are_no_zeros_of_a_sum() -> None:
-    """To leave them out would change the result, though the tensor is all zeros."""
+    """Omitting concatenated zeros is a fault, because it changes the result."""
     program = torch.export.export(Prefixed().eval(), (torch.randn(5, 3),))
     checkpoint = Checkpoint(program)
     nodes = {name: node for node, name in checkpoint.names.items()}
@@ -165,7 +165,7 @@ def test_zeros_that_are_joined_are_no_zeros_of_a_sum() -> None:
 
 
 class Mixed(nn.Module):
-    """A BatchNorm that counts other channels than the linear layer before it; pixels shuffled."""
+    """A BatchNorm over other channels than the linear layer before it, then a pixel shuffle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Mixed(nn.Module):
 
 
 def test_a_batchnorm_over_other_channels_is_not_folded() -> None:
-    """It cannot become a part of the linear layer; and the order of shuffled pixels is traced."""
+    """It cannot be folded into the linear layer, and the pixel shuffle's order is traced."""
     export = export_network(Mixed().eval(), torch.randn(3, 8, 4))
     assert find_folds(export.program) == []
     honest = check_weights(export.model, export.program)
@@ -195,7 +195,7 @@ def test_a_batchnorm_over_other_channels_is_not_folded() -> None:
 
 @pytest.fixture(scope="module")
 def unfolded(proofs: dict[str, ParityRun]) -> onnx.ModelProto:
-    """The network with BatchNorms as an exporter gives it that leaves them in the graph."""
+    """The network as exported by a tool that keeps BatchNorms in the graph."""
     proof = proofs["bn-cnn"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -214,7 +214,7 @@ def unfolded(proofs: dict[str, ParityRun]) -> onnx.ModelProto:
 def test_a_batchnorm_that_was_not_folded_is_compared_tensor_by_tensor(
     proofs: dict[str, ParityRun], unfolded: onnx.ModelProto
 ) -> None:
-    """An exporter that leaves the BatchNorm in the graph is held to its statistics too."""
+    """A BatchNorm that stays in the graph must have the checkpoint's statistics."""
     assert _check(proofs["bn-cnn"], unfolded).problems == ()
     model = copied(unfolded)
     variance = next(t for t in model.graph.initializer if t.name.endswith("running_var"))
@@ -227,7 +227,7 @@ def test_a_batchnorm_that_was_not_folded_is_compared_tensor_by_tensor(
 def test_the_epsilon_of_a_batchnorm_that_was_not_folded_is_compared(
     proofs: dict[str, ParityRun], unfolded: onnx.ModelProto
 ) -> None:
-    """A weight comparison alone would not see it, and samples only where a variance is small."""
+    """Weights alone do not reveal it, and samples only where a variance is small."""
     model = copied(unfolded)
     node = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
     _set(node, "epsilon", 1e-3)
@@ -251,7 +251,7 @@ def test_the_epsilon_of_a_batchnorm_that_was_not_folded_is_compared(
 def test_a_changed_attribute_is_named_without_a_sample(
     network: str, op_type: str, attribute: str, value: float
 ) -> None:
-    """Attributes are held against the arguments of the program's operators."""
+    """Attributes are compared with the arguments of the program's operators."""
     export = exported(network)
     model = copied(export.model)
     node = next(n for n in model.graph.node if n.op_type == op_type)
@@ -262,7 +262,7 @@ def test_a_changed_attribute_is_named_without_a_sample(
 
 @pytest.mark.parametrize(("bound", "value"), [(6.0, 60.0), (0.1307, 0.13), (0.3081, 0.31)])
 def test_a_changed_number_of_the_code_is_named_without_a_sample(bound: float, value: float) -> None:
-    """The bound of a ReLU6 that no sample reaches; mean and deviation of the inputs."""
+    """A ReLU6's bound that no sample reaches, and the inputs' mean and deviation, are compared."""
     export = exported("mobile")
     model = copied(export.model)
     tensor = next(
@@ -277,7 +277,7 @@ def test_a_changed_number_of_the_code_is_named_without_a_sample(bound: float, va
 
 
 def test_freezing_keeps_one_of_two_equal_tensors() -> None:
-    """PyTorch's encoders begin with equal layers; a tensor that is nowhere is still missing."""
+    """PyTorch's encoders start with equal layers, but a tensor without any copy is missing."""
     layers = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
     layers[2].load_state_dict(layers[0].state_dict())
     x = torch.randn(4, 3)
@@ -294,7 +294,7 @@ def test_freezing_keeps_one_of_two_equal_tensors() -> None:
 
 
 def test_the_constants_of_a_frozen_file_are_the_modules(proofs: dict[str, ParityRun]) -> None:
-    """Frozen TorchScript has lost all names; each number is the module's or a fold of it."""
+    """Frozen TorchScript has no names, but each number is the module's or a fold of it."""
     for model, folded in {"cnn": 0, "bn-cnn": 6, "mlp": 2}.items():
         module = copy.deepcopy(proofs[model].subject.module)
         program = proofs[model].translation.program
@@ -309,7 +309,7 @@ def test_the_constants_of_a_frozen_file_are_the_modules(proofs: dict[str, Parity
 
 
 def test_what_no_rule_covers_is_counted_and_said(proofs: dict[str, ParityRun]) -> None:
-    """A sum with one more constant is a problem; one behind an unknown operator is counted."""
+    """An additional constant is a problem in a sum, and is counted after an unknown operator."""
     export = exported("rnn")
     model = copied(export.model)
     giver = next(n for n in model.graph.node if n.op_type == "Gemm")
@@ -326,7 +326,7 @@ def test_what_no_rule_covers_is_counted_and_said(proofs: dict[str, ParityRun]) -
 
 
 class Chosen(nn.Module):
-    """Columns chosen by an integer buffer, weighed by numbers that are in no state_dict."""
+    """Columns selected by an integer buffer, with factors that are not in the state_dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -341,7 +341,7 @@ class Chosen(nn.Module):
 
 
 def test_an_integer_buffer_is_compared() -> None:
-    """Another column is another number of the checkpoint, though no weight changed."""
+    """Another column is detected, although no weight changed."""
     export = export_network(Chosen().eval(), torch.randn(4, 4))
     assert check_weights(export.model, export.program).problems == ()
     model = copied(export.model)
@@ -357,7 +357,7 @@ def test_an_integer_buffer_is_compared() -> None:
 
 
 def test_a_program_is_held_to_buffers_outside_its_state() -> None:
-    """A .pt2 file keeps what is in no state_dict among its constants."""
+    """A .pt2 file keeps buffers outside the state_dict as constants, which are compared."""
     program = torch.export.export(Chosen().eval(), (torch.randn(4, 4),))
     arrays = program_arrays(program)
     assert check_state(arrays, arrays).problems == ()
@@ -367,7 +367,7 @@ def test_a_program_is_held_to_buffers_outside_its_state() -> None:
 
 
 def test_a_tensor_may_be_cut_joined_and_summed() -> None:
-    """The forms in which an exporter may split in_proj, and join or add two biases."""
+    """An exporter may split in_proj, and concatenate or add two biases."""
     weight = Expected("w", np.arange(12, dtype=np.float32).reshape(6, 2), None, frozenset(["w"]))
     pieces = {piece.name: piece.values.tolist() for piece in cut(weight, 4)}
     assert list(pieces) == ["w[0:2]", "w[2:4]", "w[4:6]"]

@@ -1,4 +1,4 @@
-"""The parity report says what the gate found, in a browser, in Markdown and in JUnit's XML."""
+"""The parity report in HTML, Markdown and JUnit XML."""
 
 import html
 import json
@@ -39,7 +39,7 @@ ENDLESS = dict.fromkeys(("scaled_error", "max_abs_error", "rms_ratio"), math.inf
 
 
 class _Tags(HTMLParser):
-    """Every tag of a page with its attributes."""
+    """Collects every tag of a page with its attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def _layer(value: str, error: float, *, exact: bool = False) -> Layer:
 
 
 def _figures(**changes: Any) -> ParityFigures:
-    """Two variants that pass, at two batch sizes, with a bit of everything."""
+    """Two variants that pass at two batch sizes, with some of every kind of figure."""
     weights = WeightFigures(
         equal=2, folded=1, converted=0, constants=3, error=1e-8, worst="w[0] is 1", problems=()
     )
@@ -135,7 +135,7 @@ def _figures(**changes: Any) -> ParityFigures:
 def _written(
     folder: Path, figures: ParityFigures, timings: Timings | None = None
 ) -> tuple[Judgement, dict[str, str]]:
-    """The judgement, and the report's files by their endings."""
+    """The judgement, and the report's files by extension."""
     judgement = judge(figures, figures.tolerances)
     path = write_report(folder / "report", figures, judgement, timings)
     assert path.name == "parity.html"
@@ -147,7 +147,7 @@ def _suite(text: str) -> ElementTree.Element:
 
 
 def test_the_report_says_what_was_found(tmp_path: Path) -> None:
-    """Verdict, figures beside their bounds, certificate, faults and layers are on the page."""
+    """The page has verdict, figures with bounds, certificate, mutants and layers."""
     judgement, texts = _written(tmp_path, _figures())
     assert judgement.passed
     assert set(texts) == {"json", "html", "md", "xml"}
@@ -163,7 +163,7 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
 
 
 def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> None:
-    """A hostile name is text; nothing is fetched and nothing is run; pictures have words."""
+    """Hostile names are escaped, nothing is fetched or run, and images have alt text."""
     figures = _figures(
         name='<script src="http://x">|',
         not_checked={"pt2": "<img src=x>"},
@@ -185,7 +185,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> None
 
 
 def test_failures_are_told_in_all_three_outputs(tmp_path: Path) -> None:
-    """A bad variant, a value that is not exact, dead units and a fault that nobody would see."""
+    """A bad variant, an inexact value, dead units and a surviving mutant are reported."""
     figures = _figures()
     missed = figures.faults[0].model_copy(update={"figures": {"weights": 0.0}})
     figures = _figures(
@@ -208,7 +208,7 @@ def test_failures_are_told_in_all_three_outputs(tmp_path: Path) -> None:
 
 
 def test_junit_counts_what_the_judgement_counts(tmp_path: Path) -> None:
-    """A case for each variant, each of the gate's own checks and each fault."""
+    """Each variant, each of the gate's own checks and each mutant is a test case."""
     figures = _figures(
         rows=(_row("onnx", 4, scaled_error=0.5, rms_ratio=99), *_figures().rows[1:]),
         not_checked={"pt2": "not on this device"},
@@ -235,7 +235,7 @@ def test_junit_counts_what_the_judgement_counts(tmp_path: Path) -> None:
 
 
 def test_a_fault_that_is_not_judged_is_no_passed_test(tmp_path: Path) -> None:
-    """Where weights are not judged nobody fails for a fault in them: skipped, with the reason."""
+    """If weights are not judged, mutants of weights are skipped with the reason."""
     onnx, script = _figures().tolerances
     missed = _figures().faults[0].model_copy(update={"figures": {"weights": 1.0}})
     seen = _figures().faults[0].model_copy(update={"name": "another"})
@@ -248,7 +248,7 @@ def test_a_fault_that_is_not_judged_is_no_passed_test(tmp_path: Path) -> None:
 
 
 def test_markdown_has_a_row_for_each_variant(tmp_path: Path) -> None:
-    """Measured or not, with as many cells as the header, and what was loosened below."""
+    """All rows, measured or not, have as many cells as the header; loosenings are listed below."""
     loosened = "rms_ratio: 99 instead of 8 because a test"
     onnx, script = _figures().tolerances
     figures = _figures(
@@ -266,7 +266,7 @@ def test_markdown_has_a_row_for_each_variant(tmp_path: Path) -> None:
 
 
 def test_figures_without_end_do_not_crash_the_report(tmp_path: Path) -> None:
-    """Infinities and NaN, in rows, layers and faults, are shown and read back."""
+    """Infinities and NaN in rows, layers and mutants are shown and can be read back."""
     lost = LABELS | {"largest_error": math.inf, "uncertain": 10}
     rows = (_row("onnx", 4, **ENDLESS, sqnr_db=math.nan, labels=lost), *_figures().rows[1:])
     layers = (_layer("sub", math.inf, exact=True), _layer("linear", 1e308), _layer("x", math.nan))
@@ -278,7 +278,7 @@ def test_figures_without_end_do_not_crash_the_report(tmp_path: Path) -> None:
 
 
 def test_a_variant_that_died_late_keeps_its_file_in_the_report(tmp_path: Path) -> None:
-    """It has no rows and no verdict; its failure and what its file holds are on the page."""
+    """Without rows and verdict, its failure and its file's contents are on the page."""
     figures = _figures(
         rows=tuple(row for row in _figures().rows if row.variant == "onnx"),
         neighbours={"onnx": {ALONE: 0.0}},
@@ -290,7 +290,7 @@ def test_a_variant_that_died_late_keeps_its_file_in_the_report(tmp_path: Path) -
 
 
 def test_what_a_model_does_not_have_is_left_out(tmp_path: Path) -> None:
-    """No labels, no targets, no pictures, no activations and, on CUDA, no layers and no faults."""
+    """Labels, targets, pictures, activations and, on CUDA, layers and mutants may be missing."""
     figures = _figures(
         rows=tuple(_row(row.variant, row.batch_size, labels=None) for row in _figures().rows),
         worst=(WorstSample(description="sample 1", eager_label=None, images={}),),
@@ -310,7 +310,7 @@ def test_what_a_model_does_not_have_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("device", "shown"), [("cpu", False), ("cuda", True)])
 def test_microseconds_are_shown_on_cuda_alone(device: Any, shown: bool, tmp_path: Path) -> None:
-    """A CPU's times are only compared with each other; a variant without any says so."""
+    """A CPU's times are only shown as ratios, and a variant without any is marked."""
     table = tuple(tolerance_for(variant, device) for variant in ("onnx", "torchscript"))
     figures = _figures(device=device, tolerances=table)
     timings = {"onnx": {1: 40.0, 64: 8.0}, "torchscript": {1: 60.0}}

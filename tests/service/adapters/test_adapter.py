@@ -1,4 +1,4 @@
-"""A model's task decides what its endpoints read and answer."""
+"""A model's task determines which requests its endpoints accept and what they answer."""
 
 import io
 import json
@@ -30,7 +30,7 @@ LIMITS = Limits(10)
 
 
 def _manifest(**changes: object) -> Manifest:
-    """The CNN's manifest with other tensors."""
+    """The CNN's manifest with the given changes."""
     return CNN.manifest.model_copy(update=changes)
 
 
@@ -51,7 +51,7 @@ VECTORS = _manifest(inputs=(_spec("x", "FP32", 4),), outputs=(_spec("y", "FP32",
 
 
 def test_older_bundles_of_digits_have_the_task_digits() -> None:
-    """The committed manifest gives no task; its tensors have the form."""
+    """The committed manifest names no task, so the task follows from the form of its tensors."""
     assert CNN.manifest.task is None
     adapter = choose_adapter(CNN.manifest, None)
     assert adapter.task == "digits"
@@ -68,14 +68,14 @@ def test_older_bundles_of_digits_have_the_task_digits() -> None:
     ],
 )
 def test_names_alone_do_not_make_digits(inputs: tuple[TensorSpec, ...]) -> None:
-    """Tensors of other shapes are served as tensors; a manifest that claims digits is refused."""
+    """Tensors of other shapes get the task tensors; a manifest that claims digits is refused."""
     assert choose_adapter(_manifest(inputs=inputs), None).task == "tensors"
     with pytest.raises(BundleError, match=r"expected images=UINT8\[-1,28,28\] alone"):
         choose_adapter(_manifest(inputs=inputs, task="digits"), None)
 
 
 def test_probabilities_must_be_as_many_as_labels() -> None:
-    """An output of three probabilities does not belong to ten labels."""
+    """An output of three probabilities does not match ten labels."""
     outputs = (_spec("probabilities", "FP32", 3),)
     assert choose_adapter(_manifest(outputs=outputs), None).task == "tensors"
     with pytest.raises(BundleError, match="10 labels"):
@@ -83,7 +83,7 @@ def test_probabilities_must_be_as_many_as_labels() -> None:
 
 
 def test_a_task_in_the_manifest_is_kept() -> None:
-    """Digits may be served as plain tensors."""
+    """A model of digits may be served as plain tensors."""
     assert choose_adapter(_manifest(task="tensors"), None).task == "tensors"
 
 
@@ -108,7 +108,7 @@ def _body(inputs: object, **fields: object) -> bytes:
 
 
 def test_variable_axes_are_read_from_the_nesting() -> None:
-    """Two samples of three tokens."""
+    """The nesting of the JSON gives two samples of three tokens."""
     inputs = {"ids": [[1, 2, 3], [4, 5, 6]], "mask": [[1, 1, 0], [1, 0, 0]]}
     found = choose_adapter(TOKENS, None).decode_json(_body(inputs), LIMITS)
     assert list(found) == ["ids", "mask"]
@@ -144,7 +144,7 @@ def test_bad_json_is_refused_in_words(body: bytes, words: str) -> None:
 
 @pytest.mark.parametrize("values", [[], [1, 2, 3]])
 def test_a_flat_list_must_be_whole_samples(values: list[int]) -> None:
-    """Three numbers are not a sample of four."""
+    """Three numbers are refused where a sample has four."""
     with pytest.raises(InvalidInputError, match="expected 4 for each sample"):
         choose_adapter(VECTORS, None).decode_json(_body(values), LIMITS)
 
@@ -156,13 +156,13 @@ def test_more_samples_than_allowed_are_refused() -> None:
 
 
 def test_tensors_take_no_pictures() -> None:
-    """The message says where to send tensors."""
+    """An uploaded image is refused, and the message says where to send tensors."""
     with pytest.raises(UnsupportedMediaError, match="/models/cnn/predict"):
         choose_adapter(VECTORS, None).decode_image(DIGIT.read_bytes(), 10**6)
 
 
 def test_outputs_become_nested_lists_by_name() -> None:
-    """Nothing else is known of a model of the task tensors."""
+    """A model of the task tensors answers with nested lists by output name."""
     outputs = {"y": np.array([[1, 2], [3, 4]], np.float32)}
     assert choose_adapter(VECTORS, None).encode(outputs, {}) == {
         "outputs": {"y": [[1.0, 2.0], [3.0, 4.0]]}
@@ -171,14 +171,14 @@ def test_outputs_become_nested_lists_by_name() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_answers_that_json_cannot_express_are_refused(value: float) -> None:
-    """The client is told how to receive them."""
+    """The error message says how to get non-finite values."""
     outputs = {"y": np.array([[1, value]], np.float32)}
     with pytest.raises(NonFiniteOutputError, match="ask for binary outputs"):
         choose_adapter(VECTORS, None).encode(outputs, {})
 
 
 def test_digits_answer_with_outputs_predictions_and_verdicts() -> None:
-    """/predict gets predictions alone, and the image on request; the model's endpoint gets all."""
+    """/predict returns only predictions, with the image on request; the model's endpoint all."""
     golden = Golden.load(CNN.path("golden")).first(2)
     adapter = choose_adapter(CNN.manifest, OodDetector.load(CNN.path("guard")))
     assert isinstance(adapter, DigitsAdapter)
@@ -195,7 +195,7 @@ def test_digits_answer_with_outputs_predictions_and_verdicts() -> None:
 
 
 def test_digits_are_read_as_pictures_and_as_tensors() -> None:
-    """An uploaded MNIST image and its pixels as JSON are the same input."""
+    """An uploaded MNIST image and its pixels as JSON give the same input."""
     adapter = choose_adapter(CNN.manifest, None)
     picture = adapter.decode_image(DIGIT.read_bytes(), 10**6)["images"]
     pixels = np.asarray(Image.open(io.BytesIO(DIGIT.read_bytes()))).tolist()

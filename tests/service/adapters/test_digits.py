@@ -1,4 +1,4 @@
-"""JSON becomes checked arrays, or an error that says what came and what was expected."""
+"""JSON is decoded to checked arrays, or refused with what came and what was expected."""
 
 import json
 
@@ -21,7 +21,7 @@ def _body(images: object, **fields: object) -> bytes:
 
 
 def test_one_image_and_many_become_uint8_arrays() -> None:
-    """28x28 is one image, Nx28x28 are N; values are kept."""
+    """A 28x28 list is one image, an Nx28x28 list is N images, and values are kept."""
     one = decode_predict(_body(IMAGE.tolist()), Limits(10))
     assert one.images.shape == (1, 28, 28)
     assert one.images.dtype == np.uint8
@@ -91,19 +91,19 @@ BAD = [
 
 @pytest.mark.parametrize(("body", "named"), BAD, ids=range(len(BAD)))
 def test_bad_bodies_are_refused(body: bytes, named: str) -> None:
-    """Each bad body gets an error whose text names what was wrong with it."""
+    """Each bad body gets an error that names what was wrong with it."""
     with pytest.raises(InvalidInputError, match=named):
         decode_predict(body, Limits(10))
 
 
 def test_too_many_images_are_refused_with_both_numbers() -> None:
-    """The message says how many came and how many are taken."""
+    """The message gives the number of images and the limit."""
     with pytest.raises(PayloadTooLargeError, match=r"11 images.*at most 10"):
         decode_predict(_body([IMAGE.tolist()] * 11), Limits(10))
 
 
 def test_a_prediction_names_the_likeliest_label() -> None:
-    """Labels come from the bundle, probabilities in its order; each image has its verdict."""
+    """Labels and their order come from the bundle, and each image has its own verdict."""
     probabilities = np.array([[0.2, 0.8], [0.9, 0.1]], np.float32)
     answer = describe_predictions(["no", "yes"], probabilities, None)
     assert [entry["label"] for entry in answer] == ["yes", "no"]
@@ -116,7 +116,7 @@ def test_a_prediction_names_the_likeliest_label() -> None:
 
 
 def test_p_values_are_computed_once_a_batch_and_only_if_they_are_read() -> None:
-    """Slices of a batch, and joined parts, give what the detector gives image by image."""
+    """Slices and joined parts of a batch give the same p-values as single images."""
     bundle = Bundle.open(SERVED_BUNDLES / "cnn")
     detector = OodDetector.load(bundle.path("guard"))
     images = Golden.load(bundle.path("golden")).inputs["images"][:6]

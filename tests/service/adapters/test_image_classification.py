@@ -1,4 +1,4 @@
-"""Pictures become a classifier's input by the manifest's preprocessing; scores become labels."""
+"""Images are preprocessed as the manifest records, and scores are returned with labels."""
 
 import io
 from typing import Any
@@ -62,7 +62,7 @@ def _spec(name: str, datatype: str, *shape: int, **fields: object) -> TensorSpec
 
 
 def _picture(width: int, height: int) -> Image.Image:
-    """Smooth random colours."""
+    """An image of smooth random colours."""
     generator = np.random.default_rng(width + height)
     coarse = generator.integers(0, 256, (8, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -77,7 +77,7 @@ def _file(image: Image.Image, format_: str = "PNG") -> bytes:
 @pytest.mark.parametrize("size", [(36, 36), (100, 61), (61, 100), (37, 250), (20, 30)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_the_arithmetic_is_torchvisions(size: tuple[int, int], interpolation: str) -> None:
-    """Resize, CenterCrop and Normalize on a Pillow image give the same numbers."""
+    """The result equals Resize, CenterCrop and Normalize on a Pillow image."""
     transforms = pytest.importorskip("torchvision.transforms")
     picture = _picture(*size)
     expected = transforms.Compose(
@@ -99,7 +99,7 @@ def test_the_arithmetic_is_torchvisions(size: tuple[int, int], interpolation: st
 
 @pytest.mark.parametrize("datatype", ["UINT8", "FP16", "FP32"])
 def test_layouts_hold_the_same_pixels(datatype: Datatype) -> None:
-    """NCHW and NHWC differ in the order of axes alone, in every datatype."""
+    """In every datatype, NCHW and NHWC differ only in the order of axes."""
     content = _file(_picture(50, 40))
     first = _classifier(PLAIN, datatype).decode_image(content, MAX_PIXELS)["pixels"]
     last = _classifier(PLAIN | {"layout": "NHWC"}, datatype).decode_image(content, MAX_PIXELS)
@@ -112,7 +112,7 @@ def test_layouts_hold_the_same_pixels(datatype: Datatype) -> None:
     ("layout", "shape"), [("NHW", (32, 32)), ("NCHW", (1, 32, 32)), ("NHWC", (32, 32, 1))]
 )
 def test_grey_classifiers_get_grey_pictures(layout: str, shape: tuple[int, ...]) -> None:
-    """One channel, with or without an axis for it."""
+    """Greyscale input has one channel, with or without an axis for it."""
     picture = _picture(36, 36)
     adapter = _classifier(GREY | {"layout": layout}, "UINT8")
     found = adapter.decode_image(_file(picture), MAX_PIXELS)["pixels"]
@@ -122,7 +122,7 @@ def test_grey_classifiers_get_grey_pictures(layout: str, shape: tuple[int, ...])
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    """A white picture is white in any colour mode, and where it is transparent."""
+    """A white picture is white in any colour mode, and transparent areas are white."""
     picture = Image.new("RGB", (36, 36), "white").convert(mode)
     format_ = "JPEG" if mode == "CMYK" else "PNG"
     found = _classifier(PLAIN, "UINT8").decode_image(_file(picture, format_), MAX_PIXELS)
@@ -133,20 +133,20 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 def test_a_picture_that_is_smaller_than_the_crop_is_refused() -> None:
-    """Without resizing there is nothing to fill the rest with."""
+    """Without resizing, a picture smaller than the crop is refused."""
     adapter = _classifier(PLAIN | {"resize": None})
     with pytest.raises(InvalidInputError, match="40 x 31 pixels; expected at least 32 x 32"):
         adapter.decode_image(_file(_picture(40, 31)), MAX_PIXELS)
 
 
 def test_an_elongated_picture_is_refused_before_it_is_enlarged() -> None:
-    """One pixel in height, a million in width: resized it would have 1.3 billion."""
+    """A picture of one by a million pixels would have 1.3 billion pixels when resized."""
     with pytest.raises(PayloadTooLargeError, match="elongated"):
         _classifier().decode_image(_file(Image.new("L", (MAX_PIXELS, 1))), MAX_PIXELS)
 
 
 def test_logits_become_probabilities_of_labels() -> None:
-    """Softmax in float64, stable for large logits."""
+    """Softmax is computed in float64 and is stable for large logits."""
     outputs = {"logits": np.array([[1000, 999], [0, 2]], np.float32)}
     answer = _classifier().encode(outputs, {})
     assert answer["outputs"] == {"logits": [[1000.0, 999.0], [0.0, 2.0]]}
@@ -158,7 +158,7 @@ def test_logits_become_probabilities_of_labels() -> None:
 
 
 def test_probabilities_are_answered_as_they_are() -> None:
-    """An output of probabilities is preferred to one of logits."""
+    """An output of probabilities is preferred to an output of logits."""
     outputs = (
         _spec("logits", "FP32", 2, kind="logits"),
         _spec("scores", "FP32", 2, kind="probabilities"),
@@ -169,7 +169,7 @@ def test_probabilities_are_answered_as_they_are() -> None:
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    """JSON has no NaN."""
+    """Non-finite logits are refused, because JSON has no NaN."""
     with pytest.raises(NonFiniteOutputError):
         _classifier().encode({"logits": np.array([[np.nan, 0]], np.float32)}, {})
 
@@ -190,13 +190,13 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 def test_tensors_that_do_not_fit_the_task_are_refused_at_load(
     changes: dict[str, Any], words: str
 ) -> None:
-    """The message says what the manifest has and what was expected."""
+    """The message says what the manifest contains and what was expected."""
     with pytest.raises(BundleError, match=words):
         choose_adapter(_manifest(IMAGENET, **changes), None)
 
 
 def test_variable_heights_and_widths_take_the_crop() -> None:
-    """A fully convolutional classifier's input may vary; the crop must lie within its bounds."""
+    """Heights and widths may vary if the crop lies within their bounds."""
     bounds = {"2": [16, 64], "3": [16, 64]}
     spec = _spec("pixels", "FP32", 3, -1, -1, bounds=bounds)
     found = _classifier(inputs=(spec,)).decode_image(_file(_picture(50, 40)), MAX_PIXELS)

@@ -1,4 +1,4 @@
-"""Bundles of models that are not digits are opened, run and answered by their task."""
+"""Bundles of models other than digits are opened, run and answered according to their task."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def _run(bundle: Bundle, inputs: Arrays) -> Arrays:
 
 
 def _answer(bundle: Bundle, body: object) -> dict[str, object]:
-    """What the task answers to a JSON body."""
+    """The answer of the bundle's task to a JSON body."""
     adapter = choose_adapter(bundle.manifest, None)
     inputs = adapter.decode_json(json.dumps(body).encode(), LIMITS)
     return adapter.encode(_run(bundle, inputs), inputs)
@@ -47,7 +47,7 @@ def _answer(bundle: Bundle, body: object) -> dict[str, object]:
     ],
 )
 def test_a_made_bundle_answers_its_golden_samples(make: object, tmp_path: Path) -> None:
-    """It passes the check that the service makes at its start."""
+    """Each made bundle passes the golden check of the service's start."""
     bundle: Bundle = make(tmp_path)  # type: ignore[operator]
     golden = Golden.load(bundle.path("golden"))
     engine = OnnxModel(bundle.model_path("onnx"), "cpu")
@@ -56,13 +56,13 @@ def test_a_made_bundle_answers_its_golden_samples(make: object, tmp_path: Path) 
 
 
 def test_vectors_are_answered(tmp_path: Path) -> None:
-    """FP32 in, FP32 out."""
+    """A model of FP32 vectors returns FP32 outputs."""
     answer = _answer(made.make_vector_bundle(tmp_path), {"inputs": [[1, 0, 0, 0], [0, 0, 0, 1]]})
     assert answer == {"outputs": {"y": [[0.0, 1.0], [6.0, 7.0]]}}
 
 
 def test_two_inputs_of_variable_length_are_answered(tmp_path: Path) -> None:
-    """INT64 token ids with a mask, of any length within the bounds."""
+    """INT64 token ids with a mask may have any length within the bounds."""
     bundle = made.make_text_bundle(tmp_path)
     for length in (1, 3, 16):
         ids = [list(range(length))]
@@ -71,12 +71,12 @@ def test_two_inputs_of_variable_length_are_answered(tmp_path: Path) -> None:
 
 
 def test_a_pictures_colour_is_its_label(tmp_path: Path) -> None:
-    """PNG and JPEG of any size, resized, cropped and normalized."""
+    """PNG and JPEG files of any size are resized, cropped and normalized."""
     bundle = made.make_rgb_bundle(tmp_path)
     adapter = choose_adapter(bundle.manifest, None)
     for colour, format_ in (("red", "PNG"), ("green", "JPEG"), ("blue", "PNG")):
         picture = io.BytesIO()
-        # CSS calls full green "lime".
+        # In CSS, full green is called "lime".
         shown = {"green": "lime"}.get(colour, colour)
         Image.new("RGB", (20, 31), shown).save(picture, format=format_)
         inputs = adapter.decode_image(picture.getvalue(), 10_000)
@@ -87,7 +87,7 @@ def test_a_pictures_colour_is_its_label(tmp_path: Path) -> None:
 
 
 def test_nan_is_answered_in_binary_alone(tmp_path: Path) -> None:
-    """JSON is refused, in words; the same request for binary outputs gets the values."""
+    """NaN outputs are refused in JSON with an explanation and returned as binary outputs."""
     bundle = made.make_nan_bundle(tmp_path)
     manifest = bundle.manifest
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [4, -4]}
@@ -105,7 +105,7 @@ def test_nan_is_answered_in_binary_alone(tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_only_named_as_digits_are_tensors(tmp_path: Path) -> None:
-    """They are answered as such; a bundle that claims the task digits for them is refused."""
+    """They are served as tensors, and a bundle that claims the task digits for them is refused."""
     answer = _answer(made.make_misnamed_bundle(tmp_path), {"inputs": [[0, 0, 0, 0]]})
     assert answer == {"outputs": {"probabilities": [[0.25] * 4]}}
     claimed = made.make_misnamed_bundle(tmp_path, "claimed", task="digits")

@@ -1,4 +1,4 @@
-"""Drawings of any size, place and paper become what MNIST is made of."""
+"""Drawings of any size, position and paper are converted to the form of MNIST's images."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def digit() -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name, how in KINDS.items() if how is not None])
 def test_a_drawing_looks_like_the_digit_that_was_drawn(name: str) -> None:
-    """Wherever and however digits are drawn, nine in ten come out near themselves."""
+    """At least nine in ten drawings, wherever and however drawn, resemble their digits."""
     digits = GOLDEN.inputs["images"][::2]
     drawn = pictures(digits, KINDS[name], seed=0)
     formed, refused = made(drawn, convert_picture)
@@ -36,7 +36,7 @@ def test_a_drawing_looks_like_the_digit_that_was_drawn(name: str) -> None:
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of their pixels; 0 of what is flat."""
+    """The correlation of two images' pixels; 0 if one is constant."""
     if one.min() == one.max():
         return 0.0
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
@@ -46,7 +46,7 @@ def _alike(one: np.ndarray, other: np.ndarray) -> float:
     "size", [(40, 90), (90, 40), (28, 560), (560, 28), (900, 1000), (16, 16), (5_000, 200)]
 )
 def test_any_size_keeps_its_proportions(size: tuple[int, int]) -> None:
-    """A cross in a picture of any size is 20 pixels long, as wide as it was, and in the middle."""
+    """A cross in a picture of any size becomes 20 pixels long, in proportion and centred."""
     width, height = size
     sheet = np.zeros((height, width), np.uint8)
     arm = min(size) // 2 - 2
@@ -69,7 +69,7 @@ def test_any_size_keeps_its_proportions(size: tuple[int, int]) -> None:
 def test_where_a_digit_is_drawn_makes_no_difference(
     place: tuple[int, int], paper: bool, digit: np.ndarray
 ) -> None:
-    """The same strokes elsewhere on the sheet, in dark ink too, give nearly the same image."""
+    """The same strokes at another position, or in dark ink, give nearly the same image."""
     ink = np.kron(digit[4:24, 4:24], np.ones((4, 4), np.uint8))
     middle, moved = np.zeros((2, 160, 160), np.uint8)
     middle[40:120, 40:120] = ink
@@ -80,7 +80,7 @@ def test_where_a_digit_is_drawn_makes_no_difference(
 
 
 def test_specks_and_the_papers_edge_are_no_ink(digit: np.ndarray) -> None:
-    """Dust beside the digit, a dark table beside the sheet, a frame around: the digit alone."""
+    """Dust, a dark table around the sheet and a frame are removed; only the digit is left."""
     sheet = np.full((200, 200), 230, np.uint8)
     sheet[60:140, 60:140] -= np.kron(digit[4:24, 4:24] // 2, np.ones((4, 4), np.uint8))
     alone = convert_picture(Image.fromarray(sheet))
@@ -93,7 +93,7 @@ def test_specks_and_the_papers_edge_are_no_ink(digit: np.ndarray) -> None:
 
 
 def test_a_small_picture_that_is_not_in_mnists_form_is_put_into_it(digit: np.ndarray) -> None:
-    """28x28 pixels with a grey ground are drawn anew; with a dark one they stay where they are."""
+    """A 28x28 picture is converted if its background is grey, and kept if it is dark."""
     shifted = np.roll(digit, 3, axis=1)
     assert np.array_equal(convert_picture(Image.fromarray(shifted)), shifted)
     grey = (100 + shifted * 0.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What leaves the endpoints when something inside them breaks."""
+"""Responses and logs for internal errors."""
 
 import asyncio
 import logging
@@ -14,8 +14,8 @@ from service.transport.asgi_app import make_app
 def test_a_fault_of_the_service_is_a_500_in_words_and_a_trace_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The client gets its request's id and no trace; the log has both under that id."""
-    unproven = make_app(dict, [])  # no model was ever given to it: each answer breaks
+    """The client gets its request id without a traceback; the log has both under that id."""
+    unproven = make_app(dict, [])  # it has no models, so every request fails
     caplog.set_level(logging.ERROR, logger="bentoml.service")
 
     async def recorded(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Requests that arrive together run together, and each gets its own answer."""
+"""Requests that arrive together run in one batch, and each gets its own answer."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from service.protocol.errors import DeadlineError, OverloadedError
 
 
 class _Engine:
-    """Answers each image with its first pixel; can be held up; remembers its batches."""
+    """Answers each image with its first pixel, can be blocked and records its batches."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -53,7 +53,7 @@ def _values(answer: tuple[Arrays, BatchTiming]) -> list[float]:
 
 
 async def _held(engine: _Engine, batcher: Batcher) -> asyncio.Task[object]:
-    """Make the engine busy with one image and return that request."""
+    """Occupy the engine with one image and return that request."""
     engine.go.clear()
     first = asyncio.ensure_future(batcher.submit(_images(1)))
     await asyncio.sleep(0.05)
@@ -61,7 +61,7 @@ async def _held(engine: _Engine, batcher: Batcher) -> asyncio.Task[object]:
 
 
 def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
-    """Ten requests behind a busy engine run as one batch, and each gets its own answers."""
+    """Ten requests queued behind a busy engine run as one batch, each with its own answers."""
     engine, records = _Engine(), list[BatchTiming]()
 
     async def scenario() -> None:
@@ -93,7 +93,7 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
 
 
 def test_in_the_event_loop_what_arrived_together_is_one_batch() -> None:
-    """Requests of one turn of the loop share a batch; the engine runs in the loop's thread."""
+    """Requests of one event loop iteration share a batch; the engine runs in the loop's thread."""
     engine, threads = _Engine(), set[int]()
 
     def engine_here(inputs: Arrays) -> Arrays:
@@ -113,7 +113,7 @@ def test_in_the_event_loop_what_arrived_together_is_one_batch() -> None:
 
 @pytest.mark.parametrize("in_loop", [False, True])
 def test_an_idle_engine_waits_for_a_fuller_batch_if_it_is_told_to(in_loop: bool) -> None:
-    """Requests that come one after the other share a batch; a full one runs before its time."""
+    """With a batching delay successive requests share a batch; a full batch runs at once."""
     engine = _Engine()
 
     async def scenario() -> None:
@@ -149,7 +149,7 @@ def test_an_idle_engine_waits_for_a_fuller_batch_if_it_is_told_to(in_loop: bool)
 
 @pytest.mark.parametrize("in_loop", [False, True])
 def test_batches_keep_to_their_limit_and_large_requests_are_split(in_loop: bool) -> None:
-    """A request of 10 images with batches of at most 4 comes back whole and in order."""
+    """With batches of at most 4, a request of 10 images is answered complete and in order."""
     engine = _Engine()
 
     async def scenario() -> None:
@@ -162,7 +162,7 @@ def test_batches_keep_to_their_limit_and_large_requests_are_split(in_loop: bool)
 
 
 def test_a_full_queue_refuses_and_loses_nothing() -> None:
-    """With room for 8 images behind a busy engine, of 10 requests exactly 2 are refused."""
+    """With room for 8 images behind a busy engine, exactly 2 of 10 requests are refused."""
     engine = _Engine()
 
     async def scenario() -> None:
@@ -183,7 +183,7 @@ def test_a_full_queue_refuses_and_loses_nothing() -> None:
 
 
 def test_a_request_that_was_given_up_is_not_computed() -> None:
-    """A cancelled request leaves the queue without ever reaching the engine."""
+    """A cancelled request leaves the queue without reaching the engine."""
     engine = _Engine()
 
     async def scenario() -> None:
@@ -205,7 +205,7 @@ def test_a_request_that_was_given_up_is_not_computed() -> None:
 
 
 def test_what_waited_too_long_is_not_computed() -> None:
-    """Behind an engine that is busy beyond the deadline a request is refused, in words."""
+    """A request that waits for a busy engine beyond its deadline is refused with an explanation."""
     engine = _Engine()
 
     async def scenario() -> None:
@@ -228,7 +228,7 @@ def test_what_waited_too_long_is_not_computed() -> None:
 
 @pytest.mark.parametrize("in_loop", [False, True])
 def test_a_bad_item_does_not_harm_its_neighbours(in_loop: bool) -> None:
-    """A batch that breaks is run again item by item: one fails, the others are answered."""
+    """A failed batch is rerun item by item, so one request fails and the others are answered."""
     engine = _Engine()
 
     async def scenario() -> None:
@@ -246,7 +246,7 @@ def test_a_bad_item_does_not_harm_its_neighbours(in_loop: bool) -> None:
 
 @pytest.mark.parametrize("in_loop", [False, True])
 def test_a_request_of_which_a_part_fails_fails_once(in_loop: bool) -> None:
-    """The engine breaks on the second of three parts: one error, and the third is not computed."""
+    """If the second of three parts fails, there is one error and the third is not computed."""
     engine = _Engine()
 
     async def scenario() -> None:

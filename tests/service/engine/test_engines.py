@@ -1,4 +1,4 @@
-"""Whichever file of a bundle is served, by whichever runtime, it is proven first."""
+"""Every served variant is verified first, on whichever runtime."""
 
 import importlib
 import importlib.util
@@ -36,7 +36,7 @@ with_torch = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
-    """The TorchScript engine sets PyTorch's threads for its process, which here has other tests."""
+    """Restore PyTorch's thread count, which the TorchScript engine sets for the whole process."""
     if importlib.util.find_spec("torch") is None:
         yield
         return
@@ -54,7 +54,7 @@ def _settings(bundles: Path = SERVED_BUNDLES, **fields: object) -> Settings:
     "variant", [pytest.param(v, marks=with_torch if v[:5] == "torch" else ()) for v in VARIANTS]
 )
 def test_each_variant_is_proven_and_named(variant: str) -> None:
-    """It answers its golden samples within its own tolerance, and says which it is."""
+    """Each variant answers its golden samples within its own tolerance and reports its name."""
     models = load_verified_models(_settings(variant=variant))
     assert [model.variant for model in models] == [variant] * 2
     assert all(model.golden.passed for model in models)
@@ -63,7 +63,7 @@ def test_each_variant_is_proven_and_named(variant: str) -> None:
 
 
 def test_a_reduced_variant_is_held_to_its_own_tolerance() -> None:
-    """What int8 and fp16 may differ by is theirs; the most exact file's is tighter by far."""
+    """int8 and fp16 have their own tolerances, and the exact file's is far tighter."""
     bounds = {
         variant: required_tolerance(BUNDLE.manifest, "cpu", _settings(variant=variant)).scaled_error
         for variant in ("onnx", "onnx-fp16", "onnx-int8", "torchscript")
@@ -76,7 +76,7 @@ def test_a_reduced_variant_is_held_to_its_own_tolerance() -> None:
 
 
 def test_a_reduced_variant_in_place_of_the_exact_one_stops_the_start(served_bundle: Path) -> None:
-    """The int8 file under the exact one's name is found out by the golden samples."""
+    """Golden samples reveal the int8 file under the exact file's name."""
     (served_bundle / "model.onnx").write_bytes((served_bundle / "model.int8.onnx").read_bytes())
     rehash(served_bundle, "model.onnx")
     with pytest.raises(VerificationError, match=r"cnn \(onnx\) fails its golden samples"):
@@ -84,7 +84,7 @@ def test_a_reduced_variant_in_place_of_the_exact_one_stops_the_start(served_bund
 
 
 def test_a_variant_that_the_bundle_lacks_stops_the_start(served_bundle: Path) -> None:
-    """With the reason that the bundle gives, or the variants that there are."""
+    """The message gives the bundle's reason or the available variants."""
     path = served_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"] = [f for f in manifest["files"] if f["path"] != "model.int8.onnx"]
@@ -96,7 +96,7 @@ def test_a_variant_that_the_bundle_lacks_stops_the_start(served_bundle: Path) ->
 
 
 def test_a_variant_without_its_own_verdict_is_not_served(served_bundle: Path) -> None:
-    """The exact file's proof is none of the others'."""
+    """The exact file's verdict does not cover other variants."""
     path = served_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["parity"] = [v for v in manifest["parity"] if v["precision"] != "int8"]
@@ -108,19 +108,19 @@ def test_a_variant_without_its_own_verdict_is_not_served(served_bundle: Path) ->
 
 @without_torch
 def test_torchscript_without_pytorch_is_refused_in_words() -> None:
-    """The start says which package is missing and what else could be served."""
+    """The message names the missing package and the variants that could be served instead."""
     with pytest.raises(BundleError, match="pip install torch, or serve the variant onnx"):
         load_verified_models(_settings(variant="torchscript"))
 
 
 def test_int8_is_not_served_on_cuda() -> None:
-    """CUDA's provider would compute in fp32 what is called int8."""
+    """int8 is refused on CUDA, whose provider would compute in fp32."""
     with pytest.raises(BundleError, match="onnx-int8 is for the CPU"):
         open_engine(BUNDLE, "cuda", _settings(variant="onnx-int8"))
 
 
 class _Remembering:
-    """The real engine; remembers the sizes that it was asked."""
+    """The real engine, which records the batch sizes that it runs."""
 
     def __init__(self, *, fixed_buffers: bool) -> None:
         self._model = OnnxModel(BUNDLE.model_path("onnx"), "cpu", fixed_buffers=fixed_buffers)
@@ -134,13 +134,13 @@ class _Remembering:
 
 @pytest.mark.parametrize("fixed_buffers", [False, True])
 def test_batches_are_filled_up_to_a_few_sizes(fixed_buffers: bool) -> None:
-    """As on CUDA: zeros fill up, are not answered, and change nothing; many are split."""
+    """As on CUDA, batches are padded with zeros or split, without changing any answer."""
     engine = _Remembering(fixed_buffers=fixed_buffers)
     bucketed = BucketedEngine(engine, batch_buckets(16))
     exact = OnnxModel(BUNDLE.model_path("onnx"), "cpu")
     answers = {count: bucketed({"images": IMAGES[:count]}) for count in (3, 16, 5, 40)}
     assert engine.sizes == [4, 16, 8, 16, 16, 8]
-    for count, answer in answers.items():  # earlier answers are no part of a buffer used again
+    for count, answer in answers.items():  # a reused buffer does not overwrite earlier answers
         expected = exact({"images": IMAGES[:count]})["logits"]
         assert answer["logits"].shape == expected.shape
         bound = 2e-6 * np.abs(expected).max()
@@ -150,7 +150,7 @@ def test_batches_are_filled_up_to_a_few_sizes(fixed_buffers: bool) -> None:
 def test_threads_are_two_where_each_worker_has_two_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By the affinity and the control group's quota; what is set goes before."""
+    """The default follows the CPU affinity and the cgroup quota; a setting overrides it."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr(engines, "CPU_QUOTA", quota)
@@ -167,7 +167,7 @@ def test_threads_are_two_where_each_worker_has_two_cores(
 def test_both_sessions_of_two_threads_are_held_to_the_golden_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Batches of 1 and 7 run in the one, batches of 64 in the other, and all answers are right."""
+    """Batches of 1 and 7 run in one session, batches of 64 in the other, all answers right."""
     monkeypatch.setattr(engines, "count_cores", lambda: 2)
     monkeypatch.setattr(engines, "WORTH_TWO_THREADS_S", 0.0)
     engine = open_engine(BUNDLE, "cpu", _settings())
@@ -192,7 +192,7 @@ def test_both_sessions_of_two_threads_are_held_to_the_golden_samples(
 def test_two_threads_run_batches_that_take_long_enough_in_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The smallest size that takes .3 ms decides; no size, no second session."""
+    """The second session starts at the smallest batch size that takes .3 ms, if there is one."""
     monkeypatch.setattr(engines, "count_cores", lambda: 2)
     s_per_sample = 0.0
     times_s = lambda engine, batch: s_per_sample * len(batch["images"])  # noqa: E731
@@ -207,7 +207,7 @@ def test_two_threads_run_batches_that_take_long_enough_in_one(
 
 
 def test_buckets_are_powers_of_two_and_the_largest_batch() -> None:
-    """What is warmed up is what runs."""
+    """The warmed-up batch sizes are those that run later."""
     assert batch_buckets(64) == [1, 2, 4, 8, 16, 32, 64]
     assert batch_buckets(48) == [1, 2, 4, 8, 16, 32, 48]
     assert batch_buckets(1) == [1]

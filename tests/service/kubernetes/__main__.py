@@ -1,4 +1,4 @@
-"""Prints what a rollout by the manifests does to the real service, as JSON.
+"""Prints the results of a roll-out of the real service by its manifests, as JSON.
 
 python -m tests.service.kubernetes [--bundles FOLDER]
 """

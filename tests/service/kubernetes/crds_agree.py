@@ -14,12 +14,12 @@ import yaml
 from tests.service.kubernetes.schemas import CUSTOM, load_schema
 
 COMPARED = ("pattern", "minLength", "minItems", "minimum", "maximum", "enum")
-# Every object of Kubernetes has these; definitions leave them open.
+# Every Kubernetes object has these fields; definitions do not describe them.
 TOP = ("apiVersion", "kind", "metadata")
 
 
 def find_differences(reduced: dict[str, Any], full: dict[str, Any]) -> Iterator[str]:
-    """Yield what the reduced schema of an object says otherwise than the full one.
+    """Yield what the reduced schema of an object states differently from the full one.
 
     Args:
         reduced: A schema of ``crds/``.

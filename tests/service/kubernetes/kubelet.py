@@ -1,4 +1,4 @@
-"""Plays the kubelet and the Service for real processes: what a manifest says is done to them.
+"""Simulates the kubelet and the Service for real processes, according to a manifest.
 
 A pod here is the service's own command with the manifest's environment. Its probes run with their
 periods, timeouts and thresholds, on SIGTERM follows the grace period and then SIGKILL, and clients
@@ -26,19 +26,19 @@ from service.settings import ROOT
 from tests.service.kubernetes.render import Object, find, pod_of
 from tests.service.wire import Connection, CutError, find_mistake, infer
 
-# From the end of readiness until no client is sent to the pod any more.
+# Delay from the end of readiness until the pod gets no more clients.
 PROPAGATION_S = 1.0
 CLIENTS, CLIENT_TIMEOUT_S, PAUSE_S = 6, 30.0, 0.005
 TRAFFIC_S = 2.0
 
 
 class PodFailedError(RuntimeError):
-    """The pod ended, or its startup probe gave up; the message has the end of its log."""
+    """The pod ended, or its startup probe failed; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe by HTTP; one success is enough."""
+    """An HTTP probe with a success threshold of one."""
 
     path: str
     period_s: float
@@ -59,7 +59,7 @@ class Probe:
         )
 
     def succeeds(self, url: str) -> bool:
-        """Whether the path answers with 2xx or 3xx in time, on a connection of its own."""
+        """Whether the path answers with 2xx or 3xx in time, on a new connection."""
         try:
             answer = httpx.get(url + self.path, timeout=self.timeout_s)
         except httpx.HTTPError:
@@ -69,7 +69,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class PodManifest:
-    """What the kubelet reads of an overlay."""
+    """The fields of an overlay that the kubelet uses."""
 
     command: Sequence[str]
     environment: dict[str, str]
@@ -86,7 +86,7 @@ class PodManifest:
         container: Object = pod_of(objects)[1]["containers"][0]
         return cls(
             container["command"],
-            # A key whose Secret is optional and missing is no variable.
+            # A key from a missing optional Secret sets no variable.
             {one["name"]: one["value"] for one in container["env"] if "value" in one},
             Probe.read(container["startupProbe"]),
             Probe.read(container["readinessProbe"]),
@@ -103,7 +103,7 @@ def _pre_stop_s(container: Object) -> float:
 
 
 class Pod:
-    """One pod: its process, its probes, and whether clients are sent to it."""
+    """One pod: its process, its probes, and whether it receives clients."""
 
     def __init__(self, manifest: PodManifest, name: str, folder: Path, bundles: Path) -> None:
         """Prepare a pod whose files go to a folder."""
@@ -132,7 +132,7 @@ class Pod:
 
     @property
     def is_routed(self) -> bool:
-        """Whether clients are sent here: also for a moment after readiness has ended."""
+        """Whether clients are sent here, including a moment after readiness has ended."""
         return self._is_ready or time.monotonic() - self._unready_since_s < PROPAGATION_S
 
     def start(self) -> None:
@@ -192,19 +192,19 @@ class Pod:
         return took_s, is_killed
 
     def kill(self) -> None:
-        """End the probes, and whatever is left of the pod's processes."""
+        """End the probes and all remaining processes of the pod."""
         self._ends.set()
         if self._is_ready:
             self._is_ready, self._unready_since_s = False, time.monotonic()
         assert self._process is not None
-        # Before their parent ends: afterwards nobody could tell whose they were.
+        # Before their parent ends: afterwards they could not be found.
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
 
     def memory_bytes(self) -> int:
-        """Resident memory of the pod's processes, added up; shared pages count several times."""
+        """Total resident memory of the pod's processes; shared pages count once per process."""
         return sum(process.memory_info().rss for process in self._processes())
 
     def _processes(self) -> list[psutil.Process]:
@@ -244,7 +244,7 @@ class Pod:
 
 @dataclass
 class Traffic:
-    """Clients that send verified requests to ready pods without end, and what became of them."""
+    """Clients that send requests to ready pods until stopped, and verify the answers."""
 
     pods: list[Pod]
     answers: dict[str, int] = field(default_factory=dict)
@@ -264,7 +264,7 @@ class Traffic:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the clients finish what they have sent."""
+        """Stop the clients after their in-flight requests."""
         self._ends.set()
         for thread in self._threads:
             thread.join(2 * CLIENT_TIMEOUT_S)
@@ -310,7 +310,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What happened while one pod replaced another under traffic."""
+    """The results of replacing one pod by another under traffic."""
 
     start_s: float
     second_start_s: float
@@ -367,7 +367,7 @@ def _wait_until_ready(pod: Pod) -> None:
     """Wait for the first success of the readiness probe, which follows that of the startup probe.
 
     Raises:
-        PodFailedError: It did not come within a minute.
+        PodFailedError: The probe did not succeed within a minute.
     """
     until_s = time.monotonic() + 60
     while not pod.is_ready:

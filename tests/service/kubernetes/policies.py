@@ -1,6 +1,6 @@
-"""What a linter of manifests such as kube-linter or Polaris asks for, as functions.
+"""Policies that linters of manifests such as kube-linter or Polaris check, as functions.
 
-Each takes the objects of one overlay and yields what is wrong; nothing if all is well.
+Each takes the objects of one overlay and yields the violations.
 """
 
 import re
@@ -11,7 +11,7 @@ from tests.service.kubernetes.render import Object, find, pod_of
 
 Policy = Callable[[list[Object]], Iterator[str]]
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-# The only mounts that may be written, and the only kinds of volumes.
+# The only writable mounts, and the only kinds of volumes.
 WRITABLE = {"/tmp", "/copied"}  # noqa: S108 - paths within the pod
 VOLUMES = {"image", "emptyDir"}
 
@@ -37,7 +37,7 @@ def pin_images(objects: list[Object]) -> Iterator[str]:
 
 
 def set_resources(objects: list[Object]) -> Iterator[str]:
-    """Every container asks for cores, memory and disk, and is limited in each."""
+    """Every container has requests and limits for cores, memory and disk."""
     for container in _containers(objects):
         for part in ("requests", "limits"):
             given = set(container.get("resources", {}).get(part, {}))
@@ -46,7 +46,7 @@ def set_resources(objects: list[Object]) -> Iterator[str]:
 
 
 def run_without_rights(objects: list[Object]) -> Iterator[str]:
-    """No container runs as root, can gain rights, or has capabilities."""
+    """No container runs as root, can gain privileges or has capabilities."""
     _, pod = pod_of(objects)
     security = pod.get("securityContext", {})
     if security.get("runAsNonRoot") is not True or security.get("runAsUser", 0) < 10_000:
@@ -64,7 +64,7 @@ def run_without_rights(objects: list[Object]) -> Iterator[str]:
 
 
 def write_nowhere(objects: list[Object]) -> Iterator[str]:
-    """The root file system is read-only, and so is every volume but those that are written."""
+    """The root file system and all volumes are read-only, apart from the writable mounts."""
     for container in _containers(objects):
         if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
             yield f"{container['name']}: the root file system can be written"
@@ -74,7 +74,7 @@ def write_nowhere(objects: list[Object]) -> Iterator[str]:
 
 
 def share_nothing_with_the_node(objects: list[Object]) -> Iterator[str]:
-    """No namespace, port or folder of the node is used, and emptyDirs are limited."""
+    """Namespaces, ports and folders of the node are not used, and emptyDirs are limited."""
     _, pod = pod_of(objects)
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
@@ -103,7 +103,7 @@ def have_no_token(objects: list[Object]) -> Iterator[str]:
 
 
 def probe_everything(objects: list[Object]) -> Iterator[str]:
-    """The container of the service has the three probes, on a port that it has."""
+    """The service's container has all three probes, on one of its ports."""
     _, pod = pod_of(objects)
     container = pod["containers"][0]
     ports = {port["name"] for port in container["ports"]}
@@ -151,7 +151,7 @@ def lead_to_the_port(objects: list[Object]) -> Iterator[str]:
 
 
 def limit_the_way_out(objects: list[Object]) -> Iterator[str]:
-    """The network policy covers both directions, and each way out has a destination and ports."""
+    """The network policy covers both directions, and egress rules have destinations and ports."""
     spec = find(objects, "NetworkPolicy")["spec"]
     if set(spec["policyTypes"]) != {"Ingress", "Egress"}:
         yield "NetworkPolicy: one direction is open"
@@ -161,7 +161,7 @@ def limit_the_way_out(objects: list[Object]) -> Iterator[str]:
 
 
 def survive_a_node(objects: list[Object]) -> Iterator[str]:
-    """Pods spread over nodes and zones, one may be evicted at a time, and one is always left."""
+    """Pods spread over nodes and zones; one may be evicted at a time, and one always remains."""
     _, pod = pod_of(objects)
     keys = {one["topologyKey"] for one in pod.get("topologySpreadConstraints", [])}
     if keys != {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}:
@@ -171,7 +171,7 @@ def survive_a_node(objects: list[Object]) -> Iterator[str]:
 
 
 def scale_what_exists(objects: list[Object]) -> Iterator[str]:
-    """There is one autoscaler, of at least two replicas, and it scales what runs the service."""
+    """There is one autoscaler, for at least two replicas, and it targets the service's pods."""
     scalers = _of_kind(objects, "HorizontalPodAutoscaler") + _of_kind(objects, "ScaledObject")
     if len(scalers) != 1:
         yield f"{len(scalers)} autoscalers"
@@ -193,7 +193,7 @@ def scale_what_exists(objects: list[Object]) -> Iterator[str]:
 
 
 def stay_in_one_namespace(objects: list[Object]) -> Iterator[str]:
-    """Every object is in the namespace, which refuses pods that ask for more rights."""
+    """Every object is in the namespace, which refuses pods with more privileges."""
     namespace = find(objects, "Namespace")["metadata"]
     if namespace["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
         yield "the namespace admits any pod"
@@ -204,7 +204,7 @@ def stay_in_one_namespace(objects: list[Object]) -> Iterator[str]:
 
 
 def hold_no_secret(objects: list[Object]) -> Iterator[str]:
-    """No Secret is in the manifests, and the key comes from one by reference."""
+    """The manifests contain no Secret, and the key is read from one by reference."""
     if _of_kind(objects, "Secret"):
         yield "a Secret"
     for container in _containers(objects):

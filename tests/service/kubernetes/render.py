@@ -1,6 +1,6 @@
-"""Renders the overlays of ``service/kubernetes``: by kubectl, and by a small stand-in for it.
+"""Renders the overlays of ``service/kubernetes`` by kubectl or by a small substitute.
 
-The stand-in reads the few fields of a kustomization that the overlays use, and refuses any other.
+The substitute reads the few fields of a kustomization that the overlays use, and refuses others.
 It lets the tests run where kubectl is missing; one test compares the two.
 """
 
@@ -44,7 +44,7 @@ def kubectl_render(overlay: str) -> list[Object]:
 
 
 def has_kustomize() -> bool:
-    """Whether a binary that renders kustomizations is on the PATH."""
+    """Whether the PATH has a binary that renders kustomizations."""
     return bool(shutil.which("kustomize") or shutil.which("kubectl"))
 
 
@@ -71,7 +71,7 @@ def pod_of(objects: list[Object]) -> tuple[Object, Object]:
 
 
 def _build(folder: Path, objects: list[Object]) -> list[Object]:
-    """Add the resources of a kustomization to the objects, and change all of them as it says."""
+    """Add the resources of a kustomization to the objects, and apply its changes to all."""
     content = yaml.safe_load((folder / "kustomization.yaml").read_text())
     if unknown := set(content) - KEYS:
         raise ValueError(f"{folder}/kustomization.yaml: unexpected fields {sorted(unknown)}")

@@ -1,4 +1,4 @@
-"""Writes the PrometheusRule of ``service/kubernetes`` from the rules of ``service/monitoring``.
+"""Writes the PrometheusRule of ``service/kubernetes`` from the rules in ``service/monitoring``.
 
 python -m tests.service.kubernetes.rules
 """

@@ -10,12 +10,12 @@ import yaml
 CRDS = Path(__file__).parent / "crds"
 CUSTOM = ("ServiceMonitor", "PrometheusRule", "ScaledObject", "InferenceService")
 KUBERNETES_VERSIONS = ("1.35", "1.37")
-# Fields of an InferenceService's predictor that are KServe's; the others are those of a pod.
+# KServe's own fields of an InferenceService's predictor; the others are a pod's.
 _PREDICTOR = ("minReplicas", "maxReplicas", "labels", "deploymentStrategy")
 
 
 def load_schema(kind: str) -> dict[str, Any]:
-    """Return the JSON schema of a custom resource, of the fields that the manifests use."""
+    """Return the JSON schema of a custom resource, reduced to the fields in the manifests."""
     schema: dict[str, Any] = yaml.safe_load((CRDS / f"{kind.lower()}.yaml").read_text())
     return schema
 
@@ -25,7 +25,7 @@ def check(content: dict[str, Any], version: str) -> None:
 
     Args:
         content: Any object of the manifests.
-        version: Of Kubernetes, as ``1.35``.
+        version: Kubernetes version, such as ``1.35``.
 
     Raises:
         jsonschema.ValidationError: A field is unknown, missing or of another type.
@@ -56,5 +56,5 @@ def _check_pod_of(content: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 def _metadata_of(content: dict[str, Any]) -> dict[str, Any]:
-    """Return an object of Kubernetes' own with the metadata of a custom one."""
+    """Return a built-in Kubernetes object with the metadata of a custom one."""
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": content["metadata"]}

@@ -1,4 +1,4 @@
-"""The manifests keep the policies that linters ask for, and those of the service itself."""
+"""The manifests satisfy the policies of linters and of the service itself."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ from tests.service.kubernetes import policies
 from tests.service.kubernetes.policies import POLICIES, Policy
 from tests.service.kubernetes.render import OVERLAYS, Object, find, pod_of, render_overlay
 
-# A closed connection whose client does not take the rest is reset after so long (docs/serving.md).
+# A closing connection is reset if its client does not read for this long (docs/serving.md).
 RESET_S = 5.0
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_keeps_every_policy(overlay: str, policy: Policy) -> None:
-    """No object of the overlay is at fault."""
+    """No object of the overlay violates the policy."""
     assert list(policy(render_overlay(overlay))) == []
 
 
@@ -87,27 +87,27 @@ FAULTS: list[tuple[Policy, Callable[[list[Object]], object]]] = [
 def test_a_policy_finds_a_planted_fault(
     policy: Policy, fault: Callable[[list[Object]], object]
 ) -> None:
-    """Each policy is red for a manifest that breaks it."""
+    """Each policy reports a manifest that violates it."""
     objects = render_overlay("cpu")
     fault(objects)
     assert list(policy(objects))
 
 
 def _tmp_mount(container: Object) -> str:
-    """Where the container mounts the volume that it writes."""
+    """The mount path of the container's writable volume."""
     paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     return str(paths["tmp"])
 
 
 def _settings(overlay: str) -> Settings:
-    """The settings that the container would read."""
+    """The settings that the container would use."""
     variables = _container(render_overlay(overlay))["env"]
     return read_settings({one["name"]: one["value"] for one in variables if "value" in one})
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_service_can_read_its_settings(overlay: str) -> None:
-    """Every variable is a setting with a value that it takes, the key's name among them."""
+    """Every variable, including the key's, is a setting with a valid value."""
     names = {variable["name"] for variable in _container(render_overlay(overlay))["env"]}
     assert names <= {f"INFERENCE_{field.upper()}" for field in Settings.model_fields}
     settings = _settings(overlay)
@@ -118,7 +118,7 @@ def test_the_service_can_read_its_settings(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_grace_period_covers_the_longest_stop(overlay: str) -> None:
-    """Drain, last handshakes, a slow body, its answer, a slow reader and the reset fit into it."""
+    """It covers drain, handshakes, a slow body, its answer, a slow reader and the reset."""
     pod = pod_of(render_overlay(overlay))[1]
     settings = _settings(overlay)
     assert "lifecycle" not in pod["containers"][0], "count the preStop hook too"
@@ -129,7 +129,7 @@ def test_the_grace_period_covers_the_longest_stop(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_drain_outlasts_the_end_of_readiness(overlay: str) -> None:
-    """Readiness fails, and proxies have seconds to learn of it, before the drain ends."""
+    """Readiness fails several seconds before the drain ends, so that proxies can notice."""
     container = _container(render_overlay(overlay))
     probe = container["readinessProbe"]
     noticed_s = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
@@ -138,7 +138,7 @@ def test_the_drain_outlasts_the_end_of_readiness(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_probes_suit_the_states_of_the_service(overlay: str) -> None:
-    """Startup and readiness wait for golden samples; liveness asks less, and more patiently."""
+    """Startup and readiness wait for golden samples; liveness checks less and fails later."""
     container = _container(render_overlay(overlay))
     assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
@@ -152,7 +152,7 @@ def test_probes_suit_the_states_of_the_service(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pod_suits_the_image(overlay: str) -> None:
-    """User, port and written folder are those of the Dockerfile, the limits those of compose."""
+    """User, port and writable folder match the Dockerfile, and the limits match compose."""
     dockerfile = instructions(ROOT / "service" / "Dockerfile")
     pod = pod_of(render_overlay(overlay))[1]
     container = pod["containers"][0]
@@ -172,7 +172,7 @@ def test_the_pod_suits_the_image(overlay: str) -> None:
 
 
 def test_the_pod_of_kserve_is_the_pod_of_the_deployment() -> None:
-    """The two differ in the container's name and in a label that only a Deployment sets."""
+    """They differ only in the container's name and in a label that a Deployment sets."""
     deployed = pod_of(render_overlay("cpu"))[1]
     predicted = pod_of(render_overlay("kserve"))[1]
     deployed["containers"][0]["name"] = predicted["containers"][0]["name"]
@@ -184,7 +184,7 @@ def test_the_pod_of_kserve_is_the_pod_of_the_deployment() -> None:
 
 
 def test_both_autoscalers_scale_alike() -> None:
-    """KEDA has the targets, limits and behaviour of the HorizontalPodAutoscaler."""
+    """KEDA has the same targets, limits and behaviour as the HorizontalPodAutoscaler."""
     autoscaler = find(render_overlay("cpu"), "HorizontalPodAutoscaler")["spec"]
     scaled = find(render_overlay("keda"), "ScaledObject")["spec"]
     queue, cpu = autoscaler["metrics"]

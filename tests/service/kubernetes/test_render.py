@@ -1,4 +1,4 @@
-"""The overlays can be rendered, and kubectl renders the same as the tests' own merge."""
+"""The overlays can be rendered, and kubectl gives the same result as the tests' substitute."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_every_overlay_is_tested() -> None:
 
 
 def test_every_manifest_is_used() -> None:
-    """No YAML file lies beside a kustomization that does not name it."""
+    """Every YAML file is named by the kustomization beside it."""
     for file in KUBERNETES.rglob("*.yaml"):
         named = (file.parent / "kustomization.yaml").read_text()
         assert file.name == "kustomization.yaml" or file.name in named, file

@@ -28,7 +28,7 @@ def test_the_prometheus_rule_holds_the_rules_of_the_monitoring_folder() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_operator_gives_every_series_the_job_of_the_rules(overlay: str) -> None:
-    """The ServiceMonitor selects one Service, takes the job from its label and its port by name."""
+    """The ServiceMonitor selects one Service, with the job from its label and its named port."""
     objects = render_overlay(overlay)
     monitor = find(objects, "ServiceMonitor")["spec"]
     wanted = monitor["selector"]["matchLabels"].items()
@@ -41,7 +41,7 @@ def test_the_operator_gives_every_series_the_job_of_the_rules(overlay: str) -> N
 
 
 def test_every_metric_that_scales_the_service_is_one_that_it_exposes() -> None:
-    """Rules of the adapter and the query of KEDA name metrics of docs/monitoring.md."""
+    """The adapter's rules and KEDA's query use metrics from docs/monitoring.md."""
     names = [re.split("[{]", rule["seriesQuery"])[0] for rule in ADAPTER]
     trigger = find(render_overlay("keda"), "ScaledObject")["spec"]["triggers"][0]
     names += re.findall(r"inference_\w+", trigger["metadata"]["query"])
@@ -61,7 +61,7 @@ def test_the_adapter_offers_every_metric_of_the_autoscaler(overlay: str) -> None
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_prometheus_reads_the_queries(tmp_path: Path) -> None:
-    """The adapter's queries, filled in, and KEDA's query are PromQL; so are the rules."""
+    """The adapter's filled-in queries, KEDA's query and the rules are valid PromQL."""
     queries = [_fill_in(rule) for rule in ADAPTER]
     trigger = find(render_overlay("keda"), "ScaledObject")["spec"]["triggers"][0]
     queries.append(trigger["metadata"]["query"])

@@ -1,4 +1,4 @@
-"""Every object is one that Kubernetes, or the owner of the custom resource, would accept."""
+"""Every object would be accepted by Kubernetes or by the owner of the custom resource."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,14 @@ from tests.service.kubernetes.schemas import CUSTOM, KUBERNETES_VERSIONS, check,
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_valid(overlay: str, version: str) -> None:
-    """Each object of each overlay keeps its schema, where unknown fields are refused."""
+    """Each object of each overlay matches its schema, which refuses unknown fields."""
     for content in render_overlay(overlay):
         check(content, version)
 
 
 @pytest.mark.parametrize("kind", CUSTOM)
 def test_a_custom_schema_refuses_unknown_fields_everywhere(kind: str) -> None:
-    """Every object within the schema lists its fields, or gives the type of all of them."""
+    """Every object in the schema lists its fields, or gives one type for all of them."""
 
     def check_closed(schema: Any, path: str) -> None:
         if isinstance(schema, dict):
@@ -93,13 +93,13 @@ def _misspell_label(objects: list[Object]) -> Object:
 def test_a_planted_fault_is_refused(
     overlay: str, fault: Callable[[list[Object]], Object], version: str
 ) -> None:
-    """A misspelt field, a wrong type and a wrong duration are found, in each kind of schema."""
+    """Each kind of schema detects a misspelt field, a wrong type and a wrong duration."""
     with pytest.raises(jsonschema.ValidationError):
         check(fault(render_overlay(overlay)), version)
 
 
 def test_a_schema_that_departs_from_its_definition_is_found() -> None:
-    """A field that the full definition lacks, and one of another type, are named."""
+    """A field that the full definition lacks, and one of another type, are reported."""
     full = {"properties": {"spec": {"type": "object", "properties": {"path": {"type": "integer"}}}}}
     reduced = {
         "properties": {

@@ -1,4 +1,4 @@
-"""Faults that must keep the service from starting, each with the words that must name it."""
+"""Faults that must prevent the service's start, each with the words that its error must contain."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ LIBRARY = "libcudart.so.12: cannot open shared object file: No such file or dire
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a folder with the two bundles, which may give settings; and the words."""
+    """A change to a folder with the two bundles, which may return settings, and the error text."""
 
     plant: Callable[[Path], dict[str, str] | None]
     named: tuple[str, ...]
@@ -94,7 +94,7 @@ def _not_onnx(bundles: Path) -> None:
 
 
 def _no_onnx_runtime(bundles: Path) -> dict[str, str]:
-    """What a missing library of CUDA makes of ``import onnxruntime``."""
+    """Make ``import onnxruntime`` fail as with a missing CUDA library."""
     package = bundles.parent / "path" / "onnxruntime"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(f"raise ImportError({LIBRARY!r})\n")
@@ -109,7 +109,7 @@ def _unsigned(bundles: Path) -> dict[str, str]:
 
 
 def _altered_after_signing(bundles: Path) -> dict[str, str]:
-    """By somebody who can write to the folder: one byte, and the manifest agrees."""
+    """Change one byte of a signed bundle and update the manifest's hash."""
     settings = _unsigned(bundles)
     _altered("model.onnx")(bundles)
     rehash(bundles / "cnn", "model.onnx")

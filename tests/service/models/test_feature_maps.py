@@ -1,4 +1,4 @@
-"""Feature maps: proven at the start, right, in words where there are none, never in the way."""
+"""Feature maps are verified at the start, correct, and do not block other requests."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def _ask(url: str, model: str, body: object) -> httpx.Response:
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
 def test_the_maps_are_the_checkpoints_activations(model: str, service_url: str) -> None:
-    """To four digits, map by map; and the answer says which layer of which model it shows."""
+    """Each map matches to four digits, and the answer names the layer and the model."""
     golden = Golden.load(SERVED_BUNDLES / model / "golden.features.npz")
     (expected,) = golden.fp32.values()
     for image, values in zip(golden.inputs["images"], expected, strict=True):
@@ -56,7 +56,7 @@ def test_the_maps_are_the_checkpoints_activations(model: str, service_url: str) 
 
 
 def test_units_fill_a_rectangle_and_other_layers_their_own_shape() -> None:
-    """512 units are 16 rows of 32, a prime number one row; rows have height 1, volumes a depth."""
+    """512 units give 16 rows of 32, a prime number one row; rows have height 1, volumes a depth."""
     values = np.arange(512.0)
     ((name, map_HW),) = name_maps(values)
     assert (name, map_HW.shape, map_HW[1, 0]) == ("units", (16, 32), 32)
@@ -71,7 +71,7 @@ def test_units_fill_a_rectangle_and_other_layers_their_own_shape() -> None:
 
 
 def test_what_is_asked_wrongly_is_refused_in_words(service_url: str) -> None:
-    """An unknown model is 404; two images, another field, no image and a wrong method are 4xx."""
+    """An unknown model gets 404; two images, another field, no image and a wrong method get 4xx."""
     two = _ask(service_url, "cnn", {"images": [IMAGE, IMAGE]})
     assert (two.status_code, two.json()) == (
         400,
@@ -84,11 +84,11 @@ def test_what_is_asked_wrongly_is_refused_in_words(service_url: str) -> None:
     for body in wrong:
         assert _ask(service_url, "cnn", body).status_code == 400
     assert httpx.get(f"{service_url}/models/cnn/features").status_code == 405
-    assert _ask(service_url, "cnn", {"images": [IMAGE]}).status_code == 200  # alone in a list
+    assert _ask(service_url, "cnn", {"images": [IMAGE]}).status_code == 200  # one image in a list
 
 
 def test_one_image_is_read_and_no_model_beside_it() -> None:
-    """uint8 [1, 28, 28]; the path names the model."""
+    """The body gives one image, uint8 [1, 28, 28]; only the path names the model."""
     assert decode_one_image(json.dumps({"images": IMAGE}).encode(), Limits(4)).shape == (1, 28, 28)
     with pytest.raises(InvalidInputError, match="known: images"):
         decode_one_image(json.dumps({"images": IMAGE, "model": "cnn"}).encode(), Limits(4))
@@ -100,7 +100,7 @@ def _opened(bundle: Path) -> VerifiedModel:
 
 
 def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> None:
-    """404 with the bundle's own reason, or with what to do."""
+    """The error is 404 with the bundle's own reason or with what to do."""
     path = served_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     files = [f for f in manifest["files"] if not f["role"].startswith("features")]
@@ -118,7 +118,7 @@ def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> Non
 
 
 def test_a_first_layer_that_answers_otherwise_stops_the_start(served_bundle: Path) -> None:
-    """Every hash agrees, but the golden activations are not what this device computes."""
+    """The start fails if the golden activations differ from this device's, even if hashes agree."""
     path = served_bundle / "golden.features.npz"
     with np.load(path) as content:
         arrays = dict(content)
@@ -130,7 +130,7 @@ def test_a_first_layer_that_answers_otherwise_stops_the_start(served_bundle: Pat
 
 
 def test_a_first_layer_whose_proof_failed_stops_the_start(served_bundle: Path) -> None:
-    """A verdict that did not pass is not served, whatever the golden samples say."""
+    """A failed verdict prevents serving, whatever the golden samples show."""
     path = served_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["features"]["verdict"]["passed"] = False
@@ -140,7 +140,7 @@ def test_a_first_layer_whose_proof_failed_stops_the_start(served_bundle: Path) -
 
 
 def test_more_than_wait_are_refused_and_run_one_at_a_time(served_bundle: Path) -> None:
-    """Of twenty at once so many as the queue holds are answered, the rest told to come again."""
+    """Of twenty requests at once, those that fit the queue are answered and the rest get 429."""
     proven = _opened(served_bundle)
     assert proven.feature_maps is not None
     server = proven.feature_maps

@@ -1,4 +1,4 @@
-"""A worker is ready as long as its answers are right, and leaves without losing any."""
+"""A worker is ready while its answers are right, and stops without losing any request."""
 
 import json
 import os
@@ -21,7 +21,7 @@ URL = "/v2/models/cnn/infer"
 
 
 def test_the_deep_check_asks_every_model(service_url: str) -> None:
-    """Golden samples go through the real batchers, and the answer names each model."""
+    """Golden samples go through the real batchers, and the answer lists every model."""
     answer = httpx.get(service_url + "/healthz/deep")
     assert (answer.status_code, answer.json()) == (
         200,
@@ -30,7 +30,7 @@ def test_the_deep_check_asks_every_model(service_url: str) -> None:
 
 
 def test_a_model_that_begins_to_answer_wrongly_is_not_ready() -> None:
-    """Wrong answers turn readiness off, are counted and named; right ones turn it on again."""
+    """Wrong answers turn readiness off and are reported; right ones turn it on again."""
     program = f"""
 import asyncio, json
 from pathlib import Path
@@ -72,14 +72,14 @@ asyncio.run(main())
     assert (wrong, off) == (["cnn"], False)
     assert "division by zero" in broken[0]
     assert (still_off, again, on) == (False, {}, True)
-    # Checks (the start's included), failures, whether the last passed; its error over the bound.
+    # Checks (including the start's), failures, whether the last one passed, its error / bound.
     assert [figure[:3] for figure in figures] == [[2, 0, 1], [3, 1, 0], [5, 2, 1]]
     assert figures[0][3] < 1 < figures[1][3]
     assert figures[2][3] == figures[0][3]
 
 
 def test_a_fault_in_batches_of_either_size_is_found() -> None:
-    """Whether only single samples or only larger batches are answered wrongly, the check fails."""
+    """The check fails if only single samples or only larger batches are answered wrongly."""
     program = f"""
 import asyncio, json
 from pathlib import Path
@@ -117,7 +117,7 @@ asyncio.run(main())
 
 
 def test_a_fault_in_the_session_of_two_threads_is_found() -> None:
-    """The check asks a batch that is large enough for the second session."""
+    """The check runs a batch that is large enough for the second session."""
     program = f"""
 import asyncio, json
 from pathlib import Path
@@ -152,7 +152,7 @@ asyncio.run(main())
 
 
 def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path) -> None:
-    """On SIGTERM under load: readiness 503 while answers go on, then the end; all were right."""
+    """After SIGTERM under load, readiness gives 503 and all requests are answered rightly."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DRAIN_S": "1.5"}
@@ -186,7 +186,7 @@ def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path)
             answer = client.post(URL, content=GOLDEN.inputs["images"][0].tobytes(), headers=RAW)
             assert answer.status_code == 200
             assert answer.headers["connection"] == "close"
-        stop.set()  # as a load balancer does that has seen the 503
+        stop.set()  # as a load balancer does after the 503
         for thread in threads:
             thread.join()
         process.wait(20)
@@ -210,7 +210,7 @@ def _until_ready(url: str) -> None:
 
 
 def _load(url: str, statuses: list[int], lost: list[str], stop: threading.Event) -> None:
-    """Ask, each answer checked, until told to stop; what got no answer is lost."""
+    """Send requests until stopped and check each answer; requests without an answer are lost."""
     images, labels = GOLDEN.inputs["images"], GOLDEN.labels()
     with httpx.Client(base_url=url, timeout=10) as client:
         while not stop.is_set():

@@ -1,4 +1,4 @@
-"""What is run is what was verified: the bytes, on this device, in another process first."""
+"""Only verified bytes are run, on this device, after a check in another process."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from tests.tiny import SERVED_BUNDLES
 
 
 def test_a_file_that_is_replaced_after_its_hash_was_checked_is_not_run(served_bundle: Path) -> None:
-    """The engine reads the file once more and runs the bytes that it has hashed."""
+    """The engine reads the file once more and runs exactly the bytes that it has hashed."""
     bundle = Bundle.open(served_bundle)
     settings = Settings(bundles=served_bundle.parent, device="cpu")
     assert open_engine(bundle, "cpu", settings).provider == "CPUExecutionProvider"
@@ -27,7 +27,7 @@ def test_a_file_that_is_replaced_after_its_hash_was_checked_is_not_run(served_bu
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_read(served_bundle: Path) -> None:
-    """Whatever lies in the folder beside the bundle's own files."""
+    """Files in the folder that the manifest does not list are never read."""
     bundle = Bundle.open(served_bundle)
     (served_bundle / "other.onnx").write_bytes(b"?")
     with pytest.raises(BundleError, match=r"other\.onnx is not named by the manifest"):
@@ -35,7 +35,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_read(served_bundle: Path)
 
 
 def test_the_command_that_verifies_says_what_is_wrong_on_one_line(served_bundle: Path) -> None:
-    """Status 0 and silence for right bundles; status 1 and the reason for an altered one."""
+    """Right bundles give status 0 without output, an altered one status 1 with the reason."""
     command = [sys.executable, "-m", "service.models.loader"]
 
     def verify(bundles: Path) -> tuple[int, str]:
@@ -53,7 +53,7 @@ def test_the_command_that_verifies_says_what_is_wrong_on_one_line(served_bundle:
 
 
 def test_the_models_of_a_folder_come_in_the_order_of_their_names() -> None:
-    """Each with the adapter of its task, and the first layer where the bundle holds it."""
+    """Each has its task's adapter and, if the bundle contains it, the first layer."""
     models = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cpu"))
     assert [model.manifest.name for model in models] == ["cnn", "mlp"]
     assert {model.adapter.task for model in models} == {"digits"}
@@ -63,7 +63,7 @@ def test_the_models_of_a_folder_come_in_the_order_of_their_names() -> None:
 def test_with_a_signing_key_signed_bundles_alone_are_loaded(
     served_bundle: Path, tmp_path: Path
 ) -> None:
-    """An unsigned one and one of another key are refused; without the setting both are loaded."""
+    """With the setting, unsigned bundles and those of another key are refused."""
     key, other = make_key_pair(tmp_path, "key"), make_key_pair(tmp_path, "other")
     settings = Settings(bundles=served_bundle.parent, device="cpu", signing_key=public_half(key))
     with pytest.raises(SignatureError, match="cnn is not signed"):

@@ -1,4 +1,4 @@
-"""A full queue is no sign of a wrong model: golden checks and readiness withstand overload."""
+"""Golden checks and readiness withstand overload: a full queue is not a wrong model."""
 
 import selectors
 import threading
@@ -21,7 +21,7 @@ from tests.service.wire import (
 )
 
 CONNECTIONS, FOR_S = 32, 2.5
-# Two requests fill the queue and one fills a batch, so that the queue never runs empty.
+# Two requests fill the queue and one fills a batch, so the queue is never empty.
 QUEUE = {"MAX_QUEUE_SAMPLES": "8", "MAX_REQUEST_SAMPLES": "8", "MAX_BATCH_SAMPLES": "4"}
 FAILURES, CHECKS = "inference_golden_check_failures_total", "inference_golden_checks_total"
 SETTINGS = {
@@ -35,19 +35,19 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A service of a small queue on each transport and of each engine."""
+    """Services with a small queue, for each transport and each engine."""
     with running_services(tmp_path_factory.mktemp("overload"), SETTINGS) as urls:
         yield urls
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def url(request: pytest.FixtureRequest, urls: dict[str, str]) -> str:
-    """One of them."""
+    """The URL of one of these services."""
     return urls[request.param]
 
 
 def _fill_the_queue(url: str, statuses: Counter[int], seconds: float) -> None:
-    """Ask on many connections at once, four images a request, each again when it is answered."""
+    """Send requests of four images on many connections, each as soon as the last is answered."""
     requests = [infer(model, 4) for model in ("cnn", "mlp")]
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         for number in range(CONNECTIONS):
@@ -64,7 +64,7 @@ def _fill_the_queue(url: str, statuses: Counter[int], seconds: float) -> None:
 
 
 def test_overload_is_no_wrong_answer(url: str) -> None:
-    """While requests are refused for seconds /readyz stays 200, and no golden check fails."""
+    """While requests are refused for seconds, /readyz stays 200 and no golden check fails."""
     statuses, readiness = Counter[int](), Counter[int]()
     load = threading.Thread(target=_fill_the_queue, args=(url, statuses, FOR_S), daemon=True)
     load.start()
@@ -80,7 +80,7 @@ def test_overload_is_no_wrong_answer(url: str) -> None:
 
 
 def test_golden_checks_go_on_after_an_overload(url: str) -> None:
-    """An idle service checks its models again, and says that they are right."""
+    """An idle service checks its models again and reports that they are right."""
     before = read_metrics(url)
 
     def checked() -> bool:

@@ -1,4 +1,4 @@
-"""Nothing is served that is not proven."""
+"""The service opens only models that it has verified."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from tests.tiny import SERVED_BUNDLES
 
 
 def test_proven_bundles_are_opened_on_the_device_asked_for() -> None:
-    """Each bundle's golden samples were asked, on the CPU's provider."""
+    """Each bundle's golden samples were run with the CPU's provider."""
     models = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cpu"))
     assert [model.manifest.name for model in models] == ["cnn", "mlp"]
     assert all(model.golden.passed and model.golden.samples >= 30 for model in models)
@@ -32,7 +32,7 @@ def test_proven_bundles_are_opened_on_the_device_asked_for() -> None:
 
 
 def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
-    """A model that differs from its golden samples is named, although every hash agrees."""
+    """The error names a model that differs from its golden samples although every hash agrees."""
     with np.load(served_bundle / "golden.npz") as content:
         arrays = dict(content)
     arrays["eager/logits"] = arrays["eager/logits"] * np.float32(1.0001)
@@ -45,7 +45,7 @@ def test_a_wrong_golden_answer_stops_the_start(served_bundle: Path) -> None:
 
 
 def test_a_model_without_a_guard_is_served_without_one(served_bundle: Path) -> None:
-    """What nobody knows the training images of says nothing of an image, and says so."""
+    """Without a guard, predictions and description contain None in place of its verdict."""
     path = served_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     files = [entry for entry in manifest["files"] if entry["role"] != "guard"]
@@ -71,7 +71,7 @@ def test_an_altered_model_stops_the_start(served_bundle: Path) -> None:
 
 
 def test_a_bundle_without_a_passed_verdict_is_not_served(served_bundle: Path) -> None:
-    """A manifest whose parity failed, or that has none, is refused."""
+    """A manifest without a parity verdict or with a failed one is refused."""
     path = served_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     failed = [{**verdict, "passed": False} for verdict in manifest["parity"]]
@@ -82,14 +82,14 @@ def test_a_bundle_without_a_passed_verdict_is_not_served(served_bundle: Path) ->
 
 
 def test_two_bundles_of_one_name_are_refused(served_bundle: Path) -> None:
-    """Which of two models answered would be anybody's guess."""
+    """Two bundles of one name are refused, because it would be undefined which one answers."""
     shutil.copytree(served_bundle, served_bundle.parent / "copy")
     with pytest.raises(BundleError, match=r"two bundles .* name cnn"):
         load_verified_models(Settings(bundles=served_bundle.parent))
 
 
 def test_an_empty_folder_and_an_unknown_default_are_refused(tmp_path: Path) -> None:
-    """The message says what to do, and which models there are."""
+    """The messages say what to do and which models there are."""
     with pytest.raises(BundleError, match="make bundles"):
         load_verified_models(Settings(bundles=tmp_path))
     with pytest.raises(BundleError, match=r"INFERENCE_DEFAULT_MODEL=rnn.*cnn, mlp"):
@@ -97,7 +97,7 @@ def test_an_empty_folder_and_an_unknown_default_are_refused(tmp_path: Path) -> N
 
 
 def test_a_replaced_version_ends_with_its_last_request() -> None:
-    """A job that was decoded before is answered by its version; then thread and engine are gone."""
+    """A job that was decoded for a version is answered by it; then its thread and engine end."""
     code = """
 import asyncio, threading, weakref
 import numpy as np
@@ -141,7 +141,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(cuda_device_count() > 0, reason="this machine has a CUDA device")
 def test_cuda_without_a_device_stops_the_start() -> None:
-    """There is no fallback to the CPU."""
+    """The service does not fall back to the CPU."""
     with pytest.raises(DeviceUnavailableError, match="no CUDA device"):
         load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cuda"))
 
@@ -149,6 +149,6 @@ def test_cuda_without_a_device_stops_the_start() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device on this machine")
 def test_golden_samples_are_answered_rightly_on_cuda() -> None:
-    """On a GPU the models run there, on CUDA's provider."""
+    """On a GPU, the models run with CUDA's provider."""
     models = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cuda"))
     assert {model.engine.provider for model in models} == {"CUDAExecutionProvider"}

@@ -1,4 +1,4 @@
-"""A service that cannot be trusted does not start: it ends, says why, and never answers before."""
+"""A service with a fault does not start: it ends with the reason and never answers a request."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Ended:
-    """What came of a start: None if it did not end, what it said, what it left behind."""
+    """Result of a start: status (None if still running), output, answers, remaining processes."""
 
     status: int | None
     output: str
@@ -40,7 +40,7 @@ class Ended:
 
 
 def _start(settings: dict[str, str], folder: Path, port: int) -> Ended:
-    """Serve until it ends or the time is over, asking all the while."""
+    """Run the service until it ends or times out, and send requests all the while."""
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", "127.0.0.1"]
     own = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder / "home")}
     with (folder / "log").open("wb") as log:
@@ -87,7 +87,7 @@ def _assert_refused(ended: Ended, *named: str) -> None:
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ended]]]:
-    """Every faulty start, a few at a time, while the tests look at those that have ended."""
+    """All faulty starts, a few at a time, so that tests can check those that have ended."""
 
     def start(name: str) -> Ended:
         folder = tmp_path_factory.mktemp("start")
@@ -102,12 +102,12 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_start_ends_in_words(name: str, starts: dict[str, Future[Ended]]) -> None:
-    """It ends with an error that names the fault, without a traceback, and has answered nobody."""
+    """It ends with an error that names the fault, without a traceback or any answer."""
     _assert_refused(starts[name].result(), *FAULTS[name].named)
 
 
 def test_a_port_in_use_ends_the_start_in_words(tmp_path: Path) -> None:
-    """The port is named; BentoML, which opens it, says so with a trace of its own."""
+    """The port is named; BentoML, which opens it, prints its own traceback."""
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_DEVICE": "cpu"}
     with closing(socket.create_server(("127.0.0.1", 0))) as holder:
         port = holder.getsockname()[1]
@@ -119,9 +119,9 @@ def test_a_port_in_use_ends_the_start_in_words(tmp_path: Path) -> None:
 
 
 def test_nobody_is_answered_before_the_models_are_proven_and_warm(tmp_path: Path) -> None:
-    """From the first moment on requests fail to connect or get 503, until the first right answer.
+    """From the start on, requests fail to connect or get 503 until the first right answer.
 
-    By then the log says that the golden samples were right and how long a warm batch takes.
+    By then, the log reports the golden samples' result and the duration of a warm batch.
     """
     port, seen, log_file = free_port(), list[object](), tmp_path / "service.log"
     said_by_then = list[str]()

@@ -1,4 +1,4 @@
-"""A worker that dies takes its own connections with it and nothing else."""
+"""A worker that dies breaks only its own connections."""
 
 import os
 import signal
@@ -23,9 +23,9 @@ def _workers(url: str) -> set[int]:
 
 
 def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
-    """Under load, by kill -9: a few connections break, new ones are answered, two serve again."""
+    """After kill -9 under load few connections break, others are answered, two workers return."""
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_WORKERS": "2"}
-    # As in a container that BentoML made: there it would let a dead worker be.
+    # As in a container that BentoML made, where it would not replace a dead worker.
     settings |= {"BENTOML_CONTAINERIZED": "true"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         before = _workers(url)
@@ -53,17 +53,17 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(tmp_path: Path) -> No
             thread.join(15)
         assert set(statuses) == {200}
         assert len(statuses) > during > 0
-        assert len(broken) <= len(threads)  # at most what each client had open
+        assert len(broken) <= len(threads)  # at most one open connection per client
 
 
 def _wait_until_told(url: str) -> None:
-    """The metrics show the live workers alone: two processes, and two queues' places."""
+    """Wait until the metrics show two live processes and the capacity of two queues."""
     wanted = {
         *(f'process_start_time_seconds{{pid="{pid}"}}' for pid in _workers(url)),
         'inference_queue_limit_samples{model="cnn"} 1024.0',
         'inference_golden_check_passed{model="cnn"} 1.0',
     }
-    give_up_s = time.monotonic() + BACK_WITHIN_S  # the new one has to prove its models first
+    give_up_s = time.monotonic() + BACK_WITHIN_S  # the new worker has to verify its models first
     lines: list[str] = []
     while time.monotonic() < give_up_s:
         text = httpx.get(f"{url}/metrics", timeout=10).text
@@ -76,7 +76,7 @@ def _wait_until_told(url: str) -> None:
 
 
 def _load(url: str, statuses: list[int], broken: list[str], stop: threading.Event) -> None:
-    """Ask until told to stop; a broken connection is noted and opened anew."""
+    """Send requests until stopped; record a broken connection and open a new one."""
     body = GOLDEN.inputs["images"][0].tobytes()
     with httpx.Client(base_url=url, timeout=10) as client:
         while not stop.is_set():

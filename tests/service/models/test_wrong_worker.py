@@ -1,4 +1,4 @@
-"""A worker whose models begin to answer wrongly is replaced; the main process opens no model."""
+"""A worker whose models answer wrongly is replaced, and the main process opens no model."""
 
 import threading
 import time
@@ -39,14 +39,14 @@ class Injected:
     session_pids: Path
 
     def spoil(self, pid: int) -> None:
-        """Let this process answer wrongly from now on."""
+        """Make this process answer wrongly from now on."""
         written = self.spoilt_pid.with_suffix(".written")
         written.write_text(str(pid))
         written.rename(self.spoilt_pid)
 
     @property
     def was_spoilt(self) -> bool:
-        """Was any answer made wrong?"""
+        """Whether any answer was made wrong."""
         return self.spoilt_pid.with_suffix(".spoilt").exists()
 
     def workers(self) -> set[int]:
@@ -56,7 +56,7 @@ class Injected:
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Injected]]:
-    """A service of two workers on each transport."""
+    """A service with two workers on each transport."""
     folder = tmp_path_factory.mktemp("wrong_worker")
     settings = on_both_transports(WORKERS="2", GOLDEN_CHECK_S="0.3")
     files = {name: (folder / f"{name}.pid", folder / f"{name}.sessions") for name in settings}
@@ -77,7 +77,7 @@ def service(request: pytest.FixtureRequest, services: dict[str, Injected]) -> In
 
 
 def test_the_main_process_opens_no_model(service: Injected) -> None:
-    """Workers open ONNX sessions; the process that restarts them does not."""
+    """Only workers open ONNX sessions, not the process that restarts them."""
 
     def opened() -> set[int]:
         return {int(line) for line in service.session_pids.read_text().split()}
@@ -89,7 +89,7 @@ def test_the_main_process_opens_no_model(service: Injected) -> None:
 
 @dataclass
 class Load:
-    """Clients that ask on a new connection each time, until they are told to stop."""
+    """Clients that send each request over a new connection until stopped."""
 
     url: str
     mistakes: list[tuple[float, str]] = field(default_factory=list)
@@ -97,14 +97,14 @@ class Load:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Ask; a mistake is noted with the time at which its request began."""
+        """Send requests; record a wrong answer with the time at which its request began."""
         while not self.stop.is_set():
             begun_s = time.monotonic()
             try:
                 with Connection(self.url) as connection:
                     connection.send(infer("cnn"))
                     answer = connection.receive()
-            except (CutError, OSError):  # a connection of the worker that ends
+            except (CutError, OSError):  # a connection to the worker that ends
                 continue
             if answer.status_code == 503:
                 continue
@@ -116,7 +116,7 @@ class Load:
 
 
 def test_a_worker_that_answers_wrongly_is_replaced(service: Injected) -> None:
-    """It ends as soon as a golden check fails, answers nothing more, and the other one stays."""
+    """It ends when a golden check fails and answers nothing more; the other worker stays."""
     before, load = service.workers(), Load(service.url)
     assert len(before) == 2
     spoilt, honest = sorted(before)
@@ -155,7 +155,7 @@ def _failures(url: str) -> float:
 
 
 def _all_ready(url: str) -> bool:
-    """Do twenty new connections, which reach every worker, all hear that it is ready?"""
+    """Whether twenty new connections, which reach every worker, all report readiness."""
     return all(httpx.get(f"{url}/readyz", timeout=PATIENCE_S).is_success for _ in range(20))
 
 

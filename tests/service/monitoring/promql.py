@@ -1,4 +1,4 @@
-"""What the rules and the dashboard ask of Prometheus, and which metrics they name."""
+"""The queries of the rules and the dashboard, and the metrics in them."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-zA-Z_:][\w:]*\b(?!\s*\()")
 
 
 def metric_names(query: str) -> set[str]:
-    """The metrics that a query asks."""
+    """The metrics in a query."""
     bare = re.sub(r'"[^"]*"', '""', query)
     bare = _GROUPING.sub("", re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare))
     return set(_NAME.findall(bare)) - _WORDS
@@ -50,13 +50,13 @@ def panels() -> list[dict[str, Any]]:
 
 
 def dashboard_queries() -> list[str]:
-    """What the dashboard asks."""
+    """The dashboard's queries."""
     return [target["expr"] for panel in panels() for target in panel["targets"]]
 
 
 @cache
 def alerts_in_tests(path: Path) -> tuple[set[str], set[str]]:
-    """The alerts that promtool's tests make fire, and those that they hold not to."""
+    """The alerts that promtool's tests expect to fire, and those that they expect not to."""
     firing, silent = set[str](), set[str]()
     for test in yaml.safe_load(path.read_text())["tests"]:
         for case in test.get("alert_rule_test", []):

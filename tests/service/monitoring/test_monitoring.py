@@ -1,4 +1,4 @@
-"""Rules, dashboard and documentation speak of what the service exposes, and promtool agrees."""
+"""Rules, dashboard and documentation match the exposed metrics, and promtool accepts them."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ from tests.service.rollout.made_versions import make_digits_rollout
 
 DOCUMENT = (ROOT / "docs" / "monitoring.md").read_text()
 TESTS = RULES / "tests" / "alerts.yml"
-# What Prometheus itself knows of each target and of alerts.
+# Metrics that Prometheus itself adds for targets and alerts.
 PROMETHEUS_OWN = {"up", "scrape_duration_seconds", "ALERTS"}
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
@@ -40,7 +40,7 @@ needs_promtool = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Metric]]:
-    """The metrics of a real service whose CNN has versions, by name; without their old names."""
+    """The metrics, without old names, of a real service whose CNN has versions."""
     folder = tmp_path_factory.mktemp("monitoring")
     bundles = make_digits_rollout(folder)
     settings = {"INFERENCE_BUNDLES": str(bundles), "INFERENCE_DEVICE": "cpu"}
@@ -89,7 +89,7 @@ def _series(exposed: dict[str, Metric]) -> Iterator[str]:
 
 
 def test_every_metric_that_is_asked_for_is_exposed_or_recorded(exposed: dict[str, Metric]) -> None:
-    """No query of rules or dashboard names a metric that nobody makes."""
+    """Every metric in the rules' and dashboard's queries exists."""
     known = {*_series(exposed), *recorded(), *PROMETHEUS_OWN}
     for query in [*dashboard_queries(), *(rule["expr"] for rule in rules())]:
         names = metric_names(query)
@@ -98,7 +98,7 @@ def test_every_metric_that_is_asked_for_is_exposed_or_recorded(exposed: dict[str
 
 
 def test_every_metric_that_is_exposed_is_looked_at(exposed: dict[str, Metric]) -> None:
-    """Of each family of the service's own some query asks."""
+    """Every metric of the service is used in some query."""
     queries = [*dashboard_queries(), *recorded().values()]
     asked = {name for query in queries for name in metric_names(query)}
     for metric in exposed.values():
@@ -107,7 +107,7 @@ def test_every_metric_that_is_exposed_is_looked_at(exposed: dict[str, Metric]) -
 
 
 def test_every_label_that_is_asked_for_is_there(exposed: dict[str, Metric]) -> None:
-    """What queries group by and choose by are labels of the metrics, and kinds are kinds."""
+    """Labels in queries are the metrics' labels, and values of kind are error kinds."""
     labels = {"le", "instance", "job", "alertname", "alertstate"}
     labels |= {
         label for metric in exposed.values() for sample in metric.samples for label in sample.labels
@@ -123,7 +123,7 @@ def test_every_label_that_is_asked_for_is_there(exposed: dict[str, Metric]) -> N
 
 
 def test_every_metric_is_documented_as_it_is(exposed: dict[str, Metric]) -> None:
-    """Name, type and labels stand in the table of docs/monitoring.md, and no others do."""
+    """The table of docs/monitoring.md lists exactly these names, types and labels."""
     rows = re.findall(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \|([^|]*)\|", DOCUMENT, re.M)
     documented = {(name, kind, labels.strip()) for name, kind, labels in rows}
     actual = set()
@@ -135,7 +135,7 @@ def test_every_metric_is_documented_as_it_is(exposed: dict[str, Metric]) -> None
 
 
 def test_names_hold_to_the_conventions(exposed: dict[str, Metric]) -> None:
-    """Base units, spelt out, at the end; counters are totals; every metric says what it is."""
+    """Names end in spelt-out base units, counters in total, and every metric has a description."""
     for metric in exposed.values():
         assert metric.documentation, metric.name
         assert not re.search(r"_(ms|us|millis|kb|mb|percent|pct)(_|$)", metric.name)
@@ -144,7 +144,7 @@ def test_names_hold_to_the_conventions(exposed: dict[str, Metric]) -> None:
 
 
 def test_every_kind_of_error_is_documented() -> None:
-    """Kind and status, as in the table."""
+    """The table lists every kind of error with its status."""
     rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \|", DOCUMENT, re.M)
     assert rows == [(kind.label, str(kind.status)) for kind in sorted(ErrorKind, key=_by_status)]
 
@@ -155,7 +155,7 @@ def _by_status(kind: ErrorKind) -> int:
 
 @pytest.mark.parametrize("name", alerts())
 def test_an_alert_says_what_to_do_and_is_tested_both_ways(name: str) -> None:
-    """Severity, summary, description, a paragraph of the runbook; it must fire and must not."""
+    """An alert has severity, texts and a runbook section, and tests of firing and not firing."""
     alert = alerts()[name]
     assert alert["labels"]["severity"] in ("page", "ticket")
     assert {"summary", "description", "runbook"} == set(alert["annotations"])
@@ -167,7 +167,7 @@ def test_an_alert_says_what_to_do_and_is_tested_both_ways(name: str) -> None:
 
 
 def test_every_panel_says_what_it_shows() -> None:
-    """A title of its own, a description, a unit, a query; none lies upon another."""
+    """Panels have a unique title, a description, a unit and a query, and do not overlap."""
     titles, places = set[str](), set[tuple[int, int]]()
     for panel in panels():
         assert panel["title"] not in titles
@@ -187,14 +187,14 @@ def test_every_panel_says_what_it_shows() -> None:
 
 
 def test_a_query_is_taken_apart_rightly() -> None:
-    """The names of metrics, and neither functions, labels, words nor numbers."""
+    """Only names of metrics are found, not functions, labels, keywords or numbers."""
     query = 'sum by (model, le) (rate(a_bucket{kind=~"b|c"}[5m])) > on (job) group_left () 3 * d:e'
     assert metric_names(query) == {"a_bucket", "d:e"}
 
 
 @needs_promtool
 def test_promtool_accepts_configuration_and_rules() -> None:
-    """Syntax, names and templates, as Prometheus would read them."""
+    """Syntax, names and templates are accepted by promtool."""
     for command in (
         ["check", "config", str(MONITORING / "prometheus.yml")],
         ["check", "rules", *map(str, sorted(RULES.glob("*.yml")))],
@@ -204,7 +204,7 @@ def test_promtool_accepts_configuration_and_rules() -> None:
 
 @needs_promtool
 def test_every_alert_fires_where_it_must_and_nowhere_else() -> None:
-    """The rules' own unit tests of the rules."""
+    """The unit tests of the rules pass in promtool."""
     _promtool("test", "rules", str(TESTS))
 
 

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the real service: every query of dashboard and rules gives data."""
+"""With a real Prometheus scraping the real service, every query gives data."""
 
 import math
 import shutil
@@ -42,7 +42,7 @@ VARIABLES = {"$__rate_interval": "10s", "$instance": ".*", "$model": ".*"}
 
 
 class _Load:
-    """A little of everything, until it is stopped; keeps the statuses of the answers."""
+    """Sends a mix of requests until stopped and records the statuses."""
 
     def __init__(self, url: str) -> None:
         self._url, self._over = url, threading.Event()
@@ -66,7 +66,7 @@ class _Load:
             self._over.wait(0.05)
 
     def stop(self) -> None:
-        """End, and wait until Prometheus has seen all of it."""
+        """Stop, and wait until Prometheus has scraped the result."""
         if not self._over.is_set():
             self._over.set()
             self._thread.join(20)
@@ -75,7 +75,7 @@ class _Load:
 
 @contextmanager
 def _prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
-    """Prometheus as it is configured, but for another target, which it asks more often."""
+    """Prometheus with its configuration, but another target and a shorter interval."""
     configured = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     configured["global"] = dict.fromkeys(configured["global"], f"{SCRAPED_EVERY_S}s")
     (job,) = configured["scrape_configs"]
@@ -122,10 +122,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
 
 
 def _ask(client: httpx.Client, query: str) -> list[float]:
-    """The values of all series that a query gives now.
+    """The current values of all series of a query.
 
     Raises:
-        AssertionError: Prometheus calls it wrong.
+        AssertionError: Prometheus rejects the query.
     """
     for name, value in VARIABLES.items():
         query = query.replace(name, value)
@@ -139,7 +139,7 @@ def _ask(client: httpx.Client, query: str) -> list[float]:
 
 
 def _waits_for_data(client: httpx.Client, queries: set[str]) -> set[str]:
-    """The queries that give no number in good time."""
+    """The queries that still give no number after the time limit."""
     give_up_s = time.monotonic() + PATIENCE_S
     while queries and time.monotonic() < give_up_s:
         with suppress(httpx.TransportError):  # it has only just been started
@@ -151,7 +151,7 @@ def _waits_for_data(client: httpx.Client, queries: set[str]) -> set[str]:
 
 
 def test_every_query_gives_data(scraped: tuple[httpx.Client, _Load]) -> None:
-    """Of the dashboard and of the recording rules; and of each metric that an alert asks."""
+    """The queries of dashboard and recording rules, and each metric of an alert, have data."""
     client, _ = scraped
     of_alerts = {name for alert in alerts().values() for name in metric_names(alert["expr"])}
     queries = {*dashboard_queries(), *recorded(), *recorded().values(), *of_alerts}
@@ -160,7 +160,7 @@ def test_every_query_gives_data(scraped: tuple[httpx.Client, _Load]) -> None:
 
 
 def test_the_rules_are_healthy_and_no_alert_fires(scraped: tuple[httpx.Client, _Load]) -> None:
-    """Prometheus evaluates each without an error; clients' errors alone are nobody's alarm."""
+    """Every rule evaluates without error, and client errors alone fire no alert."""
     client, _ = scraped
     assert _waits_for_data(client, {"job:inference_faults:ratio_rate1h"}) == set()
     groups = client.get("/rules").json()["data"]["groups"]
@@ -172,7 +172,7 @@ def test_the_rules_are_healthy_and_no_alert_fires(scraped: tuple[httpx.Client, _
 
 
 def test_the_dashboards_variables_have_values(scraped: tuple[httpx.Client, _Load]) -> None:
-    """Models and replicas can be chosen."""
+    """The dashboard's variables offer models and replicas."""
     client, _ = scraped
     assert _waits_for_data(client, {'inference_model_info{job="digits"}'}) == set()
     match = {"match[]": 'inference_model_info{job="digits"}'}
@@ -182,7 +182,7 @@ def test_the_dashboards_variables_have_values(scraped: tuple[httpx.Client, _Load
 
 
 def test_prometheus_counts_what_was_asked(scraped: tuple[httpx.Client, _Load]) -> None:
-    """Of both workers together: each answer, its duration, its image and each refusal, once."""
+    """Each answer, duration, image and refusal of both workers is counted once."""
     client, load = scraped
     load.stop()
     answered, refused = load.statuses.count(200), load.statuses.count(400)

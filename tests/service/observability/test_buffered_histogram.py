@@ -1,4 +1,4 @@
-"""Observations told in bulk are what they would be one by one."""
+"""Observations recorded in bulk equal single observations."""
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
@@ -8,7 +8,7 @@ from service.observability.metrics import SAMPLES, SECONDS
 
 
 def test_a_tally_tells_what_single_observations_would() -> None:
-    """Over random values, the bounds themselves and what lies beyond them; told in two parts."""
+    """They agree on random values, bucket bounds and values beyond them, in two parts."""
     random = np.random.default_rng(0)
     for bounds in (SECONDS, SAMPLES):
         values = [0.0, *bounds, *random.lognormal(-5, 3, 1000), *random.integers(1, 300, 1000)]
@@ -34,5 +34,5 @@ def test_a_tally_tells_what_single_observations_would() -> None:
             for registry in (single, bulk)
         )
         totals = expected.pop(("seen_sum", None)), found.pop(("seen_sum", None))
-        assert np.isclose(*totals, rtol=1e-12)  # another order of the sum
+        assert np.isclose(*totals, rtol=1e-12)  # the order of the sum differs
         assert found == expected

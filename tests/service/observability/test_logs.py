@@ -1,4 +1,4 @@
-"""With `log_format` json every line is an object; with text it is BentoML's."""
+"""With `log_format` json every line is a JSON object; with text the format is BentoML's."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from service.settings import ROOT, Settings
 
 
 def _line(message: str, *values: object, **further: Any) -> dict[str, Any]:
-    """What becomes of a record."""
+    """The JSON object of a formatted log record."""
     record = logging.getLogger("bentoml.test").makeRecord(
         "bentoml.test", logging.WARNING, __file__, 1, message, values, **further
     )
@@ -29,7 +29,7 @@ def _line(message: str, *values: object, **further: Any) -> dict[str, Any]:
 
 
 def test_a_record_is_one_line_with_its_fields() -> None:
-    """Time, level, logger, process, message, what it carries, and an exception in the same line."""
+    """A line has time, level, logger, process, message, extra fields and any exception."""
     fields = {"model": "cnn", "batch_images": 3}
     warned = _line("zwei\nZeilen: %s", "ü", exc_info=None, extra=fields)
     assert list(warned) == ["time", "level", "logger", "pid", "message", *fields]
@@ -51,7 +51,7 @@ def test_a_record_is_one_line_with_its_fields() -> None:
 
 
 def test_a_line_within_a_trace_names_it() -> None:
-    """While a span that is sampled is current, and not otherwise."""
+    """A line names the trace only while a sampled span is current."""
     with TracerProvider().get_tracer("test").start_as_current_span("request") as span:
         within = _line("within", exc_info=None)
     context = span.get_span_context()
@@ -64,7 +64,7 @@ def test_a_line_within_a_trace_names_it() -> None:
 
 
 def test_text_is_left_as_it_is() -> None:
-    """No handler is touched without the setting."""
+    """Without the setting no handler is changed."""
     before = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
     hook = sys.excepthook
     configure(Settings())
@@ -74,7 +74,7 @@ def test_text_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_a_start_that_fails_says_why_in_the_format(log_format: str, tmp_path: Path) -> None:
-    """One line, an object or text, and no trace of Python beside it."""
+    """The reason is one line, JSON or text, without a traceback."""
     environment = {
         "PATH": "/usr/bin:/bin",
         "INFERENCE_LOG_FORMAT": log_format,
@@ -95,7 +95,7 @@ def test_a_start_that_fails_says_why_in_the_format(log_format: str, tmp_path: Pa
 
 
 def test_what_others_log_is_an_object_too() -> None:
-    """Of uvicorn, the arbiter, Python's warnings and an exception that ends a process."""
+    """Logs of uvicorn and the arbiter, warnings and a fatal exception are JSON, too."""
     program = """
 import logging, warnings
 from bentoml._internal.log import configure_server_logging

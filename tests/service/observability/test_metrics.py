@@ -1,4 +1,4 @@
-"""Metrics know what became of each request, and nothing that a stranger can multiply."""
+"""Metrics count every request, and no client can multiply their series."""
 
 import re
 import socket
@@ -38,13 +38,13 @@ def _figures(url: str) -> Figures:
 
 def _grown(before: Figures, after: Figures, name: str, **labels: str) -> float:
     key = (name, tuple(sorted(labels.items())))
-    return after[key] - before[key]  # both: a series is there before it counts
+    return after[key] - before[key]  # KeyError if missing: a series exists before it is counted
 
 
 def test_paths_that_nobody_serves_are_refused_in_one_shape_and_leave_no_metrics(
     service_url: str,
 ) -> None:
-    """A scan of many paths gets JSON each time, and /metrics stays as long as it was."""
+    """A scan of many paths gets JSON errors, and /metrics does not grow."""
     with httpx.Client(base_url=service_url) as client:
         before = len(client.get("/metrics").text.splitlines())
         for i in range(300):
@@ -59,7 +59,7 @@ def test_paths_that_nobody_serves_are_refused_in_one_shape_and_leave_no_metrics(
 
 @pytest.fixture(scope="module")
 def ordinary_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The real service without its short way."""
+    """The real service without its fast path."""
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_FAST_PATH": "false"}
     log = tmp_path_factory.mktemp("ordinary") / "service.log"
     with running_service(log, settings=settings) as url:
@@ -68,7 +68,7 @@ def ordinary_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(params=["short", "ordinary"])
 def url(request: pytest.FixtureRequest) -> str:
-    """Either way in."""
+    """The URL of a service on either transport."""
     name = "service_url" if request.param == "short" else "ordinary_url"
     found: str = request.getfixturevalue(name)
     return found
@@ -85,7 +85,7 @@ def url(request: pytest.FixtureRequest) -> str:
 def test_an_answer_is_counted_and_timed_whole(
     endpoint: str, path: str, sent: dict[str, Any], url: str
 ) -> None:
-    """Once, with its images, and with a duration between its engine's and the client's."""
+    """It counts once, with its images; its duration is between the engine's and the client's."""
     before = _figures(url)
     begun_s = time.perf_counter()
     assert httpx.post(url + path, **sent).status_code == 200
@@ -106,7 +106,7 @@ def test_an_answer_is_counted_and_timed_whole(
     assert after["inference_queued_samples", (("model", "cnn"),)] == 0
 
 
-# A head without end.
+# A request head that never ends.
 ENDLESS = b"GET / HTTP/1.1\r\n" + b"x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n" * 3000
 
 
@@ -135,7 +135,7 @@ def _exchange(url: str, sent: bytes) -> None:
 def test_a_refusal_is_counted_by_its_kind(
     kind: ErrorKind, method: str, path: str, sent: dict[str, Any], url: str
 ) -> None:
-    """Once, with the status that the client got, and no other kind with it."""
+    """It counts once, with the client's status, under no other kind."""
     before = _figures(url)
     assert httpx.request(method, url + path, **sent).status_code == kind.status
     _assert_alone(kind, before, _figures(url))
@@ -149,14 +149,14 @@ def test_a_refusal_is_counted_by_its_kind(
     ],
 )
 def test_what_never_became_a_request_is_counted_too(kind: ErrorKind, sent: bytes, url: str) -> None:
-    """Bytes that are no HTTP, and a head without end."""
+    """Bytes that are not HTTP and a head that never ends are counted."""
     before = _figures(url)
     _exchange(url, sent)
     _assert_alone(kind, before, _figures(url))
 
 
 def test_what_took_too_long_is_counted_once(tmp_path: Path) -> None:
-    """Whoever gives it up, the batcher or BentoML: 504, and a line in the log."""
+    """Whether the batcher or BentoML gives up, the result is 504 and a line in the log."""
     images = 20_000
     settings = {
         "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
@@ -193,12 +193,12 @@ def _is_logged(log: Path, line: re.Pattern[str]) -> bool:
     ],
 )
 def test_a_fault_of_the_runtime_is_told_from_one_of_ours(error: Exception, kind: ErrorKind) -> None:
-    """And both from what load does."""
+    """Errors of the runtime, of this code and of load have different kinds."""
     assert describe_failure(error, "infer of cnn", b"id").kind is kind
 
 
 def test_health_and_metrics_are_no_errors(url: str) -> None:
-    """Whoever watches the service does not change its figures."""
+    """Requests for health and metrics do not change the service's figures."""
     before = _figures(url)
     for path in ("/livez", "/readyz", "/v2/health/ready", "/metrics", "/models", "/healthz/deep"):
         assert httpx.get(url + path).status_code == 200

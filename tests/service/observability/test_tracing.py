@@ -1,4 +1,4 @@
-"""Traces go to a collector, from the short way and from the ordinary one; the log names them."""
+"""Both transports send traces to a collector, and the log names them."""
 
 import json
 import re
@@ -30,7 +30,7 @@ UNSAMPLED = "1af7651916cd43dd8448eb211c80319c"
 
 @contextmanager
 def _collector() -> Iterator[tuple[str, list[bytes]]]:
-    """An OpenTelemetry collector's HTTP endpoint, and the bodies that it got."""
+    """An OpenTelemetry collector's HTTP endpoint, and the bodies that it received."""
     bodies: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ def _collector() -> Iterator[tuple[str, list[bytes]]]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -53,7 +53,7 @@ def _collector() -> Iterator[tuple[str, list[bytes]]]:
 
 @dataclass
 class Told:
-    """What became of four requests: their spans under the client's traces, and the log's lines."""
+    """The results of four requests: spans under the client's traces, and lines of the log."""
 
     spans: list[Any]
     unsampled: list[Any]
@@ -62,7 +62,7 @@ class Told:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["short", "ordinary"])
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """By the real service, on either way in: an answer, two refusals, one that is not sampled."""
+    """The real service's results on either transport: an answer, two refusals, one not sampled."""
     log = tmp_path_factory.mktemp("traced") / "service.log"
     with _collector() as (endpoint, bodies):
         settings = {
@@ -86,7 +86,7 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 }
                 answer = httpx.post(url + path, content=body, headers=headers)
                 assert (answer.status_code, answer.headers["x-request-id"]) == (status, name)
-        # The service sends what is left when it ends.
+        # The service sends the remaining spans when it ends.
         spans = [
             span
             for body in bodies
@@ -106,7 +106,7 @@ def _attributes(span: Any) -> dict[str, Any]:
 
 
 def test_a_request_is_traced_into_its_batch(told: Told) -> None:
-    """Under the client's own trace: the request, its queueing and its computing, with the batch."""
+    """The client's trace contains request, queueing and computation, with the batch."""
     by_name = {span.name: span for span in told.spans}
     requests = {span.span_id: span for span in told.spans if span.parent_span_id.hex() == PARENT}
     assert len(requests) == 3
@@ -129,7 +129,7 @@ def test_a_request_is_traced_into_its_batch(told: Told) -> None:
 
 
 def test_a_request_is_found_by_its_id_in_traces_and_log(told: Told) -> None:
-    """The span has the answer's id, and the log's line has that id and the span's."""
+    """The span has the answer's id, and the log's line has that id and the span's id."""
     requests = {
         _attributes(span)["http.response.header.x-request-id"]
         .array_value.values[0]
@@ -152,14 +152,14 @@ def test_a_request_is_found_by_its_id_in_traces_and_log(told: Told) -> None:
 
 
 def test_the_client_decides_whether_its_trace_is_sampled(told: Told) -> None:
-    """Its `traceparent` says no: no span is sent, and the line names none."""
+    """If its `traceparent` is not sampled, no span is sent and the line names none."""
     assert told.unsampled == []
     (silent,) = [line for line in told.lines if line.get("request_id") == "silent"]
     assert "trace_id" not in silent
 
 
 def test_every_line_is_an_object(told: Told) -> None:
-    """The service's, BentoML's and the arbiter's, from start to end; each has its basics."""
+    """All lines of the service, BentoML and the arbiter are JSON objects with the basic fields."""
     basics = {"time", "level", "logger", "pid", "message"}
     assert all(basics <= set(line) for line in told.lines)
     assert {"bentoml.serve", "bentoml.service", "bentoml.access"} <= {
@@ -168,5 +168,5 @@ def test_every_line_is_an_object(told: Told) -> None:
 
 
 def test_without_a_share_nothing_is_set_up() -> None:
-    """Off is the default."""
+    """Tracing is off by default."""
     assert make_tracing(Settings()) is None

@@ -10,7 +10,7 @@ import schemathesis
 
 
 def _write_integers(value: Any) -> Any:
-    """The same JSON value with 216 in place of 216.0."""
+    """The same JSON value with integers such as 216 in place of 216.0."""
     if isinstance(value, dict):
         return {key: _write_integers(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -20,5 +20,5 @@ def _write_integers(value: Any) -> Any:
 
 @schemathesis.hook
 def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """Called by schemathesis, by its name, for each generated body."""
+    """Convert each generated body; schemathesis finds this hook by its name."""
     return _write_integers(body)

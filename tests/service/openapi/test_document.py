@@ -33,7 +33,7 @@ def _document(*models: Manifest, **settings: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_document_is_valid_for_every_task(task: str) -> None:
-    """It keeps the schema of OpenAPI 3.1, and every reference leads somewhere."""
+    """It matches the schema of OpenAPI 3.1, and every reference resolves."""
     document = _document(_model(task))
     schemathesis.openapi.from_dict(json.loads(json.dumps(document))).validate()
     text = json.dumps(document)
@@ -46,7 +46,7 @@ def test_the_document_is_valid_for_every_task(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_task_decides_on_paths_and_media_types(task: str) -> None:
-    """Only digits have /predict and /predict/image; only models of images read image files."""
+    """Only digits have /predict and /predict/image, and only image models accept image files."""
     paths = _document(_model(task))["paths"]
     assert ({"/predict", "/predict/image"} <= paths.keys()) == (task == "digits")
     content = paths[PATH]["post"]["requestBody"]["content"]
@@ -55,7 +55,7 @@ def test_the_task_decides_on_paths_and_media_types(task: str) -> None:
 
 
 def test_models_without_feature_maps_have_no_path_for_them() -> None:
-    """The path is described if the bundle of one model holds the first layer."""
+    """The path is documented if any model's bundle contains the first layer."""
     path = "/models/{model}/features"
     assert path in _document(_model("digits"))["paths"]
     assert path not in _document(_model("digits", features=None))["paths"]
@@ -81,7 +81,7 @@ def test_every_inference_can_be_refused_because_of_readiness_and_of_its_outputs(
 
 
 def test_a_key_is_required_on_all_paths_but_health() -> None:
-    """With a key set, all other operations name it and the refusal without it."""
+    """With a key set, all operations but health list it and the refusal without it."""
     for path, item in _document(_model("digits"), api_key=SecretStr("0" * 16))["paths"].items():
         for operation in item.values():
             needs_key = path not in HEALTH_PATHS
@@ -89,7 +89,7 @@ def test_a_key_is_required_on_all_paths_but_health() -> None:
 
 
 def test_the_named_tensors_example_is_the_documented_request() -> None:
-    """It has each input by name, nested like the tensor."""
+    """It contains each input by name, nested like the tensor."""
     content = _document(_model("tensors"))["paths"][PATH]["post"]["requestBody"]["content"]
     example = content["application/json"]["examples"]["cnn"]["value"]
     request = TypeAdapter(NamedTensorsRequest).validate_python(example)
@@ -97,7 +97,7 @@ def test_the_named_tensors_example_is_the_documented_request() -> None:
 
 
 def test_models_with_large_samples_are_described_without_examples() -> None:
-    """The document does not grow with the samples; the model's name is listed nevertheless."""
+    """The document does not grow with the samples, and the model is listed nevertheless."""
     large = TensorSpec(name="pixels", datatype="UINT8", shape=(-1, MOST_VALUES + 1))
     document = _document(_model("tensors", name="large", inputs=(large,), features=None))
     for path in (PATH, "/v2/models/{model}/infer"):
@@ -108,7 +108,7 @@ def test_models_with_large_samples_are_described_without_examples() -> None:
 
 
 def test_examples_hold_values_that_the_inputs_may_have() -> None:
-    """A mask of zeros and a length of 0 would not be answered with 200."""
+    """Examples avoid values such as a mask of zeros or a length of 0, which are refused."""
     declared = {"mask": ("FP32", Domain(kind="mask"), 3), "length": ("INT64", COUNTS, 1)}
     inputs = tuple(
         TensorSpec.model_validate(

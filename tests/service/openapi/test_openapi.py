@@ -1,4 +1,4 @@
-"""The running service behaves as its OpenAPI document says; schemathesis compares the two."""
+"""The running service behaves as its OpenAPI document states; schemathesis compares the two."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
 
 
 def test_the_document_is_valid(document: Document) -> None:
-    """It keeps the schema of OpenAPI 3.1, and operation ids are unique."""
+    """It matches the schema of OpenAPI 3.1, and operation ids are unique."""
     assert document["openapi"].startswith("3.1.")
     schemathesis.openapi.from_dict(json.loads(json.dumps(document))).validate()
     ids = [operation["operationId"] for _, _, operation in _operations(document)]
@@ -131,7 +131,7 @@ def test_every_example_is_answered(document: Document, service_url: str) -> None
 def test_an_image_file_is_accepted_in_every_documented_media_type(
     document: Document, service_url: str
 ) -> None:
-    """As a form, as PNG, as JPEG and as application/octet-stream."""
+    """Images are accepted as a form, as PNG, as JPEG and as application/octet-stream."""
     jpeg = io.BytesIO()
     Image.open(DIGIT).save(jpeg, format="JPEG")
     content = document["paths"]["/predict/image"]["post"]["requestBody"]["content"]

@@ -1,4 +1,4 @@
-"""gRPC messages of the Open Inference Protocol are read by its rules; a broken rule is named."""
+"""gRPC messages of the Open Inference Protocol are decoded, and violations are named."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ LIMITS = Limits(10)
 
 
 def _manifest(datatype: Any) -> Any:
-    """A model that takes and gives three values of the datatype."""
+    """A model with one input and one output of three values of the datatype."""
     tensor = TensorSpec(name="x", datatype=datatype, shape=(-1, 3))
     return MANIFEST.model_copy(update={"inputs": (tensor,), "outputs": (tensor,)})
 
@@ -59,7 +59,7 @@ def _read(message: Any, manifest: Any = MANIFEST) -> Any:
 
 
 def test_the_compiled_messages_are_the_proto_file(tmp_path: Path) -> None:
-    """Compiled again, open_inference.proto gives the bytes that the service reads."""
+    """Compiling open_inference.proto again gives the bytes that the service uses."""
     compiled = tmp_path / "again.binpb"
     folder = DESCRIPTORS.parent
     command = [f"-I{folder}", "open_inference.proto", f"--descriptor_set_out={compiled}"]
@@ -96,7 +96,7 @@ def _fields(message: Any) -> list[tuple[Any, ...]]:
 
 
 def test_raw_values_are_read_without_a_change() -> None:
-    """Two images as bytes; all outputs are asked for, as bytes."""
+    """Two images are read as bytes, and all outputs are requested as bytes."""
     asked = _read(_raw())
     assert np.array_equal(asked.inputs["images"], IMAGES)
     assert asked.outputs == {"logits": True, "probabilities": True}
@@ -126,7 +126,7 @@ def test_typed_values_make_the_way_there_and_back(datatype: str) -> None:
 
 
 def test_half_precision_comes_and_goes_raw() -> None:
-    """FP16 has no typed contents: typed ones are refused, and raw outputs come back."""
+    """FP16 has no typed contents: they are refused, and outputs are returned raw."""
     manifest = _manifest("FP16")
     values = np.array([[0.5, 1, 2]], np.float16)
     message = _typed("FP16", [0.5], "fp32_contents")
@@ -146,7 +146,7 @@ def test_half_precision_comes_and_goes_raw() -> None:
 
 
 def test_only_the_requested_outputs_are_returned() -> None:
-    """One of two, with its bytes."""
+    """A request for one of two outputs gets only its bytes."""
     message = _raw()
     message.outputs.add(name="probabilities")
     asked = _read(message)
@@ -194,7 +194,7 @@ def _spoil(message: Any, spoiling: str) -> Any:
     ],
 )
 def test_a_broken_rule_is_named(spoiling: str, words: str) -> None:
-    """What came, what was expected and what to do."""
+    """The message says what came, what was expected and what to do."""
     with pytest.raises(InvalidInputError, match=re.escape(words)):
         _read(_spoil(_raw(), spoiling))
 
@@ -210,13 +210,13 @@ def test_a_broken_rule_is_named(spoiling: str, words: str) -> None:
     ],
 )
 def test_an_input_that_does_not_fit_the_model_is_named(changes: dict[str, Any], words: str) -> None:
-    """Name, datatype and shape are the model's."""
+    """An input with another name, datatype or shape than the model's is refused."""
     with pytest.raises(InvalidInputError, match=re.escape(words)):
         _read(_raw(**changes))
 
 
 def test_values_out_of_the_datatypes_range_are_refused() -> None:
-    """256 fits the message's field and not UINT8; too many samples are refused by their number."""
+    """256 fits the message's field but not UINT8, and too many samples are refused."""
     with pytest.raises(InvalidInputError, match="x holds 256; expected 0 to 255"):
         _read(_typed("UINT8", [0, 1, 256]), _manifest("UINT8"))
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
@@ -226,6 +226,6 @@ def test_values_out_of_the_datatypes_range_are_refused() -> None:
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
-    """Garbage is the client's fault, with its length."""
+    """Garbage is a client error that states its length."""
     with pytest.raises(InvalidInputError, match="5 bytes came that are no ModelInferRequest"):
         parse_message("ModelInferRequest", b"\xff\xff\xff\xff\x01")

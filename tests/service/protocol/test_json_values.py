@@ -1,4 +1,4 @@
-"""JSON is read as the standard has it, and nothing beyond."""
+"""Exactly the JSON of the standard is accepted."""
 
 import json
 import random
@@ -20,7 +20,7 @@ def _read(body: bytes, depth: int = 8) -> object:
     "value", [None, 7, -0.5, "text", [], {}, {"a": [1, {"b": "]}"}]}, ["[" * 50, "\\[" * 50]]
 )
 def test_what_is_json_is_read(value: object) -> None:
-    """Any value; brackets in strings nest nothing."""
+    """Any JSON value is read, and brackets in strings do not count as nesting."""
     assert _read(json.dumps(value).encode()) == value
 
 
@@ -47,7 +47,7 @@ def test_what_is_not_is_refused_in_words(body: bytes, named: str) -> None:
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'["]", ['])
 def test_depth_is_limited_before_anything_is_parsed(opening: bytes) -> None:
-    """As deep as allowed is read, or found broken; one level more is not even looked at."""
+    """JSON up to the depth limit is parsed; one level more is refused before parsing."""
     levels = opening.count(b"[") + opening.count(b"{")
     allowed, further = opening * (8 // levels), opening * (8 // levels + 1)
     with pytest.raises(InvalidInputError, match="line 1"):
@@ -59,14 +59,14 @@ def test_depth_is_limited_before_anything_is_parsed(opening: bytes) -> None:
 
 
 def test_endless_strings_are_looked_at_once() -> None:
-    """Millions of quotes and backslashes that close nothing do not hold up the service."""
+    """Millions of quotes and backslashes without an end do not slow the service down."""
     for part in (b'\\"', b'"\\', b'""', b"\\"):
         with pytest.raises(InvalidInputError):
             _read(b"[" * 9 + part * 2_000_000)
 
 
 def test_what_msgspec_decodes_is_what_the_standard_library_decodes() -> None:
-    """Twenty thousand damaged documents get the same value, or the same error, from both ways."""
+    """For twenty thousand damaged documents, both decoders give the same value or error."""
     documents = [
         b'{"images": [[0, 255], [7, 1]], "model": "cnn"}',
         b'[{"a": [1.5e3, -0.0, 1e400, {"b": [true, null]}], "\\u00e9": "\\ud83d\\ude00"}]',
@@ -88,7 +88,7 @@ def test_what_msgspec_decodes_is_what_the_standard_library_decodes() -> None:
 
 
 def _outcome(parse: Callable[[bytes, str, int], object], body: bytes) -> tuple[str, str]:
-    """A value or an error, comparable: NaN and infinity too, and 1 is not 1.0."""
+    """A comparable value or error, including NaN and infinity, in which 1 is not 1.0."""
     try:
         return "value", repr(parse(body, "something", 32))
     except InvalidInputError as error:
@@ -109,5 +109,5 @@ def _parse_by_the_standard_library(body: bytes, expected: str, max_depth: int) -
     ],
 )
 def test_json_is_compact_and_utf8(value: object, encoded: str) -> None:
-    """Half of a surrogate pair, which UTF-8 cannot express, is escaped."""
+    """A lone surrogate, which UTF-8 cannot encode, is escaped."""
     assert encode_json(value).decode() == encoded

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol is read by its rules, and what breaks one is named."""
+"""Open Inference Protocol requests are decoded, and violations are named."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ def _body(tensor: dict[str, Any] | None = None, **further: Any) -> bytes:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_json_values_are_read_flat_and_nested(nested: bool) -> None:
-    """Row-major either way; all outputs are asked for, as JSON."""
+    """Values are row-major either way, and all outputs are returned as JSON."""
     data = IMAGES.tolist() if nested else IMAGES.ravel().tolist()
     asked = decode_infer(_body(_tensor(data=data), id="a"), None, MANIFEST, Limits(10))
     assert np.array_equal(asked.inputs["images"], IMAGES)
@@ -51,7 +51,7 @@ def test_json_values_are_read_flat_and_nested(nested: bool) -> None:
 
 
 def test_blobs_behind_the_json_are_read_in_order() -> None:
-    """Two binary inputs, one after the other; outputs as asked, one of them binary."""
+    """Two binary inputs are read in order, and outputs are as requested, one of them binary."""
     left = np.array([[1, 2], [3, 4]], "<f4")
     right = np.array([5, 6], "<i8")
     header = {
@@ -81,7 +81,7 @@ def test_blobs_behind_the_json_are_read_in_order() -> None:
 
 
 def test_a_body_without_json_is_the_input() -> None:
-    """Header value 0: the body is pixels, and every output comes back binary."""
+    """With header value 0 the body is only pixels, and every output is binary."""
     asked = decode_infer(IMAGES.tobytes(), "0", MANIFEST, Limits(10))
     assert np.array_equal(asked.inputs["images"], IMAGES)
     answers = {
@@ -97,7 +97,7 @@ def test_a_body_without_json_is_the_input() -> None:
 
 
 def test_json_answers_hold_every_digit_and_the_id() -> None:
-    """What float32 says is what JSON says; only the outputs asked for come back."""
+    """JSON keeps every digit of float32, and only requested outputs are returned."""
     asked = decode_infer(
         _body(id="q", outputs=[{"name": "probabilities"}]), None, MANIFEST, Limits(10)
     )
@@ -112,7 +112,7 @@ def test_json_answers_hold_every_digit_and_the_id() -> None:
 
 
 def test_a_model_says_its_tensors() -> None:
-    """Name, version, platform and tensors, in the protocol's words and no others."""
+    """The metadata contain name, version, platform and tensors in the protocol's terms only."""
     said = model_metadata(MANIFEST)
     assert said["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28]}]
     assert set(said) == {"name", "versions", "platform", "inputs", "outputs"}
@@ -156,7 +156,7 @@ def test_a_model_says_its_tensors() -> None:
     ],
 )
 def test_a_broken_request_is_answered_in_words(body: bytes, words: str) -> None:
-    """Each rule that was broken is named with what came and what was expected."""
+    """The error says which rule was broken, what came and what was expected."""
     with pytest.raises((InvalidInputError, PayloadTooLargeError)) as refused:
         decode_infer(body, None, MANIFEST, Limits(10))
     assert words in str(refused.value)
@@ -175,7 +175,7 @@ def test_a_broken_request_is_answered_in_words(body: bytes, words: str) -> None:
     ],
 )
 def test_a_lying_length_is_answered_in_words(body: bytes, length: str, words: str) -> None:
-    """The header and the body contradict each other."""
+    """A length header that contradicts the body is refused."""
     with pytest.raises(InvalidInputError, match=words):
         decode_infer(body, length, MANIFEST, Limits(10))
 
@@ -191,14 +191,14 @@ def test_a_lying_length_is_answered_in_words(body: bytes, length: str, words: st
     ],
 )
 def test_blobs_must_be_as_announced(size: object, blob: bytes, words: str) -> None:
-    """Too short, too long, or announced otherwise than the shape needs."""
+    """A blob that is too short, too long or of another announced size than its shape is refused."""
     text = _body(_tensor(data=None, parameters={"binary_data_size": size}))
     with pytest.raises(InvalidInputError, match=words):
         decode_infer(text + blob, str(len(text)), MANIFEST, Limits(10))
 
 
 def test_too_many_samples_are_refused() -> None:
-    """The limit holds for every form."""
+    """The limit applies to every form of request."""
     text = _body(_tensor(data=None, parameters={"binary_data_size": 1568}))
     for body, length in (
         (_body(), None),
@@ -210,7 +210,7 @@ def test_too_many_samples_are_refused() -> None:
 
 
 def test_inputs_of_different_counts_and_non_finite_ones_are_refused() -> None:
-    """One batch axis for all inputs; floats must be numbers."""
+    """Inputs share one batch size, and floats must be finite."""
     left = {"name": "left", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
     right = {"name": "right", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}
     with pytest.raises(InvalidInputError, match="first axes differ"):

@@ -1,4 +1,4 @@
-"""What a query may say, and the image that it may ask for."""
+"""The query parameters, and the image that a client may request with them."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ BOTH = ("model", "show")
     ],
 )
 def test_a_query_names_model_and_show(query: str, expected: tuple[str | None, bool]) -> None:
-    """Either, both in any order, or none."""
+    """A query may contain model, show, both in any order, or neither."""
     assert decode_query(query, BOTH) == expected
 
 
@@ -41,14 +41,14 @@ def test_a_query_names_model_and_show(query: str, expected: tuple[str | None, bo
     ],
 )
 def test_another_query_is_refused_in_words(query: str, known: tuple[str, ...], named: str) -> None:
-    """What came, and what there is."""
+    """The message says what came and which parameters there are."""
     with pytest.raises(InvalidInputError, match=named):
         decode_query(query, known)
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
 def test_the_image_comes_back_as_the_model_read_it(model: str, service_url: str) -> None:
-    """Beside the very answer that comes without it; its pixels get that answer again."""
+    """The image is added to the usual answer, and sending its pixels gives that answer again."""
     url, headers = f"{service_url}/predict/image?model={model}", {"content-type": "image/png"}
     plain = httpx.post(url, content=DIGIT.read_bytes(), headers=headers)
     shown = httpx.post(f"{url}&show=image", content=DIGIT.read_bytes(), headers=headers)
@@ -62,7 +62,7 @@ def test_the_image_comes_back_as_the_model_read_it(model: str, service_url: str)
 
 
 def test_pixels_are_not_shown_to_who_sent_them(service_url: str) -> None:
-    """POST /predict knows no show."""
+    """POST /predict does not accept show."""
     answer = httpx.post(f"{service_url}/predict?show=image", json={"images": [[0] * 28] * 28})
     assert answer.status_code == 400
     assert "known: model" in answer.json()["error"]

@@ -1,4 +1,4 @@
-"""Tensors of every numeric datatype are read, and values that a model must not see are refused."""
+"""Tensors of every numeric datatype are decoded, and invalid values are refused."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ FLOATS: tuple[Datatype, ...] = ("FP16", "FP32", "FP64")
 
 
 def _manifest(datatype: str, *shape: int, bounds: object = None) -> Manifest:
-    """A model with the one input x."""
+    """A model with the single input x."""
     fields = {"name": "x", "datatype": datatype, "shape": (-1, *shape), "bounds": bounds or {}}
     return CNN.model_copy(update={"inputs": (TensorSpec.model_validate(fields),)})
 
@@ -31,7 +31,7 @@ def _json(datatype: str, shape: list[int], data: Sequence[object]) -> bytes:
 
 
 def _binary(datatype: str, shape: list[int], content: bytes) -> tuple[bytes, str]:
-    """A body with the values behind its JSON, and the length of the JSON."""
+    """A body with the values after its JSON, and the length of the JSON."""
     parameters = {"binary_data_size": len(content)}
     tensor = {"name": "x", "datatype": datatype, "shape": shape, "parameters": parameters}
     header = json.dumps({"inputs": [tensor]}).encode()
@@ -40,7 +40,7 @@ def _binary(datatype: str, shape: list[int], content: bytes) -> tuple[bytes, str
 
 @pytest.mark.parametrize("datatype", list(DTYPES))
 def test_every_datatype_is_read_from_json_blobs_and_raw_bodies(datatype: Datatype) -> None:
-    """The smallest and the largest values, in all three forms."""
+    """The smallest and the largest values are read in all three forms."""
     dtype = DTYPES[datatype]
     if dtype.kind == "b":
         values = np.array([[False, True]])
@@ -61,7 +61,7 @@ def test_every_datatype_is_read_from_json_blobs_and_raw_bodies(datatype: Datatyp
 
 @pytest.mark.parametrize("datatype", [name for name, d in DTYPES.items() if d.kind in "iu"])
 def test_integers_that_do_not_fit_are_refused_with_both_limits(datatype: Datatype) -> None:
-    """Nothing wraps around."""
+    """Integers out of range do not wrap around."""
     limits = np.iinfo(DTYPES[datatype])
     for value in (int(limits.min) - 1, int(limits.max) + 1):
         with pytest.raises(InvalidInputError, match=f"expected {limits.min} to {limits.max}"):
@@ -73,7 +73,7 @@ def test_integers_that_do_not_fit_are_refused_with_both_limits(datatype: Datatyp
 def test_values_that_are_not_finite_are_refused_in_every_binary_form(
     datatype: Datatype, value: float
 ) -> None:
-    """Behind JSON and as a raw body."""
+    """They are refused in blobs and in raw bodies."""
     content = np.array([[1, value]], DTYPES[datatype]).tobytes()
     for body, length in (_binary(datatype, [1, 2], content), (content, "0")):
         with pytest.raises(InvalidInputError, match="x holds NaN or infinite values"):
@@ -82,7 +82,7 @@ def test_values_that_are_not_finite_are_refused_in_every_binary_form(
 
 @pytest.mark.parametrize("datatype", FLOATS)
 def test_json_numbers_beyond_a_datatype_are_refused(datatype: Datatype) -> None:
-    """They would become infinite."""
+    """Numbers that would become infinite are refused."""
     body = _json(datatype, [1], [0]).replace(b"[0]", b"[1e400]")
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
         decode_infer(body, None, _manifest(datatype), LIMITS)
@@ -91,7 +91,7 @@ def test_json_numbers_beyond_a_datatype_are_refused(datatype: Datatype) -> None:
 
 
 def test_bytes_of_bool_are_0_or_1() -> None:
-    """Other bytes are neither true nor false."""
+    """Bytes other than 0 and 1 are refused."""
     manifest = _manifest("BOOL", 2)
     for body, length in (_binary("BOOL", [1, 2], b"\0\2"), (b"\0\2", "0")):
         with pytest.raises(InvalidInputError, match="bytes other than 0 and 1"):
@@ -99,7 +99,7 @@ def test_bytes_of_bool_are_0_or_1() -> None:
 
 
 def test_strings_are_refused() -> None:
-    """The datatype BYTES of the protocol is not served."""
+    """The protocol's datatype BYTES is not supported."""
     with pytest.raises(InvalidInputError, match=r"expected FP32; BYTES \(strings\) are not served"):
         decode_infer(_json("BYTES", [1], ["a"]), None, _manifest("FP32"), LIMITS)
 
@@ -109,7 +109,7 @@ VARIABLE = _manifest("INT64", -1, 2, bounds={"1": [2, 4]})
 
 @pytest.mark.parametrize("length", [2, 3, 4])
 def test_variable_axes_are_read_within_their_bounds(length: int) -> None:
-    """In JSON and behind it."""
+    """They are read in JSON and in blobs."""
     values = np.arange(3 * length * 2).reshape(3, length, 2)
     shape = list(values.shape)
     bodies = [
@@ -130,12 +130,12 @@ def test_other_sizes_are_refused_with_the_bounds(shape: list[int]) -> None:
 
 
 def test_a_raw_body_needs_a_fixed_shape() -> None:
-    """Bytes alone do not say how long a sample is."""
+    """A raw body is refused for a variable shape, because it does not give a sample's length."""
     with pytest.raises(InvalidInputError, match="variable axes; send JSON with the shape"):
         decode_infer(bytes(64), "0", VARIABLE, LIMITS)
 
 
 def test_the_bytes_of_a_sample_are_those_of_the_largest() -> None:
-    """A limit for bodies must hold for every size."""
+    """The body limit must be sufficient for every size."""
     assert sample_bytes(VARIABLE.inputs[0]) == 4 * 2 * 8
     assert sample_bytes(CNN.inputs[0]) == 784

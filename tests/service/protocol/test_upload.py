@@ -1,4 +1,4 @@
-"""The image file is found in a form or is the body; everything else is refused in words."""
+"""The image file is found in a form or is the body; anything else is refused."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from service.protocol.errors import InvalidInputError, UnsupportedMediaError
 from service.protocol.upload import uploaded_file
 
 KIND = "multipart/form-data; boundary=x"
-# A file's content may hold anything, the beginnings of boundaries too.
+# A file may contain anything, including the beginnings of boundaries.
 CONTENT = bytes(range(256)) + b"\r\n--y\r\n--\r\n-" * 3
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="7.png"\r\n\r\n%b\r\n'
 FORM = PART % CONTENT + b"--x--\r\n"
@@ -17,7 +17,7 @@ FIELD = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n7\r\n'
     "kind", ["image/png", "IMAGE/JPEG; q=1", "application/octet-stream", " image/png "]
 )
 def test_a_body_may_be_the_file(kind: str) -> None:
-    """By its content type."""
+    """The content type decides whether the body is the file."""
     assert uploaded_file(CONTENT, kind) == CONTENT
 
 
@@ -38,18 +38,18 @@ def test_a_body_may_be_the_file(kind: str) -> None:
     ],
 )
 def test_a_form_may_hold_the_file(form: bytes, kind: str) -> None:
-    """Whatever its file name, its content type and what follows the last boundary."""
+    """File name, content type and bytes after the last boundary do not matter."""
     assert uploaded_file(form, kind) == CONTENT
 
 
 def test_an_empty_file_is_a_file() -> None:
-    """Decoding refuses it in better words."""
+    """An empty file is accepted here, because decoding refuses it with a better message."""
     assert uploaded_file(PART % b"" + b"--x--\r\n", KIND) == b""
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "image/gif", "multipart/mixed; boundary=x"])
 def test_other_content_types_are_refused(kind: str) -> None:
-    """The message says which are read."""
+    """The message lists the accepted types."""
     with pytest.raises(UnsupportedMediaError, match="multipart/form-data"):
         uploaded_file(FORM, kind)
 
@@ -84,6 +84,6 @@ def test_another_form_is_refused_in_words(form: bytes, words: str) -> None:
     "kind", ["multipart/form-data", "multipart/form-data; boundary=", f"{KIND}{'x' * 3000}"]
 )
 def test_a_form_needs_its_boundary(kind: str) -> None:
-    """Without it the form cannot be read."""
+    """A form without its boundary is refused."""
     with pytest.raises(InvalidInputError, match=r"cannot be read: .*(?i:boundary)"):
         uploaded_file(FORM, kind)

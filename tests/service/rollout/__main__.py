@@ -3,7 +3,7 @@
     python -m tests.service.rollout --promotions 20 --workers 1 2
 
 The client checks each answer and runs on the same cores as the service. Its load is 70% of what
-both reach together when every connection asks without a pause. "In the flip" are the requests that
+both reach together when every connection sends without a pause. "In the flip" are the requests that
 were due between the command and half a second after the last worker began to serve the version.
 """
 
@@ -50,7 +50,7 @@ AFTER_S, BETWEEN_S, SETTLE_S = 0.5, 2.0, 5.0
 
 @dataclass
 class Flip:
-    """One promotion: when it was asked for, and when the last worker served it (Unix time)."""
+    """One promotion: when it was requested, and when the last worker served it (Unix time)."""
 
     asked_s: float
     live_s: float
@@ -58,10 +58,10 @@ class Flip:
 
 
 class Load:
-    """A client in a thread of its own."""
+    """A client in its own thread."""
 
     def __init__(self, url: str, rate: float | None) -> None:
-        """Begin to ask at a rate, or without pauses if it is None."""
+        """Start sending at a rate, or without pauses if it is None."""
         self._loop = uvloop.new_event_loop()
         self._stop = asyncio.Event()
         self._client = OpenLoopClient(url, MODEL)
@@ -75,7 +75,7 @@ class Load:
         self._loop.close()
 
     def stop(self) -> Answered:
-        """Stop asking, and return what came."""
+        """Stop sending, and return the results."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         return self._client.found
@@ -108,7 +108,7 @@ def _measure_capacity(url: str, seconds: float) -> float:
 
 
 def _promote(operator: Executor, url: str, bundles: Path, version: str) -> Flip:
-    """Promote in a process that runs already: the start of a command is no part of the service."""
+    """Promote in a process that is already running, so that starting a command is not measured."""
     asked_s = time.time()
     command = ["promote", MODEL, version, "--wait", "--bundles", str(bundles)]
     operator.submit(run_command, *command).result()
@@ -146,7 +146,7 @@ def _row(workers: int, folder: Path, promotions: int) -> str:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong version: the role that it is given, and what each hundredth request holds."""
+    """A wrong version: its role, and the number that every hundredth request contains."""
 
     source: Path
     command: tuple[str, ...]

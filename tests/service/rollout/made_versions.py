@@ -1,4 +1,4 @@
-"""Versions of a tiny classifier, right and wrong ones: x FP32 [-1, 4] to logits FP32 [-1, 3]."""
+"""Right and wrong versions of a tiny classifier: x FP32 [-1, 4] to logits FP32 [-1, 3]."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.tiny import SERVED_BUNDLES
 
 NAME = "tiny"
 LABELS = ("a", "b", "c")
-# An input whose first number is this is beyond what the version of ``make_failing`` can compute.
+# The version of ``make_failing`` fails for an input whose first number is this.
 UNLUCKY = 1000.0
 HIDDEN = 4096
 
@@ -44,12 +44,12 @@ def make_version(
     """Write a version to ``folder / VERSION / NAME``; it computes x @ weights(seed).
 
     Args:
-        folder: Of all sources.
+        folder: The folder of all sources.
         version: Its name.
-        seed: Of its weights.
-        nodes: Others than the one matrix product; they compute "logits".
-        constants: Of these nodes, besides "weights".
-        classes: How many of the columns it keeps.
+        seed: Seed of its weights.
+        nodes: Nodes that compute "logits", in place of the one matrix product.
+        constants: Constants of these nodes, besides "weights".
+        classes: Number of columns that it keeps.
     """
     model = make_model(
         nodes or [helper.make_node("MatMul", ["x", "weights"], ["logits"])],
@@ -89,7 +89,7 @@ def make_slow(folder: Path, version: str) -> Path:
 
 
 def make_failing(folder: Path, version: str) -> Path:
-    """A version with the same answers, whose engine fails for inputs that hold ``UNLUCKY``."""
+    """A version with the same answers, whose engine fails for inputs that contain ``UNLUCKY``."""
     nodes = [
         helper.make_node("MatMul", ["x", "weights"], ["right"]),
         helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
@@ -110,7 +110,7 @@ def make_digits_version(folder: Path, version: str) -> Path:
 
 
 def make_digits_rollout(folder: Path, share: float = 0.5) -> Path:
-    """A bundles folder with the MLP, and two versions of the CNN of which one is a canary."""
+    """A bundles folder with the MLP, and two versions of the CNN, one of them a canary."""
     bundles = folder / "bundles"
     shutil.copytree(SERVED_BUNDLES / "mlp", bundles / "mlp")
     for version in ("v1", "v2"):
@@ -127,6 +127,6 @@ def flip_byte(bundle: Path) -> None:
 
 
 def swap_model(bundle: Path, other: Path) -> None:
-    """Put another version's model into a bundle and make its hash right."""
+    """Put another version's model into a bundle and update its hash."""
     shutil.copy(other / "model.onnx", bundle / "model.onnx")
     rehash(bundle, "model.onnx")

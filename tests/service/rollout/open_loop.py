@@ -1,4 +1,4 @@
-"""An open-loop client that checks every answer: requests are sent at their time, come what may."""
+"""An open-loop client that sends each request at its due time and checks every answer."""
 
 import asyncio
 import time
@@ -18,11 +18,11 @@ CONNECTIONS = 16
 
 @dataclass
 class Answered:
-    """What a client saw.
+    """A client's results.
 
     Attributes:
         sent_s: When each request was due, in seconds of ``time.time``.
-        took_s: Seconds from then to its answer.
+        took_s: Seconds from its due time to its answer.
         versions: How many answers each version gave.
         wrong: Answers that are not the model's; ``failed`` requests got none or a refusal.
     """
@@ -36,7 +36,7 @@ class Answered:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends one request at a time; a connection that ends is a failed request, and opens anew."""
+    """Sends one request at a time; a lost connection is a failed request and is reopened."""
 
     def __init__(self, client: "OpenLoopClient") -> None:
         self._client = client
@@ -70,7 +70,7 @@ class _Connection(asyncio.Protocol):
 
 
 class OpenLoopClient:
-    """Asks for golden samples of a model, and compares the answers with the reference's.
+    """Sends a model's golden samples, and compares the answers with the reference's.
 
     Attributes:
         requests: The bytes of each golden sample's request.
@@ -91,7 +91,7 @@ class OpenLoopClient:
         self._is_stopping = False
 
     def take(self, connection: _Connection) -> None:
-        """Use a connection that is free."""
+        """Use a free connection."""
         if self._is_closed_loop and not self._due:
             self._due.append((next(self._numbers) % len(self.requests), time.time()))
         if self._due:
@@ -118,17 +118,17 @@ class OpenLoopClient:
         self.found.failures.append(reason)
 
     def reopen(self) -> None:
-        """Open a connection in the place of one that ended."""
+        """Open a connection in place of one that ended."""
         if not self._is_stopping:
             task = asyncio.ensure_future(self._open())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def run(self, rate: float | None, stop: asyncio.Event) -> Answered:
-        """Ask until ``stop`` is set.
+        """Send requests until ``stop`` is set.
 
         Args:
-            rate: Requests per second; None: each connection asks again at once (closed loop).
+            rate: Requests per second; None: each connection sends again at once (closed loop).
             stop: Ends the run.
         """
         self._is_closed_loop = rate is None
@@ -150,7 +150,7 @@ class OpenLoopClient:
                 else:
                     self._due.append(item)
         self._is_closed_loop = False
-        await asyncio.sleep(1)  # what is under way is answered
+        await asyncio.sleep(1)  # requests in flight are answered
         self.found.failed += len(self._due)
         self._is_stopping = True
         return self.found

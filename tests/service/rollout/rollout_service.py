@@ -22,7 +22,7 @@ from service.versions.state import RolloutFolder
 from tests.service.rollout.made_versions import NAME, samples, weights
 from tests.service.wire import PATIENCE_S, running_services
 
-# A worker that ends is started again within this time, and more than once for some versions.
+# A worker that ends is restarted within this time, more than once for some versions.
 WITHIN_S = 40.0
 
 
@@ -30,7 +30,7 @@ def run_command(*arguments: str) -> None:
     """Run a command of the roll-out.
 
     Raises:
-        RuntimeError: It did not exit with 0.
+        RuntimeError: The command did not exit with 0.
     """
     with contextlib.redirect_stdout(io.StringIO()) as said:
         status = main(arguments)
@@ -47,25 +47,25 @@ class RolloutService:
 
     @property
     def folder(self) -> RolloutFolder:
-        """The model's files."""
+        """The roll-out files of the model."""
         return RolloutFolder(self.bundles / NAME)
 
     def run(self, *arguments: str) -> int:
-        """Run a command of the roll-out and return its exit code."""
+        """Run a roll-out command and return its exit code."""
         return main([*arguments, "--bundles", str(self.bundles)])
 
     def require(self, *arguments: str) -> None:
-        """Run a command of the roll-out in a process of its own, which must succeed."""
+        """Run a roll-out command, which must succeed, in its own process."""
         command = [sys.executable, "-m", "service.rollout", *arguments, "--bundles"]
         subprocess.run([*command, str(self.bundles)], check=True, stdout=subprocess.DEVNULL)
 
     def is_back(self) -> bool:
-        """Whether no candidate is left, in any worker."""
+        """Whether no worker has a candidate any more."""
         live = self.status()["live"]
         return live["canary"] is None and live["shadow"] is None and self.is_settled()
 
     def status(self) -> dict[str, Any]:
-        """What ``status --json`` prints."""
+        """The output of ``status --json``."""
         return read_status(self.folder)
 
     def stage(self, *bundles: Path) -> None:
@@ -76,7 +76,7 @@ class RolloutService:
     def ask(
         self, values: Any, *, version: str | None = None, request_id: str | None = None
     ) -> httpx.Response:
-        """Send one request over a connection of its own."""
+        """Send one request over a new connection."""
         path = f"/v2/models/{NAME}" + (f"/versions/{version}" if version else "")
         headers = {"x-request-id": request_id} if request_id else {}
         tensor = {"name": "x", "shape": list(values.shape), "datatype": "FP32"}
@@ -85,7 +85,7 @@ class RolloutService:
         return httpx.post(url, json=body, headers=headers, timeout=PATIENCE_S)
 
     def is_settled(self) -> bool:
-        """Whether all workers are there and serve one generation that is not pending."""
+        """Whether all workers run and serve one generation that is not pending."""
         status = self.status()
         generations = {worker["active"] for worker in status["workers"]}
         live = status["live"]["generation"] if status["live"] else 0
@@ -100,7 +100,7 @@ def logits_of(answer: httpx.Response) -> Any:
 
 
 def is_right(answer: httpx.Response, values: Any, seeds: dict[str, int]) -> bool:
-    """Whether an answer is that of the version that it names."""
+    """Whether an answer matches the version that it names."""
     seed = seeds.get(answer.headers["x-model-version"])
     if seed is None or answer.json()["model_version"] != answer.headers["x-model-version"]:
         return False
@@ -111,18 +111,18 @@ def is_right(answer: httpx.Response, values: Any, seeds: dict[str, int]) -> bool
 
 @dataclass
 class Load:
-    """What clients found while they asked.
+    """Results of clients that sent requests.
 
     Attributes:
         answers: How many right answers each version gave.
-        mistakes: What was wrong, in words.
+        mistakes: Descriptions of the mistakes.
     """
 
     answers: Counter[str] = field(default_factory=Counter)
     mistakes: list[str] = field(default_factory=list)
 
     def ask(self, client: httpx.Client, url: str, sent: Any, name: str) -> httpx.Response | None:
-        """Send one request; None, and a mistake, if it got no answer."""
+        """Send one request; without an answer, note a mistake and return None."""
         headers = {"inference-header-content-length": "0", "x-request-id": name}
         try:
             answer = client.post(url, content=sent.tobytes(), headers=headers)
@@ -135,7 +135,7 @@ class Load:
         return answer
 
     def check(self, answer: httpx.Response, sent: Any, seeds: dict[str, int]) -> None:
-        """Count an answer, and a mistake if it is not that of the version that it names."""
+        """Count an answer, and note a mistake if it does not match the version that it names."""
         length = int(answer.headers.get("inference-header-content-length", 0))
         found = np.frombuffer(answer.content[length:], "<f4") if length else logits_of(answer)
         version = answer.headers["x-model-version"]
@@ -154,13 +154,13 @@ def asked(
     clients: int = 2,
     unlucky: float | None = None,
 ) -> Iterator[Load]:
-    """Ask from several clients for the time of a block, and check each answer.
+    """Send requests from several clients while a block runs, and check each answer.
 
     Args:
         service: The service.
         seeds: The seed of each version's weights.
-        clients: How many ask, each over one connection.
-        unlucky: A number that each hundredth request holds.
+        clients: Number of clients, each with one connection.
+        unlucky: A number that every hundredth request contains.
     """
     load, stop = Load(), threading.Event()
     url = f"{service.url}/v2/models/{NAME}/infer"

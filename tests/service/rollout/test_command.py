@@ -17,7 +17,7 @@ from tests.tiny import SERVED_BUNDLES
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles of some versions: "narrow" has other outputs."""
+    """Bundles of some versions; "narrow" has other outputs."""
     folder = tmp_path_factory.mktemp("sources")
     made = {version: make_version(folder, version, seed) for seed, version in enumerate("abc")}
     return made | {"narrow": make_version(folder, "narrow", classes=2)}
@@ -25,7 +25,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def bundles(tmp_path: Path, sources: dict[str, Path]) -> Path:
-    """A bundles folder with the versions a, b and narrow of the model; a is stable."""
+    """A bundles folder with the model's versions a, b and narrow; a is stable."""
     folder = tmp_path / "bundles"
     for version in ("a", "b", "narrow"):
         assert _run(folder, "stage", NAME, str(sources[version])) == 0
@@ -37,7 +37,7 @@ def _run(bundles: Path, *arguments: str) -> int:
 
 
 def test_the_first_version_is_stable_and_others_wait(bundles: Path) -> None:
-    """Staging serves nothing new."""
+    """Staging a version does not serve it."""
     folder = RolloutFolder(bundles / NAME)
     desired = folder.read_desired()
     assert (desired.generation, desired.stable, desired.canary) == (1, "a", None)
@@ -47,7 +47,7 @@ def test_the_first_version_is_stable_and_others_wait(bundles: Path) -> None:
 def test_a_bundle_without_versions_becomes_the_stable_version(
     tmp_path: Path, sources: dict[str, Path]
 ) -> None:
-    """The old form is converted when a second version comes."""
+    """A bundle without versions is converted when a second version is staged."""
     bundles = tmp_path / "bundles"
     shutil.copytree(sources["a"], bundles / NAME)
     assert _run(bundles, "stage", NAME, str(sources["b"])) == 0
@@ -61,7 +61,7 @@ def test_a_bundle_without_versions_becomes_the_stable_version(
 def test_staging_again_changes_nothing_and_another_content_is_refused(
     bundles: Path, sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Versions never change."""
+    """The content of a staged version never changes."""
     assert _run(bundles, "stage", NAME, str(sources["a"])) == 0
     other = make_version(tmp_path, "a", seed=9)
     assert _run(bundles, "stage", NAME, str(other)) == 2
@@ -71,7 +71,7 @@ def test_staging_again_changes_nothing_and_another_content_is_refused(
 def test_staging_again_takes_a_signature_that_was_made_since(
     bundles: Path, sources: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Nothing else of the version is written, and an unsigned copy does not remove it."""
+    """Only the signature is written, and an unsigned copy does not remove it."""
     signed = shutil.copytree(sources["a"], tmp_path / "signed")
     (signed / SIGNATURE_NAME).write_text("a signature")
     assert _run(bundles, "stage", NAME, str(signed)) == 0
@@ -85,7 +85,7 @@ def test_staging_again_takes_a_signature_that_was_made_since(
 def test_what_cannot_be_staged_is_refused(
     bundles: Path, sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A damaged bundle, one of another model, and what is no bundle; nothing is left over."""
+    """A damaged bundle, another model's and other folders are refused and leave nothing behind."""
     damaged = Path(shutil.copytree(sources["c"], tmp_path / "damaged"))
     flip_byte(damaged)
     before = sorted(path.name for path in (bundles / NAME).iterdir())
@@ -100,7 +100,7 @@ def test_what_cannot_be_staged_is_refused(
 
 
 def test_each_command_makes_the_next_generation(bundles: Path) -> None:
-    """Canary, shadow instead of it, promotion, and the way back."""
+    """Canary, shadow in its place, promotion and rollback each make a generation."""
     folder = RolloutFolder(bundles / NAME)
     assert _run(bundles, "canary", NAME, "b", "--share", "0.25", "--max-p99-ratio", "3") == 0
     state = folder.read_desired()
@@ -119,7 +119,7 @@ def test_each_command_makes_the_next_generation(bundles: Path) -> None:
 
 
 def test_another_contract_needs_a_word(bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused with exit code 1 and what differs; allowed if asked for."""
+    """A changed contract is refused with exit code 1 and the difference, unless it is allowed."""
     for command in ("canary", "shadow", "promote"):
         assert _run(bundles, command, NAME, "narrow") == 1
         found = capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_another_contract_needs_a_word(bundles: Path, capsys: pytest.CaptureFixt
 def test_wrong_use_is_explained(
     bundles: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, and nothing changes."""
+    """Wrong use gives exit code 2, and nothing changes."""
     before = RolloutFolder(bundles / NAME).read_desired()
     assert _run(bundles, *arguments) == 2
     assert words in capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_wrong_use_is_explained(
 def test_waiting_without_a_service_ends_in_time(
     bundles: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 3, and the question whether the service runs."""
+    """Waiting ends with exit code 3 and asks whether the service runs."""
     assert _run(bundles, "promote", NAME, "b", "--wait", "0.2") == 3
     assert "is the service running" in capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def test_waiting_without_a_service_ends_in_time(
 def test_the_status_is_printed_as_words_and_as_json(
     bundles: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both name the versions and the outcome."""
+    """Both forms name the versions and the outcome."""
     assert _run(bundles, "status") == 0
     assert "versions: a, b, narrow" in capsys.readouterr().out
     assert _run(bundles, "status", NAME, "--json") == 0
@@ -173,7 +173,7 @@ def test_the_status_is_printed_as_words_and_as_json(
 
 
 def test_the_command_needs_no_torch_and_no_onnx_runtime() -> None:
-    """It runs where nothing but the service is installed, and starts at once."""
+    """The command imports neither, so it starts quickly and runs without them."""
     code = (
         "import sys, service.rollout.__main__\n"
         "assert not {'torch', 'onnxruntime', 'bentoml'} & sys.modules.keys()"

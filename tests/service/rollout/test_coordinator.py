@@ -1,4 +1,4 @@
-"""A worker that ends says first what was wrong with the version that it served."""
+"""A worker that ends first reports what was wrong with the version that it served."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from tests.service.rollout.made_versions import NAME, make_version
 
 @pytest.fixture
 def promoted(tmp_path: Path) -> RolloutFolder:
-    """A model whose version "b" replaced "a" a moment ago."""
+    """A model whose version "b" has just replaced "a"."""
     for seed, version in enumerate("ab"):
         target = tmp_path / "bundles" / NAME / version
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def promoted(tmp_path: Path) -> RolloutFolder:
 def test_a_fault_found_just_before_a_worker_ends_takes_the_version_back(
     promoted: RolloutFolder,
 ) -> None:
-    """The golden samples fail and the worker ends at once, without another turn of its loop."""
+    """The version is rolled back even if the worker ends right after its failed golden check."""
 
     async def fail_and_end() -> None:
         rollouts.start()

@@ -1,4 +1,4 @@
-"""What is counted of each version, and how a shadow's answers are compared."""
+"""Counts for each version, and the comparison of a shadow's answers."""
 
 import io
 import subprocess
@@ -31,7 +31,7 @@ def _load(tmp_path: Path, version: str, seed: int) -> VerifiedModel:
 
 
 def test_other_weights_are_compared_by_their_labels(tmp_path: Path) -> None:
-    """As many disagreements as labels that differ."""
+    """Each label that differs counts as one disagreement."""
     stable, other = (_load(tmp_path, v, seed) for v, seed in (("a", 0), ("b", 1)))
     comparer = AnswerComparer(stable, other, Limits())
     assert not comparer.same_weights
@@ -48,7 +48,7 @@ def test_other_weights_are_compared_by_their_labels(tmp_path: Path) -> None:
 
 
 def test_a_largest_difference_may_be_set(tmp_path: Path) -> None:
-    """Then values are compared, relative to the largest golden answer."""
+    """With this setting, values are compared relative to the largest golden answer."""
     stable, other = (_load(tmp_path, v, seed) for v, seed in (("a", 0), ("b", 1)))
     comparer = AnswerComparer(stable, other, Limits(max_difference=0.1))
     scale = float(np.abs(stable.samples.fp32["logits"]).max())
@@ -59,7 +59,7 @@ def test_a_largest_difference_may_be_set(tmp_path: Path) -> None:
 
 
 def test_the_same_weights_are_held_to_the_tolerance(tmp_path: Path) -> None:
-    """Both versions' tolerances together are allowed, and nothing beyond."""
+    """Answers may differ by the sum of both versions' tolerances, and no more."""
     for version in ("v1", "v2"):
         make_digits_version(tmp_path / "cnn", version)
     settings = Settings(bundles=tmp_path, device="cpu")
@@ -76,7 +76,7 @@ def test_the_same_weights_are_held_to_the_tolerance(tmp_path: Path) -> None:
 
 
 def test_values_without_labels_need_a_largest_difference(tmp_path: Path) -> None:
-    """Nothing is assumed of how much a retrained regression may differ."""
+    """Without it, nothing limits how much a retrained regression may differ."""
     pair = [_load(tmp_path, v, seed) for v, seed in (("a", 0), ("b", 1))]
     for model in pair:
         (output,) = model.manifest.outputs
@@ -89,7 +89,7 @@ def test_values_without_labels_need_a_largest_difference(tmp_path: Path) -> None
 
 
 def test_the_worst_samples_are_kept() -> None:
-    """As many as there is room for, the worst first; the file holds what is told of them."""
+    """The worst samples that fit are kept, worst first, and the file contains them."""
     worst = WorstSamples()
     assert worst.take_changes() is None
     generator = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_the_worst_samples_are_kept() -> None:
 
 
 def test_a_canary_that_hangs_is_slow() -> None:
-    """Its requests get no answer in time, and their times are counted."""
+    """Requests that get no answer in time count with their durations."""
     code = """
 import asyncio, tempfile, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Versions of a model are replaced while the service answers; wrong ones never stay."""
+"""Versions of a model are replaced while the service answers, and wrong versions are removed."""
 
 import shutil
 import time
@@ -52,7 +52,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def shared(
     sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RolloutService]:
-    """A service of two workers, for all tests of this module."""
+    """A service with two workers, for all tests of this module."""
     folder = tmp_path_factory.mktemp("rollout")
     settings = {"PYTHONPATH": str(INJECTED), "INJECTED_DEADLY_VERSION": "deadly"}
     with serving(folder, sources["a"], **settings) as service:
@@ -73,7 +73,7 @@ def service(shared: RolloutService) -> RolloutService:
 
 
 def test_a_canary_answers_its_share_chosen_by_the_request_id(service: RolloutService) -> None:
-    """The same request gets the same version from every worker, and each answer names its own."""
+    """Every worker answers a request with the same version, which each answer names."""
     assert service.run("canary", NAME, "b", "--share", "0.3", "--wait") == 0
     values = samples(2)
     found: dict[str, set[str]] = {}
@@ -84,7 +84,7 @@ def test_a_canary_answers_its_share_chosen_by_the_request_id(service: RolloutSer
             found.setdefault(f"request-{number}", set()).add(answer.headers["x-model-version"])
     assert all(len(versions) == 1 for versions in found.values())
     canary = sum(versions == {"b"} for versions in found.values())
-    assert 6 <= canary <= 30  # 18 of 60 are expected; beyond four standard deviations
+    assert 6 <= canary <= 30  # 18 of 60 are expected, with a standard deviation of 3.5
     for version in ("a", "b") * 10:
         answer = service.ask(values, version=version)
         assert is_right(answer, values, SEEDS)
@@ -97,13 +97,13 @@ def test_a_canary_answers_its_share_chosen_by_the_request_id(service: RolloutSer
 
 
 def test_a_promotion_and_a_rollback_lose_no_request(service: RolloutService) -> None:
-    """Clients that ask without pause get right answers alone, first of "a", then of "b"."""
+    """Clients that send without pause get only right answers, first of "a", then of "b"."""
     with asked(service, SEEDS) as load:
         time.sleep(0.5)
         assert service.run("promote", NAME, "b", "--wait") == 0
         before = load.answers["a"]
         time.sleep(0.5)
-        assert load.answers["a"] <= before + 4  # those that were under way
+        assert load.answers["a"] <= before + 4  # those in flight
         assert service.run("rollback", NAME, "--wait") == 0
         time.sleep(0.5)
     assert load.mistakes == []
@@ -128,9 +128,9 @@ def test_a_version_that_is_not_proven_never_goes_live(
     words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Damaged on disk, a wrong weight within hashes that were made right, and other tensors."""
+    """A damaged version, one with a wrong weight and updated hashes, and other tensors fail."""
     folder = service.folder.bundle(version)
-    if not folder.exists():  # `stage` would refuse the first one
+    if not folder.exists():  # `stage` would refuse the damaged one
         shutil.copytree(sources[version], folder)
     changes = {"stable": version, "previous": "a", "allow_contract_change": False}
     state = service.folder.read_desired().successor("test", **changes)
@@ -149,7 +149,7 @@ def test_a_version_that_is_not_proven_never_goes_live(
 def test_a_canary_whose_engine_fails_is_taken_back_and_no_client_notices(
     service: RolloutService,
 ) -> None:
-    """Its failed requests are answered by the stable version, and the reason names the figure."""
+    """The stable version answers its failed requests, and the reason gives the error rate."""
     assert service.run("canary", NAME, "failing", "--share", "1", "--wait") == 0
     with asked(service, SEEDS, unlucky=UNLUCKY) as load:
         assert wait_for(service.is_back, WITHIN_S)
@@ -164,7 +164,7 @@ def test_a_canary_whose_engine_fails_is_taken_back_and_no_client_notices(
 
 
 def test_a_request_that_names_the_failing_version_is_told_so(service: RolloutService) -> None:
-    """It asked for this version: no other one answers in its place."""
+    """A request that names the failing version gets an error, not another version's answer."""
     assert service.run("canary", NAME, "failing", "--share", "0.001", "--wait") == 0
     unlucky = np.full((1, 4), UNLUCKY, np.float32)
     assert service.ask(unlucky, version="failing").status_code == 500
@@ -172,7 +172,7 @@ def test_a_request_that_names_the_failing_version_is_told_so(service: RolloutSer
 
 
 def test_a_slow_canary_is_taken_back(service: RolloutService) -> None:
-    """The reason names both versions' figures."""
+    """The reason gives both versions' latencies."""
     assert service.run("canary", NAME, "slow", "--share", "0.3", "--wait") == 0
     with asked(service, SEEDS, clients=4) as load:
         assert wait_for(service.is_back, WITHIN_S)
@@ -181,7 +181,7 @@ def test_a_slow_canary_is_taken_back(service: RolloutService) -> None:
 
 
 def test_a_version_that_ends_workers_is_taken_back(service: RolloutService) -> None:
-    """Only requests in the worker that died are lost; after two deaths the canary is gone."""
+    """Only requests in the dead worker are lost, and after two deaths the canary is removed."""
     assert service.run("canary", NAME, "deadly", "--share", "0.5", "--wait") == 0
     with asked(service, SEEDS, unlucky=UNLUCKY) as load:
         assert wait_for(service.is_back, WITHIN_S)
@@ -190,7 +190,7 @@ def test_a_version_that_ends_workers_is_taken_back(service: RolloutService) -> N
 
 
 def test_a_retrained_shadow_that_disagrees_is_taken_back(service: RolloutService) -> None:
-    """No client gets its answers; the worst disagreements are kept with inputs and answers."""
+    """Its answers reach no client, and the worst disagreements are kept with inputs and answers."""
     assert service.run("shadow", NAME, "c", "--wait") == 0
     with asked(service, SEEDS, clients=4) as load:
         assert wait_for(service.is_back, WITHIN_S)
@@ -208,7 +208,7 @@ def test_a_retrained_shadow_that_disagrees_is_taken_back(service: RolloutService
 
 @pytest.mark.parametrize("phase", ["loading", "live", "returning"])
 def test_a_killed_worker_leaves_one_generation(service: RolloutService, phase: str) -> None:
-    """Whichever moment it is killed in, all workers serve one generation again."""
+    """Whenever a worker is killed, all workers serve one generation again."""
     if phase == "returning":
         assert service.run("canary", NAME, "b", "--wait") == 0
     if phase == "live":

@@ -3,9 +3,9 @@
     python -m tests.service.score.benchmark BUNDLE --work DIR
 
 Both sides have the same cores and one thread in each process. ONNX Runtime alone runs batches of 64
-of an array in memory, again and again: nothing is read or written. Both are measured in turn, and
-a pair gives one ratio: on a machine that does other work besides, the rates mean little. The images
-are random bytes, which no compression makes smaller.
+of an array in memory, again and again: nothing is read or written. The two are measured in turn,
+and each pair gives one ratio, because rates mean little on a machine that does other work. The
+images are random bytes, which cannot be compressed.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Ran:
-    """One run of the command: its summary, wall time and the most memory of all its processes."""
+    """One run of the command: its summary, wall time and the peak memory of all its processes."""
 
     summary: dict[str, Any]
     seconds: float
@@ -50,7 +50,7 @@ class Ran:
 
 
 def write_input(folder: Path, spec: TensorSpec, rows: int, form: str) -> Path:
-    """Write random samples of a UINT8 input as one Parquet file, one row group after the other."""
+    """Write random samples of a UINT8 input as one Parquet file of several row groups."""
     folder.mkdir(parents=True, exist_ok=True)
     size = int(np.prod(spec.shape[1:]))
     type_ = pa.binary(size) if form == "binary" else pa.list_(pa.uint8(), size)
@@ -70,7 +70,7 @@ def write_input(folder: Path, spec: TensorSpec, rows: int, form: str) -> Path:
 
 
 def measure_alone(bundle: Path, spec: TensorSpec, processes: int) -> float:
-    """Rows a second of ONNX Runtime alone, in so many processes at once."""
+    """Rows per second of ONNX Runtime alone, in this many processes at once."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(processes), context.Queue()
     workers = [
@@ -120,7 +120,7 @@ def _command(input_: Path, output: Path, bundle: Path, *further: str) -> list[st
 
 
 def _watch_memory(run: "subprocess.Popen[str]", peaks: list[int]) -> None:
-    """Keep the largest sum of the proportional set sizes of a process and all below it."""
+    """Keep the largest total proportional set size of a process and its descendants."""
     while run.poll() is None:
         try:
             process = psutil.Process(run.pid)
@@ -161,7 +161,7 @@ def measure_restart(input_: Path, output: Path, bundle: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure everything; print it as JSON."""
+    """Run all measurements and print them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.service.score.benchmark")
     parser.add_argument("bundle", type=Path, help="of one UINT8 input")
     parser.add_argument("--work", type=Path, required=True, help="a folder for inputs and outputs")

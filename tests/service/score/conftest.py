@@ -1,4 +1,4 @@
-"""Ray, started once for the tests of a process."""
+"""Starts Ray once for the tests of a process."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from service.score.pool import connect
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """Ray runs in this process: runs use it instead of starting their own."""
+    """Ray in this process, which runs use instead of starting their own."""
     with connect(None, 2):
         yield

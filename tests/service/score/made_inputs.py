@@ -1,4 +1,4 @@
-"""Small inputs for scoring, and what comes out of them."""
+"""Small inputs for scoring, and functions that read the results."""
 
 import json
 import struct
@@ -23,7 +23,7 @@ BATCH = 64
 
 
 def make_digits(count: int) -> Array:
-    """Real digits, no two alike: the golden samples with a pixel that counts; uint8 [N, 28, 28]."""
+    """Golden samples made distinct by a pixel that counts, uint8 [N, 28, 28]."""
     images = GOLDEN.inputs["images"][np.arange(count) % len(GOLDEN)].copy()
     images[:, 0, :4] = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, 4)
     return images
@@ -40,14 +40,14 @@ def as_lists(images: Array) -> pa.Array:
 
 
 def write_parquet(path: Path, columns: dict[str, Any], row_group_size: int = 100) -> Path:
-    """Write a file of some row groups; returns the path."""
+    """Write a Parquet file of several row groups, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path
 
 
 def write_idx(path: Path, values: Array, rows: int | None = None) -> Path:
-    """Write an idx file of bytes; its head may announce another number of rows."""
+    """Write an IDX file of bytes; its header may announce another number of rows."""
     shape = (len(values) if rows is None else rows, *values.shape[1:])
     path.parent.mkdir(parents=True, exist_ok=True)
     head = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
@@ -56,7 +56,7 @@ def write_idx(path: Path, values: Array, rows: int | None = None) -> Path:
 
 
 def make_options(input_: Path | str, output: Path | str, **further: Any) -> Options:
-    """The options of a run with the CNN, on one thread an actor, without a progress bar."""
+    """Options of a run with the CNN, one thread per actor and no progress bar."""
     given: dict[str, Any] = {"bundle": CNN, "inputs": {}, "threads": 1, "device": "cpu"}
     return Options(
         input=str(input_), output=str(output), **{**given, "show_progress": False, **further}
@@ -64,7 +64,7 @@ def make_options(input_: Path | str, output: Path | str, **further: Any) -> Opti
 
 
 def ask_model(images: Array, batch: int = BATCH) -> Array:
-    """The CNN's probabilities by the service's session code, float32 [N, 10]."""
+    """The CNN's probabilities, computed by the service's session code, float32 [N, 10]."""
     model = OnnxModel(CNN / "model.onnx", "cpu", 1)
     parts = [model({"images": images[i : i + batch]}) for i in range(0, len(images), batch)]
     return np.concatenate([part["probabilities"] for part in parts])
@@ -82,6 +82,6 @@ def read_probabilities(table: pa.Table) -> Array:
 
 
 def read_quarantine(folder: Path) -> Sequence[dict[str, Any]]:
-    """The quarantined rows; none if there is no such file."""
+    """The quarantined rows; empty if there is no such file."""
     path = folder / "_quarantine.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,4 +1,4 @@
-"""Which Arrow columns become a model's inputs, and what is said of those that do not."""
+"""Conversion of Arrow columns to a model's inputs, and the errors for unsuitable columns."""
 
 import io
 from pathlib import Path
@@ -47,7 +47,7 @@ def _no_picture(content: bytes) -> Arrays:
 def _read(
     manifest: Manifest, columns: dict[str, Any], **mapping: tuple[str, ...]
 ) -> tuple[dict[str, Array], dict[int, str]]:
-    """Check and read some rows of one shape."""
+    """Check and convert some rows of one shape."""
     batch = pa.RecordBatch.from_pydict(columns)
     whole = {spec.name: mapping.get(spec.name, (spec.name,)) for spec in manifest.inputs}
     check_columns("a.parquet", batch.schema, manifest, whole, None)
@@ -78,7 +78,7 @@ def test_every_form_of_a_column_gives_the_same_images(column: pa.Array, digits: 
 
 
 def test_columns_of_numbers_make_one_input(vectors: Manifest) -> None:
-    """--inputs x=a,b,c,d puts four columns side by side; float16 becomes float32."""
+    """--inputs x=a,b,c,d combines four columns, and float16 becomes float32."""
     rows = np.arange(12, dtype=np.float16).reshape(3, 4)
     columns = {name: pa.array(rows[:, i]) for i, name in enumerate("abcd")}
     inputs, reasons = _read(vectors, columns, x=("a", "b", "c", "d"))
@@ -88,7 +88,7 @@ def test_columns_of_numbers_make_one_input(vectors: Manifest) -> None:
 
 
 def test_binary_values_of_a_model_without_pictures_are_its_bytes(vectors: Manifest) -> None:
-    """Little-endian values; a row of another length is left out with its reason."""
+    """Values are little-endian, and a row of another length is skipped with a reason."""
     rows = np.arange(8, dtype="<f4").reshape(2, 4)
     column = pa.array([rows[0].tobytes(), b"short", rows[1].tobytes()], pa.binary())
     inputs, reasons = _read(vectors, {"x": column})
@@ -97,7 +97,7 @@ def test_binary_values_of_a_model_without_pictures_are_its_bytes(vectors: Manife
 
 
 def test_rows_that_do_not_fit_are_left_out_with_their_reasons(vectors: Manifest) -> None:
-    """Nulls, wrong lengths and values that are not finite; the rows around them are kept."""
+    """Nulls, wrong lengths and non-finite values are skipped, and other rows are kept."""
     good = [1.0, 2.0, 3.0, 4.0]
     rows = [good, None, good[:3], [1.0, None, 3.0, 4.0], good, [1.0, float("nan"), 3.0, 4.0]]
     inputs, reasons = _read(vectors, {"x": pa.array(rows, pa.list_(pa.float32()))})
@@ -111,7 +111,7 @@ def test_rows_that_do_not_fit_are_left_out_with_their_reasons(vectors: Manifest)
 
 
 def test_a_nested_list_with_one_short_row_names_its_length(digits: Manifest) -> None:
-    """An image whose 4th row has 27 pixels is left out, the other images stay."""
+    """An image whose 4th row has 27 pixels is skipped, and the other images are kept."""
     images = DIGITS[:3].tolist()
     images[1][3].pop()
     inputs, reasons = _read(digits, {"images": pa.array(images, NESTED.type)})
@@ -121,7 +121,7 @@ def test_a_nested_list_with_one_short_row_names_its_length(digits: Manifest) -> 
 
 
 def test_rows_of_several_lengths_are_grouped_by_their_shape(text: Manifest) -> None:
-    """Each group has rows of one length; what the service refuses has the service's reason."""
+    """Groups have rows of one length, and refused rows have the service's reason."""
     ids = [[1, 2], [3], [4, 5], [6, 7, 8], [500]]
     masks = [[1, 1], [1], [1, 0], [1, 1], [1]]
     batch = pa.RecordBatch.from_pydict(
@@ -140,7 +140,7 @@ def test_rows_of_several_lengths_are_grouped_by_their_shape(text: Manifest) -> N
 
 
 def test_pictures_are_decoded_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    """A binary column of an image classifier holds PNG files; structs are reached by a dot."""
+    """An image classifier's binary column contains PNG files; a dot selects a struct's field."""
     manifest = make_rgb_bundle(tmp_path).manifest
     png = io.BytesIO()
     Image.new("RGB", (8, 8), (255, 0, 0)).save(png, "PNG")
@@ -174,7 +174,7 @@ def test_pictures_are_decoded_and_damaged_ones_left_out(tmp_path: Path) -> None:
 def test_a_column_that_cannot_be_the_input_is_refused_in_words(
     columns: dict[str, Any], said: str, vectors: Manifest
 ) -> None:
-    """The message says what the file has, what is expected, and what to do."""
+    """The message says what the file contains, what is expected and what to do."""
     schema = pa.table(columns).schema
     with pytest.raises(ScoreError) as refused:
         check_columns("a.parquet", schema, vectors, {"x": ("x",)}, None)
@@ -183,7 +183,7 @@ def test_a_column_that_cannot_be_the_input_is_refused_in_words(
 
 
 def test_a_key_that_is_no_column_is_refused(vectors: Manifest) -> None:
-    """The message lists the columns."""
+    """The message lists the available columns."""
     schema = pa.schema([("x", pa.list_(pa.float32())), ("id", pa.int64())])
     with pytest.raises(ScoreError, match=r"no column uid, which --key names; .* id \(int64\)"):
         check_columns("a.parquet", schema, vectors, {"x": ("x",)}, "uid")

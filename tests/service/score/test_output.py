@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, on this machine's file system and on others."""
+"""Output files appear complete or not at all, on local and other file systems."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def _record(name: str, size_bytes: int) -> PartRecord:
 
 @pytest.fixture(params=["local", "memory"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
-    """A folder of a run on a disk, or on a file system without renames."""
+    """A run's folder on a disk, or on a file system without renames."""
     where = str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path}"
     folder = OutputFolder(where)
     assert folder.read_manifest() is None
@@ -30,7 +30,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
 
 
 def test_what_was_written_is_read_again(output: OutputFolder) -> None:
-    """The manifest with parts of every kind, and the records of finished parts."""
+    """A manifest with parts of every kind and the records of finished parts can be read again."""
     assert OutputFolder(output.url).read_manifest() == MANIFEST
     output.write("part-000000.parquet", b"12345")
     output.finish_part(_record("part-000000", 5))
@@ -38,7 +38,7 @@ def test_what_was_written_is_read_again(output: OutputFolder) -> None:
 
 
 def test_a_part_whose_file_is_gone_or_shorter_is_not_finished(output: OutputFolder) -> None:
-    """The record alone proves nothing: the file must have the recorded size."""
+    """A part is finished only if its file has the size in the record."""
     output.finish_part(_record("part-000000", 5))
     assert not output.read_records(PARTS)
     output.write("part-000000.parquet", b"1234")
@@ -46,7 +46,7 @@ def test_a_part_whose_file_is_gone_or_shorter_is_not_finished(output: OutputFold
 
 
 def test_a_file_whose_writing_fails_does_not_appear(output: OutputFolder) -> None:
-    """Neither under its name nor under another; an earlier one stays as it was."""
+    """A failed write leaves no new file, and an earlier file stays as it was."""
     output.write("part-000000.parquet", b"whole")
 
     def write_half() -> None:
@@ -62,7 +62,7 @@ def test_a_file_whose_writing_fails_does_not_appear(output: OutputFolder) -> Non
 
 
 def test_the_quarantine_is_collected_in_the_order_of_the_parts(output: OutputFolder) -> None:
-    """Files that cannot be read come first."""
+    """Unreadable files come first, then the rows of each part."""
     output.write("_score/quarantine/part-000001.jsonl", b"second\n")
     output.write("_score/quarantine/part-000000.jsonl", b"first\n")
     output.collect_quarantine(MANIFEST)
@@ -71,7 +71,7 @@ def test_the_quarantine_is_collected_in_the_order_of_the_parts(output: OutputFol
 
 
 def test_removing_a_run_leaves_what_is_not_its_own(output: OutputFolder) -> None:
-    """--restart removes parts, records and summary, not a file that somebody put there."""
+    """--restart removes parts, records and summary, but no other file."""
     for name in ("part-000000.parquet", "_summary.json", "_quarantine.jsonl", "notes.txt"):
         output.write(name, b"12345")
     output.finish_part(_record("part-000000", 5))
@@ -83,14 +83,14 @@ def test_removing_a_run_leaves_what_is_not_its_own(output: OutputFolder) -> None
 
 
 def test_a_damaged_manifest_is_named(output: OutputFolder) -> None:
-    """The message says how to begin again."""
+    """The message says how to start again."""
     output.write("_score/manifest.json", b"{")
     with pytest.raises(ScoreError, match=r"manifest.json is damaged: .* begin again"):
         output.read_manifest()
 
 
 def test_a_second_run_is_kept_away_until_the_first_one_ends(tmp_path: Path) -> None:
-    """By a lock that ends with its process, however it ends."""
+    """A lock excludes a second run and ends with its process in any case."""
     url = str(tmp_path / "out")
     program = (
         "import os\nfrom service.score.output import OutputFolder\n"
@@ -109,7 +109,7 @@ def test_a_second_run_is_kept_away_until_the_first_one_ends(tmp_path: Path) -> N
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    """Nothing in it is overwritten, and it is not made a run's folder."""
+    """Nothing in it is overwritten, and it does not become a run's folder."""
     (tmp_path / "precious.parquet").write_bytes(b"1")
     with pytest.raises(ScoreError, match=r"holds precious.parquet .* nothing in it is overwritten"):
         OutputFolder(str(tmp_path)).read_manifest()
@@ -119,7 +119,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> None:
-    """The message names it."""
+    """The message names the folder."""
     (tmp_path / "file").write_bytes(b"1")
     folder = OutputFolder(str(tmp_path / "file" / "out"))
     with pytest.raises(ScoreError, match=r"the output .*file/out cannot be made"), folder.lock():

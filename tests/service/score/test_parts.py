@@ -1,4 +1,4 @@
-"""How an input is listed and divided into parts."""
+"""Listing of an input's files, and their division into parts."""
 
 import gzip
 import os
@@ -33,7 +33,7 @@ def _plan(input_: Path, part_rows: int = 200, key: str | None = None) -> Plan:
 
 
 def test_adjacent_row_groups_make_parts_of_at_most_the_asked_rows(tmp_path: Path) -> None:
-    """Row groups of 100, 100 and 50 rows make parts of 200 and 50, and are never divided."""
+    """Row groups of 100, 100 and 50 rows make parts of 200 and 50, and are never split."""
     write_parquet(tmp_path / "a.parquet", COLUMNS)
     write_parquet(tmp_path / "b.parquet", COLUMNS)
     assert _plan(tmp_path).parts == [
@@ -47,7 +47,7 @@ def test_adjacent_row_groups_make_parts_of_at_most_the_asked_rows(tmp_path: Path
 
 
 def test_the_parts_of_an_idx_file_are_ranges_of_rows(tmp_path: Path) -> None:
-    """Packed or not, by suffix or, for a single file, by its first bytes."""
+    """IDX files, compressed or not, are recognised by suffix or, if single, by content."""
     write_idx(tmp_path / "images-idx3-ubyte", DIGITS)
     packed = tmp_path / "images-idx3-ubyte.gz"
     packed.write_bytes(gzip.compress((tmp_path / "images-idx3-ubyte").read_bytes()))
@@ -62,7 +62,7 @@ def test_the_parts_of_an_idx_file_are_ranges_of_rows(tmp_path: Path) -> None:
 
 
 def test_images_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
-    """From all folders below, whatever their capitals; hidden and other files are left out."""
+    """Images come from all subfolders, in any case of suffix; other and hidden files do not."""
     for name in ("b/2.png", "a/1.JPG", "3.jpeg", ".hidden/4.png", "_old/5.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -77,7 +77,7 @@ def test_images_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 def test_an_input_may_be_a_pattern_or_a_url_of_fsspec(tmp_path: Path) -> None:
-    """A pattern finds some of a folder's files; a chained URL reads within an archive."""
+    """A pattern selects files of a folder, and a chained URL reads within an archive."""
     for name in ("a1", "a2", "b1"):
         write_parquet(tmp_path / f"{name}.parquet", COLUMNS)
     found = find_source(f"{tmp_path}/a*.parquet", None)
@@ -92,7 +92,7 @@ def test_an_input_may_be_a_pattern_or_a_url_of_fsspec(tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_among_others_is_named_and_the_others_are_divided(tmp_path: Path) -> None:
-    """Its rows cannot be counted; without any readable file there is nothing to do."""
+    """A truncated file is reported; without any readable file the run is refused."""
     whole = write_parquet(tmp_path / "a.parquet", COLUMNS).read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.parquet").write_bytes(b"")
@@ -105,7 +105,7 @@ def test_a_truncated_file_among_others_is_named_and_the_others_are_divided(tmp_p
 
 
 def test_the_fingerprint_changes_with_the_files(tmp_path: Path) -> None:
-    """A file more, another size and another time of change each give another fingerprint."""
+    """Another file, size or modification time changes the fingerprint."""
     file = write_parquet(tmp_path / "a.parquet", COLUMNS)
     seen = [find_source(str(tmp_path), None).sha256]
     assert find_source(str(tmp_path), None).sha256 == seen[0]
@@ -130,7 +130,7 @@ def test_the_fingerprint_changes_with_the_files(tmp_path: Path) -> None:
 def test_an_input_that_is_none_is_refused_in_words(
     files: dict[str, bytes], said: str, tmp_path: Path
 ) -> None:
-    """Missing, of an unknown format, or of several."""
+    """A missing input, an unknown format and mixed formats are refused."""
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ScoreError) as refused:
@@ -139,7 +139,7 @@ def test_an_input_that_is_none_is_refused_in_words(
 
 
 def test_an_unknown_kind_of_url_is_refused_in_words() -> None:
-    """It says which package fsspec wants for it, or that it knows none."""
+    """The message names the package that fsspec needs, or says that it knows none."""
     with pytest.raises(ScoreError, match=r"the input nosuch://x cannot be listed: .*nosuch"):
         find_source("nosuch://x", None)
 
@@ -152,7 +152,7 @@ def test_an_unknown_kind_of_url_is_refused_in_words() -> None:
     ],
 )
 def test_an_idx_file_of_another_shape_is_refused(values: Any, said: str, tmp_path: Path) -> None:
-    """Labels beside the images are named, with what to do."""
+    """Labels beside the images are named in the error, with what to do."""
     with pytest.raises(ScoreError) as refused:
         _plan(write_idx(tmp_path / "some-ubyte", values))
     assert said in str(refused.value)
@@ -160,7 +160,7 @@ def test_an_idx_file_of_another_shape_is_refused(values: Any, said: str, tmp_pat
 
 
 def test_files_whose_keys_have_several_types_are_refused(tmp_path: Path) -> None:
-    """One column of the output has one type."""
+    """Keys of several types are refused, because an output column has one type."""
     ids = np.arange(250)
     write_parquet(tmp_path / "a.parquet", {**COLUMNS, "id": pa.array(ids, pa.int64())})
     write_parquet(tmp_path / "b.parquet", {**COLUMNS, "id": pa.array(ids, pa.int32())})

@@ -1,4 +1,4 @@
-"""Whole runs on Ray: the answers, what a killed run keeps, and exit codes."""
+"""Complete runs on Ray: answers, resumption after a kill, and exit codes."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def _command(input_: Path, output: Path, *further: str) -> list[str]:
 
 
 def _check_whole(output: Path, digits: np.ndarray) -> None:
-    """Every row is there once, with the engine's answer."""
+    """Check that every row is there once, with the engine's answer."""
     table = read_output(output).sort_by("row")
     assert table["row"].to_pylist() == list(range(len(digits)))
     np.testing.assert_allclose(read_probabilities(table), ask_model(digits), atol=1e-5)
@@ -58,7 +58,7 @@ def _check_whole(output: Path, digits: np.ndarray) -> None:
 def test_a_run_gives_the_services_answers(
     ray_here: None, service_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bit by bit, in batches of the same size; the summary counts, and the exit code is 0."""
+    """Answers are bit-equal in batches of the same size; the summary counts, exit code 0."""
     digits = make_digits(BATCH * 4)
     write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)}, BATCH)
     command = [str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(CNN), "--quiet"]
@@ -87,7 +87,7 @@ def _ask_service(url: str, digits: np.ndarray) -> np.ndarray:
 def test_actors_that_are_killed_lose_nothing_and_repeat_nothing(
     ray_here: None, tmp_path: Path
 ) -> None:
-    """A killed actor's part is scored again by its successor; every row is there once."""
+    """A new actor scores a killed actor's part again, and every row is there once."""
     digits = make_digits(6000)
     write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
     output = tmp_path / "out"
@@ -117,7 +117,7 @@ def test_actors_that_are_killed_lose_nothing_and_repeat_nothing(
 
 
 def _find_actors() -> list[psutil.Process]:
-    """The processes of this process's actors that compute a part: Ray names them by their task."""
+    """This process's actors that compute a part; Ray names their processes by task."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -131,7 +131,7 @@ def _find_actors() -> list[psutil.Process]:
 def test_an_actor_that_dies_again_and_again_ends_the_run(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run gives up after some attempts, and says that the same command goes on."""
+    """The run stops after some attempts and says that the same command resumes it."""
     monkeypatch.setattr(pool, "MAX_RETRIES", 1)
     write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(make_digits(300))})
     ended = threading.Event()
@@ -153,7 +153,7 @@ def test_an_actor_that_dies_again_and_again_ends_the_run(
 
 
 def test_a_finished_run_goes_on_only_with_what_is_missing(ray_here: None, tmp_path: Path) -> None:
-    """A part that was lost is scored again, the others' files are not touched."""
+    """A lost part is scored again, and the other parts' files are not touched."""
     digits = make_digits(300)
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
     options = make_options(tmp_path / "in", tmp_path / "out", part_rows=100)
@@ -197,7 +197,7 @@ def test_the_output_of_another_run_is_kept_unless_restart_is_asked(
 def test_bad_rows_and_files_are_in_the_quarantine_and_the_exit_code_is_1(
     ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The quarantine has file, row and reason of each; every other row has its answer."""
+    """Bad rows are listed with file, row and reason, and all others have answers."""
     digits = make_digits(150)
     cells = as_binary(digits).to_pylist()
     cells[7] = cells[120] = None
@@ -263,7 +263,7 @@ def test_wrong_use_is_refused_before_anything_starts(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exit code 2 and one message on stderr; no output folder is left."""
+    """Wrong use gives exit code 2, one message on stderr and no output folder."""
     assert main(make(tmp_path)) == cli.NOT_RUN
     printed = capsys.readouterr()
     assert said in printed.err
@@ -282,7 +282,7 @@ def test_a_column_is_found_by_the_name_that_inputs_gives(ray_here: None, tmp_pat
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_without_repeating_finished_parts(tmp_path: Path) -> None:
-    """SIGKILL in the middle: the same command ends with every row once; finished files stay."""
+    """After SIGKILL the same command completes every row once and keeps finished files."""
     digits = make_digits(20_000)
     write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)}, 200)
     output = tmp_path / "out"
@@ -302,7 +302,7 @@ def test_a_killed_run_goes_on_without_repeating_finished_parts(tmp_path: Path) -
     home = tmp_path / "home"
     home.mkdir()
     summary = _run(command, {**os.environ, "HOME": str(home)})
-    assert not list(home.glob(".ray/*"))  # no token that later clusters would ask for
+    assert not list(home.glob(".ray/*"))  # no token that later clusters would require
     assert summary["rows"] == 20_000
     assert 0 < summary["parts_of_this_run"] <= 100 - len(finished)
     for part, inode in finished.items():
@@ -311,7 +311,7 @@ def test_a_killed_run_goes_on_without_repeating_finished_parts(tmp_path: Path) -
 
 
 def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a command that says nothing on stderr; return its summary."""
+    """Run a command that prints nothing on stderr, and return its summary."""
     ran = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
@@ -322,7 +322,7 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> d
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """Exit code 2 with the reason; with more space the finished parts are kept."""
+    """The exit code is 2 with the reason, and with more space finished parts are kept."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
@@ -348,16 +348,16 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(tmp_path: Path) -
 
 @pytest.fixture
 def ray_folder() -> Iterator[str]:
-    """A folder of Ray's own; the paths of its sockets must be short."""
+    """A folder for Ray, whose socket paths must be short."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         yield folder
 
 
 @pytest.mark.slow
 def test_a_cluster_is_reached_by_its_address(ray_folder: str, tmp_path: Path) -> None:
-    """Ray runs already, started by `ray start`; the actors get code and bundle from the driver."""
+    """With a running Ray cluster, its actors get code and bundle from the driver."""
     ray = Path(sys.executable).with_name("ray")
-    # A token of its own: the cluster listens on the network as long as the test runs.
+    # With its own token, because the cluster listens on the network during the test.
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -398,7 +398,7 @@ def _wait_for_cluster(ray: Path, address: str, environment: dict[str, str]) -> N
 def test_no_file_of_parquet_is_written_that_other_readers_cannot_read(
     ray_here: None, tmp_path: Path
 ) -> None:
-    """The reader of pandas finds the folder as one table, without the run's own files."""
+    """With pandas the folder can be read as one table, without the run's other files."""
     write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(make_digits(130))})
     score(make_options(tmp_path / "in", tmp_path / "out", part_rows=100))
     frame = pq.read_table(tmp_path / "out").to_pandas()

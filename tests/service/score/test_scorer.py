@@ -1,4 +1,4 @@
-"""What one actor does with a part, without Ray."""
+"""Scoring of a part by one actor, without Ray."""
 
 import resource
 import shutil
@@ -40,7 +40,7 @@ PICTURE = SERVED_BUNDLES.parent / "digit.png"
 
 
 def _make(input_: Path, output: Path, **further: Any) -> tuple[PartScorer, list[Part]]:
-    """A scorer, and the parts of an input with the names of their files."""
+    """A scorer, and the parts of an input with their file names."""
     options = make_options(input_, output, **further)
     bundle = Bundle.open(options.bundle)
     source = find_source(options.input, options.format)
@@ -76,7 +76,7 @@ def _quarantined(output: Path) -> list[dict[str, Any]]:
 
 
 def test_answers_are_the_models_bit_by_bit_in_batches_of_the_asked_size(tmp_path: Path) -> None:
-    """Row groups of 100 rows are filled up to batches of 64: all answers equal the engine's."""
+    """Row groups of 100 rows are run in batches of 64, and answers equal the engine's."""
     digits = make_digits(300)
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_lists(digits)})
     (record,) = _score(file, tmp_path / "out")
@@ -94,7 +94,7 @@ def test_answers_are_the_models_bit_by_bit_in_batches_of_the_asked_size(tmp_path
 
 
 def test_rows_after_a_bad_one_close_up_so_that_batches_stay_full(tmp_path: Path) -> None:
-    """A bad row leaves no gap in its batch; its key is in the quarantine."""
+    """A bad row leaves no gap in its batch, and its key is quarantined."""
     digits = make_digits(130)
     column = as_binary(digits).to_pylist()
     column[10] = None
@@ -119,7 +119,7 @@ def test_rows_after_a_bad_one_close_up_so_that_batches_stay_full(tmp_path: Path)
 
 
 def test_idx_and_parquet_of_the_same_images_get_the_same_answers(tmp_path: Path) -> None:
-    """Two parts of an idx file: the second one begins where the first one ends."""
+    """The second part of an IDX file starts where the first one ends."""
     digits = make_digits(200)
     _score(write_idx(tmp_path / "in-ubyte", digits), tmp_path / "out", part_rows=128)
     table = read_output(tmp_path / "out")
@@ -128,7 +128,7 @@ def test_idx_and_parquet_of_the_same_images_get_the_same_answers(tmp_path: Path)
 
 
 def test_the_missing_rows_of_a_truncated_idx_file_are_quarantined(tmp_path: Path) -> None:
-    """Rows that are whole are scored; the rest is one entry with the number of rows."""
+    """Complete rows are scored, and one entry gives the number of missing rows."""
     digits = make_digits(100)
     file = write_idx(tmp_path / "in-ubyte", digits)
     file.write_bytes(file.read_bytes()[:-1000])
@@ -142,7 +142,7 @@ def test_the_missing_rows_of_a_truncated_idx_file_are_quarantined(tmp_path: Path
 def test_pictures_are_decoded_as_the_service_does_and_damaged_ones_quarantined(
     tmp_path: Path,
 ) -> None:
-    """A file's name identifies its answer; one that is no picture has the service's reason."""
+    """Answers are keyed by file name, and a file that is no image has the service's reason."""
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(PICTURE, folder / "a.png")
@@ -158,7 +158,7 @@ def test_pictures_are_decoded_as_the_service_does_and_damaged_ones_quarantined(
 
 
 def test_a_damaged_page_costs_only_the_rows_from_there_on(tmp_path: Path) -> None:
-    """Every row is either scored or counted in the quarantine, and other row groups are scored."""
+    """Every row is scored or quarantined, and other row groups are scored."""
     digits = make_digits(300)
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
     second = pq.ParquetFile(file).metadata.row_group(1).column(0)
@@ -179,7 +179,7 @@ def test_a_damaged_page_costs_only_the_rows_from_there_on(tmp_path: Path) -> Non
 
 
 def test_rows_of_several_lengths_get_the_answers_of_their_own(tmp_path: Path) -> None:
-    """A text model's rows are batched by length; each answer stands with its row."""
+    """A text model's rows are batched by length, and each row gets its own answer."""
     bundle = make_text_bundle(tmp_path)
     lengths = [1 + i % 5 for i in range(40)]
     ids = [[i] * length for i, length in enumerate(lengths)]
@@ -199,7 +199,7 @@ def test_rows_of_several_lengths_get_the_answers_of_their_own(tmp_path: Path) ->
 
 
 def test_an_answer_that_is_not_finite_is_quarantined(tmp_path: Path) -> None:
-    """The square root of a negative number: the row has no answer, the others have theirs."""
+    """A negative number's square root gets no answer, and other rows get theirs."""
     bundle = make_nan_bundle(tmp_path)
     rows = np.array([[1, 4], [-1, 4], [9, 16]], np.float32)
     write_parquet(tmp_path / "in" / "a.parquet", {"x": pa.array(list(rows))})
@@ -213,7 +213,7 @@ def test_an_answer_that_is_not_finite_is_quarantined(tmp_path: Path) -> None:
 def test_a_row_that_the_engine_cannot_compute_is_found_and_the_others_are_scored(
     tmp_path: Path,
 ) -> None:
-    """The engine fails on batches with one image; its golden samples are still right."""
+    """The engine fails for batches with one image, while its golden samples are right."""
     digits = make_digits(70)
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
     scorer, (part,) = _make(file, tmp_path / "out")
@@ -238,7 +238,7 @@ def test_a_row_that_the_engine_cannot_compute_is_found_and_the_others_are_scored
 
 
 def test_an_engine_that_fails_its_golden_samples_ends_the_run(tmp_path: Path) -> None:
-    """A broken device does not quarantine all rows; nothing is recorded as finished."""
+    """A broken device does not quarantine all rows, and no part is recorded as finished."""
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(make_digits(70))})
     scorer, (part,) = _make(file, tmp_path / "out")
     engine = scorer._model.engine
@@ -255,7 +255,7 @@ def test_an_engine_that_fails_its_golden_samples_ends_the_run(tmp_path: Path) ->
 
 
 def test_an_actor_refuses_a_bundle_that_was_altered(served_bundle: Path, tmp_path: Path) -> None:
-    """The same checks as at the start of the service: hashes, verdicts, golden samples."""
+    """Actors make the service's checks at start: hashes, verdicts and golden samples."""
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(make_digits(7))})
     scorer, _ = _make(file, tmp_path / "out", bundle=served_bundle)
     model = served_bundle / "model.onnx"
@@ -266,7 +266,7 @@ def test_an_actor_refuses_a_bundle_that_was_altered(served_bundle: Path, tmp_pat
 
 @contextmanager
 def _largest_file(size_bytes: int) -> Iterator[None]:
-    """No file of this process may become larger: writing fails as on a full disk."""
+    """Limit the size of this process's files, so that writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -276,7 +276,7 @@ def _largest_file(size_bytes: int) -> Iterator[None]:
 
 
 def test_a_part_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
-    """The message says what to do; afterwards the same part can be scored."""
+    """The message says what to do, and the same part can be scored afterwards."""
     digits = make_digits(300)
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
     scorer, (part,) = _make(file, tmp_path / "out")
@@ -309,7 +309,7 @@ def test_a_row_group_is_not_held_in_memory_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_batches_stay_full_from_one_chunk_of_a_file_to_the_next(tmp_path: Path) -> None:
-    """Of 5,000 rows, read in two steps and one of them bad, only the last batch is not full."""
+    """With 5,000 rows in two chunks and one bad row, only the last batch is not full."""
     digits = make_digits(5000)
     cells = as_binary(digits).to_pylist()
     cells[10] = None
@@ -334,7 +334,7 @@ def test_batches_stay_full_from_one_chunk_of_a_file_to_the_next(tmp_path: Path) 
 
 
 def test_the_bundle_may_come_with_the_job(tmp_path: Path) -> None:
-    """An actor on another machine needs no bundle's folder."""
+    """An actor on another machine does not need the bundle's folder."""
     digits = make_digits(10)
     file = write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(digits)})
     scorer, (part,) = _make(file, tmp_path / "out")

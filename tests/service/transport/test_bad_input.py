@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is right or refused in words, and the service goes on."""
+"""Any input is answered correctly or refused with a reason, and the service keeps working."""
 
 import contextlib
 import http.client
@@ -32,7 +32,7 @@ TIMEOUT_S = 10
 LONGEST_ERROR = 600
 PARSERS_OWN = "Invalid HTTP request received."
 UNKNOWN_PATHS, AT_ONCE = 10_000, 100
-# What tells of the machine, of Python or of the packages behind the service.
+# Text that would reveal the machine, Python or the service's packages.
 LEAKS = [
     *("Traceback", 'File "', "site-packages", ".py", "Python", "python", "object at 0x"),
     *("sys.", "Plugin", "NoneType", "instance of", "pydantic", "uvicorn", "starlette", "numpy"),
@@ -48,7 +48,7 @@ def client(service_url: str) -> Iterator[httpx.Client]:
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """A received response."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -64,7 +64,7 @@ def _connected(url: str) -> socket.socket:
 
 def _send(connection: socket.socket, row: Row) -> None:
     size = row.piece or len(row.sent)
-    # The service may refuse, and close, before it was sent everything.
+    # The service may refuse and close before everything was sent.
     with contextlib.suppress(ConnectionError):
         for start in range(0, len(row.sent), size):
             connection.sendall(row.sent[start : start + size])
@@ -77,7 +77,7 @@ def _answer(connection: socket.socket, method: str) -> Answer:
 
 
 def _error(answer: Answer) -> str:
-    """The message of a refusal, which has the one shape."""
+    """The message of a refusal, which always has the same JSON form."""
     assert answer.headers["content-type"] == "application/json"
     content = json.loads(answer.body)
     assert list(content) == ["error"]
@@ -98,7 +98,7 @@ def _answers_rightly(client: httpx.Client, model: str, position: int) -> bool:
 def test_every_row_gets_its_answer_and_the_next_request_a_right_one(
     row: Row, service_url: str, client: httpx.Client
 ) -> None:
-    """The exact status; {"error": ...} that names the fault and tells of nothing else."""
+    """The status is exact, and {"error": ...} names the fault and reveals nothing else."""
     method = row.sent.split(b" ", 1)[0].decode("ascii", "replace")
     with _connected(service_url) as connection:
         _send(connection, row)
@@ -118,7 +118,7 @@ def test_every_row_gets_its_answer_and_the_next_request_a_right_one(
 
 
 def test_the_table_is_long_and_its_names_are_unique() -> None:
-    """At least 170 rows, each to be found by its name."""
+    """The table has at least 170 rows, each with its own name."""
     names = [row.name for row in ROWS]
     assert len(names) >= 170
     assert [name for name in set(names) if names.count(name) > 1] == []
@@ -127,7 +127,7 @@ def test_the_table_is_long_and_its_names_are_unique() -> None:
 def test_who_announces_more_than_comes_gets_no_answer_and_holds_no_connection(
     service_url: str,
 ) -> None:
-    """A Content-Length too large: once the client is done sending, the connection is closed."""
+    """If Content-Length is too large, the connection is closed when the client stops sending."""
     with _connected(service_url) as connection:
         connection.sendall(request("POST", "/predict", b"{}").replace(b": 2", b": 9"))
         connection.shutdown(socket.SHUT_WR)
@@ -135,7 +135,7 @@ def test_who_announces_more_than_comes_gets_no_answer_and_holds_no_connection(
 
 
 def test_who_sent_too_much_is_refused_and_the_connection_closed(service_url: str) -> None:
-    """A body over the limit, sent to its end, gets 413, and the connection ends soon after."""
+    """A complete body over the limit gets 413, and the connection closes soon after."""
     sent = request("POST", "/predict", bytes(LIMIT_BYTES + 500_000))
     received = b""
     with _connected(service_url) as connection, contextlib.suppress(ConnectionError):
@@ -153,7 +153,7 @@ def _metrics(client: httpx.Client) -> list[str]:
 def test_ten_thousand_unknown_paths_leave_the_metrics_as_long_as_they_were(
     service_url: str, client: httpx.Client
 ) -> None:
-    """Each gets 404; /metrics grows by no line for them and names none of them."""
+    """Each path gets 404, and /metrics neither grows nor names any of them."""
     generator = random.Random(7)  # noqa: S311 - repeatable, not secret
     before = _metrics(client)
     with _connected(service_url) as connection:
@@ -172,7 +172,7 @@ def test_ten_thousand_unknown_paths_leave_the_metrics_as_long_as_they_were(
 
 
 def test_after_all_of_it_the_service_still_answers_rightly(client: httpx.Client) -> None:
-    """Every golden image of both models gets its label, and the deep health check is content."""
+    """Every golden image of both models gets its label, and the deep health check passes."""
     for model, golden in GOLDEN.items():
         body = {"images": golden.inputs["images"].tolist(), "model": model}
         labels = [

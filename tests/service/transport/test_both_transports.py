@@ -1,4 +1,4 @@
-"""Beneath ASGI or above it, a request gets the same answer."""
+"""A request gets the same answer on both transports."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def _requests() -> dict[str, tuple[bytes, dict[str, str]]]:
 
 @pytest.mark.parametrize("name", list(_requests()))
 def test_both_ways_give_the_same_answer(name: str, service_url: str, ordinary_url: str) -> None:
-    """Status, body and the headers that matter are the same, right or refused."""
+    """Status, body and relevant headers are the same, for answers and refusals."""
     body, headers = _requests()[name]
     fast, ordinary = (
         httpx.post(url + URL, content=body, headers=headers) for url in (service_url, ordinary_url)
@@ -115,7 +115,7 @@ def test_both_ways_give_the_same_answer(name: str, service_url: str, ordinary_ur
 def test_both_ways_read_the_same_of_every_path(
     path: str, body: bytes, service_url: str, ordinary_url: str
 ) -> None:
-    """Pixels as JSON, models by query and by body, and what nobody serves."""
+    """Pixels as JSON, models by query and body, and unknown paths are handled alike."""
     fast, ordinary = (httpx.post(url + path, content=body) for url in (service_url, ordinary_url))
     assert fast.status_code == ordinary.status_code
     assert fast.content == ordinary.content
@@ -128,7 +128,7 @@ def _form(content: bytes, name: str = "image") -> tuple[bytes, str]:
 
 
 def _drawing(side: int) -> np.ndarray:
-    """Dark ink somewhere on light paper."""
+    """Dark ink at a random position on light paper."""
     sheet = np.full((side, side), 220, np.uint8)
     digit = GOLDEN.inputs["images"][0] // 2
     sheet[3:31, 10:38] -= digit
@@ -136,7 +136,7 @@ def _drawing(side: int) -> np.ndarray:
 
 
 def _uploads() -> dict[str, tuple[bytes, str]]:
-    """Pictures in and out of forms, small ones and others."""
+    """Image files as bodies and in forms, small and large."""
     image = Image.fromarray(GOLDEN.inputs["images"][0])
     files = {}
     for name, picture, options in (
@@ -169,7 +169,7 @@ def _uploads() -> dict[str, tuple[bytes, str]]:
 def test_both_ways_read_the_same_of_every_upload(
     name: str, service_url: str, ordinary_url: str
 ) -> None:
-    """Small PNGs beneath ASGI, what else there is above, and all of it on one connection."""
+    """Both transports answer alike, though only small PNGs take the fast path."""
     body, media_type = _uploads()[name]
     headers = {"content-type": media_type}
     for path in ("/predict/image", "/predict/image?model=mlp", "/predict/image?show=image"):

@@ -1,4 +1,4 @@
-"""What one connection gets: answers in the order of its requests, and only to real requests."""
+"""One connection gets answers in the order of its requests, and only to valid requests."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ from tests.service.wire import (
 
 LARGE_BYTES = 7_500_000
 ROUNDS = 3
-# An idle connection is closed after 5 s: what is closed earlier was closed for what it sent.
+# An idle connection is closed after 5 s, so one that closes earlier was refused.
 LESS_THAN_IDLE_S = 4.0
 GARBAGE = {
     "no HTTP": b"\xff\xfe\x00 what is this\r\n\r\n",
@@ -37,7 +37,7 @@ GARBAGE = {
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A service on each transport that takes large requests."""
+    """A service on each transport that accepts large requests."""
     settings = on_both_transports(
         MAX_REQUEST_SAMPLES="4000", MAX_QUEUE_SAMPLES="4000", MAX_BODY_BYTES="8388608"
     )
@@ -52,7 +52,7 @@ def url(request: pytest.FixtureRequest, urls: dict[str, str]) -> str:
 
 
 def test_answers_come_in_the_order_of_the_requests_whichever_model_is_asked(url: str) -> None:
-    """A full batch and one image of the CNN and one of the MLP in one segment are not swapped."""
+    """A full batch and one image of the CNN and one of the MLP keep their order."""
     asked = [("cnn", 64, 0), ("cnn", 1, 5), ("mlp", 1, 9)]
     with Connection(url) as connection:
         connection.send(b"".join(infer(*each) for each in asked))
@@ -61,9 +61,9 @@ def test_answers_come_in_the_order_of_the_requests_whichever_model_is_asked(url:
 
 
 def test_bytes_are_taken_for_a_head_seen_before_only_if_they_are_one(url: str) -> None:
-    """Empty lines before a request, and lines that end without CR, teach no other meaning.
+    """Empty lines before a request and lines without CR do not corrupt the cache of heads.
 
-    The service remembers heads; what it remembers must be all of a head and nothing else.
+    The service caches parsed heads; a cached entry must be exactly one complete head.
     """
     request = infer("cnn", 1, 5)
     image = golden_images("cnn", 1, 5).tobytes()
@@ -83,7 +83,7 @@ def test_bytes_are_taken_for_a_head_seen_before_only_if_they_are_one(url: str) -
 
 
 def test_a_remembered_head_is_answered_alike_however_its_bytes_are_cut(url: str) -> None:
-    """The same request six times, in one segment, and each cut at another place."""
+    """The same request is answered alike in one segment and split at various places."""
     request = infer("mlp", 2, 3)
     with Connection(url) as connection:
         connection.send(request * 2)
@@ -100,7 +100,7 @@ def test_a_remembered_head_is_answered_alike_however_its_bytes_are_cut(url: str)
 def test_a_body_behind_an_upgrade_is_never_read_as_a_request(
     framing: str, segments: int, url: str
 ) -> None:
-    """A POST that asks for an upgrade gets one 400 and the end of its connection, and no more."""
+    """A POST that requests an upgrade gets a single 400, and its connection is closed."""
     body = get("/metrics")
     head = post("/v2/models/cnn/infer", body, "connection: Upgrade", "upgrade: foo")
     head = head.removesuffix(body)
@@ -113,7 +113,7 @@ def test_a_body_behind_an_upgrade_is_never_read_as_a_request(
             connection.send(head + body)
         else:
             connection.send(head)
-            time.sleep(0.3)  # the head is parsed by itself
+            time.sleep(0.3)  # the head is parsed separately
             with suppress(CutError):  # it may be closed already
                 connection.send(body)
         answers = connection.receive_all()
@@ -122,9 +122,9 @@ def test_a_body_behind_an_upgrade_is_never_read_as_a_request(
 
 @pytest.mark.parametrize("name", GARBAGE)
 def test_valid_requests_are_answered_before_the_garbage_behind_them(name: str, url: str) -> None:
-    """Three requests and bytes that are none get three right answers, one refusal and the end."""
+    """Three requests before garbage get right answers, then one refusal and the end."""
     with Connection(url, timeout_s=LESS_THAN_IDLE_S) as connection:
-        with suppress(CutError):  # it may be closed before all of a long head is sent
+        with suppress(CutError):  # it may close before all of a long head is sent
             connection.send(b"".join(infer("cnn", 1, i) for i in range(3)) + GARBAGE[name])
         answers = connection.receive_all()
     statuses = [answer.status_code for answer in answers]
@@ -134,7 +134,7 @@ def test_valid_requests_are_answered_before_the_garbage_behind_them(name: str, u
 
 @pytest.mark.parametrize("kind", ["infer", "models"])
 def test_an_old_client_may_keep_its_connection(kind: str, url: str) -> None:
-    """HTTP/1.0 with `Connection: keep-alive` is told that it is kept, and asks again."""
+    """HTTP/1.0 with `Connection: keep-alive` gets that header back and can send again."""
     keep = "connection: keep-alive"
     request = get("/models", keep, version="1.0")
     if kind == "infer":
@@ -167,7 +167,7 @@ LARGE = {"predict": _large_predict, "infer": _large_infer}
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_large_json_body_does_not_hold_up_another_connection(kind: str, url: str) -> None:
-    """A small request that is sent behind a body of 7.5 MB of JSON is answered before it."""
+    """A small request sent after 7.5 MB of JSON is answered before it."""
     request, orders = LARGE[kind](), list[list[str]]()
     for _ in range(ROUNDS):
         with Connection(url) as large, Connection(url) as small:
@@ -192,8 +192,8 @@ def _note_answer(name: str, connection: Connection, order: list[str]) -> None:
 def _wait_until_read(url: str, connection: Connection) -> None:
     """Wait until the service has taken every byte out of the kernel's buffers.
 
-    The kernel takes megabytes for a service that has not looked at them: what is sent meanwhile
-    would overtake them there, and nothing would be shown.
+    The kernel buffers megabytes that the service has not read: a request sent meanwhile would
+    overtake them there, and the test would show nothing.
     """
     service, client = (f":{int(port):04X}" for port in (url.rsplit(":", 1)[1], connection.port))
     until_s = time.monotonic() + PATIENCE_S

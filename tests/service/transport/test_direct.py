@@ -1,4 +1,4 @@
-"""What is answered beneath ASGI comes in order, whatever it is mixed with, and holds to limits."""
+"""Answers beneath ASGI come in order, in any mix of requests, and respect the limits."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ LENGTH = "inference-header-content-length"
 
 
 def test_the_answers_are_the_references(service_url: str) -> None:
-    """Every golden image, each in a request of its own, by sixteen clients at once."""
+    """Sixteen concurrent clients get the reference's answer for every golden image."""
 
     def ask(image: np.ndarray) -> httpx.Response:
         return client.post(URL, content=image.tobytes(), headers={LENGTH: "0"})
@@ -40,14 +40,14 @@ def test_the_answers_are_the_references(service_url: str) -> None:
         answers = list(threads.map(ask, GOLDEN.inputs["images"]))
     logits, expected = np.concatenate([read_logits(a) for a in answers]), GOLDEN.fp32["logits"]
     assert np.abs(logits - expected).max() <= 2e-6 * np.abs(expected).max()
-    # Alone or in a batch: the kernels do not look at the neighbours.
+    # Alone or in a batch: an answer does not depend on other samples.
     with httpx.Client(base_url=service_url) as client:
         alone = [ask(image) for image in GOLDEN.inputs["images"]]
     assert [answer.content for answer in alone] == [answer.content for answer in answers]
 
 
 def _exchange(url: str, sent: bytes, chunks: int = 1) -> bytes:
-    """Send bytes on one connection, in so many parts, and read until it is closed."""
+    """Send bytes on one connection, in this many parts, and read until it is closed."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         size = max(1, -(-len(sent) // chunks))
@@ -66,7 +66,7 @@ def _post(path: str, body: bytes, *headers: str) -> bytes:
 
 @pytest.mark.parametrize("chunks", [1, 7, 5000])
 def test_pipelined_requests_are_answered_in_their_order(chunks: int, service_url: str) -> None:
-    """Fast, broken, ordinary and fast ones on one connection, however the bytes are cut."""
+    """Fast, broken and ordinary requests on one connection stay in order, however split."""
     image = GOLDEN.inputs["images"][0].tobytes()
     raw = f"{LENGTH}: 0"
     sent = b"".join(
@@ -87,14 +87,14 @@ def test_pipelined_requests_are_answered_in_their_order(chunks: int, service_url
 
 
 def test_an_old_client_is_answered_and_its_connection_closed(service_url: str) -> None:
-    """HTTP/1.0 without keep-alive."""
+    """An HTTP/1.0 request without keep-alive is answered, then the connection closes."""
     image = GOLDEN.inputs["images"][0].tobytes()
     sent = _post(URL, image, f"{LENGTH}: 0").replace(b"HTTP/1.1", b"HTTP/1.0")
     assert _exchange(service_url, sent).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_who_hangs_up_harms_nobody(service_url: str) -> None:
-    """A hundred half-sent and unread requests, and the next one is answered."""
+    """After a hundred half-sent and unread requests, the next one is answered."""
     image = GOLDEN.inputs["images"][0].tobytes()
     whole = _post(URL, image, f"{LENGTH}: 0")
     host, port = service_url.removeprefix("http://").split(":")
@@ -106,7 +106,7 @@ def test_who_hangs_up_harms_nobody(service_url: str) -> None:
 
 
 def test_who_does_not_read_is_not_read(service_url: str) -> None:
-    """Answers that nobody takes do not pile up: sending stalls, and reading gets every answer."""
+    """If a client does not read, sending stalls, and reading then gets every answer."""
     image = GOLDEN.inputs["images"][0].tobytes()
     request = _post(URL, image, f"{LENGTH}: 0")
     host, port = service_url.removeprefix("http://").split(":")
@@ -122,7 +122,7 @@ def test_who_does_not_read_is_not_read(service_url: str) -> None:
         rest = request[sent % len(request) :] if sent % len(request) else b""
         threading.Thread(target=connection.sendall, args=(rest,), daemon=True).start()
         expected, received = -(-sent // len(request)), 0
-        head = b"HTTP/1.1 "  # 200, or 429 where one connection fills the queue
+        head = b"HTTP/1.1 "  # 200, or 429 if one connection fills the queue
         tail = b""
         while received < expected:
             part = connection.recv(1 << 20)
@@ -134,16 +134,16 @@ def test_who_does_not_read_is_not_read(service_url: str) -> None:
 
 
 def test_a_flood_of_headers_is_refused(service_url: str) -> None:
-    """A request whose head never ends is given up with 431."""
+    """A request whose head never ends is refused with 431."""
     flood = b"".join(b"x-%d: %s\r\n" % (i, b"a" * 100) for i in range(2000))
     sent = b"POST " + URL.encode() + b" HTTP/1.1\r\nhost: x\r\n" + flood
-    with contextlib.suppress(ConnectionError):  # it may be closed before all of it is sent
+    with contextlib.suppress(ConnectionError):  # it may close before all of it is sent
         assert _exchange(service_url, sent, 50).startswith(b"HTTP/1.1 431 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/models/cnn/infer HTTP/1.1\r\nhost: x\r\n"])
 def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> None:
-    """Silence, and a request that never ends, are closed after the time that was set."""
+    """A silent client and an endless request are disconnected after the configured time."""
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_SLOW_CLIENT_S": "0.5"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         start_s = time.monotonic()
@@ -151,13 +151,13 @@ def test_who_does_not_ask_loses_the_connection(sent: bytes, tmp_path: Path) -> N
         assert 0.3 < time.monotonic() - start_s < 10
         image = GOLDEN.inputs["images"][0].tobytes()
         with httpx.Client(base_url=url) as client:
-            for _ in range(3):  # an idle connection between requests is another matter
+            for _ in range(3):  # idle time between requests has another limit
                 assert client.post(URL, content=image, headers={LENGTH: "0"}).status_code == 200
                 time.sleep(0.7)
 
 
 def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uvicorn chooses protocol and event loop by the names "auto", and BentoML leaves them so."""
+    """Uvicorn still selects protocol and event loop by the name "auto", as BentoML leaves it."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unregistered")
     register()
     config = uvicorn.Config(app="service.transport.asgi_app:make_app", http="auto")
@@ -165,7 +165,7 @@ def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.http_protocol_class is HttpConnection
     assert config.get_loop_factory() is uvloop.new_event_loop
     server = uvicorn.Server(config)
-    with server.capture_signals():  # where a worker finds the server that it stops
+    with server.capture_signals():  # a worker finds its server here to stop it
         assert getattr(signal.getsignal(signal.SIGTERM), "__self__", None) is server
     worker = Path(uvicorn.__file__).parents[1] / "_bentoml_impl" / "worker" / "service.py"
     call = worker.read_text().split("uvicorn.Config(", 1)[1].split(")", 1)[0]
@@ -177,7 +177,7 @@ def test_the_seam_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_requests_before_the_models_are_verified_are_refused() -> None:
-    """A connection answers 503 in words as long as its worker has no models."""
+    """While its worker has no models, a connection answers 503 with an explanation."""
 
     async def ask() -> bytes:
         loop = asyncio.get_running_loop()
@@ -200,7 +200,7 @@ def test_requests_before_the_models_are_verified_are_refused() -> None:
 
 
 def test_the_metrics_count_the_fast_ones_too(service_url: str) -> None:
-    """Images by endpoint, batches and refusals are counted wherever the answer was written."""
+    """Images by endpoint, batches and refusals are counted for requests of the fast path."""
 
     def counted() -> dict[str, float]:
         lines = httpx.get(service_url + "/metrics").text.splitlines()

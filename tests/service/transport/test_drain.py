@@ -1,4 +1,4 @@
-"""A service that is told to stop answers whoever reached it: no request is lost."""
+"""A service that is told to stop answers every request that reached it."""
 
 import threading
 import time
@@ -34,14 +34,14 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A service of each variant; each is stopped by its own test."""
+    """A service of each variant; each variant's test stops its service."""
     with running_services(tmp_path_factory.mktemp("drain"), VARIANTS) as urls:
         yield urls
 
 
 @dataclass
 class Story:
-    """What happened to all clients, in seconds since SIGTERM (negative before it)."""
+    """Events of all clients, in seconds since SIGTERM (negative before it)."""
 
     url: str
     told_s: float = float("inf")
@@ -61,12 +61,12 @@ class Story:
                 self.answers_after += 1
 
     def note_refusal(self) -> None:
-        """Note that nobody listens any more."""
+        """Note that a connection was refused."""
         with self.lock:
             self.refused_s.append(time.monotonic() - self.told_s)
 
     def note_cut(self, client: str, what: str) -> None:
-        """Note a connection that ended otherwise than it may."""
+        """Note a connection that ended in an invalid way."""
         with self.lock:
             self.cuts.append(f"{time.monotonic() - self.told_s:+.3f} s {client}: {what}")
 
@@ -85,7 +85,7 @@ class Story:
 
 
 def _ask_until_refused(story: Story, number: int) -> None:
-    """Ask without pause: clients of even numbers keep their connections, the others do not."""
+    """Send without pause; clients of even numbers keep their connections, others do not."""
     keeps = number % 2 == 0
     client, asked = f"client {number} ({'keep-alive' if keeps else 'new connections'})", 0
     while time.monotonic() < story.give_up_s:
@@ -117,7 +117,7 @@ def _ask_until_refused(story: Story, number: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_service_that_stops_cuts_no_connection(variant: str, urls: dict[str, str]) -> None:
-    """From SIGTERM until connections are refused every request on every connection is answered."""
+    """From SIGTERM until connections are refused, every request on any connection is answered."""
     story = Story(urls[variant])
     main = main_process(story.url)
     threads = [

@@ -1,4 +1,4 @@
-"""Thousands of broken requests harm nobody: no 5xx, neighbours stay right, memory stays flat."""
+"""Thousands of broken requests cause no 5xx, no wrong answers elsewhere and no memory growth."""
 
 import concurrent.futures
 import io
@@ -49,7 +49,7 @@ def _seeds() -> list[tuple[str, bytes, dict[str, str]]]:
 def _mutated(
     generator: random.Random, path: str, body: bytes, headers: dict[str, str]
 ) -> tuple[str, bytes, dict[str, str]]:
-    """Bytes changed, cut, doubled or put in; a header that lies; a path that is off."""
+    """Mutate a request: bytes changed, cut, repeated or inserted, a false header, a wrong path."""
     changed, kind = bytearray(body), generator.randrange(7)
     position = generator.randrange(len(changed))
     if kind == 0:
@@ -90,7 +90,7 @@ def _fuzz(url: str, seed: int, count: int, statuses: set[int]) -> list[str]:
 
 
 def _neighbour(url: str, stop: threading.Event) -> int:
-    """Right requests beside them, each answer checked; how many there were."""
+    """Send valid requests meanwhile, check each answer, and return their number."""
     images, labels, asked = GOLDEN.inputs["images"], GOLDEN.labels(), 0
     with httpx.Client(base_url=url, timeout=30) as client:
         while not stop.is_set():
@@ -108,12 +108,12 @@ def _resident_bytes(url: str) -> int:
 
 @pytest.mark.parametrize("mutations", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_requests_harm_nobody(mutations: int, tmp_path: Path) -> None:
-    """Each is answered or refused in the one shape, while a neighbour gets right answers."""
+    """Each is answered or refused in JSON, while another client gets right answers."""
     settings = {"INFERENCE_BUNDLES": str(SERVED_BUNDLES), "INFERENCE_MAX_IMAGE_PIXELS": "1000000"}
     with running_service(tmp_path / "service.log", settings=settings) as url:
         assert (
             _fuzz(url, 99, mutations // CLIENTS, set()) == []
-        )  # memory that every path needs once
+        )  # memory that each code path needs once
         before, stop, statuses = _resident_bytes(url), threading.Event(), set[int]()
         with concurrent.futures.ThreadPoolExecutor(CLIENTS + 1) as threads:
             neighbour = threads.submit(_neighbour, url, stop)

@@ -1,4 +1,4 @@
-"""Every request meets a key, an id and the log at the door, on either way in."""
+"""API key, request id, access log and connection limit apply on both transports."""
 
 import logging
 import re
@@ -32,13 +32,13 @@ CONNECTIONS = 20
 
 @pytest.fixture(scope="module")
 def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the guarded service says what it does."""
+    """The log of the guarded service."""
     return tmp_path_factory.mktemp("guarded") / "service.log"
 
 
 @pytest.fixture(scope="module")
 def guarded_url(log_file: Path) -> Iterator[str]:
-    """The real service with a key, a log of every request and few connections."""
+    """The real service with a key, a complete access log and few connections."""
     settings = {
         "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
         "INFERENCE_API_KEY": KEY,
@@ -55,7 +55,7 @@ def guarded_url(log_file: Path) -> Iterator[str]:
     [{"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}, {"AUTHORIZATION": f"bearer  {KEY}"}],
 )
 def test_who_brings_the_key_is_answered(headers: dict[str, str], guarded_url: str) -> None:
-    """By either header, on either way in."""
+    """Either header is accepted on both transports."""
     for path in (URL, "/predict/image?model=nobody", "/metrics"):
         method = "GET" if path == "/metrics" else "POST"
         answer = httpx.request(
@@ -81,7 +81,7 @@ def test_who_brings_the_key_is_answered(headers: dict[str, str], guarded_url: st
 def test_who_does_not_is_refused(
     path: str, headers: dict[str, str], named: str, guarded_url: str
 ) -> None:
-    """With 401 and how to do better, whatever was asked; the key itself is not told."""
+    """Without the key, any request gets 401 with instructions that do not show the key."""
     method = "POST" if path in (URL, "/predict") else "GET"
     sent = [(name.encode(), value.encode("latin-1")) for name, value in (RAW | headers).items()]
     answer = httpx.request(method, guarded_url + path, content=b"x", headers=sent)
@@ -93,7 +93,7 @@ def test_who_does_not_is_refused(
 
 
 def test_refusals_at_the_door_are_counted(guarded_url: str) -> None:
-    """A missing key on either way, and one connection too many."""
+    """A missing key on either transport and one connection too many are counted."""
     counted = [
         'inference_refused_requests_total{kind="unauthorized",status="401"}',
         'inference_refused_requests_total{kind="too_many_connections",status="503"}',
@@ -117,19 +117,19 @@ def test_refusals_at_the_door_are_counted(guarded_url: str) -> None:
 
 
 def test_health_needs_no_key(guarded_url: str) -> None:
-    """Whoever watches the process may ask whether it is up."""
+    """Health endpoints need no key."""
     for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
         assert httpx.get(guarded_url + path).status_code == 200, path
 
 
 def test_the_page_needs_no_key_to_ask_the_person_for_it(guarded_url: str) -> None:
-    """Its files, and Swagger UI's, come to everybody; what they would ask does not."""
+    """Files of the page and Swagger UI need no key, but the endpoints that they use do."""
     for path in PAGE_PATHS:
         assert httpx.get(guarded_url + path).status_code == 200, path
 
 
 def test_requests_are_found_again_in_the_log(guarded_url: str, log_file: Path) -> None:
-    """An answer's id stands in a line with what was asked, the status and the time."""
+    """An answer's id is in a log line with the request, the status and the time."""
     asked = {
         "mine": ("POST", URL, RAW, 200),
         "yours": ("POST", URL, {}, 400),
@@ -140,7 +140,7 @@ def test_requests_are_found_again_in_the_log(guarded_url: str, log_file: Path) -
         answer = httpx.request(method, guarded_url + path, content=bytes(784), headers=headers)
         assert (answer.status_code, answer.headers["x-request-id"]) == (status, request_id)
         line = rf'"{method} {path}" {status} \d+\.\d\d\d ms {request_id}\b'
-        give_up_s = time.monotonic() + 10  # the answer goes first, its line comes after it
+        give_up_s = time.monotonic() + 10  # the log line is written after the answer
         while not re.search(line, log_file.read_text()) and time.monotonic() < give_up_s:
             time.sleep(0.01)
         assert re.search(line, log_file.read_text())
@@ -150,7 +150,7 @@ def test_requests_are_found_again_in_the_log(guarded_url: str, log_file: Path) -
 def test_each_of_many_equal_requests_is_logged_with_its_path(
     guarded_url: str, log_file: Path
 ) -> None:
-    """Five requests of the same bytes on one connection leave five lines with five ids."""
+    """Five identical requests on one connection give five lines with five ids."""
     with httpx.Client(base_url=guarded_url) as client:
         answers = [
             client.post(URL, content=bytes(784), headers=RAW | {"x-api-key": KEY}) for _ in range(5)
@@ -168,7 +168,7 @@ def test_each_of_many_equal_requests_is_logged_with_its_path(
 def test_a_client_that_leaves_within_its_last_request_is_logged(
     guarded_url: str, log_file: Path
 ) -> None:
-    """A body that breaks off after `Connection: close` is logged as 499, by no traceback."""
+    """A body cut off after `Connection: close` is logged as 499, without a traceback."""
     host, port = guarded_url.removeprefix("http://").split(":")
     lines = ["POST /predict HTTP/1.1", "host: x", f"x-api-key: {KEY}", "x-request-id: broken-off"]
     lines += ["connection: close", "transfer-encoding: chunked", "", "2", "{}", ""]
@@ -184,7 +184,7 @@ def test_a_client_that_leaves_within_its_last_request_is_logged(
 
 
 def test_an_id_is_given_to_who_brings_none(guarded_url: str) -> None:
-    """Two answers have two ids; an id of thousands of bytes is replaced."""
+    """Requests without an id get distinct ids, and an id of thousands of bytes is replaced."""
     ids = {
         httpx.post(guarded_url + URL, content=bytes(784), headers=headers).headers["x-request-id"]
         for headers in (RAW, RAW | {"x-request-id": "y" * 3000}, RAW | {"x-api-key": KEY})
@@ -194,7 +194,7 @@ def test_an_id_is_given_to_who_brings_none(guarded_url: str) -> None:
 
 
 def test_the_headers_of_answers_can_be_turned_off(service_url: str, guarded_url: str) -> None:
-    """Who answered, in which batch and how fast is said, unless the setting says no."""
+    """Headers with model, batch and timing are sent unless the setting disables them."""
     headers = RAW | {"x-api-key": KEY}
     said, unsaid = (
         httpx.post(url + URL, content=bytes(784 * 5), headers=headers).headers
@@ -217,7 +217,7 @@ def test_the_headers_of_answers_can_be_turned_off(service_url: str, guarded_url:
 
 
 def test_one_connection_too_many_is_refused_in_words(guarded_url: str) -> None:
-    """With 503, while those that are open go on; a place that was left is free again."""
+    """It gets 503, open connections stay, and closing one makes room for another."""
     host, port = guarded_url.removeprefix("http://").split(":")
     address = (host, int(port))
     held = [socket.create_connection(address, timeout=20) for _ in range(CONNECTIONS)]
@@ -239,7 +239,7 @@ def test_one_connection_too_many_is_refused_in_words(guarded_url: str) -> None:
 
 
 def test_what_is_not_http_is_refused_as_everything_is(service_url: str) -> None:
-    """An error in JSON, and the connection is closed."""
+    """Bytes that are not HTTP get a JSON error, and the connection is closed."""
     host, port = service_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"\x16\x03\x01 what is this\r\n\r\n")
@@ -249,18 +249,18 @@ def test_what_is_not_http_is_refused_as_everything_is(service_url: str) -> None:
 
 
 def test_the_log_takes_the_share_that_is_set(caplog: pytest.LogCaptureFixture) -> None:
-    """Of 1,000 requests with a share of a tenth, a hundred lines."""
+    """With a share of a tenth, 1,000 requests give a hundred lines."""
     caplog.set_level(logging.INFO, logger="bentoml.access")
     access_log = AccessLog(0.1)
     exchange = Exchange(b"id", 0, ("::1", 7), "GET", "/")
     for _ in range(1000):
         access_log.log(exchange, 200, 0.001, INVALID_SPAN_CONTEXT)
-    assert len(caplog.records) in (99, 100)  # a tenth is no binary number
+    assert len(caplog.records) in (99, 100)  # a tenth is not exact in binary
     assert caplog.records[0].getMessage() == '::1:7 "GET /" 200 1.000 ms id'
 
 
 def test_the_key_is_compared_whole() -> None:
-    """No part of the key and nothing longer is the key."""
+    """Neither a prefix of the key nor anything longer is accepted."""
     gate = RequestGate(Settings(api_key=SecretStr(KEY)))
     gate.check_key([(b"x-api-key", KEY.encode())])
     for wrong in (KEY[:-1], KEY + "x", KEY.upper(), ""):
@@ -269,7 +269,7 @@ def test_the_key_is_compared_whole() -> None:
 
 
 def test_tls_is_served_by_bentomls_own_options(tmp_path: Path) -> None:
-    """With a certificate and its key, requests on either way are answered."""
+    """With a certificate and its key, requests on either transport are answered."""
     key, certificate, authority = (tmp_path / f"{n}.pem" for n in ("key", "certificate", "ca"))
     issuer = trustme.CA()
     issued = issuer.issue_cert("127.0.0.1")

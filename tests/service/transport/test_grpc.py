@@ -37,7 +37,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 @pytest.fixture(scope="module")
 def client(service_url: str, grpc_port: int) -> Iterator[triton.InferenceServerClient]:
-    """Triton's own client for gRPC."""
+    """Triton's gRPC client."""
     opened = triton.InferenceServerClient(f"127.0.0.1:{grpc_port}")
     yield opened
     opened.close()
@@ -45,7 +45,7 @@ def client(service_url: str, grpc_port: int) -> Iterator[triton.InferenceServerC
 
 @pytest.fixture(scope="module")
 def channel(service_url: str, grpc_port: int) -> Iterator[grpc.Channel]:
-    """A channel for messages that no client would send."""
+    """A channel for messages that a normal client would not send."""
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as opened:
         yield opened
 
@@ -67,7 +67,7 @@ def _count(url: str, metric: str) -> float:
 
 
 def test_health_and_metadata_are_read(client: triton.InferenceServerClient) -> None:
-    """Live, ready, the models, their tensors."""
+    """Liveness, readiness, the models and their tensors are read."""
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("cnn")
@@ -82,7 +82,7 @@ def test_health_and_metadata_are_read(client: triton.InferenceServerClient) -> N
 
 
 def test_inference_gives_the_references_answers(client: triton.InferenceServerClient) -> None:
-    """All golden images in one request; the version that answered may be asked for by name."""
+    """All golden images in one request are answered; a request may name the version."""
     found = client.infer("cnn", [_input(IMAGES)], request_id="7")
     assert found.get_response().id == "7"
     assert np.abs(found.as_numpy("logits") - LOGITS).max() <= 2e-6 * np.abs(LOGITS).max()
@@ -94,7 +94,7 @@ def test_inference_gives_the_references_answers(client: triton.InferenceServerCl
 def test_values_are_those_of_http_bit_by_bit(
     client: triton.InferenceServerClient, service_url: str
 ) -> None:
-    """The raw outputs are the bytes behind the JSON of HTTP's binary extension."""
+    """The raw outputs equal the bytes of HTTP's binary extension."""
     response = client.infer("mlp", [_input(IMAGES[:3])]).get_response()
     answer = httpx.post(
         f"{service_url}/v2/models/mlp/infer",
@@ -106,7 +106,7 @@ def test_values_are_those_of_http_bit_by_bit(
 
 
 def test_typed_contents_are_answered_in_kind(channel: grpc.Channel) -> None:
-    """Numbers in, numbers out, for clients without raw contents."""
+    """Requests with typed contents get typed contents, for clients without raw contents."""
     request = service_pb2.ModelInferRequest(model_name="cnn", outputs=[{"name": "logits"}])
     tensor = request.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28])
     tensor.contents.uint_contents.extend(IMAGES[0].ravel().tolist())
@@ -133,7 +133,7 @@ def test_a_refusal_has_its_code_and_says_why(
     words: str,
     client: triton.InferenceServerClient,
 ) -> None:
-    """An unknown model, a wrong shape, too many samples, a message over the size limit."""
+    """An unknown model, a wrong shape, too many samples and a large message are refused."""
     with pytest.raises(InferenceServerException, match=re.escape(words)) as caught:
         client.infer(model, [_input(np.zeros(shape, np.uint8))])
     assert caught.value.status() == str(code)
@@ -141,7 +141,7 @@ def test_a_refusal_has_its_code_and_says_why(
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelReady"])
 def test_garbage_is_an_invalid_argument(method: str, channel: grpc.Channel) -> None:
-    """Bytes that are no message; the status names the message that was expected."""
+    """For bytes that are not a message, the status names the expected message."""
     with pytest.raises(grpc.RpcError) as caught:
         _call(channel, b"\xff\xff\xff\x01", method)
     assert caught.value.code() == INVALID
@@ -149,14 +149,14 @@ def test_garbage_is_an_invalid_argument(method: str, channel: grpc.Channel) -> N
 
 
 def test_an_unknown_method_is_not_implemented(channel: grpc.Channel) -> None:
-    """Repository control is Triton's, not this service's."""
+    """Triton's repository control is not implemented here."""
     with pytest.raises(grpc.RpcError) as caught:
         _call(channel, b"", "RepositoryIndex")
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_metadata_name_the_request_the_model_and_the_timing(channel: grpc.Channel) -> None:
-    """The headers of HTTP answers, as trailing metadata."""
+    """Trailing metadata contain the headers of HTTP answers."""
     request = service_pb2.ModelInferRequest(
         model_name="cnn", raw_input_contents=[IMAGES[0].tobytes()]
     )
@@ -170,7 +170,7 @@ def test_metadata_name_the_request_the_model_and_the_timing(channel: grpc.Channe
 
 
 def test_every_kind_of_error_has_a_code() -> None:
-    """400 and its kin are an invalid argument; the rest has gRPC's code for the status."""
+    """400 and related errors are invalid arguments; the others have the status's gRPC code."""
     names = {kind.label: CODES.get(kind.status, INVALID).name for kind in ErrorKind}
     assert names["invalid_input"] == names["too_large"] == "INVALID_ARGUMENT"
     assert (names["unauthorized"], names["unknown_model"]) == ("UNAUTHENTICATED", "NOT_FOUND")
@@ -181,7 +181,7 @@ def test_every_kind_of_error_has_a_code() -> None:
 def test_requests_are_counted_beside_those_of_http(
     client: triton.InferenceServerClient, service_url: str
 ) -> None:
-    """As the endpoint infer_grpc, with their samples; refusals by kind."""
+    """The endpoint infer_grpc counts requests with their samples, and refusals by kind."""
     answered = r'inference_samples_total\{endpoint="infer_grpc",model="cnn"\}'
     refused = r'inference_refused_requests_total\{[^}]*"unknown_model"[^}]*\}'
     before = _count(service_url, answered), _count(service_url, refused)
@@ -194,7 +194,7 @@ def test_requests_are_counted_beside_those_of_http(
 
 @dataclass(frozen=True)
 class Guarded:
-    """A service with a key, a log, two workers, and batches that wait for a second."""
+    """A service with a key, a log, two workers and a batching delay of one second."""
 
     url: str
     target: str
@@ -203,7 +203,7 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    """The service; the last test stops it."""
+    """The guarded service, which the last test stops."""
     port, log_file = free_port(), tmp_path_factory.mktemp("grpc") / "service.log"
     settings = {
         "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
@@ -222,7 +222,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def guarded_client(guarded: Guarded) -> Iterator[triton.InferenceServerClient]:
-    """Triton's client of the guarded service."""
+    """A Triton client of the guarded service."""
     opened = triton.InferenceServerClient(guarded.target)
     yield opened
     opened.close()
@@ -231,7 +231,7 @@ def guarded_client(guarded: Guarded) -> Iterator[triton.InferenceServerClient]:
 def test_a_key_is_required_by_all_but_health(
     guarded_client: triton.InferenceServerClient,
 ) -> None:
-    """Without it, with another, and with the right one in either form."""
+    """Requests need the right key, in either form."""
     assert guarded_client.is_server_ready()
     for headers in ({}, {"x-api-key": "another key"}):
         with pytest.raises(InferenceServerException, match="API key came") as caught:
@@ -246,7 +246,7 @@ def test_a_key_is_required_by_all_but_health(
 def test_requests_are_logged(
     guarded: Guarded, guarded_client: triton.InferenceServerClient
 ) -> None:
-    """With path, status, client and the request's own id."""
+    """A log line has path, status, client and the request's own id."""
     headers = {"x-api-key": KEY, "x-request-id": "logged-1"}
     guarded_client.infer("cnn", [_input(IMAGES[:1])], headers=headers)
     # The line is written after the answer was sent.
@@ -259,10 +259,10 @@ def test_requests_are_logged(
 
 
 def test_a_request_whose_client_gave_up_is_not_computed(guarded: Guarded) -> None:
-    """It is counted as client_gone, and no batch is run for it."""
+    """It is counted as client_gone, and no batch runs for it."""
     gone = r'inference_refused_requests_total\{[^}]*"client_gone"[^}]*\}'
     batches = r'inference_batch_samples_count\{model="cnn"\}'
-    time.sleep(1.1)  # each worker has added what it buffered of the requests before
+    time.sleep(1.1)  # each worker has flushed its counts of earlier requests
     before = _count(guarded.url, gone), _count(guarded.url, batches)
     with (
         triton.InferenceServerClient(guarded.target) as client,
@@ -278,7 +278,7 @@ def test_a_request_whose_client_gave_up_is_not_computed(guarded: Guarded) -> Non
 
 
 def test_no_accepted_request_is_lost_when_the_service_stops(guarded: Guarded) -> None:
-    """Requests that wait for their batch at SIGTERM are answered; then nobody listens."""
+    """Requests waiting for their batch at SIGTERM are answered, then connections are refused."""
     main = main_process(guarded.url)
     sent = threading.Barrier(17)
 
@@ -302,7 +302,7 @@ def test_no_accepted_request_is_lost_when_the_service_stops(guarded: Guarded) ->
 
 
 def test_a_taken_port_ends_the_start(tmp_path: Path, grpc_port: int, service_url: str) -> None:
-    """With the address and what to set."""
+    """The error gives the address and the setting to change."""
     settings = {
         "INFERENCE_BUNDLES": str(SERVED_BUNDLES),
         "INFERENCE_DEVICE": "cpu",
@@ -316,7 +316,7 @@ def test_a_taken_port_ends_the_start(tmp_path: Path, grpc_port: int, service_url
 
 
 def test_a_missing_package_is_named() -> None:
-    """With the setting that needs it and the command that installs it."""
+    """The error names the setting that needs it and the command that installs it."""
     code = "import sys; sys.modules['grpc'] = None; import service.app"
     ran = subprocess.run(
         [sys.executable, "-c", code],

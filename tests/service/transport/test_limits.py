@@ -1,4 +1,4 @@
-"""The limits that are set hold for every form of a request, on each transport."""
+"""The configured limits apply to every form of a request, on each transport."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest, urls: dict[str, str]) -> str:
 
 
 def _png(side: int) -> bytes:
-    """A golden image on a square of so many pixels a side, which compresses well."""
+    """A golden image on a square canvas with this many pixels per side, which compresses well."""
     picture = Image.new("L", (side, side))
     picture.paste(Image.fromarray(golden_images("cnn", 1)[0]))
     buffer = io.BytesIO()
@@ -52,7 +52,7 @@ def _form(file: bytes) -> bytes:
 
 
 def _too_long() -> dict[str, bytes]:
-    """Requests whose bodies are too long, by what they are."""
+    """Requests with bodies that are too long, by name."""
     images = golden_images("cnn", 4)
     raw, length = infer("cnn", 4), b"content-length: 3136"
     head, body = raw[: -images.size], raw[-images.size :]
@@ -82,7 +82,7 @@ def test_a_body_beyond_the_limit_is_refused(name: str, url: str) -> None:
 
 @pytest.mark.parametrize("form", [False, True])
 def test_a_picture_beyond_the_limit_of_pixels_is_refused(form: bool, url: str) -> None:
-    """A PNG of 100 x 100 pixels gets 413, by itself and in a form, and one of 28 x 28 is read."""
+    """A PNG of 100 x 100 pixels gets 413, alone and in a form; one of 28 x 28 is accepted."""
     media_type = "multipart/form-data; boundary=x" if form else "image/png"
     answers = []
     with Connection(url) as connection:

@@ -1,4 +1,4 @@
-"""More than can be done: what does not fit is refused at once, in words, and the rest is right."""
+"""Under overload, excess requests are refused at once with an explanation; the rest are right."""
 
 import asyncio
 import socket
@@ -61,7 +61,7 @@ def _answer(connection: socket.socket) -> httpx.Response:
 
 @contextmanager
 def _held_up(url: str) -> Iterator[None]:
-    """Stop the only worker for a block: what is sent meanwhile is there at once when it goes on."""
+    """Stop the only worker for a block, so that all requests sent meanwhile arrive together."""
     (worker,) = worker_processes(url)
     worker.suspend()
     try:
@@ -73,7 +73,7 @@ def _held_up(url: str) -> Iterator[None]:
 
 
 def test_a_busy_engine_with_room_for_eight_refuses_two_of_ten() -> None:
-    """The real engine, held at a gate: exactly 8 wait and are answered rightly, 2 are refused."""
+    """With the real engine blocked, exactly 8 requests wait and get answers, 2 are refused."""
     (model, _) = load_verified_models(Settings(bundles=SERVED_BUNDLES, device="cpu"))
     gate, entered = threading.Event(), threading.Event()
 
@@ -89,7 +89,7 @@ def test_a_busy_engine_with_room_for_eight_refuses_two_of_ten() -> None:
             await asyncio.sleep(0.001)
         parts = [{"images": IMAGES[i : i + 1]} for i in range(10)]
         waiting = [asyncio.ensure_future(batcher.submit(part)) for part in parts]
-        await asyncio.sleep(0)  # each is queued or refused by now
+        await asyncio.sleep(0)  # each request is queued or refused now
         gate.set()
         answers: list[object] = await asyncio.gather(*waiting, return_exceptions=True)
         await busy
@@ -106,7 +106,7 @@ def test_a_busy_engine_with_room_for_eight_refuses_two_of_ten() -> None:
 
 
 def _burst(url: str, connections: list[socket.socket]) -> list[httpx.Response]:
-    """A request on each connection, all there when the worker looks; each was used before."""
+    """Send a request on each open connection, so that all arrive before the worker reads."""
     for i, connection in enumerate(connections):
         connection.sendall(raw_request(IMAGES[i].tobytes()))
         assert _answer(connection).status_code == 200
@@ -117,7 +117,7 @@ def _burst(url: str, connections: list[socket.socket]) -> list[httpx.Response]:
 
 
 def _assert_refused_or_right(answers: list[httpx.Response]) -> int:
-    """How many were refused, each with a time to come back; the others are right."""
+    """Number of refusals, each with Retry-After; all other answers are right."""
     refused = 0
     for i, answer in enumerate(answers):
         if answer.status_code == 429:
@@ -131,7 +131,7 @@ def _assert_refused_or_right(answers: list[httpx.Response]) -> int:
 
 
 def test_ten_requests_at_once_into_a_queue_of_eight(tmp_path: Path) -> None:
-    """Over HTTP: of 10 requests that are there at once exactly 2 get 429, ten times in a row."""
+    """Over HTTP, exactly 2 of 10 concurrent requests get 429, ten times in a row."""
     settings = BASE | QUEUE | {"INFERENCE_ENGINE": "thread"}
     with running_service(tmp_path / "log", settings=settings) as url, ExitStack() as stack:
         connections = [stack.enter_context(_connect(url)) for _ in range(10)]
@@ -142,9 +142,9 @@ def test_ten_requests_at_once_into_a_queue_of_eight(tmp_path: Path) -> None:
 
 
 def test_in_the_event_loop_too_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    """Beneath ASGI of 10 requests at once at least 8 are answered, and what is not is refused.
+    """Beneath ASGI, at least 8 of 10 concurrent requests are answered; the others are refused.
 
-    There a refusal lets the waiting batch run first, so that what comes after it fits again.
+    A refusal there lets the waiting batch run first, so that later requests fit again.
     """
     with running_service(tmp_path / "log", settings=BASE | QUEUE) as url, ExitStack() as stack:
         connections = [stack.enter_context(_connect(url)) for _ in range(10)]
@@ -153,7 +153,7 @@ def test_in_the_event_loop_too_what_does_not_fit_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_twice_what_it_can_do_is_answered_or_refused(tmp_path: Path) -> None:
-    """Requests of 64 images at drawn times, twice as many as get done: 200 and right, or 429.
+    """At twice the capacity, requests of 64 images at random times are right or get 429.
 
     Afterwards the service is ready and answers at once.
     """
@@ -188,7 +188,7 @@ def _assert_sound(tally: Tally) -> None:
 
 
 def _slow_ones() -> list[tuple[bytes, bytes]]:
-    """What slow clients send at once and then byte by byte: nothing, a head, a body, chunks."""
+    """What slow clients send at once and then byte by byte: nothing, a head, a body or chunks."""
     body = IMAGES[0].tobytes()
     head = raw_request(body)[: -len(body)]
     chunked = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n310\r\n"
@@ -205,9 +205,9 @@ def _drip(connections: list[tuple[socket.socket, bytes]], stop: threading.Event)
 
 
 def test_slow_clients_hold_up_nobody_and_are_closed(tmp_path: Path) -> None:
-    """Sixty that are silent or send a byte now and then; others are answered; they are closed.
+    """Sixty silent or slow clients are disconnected while other clients are answered.
 
-    Nothing waits for the rest of their requests: the service stops without a task that it ends.
+    No task is left waiting for the rest of their requests when the service stops.
     """
     log, settings = tmp_path / "log", BASE | {"INFERENCE_SLOW_CLIENT_S": str(SLOW_CLIENT_S)}
     with running_service(log, settings=settings) as url, ExitStack() as stack:
@@ -227,14 +227,14 @@ def test_slow_clients_hold_up_nobody_and_are_closed(tmp_path: Path) -> None:
                 asked += 1
         assert asked > 50
         for connection, _ in dripping:
-            with suppress(ConnectionResetError):  # a byte was on its way
+            with suppress(ConnectionResetError):  # a byte was in flight
                 assert connection.recv(65536) == b""
     assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_byte_by_byte_is_answered_rightly(chunked: bool, service_url: str) -> None:
-    """Of known length or in chunks of one byte, each byte in a packet of its own."""
+    """A body of known length or in one-byte chunks may come one byte per packet."""
     body = IMAGES[0].tobytes()
     head = raw_request(body)[: -len(body)]
     parts = [body[i : i + 1] for i in range(len(body))]
@@ -258,7 +258,7 @@ def _computed(url: str) -> float:
 
 
 def test_who_hung_up_while_waiting_is_not_computed(tmp_path: Path) -> None:
-    """Behind a request of 20,000 batches 20 clients wait and go away: nothing runs for them."""
+    """Of 20 clients that wait behind 20,000 batches and disconnect, no request runs."""
     many, gone = 20_000, 20
     settings = BASE | {
         "INFERENCE_ENGINE": "thread",
@@ -272,7 +272,7 @@ def test_who_hung_up_while_waiting_is_not_computed(tmp_path: Path) -> None:
         before = _computed(url)
         large.settimeout(120)
         large.sendall(raw_request(np.resize(IMAGES, (many, 28, 28)).tobytes()))
-        while _computed(url) == before:  # now the engine is busy
+        while _computed(url) == before:  # until the engine is busy
             time.sleep(0.01)
         victims = [_connect(url) for _ in range(gone)]
         for victim in victims:

@@ -1,4 +1,4 @@
-"""A worker that leaves because a model answers wrongly accepts nothing more by any protocol."""
+"""A worker that stops because a model answers wrongly accepts no request on any protocol."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from tests.tiny import SERVED_BUNDLES
 
 
 def test_a_worker_that_leaves_stops_grpc_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accepted gRPC requests end first; a second failed check changes nothing."""
+    """Accepted gRPC requests finish first, and a second failed check changes nothing."""
     monkeypatch.setattr(CONTEXT, "is_draining", False)
     calls: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The time limit of a request begins when its body is there; a slow client has its own limit."""
+"""The time limit of a request starts when its body has arrived; slow clients have another limit."""
 
 import json
 import time
@@ -22,13 +22,13 @@ from tests.service.wire import (
 
 PIECES, OVER_S = 10, 2.5
 DEADLINES = 'inference_refused_requests_total{kind="deadline",status="504"}'
-# Batches of one image, of which this machine runs far fewer within the time limit.
+# Batches of one image: far more than this machine can run within the time limit.
 TOO_MANY_IMAGES = 100_000
 
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A service on each transport whose requests may take 1 s, and whose clients 20 s."""
+    """A service on each transport with limits of 1 s for requests and 20 s for clients."""
     settings = on_both_transports(
         TIMEOUT_S="1",
         SLOW_CLIENT_S="20",
@@ -66,7 +66,7 @@ def _ask_slowly(url: str, request: bytes) -> httpx.Response:
 
 
 def test_the_time_that_a_body_takes_is_not_the_services(url: str) -> None:
-    """Bodies that come over 2.5 s are answered rightly though a request may take 1 s."""
+    """A body that takes 2.5 s is answered rightly, although a request may take only 1 s."""
     before = read_metrics(url)[DEADLINES]
     with ThreadPoolExecutor(2) as threads:
         raw = threads.submit(_ask_slowly, url, infer("cnn"))
@@ -78,7 +78,7 @@ def test_the_time_that_a_body_takes_is_not_the_services(url: str) -> None:
 
 
 def test_a_timeout_bears_the_requests_id(url: str) -> None:
-    """A request that does take too long gets 504 with the id that it came with."""
+    """A request that takes too long gets 504 with the id that it was sent with."""
     with Connection(url) as connection:
         connection.send(infer("cnn", TOO_MANY_IMAGES, 0, "x-request-id: late-one"))
         answer = connection.receive()

@@ -27,7 +27,7 @@ REQUESTS = {"models": get("/models"), "infer": infer("cnn")}
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A service on each transport that is patient for 1 s; the last test of each stops it."""
+    """A service on each transport with a limit of 1 s; each service's last test stops it."""
     settings = on_both_transports(SLOW_CLIENT_S="1")
     with running_services(tmp_path_factory.mktemp("unread"), settings) as urls:
         yield urls
@@ -49,7 +49,7 @@ class Flood:
         self._block, self._size, self.sent = request * 200, len(request), 0
 
     def send_what_is_taken(self) -> None:
-        """Send until the kernel takes no more, or the service has closed the connection."""
+        """Send until the kernel's buffers are full or the service has closed the connection."""
         try:
             while self.sent < MOST_BYTES:
                 self.sent += self.connection.socket.send(self._block[self.sent % self._size :])
@@ -57,7 +57,7 @@ class Flood:
             pass
 
     def send_until_stalled(self) -> None:
-        """Send until the service has not read for half a second, or for 2 s."""
+        """Send until the service has not read for half a second, for 2 s at most."""
         moved_s = begun_s = time.monotonic()
         while time.monotonic() < min(moved_s + 0.5, begun_s + 2):
             before = self.sent
@@ -67,14 +67,14 @@ class Flood:
             time.sleep(0.02)
 
     def is_held(self, worker: psutil.Process) -> bool:
-        """Does the worker still have this connection open?"""
+        """Whether the worker still has this connection open."""
         self.send_what_is_taken()
         ends = worker.net_connections("tcp")
         return any(end.raddr and end.raddr.port == self.connection.port for end in ends)
 
 
 def test_a_client_that_never_reads_loses_its_connection(url: str) -> None:
-    """With a patience of 1 s the worker gives such connections up soon, and answers others."""
+    """After the limit of 1 s the worker closes such connections and answers others."""
     (worker,) = worker_processes(url)
     floods = {kind: Flood(url, request) for kind, request in REQUESTS.items()}
     try:
@@ -98,7 +98,7 @@ def test_a_client_that_never_reads_loses_its_connection(url: str) -> None:
 
 
 def test_a_client_that_never_reads_does_not_keep_the_service_from_stopping(url: str) -> None:
-    """With such clients connected SIGTERM ends the service in time."""
+    """With such clients connected, SIGTERM still ends the service in time."""
     main = main_process(url)
     floods = [Flood(url, request) for request in REQUESTS.values()]
     for flood in floods:

@@ -1,4 +1,4 @@
-"""What goes live, what is refused and what is taken back, by the workers' reports alone."""
+"""Going live, refusals and rollbacks are decided only by the workers' reports."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ CANARY = {"canary": {"version": "b", "share": 0.5}}
 
 
 def test_a_state_goes_live_when_all_workers_are_prepared() -> None:
-    """One of two is not enough, nor is one of a service that runs two."""
+    """Of two workers, neither a single report nor one prepared worker is enough."""
     desired, live = _state(2, **CANARY), _state()
     prepared = [_report(1, prepared=2), _report(2, prepared=2)]
     for reports in ([prepared[0]], [prepared[0], _report(2, prepared=1)]):
@@ -49,7 +49,7 @@ def test_a_state_goes_live_when_all_workers_are_prepared() -> None:
 
 
 def test_a_failure_in_one_worker_refuses_the_state_for_all() -> None:
-    """The stable version goes on, and the refused state is not pending any more."""
+    """The stable version stays live, and the refused state is no longer pending."""
     desired, live = _state(2, stable="b"), _state()
     failed = _report(2, failed=2, failure="b was altered")
     found = _decide(desired, live, _report(1, prepared=2), failed)
@@ -63,7 +63,7 @@ def test_a_failure_in_one_worker_refuses_the_state_for_all() -> None:
 
 
 def test_a_state_that_ends_workers_is_refused() -> None:
-    """One worker may be killed by anything; the second one speaks against the version."""
+    """One worker's death may have any cause; a second death counts against the version."""
     desired, live = _state(2, stable="b"), _state()
     once = _decide(desired, live, dead=[_report(1)])
     assert is_pending(desired, once.record)
@@ -72,7 +72,7 @@ def test_a_state_that_ends_workers_is_refused() -> None:
 
 
 def test_a_canary_that_ends_workers_is_taken_back() -> None:
-    """The next state has no canary; its reason says why."""
+    """The next state has no canary, and its reason gives the cause."""
     live = _state(2, **CANARY)
     once = _decide(live, live, dead=[_report(1, active=2)])
     assert once.desired == live
@@ -84,14 +84,14 @@ def test_a_canary_that_ends_workers_is_taken_back() -> None:
 
 
 def test_deaths_of_workers_are_not_counted_while_nothing_is_new() -> None:
-    """An operator's kill long after a promotion changes nothing."""
+    """A worker killed long after a promotion changes nothing."""
     live = _state(2, previous="z")
     found = _decide(live, live, dead=[_report(1), _report(2)])
     assert found == Decision(live, Record(live=live, live_s=0.0))
 
 
 def test_engine_errors_of_a_canary_take_it_back() -> None:
-    """The figures of all workers that serve this generation count, and of no others."""
+    """Only counts of workers that serve this generation are added up."""
     live = _state(2, **CANARY)
     figures = {"b": VersionFigures(requests=99, engine_errors=1)}
     other = _report(1, active=1, figures=figures)
@@ -102,7 +102,7 @@ def test_engine_errors_of_a_canary_take_it_back() -> None:
 
 
 def test_a_wrong_golden_answer_takes_each_role_back() -> None:
-    """A new stable version is replaced by the previous one, while it is watched."""
+    """While it is observed, a new stable version is replaced by the previous one."""
     live = _state(2, **CANARY)
     faults = [Fault("b", "logits: scaled error")]
     assert _decide(live, live, faults=faults).desired.canary is None
@@ -116,7 +116,7 @@ def test_a_wrong_golden_answer_takes_each_role_back() -> None:
 
 
 def test_errors_of_a_new_stable_version_bring_the_previous_one_back() -> None:
-    """A tenth of failing requests is clearly beyond one in a hundred; one failure is not."""
+    """Failures of a tenth of requests are clearly above one in a hundred; one failure is not."""
     promoted = _state(3, stable="b", previous="a")
     new = Record(live=promoted, live_s=NOW_S - 1)
     for errors, stable in ((1, "b"), (50, "a")):
@@ -126,7 +126,7 @@ def test_errors_of_a_new_stable_version_bring_the_previous_one_back() -> None:
 
 
 def test_a_pending_state_is_superseded_when_the_canary_is_taken_back() -> None:
-    """It was asked for on top of a canary that is gone: the new state has the next number."""
+    """A state pending on top of a removed canary is replaced by one with the next number."""
     live, desired = _state(2, **CANARY), _state(3, stable="b", previous="a")
     found = _decide(desired, live, faults=[Fault("b", "wrong")])
     assert found.desired.generation == 4
@@ -135,7 +135,7 @@ def test_a_pending_state_is_superseded_when_the_canary_is_taken_back() -> None:
 
 
 def test_a_version_is_taken_back_once() -> None:
-    """While the state without it is pending, the same figures make no further states."""
+    """While the state without it is pending, the same counts create no further states."""
     live = _state(2, **CANARY)
     figures = {"b": VersionFigures(requests=99, engine_errors=1)}
     report = _report(1, active=2, figures=figures)
@@ -153,7 +153,7 @@ def test_a_canary_that_a_new_worker_cannot_load_is_taken_back() -> None:
 
 
 def test_contract_changes_are_named() -> None:
-    """Tensors, labels and the task; equal manifests differ in nothing."""
+    """Changes of tensors, labels and task are listed; equal manifests have none."""
     manifest = Bundle.open(SERVED_BUNDLES / "cnn").manifest
     assert find_contract_changes(manifest, manifest) == []
     other = manifest.model_copy(

@@ -1,4 +1,4 @@
-"""The error rates of the sequential test are those that are stated."""
+"""The error rates of the sequential test are as stated."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ BOUND = 0.02
 
 
 def _is_ever_beyond(rate: float, trials: int, generator: np.random.Generator) -> bool:
-    """Whether a version of this rate is taken back at any of so many looks."""
+    """Whether a version with this rate is rolled back at any of this many checks."""
     events = np.cumsum(generator.random(trials) < rate)
     counts = np.arange(1, trials + 1)
     ratio = np.log(2) * events + np.log((1 - 2 * BOUND) / (1 - BOUND)) * (counts - events)
@@ -27,12 +27,12 @@ def _is_ever_beyond(rate: float, trials: int, generator: np.random.Generator) ->
     if len(crossed) == 0:
         return False
     first = int(crossed[0])
-    assert is_beyond(int(events[first]), first + 1, BOUND)  # the same rule, computed at once
+    assert is_beyond(int(events[first]), first + 1, BOUND)  # the same rule, vectorised
     return True
 
 
 def test_a_version_at_the_bound_is_hardly_ever_taken_back() -> None:
-    """With a rate at the bound, looked at after each of 5,000 answers: at most ALPHA of runs."""
+    """At the bound, checked after each of 5,000 answers, at most ALPHA of runs are rolled back."""
     generator = np.random.default_rng(0)
     wrong = sum(_is_ever_beyond(BOUND, 5_000, generator) for _ in range(3_000))
     assert wrong <= 3_000 * ALPHA + 3 * (3_000 * ALPHA) ** 0.5
@@ -40,14 +40,14 @@ def test_a_version_at_the_bound_is_hardly_ever_taken_back() -> None:
 
 @pytest.mark.parametrize(("rate", "within"), [(2 * BOUND, 5_000), (0.1, 400), (0.5, 60)])
 def test_a_version_beyond_the_bound_is_taken_back(rate: float, within: int) -> None:
-    """The more frequent the disagreements, the fewer answers show them."""
+    """The more frequent the disagreements, the fewer answers are needed."""
     generator = np.random.default_rng(1)
     found = sum(_is_ever_beyond(rate, within, generator) for _ in range(500))
     assert found >= 495
 
 
 def test_no_events_are_no_evidence() -> None:
-    """Neither nothing at all nor many right answers take a version back."""
+    """Neither zero answers nor many right answers cause a rollback."""
     assert not is_beyond(0, 0, BOUND)
     assert not is_beyond(0, 1_000_000, BOUND)
 
@@ -64,14 +64,14 @@ def _times(scale: float, count: int, seed: int) -> list[float]:
 
 
 def test_a_percentile_is_found_within_its_bucket() -> None:
-    """A bucket is 26% wide; the percentile lies in it."""
+    """Buckets are 26% wide, and the percentile lies within its bucket."""
     times = _times(0.001, 10_000, 0)
     found, true = find_percentile(_counts(times), 0.99), float(np.quantile(times, 0.99))
     assert found / 1.26 <= true <= found
 
 
 def test_a_slower_version_is_found_and_an_equal_one_is_not() -> None:
-    """Ten times as long is clearly beyond twice as long; equally long is not, in 200 runs."""
+    """Ten times the latency exceeds the factor of two; equal latency does not, in 200 runs."""
     stable = _counts(_times(0.001, 2_000, 1))
     assert is_slower(_counts(_times(0.010, 100, 2)), stable, 2.0)
     false = sum(
@@ -82,7 +82,7 @@ def test_a_slower_version_is_found_and_an_equal_one_is_not() -> None:
 
 
 def test_the_median_finds_what_the_noise_of_the_tail_hides() -> None:
-    """One time in fifty is long by other processes' work: the p99 says nothing, the median does."""
+    """If one request in fifty is slowed by other processes, the median shows what p99 does not."""
     generator = np.random.default_rng(3)
 
     def noisy(scale: float, seed: int) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ def test_the_median_finds_what_the_noise_of_the_tail_hides() -> None:
 
 
 def test_too_few_answers_of_the_stable_version_say_nothing() -> None:
-    """Its 99th percentile is not known then."""
+    """With too few answers its 99th percentile is unknown."""
     few = _counts(_times(0.001, LEAST_FOR_PERCENTILE - 1, 1))
     assert is_slower(_counts(_times(1.0, 1_000, 2)), few, 2.0) is None
 
@@ -109,7 +109,7 @@ def _state(**fields: object) -> DesiredState:
 
 
 def test_a_shadow_of_the_same_weights_may_not_disagree_once() -> None:
-    """It is held to its tolerance; a retrained one to the share of disagreements."""
+    """Equal weights are held to the tolerance, retrained ones to the share of disagreements."""
     state = _state(shadow={"version": "b", "share": 1})
     once = VersionFigures(compared=1_000, disagreed=1, worst_words="logits", same_weights=True)
     assert judge(state, {"b": once}) == (

@@ -1,4 +1,4 @@
-"""The files of a roll-out are whole at any time, and say which workers live."""
+"""The files of a roll-out are complete at any time, and list the live workers."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> RolloutFolder:
 
 
 def test_what_is_written_is_read(folder: RolloutFolder) -> None:
-    """The desired state, and the record; without a record a service begins with the former."""
+    """Desired state and record can be read; without a record the desired state is used."""
     assert folder.read_desired() == folder.starting_state() == _state()
     assert folder.read_record() is None
     with folder.lock():
@@ -55,14 +55,14 @@ def test_what_is_written_is_read(folder: RolloutFolder) -> None:
 def test_a_file_that_cannot_be_read_is_named(
     folder: RolloutFolder, content: str, words: str
 ) -> None:
-    """A person may have edited it."""
+    """The error names a file that was edited by hand."""
     folder.desired_path.write_text(content)
     with pytest.raises(RolloutError, match=rf"rollout\.json {words}"):
         folder.read_desired()
 
 
 def test_a_missing_file_says_how_to_begin(tmp_path: Path) -> None:
-    """The command that makes it is named."""
+    """The error names the command that creates the file."""
     with pytest.raises(RolloutError, match=r"service\.rollout stage cnn BUNDLE"):
         RolloutFolder(tmp_path / "cnn").read_desired()
 
@@ -83,7 +83,7 @@ def _hold_report(path: Path, ready: Connection) -> None:
 
 
 def test_a_killed_worker_is_found_dead(folder: RolloutFolder) -> None:
-    """Its lock ends with it; its report is taken once."""
+    """Its lock is released at its death, and its report is consumed once."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_hold_report, args=(folder.folder, theirs)
@@ -102,7 +102,7 @@ def test_a_killed_worker_is_found_dead(folder: RolloutFolder) -> None:
 
 
 def test_a_worker_that_stops_leaves_no_report(folder: RolloutFolder) -> None:
-    """It did not end unexpectedly."""
+    """An orderly stop is not reported as a death."""
     file = ReportFile(folder, WorkerReport(pid=os.getpid(), service=1, workers=1))
     assert len(folder.live_reports()) == 1
     file.remove()

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: drawings and files, what is read of them, and what goes wrong."""
+"""Drawings, files, readings and errors on the page in a real Chromium."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ DIGIT = Path(__file__).parent.parent / "digit.png"
 
 
 def test_a_drawing_is_read_by_every_model(visit: Visit, server: Server) -> None:
-    """A 1 is read as the service reads the shown pixels, with its bars, time and batch."""
+    """A 1 is read as the service reads the shown pixels, with bars, time and batch size."""
     visit.draw(ONE)
     visit.settled()
     assert visit.given().max() > 200
@@ -38,7 +38,7 @@ def test_a_drawing_is_read_by_every_model(visit: Visit, server: Server) -> None:
 
 
 def test_readings_come_while_drawing_one_request_at_a_time(visit: Visit) -> None:
-    """With the mouse still down each model has answered, and never was asked twice at once."""
+    """Models answer while the mouse is down, with one request in flight for each."""
     in_flight: Counter[str] = Counter()
     most: Counter[str] = Counter()
 
@@ -63,7 +63,7 @@ def test_readings_come_while_drawing_one_request_at_a_time(visit: Visit) -> None
 
 
 def test_sliders_move_what_is_asked(visit: Visit) -> None:
-    """A shift by pixels is exact, a quarter turn too, ground comes in; and back again."""
+    """Shifts and quarter turns of the sent image are exact and can be undone."""
     visit.draw(SEVEN)
     visit.settled()
     drawn = visit.given()
@@ -83,7 +83,7 @@ def test_sliders_move_what_is_asked(visit: Visit) -> None:
 
 
 def test_undo_and_clear_take_back(visit: Visit) -> None:
-    """Undo takes a stroke, Clear the sheet, and undo brings the sheet back."""
+    """Undo removes a stroke, Clear empties the sheet, and Undo restores the sheet."""
     visit.draw(ONE)
     visit.settled()
     one = visit.given()
@@ -103,7 +103,7 @@ def test_undo_and_clear_take_back(visit: Visit) -> None:
 
 
 def test_a_file_is_read_as_the_service_reads_it(visit: Visit, server: Server) -> None:
-    """A chosen picture and a dropped one give the file's own pixels; drawing starts a new sheet."""
+    """A chosen or dropped file gives its own pixels, and drawing starts a new sheet."""
     visit.page.set_input_files("#file", DIGIT)
     visit.settled()
     assert visit.readings() == {"cnn": "7", "mlp": "7"}
@@ -123,7 +123,7 @@ def test_a_file_is_read_as_the_service_reads_it(visit: Visit, server: Server) ->
 
 
 def test_what_is_no_picture_is_refused_kindly(refused_visit: Visit) -> None:
-    """The service's own words beside ours, nothing left of an old reading, and on with drawing."""
+    """The page shows the service's message, removes old readings and lets the user draw on."""
     visit = refused_visit
     visit.draw(ONE)
     visit.settled()
@@ -140,7 +140,7 @@ def test_what_is_no_picture_is_refused_kindly(refused_visit: Visit) -> None:
 
 
 def test_too_little_to_read_is_no_fault(visit: Visit) -> None:
-    """Refused with 422, strokes are waited for and a picture is told of."""
+    """After 422 the page waits for more strokes, but shows a notice for a file."""
     blank = {"error": "nothing is drawn"}
     visit.page.route("**/predict/image*", lambda route: route.fulfill(status=422, json=blank))
     visit.draw(ONE)
@@ -152,7 +152,7 @@ def test_too_little_to_read_is_no_fault(visit: Visit) -> None:
 
 
 def test_a_busy_service_is_asked_again(refused_visit: Visit) -> None:
-    """Refused with 429, the page says so and asks again when it was told to."""
+    """After 429 the page says so and retries after the given time."""
     visit, full = refused_visit, [True]
 
     def busy(route: "Route") -> None:
@@ -172,7 +172,7 @@ def test_a_busy_service_is_asked_again(refused_visit: Visit) -> None:
 
 
 def test_a_connection_that_breaks_is_tried_again(refused_visit: Visit) -> None:
-    """The list of models, a drawing, a reading: each is asked for again, without a word lost."""
+    """The list of models, a drawing and a reading are requested again after a failure."""
     visit = refused_visit
     broken: set[str] = set()
 

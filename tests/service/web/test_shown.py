@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what it shows beside readings, to whom, and through what faults."""
+"""The page in a real Chromium: content beside the readings, accessibility and failures."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobil
 
 
 def test_the_proof_is_shown_beside_the_readings(visit: Visit, server: Server) -> None:
-    """Verdict, version, accuracy and golden figures of GET /models, for each model."""
+    """Each model has verdict, version, accuracy and golden figures from GET /models."""
     cards = httpx.get(f"{server.url}/models").json()["models"]
     visit.page.locator(".proof").first.wait_for()
     for card in cards:
@@ -38,7 +38,7 @@ def test_the_proof_is_shown_beside_the_readings(visit: Visit, server: Server) ->
 
 
 def test_a_model_that_failed_a_check_is_not_called_proven(visit: Visit) -> None:
-    """The seal tells what the verdict of the served file says."""
+    """The seal shows the verdict of the served file."""
 
     def failed(route: "Route") -> None:
         content = route.fetch().json()
@@ -54,7 +54,7 @@ def test_a_model_that_failed_a_check_is_not_called_proven(visit: Visit) -> None:
 
 
 def test_the_guards_doubt_is_told(visit: Visit) -> None:
-    """What the answers say of the image stands beside it: usual, unusual with a reason, nothing."""
+    """The guard's verdict is shown as usual, as unusual with a reason, or not at all."""
     guard: list[dict[str, Any] | None] = [None]
 
     def guarded(route: "Route") -> None:
@@ -77,7 +77,7 @@ def test_the_guards_doubt_is_told(visit: Visit) -> None:
 
 
 def test_feature_maps_are_drawn_when_unfolded(refused_visit: Visit) -> None:
-    """Not asked before; each map in its size, positive and negative apart; none is said so."""
+    """Maps are requested only when unfolded, drawn to size and sign, or reported missing."""
     visit, asked = refused_visit, []
     maps = [
         {"name": "channel 0", "height": 2, "width": 3, "values": [[-1, 0, 1], [0, 0, 0.5]]},
@@ -114,7 +114,7 @@ def test_feature_maps_are_drawn_when_unfolded(refused_visit: Visit) -> None:
 
 
 def test_how_far_a_drawing_can_move_is_mapped(visit: Visit) -> None:
-    """Every shift in one request a model, when unfolded; counted as the service reads them."""
+    """When unfolded, one request per model covers every shift, and the map counts the readings."""
     visit.draw(ONE)
     visit.settled()
     before = len(visit.asked("cnn"))
@@ -132,7 +132,7 @@ def test_how_far_a_drawing_can_move_is_mapped(visit: Visit) -> None:
 
 
 def test_a_digit_is_drawn_by_keyboard_alone(visit: Visit) -> None:
-    """The pen is reached by Tab, put down, moved and lifted; the reading is said aloud."""
+    """Tab reaches the pen, keys lower, move and lift it, and the reading is announced."""
     visit.page.locator(".model").first.wait_for()
     press = visit.page.keyboard.press
     for reached in ("width", "drawing"):
@@ -181,7 +181,7 @@ def test_everything_is_reached_by_tab_and_seen_when_it_is(visit: Visit) -> None:
 def test_axe_finds_nothing(
     scheme: str, options: dict[str, Any], browser: "Browser", server: Server
 ) -> None:
-    """No violation of axe-core's rules: contrast, names, roles, order; in light and in dark."""
+    """axe-core finds no violation (contrast, names, roles, order) in light and dark mode."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     visit = Visit(browser, server.url, color_scheme=scheme, reduced_motion="reduce", **options)
     visit.draw(SEVEN)
@@ -204,7 +204,7 @@ def _violations(results: Any) -> list[str]:
 
 
 def test_a_phone_shows_all_models_side_by_side(browser: "Browser", server: Server) -> None:
-    """At 375 pixels nothing sticks out, both models stand in one row, and a finger draws."""
+    """At 375 pixels nothing overflows, both models are in one row, and touch draws."""
     visit = Visit(browser, server.url, **PHONE)
     visit.draw(SEVEN)
     visit.settled()
@@ -234,7 +234,7 @@ def _fits(page: "Page") -> None:
 
 
 def test_the_page_outlives_the_service(browser: "Browser", server: Server) -> None:
-    """Down: it says so and keeps the drawing. Up again: it says so and reads what was drawn."""
+    """If the service stops, the page says so; when it is back, the kept drawing is read."""
     visit = Visit(browser, server.url)
     visit.page.locator(".model").first.wait_for()
     server.stop()
@@ -254,7 +254,7 @@ def test_the_page_outlives_the_service(browser: "Browser", server: Server) -> No
 def test_the_version_that_answered_is_named(
     browser: "Browser", server: Server, tmp_path: Path
 ) -> None:
-    """If a canary answers and not the version whose proof is shown."""
+    """If a canary answers, the page names it, because the shown proof is the stable version's."""
     bundles = make_digits_rollout(tmp_path, share=1)
     server.stop()
     server.start(INFERENCE_BUNDLES=str(bundles))
@@ -270,7 +270,7 @@ def test_the_version_that_answered_is_named(
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser: "Browser", server: Server) -> None:
-    """The page loads without it, refuses another in words, and sends the right one from then on."""
+    """The page loads without a key, refuses a wrong one and then sends the right one."""
     server.stop()
     server.start(INFERENCE_API_KEY=KEY)
     visit = Visit(browser, server.url)

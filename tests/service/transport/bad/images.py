@@ -1,4 +1,4 @@
-"""Bad uploads: cut, damaged and foreign pictures, pictures too large, broken forms."""
+"""Bad uploads: truncated, damaged, foreign and oversized images, and broken forms."""
 
 import io
 import pickle
@@ -13,7 +13,7 @@ from tests.service.transport.bad.rows import GOOD, Row, request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_END = 33  # of a PNG: signature and IHDR
-# On a dark rim, as MNIST's images have it.
+# With a dark edge, as in MNIST's images.
 NOISE = Image.fromarray(np.pad(np.random.default_rng(0).integers(0, 256, (26, 26), np.uint8), 1))
 TYPES = "image/png or image/jpeg"
 

@@ -1,4 +1,4 @@
-"""Wrong methods and paths that nobody serves."""
+"""Wrong methods and unknown paths."""
 
 import json
 

@@ -150,7 +150,7 @@ FIELDS = [
     _predict("JSON called a picture", GOOD, status=200, header="content-type: image/png"),
     _predict("JSON sent by curl -d", GOOD, status=200, header=CURL),
 ]
-# They cost a parser a time that grows with the square of their length; last, for who follows waits.
+# A parser's time may grow with the square of their length; last, because later requests wait.
 COSTLY = [
     _predict(
         "40,000 keys, the last one twice",

@@ -12,7 +12,7 @@ ANSWERED = '"predictions"'
 
 
 def _parser(name: str, sent: bytes, *statuses: int) -> Row:
-    """What the parser refuses, in its own words or in ours."""
+    """A request that the parser refuses, with its own message or with ours."""
     return Row(f"wire: {name}", sent, statuses or (400,), parser=True)
 
 
@@ -40,7 +40,7 @@ LENGTHS = [
     _head("length twice, differing", RIGHT, "content-length: 2"),
     _head("length and chunks", RIGHT, CHUNKED, body=b"2\r\n{}\r\n" + LAST),
     _head("chunks and length", CHUNKED, RIGHT, body=b"2\r\n{}\r\n" + LAST),
-    # What is behind the first request is read as a second one, which the parser may refuse first.
+    # Bytes after the first request are read as a second one, which the parser may refuse first.
     _parser("no length, so no body", request("POST", PREDICT) + GOOD),
     _parser("length too small", request("POST", PREDICT, None, "content-length: 9") + GOOD),
 ]
@@ -172,7 +172,7 @@ UPGRADES += [
         "expects to go on, bad", request("POST", PREDICT, b"{", "expect: 100-continue"), 400, "JSON"
     ),
 ]
-# Of no concern to the answer, and no reason to refuse one.
+# Headers that neither change the answer nor cause a refusal.
 STRANGE = [
     _row(f"header {header[:30]!a}", request("POST", PREDICT, GOOD, header), 200, ANSWERED)
     for header in (
