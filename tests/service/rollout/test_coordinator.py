@@ -1,11 +1,12 @@
 """A worker that ends first reports what was wrong with the version that it served."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-import pytest
-
+from loadtest.server import REPOSITORY
 from service.models.loader import load_verified_models
 from service.models.registry import ModelRegistry
 from service.observability.metrics import Metrics
@@ -15,8 +16,19 @@ from service.versions.state import DesiredState, Record, RolloutFolder
 from tests.service.rollout.made_versions import NAME, make_version
 
 
-@pytest.fixture
-def promoted(tmp_path: Path) -> RolloutFolder:
+def test_a_fault_found_just_before_a_worker_ends_takes_the_version_back(tmp_path: Path) -> None:
+    """The version is rolled back even if the worker ends right after its failed golden check."""
+    folder = _promoted(tmp_path)
+    # A process registers its metrics once, so this one runs the worker in another.
+    command = [sys.executable, "-m", __name__, str(folder.folder)]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    desired = folder.read_desired()
+    assert (desired.generation, desired.stable) == (3, "a")
+    assert "wrong label" in desired.reason
+    assert not folder.live_reports()
+
+
+def _promoted(tmp_path: Path) -> RolloutFolder:
     """A model whose version "b" has just replaced "a"."""
     for seed, version in enumerate("ab"):
         target = tmp_path / "bundles" / NAME / version
@@ -30,29 +42,26 @@ def promoted(tmp_path: Path) -> RolloutFolder:
     return folder
 
 
-def test_a_fault_found_just_before_a_worker_ends_takes_the_version_back(
-    promoted: RolloutFolder,
-) -> None:
-    """The version is rolled back even if the worker ends right after its failed golden check."""
+def _fail_and_end(folder: RolloutFolder) -> None:
+    """Serve the model, find a fault in it, and end without following its roll-out again."""
 
-    async def fail_and_end() -> None:
+    async def run() -> None:
         rollouts.start()
         deadline_s = time.monotonic() + 30
-        while not promoted.live_reports() and time.monotonic() < deadline_s:
+        while not folder.live_reports() and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
         rollouts.report_fault(models.get(NAME), ["wrong label"])
         rollouts.close()
 
-    settings = Settings(bundles=promoted.folder.parent, device="cpu")
-    metrics = Metrics()
+    settings, metrics = Settings(bundles=folder.folder.parent, device="cpu"), Metrics()
     models = ModelRegistry(load_verified_models(settings), settings, metrics)
     try:
         assert models.get(NAME).manifest.version == "b"
         rollouts = RolloutCoordinator(models, settings, metrics, lambda: None)
-        asyncio.run(fail_and_end())
+        asyncio.run(run())
     finally:
         models.close()
-    desired = promoted.read_desired()
-    assert (desired.generation, desired.stable) == (3, "a")
-    assert "wrong label" in desired.reason
-    assert not promoted.live_reports()
+
+
+if __name__ == "__main__":
+    _fail_and_end(RolloutFolder(Path(sys.argv[1])))
