@@ -325,6 +325,6 @@ class ModelUser(FastHttpUser):
         recorder.stragglers(len(pool))
         pool.kill()
         _Run.dispatching -= 1
-        if not _Run.dispatching and runner is not None and not isinstance(runner, WorkerRunner):
-            runner.quit()
+        if not _Run.dispatching and isinstance(runner, LocalRunner):
+            _end(runner)
         raise StopUser

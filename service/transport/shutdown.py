@@ -61,9 +61,8 @@ class GracefulShutdown:
 
     async def _leave(self) -> None:
         """Stop accepting HTTP and gRPC requests, wait for the accepted gRPC requests, and stop."""
-        stopping = asyncio.ensure_future(self._stop_grpc())
         self._close_listeners()
-        await stopping
+        await self._stop_grpc()
         self._stop()
 
     def _begin(self, server: uvicorn.Server) -> None:
