@@ -131,13 +131,14 @@ lock: | $(VENV)/installed ## renew constraints.txt from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet -o constraints.txt
 
-audit: ## report what is known of the pinned packages (asks the package index)
-	$(PYTHON) -m venv .venv-audit
+.venv-audit:
+	$(PYTHON) -m venv $@
+
+audit: .venv-audit ## report what is known of the pinned packages (asks the package index)
 	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
 	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-sbom: ## list the pinned packages in artifacts/sbom.json (CycloneDX)
-	$(PYTHON) -m venv .venv-audit
+sbom: .venv-audit ## list the pinned packages in artifacts/sbom.json (CycloneDX)
 	.venv-audit/bin/python -m pip install --disable-pip-version-check --quiet cyclonedx-bom
 	mkdir -p artifacts
 	.venv-audit/bin/cyclonedx-py requirements constraints.txt --output-file artifacts/sbom.json
