@@ -43,11 +43,12 @@ PRODUCTS = {
 }
 # IEEE 754 does not fix the results of these. The OpenCL specification allows errors of 3 units in
 # the last place for exp and log, 5 for tanh and 16 for erf; common libraries stay within 4.
-FUNCTIONS = {
-    *("exp", "log", "tanh", "sigmoid", "erf", "gelu", "silu", "softplus", "elu", "selu", "mish"),
-    *("sin", "cos", "pow", "rsqrt", "softmax", "log_softmax", "layer_norm", "native_layer_norm"),
-    *("lstm", "gru", "scaled_dot_product_attention", "group_norm", "celu", "logsumexp"),
-}
+ELEMENTARY = {"exp", "log", "tanh", "sigmoid", "erf", "sin", "cos", "pow", "rsqrt"}
+ACTIVATIONS = {"gelu", "silu", "softplus", "elu", "selu", "celu", "mish"}
+SOFTMAXES = {"softmax", "log_softmax", "logsumexp"}
+NORMALISATIONS = {"layer_norm", "native_layer_norm", "group_norm"}
+COMPOSED = {"lstm", "gru", "scaled_dot_product_attention"}
+FUNCTIONS = ELEMENTARY | ACTIVATIONS | SOFTMAXES | NORMALISATIONS | COMPOSED
 FUNCTION_ULPS = 4
 # A gate is between 0 and 1; gated operators multiply their input by a gate. Runtimes compute a gate
 # as 1/2 plus a remainder, so that its error is in roundings of 1, however small the gate is. ONNX

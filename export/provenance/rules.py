@@ -20,10 +20,8 @@ from export.model.program import arguments_of, operator_of, shape_of
 
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MATRICES = ["linear", "matmul", "mm", "bmm"]
-CONVOLUTIONS = {
-    *("conv1d", "conv2d", "conv3d", "convolution"),
-    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-}
+TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"} | TRANSPOSED
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training"}
 GROUP_NORMS = {"group_norm", "native_group_norm"}
 LAYER_NORMS = {"layer_norm", "native_layer_norm"}
@@ -191,11 +189,14 @@ NUMBERS = {
     **dict.fromkeys(["rsqrt", "reciprocal"], (1.0,)),
 }
 # Operators whose translation contains no other numbers than ``own_numbers``.
-WITHOUT_FURTHER_NUMBERS = {
-    *(name for (_, name), row in INPUTS.items() if row),
-    *("scaled_dot_product_attention", "permute", "transpose", "t", "cat", "clone"),
-    *("sym_size", "<built-in function mul>"),
-}
+LAYOUT_CHANGES = {"permute", "transpose", "t", "cat", "clone"}
+SIZES = {"sym_size", "<built-in function mul>"}
+WITHOUT_FURTHER_NUMBERS = (
+    {name for (_, name), row in INPUTS.items() if row}
+    | {"scaled_dot_product_attention"}
+    | LAYOUT_CHANGES
+    | SIZES
+)
 # Attributes that only matter together with a tensor, and are judged with it.
 WITH_A_TENSOR = {"transA", "transB", "allowzero"}
 

@@ -62,26 +62,7 @@ def point(
         tally: Changed fields of the tally.
         changes: Changed fields of the result.
     """
-    counted = Tally(
-        **{
-            "window_s": SECONDS,
-            "sent": SECONDS * len(latencies_ms),
-            "in_window": SECONDS * len(latencies_ms),
-            "samples": SECONDS * len(latencies_ms),
-            "latency_us": encoded([*latencies_ms] * SECONDS),
-            "lag_us": encoded([0.125]),
-            "windows_us": [encoded(latencies_ms)] * SECONDS,
-            "refused_each_window": [0] * SECONDS,
-            "errors": {},
-            "wrong_answers": 0,
-            "wrong_examples": [],
-            "no_room": 0,
-            "stragglers": 0,
-            "cpu_share": 0.25,
-            "named": ("cpu", "onnx"),
-            **(tally or {}),
-        }
-    )
+    counted = _tally(latencies_ms, tally or {})
     asked = load_scenario(scenario, rate_per_s=rate)
     seen = [sample(1.0 + i) for i in range(SECONDS)] if samples is None else list(samples)
     fields: dict[str, Any] = {
@@ -104,6 +85,30 @@ def point(
         **changes,
     }
     return Result(**fields)
+
+
+def _tally(latencies_ms: Sequence[float], changes: dict[str, Any]) -> Tally:
+    """The counts of such a point, with some fields changed."""
+    return Tally(
+        **{
+            "window_s": SECONDS,
+            "sent": SECONDS * len(latencies_ms),
+            "in_window": SECONDS * len(latencies_ms),
+            "samples": SECONDS * len(latencies_ms),
+            "latency_us": encoded([*latencies_ms] * SECONDS),
+            "lag_us": encoded([0.125]),
+            "windows_us": [encoded(latencies_ms)] * SECONDS,
+            "refused_each_window": [0] * SECONDS,
+            "errors": {},
+            "wrong_answers": 0,
+            "wrong_examples": [],
+            "no_room": 0,
+            "stragglers": 0,
+            "cpu_share": 0.25,
+            "named": ("cpu", "onnx"),
+            **changes,
+        }
+    )
 
 
 def sweep_of(points: Sequence[Result], capacity: int | None) -> Sweep:

@@ -61,11 +61,8 @@ def make_bundle(
     with staged(folder / name) as staging:
         path = staging / "model.onnx"
         path.write_bytes(onnx_model.SerializeToString(deterministic=True))
-        answers = OnnxModel(path, "cpu")(golden_inputs)
-        truth = {key: array.astype(np.float64) for key, array in answers.items()}
         count = len(next(iter(golden_inputs.values())))
-        golden = Golden(golden_inputs, answers, truth, np.full(count, -1, np.int64))
-        golden.save(staging / "golden.npz")
+        _compute_golden(path, golden_inputs, count).save(staging / "golden.npz")
         parity = staging / "parity.json"
         parity.write_text(json.dumps({"made": "for tests"}) + "\n")
         model_fields = {"format": "onnx", "precision": "fp32", "opset": OPSET}
@@ -95,6 +92,13 @@ def make_bundle(
             **fields,
         )
         return write_bundle(staging, folder / name, manifest)
+
+
+def _compute_golden(path: Path, inputs: Arrays, count: int) -> Golden:
+    """Golden samples without labels, whose reference outputs are the model's own."""
+    answers = OnnxModel(path, "cpu")(inputs)
+    truth = {key: array.astype(np.float64) for key, array in answers.items()}
+    return Golden(inputs, answers, truth, np.full(count, -1, np.int64))
 
 
 def make_vector_bundle(folder: Path, name: str = "vectors") -> Bundle:

@@ -18,6 +18,7 @@ ELASTIC_POINTS = 5  # per side
 # the image's 28 pixels correspond to a grid of 11.
 COARSE_SIDES = (9, 11, 13, 18)
 # Shares of full ink. At the greatest contrast, less than PAPER becomes 0 and more than FULL 1.
+# PAPER also limits how far a faint image is brightened; columns above FULL are a digit's width.
 PAPER, FULL = 0.2, 0.6
 BOX = 20  # pixels per side of the box that MNIST's digits are scaled to
 
