@@ -3,7 +3,8 @@
 A model that does not answer its golden samples within its tolerance is not served. As a command,
 ``python -m service.models.loader`` verifies the configured bundles and exits. The service's parent
 process runs this command, so that it never opens a model or a CUDA context itself. With a folder as
-its argument it verifies only that bundle, which a roll-out does before a worker opens a version.
+its argument it verifies only that version; ``service.rollout.verifier`` does so before a worker
+opens it.
 """
 
 import sys
@@ -240,10 +241,7 @@ def _load_feature_maps(
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
-    """Verify the configured bundles, or the named one; print errors and return the exit status.
-
-    Callers that verify a bundle alongside a running service start this with a low priority.
-    """
+    """Verify the configured bundles, or the named version; print errors, return the status."""
     try:
         if arguments:
             folder = Path(arguments[0])

@@ -395,9 +395,7 @@ def return_memory() -> None:
 
 
 def _run_loader(folder: Path) -> None:
-    # The priority is lowered before the imports, which take most of the time.
-    code = "import os, sys; os.nice(19); from service.models.loader import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, str(folder.resolve())]
+    command = [sys.executable, "-m", "service.rollout.verifier", str(folder.resolve())]
     try:
         ran = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=VERIFY_TIMEOUT_S

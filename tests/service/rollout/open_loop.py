@@ -1,14 +1,20 @@
 """An open-loop client that sends each request at its due time and checks every answer."""
 
 import asyncio
+import gc
+import os
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import cast
 
 import httpx
 import numpy as np
+import uvloop
 
 from tests.service.answers import parsed, read_logits
 from tests.service.wire import GOLDEN, LARGEST_ERROR, infer
@@ -164,3 +170,39 @@ class OpenLoopClient:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+
+class LoadProcess:
+    """An ``OpenLoopClient`` in a process of its own, so that what the test does cannot delay it."""
+
+    def __init__(self, url: str, model: str, rate: float | None) -> None:
+        """Start sending, see ``OpenLoopClient.run``."""
+        context = get_context("spawn")
+        self._results, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_send, args=(url, model, rate, sender))
+        self._process.start()
+        sender.close()  # otherwise its end would not be noticed
+        self._results.recv()  # it is sending now
+
+    def stop(self) -> Answered:
+        """Stop sending, and return the results."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGTERM)
+        found: Answered = self._results.recv()
+        self._process.join()
+        return found
+
+
+def _send(url: str, model: str, rate: float | None, results: Connection) -> None:
+    """Send requests until SIGTERM."""
+
+    async def run() -> Answered:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        client = OpenLoopClient(url, model)
+        gc.freeze()
+        results.send(None)
+        return await client.run(rate, stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        results.send(runner.run(run()))
