@@ -21,6 +21,8 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 HELD = $(shell test -e $(VENV)/installed && { grep . $(VENV)/installed || echo cuda; })
 FOUND = $(if $(shell nvidia-smi --list-gpus 2>/dev/null),cuda,cpu)
 BUILDS = $(if $(filter auto,$(DEVICE)),$(or $(HELD),$(FOUND)),$(DEVICE))
+COMPILE = $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+  --no-emit-index-url --no-annotate --no-header --quiet
 EXTRAS := train,track,serve-core,score,sign,loadtest,dev
 pinned = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 CPU_TORCH = torch==$(call pinned,torch)+cpu torchvision==$(call pinned,torchvision)+cpu
@@ -38,7 +40,7 @@ help: ## list the targets
 
 install: $(VENV)/installed ## make .venv with everything (DEVICE=cpu or cuda; some minutes)
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt requirements.txt
 	@case '$(BUILDS)' in cpu|cuda) ;; \
 	  *) echo "DEVICE is '$(DEVICE)'; expected auto, cpu or cuda" >&2; exit 2 ;; esac
 	$(PYTHON) -m venv $(VENV)
@@ -49,7 +51,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # Called by the rule above.
 install-cuda:
 	@echo "==> DEVICE=cuda: installing the default builds with NVIDIA's libraries (7.3 GB)"
-	$(INSTALL) -e '.[$(EXTRAS),export,serve]'
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) check
 
 install-cpu:
 	@if $(OFFERS) torch 2>/dev/null | grep -qF '$(call pinned,torch)+cpu' \
@@ -127,9 +131,9 @@ compose-test: | $(VENV)/installed ## bring the compose file up, ask, kill, drain
 coverage: $(VENV)/installed ## the fast tests with line and branch coverage
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
 
-lock: | $(VENV)/installed ## renew constraints.txt from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet -o constraints.txt
+lock: | $(VENV)/installed ## renew the pinned packages and their hashes from pyproject.toml
+	$(COMPILE) --upgrade -o constraints.txt
+	$(COMPILE) --constraints constraints.txt --generate-hashes -o requirements.txt
 
 .venv-audit:
 	$(PYTHON) -m venv $@

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PINS = dict(re.findall(r"^([\w-]+)==([^ ;\n]+)", (ROOT / "constraints.txt").read_text(), re.M))
+HASHED = "install --quiet --require-hashes --no-deps -r requirements.txt"
 CPU_WHEELS = f"torch ({PINS['torch']}+cpu) torchvision ({PINS['torchvision']}+cpu)"
 # Of a make that runs these tests, and of the user.
 OUTER = {"DEVICE", "TORCH_CPU_INDEX", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL"}
@@ -67,7 +68,7 @@ def test_a_gpu_brings_the_default_builds(tmp_path: Path) -> None:
     """Where nvidia-smi lists one, no index of CPU wheels is asked; the choice is recorded."""
     found = Install(tmp_path, gpus="GPU 0: H100")
     assert found.status == 0
-    assert ",export,serve]" in found.commands
+    assert HASHED in found.commands
     assert "index versions" not in found.commands
     assert "DEVICE=cuda" in found.said
     assert (tmp_path / "venv" / "installed").read_text() == "cuda\n"
@@ -106,7 +107,7 @@ def test_an_environment_keeps_its_builds(tmp_path: Path) -> None:
     record = tmp_path / "venv" / "installed"
     record.touch()
     os.utime(record, (0, 0))
-    assert ",export,serve]" in Install(tmp_path).commands
+    assert HASHED in Install(tmp_path).commands
     assert record.read_text() == "cuda\n"
 
 
@@ -116,6 +117,17 @@ def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
     assert found.status != 0
     assert "expected auto, cpu or cuda" in found.said
     assert found.commands == ""
+
+
+def test_every_pinned_package_has_its_hashes() -> None:
+    """requirements.txt pins the versions of constraints.txt, each with the SHA-256 of its files."""
+    text = (ROOT / "requirements.txt").read_text().replace(" \\\n", " ")
+    hashed = {}
+    for line in text.splitlines():
+        name, version = re.match(r"([\w.-]+)==([^ ;]+)", line).groups()  # type: ignore[union-attr]
+        hashed[name] = version
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", line), name
+    assert hashed == PINS
 
 
 def test_the_development_container_installs_by_make_and_has_the_services_python() -> None:
