@@ -214,7 +214,7 @@ def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> No
     assert (figures.trials[0].kept, figures.trials[0].calibration) == ((), "minmax")
     assert figures.chosen > 0
     assert (
-        "100 calibration samples had found it good enough, the gate's 1,000 did not: use more"
+        "it passed on 100 calibration samples, but not on the gate's 1,000 samples: use more"
         in (refusal_of(figures, judged=1_000))
     )
     only = figures.model_copy(update={"trials": figures.trials[:1], "chosen": None})

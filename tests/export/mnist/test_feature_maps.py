@@ -151,11 +151,11 @@ def test_what_has_no_first_layer_says_why(proofs: dict[str, ParityRun]) -> None:
     bare = copy.deepcopy(proof.translation.model)
     for node in bare.graph.node:
         node.op_type = node.op_type.replace("Relu", "Identity")
-    with pytest.raises(NoFirstLayerError, match="no activation behind"):
+    with pytest.raises(NoFirstLayerError, match="no activation after"):
         proof.first_layer(bare)
     floats = (TensorSpec(name="images", datatype="FP32", shape=(-1, 28, 28)),)
     other = dataclasses.replace(proof, subject=dataclasses.replace(proof.subject, inputs=floats))
-    with pytest.raises(NoFirstLayerError, match=r"that take images=UINT8\[-1,28,28\] and no more"):
+    with pytest.raises(NoFirstLayerError, match=r"whose only input is images=UINT8\[-1,28,28\]"):
         other.first_layer(proof.translation.model)
 
 
@@ -203,8 +203,8 @@ def test_a_file_cut_elsewhere_is_no_first_layer(proofs: dict[str, ParityRun]) ->
     first = proofs["cnn"].first_layer(whole)
     second = TensorSpec(name="relu_1", datatype="FP32", shape=(-1, 4, 8, 8))
     problems = cut_problems(cut(whole, second), whole, first.output)
-    assert "outputs: asked for relu=FP32[-1,2,24,24], found relu_1=FP32[-1,4,8,8]" in problems
-    assert "node node_conv2d_1 is not as in the ONNX file that it was cut from" in problems
+    assert "outputs: expected relu=FP32[-1,2,24,24], found relu_1=FP32[-1,4,8,8]" in problems
+    assert "node node_conv2d_1 differs from the ONNX file that it was cut from" in problems
 
 
 def test_feature_maps_without_their_proof_are_no_bundle(bundle: Path) -> None:

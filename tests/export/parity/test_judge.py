@@ -65,12 +65,12 @@ def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
     assert "must be bit-equal" in _changed(figures, layers=layers)[0]
     unseen: dict[str, Any] = {"figures": {}, "outputs": {}, "local": None}
     faults = (figures.faults[0].model_copy(update=unseen), *figures.faults[1:])
-    assert "would not have killed one weight +1%" in _changed(figures, faults=faults)[0]
+    assert "no check kills the mutant one weight +1%" in _changed(figures, faults=faults)[0]
     neighbours = figures.neighbours | {"onnx": {"beside noise": 1e-9}}
-    assert "an answer depends on its batch" in _changed(figures, neighbours=neighbours)[0]
-    file = figures.files["onnx"].model_copy(update={"problems": ("opset: asked for 20",)})
+    assert "an output depends on its batch" in _changed(figures, neighbours=neighbours)[0]
+    file = figures.files["onnx"].model_copy(update={"problems": ("opset: expected 20",)})
     (failure,) = _changed(figures, files=figures.files | {"onnx": file})
-    assert failure == "onnx: opset: asked for 20"
+    assert failure == "onnx: opset: expected 20"
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_non_finite_figures_never_pass(change: dict[str, Any], words: str, bundl
 @pytest.mark.parametrize(
     ("variant", "change", "words"),
     [
-        ("onnx", {"flips": 1, "largest_flip_margin": 0.5}, "where the reference's best leads by"),
-        ("onnx-int8", {"flips": 9, "decided_flips": 9}, "where the reference is no near tie"),
-        ("onnx-int8", {"ties": 1}, "have two best logits"),
+        ("onnx", {"flips": 1, "largest_flip_margin": 0.5}, "where the reference's margin is"),
+        ("onnx-int8", {"flips": 9, "decided_flips": 9}, "where the reference is not a near tie"),
+        ("onnx-int8", {"ties": 1}, "have two equal largest logits"),
         ("onnx-int8", {"accuracy": 0.0}, "accuracy falls by"),
     ],
 )
