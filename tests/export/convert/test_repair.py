@@ -218,7 +218,7 @@ def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> No
         in (refusal_of(figures, judged=1_000))
     )
     only = figures.model_copy(update={"trials": figures.trials[:1], "chosen": None})
-    assert "passed, but the file that failed was made so" in failure_of(only)
+    assert "passed, but it is the file that failed the gate" in failure_of(only)
 
 
 def test_the_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_a_declaration_says_sizes_axes_and_values() -> None:
         ("ids=INT64[-1,4]:tokens=0", "from 0.0 to -1.0"),
         ("ids=INT64[-1,4]:range=2..1", "the smaller one first"),
         ("ids=INT64[-1,4]:range=a..1", "could not convert"),
-        ("ids=INT64[-1,4]:length=0..4", "length cannot be 0"),
+        ("ids=INT64[-1,4]:length=0..4", "length starts at 0; expected at least 1"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(text: str, words: str) -> None:

@@ -157,7 +157,7 @@ def test_an_epsilon_becomes_another_usual_one(epsilon: float, wrong: float) -> N
     assert planted.model is not None
     (attribute,) = planted.model.graph.node[3].attribute
     assert attribute.f == pytest.approx(wrong)
-    assert planted.what == f"epsilon of norm is {wrong:g} for {epsilon:g}"
+    assert planted.what == f"epsilon of norm is {wrong:g} instead of {epsilon:g}"
 
 
 def test_an_epsilon_beside_large_variances_is_no_fault() -> None:

@@ -183,7 +183,7 @@ def test_half_of_the_values_inside_are_enough() -> None:
     """Below half, a note says that less than half was compared, or that none was."""
     assert "less than half" not in inside_words(1, 1)
     assert "less than half" in inside_words(49, 51)
-    assert "nothing was compared" in inside_words(0, 1)
+    assert "no intermediate value was compared" in inside_words(0, 1)
     assert inside_words(3, 1).startswith("3 of 4 ")
 
 
@@ -334,9 +334,9 @@ def test_a_broken_variant_fails_without_rows_and_has_no_verdict() -> None:
         "files": {v: file for v, file in figures.files.items() if v != "pt2"},
         "neighbours": {v: near for v, near in figures.neighbours.items() if v != "pt2"},
     }
-    broken = figures.model_copy(update=kept | {"broken": {"pt2": "dies opening it: SIGSEGV"}})
+    broken = figures.model_copy(update=kept | {"broken": {"pt2": "cannot be opened: SIGSEGV"}})
     judgement = judge(broken, broken.tolerances)
-    assert judgement.by_variant["pt2"] == ["pt2: dies opening it: SIGSEGV"]
+    assert judgement.by_variant["pt2"] == ["pt2: cannot be opened: SIGSEGV"]
     assert len(judgement.failures) == 1
     assert "pt2" not in {verdict.variant for verdict in judgement.verdicts}
 
@@ -346,10 +346,10 @@ def test_problems_of_files_and_weights_fail_their_variant() -> None:
     figures = made.honest()
     weights = made.weights(problems=("w is not in the file",))
     file = figures.files["onnx"].model_copy(
-        update={"problems": ("opset: asked for 20",), "weights": weights}
+        update={"problems": ("opset: expected 20",), "weights": weights}
     )
     spoilt = figures.model_copy(update={"files": figures.files | {"onnx": file}})
-    expected = ["onnx: opset: asked for 20", "onnx weights: w is not in the file"]
+    expected = ["onnx: opset: expected 20", "onnx weights: w is not in the file"]
     assert judge(spoilt, spoilt.tolerances).by_variant["onnx"] == expected
 
 
