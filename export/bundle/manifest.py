@@ -87,7 +87,7 @@ class Domain(_Strict):
             )
         if self.kind != "range" and self.low < (0 if self.kind == "tokens" else 1):
             least = 0 if self.kind == "tokens" else 1
-            raise ValueError(f"{self.kind} starts at {self.low}; expected at least {least}")
+            raise ValueError(f"{self.kind} starts at {self.low:g}; expected at least {least}")
         return self
 
 

@@ -166,7 +166,7 @@ def test_task_labels_and_preprocessing_reach_the_manifest(given: Path, tmp_path:
             ["--model", "tests.nowhere:pair"],
             "expected package.module:function that can be imported",
         ),
-        (["--model", "tests.export.subjects:no_module"], "gave a str"),
+        (["--model", "tests.export.subjects:no_module"], "returned a str"),
         (["--arguments", '{"depth": 3}'], "unexpected keyword argument 'depth'"),
         (["--arguments", "width=4"], "is not valid JSON"),
         (["--input", "picture=UINT8[-1,8,8]"], "declared: picture=UINT8[-1,8,8]"),
