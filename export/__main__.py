@@ -94,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _NoSamplesError as error:
         return _refuse(NO_INPUT, error)
     except ModuleNotFoundError as error:
-        return _refuse(UNAVAILABLE, f"{error.name} is needed here: {INSTALL}")
+        return _refuse(UNAVAILABLE, f"the package {error.name} is missing: {INSTALL}")
     except Exception:  # Python's own status 1 would mean "parity failed"
-        logger.exception("this is a fault of the program, not of the bundle")
+        logger.exception("this is an internal error, not a fault of the bundle")
         return SOFTWARE
 
 
@@ -120,7 +120,9 @@ def _build(arguments: Namespace) -> int:
     from export.progress import Progress  # noqa: PLC0415
 
     if (arguments.out is None) != arguments.quick:
-        raise _UsageError("give --out DIR for a bundle, or --quick for verdicts without one")
+        raise _UsageError(
+            "expected either --out DIR, to write a bundle, or --quick, for verdicts without one"
+        )
     wish = _wish(arguments)
     subject = _subject(arguments)
     try:
@@ -145,8 +147,8 @@ def _build(arguments: Namespace) -> int:
     left_out = [v for v, failures in judgement.by_variant.items() if failures]
     if left_out:
         print(
-            f"  {', '.join(left_out)}: left out of the bundle, for the reasons above; the others "
-            "are proven (--require makes it an error)"
+            f"  {', '.join(left_out)}: left out of the bundle for the reasons above; the others "
+            "are proven (--require makes this an error)"
         )
     _report(arguments.report, figures, judgement, bundle)
     return PASSED
@@ -160,12 +162,12 @@ def _wish(arguments: Namespace) -> "Wish":
     if "onnx-int8-dynamic" in variants:
         raise _UsageError(f"onnx-int8-dynamic is refused: {DYNAMIC_INT8_REFUSED}")
     if unknown := set(variants) - set(VARIANTS):
-        raise _UsageError(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
+        raise _UsageError(f"unknown variants {sorted(unknown)}; known: {', '.join(VARIANTS)}")
     for text in filter(None, (arguments.name, arguments.version)):
         if not re.fullmatch(NAME_PATTERN, text):
             raise _UsageError(
-                f"{text!r} cannot stand in URLs and file names: letters, digits, '.', '_' and '-' "
-                "alone, 63 at most"
+                f"{text!r} cannot be used in URLs and file names; expected at most 63 letters, "
+                "digits, '.', '_' and '-', the first a letter or a digit"
             )
     tolerances = changed(arguments.tolerance, arguments.because)
     return Wish(arguments.name, arguments.version, variants, arguments.require, tolerances)
@@ -193,11 +195,11 @@ def _subject(arguments: Namespace) -> "ModelUnderTest":
     from training.data import load_dataset  # noqa: PLC0415
 
     if (arguments.checkpoint is None) == (arguments.model is None):
-        raise _UsageError("give either a checkpoint's folder or --model, --checkpoint and --inputs")
+        raise _UsageError("give either a checkpoint folder or --model, --checkpoint and --inputs")
     task = (arguments.task, arguments.labels, arguments.preprocessing)
     if arguments.checkpoint is not None:
         if any(task):
-            raise _UsageError("--task, --labels and --preprocessing are for --model alone")
+            raise _UsageError("--task, --labels and --preprocessing need --model")
         with _refusals_of_training():
             return from_checkpoint(arguments.checkpoint, load_dataset(arguments.data_dir))
     if arguments.weights is None or arguments.inputs is None:
@@ -220,7 +222,7 @@ def _factory_arguments(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise _UsageError(f"--arguments {text!r} is no JSON: {error}") from error
+        raise _UsageError(f"--arguments {text!r} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise _UsageError('--arguments: expected a JSON object, e.g. {"width": 8}')
     return found
@@ -276,12 +278,12 @@ def _bisect(arguments: Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     path = bundle.model_path(arguments.variant)
     if path.suffix != ".onnx":
-        raise _UsageError(f"bisect looks into ONNX files; {arguments.variant} is none")
+        raise _UsageError(f"bisect needs an ONNX file; {arguments.variant} is not one")
     tolerance = bundle.manifest.tolerance("cpu", arguments.variant)
     if not bounds_values_inside(tolerance):
         raise _UsageError(
-            f"bisect cannot look into {arguments.variant}: its tolerance bounds the noise of "
-            "answers alone, so that no value inside would be wrong; take onnx or onnx-fp16"
+            f"bisect cannot examine {arguments.variant}: its tolerance bounds only the noise of "
+            "the outputs, so no intermediate value would count as wrong; use onnx or onnx-fp16"
         )
     found = _proof(bundle, arguments).layers(path)
     print(explain(found.layers, tolerance, len(found.unmatched)))
@@ -294,7 +296,7 @@ def _judge(arguments: Namespace) -> int:
         figures = ParityFigures.model_validate(content, strict=False)
     except (OSError, ValueError, ValidationError) as error:
         raise BundleError(
-            f"{arguments.parity} is no parity.json of schema version {SCHEMA_VERSION}: {error}"
+            f"{arguments.parity} is not a parity.json of schema version {SCHEMA_VERSION}: {error}"
         ) from error
     table = changed(arguments.tolerance, arguments.because, figures.tolerances)
     judgement = judge(figures, table)
@@ -326,7 +328,10 @@ def _benchmark(arguments: Namespace) -> int:
     print(table(timings))
     if not arguments.trust and len(safe) < len(bundle.variants):
         left = ", ".join(variant for variant in bundle.variants if variant not in safe)
-        print(f"not timed: {left}: such files can run code when they are opened (--trust)")
+        print(
+            f"not timed: {left}: such files can run code when they are opened; give --trust if you "
+            "trust the author of the bundle"
+        )
     _write_json(arguments.json, timings)
     return PASSED
 
@@ -349,11 +354,12 @@ def _say(figures: ParityFigures, judgement: Judgement, not_built: dict[str, str]
             print(f"  {variant:18} {title}: {why}")
     compared, unmatched = len(figures.layers), len(figures.unmatched)
     if figures.device == "cpu" and compared < INSIDE_SHARE * (compared + unmatched):
-        print(f"  inside: {inside_words(compared, unmatched)}")
+        print(f"  intermediate values: {inside_words(compared, unmatched)}")
     certificate = judgement.verdicts[0].certificate
     if certificate is not None:
         print(
-            f"  certificate: the closest decision is {certificate:,.0f} x the largest error away"
+            "  certificate: the margin of the closest decision is "
+            f"{certificate:,.0f} x the largest error"
             + ("; no label of these samples can change" if certificate > SURE else "")
         )
     for case, why in figures.edge_cases_left_out.items():

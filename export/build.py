@@ -220,8 +220,8 @@ def _draft(
     entry = file_entry(weights, role="weights")
     if subject.weights_sha256 not in (None, entry.sha256):
         raise SubjectError(
-            f"{subject.weights} was changed while it was exported: sha256 {entry.sha256}, the "
-            f"module was filled from {subject.weights_sha256}; build again"
+            f"{subject.weights} was changed while it was exported: its SHA-256 is {entry.sha256}, "
+            f"the module was loaded from {subject.weights_sha256}; build again"
         )
     version = wish.version or entry.sha256[:VERSION_LENGTH]
     subject = dataclasses.replace(subject, name=wish.name or subject.name, weights=weights)
@@ -277,10 +277,10 @@ def _write_guard(learned: Learned | None, path: Path) -> tuple[GuardSummary | No
         The guard's summary and ""; or None, and why no guard can be made.
     """
     if learned is None:
-        return None, "it is not known which images it learned from, or it reads something else"
+        return None, "its training images are not known, or its input is not one image"
     if len(learned.held_out) < LEAST_HELD_OUT:
         held_out = f"{len(learned.held_out)} images were held out of training"
-        return None, f"{held_out}, too few to compare with"
+        return None, f"{held_out}, expected at least {LEAST_HELD_OUT}"
     fit(learned.images, learned.held_out).save(path)
     summary = GuardSummary(
         learned=_sample_set(f"training images of {learned.name}", learned.images),
@@ -388,7 +388,7 @@ def _left_out(draft: _Draft, figures: ParityFigures, judgement: Judgement) -> di
             if first_wrong(layers, allowed) is not None:
                 reason += f"; {explain(layers, allowed)}"
         if variant in draft.manifest.repaired:
-            reason += f"; that is the repaired file, {draft.manifest.repaired[variant].summary()}"
+            reason += f"; this is the repaired file, {draft.manifest.repaired[variant].summary()}"
             judged = draft.manifest.proof.samples
             reason += f"; {refusal_of(figures.repairs[variant], judged)}"
         elif variant in figures.repairs:

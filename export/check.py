@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from export.progress import Progress
 
 UNSAFE = (
-    "whoever opens such a file may run code that it holds, and it is not, byte for byte, what the "
-    "module gives here; give --trust if you trust who made the bundle"
+    "opening such a file can run code that it contains, and it is not, byte for byte, what the "
+    "module exports to on this machine; give --trust if you trust the author of the bundle"
 )
 
 
@@ -149,13 +149,15 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
     if manifest.training is not None:
         return ParityRun.of(from_bundle(bundle, load_dataset(origin.data_dir)))
     if manifest.factory is None:
-        raise BundleError(f"{bundle.folder} does not say what it was built from")
+        raise BundleError(
+            f"the manifest of {bundle.folder} names neither a checkpoint nor a factory"
+        )
     if origin.model is None and not origin.trusted:
         raise SubjectError(_module_missing(manifest.factory))
     if origin.samples is None:
         raise DataError(
-            f"a bundle of {manifest.factory.factory} is proven on {manifest.proof.name}: give that "
-            "with --inputs"
+            f"the bundle of {manifest.factory.factory} was proven with {manifest.proof.name}: give "
+            "these samples with --inputs"
         )
     if origin.model is None:
         proof = ParityRun.of(*from_program(bundle, origin.samples))
@@ -173,8 +175,8 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
     found, expected = proof.subject.samples.sha256, manifest.proof.sha256
     if found != expected:
         raise DataError(
-            f"{proof.subject.samples.name} is not the file that the bundle was proven with: sha256 "
-            f"{found[:12]}, expected {expected[:12]}"
+            f"{proof.subject.samples.name} is not the file that the bundle was proven with: "
+            f"SHA-256 {found[:12]}, expected {expected[:12]}"
         )
     return proof
 
@@ -182,8 +184,8 @@ def rebuild(bundle: Bundle, origin: Origin) -> "ParityRun":
 def _module_missing(factory: FactorySummary) -> str:
     arguments = json.dumps(factory.arguments)
     return (
-        "a bundle does not decide which code is called. This one says that it was built with\n"
+        "a bundle does not decide which code runs. The manifest states that it was built with\n"
         f"  --model {factory.factory} --arguments {shlex.quote(arguments)}\n"
-        "Give that if you trust the module of this name here; or --trust, if you trust whoever "
-        "made the bundle: then its model.pt2 is the module"
+        "Give these options if you trust the module of this name on this machine. Or give --trust "
+        "if you trust the author of the bundle: its model.pt2 is then used as the module"
     )

@@ -32,47 +32,49 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    build = commands.add_parser("build", help="export a model, prove it, write a bundle")
-    check = commands.add_parser("check", help="prove a bundle again, here")
-    bisect = commands.add_parser("bisect", help="name the first value inside that is wrong")
-    judge = commands.add_parser("judge", help="judge a parity.json again; nothing is run")
-    benchmark = commands.add_parser("benchmark", help="time the variants beside each other")
+    build = commands.add_parser("build", help="export a model, prove the files, write a bundle")
+    check = commands.add_parser("check", help="prove a bundle again on this machine")
+    bisect = commands.add_parser("bisect", help="name the first wrong value inside an ONNX file")
+    judge = commands.add_parser("judge", help="judge a parity.json again, running no model")
+    benchmark = commands.add_parser("benchmark", help="time the variants against each other")
     sign = commands.add_parser("sign", help="sign a bundle, or verify its signature")
     _add_build(build)
     _add_sign(sign)
-    judge.add_argument("parity", type=Path)
+    judge.add_argument("parity", type=Path, help="a parity.json")
     for command in (check, bisect, benchmark):
-        command.add_argument("bundle", type=Path)
+        command.add_argument("bundle", type=Path, help="the bundle's folder")
         command.add_argument(
             "--trust",
             action="store_true",
-            help="open the bundle's TorchScript and .pt2 files, which can run code that they hold",
+            help="also open TorchScript and .pt2 files, which can run code that they contain",
         )
     check.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     check.add_argument(
-        "--quick", action="store_true", help="hashes and golden samples: no torch, no data set"
+        "--quick", action="store_true", help="check only hashes and golden samples; needs no torch"
     )
-    check.add_argument("--variant", default="onnx", help="which file --quick asks")
-    check.add_argument("--tf32", action="store_true", help="on CUDA: the fp32 file with TF32 on")
-    check.add_argument("--cuda-graphs", action="store_true", help="on CUDA: replay recorded graphs")
-    bisect.add_argument("--variant", default="onnx", help="an ONNX file of the bundle")
+    check.add_argument("--variant", default="onnx", help="the variant that --quick runs")
+    check.add_argument("--tf32", action="store_true", help="on CUDA: run the fp32 file with TF32")
+    check.add_argument("--cuda-graphs", action="store_true", help="on CUDA: use CUDA graphs")
+    bisect.add_argument("--variant", default="onnx", help="an ONNX variant of the bundle")
     benchmark.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     benchmark.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
     benchmark.add_argument("--threads", type=int, nargs="+", default=[1])
-    benchmark.add_argument("--rounds", type=int, default=50, help="interleaved; medians are shown")
+    benchmark.add_argument(
+        "--rounds", type=int, default=50, help="number of interleaved rounds; medians are shown"
+    )
     for command in (build, judge):
         command.add_argument(
             "--tolerance",
             action="append",
             default=[],
             metavar="VARIANT.DEVICE.FIELD=NUMBER",
-            help="change a number of the table (repeatable), e.g. onnx.cpu.scaled_error=1e-5",
+            help="change a tolerance (repeatable), e.g. onnx.cpu.scaled_error=1e-5",
         )
-        command.add_argument("--because", help="why a number may be looser; it is recorded")
+        command.add_argument("--because", help="why a tolerance may be looser; it is recorded")
     for command in (build, check, bisect):
         _add_samples(command)
     for command in (check, bisect):
-        _add_module(command.add_argument_group("a bundle of any other module"))
+        _add_module(command.add_argument_group("a bundle of your own module"))
     for command in (build, check):
         command.add_argument(
             "--report", type=Path, help="a folder for parity.html, .md, .json and JUnit's .xml"
@@ -84,20 +86,23 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
 
 def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument(
-        "checkpoint", type=Path, nargs="?", help="a folder that training wrote; else see --model"
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        help="a folder that training wrote; for your own module see --model",
     )
-    build.add_argument("--out", type=Path, help="the bundle's folder")
+    build.add_argument("--out", type=Path, help="the folder to write the bundle to")
     build.add_argument(
         "--quick",
         action="store_true",
-        help="a first look in seconds: few samples and batch sizes, verdicts alone, no bundle",
+        help="a first look in seconds: few samples and batch sizes, verdicts only, no bundle",
     )
-    build.add_argument("--name", help="the model's name in the service; default: architecture")
+    build.add_argument("--name", help="the model's name in the service; default: the architecture")
     build.add_argument("--version", help="default: the start of the weights' SHA-256")
     build.add_argument(
         "--variants",
         type=lambda text: text.split(","),
-        help="what to build, e.g. onnx,onnx-int8; default: all",
+        help="which variants to build, e.g. onnx,onnx-int8; default: all",
     )
     build.add_argument(
         "--require",
@@ -105,37 +110,45 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="VARIANT,...",
-        help="write no bundle without these (repeatable); onnx is always required",
+        help="write no bundle without these variants (repeatable); onnx is always required",
     )
-    other = build.add_argument_group("any other module")
+    other = build.add_argument_group("your own module")
     _add_module(other)
-    other.add_argument("--checkpoint", dest="weights", type=Path, help="its .safetensors file")
+    other.add_argument("--checkpoint", dest="weights", type=Path, help="its weights (.safetensors)")
     other.add_argument(
         "--input",
         type=tensor_spec,
         action="append",
         default=[],
         metavar="NAME=DATATYPE[-1,...][:DOMAIN]",
-        help="what an array of --inputs must be (repeatable), e.g. images=UINT8[-1,28,28] or, of "
-        "variable length, ids=INT64[-1,tokens=4..128]:tokens=30522; DOMAIN, the values it may "
-        "have: range=LOW..HIGH, tokens=WORDS, mask (ones, then zeros) or length=LOW..HIGH",
+        help="declares an input (repeatable), e.g. images=UINT8[-1,28,28] or, with a variable "
+        "length, ids=INT64[-1,tokens=4..128]:tokens=30522; DOMAIN is the allowed values: "
+        "range=LOW..HIGH, tokens=WORDS, mask (ones, then zeros) or length=LOW..HIGH",
     )
-    other.add_argument("--output", action="append", default=[], help="a name for each output")
-    other.add_argument("--logits", action="append", default=[], help="an output that is logits")
     other.add_argument(
-        "--task", choices=get_args(Task), help="what the service does with it; default: its tensors"
+        "--output", action="append", default=[], help="an output's name (repeatable)"
     )
-    other.add_argument("--labels", type=Path, help="a text file, one label a line, for the task")
+    other.add_argument(
+        "--logits", action="append", default=[], help="an output that contains logits (repeatable)"
+    )
+    other.add_argument(
+        "--task",
+        choices=get_args(Task),
+        help="what the service offers for this model; default: derived from its tensors",
+    )
+    other.add_argument("--labels", type=Path, help="a text file with one label per line")
     other.add_argument(
         "--preprocessing",
         type=Path,
-        help="a JSON file: how a picture becomes an input, for image-classification",
+        help="for image-classification: a JSON file that says how an image becomes an input",
     )
-    other.add_argument("--calibration", type=Path, help="like --inputs, other samples: for int8")
+    other.add_argument(
+        "--calibration", type=Path, help="an .npz of other samples, to calibrate int8"
+    )
 
 
 def _add_sign(sign: argparse.ArgumentParser) -> None:
-    sign.add_argument("bundle", type=Path)
+    sign.add_argument("bundle", type=Path, help="the bundle's folder")
     sign.add_argument(
         "--key",
         type=Path,
@@ -147,19 +160,23 @@ def _add_sign(sign: argparse.ArgumentParser) -> None:
 
 def _add_samples(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR, else a download"
+        "--data-dir",
+        type=Path,
+        help="a folder with MNIST's four IDX files; default: $MNIST_DIR, else they are downloaded",
     )
     command.add_argument(
         "--inputs",
         type=Path,
         nargs="+",
-        help="an .npz of samples, one array an input (with --model); several: of several sizes",
+        help="with --model: an .npz of samples, one array per input; one file for each size",
     )
 
 
 def _add_module(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", metavar="PACKAGE.MODULE:FACTORY", help="returns the nn.Module")
-    group.add_argument("--arguments", default="{}", help="JSON object for the factory")
+    group.add_argument(
+        "--model", metavar="PACKAGE.MODULE:FACTORY", help="a function that returns the nn.Module"
+    )
+    group.add_argument("--arguments", default="{}", help="the factory's arguments, a JSON object")
 
 
 def tensor_spec(text: str) -> TensorSpec:

@@ -31,7 +31,7 @@ FILES = {
 VARIANTS = tuple(FILES)
 TRACED = ("torchscript", "torchscript-frozen")  # one trace gives both
 NO_CALIBRATION = "no calibration samples were given (--calibration)"
-NOT_ASKED_FOR = "was not asked for (--variants)"
+NOT_ASKED_FOR = "was not requested (--variants)"
 
 
 def write_models(

@@ -90,13 +90,13 @@ class Worker:
 
     def _cause_of_death(self) -> str:
         if self._process is None:
-            return "the process is not there"
+            return "the process was not started"
         self._process.join(GRACE_S)
         code = self._process.exitcode
         if code is None or code >= 0:
             return f"the process ended with status {code}"
         name = signal.Signals(-code).name
-        return name + (" (out of memory, unless somebody sent it)" if name == "SIGKILL" else "")
+        return name + (" (probably out of memory)" if name == "SIGKILL" else "")
 
     def _end(self) -> None:
         if self._process is None or self._connection is None:

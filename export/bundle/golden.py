@@ -92,11 +92,11 @@ class Golden:
                         group, name = key.split("/")
                         groups[group][name] = arrays[key]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise BundleError(f"{path} does not hold golden samples: {error}") from error
+            raise BundleError(f"{path} is not a file of golden samples: {error}") from error
         counts = {len(a) if a.ndim else 0 for part in groups.values() for a in part.values()}
         fit = counts == {len(targets)} and all(groups.values())
         if not fit or len(targets) == 0 or groups["eager"].keys() != groups["truth"].keys():
-            raise BundleError(f"{path} does not hold golden samples: its arrays do not fit")
+            raise BundleError(f"{path} is not a file of golden samples: its arrays do not match")
         return cls(groups["inputs"], groups["eager"], groups["truth"], targets)
 
 

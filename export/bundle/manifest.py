@@ -86,7 +86,8 @@ class Domain(_Strict):
                 "smaller one first"
             )
         if self.kind != "range" and self.low < (0 if self.kind == "tokens" else 1):
-            raise ValueError(f"{self.kind} cannot be {self.low}")
+            least = 0 if self.kind == "tokens" else 1
+            raise ValueError(f"{self.kind} starts at {self.low:g}; expected at least {least}")
         return self
 
 
@@ -117,7 +118,7 @@ class TensorSpec(_Strict):
         if variable != self.bounds.keys():
             raise ValueError(
                 f"{self} has bounds for the axes {sorted(self.bounds)}; expected bounds for the "
-                f"axes of size -1 behind the batch axis: {sorted(variable)}"
+                f"axes of size -1 after the batch axis: {sorted(variable)}"
             )
         for axis, (low, high) in self.bounds.items():
             if not 1 <= low <= high:
@@ -127,8 +128,8 @@ class TensorSpec(_Strict):
                 )
         if not self.axes.keys() <= variable:
             raise ValueError(
-                f"{self} names the axes {sorted(self.axes)}; expected those of size -1 behind the "
-                f"batch axis alone: {sorted(variable)}"
+                f"{self} names the axes {sorted(self.axes)}; expected names only for axes of size "
+                f"-1 after the batch axis: {sorted(variable)}"
             )
         return self
 
@@ -215,7 +216,7 @@ class ImagePreprocessing(_Strict):
 class FileEntry(_Strict):
     """One file of the bundle; only models have the last three fields."""
 
-    path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="a name inside the bundle's folder")
+    path: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="the file's name in the bundle")
     role: Literal["model", "weights", "golden", "parity", "guard", "features", "features-golden"]
     sha256: str = Field(pattern=SHA256_PATTERN)
     size_bytes: int = Field(ge=0)
@@ -266,7 +267,7 @@ class ParityVerdict(_Strict):
             bound is not None and not figure <= bound
             for figure, bound in zip(figures, bounds, strict=True)
         ):
-            raise ValueError("the verdict says passed, its own figures say not")
+            raise ValueError("the verdict is passed, but its figures exceed the tolerance")
         return self
 
     def summary(self) -> str:
@@ -323,7 +324,7 @@ class TrainingSummary(_Strict):
     data_name: str
     data_sha256: str
     split_sha256: str | None = None
-    test_images: str = Field(description="what the accuracy was measured on, in words")
+    test_images: str = Field(description="the test images that were used")
     test_accuracy: float | None = Field(ge=0, le=1)
     expected_calibration_error: float | None = Field(ge=0, le=1)
     device: str
@@ -408,15 +409,15 @@ class Manifest(_Strict):
     files: tuple[FileEntry, ...]
     parity: tuple[ParityVerdict, ...]
     features: FeatureMaps | None = None
-    proof: SampleSet = Field(description="what the gate asked")
-    calibration: SampleSet | None = Field(description="what int8's scales were fitted to")
+    proof: SampleSet = Field(description="the samples of the proof")
+    calibration: SampleSet | None = Field(description="the samples that set int8's scales")
     guard: GuardSummary | None = None
     repaired: dict[str, RepairSummary] = Field(
         default_factory=dict, description="variants that keep some layers in float32 to pass"
     )
-    not_built: dict[str, str] = Field(description="what was left out, each with a reason")
+    not_built: dict[str, str] = Field(description="what is missing, and why")
     tolerances: tuple[Tolerance, ...] = Field(
-        description="what the ONNX variants may differ by, for each device that could serve them"
+        description="the allowed errors of the ONNX variants, for each device that can serve them"
     )
     training: TrainingSummary | None
     factory: FactorySummary | None = None
@@ -426,14 +427,16 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _guard_has_a_file(self) -> Self:
         if (self.guard is not None) != any(entry.role == "guard" for entry in self.files):
-            raise ValueError("a guard and its file come together or not at all")
+            raise ValueError("expected a guard and its file together, or neither")
         return self
 
     @model_validator(mode="after")
     def _feature_maps_are_whole(self) -> Self:
         roles = {entry.role for entry in self.files} & {"features", "features-golden"}
         if len(roles) != (0 if self.features is None else 2):
-            raise ValueError("feature maps are their file, their golden samples and their verdict")
+            raise ValueError(
+                "expected feature maps, their file and their golden samples together, or none"
+            )
         return self
 
     @property
@@ -454,8 +457,8 @@ class Manifest(_Strict):
                 looser = row.beyond_table()
                 if looser and not row.loosened:
                     raise BundleError(
-                        f"{self.name} allows itself more than the table does for {variant} on "
-                        f"{device}, and does not say why: {'; '.join(looser)}"
+                        f"{self.name} has a looser tolerance than the table for {variant} on "
+                        f"{device}, without a recorded reason: {'; '.join(looser)}"
                     )
                 return row
-        raise BundleError(f"{self.name} carries no tolerance for {variant} on {device}")
+        raise BundleError(f"{self.name} has no tolerance for {variant} on {device}")

@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"ONNX Runtime cannot be loaded ({error}): pip install 'onnxruntime-gpu[cuda,cudnn]', or "
-        "onnxruntime where there is no GPU"
+        "onnxruntime on a machine without a GPU"
     ) from error
 
 from export.bundle.manifest import BundleError
@@ -64,8 +64,8 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
         return "cuda"
     if asked == "cuda":
         raise DeviceUnavailableError(
-            "device cuda was asked for, but the NVIDIA driver reports no CUDA device; "
-            "ask for cpu or auto, or run on a machine with one"
+            "device cuda was requested, but the NVIDIA driver reports no CUDA device; "
+            "use cpu or auto, or a machine with a CUDA device"
         )
     return "cpu"
 
@@ -143,13 +143,13 @@ class OnnxModel:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             path = source if isinstance(source, Path) else name or Path("the model")
             if device == "cpu":
-                raise BundleError(f"{path} is no model that can be run: {error}") from error
+                raise BundleError(f"{path} is not a model that can be run: {error}") from error
             raise DeviceUnavailableError(f"{provider} cannot run {path}: {error}") from error
         self.device = device
         self.provider: str = self._session.get_providers()[0]
         if self.provider != provider:
             raise DeviceUnavailableError(
-                f"{provider} was asked for, ONNX Runtime came up with {self.provider}: its "
+                f"{provider} was requested, but ONNX Runtime uses {self.provider}: the provider's "
                 "libraries cannot be loaded (pip install 'onnxruntime-gpu[cuda,cudnn]')"
             )
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -197,7 +197,7 @@ def _cuda_settings(*, tf32: bool, cuda_graphs: bool) -> dict[str, str]:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     elif os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         raise DeviceUnavailableError(
-            "TF32 was asked for, but NVIDIA_TF32_OVERRIDE=0 turns it off in this process"
+            "TF32 was requested, but NVIDIA_TF32_OVERRIDE=0 turns it off in this process"
         )
     return {"use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(cuda_graphs))}
 

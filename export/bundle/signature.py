@@ -163,7 +163,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> None:
     if signer_sha256 != key_sha256:
         raise SignatureError(
             f"{bundle.folder} is signed by another key: SHA-256 {signer_sha256}, expected "
-            f"{key_sha256} ({public_key}); take a bundle that this key signed"
+            f"{key_sha256} ({public_key}); use a bundle that is signed by this key"
         )
     # The library reads a copy of the signature parsed here, so that both check the same one.
     with tempfile.TemporaryDirectory() as temporary:
@@ -175,12 +175,12 @@ def verify_signature(bundle: Bundle, public_key: Path) -> None:
         except InvalidSignature as error:
             raise SignatureError(
                 f"{bundle.folder / SIGNATURE_NAME} was altered or forged: the key {public_key} did "
-                "not sign what it says; take the bundle from its source again"
+                "not sign its content; get the bundle from its source again"
             ) from error
         except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
             raise SignatureError(
-                f"{bundle.folder} is not what was signed: {error}; take the signed bundle from its "
-                f"source again, or, if the change is yours, sign it: {SIGN}"
+                f"{bundle.folder} is not what was signed: {error}; get the signed bundle from its "
+                f"source again or, if the change is yours, sign it again: {SIGN}"
             ) from error
     _require_signed_manifest(bundle, signature)
 
@@ -196,12 +196,14 @@ def _require_signed_manifest(bundle: Bundle, signature: _SignatureFile) -> None:
         statement = _Statement.model_validate_json(_decode(signature.dsseEnvelope.payload))
         is_used = Manifest.model_validate(json.loads(content)) == bundle.manifest
     except ValueError as error:
-        raise SignatureError(f"{bundle.folder} signs something else: {error}") from error
+        raise SignatureError(
+            f"the signature of {bundle.folder} is not one of a bundle: {error}"
+        ) from error
     signed = statement.manifest_sha256()
     if found != signed or not is_used:
         raise SignatureError(
-            f"{bundle.folder / MANIFEST_NAME} is not the signed one: sha256 {found}, signed "
-            f"{signed}{'' if is_used else ', and it changed while it was read'}; take the signed "
+            f"{bundle.folder / MANIFEST_NAME} is not the signed one: SHA-256 {found}, signed "
+            f"{signed}{'' if is_used else ', and it changed while it was read'}; get the signed "
             "bundle from its source again"
         )
 
@@ -210,15 +212,15 @@ def _read_signature(folder: Path) -> _SignatureFile:
     path = folder / SIGNATURE_NAME
     if not path.is_file():
         raise SignatureError(
-            f"{folder} is not signed: {SIGNATURE_NAME} is missing, expected one of the configured "
-            f"key; sign it where it is built: {SIGN}"
+            f"{folder} is not signed: {SIGNATURE_NAME} is missing, expected a signature by the "
+            f"configured key; sign the bundle where it is built: {SIGN}"
         )
     try:
         signature = _SignatureFile.model_validate_json(path.read_bytes())
         payload = _decode(signature.dsseEnvelope.payload)
     except (OSError, ValidationError, binascii.Error) as error:
         raise SignatureError(
-            f"{path} is no signature of a key pair by OpenSSF model signing: {error}; sign the "
+            f"{path} is not a key-mode signature of OpenSSF model signing: {error}; sign the "
             f"bundle again: {SIGN}"
         ) from error
     envelope = signature.dsseEnvelope.model_copy(
@@ -249,7 +251,7 @@ def _read_public_key(path: Path) -> "ec.EllipticCurvePublicKey":
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise SigningKeyError(f"{path} is no public key in PEM: {_first_line(error)}") from error
+        raise SigningKeyError(f"{path} is not a public key in PEM: {_first_line(error)}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in CURVES:
         raise SigningKeyError(f"{path} {_expected(key)}")
     return key
@@ -263,11 +265,13 @@ def _read_private_key(path: Path) -> "ec.EllipticCurvePrivateKey":
         key = load_pem_private_key(path.read_bytes(), password=None)
     except TypeError as error:  # the library raises this if a password is needed
         raise SigningKeyError(
-            f"{path} is encrypted; give a key without a password, e.g. by: "
+            f"{path} is encrypted; expected a key without a password, which this writes: "
             "openssl pkey -in ENCRYPTED.pem -out PRIVATE.pem"
         ) from error
     except (OSError, ValueError) as error:
-        raise SigningKeyError(f"{path} is no private key in PEM: {_first_line(error)}") from error
+        raise SigningKeyError(
+            f"{path} is not a private key in PEM: {_first_line(error)}"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
         raise SigningKeyError(f"{path} {_expected(key)}")
     return key
@@ -275,7 +279,7 @@ def _read_private_key(path: Path) -> "ec.EllipticCurvePrivateKey":
 
 def _expected(key: object) -> str:
     return (
-        f"holds a {type(key).__name__.lstrip('_')}, expected an elliptic curve key on "
+        f"contains a {type(key).__name__.lstrip('_')}, expected an elliptic curve key on "
         f"{', '.join(CURVES.values())}; make one with: "
         "openssl ecparam -name prime256v1 -genkey -noout -out PRIVATE.pem"
     )

@@ -65,7 +65,7 @@ class Bundle:
         named = {f.path for f in manifest.files} | {MANIFEST_NAME, SIGNATURE_NAME}
         if strangers := {p.name for p in folder.iterdir()} - named:
             listed = ", ".join(sorted(strangers))
-            raise BundleError(f"{folder} holds files that its manifest does not name: {listed}")
+            raise BundleError(f"{folder} contains files that its manifest does not list: {listed}")
         return cls(folder, manifest)
 
     @property
@@ -80,8 +80,8 @@ class Bundle:
             BundleError: The bundle has no such file; the message says why, if that is known.
         """
         if variant not in self.variants:
-            why = self.manifest.not_built.get(variant, f"there are: {', '.join(self.variants)}")
-            raise BundleError(f"{self.folder} holds no {variant} model: {why}")
+            why = self.manifest.not_built.get(variant, f"it has {', '.join(self.variants)}")
+            raise BundleError(f"{self.folder} has no {variant} model: {why}")
         return self.variants[variant]
 
     def path(self, role: Role) -> Path:
@@ -93,7 +93,7 @@ class Bundle:
         for entry in self.manifest.files:
             if entry.role == role:
                 return self.folder / entry.path
-        raise BundleError(f"{self.folder} holds no {role} file")
+        raise BundleError(f"{self.folder} has no {role} file")
 
     def read(self, path: Path) -> bytes:
         """Read a file of the bundle and verify its SHA-256 again.
@@ -109,7 +109,7 @@ class Bundle:
         for entry in self.manifest.files:
             if self.folder / entry.path == path:
                 return _verified_content(path, entry)
-        raise BundleError(f"{path} is not named by the manifest of {self.folder}")
+        raise BundleError(f"{path} is not listed in the manifest of {self.folder}")
 
 
 def find_bundles(folder: Path) -> list[Path]:
@@ -126,8 +126,8 @@ def find_bundles(folder: Path) -> list[Path]:
             found.append(path)
         elif any((path / name).exists() for name in TRACES):
             raise BundleError(
-                f"{path} holds a bundle's files, but no {MANIFEST_NAME}; build it again, or take "
-                "the folder away"
+                f"{path} contains a bundle's files, but no {MANIFEST_NAME}; build the bundle "
+                "again, or remove the folder"
             )
     return found
 
@@ -141,7 +141,7 @@ def _verified_content(path: Path, entry: FileEntry) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != entry.sha256:
         raise BundleError(
-            f"{path} was altered: sha256 {found}, the manifest says {entry.sha256}; "
+            f"{path} was altered: SHA-256 {found}, expected {entry.sha256} from the manifest; "
             "build the bundle again"
         )
     return content
@@ -228,7 +228,7 @@ def write_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
         BundleError: ``target`` exists and is not a bundle; it is not changed.
     """
     if target.exists() and not (target / MANIFEST_NAME).is_file():
-        raise BundleError(f"{target} exists and is no bundle: it is not overwritten")
+        raise BundleError(f"{target} exists and is not a bundle: it is not overwritten")
     (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
     staging.chmod(0o755)  # mkdtemp's 0700 would hide it from the service's user
     for path in staging.iterdir():
@@ -253,7 +253,7 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(
-            f"{folder} is no bundle: {MANIFEST_NAME} is missing; "
+            f"{folder} is not a bundle: {MANIFEST_NAME} is missing; "
             "make one with: python -m export build CHECKPOINT --out DIR"
         )
     try:

@@ -41,9 +41,9 @@ DERIVED = "derived: "
 HALF_ROUNDING = 2.0**-11  # float16 rounds to 11 significant bits: relative error of one rounding
 
 DYNAMIC_INT8_REFUSED = (
-    "dynamic int8 scales each batch by its own largest activation, so that an answer depends on "
-    "the other samples in its batch (0.16 logits were measured): it cannot be proven for batched "
-    "serving; take onnx-int8, whose scales are fixed"
+    "dynamic int8 scales each batch by its own largest activation, so an output depends on the "
+    "other samples in its batch (by up to 0.16 in the logits, as measured): it cannot be proven "
+    "for batched serving; use onnx-int8, whose scales are fixed"
 )
 
 
@@ -157,7 +157,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         rms_ratio=1,
         neighbours=0,
         weights=0,
-        reason="a trace replays eager's own kernels: bit-equal at the same batch size and threads",
+        reason="a trace runs eager's own kernels: bit-equal at the same batch size and threads",
     ),
     Tolerance(
         format="torchscript-frozen",
@@ -174,7 +174,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         rms_ratio=8,
         neighbours=0,
         weights=0,
-        reason="same operators, but a compiler may fuse them; measured 0, faults give 250 times",
+        reason="same operators, but a compiler may fuse them; measured 0, faults 250 times onnx's",
     ),
     Tolerance(
         format="onnx",
@@ -184,7 +184,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         batch_invariance=2e-6,
         neighbours=0,
         weights=FOLD_ERROR,
-        reason="other kernels, other order of sums; measured 4.6e-7 and 2.0, faults give 250 times",
+        reason="other kernels, other order of sums; measured 4.6e-7 and 2.0, faults 250 times that",
     ),
     Tolerance(
         format="onnx",
@@ -198,7 +198,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         flip_share=0.001,
         tie_share=0.003,
         accuracy_drop=0.0005,
-        reason="11 bits a value, also in the probabilities; measured 8.8e-4 scaled and no flip",
+        reason="11 bits per value, also in the probabilities; measured 8.8e-4 scaled and no flip",
     ),
     Tolerance(
         format="onnx",
@@ -210,7 +210,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         flip_share=0.001,
         tie_share=0,
         accuracy_drop=0.002,
-        reason="8 bits a value inside, last layer in fp32; measured 37 dB, no such flip, 0.04 pp",
+        reason="8 bits per value, last layer in fp32; measured 37 dB, no such flip, 0.04 pp less",
     ),
     Tolerance(
         format="onnx",
@@ -310,18 +310,20 @@ def changed(
         row_name, _, field = key.rpartition(".")
         if row_name not in rows or field not in BOUNDS:
             raise ToleranceError(
-                f"{change!r}: expected VARIANT.DEVICE.FIELD=NUMBER with one of "
-                f"{', '.join(rows)} and one of {', '.join(BOUNDS)}"
+                f"{change!r}: expected VARIANT.DEVICE.FIELD=NUMBER with, as VARIANT.DEVICE, one of "
+                f"{', '.join(rows)} and, as FIELD, one of {', '.join(BOUNDS)}"
             )
         row = rows[row_name]
         try:
             bound = None if number == "none" else float(number)
             new = Tolerance.model_validate(row.model_dump() | {field: bound})
         except ValueError as error:
-            raise ToleranceError(f"{change!r}: {number!r} cannot be a {field}") from error
+            raise ToleranceError(f"{change!r}: {number!r} is not a valid {field}") from error
         if loosened := new.looser_than(row):
             if not because:
-                raise ToleranceError(f"{change!r} allows more than the table: say why (--because)")
+                raise ToleranceError(
+                    f"{change!r} allows more than the table: give a reason (--because)"
+                )
             note = f"{'; '.join(loosened)} because {because}"
             earlier = f"{row.loosened}; " if row.loosened else ""
             new = new.model_copy(update={"loosened": earlier + note})
@@ -344,7 +346,7 @@ def violations(found: Comparison, allowed: Tolerance) -> Iterator[str]:
     if bound is not None and not found.scaled_error <= bound:
         yield (
             f"scaled error {found.scaled_error:.2e} > {bound:.0e} "
-            f"(off by {found.max_abs_error:.2e} at worst)"
+            f"(largest difference {found.max_abs_error:.2e})"
         )
     if allowed.rms_ratio is not None and not found.rms_ratio <= allowed.rms_ratio:
         yield f"RMS error {found.rms_ratio:.1f} x eager's > {allowed.rms_ratio:.0f} x"
@@ -362,11 +364,11 @@ def _multiple_violations(found: Comparison, allowed: Tolerance) -> Iterator[str]
     )
     for which, multiple, limit in multiples:
         if multiple is not None and limit is not None and not multiple <= limit:
-            yield f"{which} error {multiple:.1f} x what float32 leaves undecided > {limit:g} x"
+            yield f"{which} error {multiple:.1f} x float32's own rounding error > {limit:g} x"
     spread = allowed.sample_spread
     if allowed.precision != "fp32" and spread is not None and not found.sample_spread <= spread:
         yield (
-            f"the worst sample is off by {found.sample_spread:.0f} x the median sample's error > "
+            f"the worst sample's error is {found.sample_spread:.0f} x the median sample's > "
             f"{spread:g} x"
         )
 
@@ -378,17 +380,20 @@ def _label_violations(found: Comparison, labels: LabelFigures, allowed: Toleranc
         if not labels.decided_flips <= expected + STANDARD_DEVIATIONS * expected**0.5:
             yield (
                 f"{labels.decided_flips} of {labels.samples} labels differ where the reference "
-                f"is no near tie > {allowed.flip_share:.1%} and what may be chance"
+                f"is not a near tie > {allowed.flip_share:.1%} plus what may be chance"
             )
     elif labels.flips and allowed.scaled_error is not None:
         reach = 2 * allowed.scaled_error * found.largest_value
         if not labels.largest_flip_margin <= reach:
             yield (
-                f"{labels.flips} of {labels.samples} labels differ, one where the reference's best "
-                f"leads by {labels.largest_flip_margin:.2e} > {reach:.0e}"
+                f"{labels.flips} of {labels.samples} labels differ, one where the reference's "
+                f"margin is {labels.largest_flip_margin:.2e} > {reach:.0e}"
             )
     if allowed.tie_share is not None and not labels.ties <= allowed.tie_share * labels.samples:
-        yield f"{labels.ties} samples have two best logits > {allowed.tie_share:.1%}"
+        yield (
+            f"{labels.ties} of {labels.samples} samples have two equal largest logits > "
+            f"{allowed.tie_share:.1%}"
+        )
     if allowed.accuracy_drop is not None and labels.accuracy is not None:
         drop = (labels.eager_accuracy or 0) - labels.accuracy
         # A correct file may flip near ties and the allowed share of labels. Such flips change the
@@ -398,8 +403,8 @@ def _label_violations(found: Comparison, labels: LabelFigures, allowed: Toleranc
         chance = STANDARD_DEVIATIONS * honest_flips**0.5 / labels.samples
         if not drop <= allowed.accuracy_drop + chance:
             yield (
-                f"accuracy falls by {drop:.2%} > {allowed.accuracy_drop:.2%} and {chance:.2%} that "
-                "may be chance"
+                f"accuracy falls by {drop:.2%} > {allowed.accuracy_drop:.2%} plus {chance:.2%} "
+                "that may be chance"
             )
 
 

@@ -70,7 +70,9 @@ def translate(subject: ModelUnderTest, program: torch.export.ExportedProgram) ->
     _strip(model)
     problems = structure_problems(model, subject.inputs, subject.outputs)
     if problems:
-        raise ExportError(f"the exporter gave something else: {'; '.join(problems)}")
+        raise ExportError(
+            f"the exported model differs from what was requested: {'; '.join(problems)}"
+        )
     onnx.checker.check_model(model, full_check=True)
     return OnnxExport(model, translated.exported_program)
 
@@ -82,7 +84,7 @@ def _refuse_too_large(subject: ModelUnderTest) -> None:
         raise SubjectError(
             f"the weights of {subject.name} have {size / 1e9:.1f} GB; expected at most "
             f"{PROTOBUF_BYTES / 1e9:.1f} GB, since an ONNX file is one protobuf message and a "
-            "bundle has no second file: split the network, or serve it by other means"
+            "bundle has no external data file: split the network, or serve it by other means"
         )
 
 

@@ -171,9 +171,9 @@ def to_int8(
         quantized = onnx.load(target)
     if not any(tensor.data_type == TensorProto.INT8 for tensor in quantized.graph.initializer):
         raise NothingQuantizedError(
-            "none of its weights would be in int8: convolutions and matrix products are taken to "
-            "int8, except the last one before each output and convolutions over fewer than "
-            f"{FEW_CHANNELS} channels; serve the float32 or the float16 file"
+            "none of its weights would be in int8: convolutions and matrix products are converted "
+            "to int8, except the last one before each output and convolutions over fewer than "
+            f"{FEW_CHANNELS} channels; use the float32 or the float16 file"
         )
     quantized.producer_name, quantized.producer_version = "", ""
     return quantized

@@ -24,7 +24,7 @@ def export_program(subject: ModelUnderTest) -> torch.export.ExportedProgram:
     """
     training = [name for name, module in subject.module.named_modules() if module.training]
     if training:
-        raise ValueError(f"in training mode, call eval() first: {', '.join(training)}")
+        raise ValueError(f"in training mode; call eval() first: {', '.join(training)}")
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # Recurrent layers keep a list of their parameters, which export swaps temporarily.
@@ -49,12 +49,12 @@ def _refusal(subject: ModelUnderTest, error: str) -> str:
     elif "constraints violated" in error.lower() and axes != "batch":
         advice = (
             " Axes that must be equal need one name (--input NAME=DATATYPE[-1,NAME=LOW..HIGH]); "
-            "one that must be a multiple of something, or is fixed, as a recurrent layer's steps "
-            "are, cannot be variable: declare its size, and pad the samples to it."
+            "an axis whose size must be a multiple of a number, or is fixed, as a recurrent "
+            "layer's steps are, cannot be variable: declare its size, and pad the samples to it."
         )
     return (
-        f"torch.export cannot make a graph of {subject.name} with the free axes {axes}.{advice} It "
-        f"says: {error}"
+        f"torch.export cannot export {subject.name} with the dynamic axes {axes}.{advice} Its "
+        f"message: {error}"
     )
 
 

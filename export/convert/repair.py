@@ -331,13 +331,13 @@ def summary_of(figures: RepairFigures) -> RepairSummary | None:
 def failure_of(figures: RepairFigures) -> str:
     """Explain in the manifest why a search found no file."""
     if not figures.trials:
-        return "no layer of it could be kept in float32 while others are not"
+        return "it cannot be repaired: no layer can be kept in float32 separately from the others"
     nearest = max(figures.trials, key=lambda trial: trial.sqnr_db)
     return (
         f"{len(figures.trials)} trials did not repair it, with up to "
         f"{max(len(trial.kept) for trial in figures.trials)} of {len(figures.layers)} layers kept "
-        f"in float32; the nearest keeps {len(nearest.kept)}: "
-        f"{nearest.complaint or 'passed, but the file that failed was made so'}"
+        f"in float32; the best trial keeps {len(nearest.kept)}: "
+        f"{nearest.complaint or 'passed, but it is the file that failed the gate'}"
     )
 
 
@@ -349,8 +349,8 @@ def refusal_of(figures: RepairFigures, judged: int) -> str:
         judged: How many samples the gate ran.
     """
     return (
-        f"{figures.samples:,} calibration samples had found it good enough, the gate's {judged:,} "
-        "did not: use more calibration samples (--calibration)"
+        f"it passed on {figures.samples:,} calibration samples, but not on the gate's {judged:,} "
+        "samples: use more calibration samples (--calibration)"
     )
 
 

@@ -51,7 +51,7 @@ def exported_torchscript(
             saved.result()
         except Exception as error:  # pickling and tracing raise many classes
             raise TracingError(
-                f"{subject.name} cannot be traced to TorchScript in a fresh process ({error})"
+                f"{subject.name} cannot be traced to TorchScript in a new process ({error})"
             ) from error
 
 

@@ -67,7 +67,7 @@ def from_bundle(bundle: Bundle, dataset: Dataset) -> ModelUnderTest:
     """
     training, weights = bundle.manifest.training, bundle.path("weights")
     if training is None:
-        raise BundleError(f"{bundle.folder} is no bundle of a checkpoint")
+        raise BundleError(f"{bundle.folder} was not built from a checkpoint")
     config = TrainConfig.model_validate(training.config)
     if dataset.sha256 == training.data_sha256:  # else _subject refuses the data set
         require_same_split(
@@ -85,8 +85,8 @@ def _subject(
     if dataset.sha256 != training.data_sha256:
         raise DataError(
             f"the checkpoint was trained on {training.data_name} ({training.data_sha256[:12]}), "
-            f"these images are {dataset.name} ({dataset.sha256[:12]}): its test images would not "
-            "be those of the proof; give the same data with --data-dir"
+            f"these images are {dataset.name} ({dataset.sha256[:12]}), so the test images are not "
+            "those of the proof; give the same data with --data-dir"
         )
     name = str(training.config["model"])
     architecture, _ = resolved(name, {})  # older bundles use older names

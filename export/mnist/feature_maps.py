@@ -90,13 +90,15 @@ def find_first_layer(model: ModelProto, program: Program, subject: ModelUnderTes
         NoFirstLayerError: The network's input is not one image, or it has no such activation.
     """
     if subject.inputs != INPUTS:
-        raise NoFirstLayerError(f"they are of networks that take {INPUTS[0]} and no more")
+        raise NoFirstLayerError(f"they need a network whose only input is {INPUTS[0]}")
     activation, product = _first_activation(model)
     name = activation.output[0]
     nodes = named_nodes(program, [spec.name for spec in subject.outputs])
     shape = _shape(model, name)
     if name not in nodes or len(shape) < UNITS_NDIM or min(shape[1:]) < 1:
-        raise NoFirstLayerError(f"the first activation, {name} {shape}, is no layer of PyTorch's")
+        raise NoFirstLayerError(
+            f"the first activation, {name} {shape}, is not a layer of the PyTorch module"
+        )
     if product.op_type == "MatMul" and len(shape) > UNITS_NDIM:
         raise NoFirstLayerError(f"the axes of {name} {shape} are not channel, height and width")
     where = module_of(nodes[name])
@@ -136,7 +138,7 @@ def cut_problems(part: ModelProto, model: ModelProto, output: TensorSpec) -> lis
     ):
         ours, theirs = _by_name(found), _by_name(wanted)
         problems += [
-            f"{kind} {name} is not as in the ONNX file that it was cut from"
+            f"{kind} {name} differs from the ONNX file that it was cut from"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
@@ -196,7 +198,9 @@ def measure_first_layer(
     for batch_size in BATCH_SIZES:
         found = run_batched(predict, inputs, batch_size).get(first.output.name)
         if found is None or found.shape != fp32.shape:
-            problems.append(f"gives {None if found is None else found.shape}, not {fp32.shape}")
+            problems.append(
+                f"has shape {None if found is None else found.shape}, expected {fp32.shape}"
+            )
         else:
             by_batch[batch_size] = compare(found, fp32, fp64, one_scale=True)
     return FeatureFigures(
@@ -218,7 +222,7 @@ def _first_activation(model: ModelProto) -> tuple[NodeProto, NodeProto]:
         if node.op_type in PRODUCTS or products:
             product = node if node.op_type in PRODUCTS else products[0]
             behind.update(dict.fromkeys(node.output, product))
-    raise NoFirstLayerError("there is no activation behind a convolution or a dense layer")
+    raise NoFirstLayerError("there is no activation after a convolution or a dense layer")
 
 
 def _words(model: ModelProto, product: NodeProto, shape: Sequence[int]) -> str:

@@ -141,13 +141,13 @@ class OodDetector:
                     *(arrays[name] for name in ("weight", "centre", "precision", "strangeness")),
                 )
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise BundleError(f"{path} does not hold a guard: {error}") from error
+            raise BundleError(f"{path} is not a file of a guard: {error}") from error
         shapes = [array.shape for array in vars(guard).values()]
         components, held_out = guard.weight_C.size, guard.strangeness_M.size
         if shapes != [(PIXELS,), (PIXELS, components), (components,), (2,), (2, 2), (held_out,)]:
-            raise BundleError(f"{path} does not hold a guard: its arrays do not fit")
+            raise BundleError(f"{path} is not a file of a guard: its arrays do not match")
         if held_out < LEAST_HELD_OUT or not (np.diff(guard.strangeness_M) >= 0).all():
-            raise BundleError(f"{path} does not hold a guard: its held-out images are no measure")
+            raise BundleError(f"{path} is not a file of a guard: its held-out values are invalid")
         return guard
 
     def _reason(self, image_HW: Array) -> str:
@@ -158,14 +158,14 @@ class OodDetector:
         if spread == 0:
             return "blank"
         if values.max() == 1:
-            return "pixels look scaled to 0..1 (unnormalised)"
+            return "pixels look scaled to 0..1; expected 0..255"
         if spread < FAINT:
             return f"faint: its pixels differ by {spread:.0f} of {PIXEL_MAX} at most"
         if _likeness_of_neighbours(values) < NOISE:
             return "noise"
         if np.median(_rim(values)) > MID_GREY and self._is_less_strange(negative, image_HW):
-            return "inverted: light ground"
-        return "unlike the digits that the model learned from"
+            return "inverted: light background"
+        return "unlike the digits that the model was trained on"
 
     def _is_less_strange(self, one_HW: Array, other_HW: Array) -> bool:
         one, other = self.strangeness(np.stack([one_HW, other_HW]))

@@ -44,7 +44,7 @@ def parse_input(text: str) -> TensorSpec:
     for index, size in enumerate(found["sizes"].split(",")):
         part = _SIZE.fullmatch(size)
         if not part:
-            raise ValueError(f"{size!r} is no size; expected a number, 4..128 or NAME=4..128")
+            raise ValueError(f"{size!r} is not a size; expected a number, 4..128 or NAME=4..128")
         variable = part["high"] is not None
         shape.append(-1 if variable else int(part["low"]))
         if variable:
@@ -73,7 +73,8 @@ def _parse_domain(text: str) -> Domain:
         kind = "range" if found["kind"] == "range" else "length"
         return Domain(kind=kind, low=float(found["low"]), high=float(found["high"]))
     raise ValueError(
-        f"{text!r} is no domain; expected range=LOW..HIGH, tokens=WORDS, mask or length=LOW..HIGH"
+        f"{text!r} is not a domain; expected range=LOW..HIGH, tokens=WORDS, mask or "
+        "length=LOW..HIGH"
     )
 
 
@@ -116,7 +117,7 @@ def require_domain(spec: TensorSpec, array: Array) -> None:
     if declared is None:
         return
     if declared.kind == "mask":
-        fits, expected = is_prefix_mask(array), "ones, at least one, then zeros in each sample"
+        fits, expected = is_prefix_mask(array), "one or more ones, then zeros, in each sample"
     else:
         low, high = declared.low, declared.high
         fits = bool((array >= low).all()) and bool((array <= high).all())
@@ -124,7 +125,7 @@ def require_domain(spec: TensorSpec, array: Array) -> None:
     if not fits:
         raise SubjectError(
             f"the samples of {spec.name} have values from {array.min():g} to {array.max():g}; "
-            f"declared was {expected}"
+            f"declared: {expected}"
         )
 
 

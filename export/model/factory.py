@@ -131,25 +131,27 @@ def _make(factory: str, arguments: dict[str, Any]) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SubjectError(
-            f"--model {factory}: expected package.module:function, importable from here ({error})"
+            f"--model {factory}: expected package.module:function that can be imported ({error})"
         ) from error
     try:
         module = function(**arguments)
     except TypeError as error:
         raise SubjectError(f"--model {factory} with arguments {arguments}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise SubjectError(f"{factory} gave a {type(module).__name__}, expected a torch.nn.Module")
+        raise SubjectError(
+            f"{factory} returned a {type(module).__name__}, expected a torch.nn.Module"
+        )
     return module.float().cpu().eval()
 
 
 def _load(module: nn.Module, path: Path) -> str:
     """Load a safetensors file into a module and return the file's SHA-256; refuse pickles."""
     if not path.is_file():
-        raise SubjectError(f"the weights {path} are not there")
+        raise SubjectError(f"the weights {path} do not exist")
     content = path.read_bytes()
     if path.suffix in PICKLE_SUFFIXES or content[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
         raise SubjectError(
-            f"{path} is a pickle: whoever opens it runs whatever is in it. If you trust its "
+            f"{path} is a pickle: opening it can run any code that it contains. If you trust its "
             'author, convert it once: python -c "import torch; from safetensors.torch import '
             f"save_file; save_file(torch.load('{path}', weights_only=True), "
             f"'{path.with_suffix('.safetensors')}')\""
@@ -157,7 +159,7 @@ def _load(module: nn.Module, path: Path) -> str:
     try:
         module.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
-        raise SubjectError(f"{path} does not fit the module: {error}") from error
+        raise SubjectError(f"{path} does not match the module: {error}") from error
     for part in module.modules():
         if parametrize.is_parametrized(part):  # e.g. weight norm, which only training needs
             for name in list(part.parametrizations):  # type: ignore[arg-type]
@@ -173,7 +175,7 @@ def _spec(name: str, array: Array) -> TensorSpec:
             try:
                 return TensorSpec(name=name, datatype=datatype, shape=(-1, *array.shape[1:]))
             except ValueError as error:
-                raise SubjectError(f"{name!r} is no name for a tensor: {error}") from error
+                raise SubjectError(f"{name!r} is not a valid name of a tensor: {error}") from error
     raise SubjectError(f"{name} has the type {array.dtype}; expected one of {', '.join(DTYPES)}")
 
 
@@ -189,15 +191,15 @@ def _answer_blocks(
             fewer = module(*_tensors(blocks[0], EXAMPLES - 1))
     except Exception as error:  # third-party modules raise anything
         raise SubjectError(
-            f"{factory} cannot answer its samples in float32: {error}; the arrays are handed to "
-            f"forward by the names of its parameters, else in order: {', '.join(blocks[0])}"
+            f"{factory} cannot run its samples in float32: {error}; the arrays are passed to "
+            f"forward by the names of its parameters, else in this order: {', '.join(blocks[0])}"
         ) from error
     for name, many, few in zip(named, answers[0], fewer, strict=True):
         if many.shape[:1] != (EXAMPLES,) or few.shape != (EXAMPLES - 1, *many.shape[1:]):
             raise SubjectError(
                 f"the output {name} has the shape {tuple(many.shape)} for {EXAMPLES} samples and "
-                f"{tuple(few.shape)} for {EXAMPLES - 1}; expected the samples on the first axis "
-                f"and the same sizes behind it. {FIXED_SIZE}"
+                f"{tuple(few.shape)} for {EXAMPLES - 1}; expected the batch on the first axis "
+                f"and the same sizes on the others. {FIXED_SIZE}"
             )
     return list(named), answers
 
@@ -215,7 +217,7 @@ def _output_specs(
     """The outputs' specs, from each block's sizes and its outputs for a few samples."""
     if len(names) != len(answers[0]) or not set(logits) <= set(names):
         raise SubjectError(
-            f"the module has {len(answers[0])} outputs; named were {', '.join(names)}"
+            f"the module has {len(answers[0])} outputs; the names given are {', '.join(names)}"
             + (f", logits {', '.join(logits)}" if logits else "")
         )
     specs = []
@@ -260,10 +262,10 @@ def _inputs(samples: Samples, declared: Sequence[TensorSpec]) -> tuple[TensorSpe
         if not fits or any(
             size not in (found.shape[axis], -1) for axis, size in enumerate(spec.shape)
         ):
-            raise SubjectError(f"{samples.name} has the inputs {found}; declared was {spec}")
+            raise SubjectError(f"{samples.name} has the input {found}; declared: {spec}")
         inputs.append(spec)
     if by_name:
         found_names = ", ".join(map(str, inputs))
         wanted = ", ".join(map(str, by_name.values()))
-        raise SubjectError(f"{samples.name} has the inputs {found_names}; declared was {wanted}")
+        raise SubjectError(f"{samples.name} has the inputs {found_names}; also declared: {wanted}")
     return tuple(inputs)

@@ -36,7 +36,7 @@ def from_program(bundle: Bundle, samples: Sequence[Path]) -> tuple[ModelUnderTes
     try:
         program = torch.export.load(path)
     except Exception as error:  # PyTorch's loader raises many classes
-        raise BundleError(f"{path} is no model that can be run: {error}") from error
+        raise BundleError(f"{path} is not a model that can be run: {error}") from error
     _hold_the_weights(program, bundle.path("weights"), path)
     subject = ModelUnderTest(
         name=manifest.name,
@@ -62,4 +62,6 @@ def _hold_the_weights(program: Program, weights: Path, path: Path) -> None:
             where = path.name if tensor is None else weights.name
             raise BundleError(f"{name} is not in {where}: give the module itself with --model")
         if not np.array_equal(tensor.detach().numpy(), expected[name]):
-            raise BundleError(f"{name} of {path} differs from {weights.name}; build it again")
+            raise BundleError(
+                f"{name} of {path} differs from {weights.name}; build the bundle again"
+            )

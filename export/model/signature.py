@@ -121,7 +121,7 @@ def named_tensors(answer: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         parts = {f"{prefix}{position}": value for position, value in enumerate(answer)}
     else:
         raise TypeError(
-            f"forward returns a {type(answer).__name__} ({name or 'its answer'}); expected "
+            f"forward returns a {type(answer).__name__} ({name or 'its result'}); expected "
             "tensors, in tuples or dicts if there are several"
         )
     for key, value in parts.items():

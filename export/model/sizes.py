@@ -50,7 +50,7 @@ def block_sizes(inputs: Sequence[TensorSpec], arrays: Arrays) -> Sizes:
             if sizes.setdefault(name, size) != size or not low <= size <= high:
                 raise SubjectError(
                     f"the samples of {spec.name} have the size {size} on the axis {name}; "
-                    f"expected {low}..{high} and the same size wherever the axis is named"
+                    f"expected {low}..{high} and the same size wherever the axis occurs"
                 )
     return sizes
 
@@ -65,8 +65,8 @@ def with_sizes(inputs: Sequence[TensorSpec], given: Sequence[Samples]) -> Sample
     first, *further = given
     if further and not axes:
         raise SubjectError(
-            f"{first.name} are several files, and no axis is variable; expected one file, or axes "
-            "that are: --input NAME=DATATYPE[-1,NAME=LOW..HIGH]"
+            f"{first.name}: several files, but no axis is variable; expected one file, or variable "
+            "axes: --input NAME=DATATYPE[-1,NAME=LOW..HIGH]"
         )
     blocks = {_words(block_sizes(inputs, s.arrays)): s for s in reversed(given)}
     others = [replace(s, sizes=_words(block_sizes(inputs, s.arrays))) for s in further]
@@ -76,8 +76,8 @@ def with_sizes(inputs: Sequence[TensorSpec], given: Sequence[Samples]) -> Sample
         block = next((c for s in given if (c := _cropped(inputs, s, sizes))), None)
         if block is None:
             raise SubjectError(
-                f"there are no samples of the size {_words(sizes)}, nor larger ones to crop; "
-                "expected samples of the largest size of each axis: give a further file with "
+                f"there are no samples of the size {_words(sizes)}, or larger ones to crop; "
+                "expected samples of the largest size of each axis: give another file with "
                 "--inputs, or declare a smaller range"
             )
         others.append(block)

@@ -24,7 +24,7 @@ from export.bundle.metrics import Array, Arrays
 EXAMPLES = 4
 FIXED_SIZE = (
     "A size that depends on the values of the inputs cannot be exported: return a fixed number of "
-    "entries (topk, or padded to the largest) and a mask or a count beside them"
+    "entries (topk, or padded to the largest), together with a mask or a count"
 )
 
 
@@ -161,8 +161,8 @@ def _read(path: Path) -> Samples:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise SubjectError(
-            f"{path} is no .npz of arrays ({error}); write one with "
-            "numpy.savez(path, NAME=array, ...), the first axis of each being the sample"
+            f"{path} is not an .npz of arrays ({error}); write one with "
+            "numpy.savez(path, NAME=array, ...), with the batch on the first axis"
         ) from error
     targets = arrays.pop("targets", None)
     counts = {
@@ -171,9 +171,9 @@ def _read(path: Path) -> Samples:
     }
     if not arrays or len(counts) != 1 or min(counts) < EXAMPLES:
         raise SubjectError(
-            f"{path}: expected arrays of one length, at least {EXAMPLES}; found "
+            f"{path}: expected arrays of the same length, at least {EXAMPLES}; found "
             + ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
-            + ". The first axis of each is the sample: a state [layers, N, hidden] must be "
+            + ". The first axis of each is the batch: a state [layers, N, hidden] must be "
             "transposed to [N, layers, hidden], and back in forward"
         )
     sha256 = hashlib.sha256(content).hexdigest()

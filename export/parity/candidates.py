@@ -271,7 +271,7 @@ def _load(variant: str, path: Path, device: Device, tf32: bool) -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(path, map_location=device)
     except Exception as error:  # PyTorch's loaders raise many classes
-        raise BundleError(f"{path} is no model that can be run: {error}") from error
+        raise BundleError(f"{path} is not a model that can be run: {error}") from error
 
 
 @functools.cache

@@ -43,7 +43,7 @@ class NarrowOperatorError(SubjectError):
         super().__init__(
             f"there is no float64 reference: {', '.join(sorted(operators))} computed in less than "
             "float64 although every input was float64; expected operators that follow the type of "
-            "their inputs: replace them in forward by PyTorch's own"
+            "their inputs: replace them in forward by PyTorch's own operators"
         )
 
 

@@ -70,8 +70,8 @@ def judge(figures: ParityFigures, tolerances: Iterable[Tolerance]) -> "Judgement
             allowed = leakage_bound(table[variant], situation)
             if allowed is not None and not difference <= allowed:
                 failures[variant].append(
-                    f"{variant}: an answer depends on its batch: {situation} it differs by "
-                    f"{difference:.1e} scaled > {allowed:.0e} from that among other samples"
+                    f"{variant}: an output depends on its batch: {situation} it differs by "
+                    f"{difference:.1e} scaled > {allowed:.0e} from that among real samples"
                 )
     general = list(_general_failures(figures, table))
     if figures.features is not None:
@@ -109,10 +109,10 @@ def inside_words(compared: int, unmatched: int) -> str:
     """Describe how many values inside the ONNX file were compared, and what that means."""
     values = compared + unmatched
     if compared == 0:
-        return "no value inside has the name of a value of the checkpoint: nothing was compared"
-    words = f"{compared} of {values} float values inside were compared with the checkpoint's"
+        return "no intermediate value was compared: none has the name of one of the checkpoint's"
+    words = f"{compared} of {values} float values were compared with the checkpoint's"
     if compared < INSIDE_SHARE * values:
-        words += ": hardly any; the others are parts of operators that the checkpoint has as one"
+        words += ", less than half; the others are parts of what is one operator in the checkpoint"
     return words
 
 
@@ -123,7 +123,7 @@ def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -
         return inside_words(0, unmatched)
     if position is None:
         compared = inside_words(len(layers), unmatched)
-        return f"no value inside is beyond {allowed.variant}'s tolerance; {compared}"
+        return f"no intermediate value exceeds the tolerance of {allowed.variant}; {compared}"
     wrong = layers[position]
     before = layers[position - 1] if position else None
     earlier = (
@@ -134,7 +134,7 @@ def explain(layers: tuple[Layer, ...], allowed: Tolerance, unmatched: int = 0) -
     )
     return (
         f"first wrong value: {wrong.value}, of the ONNX node {wrong.node} ({wrong.op})\n"
-        f"  module: {wrong.module or '(the outermost)'}\n"
+        f"  module: {wrong.module or '(the outermost module)'}\n"
         f"  source: {wrong.source}: {wrong.code}\n"
         f"  scaled error {wrong.scaled_error:.1e}, RMS {wrong.rms_ratio:.1f} x eager's; {earlier}"
         f"{_local_words(wrong.local)}"
@@ -184,8 +184,8 @@ def _local_words(found: LocalFigures | None) -> str:
     if found is None:
         return ""
     return (
-        f"\n  its own operator, given the file's own values before it: RMS {found.rms:.1f} x and "
-        f"largest error {found.largest:.1f} x what float32 leaves undecided"
+        f"\n  its operator, run on the file's own inputs to it: RMS {found.rms:.1f} x and "
+        f"largest error {found.largest:.1f} x float32's own rounding error"
     )
 
 
@@ -269,7 +269,7 @@ class Judgement:
         if self.features is not None:
             yield self.features.summary()
         for layer in self.blind:
-            yield f"SAMPLES BLIND, PROVENANCE ONLY: {layer}: no sample shows a weight off by 1%"
+            yield f"SAMPLES BLIND, PROVENANCE ONLY: {layer}: no sample reveals a weight off by 1%"
 
 
 def _place(row: Row) -> str:
@@ -286,7 +286,7 @@ def _row_violations(row: Row, allowed: Tolerance, figures: ParityFigures) -> Ite
     invariance, bound = row.batch_invariance, allowed.batch_invariance
     if invariance is not None and bound is not None and not invariance <= bound:
         yield (
-            f": answers differ from those in the first batch size by {invariance:.2e} > {bound:.0e}"
+            f": outputs differ from those at the first batch size by {invariance:.2e} > {bound:.0e}"
         )
     if not row.softmax_error <= allowed.softmax_error:
         yield (
@@ -394,12 +394,12 @@ def _inconclusive(figures: ParityFigures, table: dict[str, Tolerance]) -> Iterat
     for output, variation in figures.variation.items():
         if not variation > multiple:
             yield (
-                f"{output} hardly varies: {variation:.2g} x what float32 leaves undecided, so that "
-                f"an answer that is the same for all samples would pass (<= {multiple:g} x); give "
-                "samples with different answers"
+                f"{output} hardly varies: {variation:.2g} x float32's own rounding error (<= "
+                f"{multiple:g} x), so a file with the same output for all samples would pass; give "
+                "samples with different outputs"
             )
     if figures.distinct is not None and figures.distinct < LEAST_DISTINCT:
-        yield f"only {figures.distinct} samples are distinct; give at least {LEAST_DISTINCT}"
+        yield f"only {figures.distinct} samples are distinct; expected at least {LEAST_DISTINCT}"
     # Mutants are planted, and values inside compared, only on the CPU.
     if figures.device == "cpu" and figures.schema_version >= SCHEMA_VERSION:
         yield from _unseen(figures, allowed)
@@ -407,19 +407,19 @@ def _inconclusive(figures: ParityFigures, table: dict[str, Tolerance]) -> Iterat
 
 def _unseen(figures: ParityFigures, allowed: Tolerance) -> Iterator[str]:
     if not figures.layers:
-        yield "no value inside has the name of one of the checkpoint's: none was compared"
+        yield "no intermediate value was compared: none has the name of one of the checkpoint's"
     applicable = [fault for fault in figures.faults if fault.not_applicable is None]
     if not applicable:
-        yield "no mutant could be planted, so nothing shows that a fault would be seen"
+        yield "no mutant could be planted, so nothing shows that a fault would be detected"
     elif not any(
         kills(fault, allowed.model_copy(update={"weights": None})) for fault in applicable
     ):
-        yield "no sample shows any mutant: what passed, passed by the provenance of weights alone"
+        yield "no sample reveals any mutant: only the provenance of the weights can detect a fault"
     if allowed.weights is None:
         for layer in blind_layers(figures.layers):
             yield (
-                f"no sample shows a weight off by 1% in {layer.value} ({layer.op}, {layer.where}), "
-                "and the provenance of weights is not judged"
+                f"no sample reveals a weight off by 1% in {layer.value} ({layer.op}, {layer.where})"
+                ", and the provenance of weights is not judged"
             )
 
 
@@ -430,23 +430,23 @@ def _general_failures(figures: ParityFigures, table: dict[str, Tolerance]) -> It
             f"coverage: the {coverage.samples} samples of every batch size activate "
             f"{coverage.active} of the {coverage.active_in_all} units that all samples activate "
             f"({coverage.share_of_all_samples:.0%} < {COVERAGE:.0%}): faults in the others would "
-            "not be seen"
+            "not be detected"
         )
     for layer in figures.layers:
         if layer.exact and layer.max_abs_error != 0:
             yield (
-                f"onnx: {layer.value} ({layer.op}, {layer.where}) comes of exactly rounded "
-                f"operators alone and must be bit-equal: it differs by {layer.max_abs_error:.1e}"
+                f"onnx: {layer.value} ({layer.op}, {layer.where}) is computed only by exactly "
+                f"rounded operators and must be bit-equal: it differs by {layer.max_abs_error:.1e}"
             )
         elif "onnx" in table and layer.local and _local_violation(layer.local, table["onnx"]):
             yield (
-                f"onnx: {layer.value} ({layer.op}, {layer.where}) is not what its own operator "
-                f"gives: RMS {layer.local.rms:.1f} x, largest {layer.local.largest:.1f} x what "
-                "float32 leaves undecided"
+                f"onnx: {layer.value} ({layer.op}, {layer.where}) is not the result of its "
+                f"operator: RMS {layer.local.rms:.1f} x and largest error "
+                f"{layer.local.largest:.1f} x float32's own rounding error"
             )
     if "onnx" in table:
         for fault in _survivors(figures.faults, table["onnx"], figures.device):
-            yield f"mutation test: this gate would not have killed {fault.name} ({fault.planted})"
+            yield f"mutation test: no check kills the mutant {fault.name} ({fault.planted})"
 
 
 def _verdict(rows: list[Row], tolerance: Tolerance, *, passed: bool) -> ParityVerdict:

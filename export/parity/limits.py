@@ -95,9 +95,9 @@ def derived(row: Tolerance, found: Sequence[Row], references: Sequence[Reference
         return row
     invariance = row.batch_invariance and max(row.batch_invariance, scaled)
     reason = (
-        f"{DERIVED}{SERVING_SLACK:g} times what this file showed, which was within "
-        f"{row.largest_multiple:g} (largest error) and {row.rms_multiple:g} (RMS) times what "
-        f"float32 leaves undecided of this network; {row.reason}"
+        f"{DERIVED}{SERVING_SLACK:g} times this file's errors, which were within "
+        f"{row.largest_multiple:g} (largest error) and {row.rms_multiple:g} (RMS) times "
+        f"float32's own rounding error on this network; {row.reason}"
     )
     numbers = {"scaled_error": scaled, "rms_ratio": ratio, "batch_invariance": invariance}
     return row.model_copy(update=numbers | {"reason": reason})

@@ -157,7 +157,7 @@ def measure_rows(
             at_once=threads == 1,
         )
         for variant, error in errors.items():
-            broken[variant] = f"dies running batches of {batch_size}: {in_one_line(error)}"
+            broken[variant] = f"fails in batches of {batch_size}: {in_one_line(error)}"
         for variant, found in answers.items():
             row = measure_row(variant, batch_size, found, fp32, reference, widest.get(variant))
             rows.append(row.model_copy(update={"threads": threads}))

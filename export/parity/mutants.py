@@ -68,7 +68,7 @@ class _Graph:
             if node.op_type in PRODUCTS and self.parts(node) and self.weight(node) in self.tensors
         ]
         if not self.products:
-            raise NotApplicableError("the model has no product with stored weights")
+            raise NotApplicableError("no convolution or matrix product has stored weights")
 
     def get(self, name: str) -> Array:
         return numpy_helper.to_array(self.tensors[name]).copy()
@@ -167,7 +167,7 @@ def _planted(model: onnx.ModelProto, plants: Plants) -> Iterator[Mutant]:
             graph = _Graph(model)
             what = plant(graph)
             if graph.model == model:
-                raise NotApplicableError("it changes no number of this model")
+                raise NotApplicableError("it would change no number of this model")
         except NotApplicableError as error:
             yield Mutant(name, str(error), None)
         else:
@@ -283,18 +283,18 @@ def _epsilon(graph: _Graph, folds: list[Fold], state: Arrays) -> str:
             kept = [a for a in node.attribute if a.name != "epsilon"]
             del node.attribute[:]
             node.attribute.extend([*kept, helper.make_attribute("epsilon", wrong)])
-            return f"epsilon of {node.name} is {wrong:g} for {own:g}"
+            return f"epsilon of {node.name} is {wrong:g} instead of {own:g}"
     fold = next(fold for fold in folds if fold.weight == name)
     node = next(n for n in graph.products if n.input[1] == name)
     for part, expected in zip(node.input[1:3], fold.expected(state, wrong), strict=True):
         graph.put(part, expected.values.astype(np.float32))
-    return f"{fold.weight} folded with epsilon {wrong:g} for {own:g}"
+    return f"{fold.weight} folded with epsilon {wrong:g} instead of {own:g}"
 
 
 def _mean(graph: _Graph) -> str:
     node, name, mean = graph.normalisation("Sub")
     graph.put(name, np.asarray(round(mean, 2)))
-    return f"{node.name} takes {round(mean, 2):g} for {mean:.4g}"
+    return f"{node.name} subtracts {round(mean, 2):g} instead of {mean:.4g}"
 
 
 def _reciprocal(graph: _Graph) -> str:
@@ -309,14 +309,14 @@ def _reciprocal(graph: _Graph) -> str:
 def _swapped(graph: _Graph) -> str:
     node = graph.products[0]
     graph.rows(node, lambda values: np.concatenate([values[:2][::-1], values[2:]]))
-    return f"channels 0 and 1 of {node.input[1]}"
+    return f"channels 0 and 1 of {node.input[1]} swapped"
 
 
 def _transposed(graph: _Graph) -> str:
     node = graph.products[-1]
     values = graph.get(graph.weight(node))
     graph.put(graph.weight(node), values.T.reshape(values.shape))
-    return f"{node.input[1]} in the other memory order"
+    return f"{node.input[1]} in column-major order"
 
 
 def _dropped_bias(graph: _Graph) -> str:
@@ -332,13 +332,13 @@ def _rounded(graph: _Graph) -> str:
     for node in graph.products:
         for name in graph.parts(node):
             graph.put(name, graph.get(name).astype(np.float16).astype(np.float32))
-    return "every weight and bias through float16"
+    return "every weight and bias rounded to float16"
 
 
 def _shifted(graph: _Graph) -> str:
     node = graph.products[-1]
     graph.rows(node, lambda values: np.roll(values, 1, axis=0))
-    return f"rows of {node.input[1]} by one"
+    return f"rows of {node.input[1]} shifted by one"
 
 
 def _dead(graph: _Graph) -> str:

@@ -24,7 +24,7 @@ GOLDEN_PER_LABEL = 6
 GOLDEN_UNLABELLED = 60
 IMAGES_NDIM = 3  # batch, height, width
 NO_DOMAIN = (
-    "no values beyond the samples are known to be allowed; declare them: "
+    "the values that the inputs may have are not known; declare them: "
     "--input NAME=DATATYPE[-1,...]:range=LOW..HIGH"
 )
 
@@ -80,9 +80,9 @@ def make_reference(subject: ModelUnderTest, program: Program) -> Reference:
     wrong_N = ~_finite(fp64)
     if wrong_N.any():
         raise SubjectError(
-            f"{subject.name} answers {int(wrong_N.sum())} of {len(samples)} samples of "
-            f"{samples.name} with NaN or infinity in float64, first sample "
-            f"{int(wrong_N.argmax())}; expected finite answers: leave these samples out"
+            f"{subject.name} returns NaN or infinity for {int(wrong_N.sum())} of {len(samples)} "
+            f"samples of {samples.name} in float64, first sample {int(wrong_N.argmax())}; "
+            "expected finite outputs: leave these samples out"
         )
     targets = np.full(len(samples), -1) if samples.targets is None else samples.targets
     return Reference(subject, samples.arrays, fp64, targets, samples.sizes)
@@ -113,13 +113,13 @@ def make_edge_reference(
     except (RuntimeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise SubjectError(
-            f"{subject.name} cannot answer its edge cases ({', '.join(cases)}): {reason}; they are "
-            "within the domains declared, or learned, of its inputs "
-            f"{', '.join(map(str, subject.inputs))}: declare what these may be, --input "
+            f"{subject.name} cannot run its edge cases ({', '.join(cases)}): {reason}; their "
+            "values are within the domains that were declared for its inputs, or inferred: "
+            f"{', '.join(map(str, subject.inputs))}; declare the allowed values: --input "
             "NAME=DATATYPE[-1,...]:DOMAIN"
         ) from error
     left_out = {
-        name: "the reference's answer to it is not finite"
+        name: "the reference's output for it is not finite"
         for name, finite in zip(cases, finite_N, strict=True)
         if not finite
     }

@@ -260,7 +260,7 @@ class ParityRun:
             if features is not None:
                 part = dataclasses.replace(files[0], path=features)
                 shown = self._features(candidates[0][files[0].variant].with_file(part), source)
-            progress.step("values inside, mutants")
+            progress.step("intermediate values, mutants")
             # Values inside the graph and mutants are checked only on the CPU: another device
             # would reveal nothing new about the file.
             on_cpu = setting.device == "cpu"
@@ -362,7 +362,9 @@ class ParityRun:
             lambda candidate: measure_cross_sample_leakage(candidate, self.reference),
             lambda: self._coverage,
         )
-        broken |= {v: f"dies beside other neighbours: {error}" for v, error in errors.items()}
+        broken |= {
+            v: f"fails in a batch with other samples: {error}" for v, error in errors.items()
+        }
         if main in broken:
             raise BundleError(f"{main}: {broken[main]}")
         kept = tuple(row for row in rows if row.variant not in broken)
@@ -415,7 +417,7 @@ class ParityRun:
         try:
             first = self.first_layer(model)
         except NoFirstLayerError as error:
-            raise BundleError(f"{path} is of no layer of {source.name}: {error}") from error
+            raise BundleError(f"{path} is not a layer of {source.name}: {error}") from error
         return measure_first_layer(first, path, model, opened, inputs)
 
     def _file(self, variant: str, path: Path, source: Path, tensors: Arrays | None) -> FileFigures:
@@ -498,6 +500,6 @@ def _open_all(
         if isinstance(error, DeviceUnavailableError):
             raise error
         broken[variant] = (
-            f"dies opening it: {error}" if isinstance(error, DiedError) else in_one_line(error)
+            f"cannot be opened: {error}" if isinstance(error, DiedError) else in_one_line(error)
         )
     return states, broken

@@ -61,11 +61,12 @@ class Saturation(Figures):
     def summary(self) -> str:
         """The consequence in one sentence."""
         if not self.unsafe:
-            return f"no pair of int8 products exceeds 16 bits: at most {self.largest:,}"
+            return f"no sum of two int8 products exceeds 16 bits: at most {self.largest:,}"
         return (
-            f"in {self.unsafe:,} of {self.channels:,} int8 channels two products together could "
-            f"exceed 16 bits (up to {self.largest:,}): exact on x86 processors without VNNI only "
-            "with ONNX Runtime's setting session.x64quantprecision=1, which this project sets there"
+            f"in {self.unsafe:,} of {self.channels:,} int8 channels the sum of two products "
+            f"could exceed 16 bits (up to {self.largest:,}): on x86 processors without VNNI it is "
+            "exact only with ONNX Runtime's setting session.x64quantprecision=1, which this "
+            "project sets there"
         )
 
 

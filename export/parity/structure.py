@@ -32,22 +32,22 @@ def _problems(
 ) -> Iterator[str]:
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if opsets.get("ai.onnx") != OPSET:
-        yield f"opset: asked for {OPSET}, found {opsets.get('ai.onnx')}"
+        yield f"opset: expected {OPSET}, found {opsets.get('ai.onnx')}"
     for which, found, specs in (
         ("inputs", model.graph.input, inputs),
         ("outputs", model.graph.output, outputs),
     ):
         wanted, got = [str(spec) for spec in specs], [_tensor(value) for value in found]
         if got != wanted:
-            yield f"{which}: asked for {', '.join(wanted)}, found {', '.join(got)}"
+            yield f"{which}: expected {', '.join(wanted)}, found {', '.join(got)}"
     operators = {(node.domain or "ai.onnx", node.op_type) for node in model.graph.node}
     foreign = sorted({f"{domain}::{op}" for domain, op in operators if domain != "ai.onnx"})
     if foreign:
-        yield f"operators that are not ONNX's own, so not every machine has them: {foreign}"
+        yield f"operators that are not ONNX's own, so not every runtime has them: {foreign}"
     if {op for _, op in operators} & DYNAMIC_OPERATORS:
         yield DYNAMIC_INT8_REFUSED
     if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
-        yield "weights lie in a second file; asked for one"
+        yield "the weights are in a second file; expected one file"
 
 
 def _tensor(value: onnx.ValueInfoProto) -> str:

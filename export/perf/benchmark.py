@@ -125,7 +125,7 @@ def table(timings: Timings) -> str:
     by_place = {(t.variant, t.batch_size, t.threads): t for t in timings.timings}
     lines = [
         f"{timings.bundle} on {timings.device}, {timings.machine}, torch "
-        f"{timings.versions['torch']}: samples/s over the fp32 ONNX file's, median of "
+        f"{timings.versions['torch']}: samples/s relative to the fp32 ONNX file, median of "
         f"{timings.rounds} interleaved rounds (quartiles)",
         "",
         f"| variant | {' | '.join(heads)} |",

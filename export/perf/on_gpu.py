@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.perf.on_gpu", description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("artifacts/gpu.json"))
-    parser.add_argument("--data-dir", type=Path, help="the four IDX files; default: $MNIST_DIR")
+    parser.add_argument(
+        "--data-dir", type=Path, help="a folder with MNIST's IDX files; default: $MNIST_DIR"
+    )
     arguments = parser.parse_args(argv)
     try:
         choose_device("cuda")

@@ -169,7 +169,7 @@ class _Comparison:
         if subgraph_inputs(source):
             self._outcome.counts["settings_untraced"] += 1  # its subgraph takes more
         if len(found.input) != len(source.input):
-            yield f"{source.name} takes {len(found.input)} inputs"
+            yield f"{source.name} has {len(found.input)} inputs, expected {len(source.input)}"
             return
         for slot, name in enumerate(source.input):
             if name in self._source.tensors:
@@ -180,7 +180,7 @@ class _Comparison:
     def _wiring_problems(self, place: str, value: str, name: str) -> Iterator[str]:
         mine, theirs = self._found.origin(value), self._source.origin(name)
         if mine != theirs:
-            yield f"{place} takes {mine[0]} where the float32 file takes {theirs[0]}"
+            yield f"{place} is connected to {mine[0]}, expected {theirs[0]}"
 
     def _tensor_problems(self, node: onnx.NodeProto, slot: int, name: str) -> Iterator[str]:
         """Compare a stored tensor; the error of a rounded one is noted in the outcome."""
@@ -190,13 +190,13 @@ class _Comparison:
         if array is None:
             yield f"{place} is not in the file"
         elif array.shape != expected.shape:
-            yield f"{place} is {array.shape}, expected {expected.shape}"
+            yield f"{place} has the shape {array.shape}, expected {expected.shape}"
         elif dequantizer is not None and is_float(expected):
             scale, zero = self._found.step(dequantizer, array)
             wanted, wanted_zero = self._expected_step(node, slot, scale, array.dtype, expected)
             yield from _step_problems(place, scale, wanted)
             if np.any(zero != wanted_zero):
-                yield f"{place} has another zero point than {wanted_zero}"
+                yield f"{place} has another zero point, expected {wanted_zero}"
             values = (array.astype(np.float64) - zero) * scale
             self._outcome.note(name, values, expected, np.broadcast_to(wanted, values.shape))
             self._count(name, expected, "converted")
@@ -268,12 +268,12 @@ class _Comparison:
         step = self._found.step(node)
         self._outcome.counts["calibrated"] += 1
         if not np.all(np.isfinite(step[0]) & (step[0] > 0)):
-            yield f"{node.input[0]} has the step {step[0].item():g}: int8 cannot hold its values"
+            yield f"{node.input[0]} has the step {step[0].item():g}, expected a finite one above 0"
         giver = self._found.giver(node.input[0])
         if node.op_type == "DequantizeLinear" and giver is not None and giver.op_type in QUANTIZERS:
             pairs = zip(step, self._found.step(giver), strict=True)
             if not all(np.array_equal(mine, theirs) for mine, theirs in pairs):
-                yield f"{node.name} reads other steps than {giver.name} writes"
+                yield f"{node.name} has another step or zero point than {giver.name}"
 
 
 def _has_reduced_range(found: _Graph) -> bool:

@@ -37,7 +37,9 @@ def check_state(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> Weig
         if name not in found:
             outcome.problems.append(f"{name} is not in the file")
         elif found[name].shape != expected.shape:
-            outcome.problems.append(f"{name} is {found[name].shape}, expected {expected.shape}")
+            outcome.problems.append(
+                f"{name} has the shape {found[name].shape}, expected {expected.shape}"
+            )
         elif not same_bits(found[name], expected):
             difference = where(found[name], expected)
             outcome.problems.append(f"{name} differs from the checkpoint: {difference}")

@@ -256,10 +256,12 @@ class _RegionTracer:
         elif wanted:
             expected = "" if wanted[0].name == name else f" ({wanted[0].name})"
             shapes = f"{place.array.shape}, expected {wanted[0].values.shape}"
-            place.problem = f"{name} is {shapes}{expected}"
+            place.problem = f"{name} has the shape {shapes}{expected}"
         elif is_tested:
             found = place.array.ravel().tolist()
-            place.problem = f"{name} of {node.name} ({node.op_type}) is {found}"
+            place.problem = (
+                f"{name} of {node.name} ({node.op_type}) is {found}, not as in the program"
+            )
 
     def _repacked(self, node: onnx.NodeProto, slot: int) -> list[Expected]:
         """The values of a recurrent layer or a fold at a place; empty if neither is there."""
@@ -318,7 +320,7 @@ class _RegionTracer:
         return (
             f"{place.use.name}, a constant of {place.use.node.name}, is "
             f"{', '.join(f'{n:.7g}' for n in np.unique(place.array)[:MANY_TENSORS])}; "
-            f"the program has {', '.join(f'{n:.7g}' for n in known) or 'none'} there"
+            f"the program's are {', '.join(f'{n:.7g}' for n in known) or 'none'}"
         )
 
     def _must_be(self, node: onnx.NodeProto, rows: list[Node]) -> bool:

@@ -22,7 +22,7 @@ TIMED_BATCHES = (1, 64)
 VERDICT = (
     *("variant", "verdict", "KB", "accuracy", "label flips", "scaled error"),
     *("RMS, x eager's", "SQNR, dB", "certificate"),
-    *(f"time an image, batch {batch}" for batch in TIMED_BATCHES),
+    *(f"time per image, batch {batch}" for batch in TIMED_BATCHES),
 )
 FAULT = ("scaled_error", "rms_ratio", "label_flips", "weights", "exact")
 TRIAL = (
@@ -107,7 +107,7 @@ def verdict_cells(figures: ParityFigures, verdict: ParityVerdict, timings: Timin
     if verdict.certificate is not None:
         flips = Cell(f"{verdict.label_flips:,}", f"of {labels[0].samples:,}")
         holds = verdict.certificate > SURE
-        below = "holds" if holds else f"{uncertain(figures, variant)[0]:,} uncertain"
+        below = "none uncertain" if holds else f"{uncertain(figures, variant)[0]:,} uncertain"
         certificate = Cell(number(verdict.certificate), below)
     sqnr = math.nan if verdict.sqnr_db is None else verdict.sqnr_db
     return [
@@ -148,7 +148,7 @@ def trial_cells(repair: RepairFigures, trial: Trial) -> list[Cell]:
     if not trial.passed:
         verdict = Cell("fails", trial.complaint or "", "bad")
     elif not chosen and not trial.surely:
-        verdict = Cell("passes", "" if whole else "so narrowly that other samples may fail")
+        verdict = Cell("passes", "" if whole else "narrowly: other samples may fail")
     return [
         Cell(str(len(trial.kept)), names),
         Cell(trial.calibration or "-"),

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from export.parity.judge import Judgement
 from export.parity.schema import ParityFigures
 
-NOT_JUDGED = "not killed, but then weights are not judged"
+NOT_JUDGED = "not killed, as allowed if weights are not judged"
 NONE_EXACT = "no value was compared that must be bit-equal"
 # Characters that XML does not allow, even if they are escaped.
 _ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -83,7 +83,7 @@ def test_an_altered_or_missing_bundle_is_status_2(
         rehash(tmp_path / name, name)
         command = ["check", str(tmp_path / name), "--data-dir", str(data_dir), "--trust"]
         assert main(command) == 2
-    assert "is no model that can be run" in capsys.readouterr().err
+    assert "is not a model that can be run" in capsys.readouterr().err
     cut = (bundle / "golden.npz").read_bytes()[:-40]
     (bundle / "golden.npz").write_bytes(cut)
     assert main(["check", str(bundle), "--quick"]) == 2

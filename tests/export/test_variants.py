@@ -29,17 +29,17 @@ def test_a_file_that_crashes_its_runtime_is_left_out(
     command = _command("vision_transformer", tmp_path, "--report", str(tmp_path / "report"))
     assert main([*command, "--variants", "onnx,onnx-fp16"]) == 0
     bundle = Bundle.open(tmp_path / "out" / "vision_transformer")
-    assert "dies opening it: SIGSEGV" in (tmp_path / "report" / "parity.md").read_text()
-    assert "dies opening it: SIGSEGV" in (tmp_path / "report" / "parity.html").read_text()
+    assert "cannot be opened: SIGSEGV" in (tmp_path / "report" / "parity.md").read_text()
+    assert "cannot be opened: SIGSEGV" in (tmp_path / "report" / "parity.html").read_text()
     assert list(bundle.variants) == ["onnx"]
-    assert "dies opening it: SIGSEGV" in bundle.manifest.not_built["onnx-fp16"]
+    assert "cannot be opened: SIGSEGV" in bundle.manifest.not_built["onnx-fp16"]
     assert "onnx-fp16: left out of the bundle" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["vision_transformer"]
     assert main(["judge", str(bundle.path("parity"))]) == 0
     _smuggle_fp16(bundle)
     assert main(["check", str(bundle.folder), *command[1:5], *command[7:9]]) == 1
     printed = capsys.readouterr()
-    assert "onnx-fp16: dies opening it: SIGSEGV" in printed.err
+    assert "onnx-fp16: cannot be opened: SIGSEGV" in printed.err
     assert "onnx               cpu: passed" in printed.out
 
 

@@ -123,7 +123,7 @@ def test_an_answer_says_whether_an_image_looks_like_a_digit(client: httpx.Client
     guards = [entry["guard"] for entry in answer.json()["predictions"]]
     assert [guard["usual"] for guard in guards] == [True, False, False, False]
     assert guards[0]["reason"] is None
-    for guard, words in zip(guards[1:], ("inverted", "blank", "unnormalised"), strict=True):
+    for guard, words in zip(guards[1:], ("inverted", "blank", "scaled to 0..1"), strict=True):
         assert words in guard["reason"]
         assert 0 < guard["p_value"] < 0.01
     upload = client.post("/predict/image", content=DIGIT.read_bytes(), headers=PNG)

@@ -129,7 +129,7 @@ def test_it_has_no_feature_maps_and_says_why(pair_url: str) -> None:
     """The error is 404 with the reason given at the build."""
     answer = httpx.post(f"{pair_url}/models/two-input/features", json={"images": [[0] * 28] * 28})
     assert answer.status_code == 404
-    reason = "they are of networks that take images=UINT8[-1,28,28] and no more"
+    reason = "they need a network whose only input is images=UINT8[-1,28,28]"
     assert answer.json()["error"] == f"two-input has no feature maps: {reason}"
 
 

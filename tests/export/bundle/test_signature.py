@@ -107,11 +107,17 @@ REFUSED = {
     "signature of another key": (_of_another_key, r"signed by another key: SHA-256 \w{64}, exp"),
     "another key's, under the key's name": (_named_for_another_key, r"altered or forged"),
     "new digests in an old signature": (_says_what_is_there, r"altered or forged"),
-    "no JSON": (lambda b: (b / "model.sig").write_text("?"), r"model\.sig is no signature"),
-    "no payload": (_changed(lambda s: s["dsseEnvelope"].pop("payload")), "is no signature.*payl"),
+    "no JSON": (
+        lambda b: (b / "model.sig").write_text("?"),
+        r"model\.sig is not a key-mode signature",
+    ),
+    "no payload": (
+        _changed(lambda s: s["dsseEnvelope"].pop("payload")),
+        "is not a key-mode signature.*payl",
+    ),
     "payload is no base64": (
         _changed(lambda s: s["dsseEnvelope"].update(payload="?")),
-        "is no signature",
+        "is not a key-mode signature",
     ),
     "no signatures": (
         _changed(lambda s: s["dsseEnvelope"].update(signatures=[])),
@@ -119,7 +125,7 @@ REFUSED = {
     ),
     "no key named": (
         _changed(lambda s: s["verificationMaterial"].pop("publicKey")),
-        "is no signature.*publicKey",
+        "is not a key-mode signature.*publicKey",
     ),
 }
 
@@ -196,7 +202,7 @@ def test_the_command_signs_and_verifies(
     assert main(verify) == 0
     assert f"signed by {public_half(key)} (cnn " in capsys.readouterr().out
     assert main(["sign", str(served_bundle), "--key", str(public_half(key))]) == 64
-    assert "is no private key in PEM" in capsys.readouterr().err
+    assert "is not a private key in PEM" in capsys.readouterr().err
 
 
 def _pem(private: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, password: bytes) -> bytes:
@@ -213,15 +219,15 @@ def _pem(private: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, passwo
 def test_unusable_private_keys_are_named(served_bundle: Path, tmp_path: Path) -> None:
     """A missing file, another kind of key or curve and a password are each explained."""
     keys = {
-        b"": "no private key in PEM",
+        b"": "is not a private key in PEM",
         _pem(
             ed25519.Ed25519PrivateKey.generate(), b""
-        ): "holds a Ed25519PrivateKey, expected .*P-2",
+        ): "contains a Ed25519PrivateKey, expected .*P-2",
         _pem(ec.generate_private_key(ec.SECP256K1()), b""): "expected an elliptic curve key on P-2",
         _pem(ec.generate_private_key(ec.SECP256R1()), b"secret"): "is encrypted.*openssl pkey",
     }
     path = tmp_path / "key.pem"
-    with pytest.raises(SigningKeyError, match="no private key in PEM"):
+    with pytest.raises(SigningKeyError, match="is not a private key in PEM"):
         sign_bundle(served_bundle, path)
     for content, reason in keys.items():
         path.write_bytes(content)
@@ -239,9 +245,9 @@ def test_unusable_public_keys_are_named(signed: Path, key: Path, tmp_path: Path)
         )
     )
     for path, reason in {
-        tmp_path / "nowhere.pem": "nowhere.pem is no public key in PEM",
-        key: "key.pem is no public key in PEM",
-        other: "holds a Ed25519PublicKey, expected an elliptic curve key",
+        tmp_path / "nowhere.pem": "nowhere.pem is not a public key in PEM",
+        key: "key.pem is not a public key in PEM",
+        other: "contains a Ed25519PublicKey, expected an elliptic curve key",
     }.items():
         with pytest.raises(SigningKeyError, match=reason):
             open_signed(signed, path)

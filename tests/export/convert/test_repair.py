@@ -214,11 +214,11 @@ def test_the_file_that_the_gate_refused_is_not_handed_back(tmp_path: Path) -> No
     assert (figures.trials[0].kept, figures.trials[0].calibration) == ((), "minmax")
     assert figures.chosen > 0
     assert (
-        "100 calibration samples had found it good enough, the gate's 1,000 did not: use more"
+        "it passed on 100 calibration samples, but not on the gate's 1,000 samples: use more"
         in (refusal_of(figures, judged=1_000))
     )
     only = figures.model_copy(update={"trials": figures.trials[:1], "chosen": None})
-    assert "passed, but the file that failed was made so" in failure_of(only)
+    assert "passed, but it is the file that failed the gate" in failure_of(only)
 
 
 def test_the_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

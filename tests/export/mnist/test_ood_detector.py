@@ -99,8 +99,8 @@ def _noise(images: Array) -> Array:
 STRANGE: dict[str, tuple[Callable[[Array], Array], str]] = {
     "black": (np.zeros_like, "blank"),
     "white": (lambda images: np.full_like(images, 255), "blank"),
-    "inverted": (lambda images: 255 - images, "inverted: light ground"),
-    "divided by 255": (lambda images: np.rint(images / 255).astype(np.uint8), "unnormalised"),
+    "inverted": (lambda images: 255 - images, "inverted: light background"),
+    "divided by 255": (lambda images: np.rint(images / 255).astype(np.uint8), "scaled to 0..1"),
     "faint": (lambda images: images // 8, "faint"),
     "noise": (_noise, "noise"),
     "shuffled": (_shuffled, "noise"),
@@ -151,15 +151,15 @@ def test_a_file_whose_arrays_do_not_fit_is_refused(
 ) -> None:
     """The error names the file before any image is judged."""
     dataclasses.replace(guard, **change).save(tmp_path / "guard.npz")
-    with pytest.raises(BundleError, match=r"guard\.npz does not hold a guard"):
+    with pytest.raises(BundleError, match=r"guard\.npz is not a file of a guard"):
         OodDetector.load(tmp_path / "guard.npz")
 
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     """Text and other arrays are refused as detectors."""
     (tmp_path / "guard.npz").write_text("text")
-    with pytest.raises(BundleError, match="does not hold a guard"):
+    with pytest.raises(BundleError, match="is not a file of a guard"):
         OodDetector.load(tmp_path / "guard.npz")
     np.savez(tmp_path / "guard.npz", mean=np.zeros(784))
-    with pytest.raises(BundleError, match="does not hold a guard"):
+    with pytest.raises(BundleError, match="is not a file of a guard"):
         OodDetector.load(tmp_path / "guard.npz")

@@ -47,14 +47,14 @@ def test_a_declaration_says_sizes_axes_and_values() -> None:
     ("text", "words"),
     [
         ("ids", "not of the form"),
-        ("ids=INT64[-1,a]", "'a' is no size"),
+        ("ids=INT64[-1,a]", "'a' is not a size"),
         ("ids=INT64[-1,tokens=4]", "not variable"),
         ("ids=INT64[-1,9..4]", "the bounds 9 to 4"),
-        ("ids=INT64[-1,4]:words", "is no domain"),
+        ("ids=INT64[-1,4]:words", "is not a domain"),
         ("ids=INT64[-1,4]:tokens=0", "from 0.0 to -1.0"),
         ("ids=INT64[-1,4]:range=2..1", "the smaller one first"),
         ("ids=INT64[-1,4]:range=a..1", "could not convert"),
-        ("ids=INT64[-1,4]:length=0..4", "length cannot be 0"),
+        ("ids=INT64[-1,4]:length=0..4", "length starts at 0; expected at least 1"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(text: str, words: str) -> None:
@@ -120,7 +120,7 @@ def test_lengths_and_pixels_stay_within_what_they_may_be() -> None:
 )
 def test_samples_beyond_their_domain_are_refused(array: np.ndarray, domain: Domain) -> None:
     """Samples must match the declaration."""
-    with pytest.raises(SubjectError, match=r"the samples of x have values from .* declared was"):
+    with pytest.raises(SubjectError, match=r"the samples of x have values from .* declared: "):
         require_domain(_spec(array, domain), array)
     require_domain(_spec(MASK, Domain(kind="mask")), MASK)
 

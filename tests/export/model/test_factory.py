@@ -162,15 +162,21 @@ def test_task_labels_and_preprocessing_reach_the_manifest(given: Path, tmp_path:
         (["--task", "image-classification"], "needs --labels and --preprocessing"),
         (["--labels", "nowhere.txt"], "cannot be used"),
         (["--preprocessing", "pyproject.toml"], "cannot be used"),
-        (["--model", "tests.nowhere:pair"], "importable from here"),
-        (["--model", "tests.export.subjects:no_module"], "gave a str"),
+        (
+            ["--model", "tests.nowhere:pair"],
+            "expected package.module:function that can be imported",
+        ),
+        (["--model", "tests.export.subjects:no_module"], "returned a str"),
         (["--arguments", '{"depth": 3}'], "unexpected keyword argument 'depth'"),
-        (["--arguments", "width=4"], "is no JSON"),
-        (["--input", "picture=UINT8[-1,8,8]"], "declared was picture=UINT8[-1,8,8]"),
-        (["--logits", "class"], "the module has 2 outputs; named were kind, score, logits class"),
-        (["--output", "one"], "the module has 2 outputs; named were one"),
+        (["--arguments", "width=4"], "is not valid JSON"),
+        (["--input", "picture=UINT8[-1,8,8]"], "declared: picture=UINT8[-1,8,8]"),
+        (
+            ["--logits", "class"],
+            "the module has 2 outputs; the names given are kind, score, logits class",
+        ),
+        (["--output", "one"], "the module has 2 outputs; the names given are one"),
         (["--inputs", "nowhere.npz"], "numpy.savez"),
-        (["--checkpoint", "nowhere.safetensors"], "are not there"),
+        (["--checkpoint", "nowhere.safetensors"], "do not exist"),
     ],
 )
 def test_what_cannot_be_used_is_answered_in_words(

@@ -52,9 +52,9 @@ def test_samples_too_small_to_crop_are_refused() -> None:
     with pytest.raises(SubjectError, match=r"the size 9 on the axis t; expected 2\.\.8"):
         with_sizes([IDS, MASK], [_samples(9)])
     unequal = _samples(8).arrays | {"mask": np.ones((5, 7), int)}
-    with pytest.raises(SubjectError, match="the same size wherever the axis is named"):
+    with pytest.raises(SubjectError, match="the same size wherever the axis occurs"):
         block_sizes([IDS, MASK], unequal)
-    with pytest.raises(SubjectError, match="several files, and no axis is variable"):
+    with pytest.raises(SubjectError, match="several files, but no axis is variable"):
         with_sizes([parse_input("ids=INT64[-1,8]")], [_samples(8), _samples(8)])
     other = parse_input("mask=INT64[-1,t=2..9]")
     with pytest.raises(SubjectError, match="one range for one name"):

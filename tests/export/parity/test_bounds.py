@@ -238,14 +238,14 @@ def test_a_multiple_is_at_least_1() -> None:
     for field in ("rms_multiple", "largest_multiple", "sample_spread", "rms_ratio"):
         row = tolerance_for("onnx", "cpu", changed([f"onnx.cpu.{field}=1"], None))
         assert getattr(row, field) == 1
-        with pytest.raises(ToleranceError, match="cannot be"):
+        with pytest.raises(ToleranceError, match="is not a valid"):
             changed([f"onnx.cpu.{field}=0.99"], None)
     for field in ("scaled_error", "batch_invariance", "neighbours", "weights", "softmax_error"):
         row = tolerance_for("onnx", "cpu", changed([f"onnx.cpu.{field}=0"], None))
         assert getattr(row, field) == 0
-        with pytest.raises(ToleranceError, match="cannot be"):
+        with pytest.raises(ToleranceError, match="is not a valid"):
             changed([f"onnx.cpu.{field}=-1e-9"], None)
     for field in ("flip_share", "tie_share", "accuracy_drop"):
         for share in ("1.01", "-0.01"):
-            with pytest.raises(ToleranceError, match="cannot be"):
+            with pytest.raises(ToleranceError, match="is not a valid"):
                 changed([f"onnx-int8.cpu.{field}={share}"], "a test")

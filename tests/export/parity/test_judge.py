@@ -59,18 +59,18 @@ def test_each_part_of_the_gate_can_fail_it(bundle: Path) -> None:
     """Coverage, exact values, mutants, files, weights and neighbours each fail with a message."""
     figures = _read(bundle / FIGURES)
     dead = figures.coverage.model_copy(update={"active": 0})
-    assert "faults in the others would not be seen" in _changed(figures, coverage=dead)[0]
+    assert "faults in the others would not be detected" in _changed(figures, coverage=dead)[0]
     exact = next(layer for layer in figures.layers if layer.exact)
     layers = (exact.model_copy(update={"max_abs_error": 1e-9}),)
     assert "must be bit-equal" in _changed(figures, layers=layers)[0]
     unseen: dict[str, Any] = {"figures": {}, "outputs": {}, "local": None}
     faults = (figures.faults[0].model_copy(update=unseen), *figures.faults[1:])
-    assert "would not have killed one weight +1%" in _changed(figures, faults=faults)[0]
+    assert "no check kills the mutant one weight +1%" in _changed(figures, faults=faults)[0]
     neighbours = figures.neighbours | {"onnx": {"beside noise": 1e-9}}
-    assert "an answer depends on its batch" in _changed(figures, neighbours=neighbours)[0]
-    file = figures.files["onnx"].model_copy(update={"problems": ("opset: asked for 20",)})
+    assert "an output depends on its batch" in _changed(figures, neighbours=neighbours)[0]
+    file = figures.files["onnx"].model_copy(update={"problems": ("opset: expected 20",)})
     (failure,) = _changed(figures, files=figures.files | {"onnx": file})
-    assert failure == "onnx: opset: asked for 20"
+    assert failure == "onnx: opset: expected 20"
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_non_finite_figures_never_pass(change: dict[str, Any], words: str, bundl
 @pytest.mark.parametrize(
     ("variant", "change", "words"),
     [
-        ("onnx", {"flips": 1, "largest_flip_margin": 0.5}, "where the reference's best leads by"),
-        ("onnx-int8", {"flips": 9, "decided_flips": 9}, "where the reference is no near tie"),
-        ("onnx-int8", {"ties": 1}, "have two best logits"),
+        ("onnx", {"flips": 1, "largest_flip_margin": 0.5}, "where the reference's margin is"),
+        ("onnx-int8", {"flips": 9, "decided_flips": 9}, "where the reference is not a near tie"),
+        ("onnx-int8", {"ties": 1}, "have two equal largest logits"),
         ("onnx-int8", {"accuracy": 0.0}, "accuracy falls by"),
     ],
 )
@@ -174,7 +174,7 @@ def test_weights_that_are_not_judged_silence_no_other_check(bundle: Path) -> Non
     [
         ({"variation": {"logits": 5.9}}, "logits hardly varies: 5.9 x"),
         ({"distinct": 3}, "only 3 samples are distinct"),
-        ({"layers": ()}, "none was compared"),
+        ({"layers": ()}, "no intermediate value was compared"),
         ({"faults": ()}, "no mutant could be planted"),
     ],
 )
@@ -198,7 +198,7 @@ def test_what_can_show_a_fault_is_not_inconclusive(bundle: Path) -> None:
     unseen: dict[str, Any] = {"outputs": {}, "local": None, "figures": {"weights": 1.0}}
     blind = tuple(fault.model_copy(update=unseen) for fault in figures.faults)
     (reason,) = judge(figures.model_copy(update={"faults": blind}), figures.tolerances).inconclusive
-    assert "by the provenance of weights alone" in reason
+    assert "only the provenance of the weights can detect a fault" in reason
 
 
 def test_evidence_is_given_up_with_a_reason_alone(

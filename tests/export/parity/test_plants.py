@@ -94,7 +94,7 @@ def test_the_mean_is_rounded_to_two_digits() -> None:
     assert found.keys() == {"mean"}
     assert found["mean"] == np.float32(0.13)
     planted = _planted(_model({"mean": np.array(0.25, np.float32)}))["mean rounded (.13 for .1307)"]
-    assert (planted.model, planted.what) == (None, "it changes no number of this model")
+    assert (planted.model, planted.what) == (None, "it would change no number of this model")
 
 
 def test_a_division_becomes_a_product_with_the_reciprocal() -> None:
@@ -157,7 +157,7 @@ def test_an_epsilon_becomes_another_usual_one(epsilon: float, wrong: float) -> N
     assert planted.model is not None
     (attribute,) = planted.model.graph.node[3].attribute
     assert attribute.f == pytest.approx(wrong)
-    assert planted.what == f"epsilon of norm is {wrong:g} for {epsilon:g}"
+    assert planted.what == f"epsilon of norm is {wrong:g} instead of {epsilon:g}"
 
 
 def test_an_epsilon_beside_large_variances_is_no_fault() -> None:
@@ -198,7 +198,7 @@ def test_stored_integers_of_a_quantized_weight_are_spoilt() -> None:
     flipped = _changes(planted["one sign flipped"], model)
     assert flipped.keys() == {"w1"}
     assert (flipped["w1"] != np.array([[10, -50, 3, 7]] * 4)).sum() == 1
-    assert planted["one weight +1% (Gemm)"].what == "it changes no number of this model"
+    assert planted["one weight +1% (Gemm)"].what == "it would change no number of this model"
     assert planted["a dead channel"].model is not None
     assert len(planted) == 10
 
@@ -208,5 +208,5 @@ def test_a_model_without_stored_weights_can_have_no_fault() -> None:
     model = _model()
     del model.graph.node[2:4]
     assert {planted.what for planted in make_mutants(model, [], {})} == {
-        "the model has no product with stored weights"
+        "no convolution or matrix product has stored weights"
     }

@@ -124,7 +124,7 @@ def test_a_declared_vocabulary_that_the_network_lacks_is_refused() -> None:
     """With nine declared words, the id 8 has no row in the table."""
     ids = np.random.default_rng(0).integers(0, 4, (8, 5))
     subject = _subject(_Lookup(), ids, Domain(kind="tokens", low=0, high=8), outputs=2)
-    with pytest.raises(SubjectError, match=r"cannot answer its edge cases .* declare"):
+    with pytest.raises(SubjectError, match=r"cannot run its edge cases .* declare"):
         make_edge_reference(subject, _program(subject))
 
 

@@ -31,30 +31,30 @@ def test_a_file_as_it_was_asked_for_has_no_problem() -> None:
 def test_another_opset_is_a_problem(opset: int, found: str) -> None:
     """An opset other than the requested one is reported."""
     assert structure_problems(_file(opset), INPUTS, OUTPUTS) == [
-        f"opset: asked for 20, found {found}"
+        f"opset: expected 20, found {found}"
     ]
 
 
 def _with_fixed_batch(model: onnx.ModelProto) -> str:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    return "inputs: asked for x=FP32[-1,3], found x=FP32[1,3]"
+    return "inputs: expected x=FP32[-1,3], found x=FP32[1,3]"
 
 
 def _with_another_type(model: onnx.ModelProto) -> str:
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    return "outputs: asked for y=FP32[-1,3], found y=FP16[-1,3]"
+    return "outputs: expected y=FP32[-1,3], found y=FP16[-1,3]"
 
 
 def _with_another_name(model: onnx.ModelProto) -> str:
     model.graph.output[0].name = "z"
-    return "outputs: asked for y=FP32[-1,3], found z=FP32[-1,3]"
+    return "outputs: expected y=FP32[-1,3], found z=FP32[-1,3]"
 
 
 def _with_a_second_file(model: onnx.ModelProto) -> str:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT)
     tensor.data_location = TensorProto.EXTERNAL
     model.graph.initializer.append(tensor)
-    return "weights lie in a second file; asked for one"
+    return "the weights are in a second file; expected one file"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_operators_of_others_and_dynamic_ones_are_refused() -> None:
     """Custom operators are not portable, and dynamic ones depend on the whole batch."""
     for domain in ("com.microsoft", "acme"):
         (problem,) = structure_problems(_file(domain=domain), INPUTS, OUTPUTS)
-        assert problem.endswith(f"not every machine has them: ['{domain}::Relu']")
+        assert problem.endswith(f"not every runtime has them: ['{domain}::Relu']")
     for operator in ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"):
         (problem,) = structure_problems(_file(op=operator), INPUTS, OUTPUTS)
         assert "depends on the other samples in its batch" in problem

@@ -93,7 +93,7 @@ def test_missing_and_misshapen_tensors_are_named(proofs: dict[str, ParityRun]) -
     assert found.constants == 3
     misshapen, missing = found.problems
     assert missing.startswith("classifier.head.1.bias is not in the file")
-    assert misshapen == "classifier.head.4.weight is (16, 10), expected (10, 16)"
+    assert misshapen == "classifier.head.4.weight has the shape (16, 10), expected (10, 16)"
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -91,7 +91,7 @@ def test_a_variant_that_the_bundle_lacks_stops_the_start(served_bundle: Path) ->
     manifest["not_built"] = {"onnx-int8": "no samples to calibrate with"}
     path.write_text(json.dumps(manifest))
     (served_bundle / "model.int8.onnx").unlink()
-    with pytest.raises(BundleError, match="holds no onnx-int8 model: no samples to calibrate"):
+    with pytest.raises(BundleError, match="has no onnx-int8 model: no samples to calibrate"):
         load_verified_models(_settings(served_bundle.parent, variant="onnx-int8"))
 
 

@@ -131,7 +131,7 @@ FAULTS = {
     "golden samples altered": Fault(_altered("golden.npz"), ("cnn/golden.npz was altered",)),
     "file missing": Fault(_removed("parity.json"), ("cnn/parity.json is missing", "build")),
     "stranger file": Fault(_written("notes.txt", ""), ("cnn", "notes.txt", "manifest")),
-    "model is not ONNX": Fault(_not_onnx, ("cnn/model.onnx is no model",)),
+    "model is not ONNX": Fault(_not_onnx, ("cnn/model.onnx is not a model",)),
     "manifest missing": Fault(_removed("manifest.json"), ("cnn", "manifest.json")),
     "manifest is no JSON": Fault(
         _written("manifest.json", '{"name": '), ("cnn/manifest.json is not a manifest",)
@@ -144,7 +144,7 @@ FAULTS = {
         _manifest(lambda m: m.pop("version")), ("cnn/manifest.json is not a manifest", "version")
     ),
     "looser tolerance": Fault(
-        _manifest(_looser), ("cnn allows itself more than the table", "scaled_error: 0.5")
+        _manifest(_looser), ("cnn has a looser tolerance than the table", "scaled_error: 0.5")
     ),
     "parity failed": Fault(
         _manifest(lambda m: [verdict.update(passed=False) for verdict in m["parity"]]),
@@ -158,17 +158,17 @@ FAULTS = {
     ),
     "golden samples of another shape": Fault(_golden(_other_shape), ("cnn", "27")),
     "guard altered": Fault(_altered("guard.npz"), ("cnn/guard.npz was altered",)),
-    "guard that is none": Fault(_no_guard, ("cnn/guard.npz does not hold a guard",)),
+    "guard that is none": Fault(_no_guard, ("cnn/guard.npz is not a file of a guard",)),
     "guard without a file": Fault(
         _manifest(lambda m: m.update(files=[f for f in m["files"] if f["role"] != "guard"])),
-        ("cnn/manifest.json is not a manifest", "a guard and its file come together"),
+        ("cnn/manifest.json is not a manifest", "a guard and its file together"),
     ),
     "not signed": Fault(_unsigned, ("mlp is not signed", "model.sig is missing", "export sign")),
     "altered after signing": Fault(
         _altered_after_signing, ("cnn is not what was signed", "model.onnx", "export sign")
     ),
     "no signing key": Fault(
-        _set(SIGNING_KEY="/nowhere.pem"), ("/nowhere.pem is no public key in PEM",)
+        _set(SIGNING_KEY="/nowhere.pem"), ("/nowhere.pem is not a public key in PEM",)
     ),
     "two bundles of one name": Fault(
         _one_name_twice,
@@ -183,7 +183,7 @@ FAULTS = {
         _set(DEFAULT_MODEL="rnn"), ("INFERENCE_DEFAULT_MODEL=rnn", "cnn, mlp")
     ),
     "CUDA without a GPU": Fault(
-        lambda bundles: WITHOUT_GPU, ("cuda was asked for", "no CUDA device", "ask for cpu")
+        lambda bundles: WITHOUT_GPU, ("cuda was requested", "no CUDA device", "use cpu")
     ),
     "no ONNX Runtime": Fault(_no_onnx_runtime, (LIBRARY,)),
     "workers no number": Fault(_set(WORKERS="none"), ("INFERENCE_WORKERS='none'", "integer")),

@@ -30,7 +30,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_read(served_bundle: Path)
     """Files in the folder that the manifest does not list are never read."""
     bundle = Bundle.open(served_bundle)
     (served_bundle / "other.onnx").write_bytes(b"?")
-    with pytest.raises(BundleError, match=r"other\.onnx is not named by the manifest"):
+    with pytest.raises(BundleError, match=r"other\.onnx is not listed in the manifest"):
         bundle.read(served_bundle / "other.onnx")
 
 

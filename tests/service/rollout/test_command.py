@@ -92,7 +92,7 @@ def test_what_cannot_be_staged_is_refused(
     for source, words in (
         (damaged, "was altered"),
         (SERVED_BUNDLES / "cnn", "is a bundle of cnn, not of tiny"),
-        (tmp_path / "nowhere", "is no bundle"),
+        (tmp_path / "nowhere", "is not a bundle"),
     ):
         assert _run(bundles, "stage", NAME, str(source)) == 2
         assert words in capsys.readouterr().err

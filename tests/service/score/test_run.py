@@ -248,7 +248,7 @@ def _no_variant(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (_no_bundle, "is no bundle: manifest.json is missing"),
+        (_no_bundle, "is not a bundle: manifest.json is missing"),
         (_no_input, "there is no file at the input nothing-here"),
         (_wrong_column, "no column images for the input images=UINT8[-1,28,28]; its columns are "),
         (_wrong_input, "--inputs names x; the inputs of cnn are images=UINT8[-1,28,28]"),
