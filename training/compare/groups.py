@@ -58,16 +58,18 @@ def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:
     trained = [conditions(group.config) for group in groups]
     keys = dict.fromkeys(key for one in trained for key in one)
     lines = [
-        f"not trained alike, {key}: "
+        f"training differs in {key}: "
         + ", ".join(f"{g.name} {one.get(key)}" for g, one in zip(groups, trained, strict=True))
-        + "; a difference may come from that"
+        + "; this may explain differences in the results"
         for key in keys
         if len({json.dumps(one.get(key)) for one in trained}) > 1
     ]
     for package in ("torch", "python"):
         found = {c.record.versions.get(package, "?") for g in groups for c in g.checkpoints}
         if len(found) > 1:
-            lines.append(f"trained with several versions of {package}: {', '.join(sorted(found))}")
+            lines.append(
+                f"trained with different versions of {package}: {', '.join(sorted(found))}"
+            )
     return lines
 
 
@@ -77,6 +79,6 @@ def single_seeds(groups: Sequence[CheckpointGroup]) -> list[str]:
     if not names:
         return []
     return [
-        f"one seed alone of {', '.join(names)}: no spread over seeds, so a difference may be the "
-        "seed's; train further ones with --seed"
+        f"only one seed of {', '.join(names)}: the spread over seeds is unknown, so a difference "
+        "may be due to the seed; train more seeds with --seed"
     ]

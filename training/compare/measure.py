@@ -123,13 +123,15 @@ def _base(
     """Return the base group's name, after checking that the plan fits groups and data."""
     names = [group.name for group in groups]
     if plan.base is not None and plan.base not in names:
-        raise ValueError(f"--base {plan.base}: no such group; there are: {', '.join(names)}")
+        raise ValueError(f"--base {plan.base}: no such group; the groups are: {', '.join(names)}")
     if plan.picture_index >= len(dataset.test):
         raise ValueError(
             f"--picture {plan.picture_index}: the test images are 0 to {len(dataset.test) - 1}"
         )
     if plan.sizes and folder is None:
-        raise ValueError("sizes are trained, so a folder for their results must be given")
+        raise ValueError(
+            "plan.sizes trains networks, which needs a folder for their results; pass folder"
+        )
     if plan.sizes and folder is not None:
         check_learning_curve(groups, dataset, plan.sizes, folder)
     return plan.base or names[0]
@@ -231,9 +233,9 @@ def _changed(groups: Sequence[CheckpointGroup], measured: Sequence[Group]) -> li
             recorded = checkpoint.record.test
             if abs(network.accuracy - recorded.accuracy) > 1 / recorded.images:
                 lines.append(
-                    f"{network.checkpoint} classifies {network.accuracy:.2%} correctly here, its "
-                    f"record says {recorded.accuracy:.2%}: another device or version computes "
-                    "other values"
+                    f"{network.checkpoint} classifies {network.accuracy:.2%} correctly here, but "
+                    f"{recorded.accuracy:.2%} according to its record: another device or version "
+                    "may compute other values"
                 )
     return lines
 

@@ -52,7 +52,8 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path) -> Path
     if dataset.sha256 != comparison.data_sha256:
         raise ValueError(
             f"the comparison was measured on {comparison.data_name} "
-            f"({comparison.data_sha256}), the images given are {dataset.name} ({dataset.sha256})"
+            f"({comparison.data_sha256}), but the images given are {dataset.name} "
+            f"({dataset.sha256}); give the images that it was measured on"
         )
     folder.mkdir(parents=True, exist_ok=True)
     page = _page(comparison, dataset)
@@ -101,7 +102,7 @@ def _inside(group: Group, dataset: Dataset, index: int) -> Inside:
     record, module = read_checkpoint(Path(network.checkpoint))
     if record.weights.sha256 != network.weights_sha256:
         raise CheckpointError(
-            f"{network.checkpoint} holds other weights than were compared; compare anew"
+            f"the weights of {network.checkpoint} are not those that were compared; compare again"
         )
     image_HW = dataset.test.images[index]
     return Inside(group.name, first_layer(module), responses(module, image_HW, RESPONSES))

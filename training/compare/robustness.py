@@ -106,7 +106,7 @@ DISTORTIONS = (
     Distortion(
         name="rotation",
         unit="degrees",
-        how="turned about the centre, both ways; the mean is shown",
+        how="rotated about the centre in both directions; the mean is shown",
         neutral=0.0,
         levels=(0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0),
         versions=lambda pixels, level: [affine(pixels, angle, 1.0) for angle in (level, -level)],
@@ -130,7 +130,7 @@ DISTORTIONS = (
     Distortion(
         name="noise",
         unit="of full ink",
-        how="given Gaussian noise of this standard deviation, clipped to paper and full ink",
+        how="given Gaussian noise of this standard deviation, clipped to no ink and full ink",
         neutral=0.0,
         levels=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),
         versions=lambda pixels, level: [noised(pixels, level)],

@@ -59,5 +59,5 @@ def many(value: Any, n: int) -> tuple[int, ...]:
 
 
 def sizes(shape: Sequence[int]) -> str:
-    """Format a shape: (1, 28, 28) is "1x28x28"; () is "one number"."""
-    return "x".join(map(str, shape)) or "one number"
+    """Format a shape: (1, 28, 28) is "1x28x28"; () is "scalar"."""
+    return "x".join(map(str, shape)) or "scalar"

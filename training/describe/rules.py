@@ -229,7 +229,7 @@ WORDS: dict[str, Callable[[Call, Mapping[str, Any]], str]] = {
     "getitem": _index_words,
     "stack": _cat_words,
     "pad": lambda _, values: ",".join(map(str, values["pad"])),
-    "dropout": lambda _, values: f"{values.get('p', 0.5):g}: idle in evaluation",
+    "dropout": lambda _, values: f"{values.get('p', 0.5):g}: inactive in evaluation",
     "batch_norm": lambda _, values: f"{values['input'].shape[1]:,} channels",
 }
 

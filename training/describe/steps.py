@@ -38,7 +38,7 @@ def describe(
             given and expected), its calls cannot be recorded, or a formula contradicts its weights.
     """
     if not inputs:
-        raise DescribeError("no inputs given: state the shape of one sample for each")
+        raise DescribeError("no inputs given: give the shape of one sample for each input")
     tensors = [_tensor(given) for given in inputs]
     traced = trace(module, tensors)
     known = {id(tensor): _named(traced, i) for i, tensor in enumerate(tensors)}
@@ -85,7 +85,7 @@ class _Walk:
         total = sum(numbers.values())
         counted = sum(step.parameters for step in steps) + sum(numbers[name] for name in unused)
         if counted != total:
-            raise DescribeError(f"the steps have {counted:,} parameters, the module {total:,}")
+            raise DescribeError(f"the steps have {counted:,} parameters, but the module {total:,}")
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         buffers = sum(buffer.numel() for buffer in module.buffers())
         return steps, Totals(
@@ -107,7 +107,7 @@ class _Walk:
         formula, work = parameters(call, new), multiply_adds(call)
         held = sum(tensor.numel() for tensor in new)
         if formula.value != held:
-            raise DescribeError(f"{name}: {formula}, but its weights hold {held:,} numbers")
+            raise DescribeError(f"{name}: {formula} parameters, but its weights have {held:,}")
         self.used |= {self.parameters[id(tensor)] for tensor in new}
         fields = fields_after(call, self._field)
         self.fields |= {id(out): field for out, field in zip(call.outputs, fields, strict=True)}

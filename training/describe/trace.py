@@ -148,7 +148,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         inspect.signature(module.forward).bind(*inputs)
     except TypeError as error:
         raise DescribeError(
-            f"forward of {type(module).__name__} cannot take {len(inputs)} inputs ({error}): state "
+            f"forward of {type(module).__name__} cannot take {len(inputs)} inputs ({error}): give "
             "a shape for each of its arguments"
         ) from error
     without_values = all(tensor.is_meta for tensor in inputs)
@@ -178,8 +178,8 @@ def _refuse_what_cannot_be_read(module: nn.Module) -> None:
         where = path or type(module).__name__
         if isinstance(part, torch.jit.ScriptModule):
             raise DescribeError(
-                f"{where} is TorchScript, whose calls cannot be seen: describe the nn.Module that "
-                "it was made from"
+                f"{where} is TorchScript, whose calls cannot be recorded: describe the nn.Module "
+                "that it was made from"
             )
         if any(isinstance(weight, UninitializedParameter) for weight in part.parameters()):
             raise DescribeError(
