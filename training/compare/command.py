@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
 from training.cli import Commands, add_command, add_data_dir
@@ -94,10 +95,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     dataset = load_dataset(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-
-    def keep(measured: Comparison) -> None:
-        write_report(measured, dataset, arguments.out)
-
+    write = partial(write_report, dataset=dataset, folder=arguments.out)
     comparison = compare(
         arguments.checkpoints,
         dataset,
@@ -105,9 +103,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         folder=arguments.out,
         device=chosen_device(arguments.device),
         say=logger.info,
-        on_measured=keep,
+        on_measured=write,
     )
-    page = write_report(comparison, dataset, arguments.out)
+    page = write(comparison)
     text = f"{summary(comparison)}\nreport: {page}\nfigures: {page.with_name(JSON_NAME)}"
     print(text)  # noqa: T201 - a command line prints
     return 0

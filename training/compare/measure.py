@@ -53,7 +53,7 @@ def compare(
     folder: Path | None = None,
     device: torch.device = CPU,
     say: Callable[[str], None] = lambda text: None,
-    on_measured: Callable[[Comparison], None] = lambda comparison: None,
+    on_measured: Callable[[Comparison], object] = lambda comparison: None,
 ) -> Comparison:
     """Compare digit checkpoints, with several seeds of each model.
 

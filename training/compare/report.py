@@ -174,25 +174,13 @@ def _cost_rows(comparison: Comparison) -> Iterator[list[str]]:
 def _score_rows(group: Group) -> Iterator[list[str]]:
     """Mean loss, Brier score and calibration error over seeds, before and after scaling."""
     found = [network.calibration for network in group.networks]
-    for name, loss, brier, error in (
-        (
-            "as trained",
-            [one.loss_before for one in found],
-            [one.brier_before for one in found],
-            group.error_before,
-        ),
-        (
-            "temperature-scaled",
-            [one.loss_after for one in found],
-            [one.brier_after for one in found],
-            group.error_after,
-        ),
-    ):
+    for name, when in (("as trained", "before"), ("temperature-scaled", "after")):
+        loss = [getattr(one, f"loss_{when}") for one in found]
+        brier = [getattr(one, f"brier_{when}") for one in found]
         known = [value for value in brier if value is not None]
-        mean_brier = f"{statistics.fmean(known):.4f}" if known else "not measured"
         yield [
             f"{group.name}, {name}",
             f"{statistics.fmean(loss):.4f}",
-            mean_brier,
-            percent(error.mean),
+            f"{statistics.fmean(known):.4f}" if known else "not measured",
+            percent(getattr(group, f"error_{when}").mean),
         ]

@@ -200,35 +200,34 @@ def _group_curve(
         name=name,
         accuracy=accuracy,
         unchanged=[spread(values).mean for values in unchanged],
-        falls_below=falls_below(distortion.levels, means, distortion.neutral, BOUND),
+        falls_below=falls_below(distortion.levels, means, distortion.neutral),
     )
 
 
 def falls_below(
-    levels: Sequence[float], values: Sequence[float], neutral: float, bound: float
+    levels: Sequence[float], values: Sequence[float], neutral: float
 ) -> tuple[float | None, float | None]:
-    """The nearest levels below and above the neutral one at which values fall below a bound.
+    """The nearest levels below and above the neutral one at which values fall below 0.9.
 
     Args:
         levels: The levels in ascending order, including the neutral one.
         values: One value per level.
         neutral: The level to start from.
-        bound: The lower bound of the values.
 
     Returns:
-        Levels, interpolated linearly between measured ones; None where no value is below the
-        bound. Both are the neutral level if its own value is below the bound.
+        Levels, interpolated linearly between measured ones; None where no value is below 0.9.
+        Both are the neutral level if its own value is below 0.9.
     """
     start = levels.index(neutral)
     points = list(zip(levels, values, strict=True))
     down, up = points[start::-1], points[start:]
-    return _first_below(down, bound), _first_below(up, bound)
+    return _first_below(down), _first_below(up)
 
 
-def _first_below(points: Sequence[tuple[float, float]], bound: float) -> float | None:
-    if points[0][1] < bound:
+def _first_below(points: Sequence[tuple[float, float]]) -> float | None:
+    if points[0][1] < BOUND:
         return points[0][0]
     for (near, high), (far, low) in itertools.pairwise(points):
-        if low < bound:
-            return near + (far - near) * (high - bound) / (high - low)
+        if low < BOUND:
+            return near + (far - near) * (high - BOUND) / (high - low)
     return None

@@ -6,17 +6,15 @@ microseconds. Lists "by seed" have the order of the group's networks.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from training.evaluation.statistics import Interval, Spread
 
 SCHEMA_VERSION = 1
 
 
-class ComparePlan(BaseModel):
+class ComparePlan(BaseModel, frozen=True, extra="forbid"):
     """All settings of a comparison besides checkpoints, data and machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: int | None = Field(
         default=None,
@@ -45,10 +43,8 @@ class ComparePlan(BaseModel):
     )
 
 
-class Part(BaseModel):
+class Part(BaseModel, frozen=True, extra="forbid"):
     """A part of the result; unknown fields are rejected, so that a misspelt one is noticed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Bin(Part):

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from training.compare.schema import (
     Alternative,
-    BatchTime,
     Comparison,
     Curve,
     Group,
@@ -63,11 +62,6 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def time_at(group: Group, batch: int) -> BatchTime:
-    """The group's time at this batch size."""
-    return next(time for time in group.cost.times if time.batch == batch)
-
-
 def title(comparison: Comparison) -> str:
     """The page's heading."""
     names = [group.name for group in comparison.groups]
@@ -83,7 +77,7 @@ def verdict(comparison: Comparison) -> str:
     others = [one for one in comparison.alternatives if one.name != base.name]
     if not others:
         return f"{lead}. No other group was given to compare it with."
-    if len(others) < PAIR:
+    if len(others) == 1:
         return f"{lead}. {_against(comparison, others[0], base)}"
     ordered = sorted(others, key=lambda one: one.difference, reverse=True)
     texts = [
@@ -100,7 +94,7 @@ def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
         known = _significance(one)
     else:
         known = f"95% interval over seeds {points_interval(one.interval)}: {_significance(one)}"
-    time = time_at(group, 1)
+    time = group.cost.times[0]  # in batches of one image
     return (
         f"{group.name} classifies {percent(group.accuracy.mean)} correctly: "
         f"{points(one.difference)} ({known}), "
@@ -109,17 +103,12 @@ def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
     )
 
 
-def is_significant(one: Alternative) -> bool:
-    """Whether the difference is significant at 0.05, corrected for the number of groups."""
-    return one.p_holm is not None and one.p_holm < SIGNIFICANT
-
-
 def _significance(one: Alternative) -> str:
-    """Whether the difference is significant, by the corrected p value."""
+    """Whether the difference is significant at 0.05, corrected for the number of groups."""
     if one.p_holm is None:
         return "one seed, or seeds that all agree, do not show the effect of the seed"
     p = f"p = {p_text(one.p_holm)} after Holm's correction"
-    return f"significant, {p}" if is_significant(one) else f"not significant, {p}"
+    return f"significant, {p}" if one.p_holm < SIGNIFICANT else f"not significant, {p}"
 
 
 def mcnemar(pair: GroupPair) -> str:

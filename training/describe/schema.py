@@ -2,16 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 Shape = tuple[int, ...]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AxisField(_Frozen):
+class AxisField(BaseModel, frozen=True, extra="forbid"):
     """The receptive field along one axis of an input."""
 
     reach: Literal["window", "scattered", "all", "unknown"] = Field(
@@ -25,7 +21,7 @@ class AxisField(_Frozen):
     )
 
 
-class InputField(_Frozen):
+class InputField(BaseModel, frozen=True, extra="forbid"):
     """The receptive field in one input."""
 
     input: str = Field(description="the name of forward's argument")
@@ -35,7 +31,7 @@ class InputField(_Frozen):
     )
 
 
-class Step(_Frozen):
+class Step(BaseModel, frozen=True, extra="forbid"):
     """One call of a torch function, in the order of execution."""
 
     name: str = Field(description="the module's path, or the path and the function's name")
@@ -58,14 +54,14 @@ class Step(_Frozen):
     )
 
 
-class Named(_Frozen):
+class Named(BaseModel, frozen=True, extra="forbid"):
     """An input or output tensor of the network."""
 
     name: str
     shape: Shape = Field(description="including the batch axis")
 
 
-class Totals(_Frozen):
+class Totals(BaseModel, frozen=True, extra="forbid"):
     """Sums over the steps, and the parameters that no step uses."""
 
     parameters: int
@@ -81,14 +77,14 @@ class Totals(_Frozen):
     input_bytes: int
 
 
-class Ordering(_Frozen):
+class Ordering(BaseModel, frozen=True, extra="forbid"):
     """A tensor's sizes from the slowest axis to the fastest, and its strides."""
 
     sizes: Shape = Field(description="in the order of the axes in memory")
     strides: Shape = Field(description="steps in memory, in values, in the order N, C, H, W")
 
 
-class MemoryFormat(_Frozen):
+class MemoryFormat(BaseModel, frozen=True, extra="forbid"):
     """One step's output in both layouts."""
 
     step: str
@@ -97,7 +93,7 @@ class MemoryFormat(_Frozen):
     channels_last: Ordering = Field(description="NHWC, torch.channels_last")
 
 
-class Cell(_Frozen):
+class Cell(BaseModel, frozen=True, extra="forbid"):
     """One place in memory, and the value that each layout stores there."""
 
     offset: int = Field(description="in values from the beginning")
@@ -107,7 +103,7 @@ class Cell(_Frozen):
     channels_last_index: Shape = Field(description="n, c, h, w")
 
 
-class Layout(_Frozen):
+class Layout(BaseModel, frozen=True, extra="forbid"):
     """A small tensor, value by value, as both layouts store it in memory."""
 
     shape: Shape
@@ -116,7 +112,7 @@ class Layout(_Frozen):
     cells: tuple[Cell, ...]
 
 
-class Description(_Frozen):
+class Description(BaseModel, frozen=True, extra="forbid"):
     """A network, step by step, in evaluation mode."""
 
     name: str

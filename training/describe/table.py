@@ -1,5 +1,6 @@
 """Format a description as aligned text for a terminal."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from training.describe.arguments import sizes
@@ -89,10 +90,9 @@ def _steps(description: Description) -> str:
 
 
 def _shapes(shapes: Sequence[Shape]) -> str:
-    different = list(dict.fromkeys(shapes))
     return ", ".join(
-        f"{shapes.count(shape)} of {sizes(shape)}" if shapes.count(shape) > 1 else sizes(shape)
-        for shape in different
+        f"{count} of {sizes(shape)}" if count > 1 else sizes(shape)
+        for shape, count in Counter(shapes).items()
     )
 
 
@@ -164,9 +164,9 @@ def _memory_formats(formats: Sequence[MemoryFormat]) -> str:
             entry.step,
             sizes(entry.shape),
             sizes(entry.channels_first.sizes),
-            _tuple(entry.channels_first.strides),
+            str(entry.channels_first.strides),
             sizes(entry.channels_last.sizes),
-            _tuple(entry.channels_last.strides),
+            str(entry.channels_last.strides),
         )
         for entry in formats
     ]
@@ -178,8 +178,8 @@ def _layout(layout: Layout) -> str:
     title = (
         f"The numbers 0 to {count - 1} in a tensor of shape {sizes(layout.shape)} (N, C, H, W), "
         "in memory order.\n"
-        f"Strides: channels first {_tuple(layout.channels_first_strides)}, "
-        f"channels last {_tuple(layout.channels_last_strides)}.\n"
+        f"Strides: channels first {layout.channels_first_strides}, "
+        f"channels last {layout.channels_last_strides}.\n"
         "The offset of the value at (n, c, h, w) is the sum of each index times its stride."
     )
     rows = [("offset", "NCHW value", "its (n, c, h, w)", "NHWC value", "its (n, c, h, w)")]
@@ -187,14 +187,10 @@ def _layout(layout: Layout) -> str:
         (
             str(cell.offset),
             str(cell.channels_first),
-            _tuple(cell.channels_first_index),
+            str(cell.channels_first_index),
             str(cell.channels_last),
-            _tuple(cell.channels_last_index),
+            str(cell.channels_last_index),
         )
         for cell in layout.cells
     ]
     return f"{title}\n\n{aligned(rows, right=(0, 1, 3))}"
-
-
-def _tuple(numbers: Shape) -> str:
-    return f"({', '.join(map(str, numbers))})"
