@@ -20,7 +20,7 @@ from training.compare.robustness import (
     noised,
     shifted,
 )
-from training.compare.significance import Predictions, group_pairs, holm, mcnemar, welch
+from training.compare.significance import group_pairs, holm, mcnemar, welch
 from training.data import PIXEL_MEAN, PIXEL_STD, LabelledImages
 from training.evaluation.calibration import calibration_error
 from training.evaluation.statistics import spread, wilson
@@ -224,8 +224,8 @@ def test_images_are_taken_evenly() -> None:
 def test_pairs_count_seeds_and_list_the_greatest_differences() -> None:
     """The image that all networks of one group and none of the other get right comes first."""
     labels = torch.tensor([1, 2, 3, 4])
-    first = Predictions([0, 1], [torch.tensor([1, 2, 0, 0]), torch.tensor([1, 2, 3, 0])])
-    second = Predictions([5], [torch.tensor([1, 0, 0, 4])])
+    first = {0: torch.tensor([1, 2, 0, 0]), 1: torch.tensor([1, 2, 3, 0])}
+    second = {5: torch.tensor([1, 0, 0, 4])}
     between, within = group_pairs({"a": first, "b": second}, labels, differing_shown=2)
     assert [(p.first_seed, p.second_seed, p.only_first, p.only_second) for p in between.pairs] == [
         (0, 5, 1, 1),

@@ -177,14 +177,10 @@ def reliability_figure(group: Group, number: int) -> Figure:
 def _bins(axes: Axes, bins: Sequence[Bin], colour: str) -> None:
     many = [one for one in bins if one.images >= FEW_IMAGES]
     few = [one for one in bins if one.images < FEW_IMAGES]
-    axes.plot(
-        *([one.confidence for one in many], [one.accuracy for one in many], "o-"), color=colour
-    )
-    axes.plot(
-        *([one.confidence for one in few], [one.accuracy for one in few], "o"),
-        color=colour,
-        markerfacecolor="white",
-    )
+    for shown, style, fill in ((many, "o-", colour), (few, "o", "white")):
+        confidence = [one.confidence for one in shown]
+        accuracy = [one.accuracy for one in shown]
+        axes.plot(confidence, accuracy, style, color=colour, markerfacecolor=fill)
 
 
 def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:

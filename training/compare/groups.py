@@ -45,12 +45,11 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[CheckpointGro
     by_config: dict[str, list[LoadedCheckpoint]] = {}
     for checkpoint in load_comparable(folders, dataset):
         by_config.setdefault(without_seed(checkpoint.record.config), []).append(checkpoint)
-    groups = [
-        sorted(group, key=lambda checkpoint: checkpoint.record.config.seed)
-        for group in by_config.values()
+    names = group_names([group[0].record.config for group in by_config.values()])
+    return [
+        CheckpointGroup(name, sorted(group, key=lambda checkpoint: checkpoint.record.config.seed))
+        for name, group in zip(names, by_config.values(), strict=True)
     ]
-    names = group_names([group[0].record.config for group in groups])
-    return [CheckpointGroup(*pair) for pair in zip(names, groups, strict=True)]
 
 
 def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:

@@ -158,10 +158,10 @@ def _predictions(
     groups: Sequence[CheckpointGroup], logits: Mapping[str, Sequence[_Logits]]
 ) -> dict[str, Predictions]:
     return {
-        group.name: Predictions(
-            [checkpoint.record.config.seed for checkpoint in group.checkpoints],
-            [one.test.argmax(1) for one in logits[group.name]],
-        )
+        group.name: {
+            checkpoint.record.config.seed: one.test.argmax(1)
+            for checkpoint, one in zip(group.checkpoints, logits[group.name], strict=True)
+        }
         for group in groups
     }
 
@@ -242,7 +242,10 @@ def _changed(groups: Sequence[CheckpointGroup], measured: Sequence[Group]) -> li
 
 def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:
     base = next(group for group in groups if group.name == base_name)
-    tests = [None if group is base else welch(_by_seed(base), _by_seed(group)) for group in groups]
+    by_seed = {group.name: [network.accuracy for network in group.networks] for group in groups}
+    tests = [
+        None if name == base_name else welch(by_seed[base_name], by_seed[name]) for name in by_seed
+    ]
     p_values = [test and test.p_value for test in tests]
     return [
         Alternative(
@@ -256,10 +259,6 @@ def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:
         )
         for group, test, corrected in zip(groups, tests, holm(p_values), strict=True)
     ]
-
-
-def _by_seed(group: Group) -> list[float]:
-    return [network.accuracy for network in group.networks]
 
 
 def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:

@@ -30,18 +30,18 @@ class Distortion(NamedTuple):
         name: Name of the distortion in headings.
         unit: Unit of the levels.
         how: Description of what is done to the images.
-        neutral: The level that changes nothing.
         levels: The levels in ascending order, including the neutral one.
         versions: Maps images, float [N, 1, H, W] in 0..1, and a level to the distorted images;
             several versions (a shift's four directions) are weighted equally.
+        neutral: The level that changes nothing.
     """
 
     name: str
     unit: str
     how: str
-    neutral: float
     levels: tuple[float, ...]
     versions: Callable[[Tensor, float], list[Tensor]]
+    neutral: float = 0.0
 
     def at(self, pixels_NCHW: Tensor, level: float) -> list[Tensor]:
         """The versions of the images at a level; at the neutral level, the images themselves."""
@@ -99,7 +99,6 @@ DISTORTIONS = (
         name="shift",
         unit="pixels",
         how="moved left, right, up and down; the mean of the four is shown",
-        neutral=0.0,
         levels=tuple(float(step) for step in range(9)),
         versions=_four_shifts,
     ),
@@ -107,7 +106,6 @@ DISTORTIONS = (
         name="rotation",
         unit="degrees",
         how="rotated about the centre in both directions; the mean is shown",
-        neutral=0.0,
         levels=(0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0),
         versions=lambda pixels, level: [affine(pixels, angle, 1.0) for angle in (level, -level)],
     ),
@@ -123,7 +121,6 @@ DISTORTIONS = (
         name="blur",
         unit="pixels",
         how="convolved with a Gaussian of this standard deviation",
-        neutral=0.0,
         levels=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
         versions=lambda pixels, level: [blurred(pixels, level)],
     ),
@@ -131,7 +128,6 @@ DISTORTIONS = (
         name="noise",
         unit="of full ink",
         how="given Gaussian noise of this standard deviation, clipped to no ink and full ink",
-        neutral=0.0,
         levels=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),
         versions=lambda pixels, level: [noised(pixels, level)],
     ),

@@ -178,7 +178,7 @@ def robustness(curve: Curve) -> str:
 def _fall(curve: Curve, group: GroupCurve) -> str:
     down, up = group.falls_below
     if down == curve.neutral:
-        return f"below 90% without any {curve.distortion}"
+        return "below 90% even without distortion"
     if down is None and up is None:
         return "90% or more at every level"
     if curve.levels[0] == curve.neutral:
@@ -222,18 +222,16 @@ def invariance(curve: Curve) -> str:
 
 def augmentation(comparison: Comparison) -> str:
     """How far training images were augmented, since robustness to this may have been learned."""
-    texts = []
+    found: dict[str, str] = {}
     for group in comparison.groups:
-        shift = group.conditions.get("augment.shift_px", 0)
-        turn = group.conditions.get("augment.rotation_deg", 0)
-        scale = group.conditions.get("augment.scale", 0)
-        if shift or turn or scale:
-            what = f"shift up to {shift:g} px, rotation {turn:g} degrees, scale {scale:.0%}"
-        else:
-            what = "none"
-        texts.append(f"{group.name}: {what}")
-    same = {one.split(": ", 1)[1] for one in texts}
-    seen = same.pop() if len(same) == 1 else "; ".join(texts)
+        shift, turn, scale = (
+            group.conditions.get(f"augment.{name}", 0)
+            for name in ("shift_px", "rotation_deg", "scale")
+        )
+        what = f"shift up to {shift:g} px, rotation {turn:g} degrees, scale {scale:.0%}"
+        found[group.name] = what if shift or turn or scale else "none"
+    kinds = set(found.values())
+    seen = kinds.pop() if len(kinds) == 1 else "; ".join(map(": ".join, found.items()))
     return (
         f"Distortions of the training images: {seen}. Up to these levels, robustness may have been "
         "learned from examples; beyond them, it was not."

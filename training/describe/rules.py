@@ -103,12 +103,10 @@ def parameters(call: Call, new: Sequence[Tensor]) -> Formula:
     kind, n = family(call.name)
     if isinstance(x, Tensor) and weight is not None and own == {id(tensor) for tensor in new}:
         groups, kernel = values.get("groups", 1), tuple(weight.shape[2:])
-        if kind == "conv":
+        if kind in ("conv", "conv_transpose"):
             made, given = out.shape[-n - 1], x.shape[-n - 1]
-            return _with_bias(_product((made,), (given // groups, *kernel)), made, bias)
-        if kind == "conv_transpose":
-            made, given = out.shape[-n - 1], x.shape[-n - 1]
-            return _with_bias(_product((given,), (made // groups, *kernel)), made, bias)
+            whole, grouped = (made, given) if kind == "conv" else (given, made)
+            return _with_bias(_product((whole,), (grouped // groups, *kernel)), made, bias)
         if kind == "linear":
             return _with_bias(_product((out.shape[-1], x.shape[-1])), out.shape[-1], bias)
         if kind in ("batch_norm", "group_norm"):
