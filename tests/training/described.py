@@ -100,7 +100,7 @@ LAYERS = [
     Layer(nn.MaxPool2d(3, 2, 1), (1, 9, 9), "MaxPool2d 3x3, stride 2, padding 1", 0, 0),
     Layer(nn.AvgPool1d(2), (1, 8), "AvgPool1d 2", 0, 0),
     Layer(nn.AdaptiveAvgPool2d(2), (1, 9, 9), "AdaptiveAvgPool2d to 2x2", 0, 0),
-    Layer(nn.Dropout(0.25), (3,), "Dropout 0.25: idle in evaluation", 0, 0),
+    Layer(nn.Dropout(0.25), (3,), "Dropout 0.25: inactive in evaluation", 0, 0),
     Layer(nn.Identity(), (3,), "Identity", 0, 0),
     Layer(nn.PReLU(4), (4, 2, 2), "PReLU", 4, 0),
 ]

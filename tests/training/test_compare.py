@@ -179,7 +179,7 @@ def test_the_command_prints_a_table_and_trains_sizes_once(
     printed = capsys.readouterr().out
     assert re.search(r"cnn +1 +\d\d\.\d\d% \(one seed\) +[+-]\d+\.\d\d points", printed)
     assert f"report: {tmp_path / 'comparison.html'}" in printed
-    assert "note: one seed alone of mlp, cnn" in printed
+    assert "note: only one seed of mlp, cnn" in printed
     first = Comparison.model_validate_json((tmp_path / "comparison.json").read_bytes())
     runs = [(run.group, run.size, run.epoch_images) for run in first.sizes]
     assert runs == [("mlp", 64, 116), ("mlp", 128, 116), ("cnn", 64, 116), ("cnn", 128, 116)]
@@ -290,7 +290,7 @@ def test_a_broken_cache_of_sizes_is_refused(
     """A cache that is not a list of runs is refused with its path and what to do."""
     (tmp_path / "sizes.json").write_text("[{}]")
     plan = PLAN.model_copy(update={"sizes": (64,), "images": 1})
-    with pytest.raises(CheckpointError, match=r"sizes\.json is no list.*delete it"):
+    with pytest.raises(CheckpointError, match=r"sizes\.json is not a valid list.*delete it"):
         compare(folders[1:2], dataset, plan, folder=tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(CheckpointError, match=f"held out 50 validation images.*{validation}"):
         compare([folders[2], tmp_path], dataset)
     for change, named in (
-        ({"base": "rnn"}, "--base rnn: no such group; there are: mlp, cnn"),
+        ({"base": "rnn"}, "--base rnn: no such group; the groups are: mlp, cnn"),
         ({"picture_index": 300}, "the test images are 0 to 299"),
         ({"sizes": (64,)}, "a folder for their results"),
     ):
@@ -330,8 +330,8 @@ def test_unlike_training_is_told(folders: list[Path], dataset: Dataset, tmp_path
     assert [group.name for group in groups] == ["mlp (epochs=6)", "mlp (epochs=1)"]
     told = unfair_conditions(groups)
     assert len(told) == 1
-    assert told[0].startswith("not trained alike, epochs: mlp (epochs=6) 6, mlp (epochs=1) 1;")
-    assert single_seeds(groups)[0].startswith("one seed alone of mlp (epochs=1):")
+    assert told[0].startswith("training differs in epochs: mlp (epochs=6) 6, mlp (epochs=1) 1;")
+    assert single_seeds(groups)[0].startswith("only one seed of mlp (epochs=1):")
     assert unfair_conditions(groups[:1]) == single_seeds(groups[:1]) == []
 
 

@@ -246,11 +246,11 @@ def test_networks_far_larger_than_memory_are_described() -> None:
         (
             nn.Sequential(nn.Conv2d(1, 4, 5), nn.Conv2d(4, 4, 5)),
             (1, 7, 7),
-            "1 gets 3x3 but its kernel is 5x5",
+            "1 got 3x3 but its kernel is 5x5",
         ),
-        (nn.Sequential(nn.Conv2d(1, 4, 5)), (3, 9, 9), "0 gets 3 channels but takes 1"),
-        (nn.Sequential(nn.Linear(9, 4)), (8,), "0 gets 8 features but takes 9"),
-        (nn.Sequential(nn.MaxPool2d(3)), (1, 2, 2), "0 gets 2x2 but its kernel is 3x3"),
+        (nn.Sequential(nn.Conv2d(1, 4, 5)), (3, 9, 9), "0 got 3 channels but expects 1"),
+        (nn.Sequential(nn.Linear(9, 4)), (8,), "0 got 8 features but expects 9"),
+        (nn.Sequential(nn.MaxPool2d(3)), (1, 2, 2), "0 got 2x2 but its kernel is 3x3"),
         (nn.LazyLinear(3), (4,), "is lazy"),
         (Calls(lambda x: x if x.sum() > 0 else -x), (3,), "needs a tensor's values"),
         (nn.Bilinear(2, 2, 2), (2,), "cannot take 1 inputs"),
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_said_in_words(
 
 def test_both_layouts_hold_what_torch_holds() -> None:
     """Offsets from the stated strides find each value; channels last interleaves channels."""
-    shown = layout((1, 2, 3, 3))
+    shown = layout()
     assert [cell.channels_first for cell in shown.cells] == list(range(18))
     assert [cell.channels_last for cell in shown.cells][:4] == [0, 9, 1, 10]
     for cell in shown.cells:
@@ -305,8 +305,8 @@ def test_the_command_prints_a_table_and_the_same_as_json(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--input-size", "1,9,9"], "features.3 gets 2x2 but its kernel is 5x5"),
-        (["--input-size", "1,32,32"], "head.1 gets 800 features but takes 512"),
+        (["--input-size", "1,9,9"], "features.3 got 2x2 but its kernel is 5x5"),
+        (["--input-size", "1,32,32"], "head.1 got 800 features but expects 512"),
         (["--input-size", "28x28"], "--input-size 28x28"),
         (["--input-size", "1,28,28", "--input-size", "1,28,28"], "takes 1 input"),
         (["--arch", "n1=many"], "got 'many'"),

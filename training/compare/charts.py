@@ -104,7 +104,7 @@ def accuracy_figure(groups: Sequence[Group]) -> Figure:
         row += 0.9
     axes.set_yticks(ticks, names)
     axes.set_ylim(row - 0.9, -1.1)
-    axes.set(xlabel="test images classified correctly, % (line: 95% interval of Wilson)")
+    axes.set(xlabel="test images classified correctly, % (line: Wilson's 95% interval)")
     axes.grid(axis="x", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     return figure
@@ -177,14 +177,10 @@ def reliability_figure(group: Group, number: int) -> Figure:
 def _bins(axes: Axes, bins: Sequence[Bin], colour: str) -> None:
     many = [one for one in bins if one.images >= FEW_IMAGES]
     few = [one for one in bins if one.images < FEW_IMAGES]
-    axes.plot(
-        *([one.confidence for one in many], [one.accuracy for one in many], "o-"), color=colour
-    )
-    axes.plot(
-        *([one.confidence for one in few], [one.accuracy for one in few], "o"),
-        color=colour,
-        markerfacecolor="white",
-    )
+    for shown, style, fill in ((many, "o-", colour), (few, "o", "white")):
+        confidence = [one.confidence for one in shown]
+        accuracy = [one.accuracy for one in shown]
+        axes.plot(confidence, accuracy, style, color=colour, markerfacecolor=fill)
 
 
 def curve_figure(curve: Curve, images: Sequence[np.ndarray]) -> Figure:
@@ -227,7 +223,12 @@ def invariance_figure(curve: Curve) -> Figure:
     axes.plot(curve.levels, ink, color="grey", ls="--", label="ink left in the picture")
     axes.set_ylim(0, 101)
     axes.set_title("Invariance", loc="left")
-    _label(figure, axes, f"{curve.distortion}, {curve.unit}", "same prediction as unshifted, %")
+    _label(
+        figure,
+        axes,
+        f"{curve.distortion}, {curve.unit}",
+        "same prediction as for the unshifted image, %",
+    )
     return figure
 
 
@@ -283,7 +284,9 @@ def response_figure(response: Response, group: str) -> Figure:
         top = max(float(values[:MOST_MAPS].max()), 1e-12)
         show_mosaic(figure.subplots(), shown, COLUMNS, "gray_r", (0, top))
         height, width = values.shape[1:]
-        what = f"{len(shown)} of {len(values)} maps of {height}x{width} after {response.name}"
+        what = (
+            f"{len(shown)} of {len(values)} feature maps of {height}x{width} after {response.name}"
+        )
     else:
         units = values.reshape(-1)
         rows = -(-units.size // UNIT_COLUMNS)

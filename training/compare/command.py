@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
 from training.cli import Commands, add_command, add_data_dir
@@ -16,12 +17,12 @@ from training.device import chosen_device
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
-Measure digit checkpoints beside each other: accuracy over seeds, McNemar's test,
-calibration, costs, distorted images, first layers, images on which they differ.
-Checkpoints that differ in their seed alone form a group. Writes comparison.html and
+Compare digit checkpoints: accuracy over seeds, McNemar's test, calibration, costs,
+accuracy on distorted images, first layers, and images on which they differ.
+Checkpoints that differ only in their seeds form a group. Writes comparison.html and
 comparison.json."""
 _EXAMPLE = """\
-example: three seeds of each, one page
+example: three seeds of each model, in one report
   for seed in 0 1 2; do for model in mlp cnn; do
     python -m training train --model $model --seed $seed --epochs 8 --out runs/$model-$seed
   done; done
@@ -36,17 +37,23 @@ def add_compare(commands: Commands) -> None:
         commands,
         "compare",
         _compare,
-        short="measure checkpoints beside each other and write a report",
+        short="compare checkpoints and write a report",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
     )
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report")
     parser.add_argument(
-        "--base", metavar="GROUP", help="what the others are compared with; default: the first"
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders of checkpoints"
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="test images to distort; default: all"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the report"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="GROUP",
+        help="the group that the others are compared with; default: the first",
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="number of test images to distort; default: all"
     )
     parser.add_argument(
         "--sizes",
@@ -54,23 +61,28 @@ def add_compare(commands: Commands) -> None:
         nargs="+",
         default=[],
         metavar="N",
-        help="train each group's config with so many labelled images, too; default: do not train",
+        help="also train each group's config on N labelled images, for each N; default: do not",
     )
     parser.add_argument(
         "--size-epochs",
         type=int,
         default=defaults.size_epochs,
-        help="epochs of those runs, each of the largest size; default: %(default)s",
+        help="epochs of these runs, each of as many images as the largest N; default: %(default)s",
     )
     parser.add_argument(
         "--picture",
         type=int,
         default=defaults.picture_index,
         metavar="INDEX",
-        help="the test image whose feature maps are drawn; default: %(default)s",
+        help="index of the test image whose feature maps are drawn; default: %(default)s",
     )
     add_data_dir(parser)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where to compute; default: %(default)s",
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -83,10 +95,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     dataset = load_dataset(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-
-    def keep(measured: Comparison) -> None:
-        write_report(measured, dataset, arguments.out)
-
+    write = partial(write_report, dataset=dataset, folder=arguments.out)
     comparison = compare(
         arguments.checkpoints,
         dataset,
@@ -94,9 +103,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         folder=arguments.out,
         device=chosen_device(arguments.device),
         say=logger.info,
-        on_measured=keep,
+        on_measured=write,
     )
-    page = write_report(comparison, dataset, arguments.out)
+    page = write(comparison)
     text = f"{summary(comparison)}\nreport: {page}\nfigures: {page.with_name(JSON_NAME)}"
     print(text)  # noqa: T201 - a command line prints
     return 0

@@ -17,11 +17,6 @@ US_PER_S = 1_000_000
 IMAGE_SHAPE = (1, 28, 28)
 
 
-def multiply_adds(module: nn.Module) -> int:
-    """Multiply-adds of one image, batch normalisation included: ``describe``'s total."""
-    return describe(module, [IMAGE_SHAPE]).totals.multiply_adds
-
-
 def measure_costs(modules: Mapping[str, nn.Module], base: str, rounds: int) -> dict[str, Cost]:
     """Measure the cost of each module, in evaluation mode on its device.
 
@@ -43,7 +38,7 @@ def measure_costs(modules: Mapping[str, nn.Module], base: str, rounds: int) -> d
     return {
         name: Cost(
             parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
-            multiply_adds=multiply_adds(module),
+            multiply_adds=describe(module, [IMAGE_SHAPE]).totals.multiply_adds,
             times=[
                 _batch_time(batch, [one[name] for one in seen], [one[base] for one in seen])
                 for batch, seen in times.items()

@@ -45,12 +45,11 @@ def read_groups(folders: Sequence[Path], dataset: Dataset) -> list[CheckpointGro
     by_config: dict[str, list[LoadedCheckpoint]] = {}
     for checkpoint in load_comparable(folders, dataset):
         by_config.setdefault(without_seed(checkpoint.record.config), []).append(checkpoint)
-    groups = [
-        sorted(group, key=lambda checkpoint: checkpoint.record.config.seed)
-        for group in by_config.values()
+    names = group_names([group[0].record.config for group in by_config.values()])
+    return [
+        CheckpointGroup(name, sorted(group, key=lambda checkpoint: checkpoint.record.config.seed))
+        for name, group in zip(names, by_config.values(), strict=True)
     ]
-    names = group_names([group[0].record.config for group in groups])
-    return [CheckpointGroup(*pair) for pair in zip(names, groups, strict=True)]
 
 
 def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:
@@ -58,16 +57,18 @@ def unfair_conditions(groups: Sequence[CheckpointGroup]) -> list[str]:
     trained = [conditions(group.config) for group in groups]
     keys = dict.fromkeys(key for one in trained for key in one)
     lines = [
-        f"not trained alike, {key}: "
+        f"training differs in {key}: "
         + ", ".join(f"{g.name} {one.get(key)}" for g, one in zip(groups, trained, strict=True))
-        + "; a difference may come from that"
+        + "; this may explain differences in the results"
         for key in keys
         if len({json.dumps(one.get(key)) for one in trained}) > 1
     ]
     for package in ("torch", "python"):
         found = {c.record.versions.get(package, "?") for g in groups for c in g.checkpoints}
         if len(found) > 1:
-            lines.append(f"trained with several versions of {package}: {', '.join(sorted(found))}")
+            lines.append(
+                f"trained with different versions of {package}: {', '.join(sorted(found))}"
+            )
     return lines
 
 
@@ -77,6 +78,6 @@ def single_seeds(groups: Sequence[CheckpointGroup]) -> list[str]:
     if not names:
         return []
     return [
-        f"one seed alone of {', '.join(names)}: no spread over seeds, so a difference may be the "
-        "seed's; train further ones with --seed"
+        f"only one seed of {', '.join(names)}: the spread over seeds is unknown, so a difference "
+        "may be due to the seed; train more seeds with --seed"
     ]

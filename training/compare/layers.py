@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from training.data import IMAGE_SHAPE, standardise, to_pixels
 
@@ -41,12 +42,11 @@ def first_layer(module: nn.Module) -> FirstLayer | None:
     """
     found = _executed(module, torch.zeros(1, *IMAGE_SHAPE, dtype=torch.uint8))
     for name, layer, _ in found:
-        weight = getattr(layer, "weight", None)
         if isinstance(layer, nn.Conv2d):
             return FirstLayer(name, layer.weight.detach()[:, 0].cpu(), True)
         if isinstance(layer, nn.Linear) and layer.in_features == IMAGE_SHAPE[0] * IMAGE_SHAPE[1]:
             return FirstLayer(name, layer.weight.detach().reshape(-1, *IMAGE_SHAPE).cpu(), False)
-        if weight is not None:
+        if getattr(layer, "weight", None) is not None:
             return None
     return None
 
@@ -60,23 +60,14 @@ def responses(module: nn.Module, image_HW: Tensor, most: int) -> list[Response]:
 
 def _executed(module: nn.Module, images_NHW: Tensor) -> Sequence[tuple[str, nn.Module, Tensor]]:
     """Run a module; returns name, leaf module and output in the order of execution."""
+    names = {layer: name for name, layer in module.named_modules() if not any(layer.children())}
     seen: list[tuple[str, nn.Module, Tensor]] = []
 
-    def note(name: str, layer: nn.Module) -> None:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            seen.append((name, layer, output.detach().clone()))
+    def note(layer: nn.Module, _: object, output: Tensor) -> None:
+        if layer in names:
+            seen.append((names[layer], layer, output.detach().clone()))
 
-        handles.append(layer.register_forward_hook(hook))
-
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    for name, layer in module.named_modules():
-        if not any(layer.children()):
-            note(name, layer)
     device = next(module.parameters()).device
-    try:
-        with torch.no_grad():
-            module(standardise(to_pixels(images_NHW.to(device))))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), register_module_forward_hook(note):
+        module(standardise(to_pixels(images_NHW.to(device))))
     return seen

@@ -72,13 +72,13 @@ def check_learning_curve(
         if group.config.distil is not None:
             raise ValueError(
                 f"--sizes trains each group's config, but {group.name} was distilled and its "
-                "teachers are not at hand; leave out these checkpoints, or --sizes"
+                "teachers are not available; leave out these checkpoints, or --sizes"
             )
         trained = most - validation_size(group.config.validation_images, most)
         if trained < group.config.batch_size:
             raise ValueError(
-                f"--sizes {most} leaves {trained} images to learn from, fewer than batch_size "
-                f"{group.config.batch_size} of {group.name}; give a larger size as well"
+                f"--sizes {most} leaves {trained} images to train on, fewer than batch_size "
+                f"{group.config.batch_size} of {group.name}; add a larger size"
             )
     _read(folder / CACHE_NAME)
 
@@ -175,6 +175,6 @@ def _read(cache: Path) -> list[SizeRun]:
         return _RUNS.validate_json(cache.read_bytes())
     except ValidationError as error:
         raise CheckpointError(
-            f"{cache} is no list of runs on parts of the training images; delete it to train "
-            f"them anew ({error.error_count()} problems)"
+            f"{cache} is not a valid list of runs on parts of the training images "
+            f"({error.error_count()} problems); delete it to train them again"
         ) from error

@@ -53,7 +53,7 @@ def compare(
     folder: Path | None = None,
     device: torch.device = CPU,
     say: Callable[[str], None] = lambda text: None,
-    on_measured: Callable[[Comparison], None] = lambda comparison: None,
+    on_measured: Callable[[Comparison], object] = lambda comparison: None,
 ) -> Comparison:
     """Compare digit checkpoints, with several seeds of each model.
 
@@ -123,13 +123,15 @@ def _base(
     """Return the base group's name, after checking that the plan fits groups and data."""
     names = [group.name for group in groups]
     if plan.base is not None and plan.base not in names:
-        raise ValueError(f"--base {plan.base}: no such group; there are: {', '.join(names)}")
+        raise ValueError(f"--base {plan.base}: no such group; the groups are: {', '.join(names)}")
     if plan.picture_index >= len(dataset.test):
         raise ValueError(
             f"--picture {plan.picture_index}: the test images are 0 to {len(dataset.test) - 1}"
         )
     if plan.sizes and folder is None:
-        raise ValueError("sizes are trained, so a folder for their results must be given")
+        raise ValueError(
+            "plan.sizes trains networks, which needs a folder for their results; pass folder"
+        )
     if plan.sizes and folder is not None:
         check_learning_curve(groups, dataset, plan.sizes, folder)
     return plan.base or names[0]
@@ -156,10 +158,10 @@ def _predictions(
     groups: Sequence[CheckpointGroup], logits: Mapping[str, Sequence[_Logits]]
 ) -> dict[str, Predictions]:
     return {
-        group.name: Predictions(
-            [checkpoint.record.config.seed for checkpoint in group.checkpoints],
-            [one.test.argmax(1) for one in logits[group.name]],
-        )
+        group.name: {
+            checkpoint.record.config.seed: one.test.argmax(1)
+            for checkpoint, one in zip(group.checkpoints, logits[group.name], strict=True)
+        }
         for group in groups
     }
 
@@ -231,16 +233,19 @@ def _changed(groups: Sequence[CheckpointGroup], measured: Sequence[Group]) -> li
             recorded = checkpoint.record.test
             if abs(network.accuracy - recorded.accuracy) > 1 / recorded.images:
                 lines.append(
-                    f"{network.checkpoint} classifies {network.accuracy:.2%} correctly here, its "
-                    f"record says {recorded.accuracy:.2%}: another device or version computes "
-                    "other values"
+                    f"{network.checkpoint} classifies {network.accuracy:.2%} correctly here, but "
+                    f"{recorded.accuracy:.2%} according to its record: another device or version "
+                    "may compute other values"
                 )
     return lines
 
 
 def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:
     base = next(group for group in groups if group.name == base_name)
-    tests = [None if group is base else welch(_by_seed(base), _by_seed(group)) for group in groups]
+    by_seed = {group.name: [network.accuracy for network in group.networks] for group in groups}
+    tests = [
+        None if name == base_name else welch(by_seed[base_name], by_seed[name]) for name in by_seed
+    ]
     p_values = [test and test.p_value for test in tests]
     return [
         Alternative(
@@ -254,10 +259,6 @@ def _alternatives(groups: Sequence[Group], base_name: str) -> list[Alternative]:
         )
         for group, test, corrected in zip(groups, tests, holm(p_values), strict=True)
     ]
-
-
-def _by_seed(group: Group) -> list[float]:
-    return [network.accuracy for network in group.networks]
 
 
 def _surroundings(dataset: Dataset, device: torch.device) -> dict[str, Any]:

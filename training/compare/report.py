@@ -52,7 +52,8 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path) -> Path
     if dataset.sha256 != comparison.data_sha256:
         raise ValueError(
             f"the comparison was measured on {comparison.data_name} "
-            f"({comparison.data_sha256}), the images given are {dataset.name} ({dataset.sha256})"
+            f"({comparison.data_sha256}), but the images given are {dataset.name} "
+            f"({dataset.sha256}); give the images that it was measured on"
         )
     folder.mkdir(parents=True, exist_ok=True)
     page = _page(comparison, dataset)
@@ -101,7 +102,7 @@ def _inside(group: Group, dataset: Dataset, index: int) -> Inside:
     record, module = read_checkpoint(Path(network.checkpoint))
     if record.weights.sha256 != network.weights_sha256:
         raise CheckpointError(
-            f"{network.checkpoint} holds other weights than were compared; compare anew"
+            f"the weights of {network.checkpoint} are not those that were compared; compare again"
         )
     image_HW = dataset.test.images[index]
     return Inside(group.name, first_layer(module), responses(module, image_HW, RESPONSES))
@@ -173,25 +174,13 @@ def _cost_rows(comparison: Comparison) -> Iterator[list[str]]:
 def _score_rows(group: Group) -> Iterator[list[str]]:
     """Mean loss, Brier score and calibration error over seeds, before and after scaling."""
     found = [network.calibration for network in group.networks]
-    for name, loss, brier, error in (
-        (
-            "as trained",
-            [one.loss_before for one in found],
-            [one.brier_before for one in found],
-            group.error_before,
-        ),
-        (
-            "temperature-scaled",
-            [one.loss_after for one in found],
-            [one.brier_after for one in found],
-            group.error_after,
-        ),
-    ):
+    for name, when in (("as trained", "before"), ("temperature-scaled", "after")):
+        loss = [getattr(one, f"loss_{when}") for one in found]
+        brier = [getattr(one, f"brier_{when}") for one in found]
         known = [value for value in brier if value is not None]
-        mean_brier = f"{statistics.fmean(known):.4f}" if known else "not measured"
         yield [
             f"{group.name}, {name}",
             f"{statistics.fmean(loss):.4f}",
-            mean_brier,
-            percent(error.mean),
+            f"{statistics.fmean(known):.4f}" if known else "not measured",
+            percent(getattr(group, f"error_{when}").mean),
         ]

@@ -30,18 +30,18 @@ class Distortion(NamedTuple):
         name: Name of the distortion in headings.
         unit: Unit of the levels.
         how: Description of what is done to the images.
-        neutral: The level that changes nothing.
         levels: The levels in ascending order, including the neutral one.
         versions: Maps images, float [N, 1, H, W] in 0..1, and a level to the distorted images;
             several versions (a shift's four directions) are weighted equally.
+        neutral: The level that changes nothing.
     """
 
     name: str
     unit: str
     how: str
-    neutral: float
     levels: tuple[float, ...]
     versions: Callable[[Tensor, float], list[Tensor]]
+    neutral: float = 0.0
 
     def at(self, pixels_NCHW: Tensor, level: float) -> list[Tensor]:
         """The versions of the images at a level; at the neutral level, the images themselves."""
@@ -99,15 +99,13 @@ DISTORTIONS = (
         name="shift",
         unit="pixels",
         how="moved left, right, up and down; the mean of the four is shown",
-        neutral=0.0,
         levels=tuple(float(step) for step in range(9)),
         versions=_four_shifts,
     ),
     Distortion(
         name="rotation",
         unit="degrees",
-        how="turned about the centre, both ways; the mean is shown",
-        neutral=0.0,
+        how="rotated about the centre in both directions; the mean is shown",
         levels=(0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0),
         versions=lambda pixels, level: [affine(pixels, angle, 1.0) for angle in (level, -level)],
     ),
@@ -123,15 +121,13 @@ DISTORTIONS = (
         name="blur",
         unit="pixels",
         how="convolved with a Gaussian of this standard deviation",
-        neutral=0.0,
         levels=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
         versions=lambda pixels, level: [blurred(pixels, level)],
     ),
     Distortion(
         name="noise",
         unit="of full ink",
-        how="given Gaussian noise of this standard deviation, clipped to paper and full ink",
-        neutral=0.0,
+        how="given Gaussian noise of this standard deviation, clipped to no ink and full ink",
         levels=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),
         versions=lambda pixels, level: [noised(pixels, level)],
     ),
@@ -200,35 +196,34 @@ def _group_curve(
         name=name,
         accuracy=accuracy,
         unchanged=[spread(values).mean for values in unchanged],
-        falls_below=falls_below(distortion.levels, means, distortion.neutral, BOUND),
+        falls_below=falls_below(distortion.levels, means, distortion.neutral),
     )
 
 
 def falls_below(
-    levels: Sequence[float], values: Sequence[float], neutral: float, bound: float
+    levels: Sequence[float], values: Sequence[float], neutral: float
 ) -> tuple[float | None, float | None]:
-    """The nearest levels below and above the neutral one at which values fall below a bound.
+    """The nearest levels below and above the neutral one at which values fall below 0.9.
 
     Args:
         levels: The levels in ascending order, including the neutral one.
         values: One value per level.
         neutral: The level to start from.
-        bound: The lower bound of the values.
 
     Returns:
-        Levels, interpolated linearly between measured ones; None where no value is below the
-        bound. Both are the neutral level if its own value is below the bound.
+        Levels, interpolated linearly between measured ones; None where no value is below 0.9.
+        Both are the neutral level if its own value is below 0.9.
     """
     start = levels.index(neutral)
     points = list(zip(levels, values, strict=True))
     down, up = points[start::-1], points[start:]
-    return _first_below(down, bound), _first_below(up, bound)
+    return _first_below(down), _first_below(up)
 
 
-def _first_below(points: Sequence[tuple[float, float]], bound: float) -> float | None:
-    if points[0][1] < bound:
+def _first_below(points: Sequence[tuple[float, float]]) -> float | None:
+    if points[0][1] < BOUND:
         return points[0][0]
     for (near, high), (far, low) in itertools.pairwise(points):
-        if low < bound:
-            return near + (far - near) * (high - bound) / (high - low)
+        if low < BOUND:
+            return near + (far - near) * (high - BOUND) / (high - low)
     return None

@@ -6,46 +6,45 @@ microseconds. Lists "by seed" have the order of the group's networks.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from training.evaluation.statistics import Interval, Spread
 
 SCHEMA_VERSION = 1
 
 
-class ComparePlan(BaseModel):
+class ComparePlan(BaseModel, frozen=True, extra="forbid"):
     """All settings of a comparison besides checkpoints, data and machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: int | None = Field(
         default=None,
         ge=1,
-        description="test images that are distorted, evenly taken; None: all. Accuracy, "
-        "calibration and McNemar's test always use all",
+        description="number of test images to distort, evenly spaced; None: all. Accuracy, "
+        "calibration and McNemar's test always use all test images",
     )
     base: str | None = Field(
         default=None, description="the group that the others are compared with; None: the first"
     )
     sizes: tuple[PositiveInt, ...] = Field(
-        default=(), description="training-set sizes, images; none: no network is trained"
+        default=(), description="training-set sizes in images; empty: no network is trained"
     )
     size_epochs: int = Field(
-        default=5, ge=1, le=1_000, description="epochs of each such run, of the largest size each"
+        default=5,
+        ge=1,
+        le=1_000,
+        description="epochs of each such run, each with as many images as the largest size",
     )
-    timing_rounds: int = Field(default=15, ge=1, le=1_000, description="interleaved rounds")
+    timing_rounds: int = Field(default=15, ge=1, le=1_000, description="interleaved timing rounds")
     differing_shown: int = Field(
-        default=24, ge=0, le=200, description="images, for each group beside the base"
+        default=24, ge=0, le=200, description="most images that are listed for two groups"
     )
     picture_index: int = Field(
-        default=0, ge=0, description="the test image whose feature maps are drawn"
+        default=0, ge=0, description="index of the test image whose feature maps are drawn"
     )
 
 
-class Part(BaseModel):
+class Part(BaseModel, frozen=True, extra="forbid"):
     """A part of the result; unknown fields are rejected, so that a misspelt one is noticed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Bin(Part):

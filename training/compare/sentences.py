@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from training.compare.schema import (
     Alternative,
-    BatchTime,
     Comparison,
     Curve,
     Group,
@@ -43,7 +42,7 @@ def points(difference: float) -> str:
 def points_interval(interval: Interval | None) -> str:
     """Format an interval in points; None means a group of one seed, or seeds that all agree."""
     if interval is None:
-        return "spread over seeds not known"
+        return "spread over seeds unknown"
     return f"{POINTS * interval.low:+.2f} to {POINTS * interval.high:+.2f}"
 
 
@@ -63,11 +62,6 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def time_at(group: Group, batch: int) -> BatchTime:
-    """The group's time at this batch size."""
-    return next(time for time in group.cost.times if time.batch == batch)
-
-
 def title(comparison: Comparison) -> str:
     """The page's heading."""
     names = [group.name for group in comparison.groups]
@@ -83,7 +77,7 @@ def verdict(comparison: Comparison) -> str:
     others = [one for one in comparison.alternatives if one.name != base.name]
     if not others:
         return f"{lead}. No other group was given to compare it with."
-    if len(others) < PAIR:
+    if len(others) == 1:
         return f"{lead}. {_against(comparison, others[0], base)}"
     ordered = sorted(others, key=lambda one: one.difference, reverse=True)
     texts = [
@@ -91,7 +85,7 @@ def verdict(comparison: Comparison) -> str:
         f"{_significance(one)})"
         for one in ordered
     ]
-    return f"{lead}. Against it: {'; '.join(texts)}."
+    return f"{lead}. Compared with it: {'; '.join(texts)}."
 
 
 def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
@@ -100,7 +94,7 @@ def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
         known = _significance(one)
     else:
         known = f"95% interval over seeds {points_interval(one.interval)}: {_significance(one)}"
-    time = time_at(group, 1)
+    time = group.cost.times[0]  # in batches of one image
     return (
         f"{group.name} classifies {percent(group.accuracy.mean)} correctly: "
         f"{points(one.difference)} ({known}), "
@@ -109,17 +103,12 @@ def _against(comparison: Comparison, one: Alternative, base: Group) -> str:
     )
 
 
-def is_significant(one: Alternative) -> bool:
-    """Whether the difference is significant at 0.05, corrected for the number of groups."""
-    return one.p_holm is not None and one.p_holm < SIGNIFICANT
-
-
 def _significance(one: Alternative) -> str:
-    """Whether the difference is significant, by the corrected p value."""
+    """Whether the difference is significant at 0.05, corrected for the number of groups."""
     if one.p_holm is None:
-        return "one seed, or seeds that all agree, do not show how far the seed moves it"
+        return "one seed, or seeds that all agree, do not show the effect of the seed"
     p = f"p = {p_text(one.p_holm)} after Holm's correction"
-    return f"significant, {p}" if is_significant(one) else f"not significant, {p}"
+    return f"significant, {p}" if one.p_holm < SIGNIFICANT else f"not significant, {p}"
 
 
 def mcnemar(pair: GroupPair) -> str:
@@ -129,7 +118,7 @@ def mcnemar(pair: GroupPair) -> str:
     if pair.first == pair.second:
         return (
             f"{pair.first} against itself, two seeds at a time: {hits} of {count} "
-            f"{_pairs(count)} p < 0.05. The seed alone does this."
+            f"{_pairs(count)} p < 0.05. Only the seed differs."
         )
     first_ahead = sum(p.only_first > p.only_second for p in pair.pairs)
     second_ahead = sum(p.only_first < p.only_second for p in pair.pairs)
@@ -172,8 +161,8 @@ def calibration(comparison: Comparison) -> Iterator[str]:
         )
         if any(network.calibration.at_bound for network in group.networks):
             yield (
-                f"{group.name}: a temperature is only the bound of its search, no estimate: the "
-                "validation images are too few or too easy to fit one."
+                f"{group.name}: a temperature is the bound of its search and not an estimate, "
+                "because the validation images are too few or too easy to fit one."
             )
 
 
@@ -189,9 +178,9 @@ def robustness(curve: Curve) -> str:
 def _fall(curve: Curve, group: GroupCurve) -> str:
     down, up = group.falls_below
     if down == curve.neutral:
-        return f"below 90% without any {curve.distortion}"
+        return "below 90% even without distortion"
     if down is None and up is None:
-        return "90% or more throughout"
+        return "90% or more at every level"
     if curve.levels[0] == curve.neutral:
         return f"below 90% from {up:.3g} {curve.unit} on"
     places = [
@@ -222,32 +211,30 @@ def invariance(curve: Curve) -> str:
     """How many images keep their predicted digit when shifted."""
     level = min(curve.levels, key=lambda one: abs(one - STATED_SHIFT_PX))
     place = curve.levels.index(level)
-    kept = listed([f"{percent(g.unchanged[place])} with {g.name}" for g in curve.groups])
+    kept = listed([f"{percent(g.unchanged[place])} ({g.name})" for g in curve.groups])
     return (
         "A network that is invariant to translation predicts the same digit for the shifted image "
-        f"as for the unshifted one, right or wrong: at {level:g} {curve.unit} {kept} do. "
-        f"{percent(curve.ink_kept[place])} of the ink is then still in the picture, at "
-        f"{curve.levels[-1]:g} {curve.unit} {percent(curve.ink_kept[-1])}."
+        f"as for the unshifted one, right or wrong. At {level:g} {curve.unit} it does for "
+        f"{kept} of the images, and {percent(curve.ink_kept[place])} of the ink is still in the "
+        f"picture; at {curve.levels[-1]:g} {curve.unit}, {percent(curve.ink_kept[-1])} of it is."
     )
 
 
 def augmentation(comparison: Comparison) -> str:
     """How far training images were augmented, since robustness to this may have been learned."""
-    texts = []
+    found: dict[str, str] = {}
     for group in comparison.groups:
-        shift = group.conditions.get("augment.shift_px", 0)
-        turn = group.conditions.get("augment.rotation_deg", 0)
-        scale = group.conditions.get("augment.scale", 0)
-        if shift or turn or scale:
-            what = f"shifts up to {shift:g} px, {turn:g} degrees and {scale:.0%} of size"
-        else:
-            what = "none"
-        texts.append(f"{group.name}: {what}")
-    same = {one.split(": ", 1)[1] for one in texts}
-    seen = same.pop() if len(same) == 1 else "; ".join(texts)
+        shift, turn, scale = (
+            group.conditions.get(f"augment.{name}", 0)
+            for name in ("shift_px", "rotation_deg", "scale")
+        )
+        what = f"shift up to {shift:g} px, rotation {turn:g} degrees, scale {scale:.0%}"
+        found[group.name] = what if shift or turn or scale else "none"
+    kinds = set(found.values())
+    seen = kinds.pop() if len(kinds) == 1 else "; ".join(map(": ".join, found.items()))
     return (
-        f"Distortions in training ({seen}): up to there robustness may have been learned from "
-        "examples; beyond it there were none."
+        f"Distortions of the training images: {seen}. Up to these levels, robustness may have been "
+        "learned from examples; beyond them, it was not."
     )
 
 

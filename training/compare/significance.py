@@ -6,8 +6,7 @@ Shape suffixes: N images.
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,12 +86,8 @@ def mcnemar(first_correct: Tensor, second_correct: Tensor) -> tuple[int, int, fl
     return only_first, only_second, p_value
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """A group's seeds, and each network's predicted digits for the test images, int64 [N]."""
-
-    seeds: list[int]
-    predicted: list[Tensor]
+# The predicted digits of a group's networks for the test images, int64 [N], by seed.
+Predictions: TypeAlias = Mapping[int, Tensor]
 
 
 def group_pairs(
@@ -105,28 +100,23 @@ def group_pairs(
         labels: The digits, int64 [N].
         differing_shown: Maximum number of images to list for two groups.
     """
-    between = [
+    within = [(name, name) for name, group in groups.items() if len(group) > 1]
+    return [
         _pair(first, second, groups, labels, differing_shown)
-        for first, second in itertools.combinations(groups, 2)
+        for first, second in [*itertools.combinations(groups, 2), *within]
     ]
-    within = [
-        _pair(name, name, groups, labels, 0)
-        for name, group in groups.items()
-        if len(group.seeds) > 1
-    ]
-    return between + within
 
 
 def _pair(
     first: str, second: str, groups: Mapping[str, Predictions], labels: Tensor, shown: int
 ) -> GroupPair:
-    one, other = groups[first], groups[second]
-    if one is other:
-        places = list(itertools.combinations(range(len(one.seeds)), 2))
-    else:
-        places = list(itertools.product(range(len(one.seeds)), range(len(other.seeds))))
-    pairs = [_seed_pair(one, other, i, j, labels) for i, j in places]
-    gap = _share_correct(one, labels) - _share_correct(other, labels)
+    one, other = (
+        {seed: predicted == labels for seed, predicted in groups[name].items()}
+        for name in (first, second)
+    )
+    seeds = itertools.combinations(one, 2) if first == second else itertools.product(one, other)
+    pairs = [_seed_pair(one, other, *each) for each in seeds]
+    gap = _share_correct(one) - _share_correct(other)
     # The greatest difference first; among equal ones, the image with the lowest index first.
     order = gap.abs().argsort(descending=True, stable=True)[: int((gap != 0).sum())]
     return GroupPair(
@@ -140,7 +130,7 @@ def _pair(
                 index=index,
                 digit=int(labels[index]),
                 readings={
-                    name: [int(digits[index]) for digits in groups[name].predicted]
+                    name: [int(digits[index]) for digits in groups[name].values()]
                     for name in (first, second)
                 },
             )
@@ -149,21 +139,19 @@ def _pair(
     )
 
 
-def _seed_pair(one: Predictions, other: Predictions, i: int, j: int, labels: Tensor) -> SeedPair:
-    only_first, only_second, p_value = mcnemar(
-        one.predicted[i] == labels, other.predicted[j] == labels
-    )
+def _seed_pair(
+    one: Mapping[int, Tensor], other: Mapping[int, Tensor], first_seed: int, second_seed: int
+) -> SeedPair:
+    only_first, only_second, p_value = mcnemar(one[first_seed], other[second_seed])
     return SeedPair(
-        first_seed=one.seeds[i],
-        second_seed=other.seeds[j],
+        first_seed=first_seed,
+        second_seed=second_seed,
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,
     )
 
 
-def _share_correct(predictions: Predictions, labels: Tensor) -> Tensor:
+def _share_correct(correct: Mapping[int, Tensor]) -> Tensor:
     """Share of the group's networks that classify each image correctly, float64 [N]."""
-    return (
-        torch.stack([predicted == labels for predicted in predictions.predicted]).double().mean(0)
-    )
+    return torch.stack(list(correct.values())).double().mean(0)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SPATIAL = re.compile(r"(conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool)([123])d")
+SPATIAL = re.compile(r"(conv|conv_transpose|avg_pool|max_pool|adaptive_avg_pool)([123])d")
 
 # In the order of torch's documentation, up to the last one that a description needs.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -14,18 +14,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "max_pool": ("input", "kernel_size", "stride", "padding", "dilation"),
     "avg_pool": ("input", "kernel_size", "stride", "padding"),
-    "adaptive_avg_pool": ("input", "output_size"),
-    "adaptive_max_pool": ("input", "output_size"),
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias"),
     "layer_norm": ("input", "normalized_shape", "weight", "bias"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
     "linear": ("input", "weight", "bias"),
-    "prelu": ("input", "weight"),
     "pad": ("input", "pad"),
     "dropout": ("input", "p"),
-    "cat": ("tensors", "dim"),
-    "stack": ("tensors", "dim"),
-    "matmul": ("input", "other"),
 }  # fmt: skip
 
 
@@ -59,5 +53,5 @@ def many(value: Any, n: int) -> tuple[int, ...]:
 
 
 def sizes(shape: Sequence[int]) -> str:
-    """Format a shape: (1, 28, 28) is "1x28x28"; () is "one number"."""
-    return "x".join(map(str, shape)) or "one number"
+    """Format a shape: (1, 28, 28) is "1x28x28"; () is "scalar"."""
+    return "x".join(map(str, shape)) or "scalar"

@@ -16,7 +16,7 @@ from training.models import ARCHITECTURES, build_model, model_names, resolved
 def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``describe`` to those of ``python -m training``."""
     parser = commands.add_parser(
-        "describe", help="show a network step by step: shapes, parameters, work, receptive field"
+        "describe", help="print a network step by step: shapes, parameters, cost, receptive field"
     )
     parser.set_defaults(command=_describe)
     parser.add_argument(
@@ -30,21 +30,23 @@ def add_describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--input-size",
         action="append",
         metavar="C,H,W",
-        help="one sample's shape in place of the network's own; once for each of its inputs",
+        help="shape of one sample, instead of the network's own; repeat it for each input",
     )
     add_arch(parser)
     parser.add_argument(
-        "--json", metavar="FILE", help="the same as JSON, beside the table; - prints JSON alone"
+        "--json",
+        metavar="FILE",
+        help="also write this file, with the same as JSON; - prints only JSON",
     )
     parser.add_argument(
         "--memory-format",
         action="store_true",
-        help="sizes and strides of each step's output, channels first and channels last",
+        help="also print the strides of each step's output, channels first and channels last",
     )
     parser.add_argument(
         "--layout",
         action="store_true",
-        help="a small tensor, value by value, as both layouts hold it in memory",
+        help="also print how both layouts store a small tensor in memory, value by value",
     )
 
 
@@ -56,8 +58,8 @@ def _describe(arguments: argparse.Namespace) -> int:
         given = tuple(_size(text) for text in arguments.input_size)
         if len(given) != len(inputs):
             raise ValueError(
-                f"{arguments.name} takes {len(inputs)} inputs, --input-size came {len(given)} "
-                "times: give it once for each"
+                f"{arguments.name} takes {len(inputs)} inputs, but --input-size was given "
+                f"{len(given)} times; give it once for each input"
             )
         inputs = given
     with torch.device("meta"):  # no weight is allocated, however many there are
@@ -82,6 +84,6 @@ def _size(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(
-            f"--input-size {text}: whole numbers above 0 with commas are expected, e.g. 1,28,28"
+            f"--input-size {text}: expected positive integers with commas between, e.g. 1,28,28"
         )
     return tuple(map(int, parts))

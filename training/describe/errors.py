@@ -34,8 +34,8 @@ def explained(
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "meta" in message and ("item" in message or "device" in message or "data" in message):
         return (
-            f"{where} ({name}) needs a tensor's values, and a description from shapes has none "
-            f"({message}): make plain tensors buffers, or give describe() real input tensors"
+            f"{where} ({name}) needs a tensor's values, but tensors made from shapes have none "
+            f"({message}): register plain tensors as buffers, or pass real tensors to describe()"
         )
     values = name_arguments(name, arguments, keywords)
     x = values.get("input")
@@ -43,23 +43,23 @@ def explained(
     if reason:
         return f"{where} {reason}: {ADVICE}"
     shapes = ", ".join(sizes(value.shape) for value in arguments if isinstance(value, Tensor))
-    return f"{where} ({name}) cannot take {shapes or 'what it gets'}: {message}; {ADVICE}"
+    return f"{where} ({name}) cannot take {shapes or 'its arguments'}: {message}; {ADVICE}"
 
 
 def _mismatch(name: str, x: Tensor, values: Mapping[str, Any]) -> str | None:
     """The shape that a dense layer, convolution or pooling got and expected; None for others."""
     weight = values.get("weight")
     if name == "linear" and isinstance(weight, Tensor) and x.shape[-1:] != weight.shape[1:]:
-        return f"gets {x.shape[-1]:,} features but takes {weight.shape[1]:,}"
+        return f"got {x.shape[-1]:,} features but expects {weight.shape[1]:,}"
     kind, n = family(name)
     if kind not in ("conv", "max_pool", "avg_pool"):
         return None
     if x.ndim not in (n + 1, n + 2):
-        return f"gets {sizes(x.shape)} but takes {n} axes after batch and channels"
+        return f"got {sizes(x.shape)} but expects {n} axes after batch and channels"
     if not isinstance(weight, Tensor):
         kernel = many(values["kernel_size"], n)
-        return f"gets {sizes(x.shape[-n:])} but its kernel is {sizes(kernel)}"
+        return f"got {sizes(x.shape[-n:])} but its kernel is {sizes(kernel)}"
     channels = weight.shape[1] * values.get("groups", 1)
     if x.shape[-n - 1] != channels:
-        return f"gets {x.shape[-n - 1]:,} channels but takes {channels:,}"
-    return f"gets {sizes(x.shape[-n:])} but its kernel is {sizes(weight.shape[2:])}"
+        return f"got {x.shape[-n - 1]:,} channels but expects {channels:,}"
+    return f"got {sizes(x.shape[-n:])} but its kernel is {sizes(weight.shape[2:])}"

@@ -6,19 +6,13 @@ The shape of a PyTorch tensor is N, C, H, W in both layouts; its strides differ.
 Shape suffixes: N images, C channels, H and W pixels.
 """
 
+import numpy as np
 import torch
 
-from training.describe.schema import (
-    Cell,
-    Description,
-    Layout,
-    MemoryFormat,
-    Ordering,
-    Shape,
-)
+from training.describe.schema import Cell, Description, Layout, MemoryFormat, Ordering, Shape
 
 IMAGE_AXES = 4  # N, C, H, W
-EXAMPLE = (1, 2, 3, 3)
+EXAMPLE = torch.Size((1, 2, 3, 3))
 
 
 def memory_formats(description: Description) -> tuple[MemoryFormat, ...]:
@@ -39,40 +33,27 @@ def memory_formats(description: Description) -> tuple[MemoryFormat, ...]:
     )
 
 
-def layout(shape: Shape = EXAMPLE) -> Layout:
-    """Show how the values 0, 1, 2, ... of a small tensor are stored in memory in both layouts.
-
-    Args:
-        shape: The tensor's shape: N, C, H, W.
-    """
-    x_NCHW = torch.arange(torch.Size(shape).numel()).reshape(shape)
-    first, last = (
-        x_NCHW.clone(memory_format=form) for form in (torch.contiguous_format, torch.channels_last)
-    )
-    cells = []
-    # as_strided returns the values in memory order, whatever the shape.
-    in_first, in_last = (x.as_strided((x.numel(),), (1,)).tolist() for x in (first, last))
-    for offset, (a, b) in enumerate(zip(in_first, in_last, strict=True)):
-        cells.append(
+def layout() -> Layout:
+    """Show how a tensor with the values 0, 1, 2, ... is stored in memory in both layouts."""
+    x_NCHW = torch.arange(EXAMPLE.numel()).reshape(EXAMPLE)
+    # Channels first stores each value at the offset of the same number.
+    indices = list(np.ndindex(EXAMPLE))
+    return Layout(
+        shape=EXAMPLE,
+        channels_first_strides=_strides(EXAMPLE, torch.contiguous_format),
+        channels_last_strides=_strides(EXAMPLE, torch.channels_last),
+        cells=tuple(
             Cell(
                 offset=offset,
-                channels_first=a,
-                channels_first_index=_index(x_NCHW, a),
-                channels_last=b,
-                channels_last_index=_index(x_NCHW, b),
+                channels_first=offset,
+                channels_first_index=indices[offset],
+                channels_last=value,
+                channels_last_index=indices[value],
             )
-        )
-    return Layout(
-        shape=shape,
-        channels_first_strides=tuple(first.stride()),
-        channels_last_strides=tuple(last.stride()),
-        cells=tuple(cells),
+            for offset, value in enumerate(x_NCHW.permute(0, 2, 3, 1).flatten().tolist())
+        ),
     )
 
 
 def _strides(shape: Shape, form: torch.memory_format) -> Shape:
     return tuple(torch.empty(shape, device="meta", memory_format=form).stride())
-
-
-def _index(x_NCHW: torch.Tensor, value: int) -> Shape:
-    return tuple(int(i) for i in (x_NCHW == value).nonzero()[0])

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from training.describe.arguments import family, many
 from training.describe.rules import ATTENTION, REDUCTIONS, bound, is_pointwise
-from training.describe.trace import Call
+from training.describe.trace import Call, memory_of
 
 
 class Axis(NamedTuple):
@@ -197,7 +197,7 @@ def _of_one_tensor(call: Call, x: Tensor, field: Field, values: Mapping[str, Any
         for window in _windows(call.name, x, values):
             field = _changed(field, lambda axis, window=window: axis.convolved(*window))  # type: ignore[misc]
         return field
-    if kind in ("adaptive_avg_pool", "adaptive_max_pool"):
+    if kind == "adaptive_avg_pool":
         for dim in range(x.ndim - n, x.ndim):
             field = _changed(field, _adaptive(dim, x.shape[dim], call.outputs[0].shape[dim]))
         return field
@@ -273,8 +273,7 @@ def _views(call: Call, x: Tensor, field: Field) -> list[Field] | None:
         outputs = tree_leaves(call.function(*again[0], **again[1]))
     except RuntimeError:
         return None
-    memory = dense.untyped_storage()._cdata
-    if any(out.untyped_storage()._cdata != memory for out in outputs):
+    if any(memory_of(out) != memory_of(dense) for out in outputs):
         return None
     return [_changed(field, _moved(dense, out)) for out in outputs]
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._ops import OpOverloadPacket
 
 from training.describe.arguments import family, many, name_arguments, sizes
-from training.describe.trace import Call
+from training.describe.trace import Call, memory_of
 
 # Each output value depends only on the input value at its own position. Most such functions have
 # torch's tag "pointwise"; these do not.
@@ -42,8 +42,7 @@ POINTWISE = {
 REDUCTIONS = {"amax", "amin", "log_softmax", "max", "mean", "min", "norm", "softmax", "sum", "var"}
 # Functions that move values and compute nothing.
 MOVING = {"cat", "clone", "getitem", "pad", "reshape", "roll", "setitem", "stack"}
-POOLINGS = {"max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"}
-MATRIX_PRODUCTS = {"matmul", "mm", "bmm"}
+POOLINGS = {"max_pool", "avg_pool", "adaptive_avg_pool"}
 # Each output value depends on everything in its sample.
 ATTENTION = {"multi_head_attention_forward", "scaled_dot_product_attention"}
 
@@ -104,12 +103,10 @@ def parameters(call: Call, new: Sequence[Tensor]) -> Formula:
     kind, n = family(call.name)
     if isinstance(x, Tensor) and weight is not None and own == {id(tensor) for tensor in new}:
         groups, kernel = values.get("groups", 1), tuple(weight.shape[2:])
-        if kind == "conv":
+        if kind in ("conv", "conv_transpose"):
             made, given = out.shape[-n - 1], x.shape[-n - 1]
-            return _with_bias(_product((made,), (given // groups, *kernel)), made, bias)
-        if kind == "conv_transpose":
-            made, given = out.shape[-n - 1], x.shape[-n - 1]
-            return _with_bias(_product((given,), (made // groups, *kernel)), made, bias)
+            whole, grouped = (made, given) if kind == "conv" else (given, made)
+            return _with_bias(_product((whole,), (grouped // groups, *kernel)), made, bias)
         if kind == "linear":
             return _with_bias(_product((out.shape[-1], x.shape[-1])), out.shape[-1], bias)
         if kind in ("batch_norm", "group_norm"):
@@ -131,7 +128,7 @@ def multiply_adds(call: Call) -> Formula:
             return _product((*batch, *swept.shape[-n - 1 :]), tuple(weight.shape[1:]))
         if kind == "linear":
             return _product((*_above_one(x.shape[:-1]), out.shape[-1], x.shape[-1]))
-        if kind in MATRIX_PRODUCTS:
+        if kind == "matmul":
             return _product((*_above_one(out.shape), x.shape[-1]))
         if kind == "batch_norm":
             return _product(_above_one(out.shape))
@@ -148,8 +145,8 @@ def _computes_nothing(call: Call) -> bool:
         return True
     if call.name.startswith("new_") or call.name.endswith("_like"):
         return True
-    memories = {tensor.untyped_storage()._cdata for tensor in call.tensors}
-    return all(out.untyped_storage()._cdata in memories for out in call.outputs)
+    memories = {memory_of(tensor) for tensor in call.tensors}
+    return all(memory_of(out) in memories for out in call.outputs)
 
 
 def _above_one(shape: Sequence[int]) -> tuple[int, ...]:
@@ -224,12 +221,11 @@ WORDS: dict[str, Callable[[Call, Mapping[str, Any]], str]] = {
     "max_pool": _pool_words,
     "avg_pool": _pool_words,
     "adaptive_avg_pool": _adaptive_words,
-    "adaptive_max_pool": _adaptive_words,
     "cat": _cat_words,
     "getitem": _index_words,
     "stack": _cat_words,
     "pad": lambda _, values: ",".join(map(str, values["pad"])),
-    "dropout": lambda _, values: f"{values.get('p', 0.5):g}: idle in evaluation",
+    "dropout": lambda _, values: f"{values.get('p', 0.5):g}: inactive in evaluation",
     "batch_norm": lambda _, values: f"{values['input'].shape[1]:,} channels",
 }
 

@@ -2,48 +2,44 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 Shape = tuple[int, ...]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AxisField(_Frozen):
+class AxisField(BaseModel, frozen=True, extra="forbid"):
     """The receptive field along one axis of an input."""
 
     reach: Literal["window", "scattered", "all", "unknown"] = Field(
-        description="window: a window that moves by `jump`; scattered: a window that moves in no "
-        "regular way (after flattening, say); all: the whole axis; unknown: there is no rule"
+        description="window: a window that moves by `jump`; scattered: a window that moves "
+        "irregularly (e.g. after flattening); all: the whole axis; unknown: there is no rule"
     )
     size: int | None = Field(description="positions of the input; None for all and unknown")
     jump: float | None = Field(
         description="positions of the input from one output to the next (the strides of all "
-        "layers so far, multiplied); None where nothing moves regularly"
+        "layers so far, multiplied); None if the window does not move regularly"
     )
 
 
-class InputField(_Frozen):
+class InputField(BaseModel, frozen=True, extra="forbid"):
     """The receptive field in one input."""
 
     input: str = Field(description="the name of forward's argument")
     axes: tuple[AxisField, ...] = Field(
-        description="the input's axes but the batch's; an image's or a volume's channels, and "
-        "channels where there is but one, are left out"
+        description="the input's axes without the batch axis; the channels of an image or a "
+        "volume, and a single channel, are left out"
     )
 
 
-class Step(_Frozen):
+class Step(BaseModel, frozen=True, extra="forbid"):
     """One call of a torch function, in the order of execution."""
 
     name: str = Field(description="the module's path, or the path and the function's name")
     what: str = Field(description='in words, e.g. "Conv2d 5x5, 1 -> 16, valid"')
     function: str = Field(description="torch's function, e.g. conv2d")
-    outputs: tuple[Shape, ...] = Field(description="shapes, the batch axis included")
-    parameters: int = Field(description="those that no step before has, frozen ones included")
-    trainable: int = Field(description="those of them that require a gradient")
+    outputs: tuple[Shape, ...] = Field(description="shapes, including the batch axis")
+    parameters: int = Field(description="those that no earlier step uses, including frozen ones")
+    trainable: int = Field(description="number of these that require a gradient")
     parameter_formula: str = Field(description='e.g. "16 x (1 x 5 x 5) + 16"')
     shared: tuple[str, ...] = Field(description="parameters that an earlier step counts")
     multiply_adds: int = Field(description="for the batch as given: one sample by default")
@@ -51,21 +47,21 @@ class Step(_Frozen):
         description="e.g. 16 x 24 x 24 x (1 x 5 x 5); torch's count, or no formula (counts as 0)"
     )
     receptive_field: tuple[InputField, ...] = Field(
-        description="for each input that the step depends on; several outputs are taken together"
+        description="for each input that the step depends on; of several outputs, the widest"
     )
     activation_bytes: int = Field(
-        description="float32 memory of what it newly writes; 0 for a view and in-place work"
+        description="float32 memory of newly written values; 0 for views and in-place operations"
     )
 
 
-class Named(_Frozen):
+class Named(BaseModel, frozen=True, extra="forbid"):
     """An input or output tensor of the network."""
 
     name: str
-    shape: Shape = Field(description="the batch axis included")
+    shape: Shape = Field(description="including the batch axis")
 
 
-class Totals(_Frozen):
+class Totals(BaseModel, frozen=True, extra="forbid"):
     """Sums over the steps, and the parameters that no step uses."""
 
     parameters: int
@@ -76,19 +72,19 @@ class Totals(_Frozen):
     multiply_adds: int
     weight_bytes: int = Field(description="parameters and buffers at 4 bytes each")
     activation_bytes: int = Field(
-        description="all steps' outputs at 4 bytes a value, kept at once as training does"
+        description="outputs of all steps at 4 bytes each, all kept at once as in training"
     )
     input_bytes: int
 
 
-class Ordering(_Frozen):
+class Ordering(BaseModel, frozen=True, extra="forbid"):
     """A tensor's sizes from the slowest axis to the fastest, and its strides."""
 
-    sizes: Shape = Field(description="in the order in which the axes lie in memory")
+    sizes: Shape = Field(description="in the order of the axes in memory")
     strides: Shape = Field(description="steps in memory, in values, in the order N, C, H, W")
 
 
-class MemoryFormat(_Frozen):
+class MemoryFormat(BaseModel, frozen=True, extra="forbid"):
     """One step's output in both layouts."""
 
     step: str
@@ -97,7 +93,7 @@ class MemoryFormat(_Frozen):
     channels_last: Ordering = Field(description="NHWC, torch.channels_last")
 
 
-class Cell(_Frozen):
+class Cell(BaseModel, frozen=True, extra="forbid"):
     """One place in memory, and the value that each layout stores there."""
 
     offset: int = Field(description="in values from the beginning")
@@ -107,7 +103,7 @@ class Cell(_Frozen):
     channels_last_index: Shape = Field(description="n, c, h, w")
 
 
-class Layout(_Frozen):
+class Layout(BaseModel, frozen=True, extra="forbid"):
     """A small tensor, value by value, as both layouts store it in memory."""
 
     shape: Shape
@@ -116,14 +112,14 @@ class Layout(_Frozen):
     cells: tuple[Cell, ...]
 
 
-class Description(_Frozen):
+class Description(BaseModel, frozen=True, extra="forbid"):
     """A network, step by step, in evaluation mode."""
 
     name: str
     mode: Literal["evaluation"] = "evaluation"
     inputs: tuple[Named, ...]
     steps: tuple[Step, ...]
-    outputs: tuple[Named, ...] = Field(description="each by the step that gives it")
+    outputs: tuple[Named, ...] = Field(description="each named after the step that computes it")
     totals: Totals
     memory_formats: tuple[MemoryFormat, ...] | None = None
     layout: Layout | None = None

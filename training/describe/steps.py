@@ -11,7 +11,7 @@ from training.describe.errors import DescribeError
 from training.describe.receptive import UNKNOWN, Axis, Field, fields_after, whole_input, wider
 from training.describe.rules import in_words, multiply_adds, parameters
 from training.describe.schema import AxisField, Description, InputField, Named, Step, Totals
-from training.describe.trace import Call, Trace, trace
+from training.describe.trace import Call, Trace, memory_of, trace
 
 FLOAT32_BYTES = 4
 
@@ -38,7 +38,7 @@ def describe(
             given and expected), its calls cannot be recorded, or a formula contradicts its weights.
     """
     if not inputs:
-        raise DescribeError("no inputs given: state the shape of one sample for each")
+        raise DescribeError("no inputs given: give the shape of one sample for each input")
     tensors = [_tensor(given) for given in inputs]
     traced = trace(module, tensors)
     known = {id(tensor): _named(traced, i) for i, tensor in enumerate(tensors)}
@@ -72,7 +72,7 @@ class _Walk:
         self.fields: dict[int, Field] = {id(tensor): {} for tensor in constants}
         for number, tensor in enumerate(traced.inputs):
             self.fields[id(tensor)] = whole_input(number, tensor.ndim)
-        self.memory = {_memory(tensor) for tensor in (*constants, *traced.inputs)}
+        self.memory = {memory_of(tensor) for tensor in (*constants, *traced.inputs)}
 
     def steps(self) -> tuple[list[Step], Totals]:
         calls = self.traced.calls
@@ -85,7 +85,7 @@ class _Walk:
         total = sum(numbers.values())
         counted = sum(step.parameters for step in steps) + sum(numbers[name] for name in unused)
         if counted != total:
-            raise DescribeError(f"the steps have {counted:,} parameters, the module {total:,}")
+            raise DescribeError(f"the steps have {counted:,} parameters, but the module {total:,}")
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         buffers = sum(buffer.numel() for buffer in module.buffers())
         return steps, Totals(
@@ -107,13 +107,13 @@ class _Walk:
         formula, work = parameters(call, new), multiply_adds(call)
         held = sum(tensor.numel() for tensor in new)
         if formula.value != held:
-            raise DescribeError(f"{name}: {formula}, but its weights hold {held:,} numbers")
+            raise DescribeError(f"{name}: {formula} parameters, but its weights have {held:,}")
         self.used |= {self.parameters[id(tensor)] for tensor in new}
         fields = fields_after(call, self._field)
         self.fields |= {id(out): field for out, field in zip(call.outputs, fields, strict=True)}
         return Step(
             name=name,
-            what=in_words(call, call.module_class.__name__ if alone else call.name),
+            what=in_words(call, call.visit.module_class.__name__ if alone else call.name),
             function=call.name,
             outputs=tuple(tuple(out.shape) for out in call.outputs),
             parameters=formula.value,
@@ -152,8 +152,8 @@ class _Walk:
     def _written(self, call: Call) -> int:
         values = 0
         for out in call.outputs:
-            if _memory(out) not in self.memory:
-                self.memory.add(_memory(out))
+            if memory_of(out) not in self.memory:
+                self.memory.add(memory_of(out))
                 values += out.numel()
         return values
 
@@ -180,7 +180,7 @@ def _alone(calls: Sequence[Call]) -> list[bool]:
     """Whether each call is the only one of a torch.nn layer and so gets the layer's name."""
     of_visit = Counter(call.visit for call in calls)
     return [
-        of_visit[call.visit] == 1 and call.module_class.__module__.startswith("torch.nn.")
+        of_visit[call.visit] == 1 and call.visit.module_class.__module__.startswith("torch.nn.")
         for call in calls
     ]
 
@@ -190,8 +190,8 @@ def _names(calls: Sequence[Call], alone: Sequence[bool]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for call, is_layer in zip(calls, alone, strict=True):
-        named = is_layer and call.module
-        name = call.module if named else f"{call.module}.{call.name}".lstrip(".")
+        module = call.visit.module
+        name = module if is_layer and module else f"{module}.{call.name}".lstrip(".")
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return names
@@ -200,7 +200,3 @@ def _names(calls: Sequence[Call], alone: Sequence[bool]) -> list[str]:
 def _axis(axis: Axis) -> AxisField:
     is_regular = axis.reach == "window" and len(axis.dims) > 0
     return AxisField(reach=axis.reach, size=axis.size, jump=axis.jump if is_regular else None)
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

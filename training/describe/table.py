@@ -1,5 +1,6 @@
 """Format a description as aligned text for a terminal."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from training.describe.arguments import sizes
@@ -18,21 +19,22 @@ from training.describe.schema import (
 KIB = 2**10
 
 LEGEND = """\
-Evaluation mode: dropout is idle, batch normalisation uses its running figures.
-  sees           the part of the input that one output value depends on, axis by axis; its textbook
-                 size, far from the border, which may exceed the input; where branches meet, what
-                 the widest of them sees. all: the whole axis; ?: there is no rule
-  jump           how far that part moves from one output to the next; -: it does not move regularly
-  multiply-adds  products that are summed up. Biases, poolings, activations count as none.
-                 Batch normalisation is one for each value: a scale and a shift.
-                 no formula: there is no rule for this function, and it counts as none
-  #2             the second call of the same module or function"""
+Evaluation mode: dropout is inactive, batch normalisation uses its running statistics.
+  receptive field  the part of the input that one output value depends on, along each axis; its
+                   theoretical size away from the border, which may exceed the input; where branches
+                   join, that of the widest. all: the whole axis; ?: there is no rule
+  jump             how far the field moves from one output to the next; -: not by a regular step
+  multiply-adds    multiplications whose products are summed. Biases, poolings and activations
+                   count as 0, batch normalisation as one for each value: a scale and a shift.
+                   no formula: there is no rule for this function, and it counts as 0
+  #2               the second call of the same module or function"""
 
 FORMATS = """\
-The shape is N, C, H, W in both. In memory, channels first lays whole channels one behind another;
-channels last lays all channels of a pixel side by side. A stride is how far the next value along
-that axis lies (strides in the order N, C, H, W): one layout steps by 1 along W, the other along C.
-Values and parameters are the same; many convolutions run faster channels last, so measure."""
+The shape is N, C, H, W in both layouts. In memory, channels first stores one whole channel after
+another; channels last stores all channels of a pixel next to each other. A stride is the distance
+to the next value along an axis, in the order N, C, H, W: it is 1 along W in channels first, and
+along C in channels last. Values and parameters are the same. Many convolutions run faster in
+channels last: measure it."""
 
 
 def as_text(description: Description) -> str:
@@ -71,7 +73,7 @@ def _title(description: Description) -> str:
 
 def _steps(description: Description) -> str:
     named = len(description.inputs) > 1
-    rows = [("step", "what", "output", "parameters", "multiply-adds", "sees", "jump")]
+    rows = [("step", "what", "output", "parameters", "multiply-adds", "receptive field", "jump")]
     rows += [
         (
             step.name,
@@ -88,10 +90,9 @@ def _steps(description: Description) -> str:
 
 
 def _shapes(shapes: Sequence[Shape]) -> str:
-    different = list(dict.fromkeys(shapes))
     return ", ".join(
-        f"{shapes.count(shape)} of {sizes(shape)}" if shapes.count(shape) > 1 else sizes(shape)
-        for shape in different
+        f"{count} of {sizes(shape)}" if count > 1 else sizes(shape)
+        for shape, count in Counter(shapes).items()
     )
 
 
@@ -138,7 +139,7 @@ def _totals(totals: Totals) -> str:
         ("buffers", f"{totals.buffers:,} values"),
         ("multiply-adds", f"{totals.multiply_adds:,}"),
         ("inputs, float32", _bytes(totals.input_bytes)),
-        ("weights, float32", f"{_bytes(totals.weight_bytes)}, buffers included"),
+        ("weights, float32", f"{_bytes(totals.weight_bytes)}, including buffers"),
         ("activations, float32", f"{_bytes(totals.activation_bytes)}, all kept as in training"),
     ]
     if totals.unused:
@@ -156,16 +157,16 @@ def _bytes(count: int) -> str:
 
 def _memory_formats(formats: Sequence[MemoryFormat]) -> str:
     if not formats:
-        return "Memory formats: no step has an output of four axes (N, C, H, W)."
+        return "Memory formats: no step has an output with four axes (N, C, H, W)."
     rows = [("step", "shape", "NCHW in memory", "strides", "NHWC in memory", "strides")]
     rows += [
         (
             entry.step,
             sizes(entry.shape),
             sizes(entry.channels_first.sizes),
-            _tuple(entry.channels_first.strides),
+            str(entry.channels_first.strides),
             sizes(entry.channels_last.sizes),
-            _tuple(entry.channels_last.strides),
+            str(entry.channels_last.strides),
         )
         for entry in formats
     ]
@@ -176,24 +177,20 @@ def _layout(layout: Layout) -> str:
     count = len(layout.cells)
     title = (
         f"The numbers 0 to {count - 1} in a tensor of shape {sizes(layout.shape)} (N, C, H, W), "
-        "as they lie in memory.\n"
-        f"Strides: channels first {_tuple(layout.channels_first_strides)}, "
-        f"channels last {_tuple(layout.channels_last_strides)}.\n"
-        "The value at (n, c, h, w) lies at the sum of index x stride."
+        "in memory order.\n"
+        f"Strides: channels first {layout.channels_first_strides}, "
+        f"channels last {layout.channels_last_strides}.\n"
+        "The offset of the value at (n, c, h, w) is the sum of each index times its stride."
     )
-    rows = [("memory", "NCHW holds", "its (n, c, h, w)", "NHWC holds", "its (n, c, h, w)")]
+    rows = [("offset", "NCHW value", "its (n, c, h, w)", "NHWC value", "its (n, c, h, w)")]
     rows += [
         (
             str(cell.offset),
             str(cell.channels_first),
-            _tuple(cell.channels_first_index),
+            str(cell.channels_first_index),
             str(cell.channels_last),
-            _tuple(cell.channels_last_index),
+            str(cell.channels_last_index),
         )
         for cell in layout.cells
     ]
     return f"{title}\n\n{aligned(rows, right=(0, 1, 3))}"
-
-
-def _tuple(numbers: Shape) -> str:
-    return f"({', '.join(map(str, numbers))})"

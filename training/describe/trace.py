@@ -30,13 +30,19 @@ OPERATORS = {"radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "isub":
 }  # fmt: skip
 
 
+class Visit(NamedTuple):
+    """One entry into a module: its path ("" for the outermost), its class, the visit's number."""
+
+    module: str
+    module_class: type[nn.Module]
+    number: int
+
+
 class Call(NamedTuple):
     """One call of a torch function that returned tensors.
 
     Attributes:
-        module: Path of the module that made the call; "" for the outermost.
-        module_class: The class of that module.
-        visit: Number of the visit to the module; each time a module is entered is a new visit.
+        visit: The visit to the module that made the call.
         name: The function's name without underscores: "conv2d", "add".
         function: The function.
         arguments: Positional arguments.
@@ -45,9 +51,7 @@ class Call(NamedTuple):
         flops: The count of ``torch.utils.flop_counter``: two for each multiply-add.
     """
 
-    module: str
-    module_class: type[nn.Module]
-    visit: int
+    visit: Visit
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -59,14 +63,6 @@ class Call(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments, including those in lists, in their order."""
         return _tensors((self.arguments, self.keywords))
-
-
-class Visit(NamedTuple):
-    """One entry into a module: the module's path and class, and the visit's number."""
-
-    module: str
-    module_class: type[nn.Module]
-    number: int
 
 
 class Trace(NamedTuple):
@@ -103,20 +99,18 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         given = dict(keywords or {})
         name = _name(function)
-        path, module_class, number = self.visits[-1]
+        visit = self.visits[-1]
         try:
             with FlopCounterMode(display=False) as counter:
                 result = function(*arguments, **given)
         except FROM_FORWARD as error:
-            raise DescribeError(explained(path, name, arguments, given, error)) from error
+            raise DescribeError(explained(visit.module, name, arguments, given, error)) from error
         changed = arguments[0] if name == "setitem" else result
         if outputs := tuple(_tensors(changed)):
             flops = counter.get_total_flops()
             # Lists among the arguments are copied: forward may append to them afterwards.
             arguments, given = tree_map(lambda leaf: leaf, (arguments, given))
-            call = Call(
-                path, module_class, number, name, function, arguments, given, outputs, flops
-            )
+            call = Call(visit, name, function, arguments, given, outputs, flops)
             if call.tensors:
                 self.calls.append(call)
             else:
@@ -125,12 +119,10 @@ class _Recorder(TorchFunctionMode):
 
     def leave(self, module: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
         """End a visit; a module that only returns its input (``nn.Identity``) is recorded, too."""
-        path, module_class, number = self.visits.pop()
-        silent = not self.calls or self.calls[-1].visit < number
+        visit = self.visits.pop()
+        silent = not self.calls or self.calls[-1].visit.number < visit.number
         if silent and not any(module.children()) and any(result is x for x in inputs):
-            self.calls.append(
-                Call(path, module_class, number, "identity", module, inputs, {}, (result,), 0)
-            )
+            self.calls.append(Call(visit, "identity", module, inputs, {}, (result,), 0))
 
 
 def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Trace:
@@ -148,7 +140,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         inspect.signature(module.forward).bind(*inputs)
     except TypeError as error:
         raise DescribeError(
-            f"forward of {type(module).__name__} cannot take {len(inputs)} inputs ({error}): state "
+            f"forward of {type(module).__name__} cannot take {len(inputs)} inputs ({error}): give "
             "a shape for each of its arguments"
         ) from error
     without_values = all(tensor.is_meta for tensor in inputs)
@@ -173,13 +165,18 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     return Trace(recorder.calls, recorder.constants, list(inputs), _tensors(result), twin)
 
 
+def memory_of(tensor: Tensor) -> int:
+    """Identify the tensor's memory, which its views share."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def _refuse_what_cannot_be_read(module: nn.Module) -> None:
     for path, part in module.named_modules():
         where = path or type(module).__name__
         if isinstance(part, torch.jit.ScriptModule):
             raise DescribeError(
-                f"{where} is TorchScript, whose calls cannot be seen: describe the nn.Module that "
-                "it was made from"
+                f"{where} is TorchScript, whose calls cannot be recorded: describe the nn.Module "
+                "that it was made from"
             )
         if any(isinstance(weight, UninitializedParameter) for weight in part.parameters()):
             raise DescribeError(
