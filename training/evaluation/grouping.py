@@ -55,13 +55,13 @@ def _require_comparable(folder: Path, record: CheckpointRecord, other: LoadedChe
     if held_out != other_held_out:
         raise CheckpointError(
             f"{folder} held out {held_out} validation images, {other.folder} {other_held_out}: "
-            "one of them learned from images that the other is tuned on; train both with the same "
+            "one of them was trained on validation images of the other; train both with the same "
             "number"
         )
     if record.config == other.record.config:
         raise CheckpointError(
-            f"{other.folder} and {folder} have the same config and seed {record.config.seed}: they "
-            "tell nothing of the spread over seeds; leave one out"
+            f"{other.folder} and {folder} have the same config and seed {record.config.seed}, so "
+            "they add nothing to the spread over seeds; leave one out"
         )
 
 

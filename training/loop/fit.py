@@ -193,7 +193,8 @@ def _start(
     steps = images // config.batch_size
     if steps == 0:
         raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {images} training images"
+            f"batch_size {config.batch_size} is larger than the {images} training images; "
+            "use a smaller one"
         )
     torch.manual_seed(config.seed * SEED_STRIDE)
     module = build_model(config.model, config.architecture)

@@ -39,7 +39,7 @@ class CnnConfig(BaseModel, frozen=True, extra="forbid"):
     )
     convolution: Literal["plain", "grouped", "separable", "dilated"] = "plain"
     groups: int = Field(
-        default=GROUPS, ge=2, description="of convolution='grouped': n1 and n2 are multiples of it"
+        default=GROUPS, ge=2, description="for convolution='grouped'; must divide n1 and n2"
     )
     head: Literal["dense", "average"] = "dense"
 
@@ -48,13 +48,13 @@ class CnnConfig(BaseModel, frozen=True, extra="forbid"):
         if self.convolution != "grouped":
             if self.groups != GROUPS:
                 raise ValueError(
-                    f"groups={self.groups} goes with convolution='grouped' alone, got "
-                    f"convolution={self.convolution!r}: leave groups out"
+                    f"groups={self.groups} needs convolution='grouped', got "
+                    f"convolution={self.convolution!r}; leave groups out"
                 )
         elif self.n1 % self.groups or self.n2 % self.groups:
             raise ValueError(
                 f"groups={self.groups} must divide the channels n1={self.n1} and n2={self.n2}: "
-                f"take multiples of {self.groups}, or other groups"
+                f"use multiples of {self.groups}, or another number of groups"
             )
         return self
 
