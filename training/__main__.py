@@ -77,7 +77,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        if name == chosen:
+        if name == chosen:  # the list of commands is not printed then
             module, function = command.adds.split(":")
             try:
                 getattr(import_module(module), function)(commands)

@@ -18,8 +18,7 @@ def add_command(
     name: str,
     run: Callable[[argparse.Namespace], int],
     *,
-    short: str,
-    description: str | None,
+    description: str,
     epilog: str | None = None,
 ) -> argparse.ArgumentParser:
     """Add a command whose help keeps the line breaks of its texts.
@@ -28,13 +27,11 @@ def add_command(
         commands: From ``ArgumentParser.add_subparsers``.
         name: The command's name on the command line.
         run: Takes the parsed arguments and returns the exit status.
-        short: The command's line in the list of commands.
         description: The help text above the options.
         epilog: The help text below the options.
     """
     command = commands.add_parser(
         name,
-        help=short,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

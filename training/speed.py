@@ -9,9 +9,9 @@ the target; measuring the accuracy is not counted. The example is measured after
 of this project is measured once, at the end of its one-cycle schedule of ``--epochs``. On a CPU,
 only the ratio is printed, because such machines are shared; on a GPU, seconds are printed, too. On
 a GPU or with ``--compiled``, a warm-up first loads and compiles kernels, for both.
-
-Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
+
+# Shape suffixes: N images, C channels, H and W pixels, K classes.
 
 import argparse
 import math
@@ -195,7 +195,6 @@ def add_speed(commands: Commands) -> None:
         commands,
         "speed",
         _speed,
-        short="measure the time to reach an accuracy, compared with PyTorch's example",
         description=__doc__,
     )
     speed.add_argument(

@@ -47,7 +47,7 @@ from training.loop.fit import fit
 from training.loop.resume import RESUME_NAME, run_folder
 from training.loop.tasks import task_of
 from training.loop.tensorboard import TRACKERS, tracker
-from training.models import ARCHITECTURES, VARIANTS, model_names, resolved
+from training.models import ARCHITECTURES, model_names, resolved
 from training.provenance import commit, versions
 
 TASKS_IN_WORDS = {
@@ -92,7 +92,6 @@ def add_train(commands: Commands) -> None:
         commands,
         "train",
         _train,
-        short="train a network and write a checkpoint",
         description=f"Train a network on MNIST and write a checkpoint.\n\n{_models()}",
         epilog=f"{_presets()}\n\n{EXAMPLES}",
     )
@@ -192,9 +191,7 @@ def _models() -> str:
     lines = ["models:"]
     for task, words in TASKS_IN_WORDS.items():
         names = [
-            name
-            for name in model_names()
-            if ARCHITECTURES[VARIANTS[name][0] if name in VARIANTS else name].task == task
+            name for name in model_names() if ARCHITECTURES[resolved(name, {})[0]].task == task
         ]
         start = f"  {words + ':':{INDENT - 2}}"
         lines += textwrap.wrap(

@@ -36,7 +36,6 @@ def add_compare(commands: Commands) -> None:
         commands,
         "compare",
         _compare,
-        short="measure checkpoints beside each other and write a report",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
     )

@@ -4,10 +4,10 @@
     python -m training train --model cnn --teachers runs/cnn-0 runs/cnn-1 runs/cnn-2
 
 The first command measures an ensemble. The second distils it into one network, which can be
-exported and served (``training.loop.distillation``).
-
-Shape suffixes: M networks, N images, K classes.
+exported and served.
 """
+
+# Shape suffixes: M networks, N images, K classes. ``training.loop.distillation`` distils.
 
 import argparse
 import itertools
@@ -203,7 +203,6 @@ def add_ensemble(commands: Commands) -> None:
         commands,
         "ensemble",
         _ensemble,
-        short="measure an ensemble of checkpoints",
         description=__doc__,
     )
     ensemble.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")

@@ -37,7 +37,6 @@ def add_summary(commands: Commands) -> None:
         commands,
         "summary",
         _summary,
-        short="print a table of checkpoints' accuracies over seeds",
         description=__doc__,
     )
     summary.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")

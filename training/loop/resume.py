@@ -7,7 +7,6 @@ A folder belongs to one run at a time, and an unfinished run is only discarded o
 """
 
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,16 +167,3 @@ def restore(
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def as_json(state: dict[str, object]) -> dict[str, object]:
-    """A scheduler's state without values that JSON lacks (functions, which it creates itself)."""
-    return {name: value for name, value in state.items() if _is_json(value)}
-
-
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
