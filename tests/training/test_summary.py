@@ -40,6 +40,11 @@ def test_the_teachers_of_a_distilled_network_are_named(checkpoints: Path) -> Non
         f"mlp was distilled from: cnn, seed 0, weights {cnn.weights.sha256[:12]}; "
         "weights 0123456789ab"
     ]
+    rows = [line for line in table([mlp, student]) if line.startswith("| mlp ")]
+    assert [f"teachers=[{cnn.weights.sha256[:12]}, 0123456789ab]" in row for row in rows] == [
+        False,
+        True,
+    ]
     last = list(table([student]))[-1]
     assert last.startswith(f"mlp was distilled from: weights {cnn.weights.sha256[:12]}; ")
 

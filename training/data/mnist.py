@@ -203,8 +203,8 @@ def _read_idx_folder(folder: Path) -> Dataset:
             )
         if len(part) == 0 or int(part.labels.max()) >= CLASSES:
             raise DataError(f"{where} labels in {raw} must be digits 0 to 9, one or more")
-    dataset = Dataset("", "", str(folder), train, test)
-    name = "MNIST" if dataset.sha256 == OFFICIAL_MNIST_SHA256 else f"custom ({folder.name})"
+    is_official = fingerprint(train, test) == OFFICIAL_MNIST_SHA256
+    name = "MNIST" if is_official else f"custom ({folder.name})"
     return Dataset(name, f"{name}'s {len(test):,} test images", f"folder {folder}", train, test)
 
 
