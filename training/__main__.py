@@ -26,24 +26,27 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("training.train:add_train", "train a network and write a checkpoint"),
-    "evaluate": Command("training.train:add_evaluate", "measure a checkpoint on test images again"),
+    "evaluate": Command(
+        "training.train:add_evaluate", "measure a checkpoint again on the test images"
+    ),
     "compare": Command(
         "training.compare.command:add_compare",
-        "measure checkpoints beside each other and write a report",
+        "compare checkpoints on the same images and write a report",
     ),
     "describe": Command(
         "training.describe.command:add_describe",
-        "show a network step by step: shapes, parameters, work, receptive field",
+        "show a network step by step: shapes, parameters, multiply-adds, receptive field",
     ),
     "ensemble": Command(
-        "training.evaluation.ensemble:add_ensemble", "what several checkpoints reach together"
+        "training.evaluation.ensemble:add_ensemble", "measure an ensemble of checkpoints"
     ),
     "speed": Command(
-        "training.speed:add_speed", "time to an accuracy, compared with PyTorch's example"
+        "training.speed:add_speed",
+        "measure the time to reach an accuracy, compared with PyTorch's example",
     ),
     "summary": Command(
         "training.evaluation.summary:add_summary",
-        "a table of what checkpoints reached, over seeds",
+        "print a table of checkpoints' accuracies over seeds",
     ),
 }
 
@@ -60,16 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; go on with the same command and --resume", file=sys.stderr)
+        print(
+            "interrupted; continue a training run by the same command with --resume",
+            file=sys.stderr,
+        )
         return INTERRUPTED
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """Build a parser with the names of all commands and the options of the chosen one."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description="Train, measure and compare networks for MNIST."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        if name == chosen:
+        if name == chosen:  # the list of commands is not printed then
             module, function = command.adds.split(":")
             try:
                 getattr(import_module(module), function)(commands)

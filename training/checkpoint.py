@@ -180,8 +180,8 @@ def require_digit_record(record: AnyRecord, folder: Path) -> CheckpointRecord:
     """Return the record; raise ``CheckpointError`` unless its network is a digit classifier."""
     if not isinstance(record, CheckpointRecord):
         raise CheckpointError(
-            f"{folder} holds the network {record.config.model}, which does not read a single "
-            "digit; expected one that does"
+            f"{folder} contains the network {record.config.model}, which is not a digit "
+            "classifier; expected a checkpoint of a digit classifier"
         )
     return record
 
@@ -195,8 +195,8 @@ def read_record(folder: Path) -> AnyRecord:
     path = folder / RECORD_NAME
     if not path.is_file():
         raise CheckpointError(
-            f"no checkpoint in {folder}: {RECORD_NAME} is missing (an unfinished run is taken up "
-            f"again with --resume); make one with: python -m training train --out {folder}"
+            f"no checkpoint in {folder}: {RECORD_NAME} is missing (continue an unfinished "
+            f"run with --resume); train one with: python -m training train --out {folder}"
         )
     try:
         content = _AnyObject.validate_json(path.read_bytes())
@@ -236,8 +236,8 @@ def require_same_images(record: AnyRecord, dataset: Dataset, folder: Path) -> No
         raise CheckpointError(
             f"{folder} was trained on {record.data.name} (sha256 "
             f"{record.data.sha256[:SHOWN_HASH]}), the images given are {dataset.name} "
-            f"({dataset.sha256[:SHOWN_HASH]}); give its own images with --data-dir, or train it "
-            "anew on these"
+            f"({dataset.sha256[:SHOWN_HASH]}); give the images that it was trained on with "
+            "--data-dir, or train it again on these"
         )
     require_same_split(
         record.data.split_sha256, dataset, record.data.validation_images, str(folder)
@@ -264,8 +264,8 @@ def require_same_split(
         logger.warning("%s does not record which images it held out, only how many", name)
     elif split_sha256 != fingerprint(held_out):
         raise CheckpointError(
-            f"{name} held out other images than this version of the code does: it was trained "
-            "on some of those that would now be called held out; train it anew"
+            f"{name} held out other images than this version of the code does, so it was trained "
+            "on some that are held out now; train it again"
         )
 
 

@@ -18,8 +18,7 @@ def add_command(
     name: str,
     run: Callable[[argparse.Namespace], int],
     *,
-    short: str,
-    description: str | None,
+    description: str,
     epilog: str | None = None,
 ) -> argparse.ArgumentParser:
     """Add a command whose help keeps the line breaks of its texts.
@@ -28,13 +27,11 @@ def add_command(
         commands: From ``ArgumentParser.add_subparsers``.
         name: The command's name on the command line.
         run: Takes the parsed arguments and returns the exit status.
-        short: The command's line in the list of commands.
         description: The help text above the options.
         epilog: The help text below the options.
     """
     command = commands.add_parser(
         name,
-        help=short,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,7 +44,7 @@ def model_name(name: str) -> str:
     """Return the network's current name, with a note on an old one; for ``type=`` of an option."""
     if name in RENAMED:
         print(
-            f"note: the network {name} is called {RENAMED[name]} now; the old name works for one "
+            f"note: the network {name} is now called {RENAMED[name]}; the old name works for one "
             "more release",
             file=sys.stderr,
         )
@@ -61,8 +58,8 @@ def add_arch(parser: Group) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a number of the network, e.g. n1=32, hidden=[256,128] or down=average; may be "
-        "repeated",
+        help="a hyperparameter of the network, e.g. n1=32, hidden=[256,128] or down=average; may "
+        "be repeated",
     )
 
 
@@ -84,8 +81,8 @@ def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             if not text.isalpha():
                 raise ValueError(
-                    f"{option} {pair}: NAME=VALUE is expected, the value a number, true, false, a "
-                    "word or a list"
+                    f"{option} {pair}: expected NAME=VALUE, where VALUE is a number, true, false, "
+                    "a word or a list"
                 ) from error
             values[name] = text
     return values
@@ -96,15 +93,16 @@ def add_precision(group: Group) -> None:
     group.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],
-        help="of a step's matrix products; bfloat16 is fast on GPUs and on CPUs with AVX512-BF16 "
-        "or AMX, and slow on others; weights and figures stay float32 (default: float32)",
+        help="precision of the matrix products in a training step; bfloat16 is fast on GPUs and on "
+        "CPUs with AVX512-BF16 or AMX, and slow on other CPUs; weights and metrics stay float32 "
+        "(default: float32)",
     )
     group.add_argument(
         "--compiled",
         action="store_true",
         default=None,
-        help="compile the step by torch.compile (needs a C++ compiler); on a GPU replay it as a "
-        "CUDA graph",
+        help="compile the training step with torch.compile (needs a C++ compiler); on a GPU, "
+        "replay it as a CUDA graph",
     )
 
 
@@ -114,7 +112,7 @@ def add_data_dir(group: Group) -> None:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="the four IDX files (default: $MNIST_DIR, else a download)",
+        help="folder of the four IDX files (default: $MNIST_DIR, else MNIST is downloaded)",
     )
 
 
@@ -125,5 +123,5 @@ def add_common(group: Group) -> None:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="auto is cuda where there is one (default: %(default)s)",
+        help="auto: cuda if PyTorch finds a CUDA device, else cpu (default: %(default)s)",
     )

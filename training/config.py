@@ -20,14 +20,16 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     rotation_deg: float = Field(default=0.0, ge=0, le=45, description="degrees, both ways")
-    scale: float = Field(default=0.0, ge=0, lt=1, description="fraction of size, each axis alone")
+    scale: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of size, drawn for each axis"
+    )
     shear: float = Field(default=0.0, ge=0, lt=1, description="pixels sideways per pixel of height")
-    shift_px: float = Field(default=0.0, ge=0, le=14, description="pixels, each axis alone")
+    shift_px: float = Field(default=0.0, ge=0, le=14, description="pixels, drawn for each axis")
     elastic_px: float = Field(
         default=0.0,
         ge=0,
         le=4,
-        description="standard deviation of a 5x5 grid's displacements, pixels, each axis alone",
+        description="standard deviation of a 5x5 grid's displacements along each axis, pixels",
     )
 
     stretch: float = Field(
@@ -35,7 +37,7 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         ge=0,
         le=3,
         description="how much wider a narrow digit becomes, as a share of its width, at most as "
-        "wide as MNIST's box of 20 pixels; one in four becomes narrower, at most by a third",
+        "wide as MNIST's box of 20 pixels; one digit in four becomes narrower, by at most a third",
     )
     stroke: float = Field(
         default=0.0,
@@ -48,11 +50,11 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         default=0.0,
         ge=0,
         lt=1,
-        description="of the images, which are resampled through a coarser grid of pixels and gain "
-        "contrast, as small pictures do that are enlarged",
+        description="share of the images that are resampled through a coarser grid of pixels and "
+        "gain contrast, like enlarged small pictures",
     )
     clean_share: float = Field(
-        default=0.0, ge=0, lt=1, description="of the images, which are left as they are"
+        default=0.0, ge=0, lt=1, description="share of the images that are not distorted"
     )
 
     @property
@@ -70,51 +72,55 @@ class DistilConfig(BaseModel, frozen=True, extra="forbid"):
     Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
     """
 
-    teachers: tuple[str, ...] = Field(min_length=1, description="sha256 of each one's weights")
+    teachers: tuple[str, ...] = Field(min_length=1, description="sha256 of each teacher's weights")
     share: float = Field(
-        default=0.7, gt=0, le=1, description="of the loss; the labels' is the rest"
+        default=0.7,
+        gt=0,
+        le=1,
+        description="weight of the loss on the teachers; the loss on the labels gets the rest",
     )
-    temperature: float = Field(default=2.0, gt=0, le=100, description="what logits are divided by")
+    temperature: float = Field(default=2.0, gt=0, le=100, description="divisor of the logits")
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """All settings that determine a run, apart from the data and the machine."""
 
     model: str = Field(
-        description="a name in training.models.ARCHITECTURES; a variant's name becomes "
-        "its architecture's, with its numbers"
+        description="a name in training.models.ARCHITECTURES; a variant's name is replaced by "
+        "its architecture's, and its hyperparameters are filled in"
     )
     architecture: dict[str, Any] = Field(
-        default_factory=dict, description="the architecture's numbers; left out ones are filled in"
+        default_factory=dict,
+        description="the architecture's hyperparameters; missing ones are filled in",
     )
     epochs: int = Field(default=10, ge=1, le=10_000)
     batch_size: int = Field(default=256, ge=2, le=65_536, description="images")
     max_learning_rate: float = Field(
         default=5e-3, gt=0, le=1, description="the peak of the one-cycle schedule"
     )
-    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="AdamW's, decoupled")
+    weight_decay: float = Field(default=0.01, ge=0, lt=1, description="decoupled, as in AdamW")
     decay_norms_and_biases: bool = Field(
-        default=True, description="False: weight decay leaves tensors of one axis alone"
+        default=True, description="False: no weight decay on tensors of one axis"
     )
     ema_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="of the moving average of the weights, which is kept; 0: the weights are",
+        description="decay of the moving average of the weights, which is saved; 0: no average",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="of the training step's matrix products; weights, sums and what is measured "
-        "stay in float32",
+        description="precision of the matrix products in a training step; weights, sums and "
+        "metrics stay in float32",
     )
     compiled: bool = Field(
         default=False,
-        description="the step's forward and backward pass by torch.compile; on CUDA as a graph",
+        description="compile the forward and backward pass with torch.compile; on CUDA, as a graph",
     )
     distil: DistilConfig | None = Field(
-        default=None, description="networks to learn from beside the labels"
+        default=None, description="networks to learn from in addition to the labels"
     )
     validation_images: int = Field(
         default=5_000, ge=10, description="held out of the training images, the same for each seed"
@@ -136,8 +142,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     def _is_trained_here(self) -> Self:
         if ARCHITECTURES[self.model].task == "none":
             raise ValueError(
-                f"{self.model} is not trained here: it does not take MNIST's images. See what it "
-                f"is made of: python -m training describe {self.model}"
+                f"{self.model} is not trained here: its input is not an MNIST image; show its "
+                f"layers with: python -m training describe {self.model}"
             )
         return self
 

@@ -9,9 +9,9 @@ the target; measuring the accuracy is not counted. The example is measured after
 of this project is measured once, at the end of its one-cycle schedule of ``--epochs``. On a CPU,
 only the ratio is printed, because such machines are shared; on a GPU, seconds are printed, too. On
 a GPU or with ``--compiled``, a warm-up first loads and compiles kernels, for both.
-
-Shape suffixes: N images, C channels, H and W pixels, K classes.
 """
+
+# Shape suffixes: N images, C channels, H and W pixels, K classes.
 
 import argparse
 import math
@@ -195,27 +195,52 @@ def add_speed(commands: Commands) -> None:
         commands,
         "speed",
         _speed,
-        short="time to an accuracy, compared with PyTorch's example",
         description=__doc__,
     )
     speed.add_argument(
-        "--model", default="cnn", type=model_name, metavar="NAME", help="(default: %(default)s)"
+        "--model",
+        default="cnn",
+        type=model_name,
+        metavar="NAME",
+        help="the network to train (default: %(default)s)",
     )
     speed.add_argument(
-        "--preset", choices=get_args(Preset), default="quick", help="(default: %(default)s)"
+        "--preset",
+        choices=get_args(Preset),
+        default="quick",
+        help="its preset (default: %(default)s)",
     )
-    speed.add_argument("--epochs", type=int, default=2, metavar="N", help="(default: %(default)s)")
     speed.add_argument(
-        "--target", type=float, default=99.0, metavar="PERCENT", help="(default: %(default)s)"
+        "--epochs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="epochs of its training (default: %(default)s)",
     )
-    speed.add_argument("--rounds", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    speed.add_argument(
+        "--target",
+        type=float,
+        default=99.0,
+        metavar="PERCENT",
+        help="accuracy to reach on the test images (default: %(default)s)",
+    )
+    speed.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often to train both (default: %(default)s)",
+    )
     add_precision(speed)
     add_common(speed)
 
 
 def _speed(arguments: argparse.Namespace) -> int:
     if arguments.rounds < 1 or not 0 < arguments.target < 100:  # noqa: PLR2004 - percent
-        raise ValueError("--rounds must be at least 1, and --target between 0 and 100 percent")
+        raise ValueError(
+            f"--rounds {arguments.rounds} --target {arguments.target:g}: --rounds must be at least "
+            "1, and --target between 0 and 100 percent"
+        )
     dataset, device = load_dataset(arguments.data_dir), chosen_device(arguments.device)
     config = preset(arguments.model, arguments.preset).with_changes(
         epochs=arguments.epochs, precision=arguments.precision, compiled=arguments.compiled
@@ -263,7 +288,7 @@ def verdict(ratios: Sequence[float]) -> str:
     missed = len(ratios) - len(reached)
     middle = median_low(ratios) if missed else median(ratios)
     if not 0 < middle < math.inf:
-        return f"{missed} of {len(ratios)} rounds missed the target: no ratio is told"
+        return f"{missed} of {len(ratios)} rounds missed the target: no ratio can be given"
     text = f"median of {len(ratios)} rounds: {middle:.1f} times as fast"
     if len(ratios) > 1:
         text += f" ({min(reached):.1f} to {max(reached):.1f} where reached)"

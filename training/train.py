@@ -47,13 +47,13 @@ from training.loop.fit import fit
 from training.loop.resume import RESUME_NAME, run_folder
 from training.loop.tasks import task_of
 from training.loop.tensorboard import TRACKERS, tracker
-from training.models import ARCHITECTURES, VARIANTS, model_names, resolved
+from training.models import ARCHITECTURES, model_names, resolved
 from training.provenance import commit, versions
 
 TASKS_IN_WORDS = {
-    "digit": "read one digit",
-    "pair": "read two digits and their sum",
-    "image": "give the image back",
+    "digit": "classify one digit",
+    "pair": "two digits and their sum",
+    "image": "reconstruct the image",
 }
 EXAMPLES = """\
 examples:
@@ -66,8 +66,8 @@ WIDTH, INDENT = 100, 33  # columns
 
 def add_evaluate(commands: Commands) -> None:
     """Add the command ``evaluate``; see ``add_train``."""
-    evaluate = commands.add_parser("evaluate", help="measure a checkpoint on test images again")
-    evaluate.add_argument("checkpoint", type=Path, help="a folder that train wrote")
+    evaluate = commands.add_parser("evaluate", help="measure a checkpoint again on the test images")
+    evaluate.add_argument("checkpoint", type=Path, help="a folder that the command train wrote")
     add_common(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -92,7 +92,6 @@ def add_train(commands: Commands) -> None:
         commands,
         "train",
         _train,
-        short="train a network and write a checkpoint",
         description=f"Train a network on MNIST and write a checkpoint.\n\n{_models()}",
         epilog=f"{_presets()}\n\n{EXAMPLES}",
     )
@@ -109,15 +108,15 @@ def add_train(commands: Commands) -> None:
     meanwhile = train.add_argument_group("while it runs")
     unfinished = meanwhile.add_mutually_exclusive_group()
     unfinished.add_argument(
-        "--resume", action="store_true", help="go on with an unfinished run; it must be the same"
+        "--resume", action="store_true", help="continue an unfinished run; give the same options"
     )
     unfinished.add_argument(
-        "--restart", action="store_true", help="discard an unfinished run that is in DIR"
+        "--restart", action="store_true", help="discard an unfinished run in the folder"
     )
     meanwhile.add_argument(
         "--track",
         choices=TRACKERS,
-        help="write each epoch's figures for this viewer too (default: off)",
+        help="also write each epoch's metrics for this viewer (default: off)",
     )
 
 
@@ -129,31 +128,32 @@ def _add_what(what: Group) -> None:
         "--preset",
         choices=get_args(Preset),
         default="quick",
-        help="minutes, good, or as good as it gets; see below (default: %(default)s)",
+        help="quick takes minutes, best is the most accurate; see below (default: %(default)s)",
     )
     add_arch(what)
 
 
 def _add_how(how: Group) -> None:
-    how.add_argument("--epochs", type=int, metavar="N", help="times through the training images")
-    how.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: 256)")
+    how.add_argument("--epochs", type=int, metavar="N", help="passes through the training images")
+    how.add_argument("--batch-size", type=int, metavar="N", help="images per step (default: 256)")
     how.add_argument(
         "--learning-rate",
         type=float,
         metavar="RATE",
-        help="the one-cycle schedule's peak (default: 0.005)",
+        help="peak of the one-cycle schedule (default: 0.005)",
     )
     how.add_argument(
         "--seed",
         type=int,
         metavar="N",
-        help="of weights, order and distortions; the same seed gives the same weights (default: 0)",
+        help="seed of the initial weights, the order of the images and their distortions; the "
+        "same seed gives the same weights (default: 0)",
     )
     how.add_argument(
         "--ema",
         type=float,
         metavar="DECAY",
-        help="keep a moving average of the weights, e.g. 0.998: over some 500 steps",
+        help="save a moving average of the weights; a decay of 0.998 spans about 500 steps",
     )
     how.add_argument(
         "--spare-biases",
@@ -164,7 +164,7 @@ def _add_how(how: Group) -> None:
         "--clean-share",
         type=float,
         metavar="SHARE",
-        help="of the images that are left undistorted, 0 to 1 (default: 0)",
+        help="share of the images that are not distorted, 0 to 1",
     )
     how.add_argument(
         "--augment",
@@ -181,7 +181,8 @@ def _add_how(how: Group) -> None:
         nargs="+",
         default=[],
         metavar="CHECKPOINT",
-        help="learn from these networks' mean answer, too (see: python -m training ensemble)",
+        help="also learn from the mean prediction of these networks (see: python -m training "
+        "ensemble --help)",
     )
 
 
@@ -190,9 +191,7 @@ def _models() -> str:
     lines = ["models:"]
     for task, words in TASKS_IN_WORDS.items():
         names = [
-            name
-            for name in model_names()
-            if ARCHITECTURES[VARIANTS[name][0] if name in VARIANTS else name].task == task
+            name for name in model_names() if ARCHITECTURES[resolved(name, {})[0]].task == task
         ]
         start = f"  {words + ':':{INDENT - 2}}"
         lines += textwrap.wrap(
@@ -209,15 +208,15 @@ def _presets() -> str:
     """The help's table of presets."""
     rows = [
         f"  {model:16}{which:8}{config.epochs:3} epochs, "
-        f"{'plain' if config.augment.is_off else 'distorted'} images"
+        f"{'undistorted' if config.augment.is_off else 'distorted'} images"
         for (model, which), config in PRESETS.items()
     ]
     return "\n".join(
         [
             "presets:",
             *rows,
-            "  A variant has its architecture's preset, with its own numbers. Any other network",
-            "  has the CNN's epochs and distortions: so the two can be compared.",
+            "  A variant has its architecture's preset, with its own hyperparameters. Any other",
+            "  network has the CNN's epochs and distortions, so that the two can be compared.",
         ]
     )
 

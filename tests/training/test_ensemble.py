@@ -72,7 +72,7 @@ def test_all_ensembles_of_a_size_are_measured(
     assert single["mean"] == pytest.approx(sum(alone) / 3)
     assert (single["low"], single["high"]) == pytest.approx((min(alone), max(alone)))
     assert main([*command, "--size", "4"]) == 1
-    assert "--size 4: 1 to 3" in capsys.readouterr().err
+    assert "--size 4: expected 1 to 3," in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -152,6 +152,6 @@ def test_who_cannot_teach_is_refused_in_words(
     cnn = str(checkpoints / "cnn")
     base = ["train", "--data-dir", str(data_dir), "--out", str(tmp_path), "--epochs", "1"]
     assert main([*base, "--model", "two-input", "--teachers", cnn]) == 1
-    assert "two-input does not read a single digit" in capsys.readouterr().err
+    assert "two-input is not a digit classifier" in capsys.readouterr().err
     assert main([*base, "--model", "mlp", "--teachers", cnn, cnn]) == 1
     assert "have the same config and seed" in capsys.readouterr().err

@@ -40,8 +40,8 @@ def test_evaluate_measures_a_checkpoint_again(
     [
         (["--data-dir", "/nowhere"], "no data folder /nowhere"),
         (["--arch", "n1=many"], "got 'many'"),
-        (["--arch", "n1=3 4"], "--arch n1=3 4: NAME=VALUE"),
-        (["--arch", "n1"], "--arch n1: NAME=VALUE"),
+        (["--arch", "n1=3 4"], "--arch n1=3 4: expected NAME=VALUE"),
+        (["--arch", "n1"], "--arch n1: expected NAME=VALUE"),
         (["--arch", "n7=1"], "n7"),
         (["--epochs", "0"], "epochs"),
         (["--resume"], "nothing to resume"),
@@ -50,7 +50,7 @@ def test_evaluate_measures_a_checkpoint_again(
         (["--out", "/dev/null/x"], "/dev/null"),
         (["--model", "cnn2"], "unknown model 'cnn2'; known: "),
         (["--model", "lecture502-sequential"], "lecture502-sequential is not trained here"),
-        (["--model", "cnn-batch-norm", "--arch", "batch_norm=false"], "take the model cnn"),
+        (["--model", "cnn-batch-norm", "--arch", "batch_norm=false"], "use the model cnn"),
     ],
 )
 def test_a_refusal_names_what_was_wrong(
@@ -120,7 +120,7 @@ def test_an_old_name_of_a_network_works_with_a_note(
     """train, describe and speed accept old names for one more release, and record the new one."""
     command = ["train", "--model", "rows", "--epochs", "1", "--arch", "n1=2", "--arch", "n2=2"]
     assert main([*command, "--data-dir", str(data_dir), "--out", str(tmp_path)]) == 0
-    assert "note: the network rows is called conv1d now" in capsys.readouterr().err
+    assert "note: the network rows is now called conv1d;" in capsys.readouterr().err
     assert read_checkpoint(tmp_path)[0].config.model == "conv1d"
     assert main(["describe", "large-subclass"]) == 0
     assert "lecture502-subclass" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_the_mlp_is_made_of_linear_layers_alone() -> None:
         ("cnn", {"down": "minimum"}, "down: Input should be 'max', 'average' or 'strided', got"),
         ("cnn-grouped", {"n1": 3}, "groups=2 must divide the channels n1=3 and n2=32"),
         ("cnn-grouped", {"groups": 5}, "groups=5 must divide the channels n1=16 and n2=32"),
-        ("cnn", {"groups": 4}, "groups=4 goes with convolution='grouped' alone"),
+        ("cnn", {"groups": 4}, "groups=4 needs convolution='grouped'"),
         ("resnet", {"blocks": 0}, "blocks: Input should be greater than or equal to 1, got 0"),
         ("conv3d", {"copies": 4}, "copies: Input should be greater than or equal to 5, got 4"),
         (
@@ -134,7 +134,7 @@ def test_the_mlp_is_made_of_linear_layers_alone() -> None:
         (
             "two-input",
             {"n9": 1},
-            "bad architecture for two-input .its numbers: n1, n2, n3, n4, dropout.: n9",
+            "invalid hyperparameters of two-input .it has: n1, n2, n3, n4, dropout.: n9",
         ),
     ],
 )

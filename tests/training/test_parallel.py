@@ -99,7 +99,9 @@ def test_shares_are_equal_and_whole() -> None:
     shares = [DistributedContext(rank, 3).share(batch) for rank in range(3)]
     assert [len(share) for share in shares] == [4, 4, 4]
     assert torch.equal(torch.cat(shares).sort().values, batch)
-    with pytest.raises(ValueError, match="batch_size 10 gives no equal shares to 3 processes"):
+    with pytest.raises(
+        ValueError, match="batch_size 10 cannot be divided equally among 3 processes"
+    ):
         DistributedContext(0, 3).require_equal_shares(10)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from training.__main__ import main
 from training.checkpoint import CheckpointRecord, read_record
+from training.config import DistilConfig
 from training.evaluation.summary import table
 
 
@@ -27,6 +28,27 @@ def test_seeds_of_a_network_are_one_row_with_mean_and_range(checkpoints: Path) -
     assert sum("epochs=60" in line and "| 60 | 1 |" in line for line in lines) == 1
 
 
+def test_the_teachers_of_a_distilled_network_are_named(checkpoints: Path) -> None:
+    """A teacher is named by its weights, and by network and seed if its record is given, too."""
+    cnn, mlp = read_record(checkpoints / "cnn"), read_record(checkpoints / "mlp")
+    assert isinstance(cnn, CheckpointRecord)
+    assert isinstance(mlp, CheckpointRecord)
+    distil = DistilConfig(teachers=(cnn.weights.sha256, "0123456789abcdef" * 4))
+    student = mlp.model_copy(update={"config": mlp.config.with_changes(distil=distil)})
+    assert not any("distilled" in line for line in table([cnn, mlp]))
+    assert [line for line in table([cnn, student]) if "distilled" in line] == [
+        f"mlp was distilled from: cnn, seed 0, weights {cnn.weights.sha256[:12]}; "
+        "weights 0123456789ab"
+    ]
+    rows = [line for line in table([mlp, student]) if line.startswith("| mlp ")]
+    assert [f"teachers=[{cnn.weights.sha256[:12]}, 0123456789ab]" in row for row in rows] == [
+        False,
+        True,
+    ]
+    last = list(table([student]))[-1]
+    assert last.startswith(f"mlp was distilled from: weights {cnn.weights.sha256[:12]}; ")
+
+
 def test_the_command_names_the_images_and_refuses_a_seed_twice(
     checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,4 +58,4 @@ def test_the_command_names_the_images_and_refuses_a_seed_twice(
     assert "300 test images" in printed
     assert "| mlp | " in printed
     assert main(["summary", str(checkpoints / "cnn"), str(checkpoints / "cnn")]) == 1
-    assert "there twice" in capsys.readouterr().err
+    assert "two checkpoints of cnn have the same seed" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_evaluate_prints_the_figures_of_the_task(
     trained: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The output for pair networks and autoencoders does not claim a digit's accuracy."""
-    for model, words in (("two-input", "all three answers right"), ("autoencoder", "PSNR")):
+    for model, words in (("two-input", "all three answers correct"), ("autoencoder", "PSNR")):
         assert main(["evaluate", str(trained / model), "--data-dir", str(data_dir)]) == 0
         assert words in capsys.readouterr().out
 
@@ -89,7 +89,7 @@ def test_evaluate_prints_the_figures_of_the_task(
 def test_who_wants_a_digits_checkpoint_gets_no_other(trained: Path) -> None:
     """A checkpoint of another task is refused with its network's name."""
     with pytest.raises(
-        CheckpointError, match="the network two-input, which does not read a single"
+        CheckpointError, match="the network two-input, which is not a digit classifier"
     ):
         read_checkpoint(trained / "two-input")
 

@@ -37,7 +37,6 @@ def add_compare(commands: Commands) -> None:
         commands,
         "compare",
         _compare,
-        short="compare checkpoints and write a report",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
     )

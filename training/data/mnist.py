@@ -171,8 +171,8 @@ def split_validation(
     """
     if validation_images > len(train) // 3:
         raise DataError(
-            f"{validation_images} validation images asked for, but only {len(train)} training "
-            f"images are there; at most a third of them ({len(train) // 3}) can be held out"
+            f"{validation_images} validation images were requested, but there are only "
+            f"{len(train)} training images; at most a third ({len(train) // 3}) can be held out"
         )
     shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
     # Sorting by rank within the digit puts the first of each digit first, then the second ...
@@ -190,19 +190,21 @@ def split_validation(
 def _read_idx_folder(folder: Path) -> Dataset:
     raw = next((place for place in (folder / "MNIST" / "raw", folder) if place.is_dir()), None)
     if raw is None:
-        raise DataError(f"no data folder {folder}; expected the files {', '.join(IDX_FILES)} there")
+        raise DataError(
+            f"no data folder {folder}; expected a folder with the files {', '.join(IDX_FILES)}"
+        )
     images_1, labels_1, images_2, labels_2 = (_read_idx(raw, name) for name in IDX_FILES)
     train, test = LabelledImages(images_1, labels_1), LabelledImages(images_2, labels_2)
     for part, where in ((train, "training"), (test, "test")):
         if part.images.shape[1:] != IMAGE_SHAPE or len(part.images) != len(part.labels):
             raise DataError(
-                f"{where} files in {raw} hold images {tuple(part.images.shape)} and "
+                f"{where} files in {raw} contain images {tuple(part.images.shape)} and "
                 f"{len(part.labels)} labels; expected [N, 28, 28] and N labels"
             )
         if len(part) == 0 or int(part.labels.max()) >= CLASSES:
             raise DataError(f"{where} labels in {raw} must be digits 0 to 9, one or more")
-    dataset = Dataset("", "", str(folder), train, test)
-    name = "MNIST" if dataset.sha256 == OFFICIAL_MNIST_SHA256 else f"custom ({folder.name})"
+    is_official = fingerprint(train, test) == OFFICIAL_MNIST_SHA256
+    name = "MNIST" if is_official else f"custom ({folder.name})"
     return Dataset(name, f"{name}'s {len(test):,} test images", f"folder {folder}", train, test)
 
 
@@ -214,7 +216,10 @@ def _read_idx(raw: Path, name: str) -> Tensor:
     if not plain.exists() and packed.exists():
         plain = _unpacked(packed)
     if not plain.exists():
-        raise DataError(f"{raw} has no {name} (nor {name}.gz); {DATA_DIR_VARIABLE} or --data-dir")
+        raise DataError(
+            f"{raw} has no {name} (nor {name}.gz); give the folder of the four IDX files with "
+            f"--data-dir or {DATA_DIR_VARIABLE}"
+        )
     try:
         read = read_image_file if "idx3" in name else read_label_file
         content: Tensor = read(str(plain))
@@ -277,7 +282,7 @@ def _packaged_subset() -> Dataset:
     train, test = split_validation(everything, len(everything) // 5)
     logger.warning(
         "USING %d OF MNIST'S 60,000 TRAINING IMAGES, %d of them held out as a stand-in for the "
-        "test set: no figure of this run is MNIST's test accuracy. Give the real files with "
+        "test set: no figure of this run is MNIST's test accuracy. Give the official files with "
         "--data-dir or %s.",
         *(len(everything), len(test), DATA_DIR_VARIABLE),
     )

@@ -4,10 +4,10 @@
     python -m training train --model cnn --teachers runs/cnn-0 runs/cnn-1 runs/cnn-2
 
 The first command measures an ensemble. The second distils it into one network, which can be
-exported and served (``training.loop.distillation``).
-
-Shape suffixes: M networks, N images, K classes.
+exported and served.
 """
+
+# Shape suffixes: M networks, N images, K classes. ``training.loop.distillation`` distils.
 
 import argparse
 import itertools
@@ -125,11 +125,11 @@ def joint(logits_MNK: Tensor, labels_N: Tensor, images_name: str, size: int | No
 def _require_size(size: int, members: int) -> None:
     """Raise ``ValueError`` if ``size`` is out of range or gives too many ensembles to measure."""
     if not 1 <= size <= members:
-        raise ValueError(f"--size {size}: 1 to {members} networks can answer together here")
+        raise ValueError(f"--size {size}: expected 1 to {members}, the number of checkpoints given")
     if math.comb(members, size) > MOST_SUBSETS:
         raise ValueError(
             f"--size {size} of {members} networks makes {math.comb(members, size):,} ensembles; "
-            f"at most {MOST_SUBSETS:,} are measured: give fewer networks"
+            f"at most {MOST_SUBSETS:,} are measured; give fewer checkpoints"
         )
 
 
@@ -162,7 +162,7 @@ def read_teachers(
     if held_out != validation_images:
         raise CheckpointError(
             f"the teachers held out {held_out} validation images, this run {validation_images}: "
-            "they may have learned from some of its validation images; use the same number"
+            "they may have been trained on some of its validation images; use the same number"
         )
     return teachers
 
@@ -203,7 +203,6 @@ def add_ensemble(commands: Commands) -> None:
         commands,
         "ensemble",
         _ensemble,
-        short="what several checkpoints reach together",
         description=__doc__,
     )
     ensemble.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
@@ -211,10 +210,12 @@ def add_ensemble(commands: Commands) -> None:
         "--size",
         type=int,
         metavar="K",
-        help="measure all ensembles of K of the checkpoints, too: their mean and range",
+        help="also measure all ensembles of K of the checkpoints: mean and range",
     )
     add_data_dir(ensemble)
-    ensemble.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    ensemble.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the metrics to this file"
+    )
 
 
 def _ensemble(arguments: argparse.Namespace) -> int:
@@ -234,13 +235,13 @@ def summary(figures: Joint) -> str:
     low, high = figures.interval.low, figures.interval.high
     return (
         f"on {figures.images_name}, {len(alone)} networks:\n"
-        f"  alone      {100 * sum(alone) / len(alone):.2f}% ({100 * min(alone):.2f} to "
+        f"  each alone        {100 * sum(alone) / len(alone):.2f}% ({100 * min(alone):.2f} to "
         f"{100 * max(alone):.2f})\n"
-        f"  mean       {100 * figures.mean:.2f}% (95% interval {100 * low:.2f} to "
+        f"  mean probability  {100 * figures.mean:.2f}% (95% interval {100 * low:.2f} to "
         f"{100 * high:.2f})\n"
-        f"  vote       {100 * figures.vote:.2f}%\n"
-        f"  any right  {100 * figures.any_right:.2f}%\n"
-        f"  negative log-likelihood of the mean {figures.loss:.4f} nats, "
+        f"  majority vote     {100 * figures.vote:.2f}%\n"
+        f"  any correct       {100 * figures.any_right:.2f}%\n"
+        f"  negative log-likelihood of the mean probability {figures.loss:.4f} nats, "
         f"Brier score {figures.brier_score:.4f}\n"
         f"{_in_words(figures.subsets)}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from training.checkpoint import (
+    SHOWN_HASH,
     CheckpointError,
     CheckpointRecord,
     read_checkpoint,
@@ -55,13 +56,13 @@ def _require_comparable(folder: Path, record: CheckpointRecord, other: LoadedChe
     if held_out != other_held_out:
         raise CheckpointError(
             f"{folder} held out {held_out} validation images, {other.folder} {other_held_out}: "
-            "one of them learned from images that the other is tuned on; train both with the same "
+            "one of them was trained on validation images of the other; train both with the same "
             "number"
         )
     if record.config == other.record.config:
         raise CheckpointError(
-            f"{other.folder} and {folder} have the same config and seed {record.config.seed}: they "
-            "tell nothing of the spread over seeds; leave one out"
+            f"{other.folder} and {folder} have the same config and seed {record.config.seed}, so "
+            "they add nothing to the spread over seeds; leave one out"
         )
 
 
@@ -96,12 +97,19 @@ def group_names(configs: Sequence[TrainConfig]) -> list[str]:
         ]
         own = {**config.architecture, **conditions(config)}
         differing = [
-            f"{key}={value}"
+            _setting(key, value)
             for key, value in own.items()
             if any(other.get(key) != value for other in namesakes)
         ]
         names.append(f"{name} ({', '.join(differing)})" if differing else name)
     return names
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting for a group's name; teachers are identified by the beginning of their hashes."""
+    if name == "distil.teachers":
+        return f"{name}=[{', '.join(sha256[:SHOWN_HASH] for sha256 in value)}]"
+    return f"{name}={value}"
 
 
 def _variant(config: TrainConfig) -> str:

@@ -24,7 +24,7 @@ LEAST_DARKEST = 5  # the darkest colour stands for at least so many mistakes
 DARK_CELL = 0.6  # share of ``darkest`` above which a count is white, to be legible
 
 
-def draw_all(record: AnyRecord, module: nn.Module, test_images: Tensor, folder: Path) -> list[Path]:
+def draw_all(record: AnyRecord, module: nn.Module, test_images: Tensor, folder: Path) -> None:
     """Write curves.png and the plots of the task's mistakes into a folder.
 
     Args:
@@ -32,9 +32,6 @@ def draw_all(record: AnyRecord, module: nn.Module, test_images: Tensor, folder: 
         module: The trained network.
         test_images: The images that ``record.test`` was measured on, uint8 [N, 28, 28].
         folder: An existing folder.
-
-    Returns:
-        The paths of the written files.
     """
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
     figures = {"curves.png": _curves(record)}
@@ -48,7 +45,6 @@ def draw_all(record: AnyRecord, module: nn.Module, test_images: Tensor, folder: 
     for name, figure in figures.items():
         # No creation date or software version in the file: the same run draws the same bytes.
         figure.savefig(folder / name, dpi=110, metadata={"Software": None})
-    return [folder / name for name in figures]
 
 
 def _curves(record: AnyRecord) -> Figure:

@@ -63,11 +63,6 @@ class ImageEvaluation(BaseModel, frozen=True):
         )
 
 
-def psnr_db(mse: float) -> float | None:
-    """Peak signal-to-noise ratio in dB for a peak of 1; None (infinite) if the error is zero."""
-    return -10 * math.log10(mse) if mse > 0 else None
-
-
 def evaluate_images(model: nn.Module, data: LabelledImages, images_name: str) -> ImageEvaluation:
     """Compute all metrics of ``ImageEvaluation`` for a module on labelled images.
 
@@ -85,7 +80,7 @@ def evaluate_images(model: nn.Module, data: LabelledImages, images_name: str) ->
         images_name=images_name,
         images=len(data),
         mse=mse,
-        psnr_db=psnr_db(mse),
+        psnr_db=-10 * math.log10(mse) if mse > 0 else None,
         mse_per_digit=[_mean_of(errors, labels == digit) for digit in range(CLASSES)],
         loss=float(functional.mse_loss(answer_NCHW, standardise(pixels_NCHW))),
         worst=[

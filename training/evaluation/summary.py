@@ -3,7 +3,9 @@
     python -m training summary runs/*
 
 Each row is a group of checkpoints that differ only in their seeds. Rows of one network that differ
-in the number of epochs show how the accuracy grows with training time.
+in the number of epochs show how the accuracy grows with training time. Below the table, the
+teachers of each distilled network are named: by the hash of their weights, and by network and seed
+if they are among the checkpoints given.
 """
 
 import argparse
@@ -11,7 +13,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.checkpoint import CheckpointError, CheckpointRecord, read_record, require_digit_record
+from training.checkpoint import (
+    SHOWN_HASH,
+    CheckpointError,
+    CheckpointRecord,
+    read_record,
+    require_digit_record,
+)
 from training.cli import Commands, add_command
 from training.evaluation.grouping import group_names, without_seed
 from training.evaluation.statistics import Spread, spread
@@ -29,7 +37,6 @@ def add_summary(commands: Commands) -> None:
         commands,
         "summary",
         _summary,
-        short="a table of what checkpoints reached, over seeds",
         description=__doc__,
     )
     summary.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="folders")
@@ -45,7 +52,7 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def table(records: Sequence[CheckpointRecord]) -> Iterator[str]:
-    """Lines of Markdown: a heading for each set of test images, and a row for each group.
+    """Lines of Markdown: for each set of test images a heading, a row per group, and teachers.
 
     Args:
         records: The records, in any order; rows follow the first appearance of their groups.
@@ -61,12 +68,19 @@ def table(records: Sequence[CheckpointRecord]) -> Iterator[str]:
         names = group_names([group[0].config for group in groups.values()])
         for group_name, group in zip(names, groups.values(), strict=True):
             yield f"| {' | '.join(_cells(group_name, group))} |"
+        for group_name, group in zip(names, groups.values(), strict=True):
+            if distil := group[0].config.distil:
+                teachers = "; ".join(_teacher(sha256, records) for sha256 in distil.teachers)
+                yield from ("", f"{group_name} was distilled from: {teachers}")
 
 
 def _cells(name: str, group: Sequence[CheckpointRecord]) -> list[str]:
     seeds = {record.config.seed for record in group}
     if len(seeds) < len(group):
-        raise CheckpointError(f"a seed of {name} is there twice: it tells nothing of the spread")
+        raise CheckpointError(
+            f"two checkpoints of {name} have the same seed, so they add nothing to the spread over "
+            "seeds; leave one out"
+        )
     return [
         name,
         f"{group[0].weights.parameters:,}",
@@ -77,6 +91,16 @@ def _cells(name: str, group: Sequence[CheckpointRecord]) -> list[str]:
             for part in ("validation", "test")
         ),
     ]
+
+
+def _teacher(sha256: str, records: Sequence[CheckpointRecord]) -> str:
+    """A teacher's weights, after its network and seed if its record is one of the given ones."""
+    names = [
+        f"{record.config.model}, seed {record.config.seed}, "
+        for record in records
+        if record.weights.sha256 == sha256
+    ]
+    return f"{''.join(names[:1])}weights {sha256[:SHOWN_HASH]}"
 
 
 def _percent(figure: Spread) -> str:

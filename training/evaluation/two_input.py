@@ -109,8 +109,8 @@ class PairEvaluation(BaseModel, frozen=True):
         """The metrics as two lines for a terminal."""
         answers = "  ".join(f"{name}: {100 * getattr(self, name).accuracy:.2f}" for name in ANSWERS)
         return (
-            f"on {self.images_name}: all three answers right {100 * self.accuracy:.2f}%\n"
-            f"  per answer, %: {answers}  the sum is that of the digits read: "
+            f"on {self.images_name}: all three answers correct {100 * self.accuracy:.2f}%\n"
+            f"  per answer, %: {answers}  predicted sum equals that of the predicted digits: "
             f"{100 * self.consistent:.2f}"
         )
 

@@ -33,13 +33,13 @@ class Teachers:
         """
         named = config.distil.teachers if config.distil else ()
         if len(named) != len(modules):
-            raise ValueError(f"the run names {len(named)} teachers, {len(modules)} were given")
+            raise ValueError(f"the config names {len(named)} teachers, {len(modules)} were given")
         if config.distil is None:
             return None
         if ARCHITECTURES[config.model].task != "digit":
             raise ValueError(
-                f"{config.model} does not read a single digit: it cannot learn from teachers that "
-                "do; train it without --teachers"
+                f"{config.model} is not a digit classifier, so it cannot learn from teachers that "
+                "are; train it without --teachers"
             )
         return cls([module.to(device).eval() for module in modules], config.distil)
 

@@ -56,8 +56,8 @@ class DistributedContext:
         """Raise ``ValueError`` unless the batch size is a multiple of the number of processes."""
         if batch_size % self.size:
             raise ValueError(
-                f"batch_size {batch_size} gives no equal shares to {self.size} processes: take a "
-                f"multiple of {self.size}"
+                f"batch_size {batch_size} cannot be divided equally among {self.size} processes; "
+                f"use a multiple of {self.size}"
             )
 
 

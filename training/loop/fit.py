@@ -30,7 +30,7 @@ from training.evaluation.prediction import forward_tuple
 from training.loop.distillation import Teachers
 from training.loop.distributed import DistributedContext, current_context
 from training.loop.ema import averaged_model
-from training.loop.resume import Progress, as_json, load_progress, restore, save_progress
+from training.loop.resume import Progress, load_progress, restore, save_progress
 from training.loop.tasks import Task, Trained, task_of
 from training.models import build_model
 
@@ -130,7 +130,7 @@ def fit(  # noqa: PLR0913 - a run, its images, its teachers, and where its state
                 config=config,
                 **images,
                 history=run.history,
-                scheduler=as_json(run.scheduler.state_dict()),
+                scheduler=run.scheduler.state_dict(),
                 optimizer_groups=run.optimizer.state_dict()["param_groups"],
             )
             save_progress(folder, progress, run.modules, run.optimizer)
@@ -193,7 +193,8 @@ def _start(
     steps = images // config.batch_size
     if steps == 0:
         raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {images} training images"
+            f"batch_size {config.batch_size} is larger than the {images} training images; "
+            "use a smaller one"
         )
     torch.manual_seed(config.seed * SEED_STRIDE)
     module = build_model(config.model, config.architecture)

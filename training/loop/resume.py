@@ -7,7 +7,6 @@ A folder belongs to one run at a time, and an unfinished run is only discarded o
 """
 
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,17 +45,20 @@ class Progress(BaseModel, frozen=True):
         ]
         if differing:
             raise CheckpointError(
-                f"the unfinished run in {folder} differs in {'; '.join(differing)}"
+                f"the unfinished run in {folder} differs in {'; '.join(differing)}: give its "
+                "options, or discard it with --restart"
             )
         if self.data_sha256 != data_sha256:
             raise CheckpointError(
-                f"the unfinished run in {folder} used data {self.data_sha256[:SHOWN_HASH]}, "
-                f"this one has {data_sha256[:SHOWN_HASH]}"
+                f"the unfinished run in {folder} used images with sha256 "
+                f"{self.data_sha256[:SHOWN_HASH]}, the images given have "
+                f"{data_sha256[:SHOWN_HASH]}: give its images, or discard it with --restart"
             )
         if self.split_sha256 not in (None, split_sha256):
             raise CheckpointError(
                 f"the unfinished run in {folder} held out other validation images than this "
-                "version of the code does: it learnt from some of those; begin anew with --restart"
+                "version of the code does, so it was trained on some that are held out now; "
+                "begin again with --restart"
             )
 
 
@@ -86,8 +88,8 @@ def run_folder(folder: Path, *, resume: bool, restart: bool) -> Iterator[None]:
             state.unlink(missing_ok=True)
         elif state.exists() and not resume:
             raise CheckpointError(
-                f"{folder} holds the state of an unfinished run ({RESUME_NAME}); go on with it by "
-                "--resume, discard it by --restart, or give another --out"
+                f"{folder} contains the state of an unfinished run ({RESUME_NAME}); continue it "
+                "with --resume, discard it with --restart, or give another --out"
             )
         yield
 
@@ -129,13 +131,15 @@ def load_progress(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
     """
     path = folder / RESUME_NAME
     if not path.is_file():
-        raise CheckpointError(f"nothing to resume in {folder}: {RESUME_NAME} is missing")
+        raise CheckpointError(
+            f"nothing to resume in {folder}: {RESUME_NAME} is missing; leave --resume out"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             progress = Progress.model_validate_json((file.metadata() or {})["progress"])
     except (SafetensorError, ValidationError, KeyError) as error:
-        raise CheckpointError(f"{path} is no state of an unfinished run: {error}") from error
+        raise CheckpointError(f"{path} is not the state of an unfinished run: {error}") from error
     return progress, tensors
 
 
@@ -163,16 +167,3 @@ def restore(
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def as_json(state: dict[str, object]) -> dict[str, object]:
-    """A scheduler's state without values that JSON lacks (functions, which it creates itself)."""
-    return {name: value for name, value in state.items() if _is_json(value)}
-
-
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True

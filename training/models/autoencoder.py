@@ -17,7 +17,7 @@ class AutoencoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     n1: int = Field(default=16, ge=1, description="channels at 14x14")
     n2: int = Field(default=32, ge=1, description="channels at 7x7")
-    code: int = Field(default=32, ge=1, le=784, description="numbers that stand for an image")
+    code: int = Field(default=32, ge=1, le=784, description="values that encode an image")
 
 
 class Autoencoder(nn.Module):

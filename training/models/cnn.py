@@ -39,7 +39,7 @@ class CnnConfig(BaseModel, frozen=True, extra="forbid"):
     )
     convolution: Literal["plain", "grouped", "separable", "dilated"] = "plain"
     groups: int = Field(
-        default=GROUPS, ge=2, description="of convolution='grouped': n1 and n2 are multiples of it"
+        default=GROUPS, ge=2, description="for convolution='grouped'; must divide n1 and n2"
     )
     head: Literal["dense", "average"] = "dense"
 
@@ -48,13 +48,13 @@ class CnnConfig(BaseModel, frozen=True, extra="forbid"):
         if self.convolution != "grouped":
             if self.groups != GROUPS:
                 raise ValueError(
-                    f"groups={self.groups} goes with convolution='grouped' alone, got "
-                    f"convolution={self.convolution!r}: leave groups out"
+                    f"groups={self.groups} needs convolution='grouped', got "
+                    f"convolution={self.convolution!r}; leave groups out"
                 )
         elif self.n1 % self.groups or self.n2 % self.groups:
             raise ValueError(
                 f"groups={self.groups} must divide the channels n1={self.n1} and n2={self.n2}: "
-                f"take multiples of {self.groups}, or other groups"
+                f"use multiples of {self.groups}, or another number of groups"
             )
         return self
 
@@ -66,7 +66,7 @@ class Cnn(nn.Module):
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         self.features = nn.Sequential(
-            *_first_convolution(config),
+            _convolution(1, config.n1, config),
             *_activation(config.n1, config),
             *_down(config.n1, config),
             *_second_convolution(config),
@@ -81,25 +81,22 @@ class Cnn(nn.Module):
         return logits_NK
 
 
-def _first_convolution(config: CnnConfig) -> list[nn.Module]:
+def _convolution(
+    channels_in: int, channels_out: int, config: CnnConfig, groups: int = 1
+) -> nn.Module:
+    """A convolution that spans 5x5 pixels."""
+    kernel, dilation = (3, 2) if config.convolution == "dilated" else (5, 1)
     bias = not config.batch_norm  # BatchNorm's shift takes the place of the bias
-    if config.convolution == "dilated":
-        return [nn.Conv2d(1, config.n1, kernel_size=3, dilation=2, bias=bias)]
-    return [nn.Conv2d(1, config.n1, kernel_size=5, bias=bias)]
+    return nn.Conv2d(channels_in, channels_out, kernel, dilation=dilation, groups=groups, bias=bias)
 
 
 def _second_convolution(config: CnnConfig) -> list[nn.Module]:
-    n1, n2, bias = config.n1, config.n2, not config.batch_norm
-    match config.convolution:
-        case "grouped":
-            return [nn.Conv2d(n1, n2, kernel_size=5, groups=config.groups, bias=bias)]
-        case "separable":
-            # The bias of the 1x1 convolution makes one in the depthwise convolution redundant.
-            depthwise = nn.Conv2d(n1, n1, kernel_size=5, groups=n1, bias=False)
-            return [depthwise, nn.Conv2d(n1, n2, kernel_size=1, bias=bias)]
-        case "dilated":
-            return [nn.Conv2d(n1, n2, kernel_size=3, dilation=2, bias=bias)]
-    return [nn.Conv2d(n1, n2, kernel_size=5, bias=bias)]
+    n1, n2 = config.n1, config.n2
+    if config.convolution == "separable":
+        # The bias of the 1x1 convolution makes one in the depthwise convolution redundant.
+        depthwise = nn.Conv2d(n1, n1, kernel_size=5, groups=n1, bias=False)
+        return [depthwise, nn.Conv2d(n1, n2, kernel_size=1, bias=not config.batch_norm)]
+    return [_convolution(n1, n2, config, config.groups if config.convolution == "grouped" else 1)]
 
 
 def _activation(channels: int, config: CnnConfig) -> list[nn.Module]:

@@ -23,7 +23,7 @@ class Conv3dConfig(BaseModel, frozen=True, extra="forbid"):
     """The 3D network's hyperparameters."""
 
     copies: int = Field(
-        default=5, ge=5, le=28, description="two convolutions take two copies each from the depth"
+        default=5, ge=5, le=28, description="depth; each of the two convolutions reduces it by two"
     )
     n1: int = Field(default=8, ge=1, description="channels of the first convolution")
     n2: int = Field(default=16, ge=1, description="channels of the second convolution")

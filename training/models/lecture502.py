@@ -38,7 +38,7 @@ class Lecture502Config(BaseModel, frozen=True, extra="forbid"):
         default=INPUT_SIZE,
         ge=20,
         le=4096,
-        description="pixels; below 20 nothing is left to flatten",
+        description="pixels; below 20, no pixels would be left to flatten",
     )
     width: float = Field(
         default=1.0,
@@ -47,8 +47,8 @@ class Lecture502Config(BaseModel, frozen=True, extra="forbid"):
         description="factor on all channels and units but the classes; rounded, at least 1 each",
     )
     classes: int = Field(default=1000, ge=2)
-    dropout: float = Field(default=0.5, ge=0, lt=1, description="behind each hidden dense layer")
-    softmax: bool = Field(default=False, description="probabilities in place of logits")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="after each hidden dense layer")
+    softmax: bool = Field(default=False, description="return probabilities instead of logits")
 
     def channels(self, of_the_figure: int) -> int:
         """Scale the figure's number of channels or units by ``width``."""

@@ -11,7 +11,7 @@ class MlpConfig(BaseModel, frozen=True, extra="forbid"):
     """The MLP's hyperparameters; the defaults give 784-512-512-10."""
 
     hidden: tuple[PositiveInt, ...] = Field(
-        default=(512, 512), min_length=1, description="units a layer"
+        default=(512, 512), min_length=1, description="units of each hidden layer"
     )
     dropout: float = Field(default=0.2, ge=0, lt=1)
     batch_norm: bool = True

@@ -117,7 +117,7 @@ def resolved(name: str, numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]
         if numbers.get(number, value) != value:
             raise ValueError(
                 f"{name} is {architecture} with {number}={value!r}, got {number}="
-                f"{numbers[number]!r}: leave it out, or take the model {architecture}"
+                f"{numbers[number]!r}: leave it out, or use the model {architecture}"
             )
     return architecture, {**fixed, **numbers}
 
@@ -140,7 +140,7 @@ def architecture_config(name: str, numbers: Mapping[str, Any]) -> BaseModel:
     except ValidationError as error:
         known = ", ".join(config.model_fields)
         raise ValueError(
-            f"bad architecture for {name} (its numbers: {known}): {explained(error)}"
+            f"invalid hyperparameters of {name} (it has: {known}): {explained(error)}"
         ) from error
 
 

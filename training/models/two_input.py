@@ -19,7 +19,7 @@ class TwoInputConfig(BaseModel, frozen=True, extra="forbid"):
     n2: int = Field(default=32, ge=1, description="channels of its second convolution")
     n3: int = Field(default=128, ge=1, description="features that the trunk makes of an image")
     n4: int = Field(default=128, ge=1, description="units of the sum's hidden dense layer")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="behind the trunk")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="after the trunk")
 
 
 class TwoInput(nn.Module):
