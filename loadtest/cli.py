@@ -71,12 +71,15 @@ def add_run(commands: Commands) -> None:
         "--request-timeout",
         type=float,
         default=REQUEST_TIMEOUT_S,
-        help="seconds until a missing answer is an error; default: %(default)s",
+        help="seconds until a missing answer counts as an error; default: %(default)s",
     )
-    run.add_argument("--max-p99-ms", type=float, help="fail above this")
-    run.add_argument("--min-requests-per-s", type=float, help="fail below this")
+    run.add_argument("--max-p99-ms", type=float, help="fail if p99 is higher")
+    run.add_argument("--min-requests-per-s", type=float, help="fail if the rate is lower")
     run.add_argument(
-        "--max-error-share", type=float, default=0.0, help="refused or lost requests; default: 0"
+        "--max-error-share",
+        type=float,
+        default=0.0,
+        help="fail if the share of refused or lost requests is higher; default: %(default)s",
     )
 
 
@@ -84,7 +87,7 @@ def add_sweep(commands: Commands) -> None:
     """Declare ``sweep``, which measures many load points of one service."""
     search = commands.add_parser(
         "sweep",
-        help="the highest rate under the bound and the way to it; of a closed loop, 1 to 256 users",
+        help="find the highest rate within the latency bound, or load with 1 to 256 users",
     )
     search.set_defaults(command=_sweep)
     _add_point(search, scenario="Server")
@@ -93,30 +96,38 @@ def add_sweep(commands: Commands) -> None:
 def add_overload(commands: Commands) -> None:
     """Declare ``overload``, which starts a service and runs the scenario of that name."""
     overload = commands.add_parser(
-        "overload", help="start the service and offer it shares of its own capacity"
+        "overload", help="start the service and load it at multiples of its own capacity"
     )
     overload.set_defaults(command=_overload)
     overload.add_argument("--bundle", type=Path, default=Path("artifacts/bundles/cnn"))
     overload.add_argument(
-        "--settings", nargs="+", default=[], metavar="NAME=VALUE", help="of the service"
+        "--settings",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variables of the service",
     )
-    overload.add_argument("--images", "--samples", type=int, default=64, help="in a request")
+    overload.add_argument(
+        "--images", "--samples", type=int, default=64, help="samples in each request"
+    )
     overload.add_argument("--factors", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     overload.add_argument("--arrivals", choices=["poisson", "uniform"], default="poisson")
     overload.add_argument("--rounds", type=int, default=3)
-    overload.add_argument("--seconds", type=float, default=2.0, help="of a share")
+    overload.add_argument("--seconds", type=float, default=2.0, help="seconds of each run")
     overload.add_argument("--out", type=Path, default=Path("artifacts/loadtest"))
 
 
 def add_demo(commands: Commands) -> None:
     """Declare ``demo``, the last step of the whole chain."""
-    demo = commands.add_parser("demo", help="serve every bundle, ask it, load it, report all")
+    demo = commands.add_parser(
+        "demo", help="serve every bundle, classify an image, load-test it, and write a report"
+    )
     demo.set_defaults(command=_demo)
     demo.add_argument("--bundles", type=Path, default=Path("artifacts/bundles"))
     demo.add_argument("--checkpoints", type=Path, default=Path("artifacts/checkpoints"))
     demo.add_argument("--out", type=Path, default=Path("artifacts/report"))
     demo.add_argument("--image", type=Path, default=Path("tests/service/digit.png"))
-    demo.add_argument("--duration", type=float, default=8, help="seconds a scenario and model")
+    demo.add_argument("--duration", type=float, default=8, help="seconds per scenario and model")
 
 
 def add_peers(commands: Commands) -> None:
@@ -124,87 +135,134 @@ def add_peers(commands: Commands) -> None:
     plan = peers.Plan()
     parser = commands.add_parser(
         "peers",
-        help="beside other servers of the same model, each in an environment of its own",
+        help="compare this service with other servers of the same model",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.set_defaults(command=_peers)
     _add_rounds(parser, rounds=plan.rounds, seconds=plan.seconds)
     parser.add_argument(
-        "--new-connections", action="store_true", help="wrk opens one for each request"
+        "--new-connections", action="store_true", help="open a new connection for each request"
     )
     parser.add_argument(
         "--cores",
         choices=["shared", "split"],
         default="shared",
-        help="split: the client on the last core, the servers on the others, where there are two",
+        help="split: the client on the last core, the servers on the others (with two or more)",
     )
     parser.add_argument(
-        "--peers", nargs="+", default=[], metavar="WORD", help="only whose names hold one"
-    )
-    parser.add_argument("--base", default=plan.base, help="whose rates the ratios are to")
-    parser.add_argument(
-        "--all-forms", action="store_true", help="ask this service in every form, and the runtime"
-    )
-    parser.add_argument("--folder", type=Path, default=plan.folder, help="of the peers' files")
-    parser.add_argument(
-        "--environments", type=Path, default=plan.environments, help="made where they are missing"
+        "--peers",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only peers whose names contain one of these words",
     )
     parser.add_argument(
-        "--here", action="store_true", help="run the peers by the packages installed here"
+        "--base", default=plan.base, help="the server (part of its name) that ratios refer to"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("artifacts/peers"), help="for peers.md and peers.json"
+        "--all-forms",
+        action="store_true",
+        help="measure every form of request to this service, and ONNX Runtime without a server",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=plan.folder, help="folder of the peers' files"
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=plan.environments,
+        help="folder of the peers' environments; missing ones are created",
+    )
+    parser.add_argument(
+        "--here", action="store_true", help="run the peers with the packages installed here"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("artifacts/peers"),
+        help="folder for peers.md and peers.json",
     )
 
 
 def add_yardstick(commands: Commands) -> None:
     """Declare ``yardstick``: ``peers`` with BentoML's tutorial and every form of request."""
     parser = commands.add_parser(
-        "yardstick", help="peers: every form of this service beside BentoML's tutorial"
+        "yardstick", help="compare every form of request to this service with BentoML's tutorial"
     )
     parser.set_defaults(command=_yardstick)
     _add_rounds(parser, rounds=3, seconds=3)
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[1], help="processes; each a service of its own"
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="numbers of worker processes; a separate service is started for each",
     )
     parser.add_argument(
-        "--forms", nargs="+", default=[], metavar="WORD", help="only those whose names hold one"
+        "--forms",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only forms whose names contain one of these words",
     )
 
 
 def add_compare(commands: Commands) -> None:
     """Declare ``compare``, which compares two commits of the service."""
-    parser = commands.add_parser("compare", help="is a commit slower than another? paired ratios")
+    parser = commands.add_parser(
+        "compare", help="test whether a commit is slower than another, by paired ratios"
+    )
     parser.set_defaults(command=_compare)
     plan = compare.Plan("", "")
-    present = f"{PRESENT[0]} or {PRESENT[1]!r}: the files as they are"
-    parser.add_argument("--base", required=True, metavar="REF", help="a commit")
+    present = f"{PRESENT[0]} or {PRESENT[1]!r} for the current files"
+    parser.add_argument("--base", required=True, metavar="REF", help="commit to compare with")
     parser.add_argument(
-        "--head", required=True, metavar="REF", help=f"one that may be slower; {present}"
+        "--head", required=True, metavar="REF", help=f"commit that may be slower; {present}"
     )
     parser.add_argument(
-        "--bundle", type=Path, default=plan.bundle, help="both serve it; default: %(default)s"
+        "--bundle",
+        type=Path,
+        default=plan.bundle,
+        help="bundle that both serve; default: %(default)s",
     )
     parser.add_argument(
-        "--repository", type=Path, default=plan.repository, help="of the commits; default: this"
+        "--repository",
+        type=Path,
+        default=plan.repository,
+        help="repository of the commits; default: this one",
     )
-    parser.add_argument("--pairs", type=int, default=plan.pairs, help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=plan.seconds, help="of each side in a pair"
+        "--pairs", type=int, default=plan.pairs, help="number of pairs; default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of the turns' order")
-    parser.add_argument("--strict", action="store_true", help="exit status 3 for a regression")
-    parser.add_argument("--out", type=Path, help="for compare.json, compare.xml (JUnit), .md")
+    parser.add_argument(
+        "--seconds", type=float, default=plan.seconds, help="seconds of each side in a pair"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=plan.seed, help="seed of the order, arrivals and bootstrap"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with status 3 for a regression")
+    parser.add_argument(
+        "--out", type=Path, help="folder for compare.json, compare.xml (JUnit) and compare.md"
+    )
 
 
 def _add_rounds(parser: argparse.ArgumentParser, *, rounds: int, seconds: int) -> None:
     plan = peers.Plan()
-    parser.add_argument("--bundle", type=Path, default=plan.bundle, help="that all serve")
     parser.add_argument(
-        "--connections", type=int, nargs="+", default=list(plan.connections), metavar="NUMBER"
+        "--bundle", type=Path, default=plan.bundle, help="bundle that all servers serve"
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved")
-    parser.add_argument("--seconds", type=int, default=seconds, help="of a server in a round")
+    parser.add_argument(
+        "--connections",
+        type=int,
+        nargs="+",
+        default=list(plan.connections),
+        metavar="NUMBER",
+        help="numbers of open connections",
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of interleaved rounds")
+    parser.add_argument(
+        "--seconds", type=int, default=seconds, help="seconds of each server in a round"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -232,7 +290,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     scenario, profile = _point(arguments)
     if scenario.trace is not None:
-        raise ScenarioError("a trace has its own rates, and sweep offers others; take run")
+        raise ScenarioError(
+            "sweep chooses its own rates and cannot replay a trace; use the command run"
+        )
     if scenario.loop == "closed":
         return _users(arguments, scenario, profile)
     found = sweep(
@@ -320,9 +380,9 @@ def _written(found: Runs, stem: Path, thresholds: Thresholds, *, accept_invalid:
 def _overload(arguments: argparse.Namespace) -> int:
     """Start a service and load it at multiples of its own capacity."""
     if not all("=" in text for text in arguments.settings):
-        raise ScenarioError(f"--settings are NAME=VALUE, not {arguments.settings}")
+        raise ScenarioError(f"--settings: expected NAME=VALUE, got {arguments.settings}")
     if min(arguments.factors, default=0) <= 0:
-        raise ScenarioError("shares of the capacity must be positive numbers")
+        raise ScenarioError(f"--factors: expected positive numbers, got {arguments.factors}")
     bundle = arguments.bundle
     Model(bundle)  # fails before the service is started if the bundle cannot be read
     service_cores, client_cores = cores()
@@ -461,7 +521,7 @@ def _point(arguments: argparse.Namespace) -> tuple[Scenario, Profile]:
     if arguments.endpoint is None:
         usable = usable_form(models, scenario.endpoint)
         if usable != scenario.endpoint:
-            print(f"{scenario.endpoint} cannot ask these models; {usable} is taken", flush=True)
+            print(f"these models do not accept {scenario.endpoint}; using {usable}", flush=True)
             scenario = scenario.model_copy(update={"endpoint": usable})
     return scenario, profile
 
@@ -477,53 +537,71 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
         type=Path,
         nargs="+",
         default=[Path("artifacts/bundles/cnn")],
-        help="the bundles of the models to ask, which take turns; default: artifacts/bundles/cnn",
+        help="bundles of the models to load, in turn; default: artifacts/bundles/cnn",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("artifacts/loadtest"),
-        help="where .json, .html, .md and JUnit's .xml go; default: %(default)s",
+        help="folder for the reports (.json, .html, .md and JUnit .xml); default: %(default)s",
     )
-    parser.add_argument("--profile", default="smoke", help="how long; default: %(default)s")
-    parser.add_argument("--duration", type=float, help="seconds, in place of the profile's")
-    parser.add_argument("--warmup", type=float, help="seconds, in place of the profile's")
-    parser.add_argument("--users", type=int, help="of a closed loop")
-    parser.add_argument("--rate", type=float, help="of an open loop, requests/s")
+    parser.add_argument(
+        "--profile", default="smoke", help="durations and number of runs; default: %(default)s"
+    )
+    parser.add_argument("--duration", type=float, help="measured seconds; default: the profile's")
+    parser.add_argument("--warmup", type=float, help="warm-up seconds; default: the profile's")
+    _add_load(parser)
+    # The old name is accepted for one more release.
+    parser.add_argument("--samples-per-request", "--images-per-request", type=int)
+    parser.add_argument("--endpoint", choices=ENDPOINTS)
+    parser.add_argument("--slo-ms", type=float, help="latency bound for 99%% of the requests")
+    parser.add_argument("--seed", type=int, help="seed of an open loop's arrival times")
+    parser.add_argument(
+        "--price-per-hour",
+        type=float,
+        default=price_per_hour(),
+        help="price of the serving machine, for the cost per million samples; default: %(default)s",
+    )
+    parser.add_argument("--runs", type=int, help="runs of each point; default: the profile's")
+    parser.add_argument(
+        "--accept-invalid",
+        action="store_true",
+        help="do not fail if all points are INVALID; wrong answers still fail",
+    )
+    parser.add_argument("--processes", type=int, default=1, help="number of generator processes")
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say when requests are sent, and by which clients."""
+    parser.add_argument("--users", type=int, help="number of users of a closed loop")
+    parser.add_argument("--rate", type=float, help="requests/s of an open loop")
     parser.add_argument(
         "--ramp-to",
         type=float,
         dest="ramp_to_per_s",
         metavar="RATE",
-        help="requests/s at the end, climbing evenly",
+        help="requests/s at the end of an open loop whose rate rises linearly",
     )
     parser.add_argument(
-        "--trace", type=Path, help="CSV or JSON lines of time, model, samples, or an access log"
+        "--trace",
+        type=Path,
+        help="requests to replay: CSV or JSON lines of time, model, samples, or an access log",
     )
-    parser.add_argument("--speed", type=float, default=1.0, help="how much faster a trace goes")
-    parser.add_argument("--hang-up-share", type=float, help="clients that do not wait, 0 to 1")
-    parser.add_argument("--slow-clients", type=int, help="that send byte by byte, beside the load")
     parser.add_argument(
-        "--new-connections", action="store_const", const=True, help="each request opens one"
+        "--speed", type=float, default=1.0, help="how many times faster a trace is replayed"
     )
-    # The old name is accepted for one more release.
-    parser.add_argument("--samples-per-request", "--images-per-request", type=int)
-    parser.add_argument("--endpoint", choices=ENDPOINTS)
-    parser.add_argument("--slo-ms", type=float, help="what 99%% of the answers must be under")
-    parser.add_argument("--seed", type=int, help="of an open loop's drawn times")
     parser.add_argument(
-        "--price-per-hour",
-        type=float,
-        default=price_per_hour(),
-        help="of the machine that serves, for the cost of a million samples; default: %(default)s",
+        "--hang-up-share", type=float, help="share of clients that disconnect early, 0 to 1"
     )
-    parser.add_argument("--runs", type=int, help="of a point, in place of the profile's")
     parser.add_argument(
-        "--accept-invalid",
-        action="store_true",
-        help="status 0 for figures that say nothing, too: right answers are all that is asked for",
+        "--slow-clients", type=int, help="number of further clients that send byte by byte"
     )
-    parser.add_argument("--processes", type=int, default=1, help="of the generator")
+    parser.add_argument(
+        "--new-connections",
+        action="store_const",
+        const=True,
+        help="open a new connection for each request",
+    )
 
 
 COMMANDS = (

@@ -75,27 +75,34 @@ def _add_arguments(parser: LocustArgumentParser) -> None:
         "--bundle",
         nargs="+",
         default=["artifacts/bundles/cnn"],
-        help="the served bundles whose models are asked",
+        help="bundles of the served models to load",
     )
     parser.add_argument("--scenario", choices=scenario_names(), default="Concurrency")
-    parser.add_argument("--changes", default="{}", help="JSON: values in place of the scenario's")
-    parser.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
-    parser.add_argument("--window", type=float, default=0.0, help="seconds that do; 0: till told")
+    parser.add_argument("--changes", default="{}", help="JSON that overrides the scenario")
+    parser.add_argument("--warmup", type=float, default=1.0, help="seconds before measuring")
     parser.add_argument(
-        "--request-timeout", type=float, default=REQUEST_TIMEOUT_S, help="seconds until an error"
+        "--window", type=float, default=0.0, help="measured seconds; 0: until stopped"
     )
-    parser.add_argument("--endpoint", choices=ENDPOINTS, default=None, help="not the scenario's")
-    parser.add_argument("--path", default=None, help="of a peer, in place of this service's")
-    parser.add_argument("--form", default=None, help="of a peer, in place of the endpoint's")
-    parser.add_argument("--ceiling", action="store_true", help="any answer of 200 is right")
-    parser.add_argument("--result", default="", help="write what was counted to this JSON file")
+    parser.add_argument(
+        "--request-timeout",
+        type=float,
+        default=REQUEST_TIMEOUT_S,
+        help="seconds until a missing answer counts as an error",
+    )
+    parser.add_argument(
+        "--endpoint", choices=ENDPOINTS, default=None, help="default: the scenario's"
+    )
+    parser.add_argument("--path", default=None, help="URL path, for a server of another kind")
+    parser.add_argument("--form", default=None, help="request form, for a server of another kind")
+    parser.add_argument("--ceiling", action="store_true", help="accept every answer of status 200")
+    parser.add_argument("--result", default="", help="write the counts to this JSON file")
     # The master sends its workers the number of users that share the rate of an open loop.
     parser.add_argument("--all-users", type=int, default=0, include_in_web_ui=False, help=SUPPRESS)
 
 
 def _options(environment: Environment) -> Namespace:
     if environment.parsed_options is None:
-        raise RuntimeError("locust was started without its command line")
+        raise RuntimeError("locust has no parsed options; start it from the command line")
     options: Namespace = environment.parsed_options
     return options
 
@@ -192,7 +199,7 @@ def _finish(environment: Environment, **_: Any) -> None:
         Path(options.result).write_text(total.model_dump_json() + "\n")
     if total.wrong_answers:
         example = total.wrong_examples[0].complaint
-        logger.error("%d WRONG ANSWERS, such as: %s", total.wrong_answers, example)
+        logger.error("%d WRONG ANSWERS, for example: %s", total.wrong_answers, example)
         environment.process_exit_code = 1
 
 

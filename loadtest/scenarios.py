@@ -48,7 +48,7 @@ class Scenario(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.endpoint == "predict/image" and self.samples_per_request != 1:
-            raise ValueError("predict/image takes one image a request")
+            raise ValueError("predict/image takes one image per request")
         if self.loop == "closed" and self.users is None:
             raise ValueError("a closed loop needs users")
         if self.loop == "open" and self.rate_per_s is None:

@@ -34,7 +34,7 @@ TOLD_EVERY_S = 15.0
 def add_capacity(commands: Commands) -> None:
     """Declare ``capacity`` and the commands below it."""
     capacity = commands.add_parser(
-        "capacity", help="replicas for a load: measure points, plan, simulate, check"
+        "capacity", help="compute and simulate how many replicas a load needs"
     )
     below = capacity.add_subparsers(required=True, metavar="COMMAND")
     _add_measure(below)
@@ -48,77 +48,111 @@ def _add_measure(commands: Commands) -> None:
     parser = commands.add_parser("measure", help="start one replica and measure its points")
     parser.set_defaults(command=_measure)
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="the file of points")
+    parser.add_argument("--out", type=Path, required=True, help="file for the measured points")
     parser.add_argument("--endpoint", choices=ENDPOINTS, default="infer/raw")
     parser.add_argument("--samples-per-request", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=1000, help="of each kind")
     parser.add_argument(
-        "--rate", type=float, default=50, help="requests/s that measure the way to the replica"
+        "--requests", type=int, default=1000, help="number of requests of each kind"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=50,
+        help="requests/s while the path to the replica is measured",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--sweep", type=Path, help="the JSON file of `loadtest sweep`, for the rate at the SLO"
+        "--sweep", type=Path, help="JSON file of `loadtest sweep`, for the rate at the SLO"
     )
     parser.add_argument(
         "--no-proxy",
         action="store_true",
-        help="measure without HAProxy; its cost is not known then",
+        help="measure without HAProxy; its cost is then unknown",
     )
 
 
 def _add_plan(commands: Commands) -> None:
-    parser = commands.add_parser("plan", help="replicas and nodes for a load, and what saturates")
+    parser = commands.add_parser(
+        "plan", help="compute replicas and nodes for a load, and what saturates first"
+    )
     parser.set_defaults(command=_plan)
-    parser.add_argument("points", type=Path, help="a file that `measure` wrote")
-    parser.add_argument("--rate", type=float, required=True, help="requests/s at the peak")
-    parser.add_argument("--slo-ms", type=float, required=True, help="the bound of 99%%")
-    parser.add_argument("--node-cores", type=float, required=True, help="of a node, for replicas")
+    parser.add_argument("points", type=Path, help="file that `measure` wrote")
+    parser.add_argument("--rate", type=float, required=True, help="peak requests/s")
+    parser.add_argument(
+        "--slo-ms", type=float, required=True, help="latency bound for 99%% of the requests"
+    )
+    parser.add_argument(
+        "--node-cores", type=float, required=True, help="cores of a node that replicas may use"
+    )
     parser.add_argument("--node-memory-mib", type=float, required=True)
-    parser.add_argument("--lost-nodes", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--link-mbit", type=float, required=True, help="Mbit/s of a node")
+    parser.add_argument(
+        "--lost-nodes", type=int, default=1, help="nodes that may be lost; default: %(default)s"
+    )
+    parser.add_argument(
+        "--link-mbit", type=float, required=True, help="network bandwidth of a node in Mbit/s"
+    )
     parser.add_argument("--proxies", type=int, required=True)
-    parser.add_argument("--proxy-link-mbit", type=float, required=True, help="Mbit/s of a proxy")
-    parser.add_argument("--json", type=Path, help="write the plan to this file too")
+    parser.add_argument(
+        "--proxy-link-mbit",
+        type=float,
+        required=True,
+        help="network bandwidth of a proxy in Mbit/s",
+    )
+    parser.add_argument("--json", type=Path, help="also write the plan to this file")
 
 
 def _add_simulate(commands: Commands) -> None:
     parser = commands.add_parser(
-        "simulate", help="percentiles of many replicas, request by request"
+        "simulate", help="simulate the latencies of many replicas, request by request"
     )
     parser.set_defaults(command=_simulate)
-    parser.add_argument("points", type=Path, help="a file that `measure` wrote")
+    parser.add_argument("points", type=Path, help="file that `measure` wrote")
     parser.add_argument("--replicas", type=int, required=True)
-    parser.add_argument("--rate", type=float, required=True, help="requests/s in all")
-    parser.add_argument("--seconds", type=float, required=True, help="of simulated time")
-    parser.add_argument("--policy", choices=POLICIES, help="default: each")
-    parser.add_argument("--proxies", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--rate", type=float, required=True, help="total requests/s")
+    parser.add_argument("--seconds", type=float, required=True, help="seconds to simulate")
+    parser.add_argument("--policy", choices=POLICIES, help="the proxies' policy; default: all")
+    parser.add_argument(
+        "--proxies", type=int, default=1, help="number of proxies; default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lose", type=int, default=0, metavar="REPLICAS", help="all at once")
-    parser.add_argument("--lose-at", type=float, metavar="SECONDS", help="default: half-way")
+    parser.add_argument(
+        "--lose", type=int, default=0, metavar="REPLICAS", help="replicas lost at the same time"
+    )
+    parser.add_argument(
+        "--lose-at", type=float, metavar="SECONDS", help="time of the loss; default: halfway"
+    )
     parser.add_argument("--detect", type=float, default=DETECT_S, metavar="SECONDS")
     parser.add_argument("--connect", type=float, default=CONNECT_S, metavar="SECONDS")
 
 
 def _add_scale(commands: Commands) -> None:
-    parser = commands.add_parser("scale", help="the autoscaler after a step of the load (fluid)")
+    parser = commands.add_parser(
+        "scale", help="simulate the autoscaler after a step of the load (fluid model)"
+    )
     parser.set_defaults(command=_scale)
-    parser.add_argument("points", type=Path, help="a file that `measure` wrote")
-    parser.add_argument("--replicas", type=int, required=True, help="at the beginning")
-    parser.add_argument("--most", type=int, required=True, help="replicas at most")
+    parser.add_argument("points", type=Path, help="file that `measure` wrote")
+    parser.add_argument("--replicas", type=int, required=True, help="initial number of replicas")
+    parser.add_argument("--most", type=int, required=True, help="maximum number of replicas")
     parser.add_argument("--rate", type=float, required=True, help="requests/s before the step")
-    parser.add_argument("--factor", type=float, required=True, help="of the step")
-    parser.add_argument("--seconds", type=float, required=True, help="of simulated time")
+    parser.add_argument(
+        "--factor", type=float, required=True, help="factor by which the step raises the rate"
+    )
+    parser.add_argument("--seconds", type=float, required=True, help="seconds to simulate")
 
 
 def _add_check(commands: Commands) -> None:
     parser = commands.add_parser(
-        "check", help="the simulation against two real replicas behind HAProxy"
+        "check", help="compare the simulation with two real replicas behind HAProxy"
     )
     parser.set_defaults(command=_check)
-    parser.add_argument("points", type=Path, help="what `measure` wrote just before, here")
-    parser.add_argument("--bundle", type=Path, required=True, help="of those points")
+    parser.add_argument(
+        "points", type=Path, help="file that `measure` wrote on this machine just before"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, required=True, help="bundle with which they were measured"
+    )
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.25, 0.4])
-    parser.add_argument("--seconds", type=float, default=20, help="at each share")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds at each share")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
 
@@ -138,7 +172,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     arguments.out.write_text(points.model_dump_json(indent=2) + "\n")
     print(f"points: {arguments.out}")
     if points.at_slo is None:
-        print("no rate at an SLO: give the JSON file of a sweep by --sweep; `plan` needs it")
+        print("no rate at an SLO, which `plan` needs: pass a sweep's JSON file with --sweep")
     return 0
 
 
@@ -187,14 +221,14 @@ def _words(outcome: Outcome) -> str:
         f"{len(outcome.fate):,} requests, {outcome.count(REFUSED):,} refused, "
         f"{outcome.count(LOST):,} lost; p50 {outcome.percentile_ms(50):.2f} ms, p99 "
         f"{outcome.percentile_ms(99):.2f} ms, cores busy {outcome.busy_share:.0%}, "
-        f"{outcome.batch_requests:.1f} requests in a batch"
+        f"{outcome.batch_requests:.1f} requests per batch"
     )
 
 
 def _say_around(outcome: Outcome, lost_s: float, settled_s: float) -> None:
     for words, since_s, until_s in (
         ("before the loss", 0.0, lost_s),
-        ("until it was noticed", lost_s, settled_s),
+        ("until it was detected", lost_s, settled_s),
         ("afterwards", settled_s, float("inf")),
     ):
         print(f"  p99 {words}: {outcome.percentile_ms(99, since_s, until_s):.2f} ms")
@@ -229,10 +263,10 @@ def reaction(steps: list[Step]) -> str:
         1e-9, sum(step.arriving_per_s for step in steps)
     )
     if late and late[-1] == steps[-1].at_s:
-        return f"after {late[-1]:.0f} s requests are still refused or wait for more than a second"
+        return f"after {late[-1]:.0f} s, requests are still refused or wait for more than a second"
     settled = late[-1] if late else 0.0
     return (
-        f"after {settled:.0f} s nothing is refused or waits for more than a second; until the end "
+        f"after {settled:.0f} s no request is refused or waits for more than a second; in total, "
         f"{refused:.0%} of the requests were refused"
     )
 

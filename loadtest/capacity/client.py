@@ -119,10 +119,12 @@ class _Client:
         latency_ms = (time.perf_counter() - sent_s) * MS
         self._idle.append((time.perf_counter(), connection))
         if (wrong := self._judge(position, head, headers, body)) is not None:
-            raise ClientError(f"{self._host}:{self._port} answered wrongly: {wrong}")
+            raise ClientError(f"{self._host}:{self._port} gave a wrong answer: {wrong}")
         timing = _TIMING.search(headers.get("server-timing", ""))
         if timing is None:
-            raise ClientError("an answer has no header server-timing; set INFERENCE_ANSWER_HEADERS")
+            raise ClientError(
+                "an answer has no server-timing header; set INFERENCE_ANSWER_HEADERS=true"
+            )
         return Timing(
             sent_s=sent_s - self._begin_s,
             latency_ms=latency_ms,

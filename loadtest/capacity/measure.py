@@ -198,16 +198,16 @@ def read_sweep(path: Path) -> AtSlo:
         found = Sweep.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise PointsError(
-            f"{path} is no result of an open loop's `python -m loadtest sweep`: {error}"
+            f"{path} is not the result of an open-loop `python -m loadtest sweep`: {error}"
         ) from error
     if found.capacity is None:
         raise PointsError(
-            f"{path} found no valid point that keeps {found.slo_ms:g} ms; sweep again where the "
-            "generator has cores of its own"
+            f"{path}: the sweep found no valid point within {found.slo_ms:g} ms; repeat it with "
+            "separate cores for the generator"
         )
     goodput = found.points[found.capacity].goodput_per_s
     if not goodput:
-        raise PointsError(f"{path}: its capacity has no goodput; sweep again with --slo-ms")
+        raise PointsError(f"{path}: the capacity has no goodput; repeat the sweep with --slo-ms")
     return AtSlo(requests_per_s=goodput, slo_ms=found.slo_ms)
 
 

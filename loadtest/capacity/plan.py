@@ -87,14 +87,14 @@ def plan(points: Points, demand: Demand) -> Plan:
     at_slo = points.at_slo
     if at_slo is None:
         raise PointsError(
-            "the points have no rate at an SLO, for no sweep found a valid capacity; measure it "
-            "with `python -m loadtest sweep` where the generator has cores of its own, and give "
-            "its JSON file to `python -m loadtest capacity measure --sweep FILE`"
+            "the points have no rate at an SLO, because no sweep with a valid capacity was given; "
+            "run `python -m loadtest sweep` with separate cores for the generator, and pass its "
+            "JSON file to `python -m loadtest capacity measure --sweep FILE`"
         )
     if at_slo.slo_ms != demand.slo_ms:
         raise PointsError(
-            f"the rate was measured at an SLO of {at_slo.slo_ms:g} ms, asked is {demand.slo_ms:g} "
-            f"ms; measure at that one: python -m loadtest sweep --slo-ms {demand.slo_ms:g}"
+            f"the rate was measured at an SLO of {at_slo.slo_ms:g} ms, not {demand.slo_ms:g} ms; "
+            f"measure it with: python -m loadtest sweep --slo-ms {demand.slo_ms:g}"
         )
     per_node = min(
         math.floor(demand.node_cores / points.cores_per_replica),
@@ -103,8 +103,8 @@ def plan(points: Points, demand: Demand) -> Plan:
     if per_node < 1:
         raise PointsError(
             f"no replica fits on a node of {demand.node_cores:g} cores and "
-            f"{demand.node_memory_mib:g} MiB: one needs {points.cores_per_replica:g} cores and "
-            f"{points.memory_mib:.0f} MiB; take larger nodes"
+            f"{demand.node_memory_mib:g} MiB: a replica needs {points.cores_per_replica:g} cores "
+            f"and {points.memory_mib:.0f} MiB; use larger nodes"
         )
     needed = math.ceil(demand.rate_per_s / at_slo.requests_per_s)
     nodes = math.ceil(needed / per_node) + demand.lost_nodes
@@ -137,14 +137,14 @@ def _resources(points: Points, demand: Demand, replicas: int, nodes: int) -> lis
     both = (points.request_bytes + points.answer_bytes) * BITS / MEGA
     limits = {
         f"latency: {at_slo.slo_ms:g} ms for 99%": replicas * at_slo.requests_per_s,
-        "replicas' cores, by full batches": replicas * points.most_per_s,
-        "of that, the engine alone": replicas * MS / (engine_ms - points.request_ms),
+        "replicas' cores, with full batches": replicas * points.most_per_s,
+        "replicas' cores, engine only": replicas * MS / (engine_ms - points.request_ms),
         "nodes' network": nodes * demand.link_mbit_per_s / sent,
         # A proxy receives requests and answers, and sends both on.
         "proxies' network": demand.proxies * demand.proxy_link_mbit_per_s / both,
     }
     if points.request_ms:
-        limits["of that, HTTP and parsing alone"] = replicas * MS / points.request_ms
+        limits["replicas' cores, HTTP and parsing only"] = replicas * MS / points.request_ms
     if points.proxy_ms is not None:
         limits["proxies' cores"] = demand.proxies * MS / points.proxy_ms
     ordered = sorted(limits.items(), key=lambda item: item[1])
@@ -159,11 +159,11 @@ def plan_table(points: Points, demand: Demand, found: Plan) -> str:
     lines = [
         f"{demand.rate_per_s:,.0f} requests/s of {points.model}, 99% within {demand.slo_ms:g} ms: "
         f"{found.replicas} replicas on {found.nodes} nodes "
-        f"({found.per_node} fit on a node; {found.memory_mib:,.0f} MiB in all).",
-        f"Needed are {found.needed}; with {demand.lost_nodes} node(s) lost as many are left. "
-        f"A replica that is started takes {points.start_s:g} s.",
+        f"({found.per_node} fit on a node; {found.memory_mib:,.0f} MiB in total).",
+        f"{found.needed} are needed, and as many are left after the loss of {demand.lost_nodes} "
+        f"node(s). A new replica takes {points.start_s:g} s to start.",
         "",
-        "| what saturates | used with the nodes lost | full at |",
+        "| resource | utilization after the loss | saturates at |",
         "|---|---|---|",
     ]
     for resource in found.resources:
@@ -174,5 +174,5 @@ def plan_table(points: Points, demand: Demand, found: Plan) -> str:
             lines.append(f"| {resource.name} | {share:.0%} | {ends:,.0f} requests/s |")
     first = found.resources[0].name
     over = ", ".join(resource.name for resource in found.overused)
-    lines += ["", f"First to saturate: {first}." + (f" TOO LITTLE: {over}." if over else "")]
+    lines += ["", f"First to saturate: {first}." + (f" INSUFFICIENT: {over}." if over else "")]
     return "\n".join(lines) + "\n"

@@ -130,7 +130,7 @@ def load_points(path: Path) -> Points:
         return Points.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError) as error:
         raise PointsError(
-            f"{path} holds no measured points: {error}; expected what is written by: "
+            f"{path} does not contain measured points: {error}; expected the file written by: "
             "python -m loadtest capacity measure --out FILE"
         ) from error
 
@@ -151,7 +151,9 @@ def fit(compute_ms: dict[int, list[float]]) -> tuple[float, float]:
         PointsError: There are fewer than two sizes.
     """
     if len(compute_ms) < 2:  # noqa: PLR2004 - a line has two terms
-        raise PointsError(f"a line needs two batch sizes, there is {list(compute_ms)}")
+        raise PointsError(
+            f"expected at least two batch sizes to fit a line, got {list(compute_ms)}"
+        )
     sizes = np.array(sorted(compute_ms), float)
     medians = np.array([np.median(compute_ms[int(size)]) for size in sizes])
     terms = np.stack([np.ones_like(sizes), sizes], axis=1) / medians[:, None]

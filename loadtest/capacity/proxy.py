@@ -54,7 +54,7 @@ def adapt(text: str, port: int, replicas: Sequence[str], policy: Policy) -> str:
     for pattern, words in changes.items():
         text, count = re.subn(pattern, words, text, flags=re.MULTILINE)
         if count != 1:
-            raise ProxyError(f"{count} places of {CONFIGURATION} match {pattern!r}, expected one")
+            raise ProxyError(f"{CONFIGURATION}: expected one match of {pattern!r}, found {count}")
     return text
 
 

@@ -316,7 +316,7 @@ def simulate(
     """
     if sum(loss.replicas for loss in losses) >= replicas:
         raise SimulationError(
-            f"of {replicas} replicas none would be left; at least one must answer the requests"
+            f"the losses leave none of {replicas} replicas; at least one must remain"
         )
     generator = np.random.default_rng(seed)
     chances = generator.random(len(arrived_s))

@@ -91,7 +91,7 @@ async def serve(port: int, connection: type[Connection] = Connection) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and serve until the process is terminated."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.measure.noop", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="of the loopback interface")
+    parser.add_argument("--port", type=int, required=True, help="port of the loopback interface")
     uvloop.run(serve(parser.parse_args(arguments).port))
 
 

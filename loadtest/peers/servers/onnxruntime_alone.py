@@ -21,7 +21,7 @@ FAR_OFF = 1e-3  # of an output's largest value; only coarse, as the export verif
 def main() -> int:
     """Run batches for ``--seconds``; print the figures as JSON. Return 1 if outputs are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=64, help="of a batch")
+    parser.add_argument("--samples", type=int, default=64, help="samples in a batch")
     parser.add_argument("--seconds", type=float, default=3)
     arguments = parser.parse_args()
     served = Served()
@@ -34,7 +34,7 @@ def main() -> int:
     for tensor, values in zip(served.outputs, outputs, strict=True):
         eager = arrays[f"eager/{tensor.name}"][chosen]
         if not np.allclose(values, eager, rtol=0, atol=FAR_OFF * np.abs(eager).max()):
-            sys.stderr.write(f"the model answers its golden samples wrongly: {tensor.name}\n")
+            sys.stderr.write(f"the model's output for its golden samples is wrong: {tensor.name}\n")
             return 1
     timed_s, end_s = [], time.perf_counter() + arguments.seconds
     while (start_s := time.perf_counter()) < end_s:
