@@ -75,7 +75,7 @@ def demonstrate(
             answer = _ask(f"{url}/predict/image?model={manifest['name']}", image)
             best = answer["predictions"][0]
             print(
-                f"{image} read by {answer['model']} on {answer['device']}: {best['label']} "
+                f"{image} classified by {answer['model']} on {answer['device']}: {best['label']} "
                 f"(probability {max(best['probabilities']):.6f})"
             )
             profile = load_profile("smoke", duration_s=duration_s, warmup_s=1)
@@ -98,22 +98,22 @@ def chain_report(stories: Sequence[ModelStory]) -> str:
     """The HTML page: one table, then one section for each stage."""
     results = [result for story in stories for result in story.results]
     data = {story.checkpoint["test"]["images_name"] for story in stories}
-    training = "training images are distorted and dropout is on: their error is higher"
+    training = "training images are augmented and dropout is active, so their error is higher"
     parity = (
-        "largest difference to the checkpoint over the largest logit, of all batch sizes; float32 "
-        "rounding is near 5e-7; besides, every ONNX weight is the checkpoint's own"
+        "largest difference from the checkpoint's output, divided by the largest logit, over all "
+        "batch sizes; float32 rounding is near 5e-7; every ONNX weight equals the checkpoint's"
     )
     return Page(
         title="From training to a proven service",
         note=f"Accuracy on {' and '.join(sorted(data))}. {machine()}; service and load generator "
-        "share these cores, so rates compare the models here and no machines.",
+        "share these cores: the rates can be compared between models, not between machines.",
         sections=[
             Section("", tables=[Table(COLUMNS, [s.cells() for s in stories], bad=["FAILED"])]),
             *(_training(story, training) for story in stories),
             Section("Parity", [parity], tables=[_parity(story) for story in stories]),
             Section(
                 "Latency under load",
-                ["closed loop; every answer compared with the reference"],
+                ["closed loop; every answer is compared with the reference"],
                 _load_pictures(results),
             ),
             result_section("Figures", results, labels(results)),
@@ -125,7 +125,7 @@ def _load_pictures(results: Sequence[Result]) -> list[Picture]:
     return [
         Picture(latency_figure(results), "latency by percentile"),
         *(
-            Picture(seconds_figure(result, name), f"answers each second: {name}")
+            Picture(seconds_figure(result, name), f"answers over time: {name}")
             for result, name in zip(results, labels(results), strict=True)
         ),
     ]
@@ -158,7 +158,7 @@ def _parity(story: ModelStory) -> Table:
             [
                 *(story.manifest["name"], name, "passed" if verdict["passed"] else "FAILED"),
                 f"{verdict['scaled_error']:.1e}",
-                "not judged" if allowed is None else f"{allowed:.0e}",
+                "not checked" if allowed is None else f"{allowed:.0e}",
                 str(verdict["label_flips"]),
             ]
         )

@@ -16,15 +16,15 @@ from loadtest.report.formats import markdown_table
 # Packages that this service's own figures depend on, if installed.
 OWN = ("bentoml", "onnxruntime-gpu", "onnxruntime", "numpy", "uvloop", "httptools")
 SERVERS = (
-    *("server", "settings", "form", "body asked, bytes", "body answered, bytes"),
-    *("versions", "follows", "measured"),
+    *("server", "settings", "form", "request body, bytes", "answer body, bytes"),
+    *("versions", "documentation", "measured"),
 )
 FIGURES = (
-    *("connections", "server", "requests/s over the base's", "95% interval"),
-    *("p99 over p50", "95% interval"),
+    *("connections", "server", "requests/s / base", "95% interval"),
+    *("p99 / p50", "95% interval"),
 )
 CHECKS = (
-    *("server", "by wrk", "by locust", "locust over wrk", "95% interval"),
+    *("server", "by wrk", "by locust", "locust / wrk", "95% interval"),
     "locust's share of a core",
     *("answers verified", "wrong", "other"),
 )
@@ -63,20 +63,22 @@ def markdown(found: Comparison, record: Record) -> str:
     if record["cores"] == "split":
         service_cores, client_cores = cores()
         where = f"servers on core(s) {sorted(service_cores)}, wrk on {sorted(client_cores)}"
-    opened = "a new connection for each request" if plan.new_connections else "kept connections"
+    opened = (
+        "a new connection for each request" if plan.new_connections else "persistent connections"
+    )
     bases = " and ".join(dict.fromkeys(server["base"] for server in record["servers"]))
     head = [
         f"{record['machine']}; {record['date']}; {where}.",
-        f"One sample a request where no number is named, {plan.rounds} interleaved rounds of",
-        f"{plan.seconds} s each, wrk with one thread and {opened}. Ratios are geometric means of",
-        f"the rounds, to {bases} in the same round (above 1: more requests a second than it), with",
-        "95% bootstrap intervals of the rounds.",
+        f"One sample per request unless the name says otherwise; {plan.rounds} interleaved rounds",
+        f"of {plan.seconds} s each; wrk with one thread and {opened}. Ratios are geometric means",
+        f"over the rounds, relative to {bases} in the same round (above 1: more requests per",
+        "second), with 95% bootstrap intervals over the rounds.",
     ]
     checked = [
-        f"At {plan.checked_at} connections locust asked for all golden samples and verified every",
-        "answer. It takes more of a core than wrk does, and as much of each server's time where",
-        "cores are shared: its ratios are near wrk's as long as it takes little of a core. Where",
-        "it takes a whole one, it has measured itself.",
+        f"At {plan.checked_at} connections, locust also sent all golden samples and verified every",
+        "answer. It needs more CPU time than wrk, and takes it from the servers if they share its",
+        "cores: its ratios are close to wrk's only while it needs a small part of a core. Where it",
+        "needs a whole core, locust itself was the bottleneck.",
     ]
     parts = [
         "\n".join(head),
@@ -157,7 +159,7 @@ def _server_rows(found: Comparison, record: Record) -> Iterator[list[str]]:
             *(str(server["request_body_bytes"] or "-"), str(server["answer_body_bytes"])),
             ", ".join(text.replace("==", " ") for text in server["requirements"]),
             server["documentation"] or "-",
-            f"in part; {server['failed']}" if server["failed"] else "yes",
+            f"partly; {server['failed']}" if server["failed"] else "yes",
         ]
     for peer, reason in found.skipped:
         what = [peer.name, peer.settings, "-", "-", "-", peer.versions, peer.documentation]

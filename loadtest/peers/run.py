@@ -72,7 +72,7 @@ class Own:
 
 
 BARE = Own(SERVICE, "infer/raw", "adaptive batches of up to 64, one worker")
-HEADED = Own(f"{SERVICE}, JSON head", "infer/binary", "the same; asked as Triton is")
+HEADED = Own(f"{SERVICE}, JSON head", "infer/binary", "the same; requests as for Triton")
 OWN = (BARE, HEADED, Own(f"{SERVICE}, 2 workers", "infer/raw", "two workers", workers=2))
 FORMS = (
     Own(f"{SERVICE}, JSON", "predict", "the same; JSON"),
@@ -189,7 +189,7 @@ class Comparison:
     def wrong(self) -> list[str]:
         """The wrong answers under load, as text."""
         return [
-            f"{server.name}: {tally.wrong_answers} wrong answers under load, such as: "
+            f"{server.name}: {tally.wrong_answers} wrong answers under load, for example: "
             f"{tally.wrong_examples[0].complaint}"
             for server in self.servers
             for tally in server.by_locust
@@ -237,7 +237,7 @@ def _started(stack: ExitStack, plan: Plan, model: Model, peer: Peer, scratch: Pa
     """Start a peer, which runs until the stack is closed."""
     if not model.takes(peer.form):
         raise SkippedError(
-            f"its form {peer.form} takes one input and one output; the model has "
+            f"its form {peer.form} needs one input and one output; the model has "
             f"{len(model.inputs)} and {len(model.asked)}"
         )
     expectations = Expectations(plan.bundle, peer.samples, peer.form, peer.path)

@@ -146,8 +146,8 @@ class Outcome:
             lines += ["", markdown_table(COLUMNS, [row.cells() for row in self.rows])]
             lines += [
                 "",
-                "Geometric means of paired ratios with bootstrapped 95 % intervals; A/A is base "
-                "beside itself. A regression is a throughput whose upper bound is below "
+                "Geometric means of paired ratios with 95% bootstrap intervals; A/A compares base "
+                "with itself. A regression is a throughput whose upper bound is below "
                 f"{LEAST_THROUGHPUT:g}, or a p99 whose lower bound is above {MOST_P99:g}.",
             ]
         lines += [f"\nFAILED: head: {fault}" for fault in self.faults]

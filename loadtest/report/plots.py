@@ -59,7 +59,7 @@ def scale_latency(axes: Axes, values: Sequence[float], *, log: bool | None = Non
 def bound_line(axes: Axes, slo_ms: float) -> None:
     """Draw the scenario's bound of the 99th percentile; it is labelled in the legend."""
     axes.axhline(
-        slo_ms, color=BOUND, linestyle="--", linewidth=1.2, label=f"bound of p99: {slo_ms:g} ms"
+        slo_ms, color=BOUND, linestyle="--", linewidth=1.2, label=f"p99 bound: {slo_ms:g} ms"
     )
 
 
@@ -101,7 +101,7 @@ def curve_figure(points: Sequence[Result], slo_ms: float | None, capacity: int |
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     what = "offered" if all(p.offered_per_s is not None for p in points) else "answered"
     axes.set(xlabel=f"{what} requests/s", ylabel="latency, ms")
-    axes.set_title("Latency over throughput", loc="left")
+    axes.set_title("Latency over request rate", loc="left")
     if slo_ms:
         bound_line(axes, slo_ms)
     _mark_capacity(axes, points, capacity)
@@ -125,7 +125,9 @@ def _mark_ceiling(axes: Axes, ceilings: Sequence[float | None]) -> None:
     known = [ceiling for ceiling in ceilings if ceiling]
     if not known or min(known) > axes.get_xlim()[1]:
         return
-    axes.axvspan(min(known), axes.get_xlim()[1], color="#e3e7eb", label="beyond the generator")
+    axes.axvspan(
+        min(known), axes.get_xlim()[1], color="#e3e7eb", label="above the generator's ceiling"
+    )
 
 
 def latency_figure(results: Sequence[Result]) -> Figure:
@@ -142,7 +144,7 @@ def latency_figure(results: Sequence[Result]) -> Figure:
             label=label,
             linestyle="-" if result.verdict.valid else (0, (4, 2)),
         )
-    axes.set(xscale="log", xlabel="share of answers that were faster, %", ylabel="latency, ms")
+    axes.set(xscale="log", xlabel="percentile", ylabel="latency, ms")
     axes.set_xticks([WHOLE / (WHOLE - nine) for nine in NINES], [f"{nine:g}" for nine in NINES])
     axes.set_xticks([], minor=True)
     scale_latency(axes, [v for r in chosen for share, v in r.latency_spectrum_ms if share < WHOLE])
@@ -178,7 +180,7 @@ def seconds_figure(result: Result, title: str) -> Figure:
         )
     if result.offered_per_s is not None:
         above.axhline(
-            result.offered_per_s, color=INK, linewidth=1, linestyle=":", label="due, mean"
+            result.offered_per_s, color=INK, linewidth=1, linestyle=":", label="offered, mean"
         )
     tops = [a + r for a, r in zip(answered, refused, strict=True)]
     above.set_ylim(0, 1.1 * max(*tops, result.offered_per_s or 1, 1) if tops else 1)
@@ -191,7 +193,7 @@ def seconds_figure(result: Result, title: str) -> Figure:
     scale_latency(below, [*p99_ms, *bound])
     if result.slo_ms:
         bound_line(below, result.slo_ms)
-    below.set(xlabel="second after the warm-up", ylabel="p99, ms")
+    below.set(xlabel="seconds after the warm-up", ylabel="p99, ms")
     below.set_xlim(0.4 * width_s, (max(len(seconds), 1) + 0.6) * width_s)
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.align_ylabels()

@@ -26,7 +26,7 @@ from loadtest.report.words import (
 )
 
 NO_COUNTERS = (
-    "The server told none of its counters: batch sizes, queue and compute times are not known."
+    "The server reported no counters, so batch sizes, queue times and compute times are not known."
 )
 RESULT_COLUMNS = (
     *("samples/ request", "requests/s", "samples/s", "goodput/s"),
@@ -35,9 +35,9 @@ RESULT_COLUMNS = (
 )
 SERVER_COLUMNS = (*("server CPU, cores", "server memory, MiB", "server open files", "server GPU"),)
 GENERATOR_COLUMNS = (
-    *("generator CPU, of a core", "processes", "sent late p50 ms", "sent late p99 ms"),
+    *("generator CPU, share of a core", "processes", "send delay p50 ms", "send delay p99 ms"),
 )
-CEILING_COLUMNS = ("ceiling, requests/s", "of it used")
+CEILING_COLUMNS = ("ceiling, requests/s", "share of it used")
 
 
 def run_report(results: Sequence[Result], missed: Sequence[str], over_runs: str = "") -> str:
@@ -77,17 +77,17 @@ def sweep_report(sweep: Sweep) -> str:
         words += f" ({left_out} INVALID measurements that were repeated are not shown)"
     at = None if sweep.capacity is None else points.index(sweep.points[sweep.capacity])
     tiles = [
-        (f"{sweep.slo_ms:g} ms", "bound of p99"),
-        (f"{sweep.closed_loop_per_s:,.0f}/s", "a closed loop got at most"),
-        (f"{sweep.ceiling_per_s:,.0f}/s", "the generator reaches alone"),
+        (f"{sweep.slo_ms:g} ms", "p99 bound"),
+        (f"{sweep.closed_loop_per_s:,.0f}/s", "closed-loop maximum"),
+        (f"{sweep.ceiling_per_s:,.0f}/s", "generator ceiling"),
     ]
     chosen = [len(points) - 1]
     if at is not None:
         best = points[at]
         tiles = [
-            (f"{goodput(best)}/s", "capacity, goodput"),
-            (f"{best.offered_per_s or 0:,.0f}/s", "offered there"),
-            (f"{best.latency_ms['p99']:.2f} ms", "p99 there"),
+            (f"{goodput(best)}/s", "capacity (goodput)"),
+            (f"{best.offered_per_s or 0:,.0f}/s", "offered at the capacity"),
+            (f"{best.latency_ms['p99']:.2f} ms", "p99 at the capacity"),
             *tiles,
         ]
         chosen = sorted({at, *chosen})
@@ -112,8 +112,8 @@ def _page(
     if capacity is not None:
         names[capacity] += " (capacity)"
     is_silent = all(s.samples_per_s is None for result in results for s in samples(result))
-    server = ["of the seconds that count, by its own counters", *[NO_COUNTERS] * is_silent]
-    limits = "the generator and the server take the same cores if they share a machine"
+    server = ["from the server's own counters, without the warm-up", *[NO_COUNTERS] * is_silent]
+    limits = "on one machine, the generator and the server compete for the same cores"
     wrongs = [wrong(result) for result in results if result.wrong_answers]
     return Page(
         title=title,
@@ -127,7 +127,7 @@ def _page(
             Section("Inside the server", server, _server_pictures(results)),
             result_section("Figures", results, names),
             Section("Errors by kind", wrongs, tables=[_errors(results, names)]),
-            Section("What may have been the limit", [limits], tables=[_limits(results, names)]),
+            Section("Possible bottlenecks", [limits], tables=[_limits(results, names)]),
         ],
     ).html()
 
@@ -136,9 +136,9 @@ def result_section(heading: str, results: Sequence[Result], names: Sequence[str]
     """A table with one row per point; INVALID ones are highlighted and explained below it."""
     lacking = {}
     if all(result.goodput_per_s is None for result in results):
-        lacking["goodput/s"] = "no bound is set: there is no goodput"
+        lacking["goodput/s"] = "no latency bound is set, so there is no goodput"
     if all(result.cost_per_million is None for result in results):
-        lacking["cost per million samples"] = "no price per hour is stated: there is no cost"
+        lacking["cost per million samples"] = "no price per hour is set, so there is no cost"
     columns = [column for column in RESULT_COLUMNS if column not in lacking]
     table = Table(
         ["point", "verdict", *columns],
@@ -151,7 +151,7 @@ def result_section(heading: str, results: Sequence[Result], names: Sequence[str]
         for result, name in zip(results, names, strict=True)
         if not result.verdict.valid
     ]
-    notes = ["every answer compared with the bundle's reference", *lacking.values()]
+    notes = ["every answer is compared with the bundle's reference", *lacking.values()]
     return Section(heading, notes, tables=[table], facts=why)
 
 
@@ -169,7 +169,7 @@ def _facts(results: Sequence[Result]) -> Pairs:
         ("service", each([r.provenance.url for r in results])),
         ("model", each([f"{r.model} {r.version}, {r.variant} on {r.device}" for r in results])),
         ("scenario", each([_scenario(r) for r in results])),
-        *(("beside", words) for r in results for words in beside_the_load(r)),
+        *(("also", words) for r in results for words in beside_the_load(r)),
         ("seed", each([str(r.seed) for r in results])),
         ("measured", f"{seconds} of warm-up"),
         ("versions", ", ".join(dict.fromkeys(versions))),
@@ -204,7 +204,7 @@ def _limits(results: Sequence[Result], names: Sequence[str]) -> Table:
 def _errors(results: Sequence[Result], names: Sequence[str]) -> Table:
     """A table of the requests' outcomes: answered, wrong, and errors by kind."""
     kinds = list(dict.fromkeys(kind for result in results for kind in result.errors))
-    before, behind = ("sent", "answered rightly", "wrong answers"), ("no room to send", "no answer")
+    before, behind = ("sent", "answered correctly", "wrong answers"), ("not sent", "no answer")
     rows = [
         [
             *(name, *cells(r, before)),
@@ -222,13 +222,13 @@ def _tiles(result: Result, name: str) -> Pairs:
         words = f"p99 {result.latency_ms['p99']:.2f} ms, {name}"
         return [(f"{result.requests_per_s:,.0f}/s", words)]
     tiles = [
-        (f"{result.requests_per_s:,.0f}/s", "requests answered rightly"),
+        (f"{result.requests_per_s:,.0f}/s", "correct answers"),
         (f"{result.samples_per_s:,.0f}/s", "samples"),
         (f"{result.latency_ms['p50']:.2f} ms", "p50"),
         (f"{result.latency_ms['p99']:.2f} ms", "p99"),
     ]
     if result.goodput_per_s is not None:
-        tiles.append((f"{goodput(result)}/s", f"goodput, within {result.slo_ms:g} ms"))
+        tiles.append((f"{goodput(result)}/s", f"goodput within {result.slo_ms:g} ms"))
     if result.cost_per_million is not None:
         tiles.append((cost(result), "cost per million samples"))
     return tiles
@@ -236,9 +236,11 @@ def _tiles(result: Result, name: str) -> Pairs:
 
 def _hint(results: Sequence[Result]) -> str:
     loops = {result.loop for result in results}
-    since = "from the moment a request was due" if "open" in loops else ""
+    since = "measured from the time when a request was due" if "open" in loops else ""
     if "closed" in loops:
-        since += f"{', in closed loops ' * bool(since)}from sending a request to its answer"
+        since += (
+            f"{'; in closed loops, ' * bool(since)}measured from sending a request to its answer"
+        )
     if _invalid(results):
         since += "; INVALID points have hollow markers or broken lines"
     return since

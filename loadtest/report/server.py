@@ -66,7 +66,7 @@ def batch_figure(results: Sequence[Result]) -> Figure | None:
     axes = figure.subplots()
     if len(results) > 1 or not sizes:
         _line(axes, _axis(axes, results), means, results, color=COLOURS[0], marker="o")
-        axes.set(ylabel="mean samples in a batch")
+        axes.set(ylabel="mean batch size, samples")
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.set_title("Batch sizes", loc="left")
         return figure
@@ -75,7 +75,7 @@ def batch_figure(results: Sequence[Result]) -> Figure | None:
     axes.set_xticks(range(len(sizes)), list(sizes))
     axes.set_ylim(0, 1.12 * max(sizes.values()))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(xlabel="samples in a batch", ylabel="share of the batches")
+    axes.set(xlabel="batch size, samples", ylabel="share of batches")
     axes.set_title(f"Batch sizes, mean {means[0]:.1f}", loc="left")
     return figure
 
@@ -93,7 +93,7 @@ def waiting_figure(results: Sequence[Result]) -> Figure | None:
     _line(axes, x, compute, results, color=COLOURS[0], marker="o", label="in the engine")
     scale_latency(axes, [*queue, *compute])
     axes.set(ylabel="mean over the batches, ms")
-    axes.set_title("Queue against compute", loc="left")
+    axes.set_title("Queue time and compute time", loc="left")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -117,7 +117,7 @@ def machine_figure(results: Sequence[Result]) -> Figure | None:
         name = "generator's busiest process"
         _line(above, x, busy, results, color=COLOURS[1], marker="s", label=name)
     above.set(ylabel="CPU, cores")
-    above.set_title("The machine under it", loc="left")
+    above.set_title("CPU, memory and open files", loc="left")
     _line(middle, x, memory, results, color=COLOURS[2], marker="D", label="server's memory")
     middle.set(ylabel="MiB")
     _line(below, x, files, results, color=COLOURS[3], marker="^", label="server's open files")
@@ -152,7 +152,7 @@ def _axis(axes: Axes, results: Sequence[Result]) -> list[float]:
     """Set up the x axis and return the values' positions: seconds of one point, or the points."""
     if len(results) == 1:
         every, first = samples(results[0]), counting(results[0])[0]
-        axes.set(xlabel="seconds since the server is watched (hatched: warm-up)")
+        axes.set(xlabel="seconds since monitoring began (hatched: warm-up)")
         for each in axes.figure.axes:
             end_s = first.at_s - first.seconds
             each.axvspan(0, end_s, facecolor="#eef1f4", hatch="....", edgecolor=PALE)

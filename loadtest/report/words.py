@@ -12,12 +12,12 @@ from loadtest.report.formats import Case, junit, markdown_table, plain
 UNKNOWN = "not known"
 MARKDOWN_COLUMNS = (
     *("scenario", "model", "offered", "requests/s", "samples/s", "goodput/s"),
-    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, of a core"),
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "generator CPU, share of a core"),
     *("cost per million samples", "errors", "wrong answers", "verdict"),
 )
 SWEEP_COLUMNS = (
     *("offered", "requests/s", "goodput/s", "not answered", "p50 ms", "p99 ms"),
-    *("sent late p99 ms", "generator CPU, of a core", "verdict"),
+    *("send delay p99 ms", "generator CPU, share of a core", "verdict"),
 )
 
 
@@ -71,7 +71,7 @@ def errors(result: Result) -> str:
 
 def wrong(result: Result) -> str:
     """The number of wrong answers, and the first example."""
-    first = "".join(f", such as: {example}" for example in result.wrong_answer_examples[:1])
+    first = "".join(f", for example: {example}" for example in result.wrong_answer_examples[:1])
     return f"{result.wrong_answers:,} wrong answers{first}"
 
 
@@ -117,16 +117,16 @@ FIGURES: dict[str, Callable[[Result], str]] = {
     "p95 ms": lambda r: f"{r.latency_ms['p95']:,.2f}",
     "p99 ms": lambda r: f"{r.latency_ms['p99']:,.2f}",
     "p99.9 ms": lambda r: f"{r.latency_ms['p99.9']:,.2f}",
-    "sent late p50 ms": lambda r: f"{r.lag_ms['p50']:,.2f}",
-    "sent late p99 ms": lambda r: f"{r.lag_ms['p99']:,.2f}",
-    "generator CPU, of a core": lambda r: f"{100 * r.generator_cpu_share:.0f}%",
+    "send delay p50 ms": lambda r: f"{r.lag_ms['p50']:,.2f}",
+    "send delay p99 ms": lambda r: f"{r.lag_ms['p99']:,.2f}",
+    "generator CPU, share of a core": lambda r: f"{100 * r.generator_cpu_share:.0f}%",
     "processes": lambda r: str(r.processes),
     "cost per million samples": cost,
     "errors": errors,
     "sent": lambda r: f"{r.sent:,}",
-    "answered rightly": lambda r: f"{r.requests:,}",
+    "answered correctly": lambda r: f"{r.requests:,}",
     "wrong answers": lambda r: f"{r.wrong_answers:,}",
-    "no room to send": lambda r: f"{r.no_room:,}",
+    "not sent": lambda r: f"{r.no_room:,}",
     "no answer": lambda r: f"{r.stragglers:,}",
     "verdict": lambda r: str(r.verdict).replace("INVALID", "**INVALID**", 1),
 }
@@ -145,16 +145,16 @@ def run_verdict(results: Sequence[Result], missed: Sequence[str]) -> tuple[str, 
         return f"FAILED: {'; '.join(missed)}", True
     if not valid:
         reasons = "; ".join(dict.fromkeys(r for result in results for r in result.verdict.reasons))
-        return f"INVALID, no figure below says anything of the service: {reasons}", True
-    kept = "all answers right, all thresholds kept"
+        return f"INVALID, the figures below do not describe the service: {reasons}", True
+    kept = "all answers correct, all thresholds met"
     if len(results) == 1:
         return f"{kept}: {brief(valid[0])}", False
     if len(valid) < len(results):
         return (
-            f"{len(results) - len(valid)} of {len(results)} points are INVALID; else {kept}",
+            f"{len(results) - len(valid)} of {len(results)} points are INVALID; otherwise {kept}",
             True,
         )
-    return f"{kept} in {len(results)} points", False
+    return f"{kept} at {len(results)} points", False
 
 
 def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
@@ -179,24 +179,26 @@ def sweep_verdict(sweep: Sweep) -> tuple[str, bool]:
         return f"{found}; no higher rate was offered, so it may be higher", False
     if not above:
         return f"{found}; every higher point is INVALID, so it may be higher", False
-    return f"{found}; {above[0].offered_per_s or 0:,.0f}/s were too much", False
+    return f"{found}; at {above[0].offered_per_s or 0:,.0f}/s the bound was missed", False
 
 
 def sweep_table(sweep: Sweep) -> str:
     """The points of a search and its outcome, as text for a terminal."""
     rows = [cells(point, SWEEP_COLUMNS) for point in sweep.points]
     lines = [
-        f"bound: p99 < {sweep.slo_ms:g} ms; the generator alone reaches "
-        f"{sweep.ceiling_per_s:,.0f} requests/s, a closed loop of {CAPACITY_USERS} users got "
-        f"{sweep.closed_loop_per_s:,.0f}",
+        f"bound: p99 < {sweep.slo_ms:g} ms; generator ceiling: "
+        f"{sweep.ceiling_per_s:,.0f} requests/s; closed loop of {CAPACITY_USERS} users: "
+        f"{sweep.closed_loop_per_s:,.0f} requests/s",
         "",
     ]
-    found = ["", "no valid point kept the bound: there is no capacity to report"]
+    found = ["", "no valid point met the bound, so there is no capacity to report"]
     if sweep.capacity is not None:
         rows[sweep.capacity][0] += " **capacity**"
         goodput_per_s = sweep.points[sweep.capacity].goodput_per_s or 0
         found = ["", f"capacity: {goodput_per_s:,.0f} requests/s of goodput"]
-        found += [f"{name} there, over its runs: {s}" for name, s in sweep.over_runs.items()]
+        found += [
+            f"{name} at the capacity, over its runs: {s}" for name, s in sweep.over_runs.items()
+        ]
     return "\n".join([*lines, markdown_table(SWEEP_COLUMNS, rows), *found])
 
 
