@@ -154,7 +154,7 @@ def _wait_until_ready(
         time.sleep(0.1)
     how = f"was not ready within {timeout_s:g} s"
     if process.returncode is not None:
-        how = f"ended with status {process.returncode} at its start"
+        how = f"exited with status {process.returncode} while starting"
     raise ServiceNotReadyError(f"the server {how}", log_file)
 
 

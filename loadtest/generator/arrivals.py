@@ -126,11 +126,11 @@ def read_trace(path: Path) -> list[Event]:
                 events.append(event)
     except (ValueError, LookupError, TypeError) as error:
         raise TraceError(
-            f"{path}, request {len(events) + 1}: {error!r}; expected the fields time (seconds, or "
-            "a date), and perhaps model and samples"
+            f"{path}, request {len(events) + 1}: {error!r}; expected the field time (seconds, or "
+            "an ISO 8601 date) and, optionally, model and samples"
         ) from error
     if not events:
-        raise TraceError(f"{path} holds no request; expected the fields time, model, samples")
+        raise TraceError(f"{path} contains no request; expected the fields time, model, samples")
     first_s = min(event.at_s for event in events)
     shifted = [event._replace(at_s=event.at_s - first_s) for event in events]
     return sorted(shifted, key=lambda event: event.at_s)

@@ -153,16 +153,17 @@ class Judge:
         if probabilities_NK.shape == (len(labels), len(self.model.labels)):
             best_N = [probabilities_NK[i, self.model.labels.index(v)] for i, v in enumerate(labels)]
             if (np.array(best_N) != probabilities_NK.max(axis=1)).any():
-                return f"labels {labels} that are not those of the largest probabilities"
+                return f"labels {labels} do not have the largest probabilities"
         return None
 
     def _tensor_complaint(
         self, tensor: Tensor, values: Array | None, positions: list[int], bound: Bound
     ) -> str | None:
         eager = self.model.eager[tensor.name][positions]
-        if values is None or values.shape != eager.shape:
-            shape = None if values is None else values.shape
-            return f"{tensor.name} of shape {shape}, expected {eager.shape}"
+        if values is None:
+            return f"{tensor.name} is missing, expected shape {eager.shape}"
+        if values.shape != eager.shape:
+            return f"{tensor.name} has shape {values.shape}, expected {eager.shape}"
         if tensor.kind == "probabilities" and self.model.logits is not None:
             return self._probability_complaint(tensor, values, positions, bound)
         if tensor.dtype.kind != "f":
@@ -220,8 +221,8 @@ class Judge:
         allowed = max(bound.softmax_error, 10 * SOFTMAX_ROUNDING)
         off = float(np.abs(values_NK.astype(np.float64).sum(axis=1) - 1).max())
         if not off <= allowed:
-            return f"{tensor.name} whose sum differs from 1 by {off:.2e}, allowed {allowed:.2e}"
-        return f"{tensor.name} below 0" if (values_NK < 0).any() else None
+            return f"the sum of {tensor.name} differs from 1 by {off:.2e}, allowed {allowed:.2e}"
+        return f"{tensor.name} has values below 0" if (values_NK < 0).any() else None
 
     def _may_differ(self, position: int, bound: Bound) -> bool:
         """Whether the label of a golden sample may differ from the reference's."""
@@ -263,7 +264,7 @@ class Expectations:
         """
         folders = [bundles] if isinstance(bundles, Path) else list(bundles)
         if not folders:
-            raise PayloadError("no bundle is given; expected at least one folder")
+            raise PayloadError("no bundle was given; expected at least one folder")
         self.models = [Model(folder) for folder in folders]
         self.judges = {id(model): Judge(model) for model in self.models}
         prepared = [prepare(model, form, samples, path) for model in self.models]
@@ -296,8 +297,8 @@ class Expectations:
             if not models:
                 known = ", ".join(model.name for model in self.models)
                 raise PayloadError(
-                    f"the trace asks for the model {name}; its bundle is not among those given, "
-                    f"which are of {known}; add it to --bundle"
+                    f"the trace requests the model {name}, but the given bundles are of {known}; "
+                    "add its bundle to --bundle"
                 )
             made = prepare(models[0], self._form, samples, self._path)
             first = len(self.requests)
@@ -322,7 +323,7 @@ class Expectations:
             complaint = f"malformed answer ({error!r})"
         if complaint is None and len(request.known_right) < REMEMBERED_ANSWERS:
             request.known_right.add(key)
-        return None if complaint is None else f"{complaint}; it began {answer[:200]!r}"
+        return None if complaint is None else f"{complaint}; the answer began {answer[:200]!r}"
 
 
 def _margins(truth_GK: Array) -> tuple[Array, Array]:

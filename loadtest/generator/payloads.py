@@ -89,7 +89,9 @@ class Model:
                 self.truth = {t.name: arrays[f"truth/{t.name}"] for t in self.outputs}
                 self.eager = {t.name: arrays[f"eager/{t.name}"] for t in self.outputs}
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise PayloadError(f"{bundle} is no bundle with golden samples: {error!r}") from error
+            raise PayloadError(
+                f"{bundle} is not a bundle with golden samples: {error!r}"
+            ) from error
         self.samples = len(next(iter(self.golden.values())))
         of_kind = {t.kind: t.name for t in self.outputs}
         self.logits = of_kind.get("logits")
@@ -175,9 +177,9 @@ def prepare(model: Model, form: Form, samples: int = 1, path: str | None = None)
     """
     if not model.takes(form):
         raise PayloadError(
-            f"{model.name} cannot be asked at {form}, which takes "
-            + ("28x28 pictures" if form in PICTURES else "one input (and one output, of json)")
-            + f"; its inputs are {', '.join(t.name for t in model.inputs)}; take infer/binary"
+            f"{model.name} does not accept {form}, which takes "
+            + ("28x28 images" if form in PICTURES else "one input (and one output, for json)")
+            + f"; its inputs are {', '.join(t.name for t in model.inputs)}; use infer/binary"
         )
     made = []
     for start in range(model.samples):
@@ -269,7 +271,7 @@ def read(request: Request, content: bytes, headers: Mapping[str, str]) -> Answer
 def _tensor(row: Mapping[str, Any]) -> Tensor:
     tensor = Tensor(row["name"], row["datatype"], tuple(row["shape"]), row.get("kind", "values"))
     if tensor.datatype not in DTYPES:
-        raise ValueError(f"{tensor.name} has the datatype {tensor.datatype}")
+        raise ValueError(f"{tensor.name} has the unknown datatype {tensor.datatype}")
     return tensor
 
 
@@ -307,7 +309,7 @@ def _numbers(rows: Any) -> Array:
     """Convert a JSON list of numbers to an array; other values raise ValueError."""
     array = np.array(rows)
     if array.dtype.kind not in "biuf":
-        raise ValueError("values that are no numbers")
+        raise ValueError("values that are not numbers")
     return array
 
 

@@ -105,7 +105,7 @@ def merged(tallies: Sequence[Tally], expected: int = 0) -> Tally:
         ValueError: There are no tallies.
     """
     if not tallies:
-        raise ValueError("not one generator process told what it counted")
+        raise ValueError("no generator process reported its counts")
     width_s = max(t.window_width_s for t in tallies)
     refused = [_joined(t.refused_each_window, round(width_s / t.window_width_s)) for t in tallies]
     windows = [_joined(t.windows_us, round(width_s / t.window_width_s)) for t in tallies]

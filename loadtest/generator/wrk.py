@@ -98,7 +98,7 @@ def by_wrk(
         raise WrkError(f"{request.form}: {ran.stdout} {ran.stderr}")
     for headers, content in _kept(answers) if judge else ():
         if judge and (complaint := judge.complaint(request, content, headers)) is not None:
-            raise WrkError(f"wrong answers, such as: {complaint}")
+            raise WrkError(f"wrong answers, for example: {complaint}")
     return Measured(float(rate[1]), latency["50"], latency["99"])
 
 

@@ -124,7 +124,7 @@ def beside_the_load(result: Result) -> list[str]:
         known = "an unknown number of" if vain is None else f"{vain:,}"
         said.append(
             f"{result.hung_up:,} clients hung up ({result.hung_up_samples:,} samples); {known} "
-            "samples were computed in vain (the service's own golden checks among them)"
+            "samples were computed in vain (including the service's own golden checks)"
         )
     if result.slow_clients:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in result.slow_clients.items())
@@ -136,7 +136,7 @@ def beside_the_load(result: Result) -> list[str]:
     if memory is not None and files is not None and result.duration_s >= LONG_S:
         said.append(
             f"the server's memory grew by {memory / MIB:+,.0f} MiB and its open files by "
-            f"{files:+,.0f} an hour"
+            f"{files:+,.0f} per hour"
         )
     return said
 

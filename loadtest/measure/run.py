@@ -56,7 +56,7 @@ class Thresholds(BaseModel):
                 f"{result.wrong_answers} wrong answers: {result.wrong_answer_examples[0]}"
             )
         if result.requests == 0:
-            missed.append("not one request was answered rightly")
+            missed.append("no request was answered correctly")
         errors = sum(result.errors.values())
         refused = result.errors.get("HTTP 429", 0) if result.overload else 0
         if errors - refused > self.max_error_share * (result.requests + errors):
@@ -175,7 +175,7 @@ def generate(
                 process.wait()
         if not result_file.is_file():
             tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-15:])
-            raise LoadTestError(f"locust ended with {process.returncode}:\n{tail}")
+            raise LoadTestError(f"locust exited with status {process.returncode}:\n{tail}")
         return Tally.model_validate_json(result_file.read_bytes())
 
 
@@ -212,7 +212,7 @@ def require_ready(url: str) -> None:
         LoadTestError: The URL is invalid, nothing listens there, or the service is not ready.
     """
     if not url.startswith(("http://", "https://")):
-        raise LoadTestError(f"{url!r} is no URL; expected one such as http://localhost:3000")
+        raise LoadTestError(f"{url!r} is not a URL; expected, for example, http://localhost:3000")
     try:
         ask_ready(url, timeout_s=10)
     except OSError as error:
@@ -228,9 +228,9 @@ def summary(result: Result) -> str:
     who = (
         f"{result.users} users"
         if result.loop == "closed"
-        else f"{result.offered_per_s:,.0f} requests/s due"
+        else f"{result.offered_per_s:,.0f} requests/s offered"
     )
-    ceiling = f" of at most {result.ceiling_per_s:,.0f}" if result.ceiling_per_s else ""
+    ceiling = f" (ceiling {result.ceiling_per_s:,.0f})" if result.ceiling_per_s else ""
     goodput = (
         f"  goodput {result.goodput_per_s:,.1f}/s under {result.slo_ms:g} ms"
         if result.goodput_per_s is not None
@@ -238,15 +238,14 @@ def summary(result: Result) -> str:
     )
     return (
         f"{result.scenario} on {result.model} ({result.variant}, {result.device}): {who}, "
-        f"{result.endpoint}, {result.samples_per_request} samples a request, "
+        f"{result.endpoint}, {result.samples_per_request} samples per request, "
         f"{result.duration_s:.1f} s\n"
         f"  {result.requests_per_s:,.1f} requests/s{ceiling}  "
         f"{result.samples_per_s:,.1f} samples/s{goodput}\n"
         f"  latency, ms: {latency}\n"
         f"  wrong answers: {result.wrong_answers}  errors: {errors}  "
         f"generator: {100 * result.generator_cpu_share:.0f}% of a core{_shared(result)}, "
-        f"sent late by p99 "
-        f"{result.lag_ms['p99']:.2f} ms\n"
+        f"send delay p99 {result.lag_ms['p99']:.2f} ms\n"
         + "".join(f"  {words}\n" for words in beside_the_load(result))
         + f"  {result.verdict}"
     )
@@ -256,7 +255,7 @@ def _shared(result: Result) -> str:
     """Text on how many cores the generator and a service on this machine share; else empty."""
     if result.server.get("cpu_cores") is None:
         return ""
-    return f" of the {os.cpu_count()} that the service uses too"
+    return f" of the {os.cpu_count()} shared with the service"
 
 
 def save_wrong_answers(
@@ -304,5 +303,5 @@ def _watch(
             bar.update(min(round(elapsed), round(seconds)) - bar.n)
             if elapsed > seconds + grace_s:
                 raise LoadTestError(
-                    f"locust had not ended {elapsed - seconds:.0f} s after its time"
+                    f"locust was still running {elapsed - seconds:.0f} s after its scheduled end"
                 )

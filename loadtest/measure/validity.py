@@ -58,13 +58,13 @@ def judge(tally: Tally, scenario: Scenario, profile: Profile) -> Verdict:
     if tally.wrong_answers:
         reasons.append(f"{tally.wrong_answers} wrong answers")
     if not tally.in_window:
-        reasons.append("no right answer")
+        reasons.append("no correct answer")
     if tally.window_s < 0.98 * profile.duration_s:
-        reasons.append(f"{tally.window_s:.1f} s long, wanted {profile.duration_s:g}")
+        reasons.append(f"measured {tally.window_s:.1f} s, expected {profile.duration_s:g} s")
     if tally.cpu_share > BUSY_GENERATOR:
         reasons.append(
             f"the generator took {100 * tally.cpu_share:.0f}% of a core (at most "
-            f"{100 * BUSY_GENERATOR:.0f}%): it measured itself"
+            f"{100 * BUSY_GENERATOR:.0f}%), so it was the bottleneck"
         )
     if scenario.is_steady:
         reasons += _drift(tally)
@@ -94,7 +94,7 @@ def _drift(tally: Tally) -> list[str]:
 def _open_loop(tally: Tally, scenario: Scenario, profile: Profile) -> list[str]:
     reasons = []
     if tally.no_room:
-        reasons.append(f"{tally.no_room} requests found no room in the generator and were not sent")
+        reasons.append(f"{tally.no_room} requests were not sent, because too many were in flight")
     offered = _mean_rate(scenario, profile) * tally.window_s * (1 - scenario.hang_up_share)
     # The number of drawn arrivals scatters around its mean: a Poisson count by its square root.
     slack = 3 * math.sqrt(offered / min(scenario.shape, 1.0))
@@ -107,7 +107,9 @@ def _open_loop(tally: Tally, scenario: Scenario, profile: Profile) -> list[str]:
     p99_ms = percentiles_ms(tally.latency_us, [99])["p99"]
     lag_ms = percentiles_ms(tally.lag_us, [99])["p99"]
     if lag_ms > LARGEST_LAG * p99_ms:
-        reasons.append(f"requests were sent late (p99 {lag_ms:.2f} ms of {p99_ms:.2f} ms)")
+        reasons.append(
+            f"requests were sent late (p99 {lag_ms:.2f} ms, of a latency p99 of {p99_ms:.2f} ms)"
+        )
     return reasons
 
 
@@ -125,7 +127,10 @@ def _too_few(tally: Tally, slo_ms: float) -> list[str]:
         return []  # a service that is too slow is a result, not an invalid measurement
     needed = queries_needed(int(over))
     if total < needed:
-        return [f"{total} requests with {over} over the bound say nothing of p99; {needed} would"]
+        return [
+            f"{total} requests with {over} over the bound are too few to judge p99; "
+            f"{needed} are needed"
+        ]
     return []
 
 

@@ -98,12 +98,12 @@ def declared(folder: Path = PEERS, words: Sequence[str] = ()) -> list[Peer]:
     peers = [peer for file in files for peer in _read(file)]
     names = [peer.name for peer in peers]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise PeerError(f"{folder}: several peers bear the name {', '.join(sorted(twice))}")
+        raise PeerError(f"{folder}: several peers have the name {', '.join(sorted(twice))}")
     lowered = [word.lower() for word in words]
     kept = [p for p in peers if not words or any(word in p.name.lower() for word in lowered)]
     if not kept:
         known = ", ".join(f'"{name}"' for name in names) or "none"
-        raise PeerError(f"{folder}: no peer's name holds one of {list(words)}; there are: {known}")
+        raise PeerError(f"{folder}: no peer's name contains one of {list(words)}; known: {known}")
     return kept
 
 
@@ -118,7 +118,7 @@ def _read(file: Path) -> list[Peer]:
         tables = content["tool"]["peer"]
         loose = [text for text in requirements if not _PINNED.fullmatch(text)]
         if loose:
-            raise PeerError(f"{file}: pin the dependencies {loose} by ==")
+            raise PeerError(f"{file}: pin the dependencies {loose} with ==")
         given = {"file": file.resolve(), "requirements": requirements}
         forms = ({"form": EARLIER.get(table["form"], table["form"])} for table in tables)
         return [
@@ -126,7 +126,7 @@ def _read(file: Path) -> list[Peer]:
             for table, form in zip(tables, forms, strict=True)
         ]
     except (KeyError, TypeError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise PeerError(f"{file}: its script comment is not a peer's: {error!r}") from error
+        raise PeerError(f"{file}: the script comment does not declare a peer: {error!r}") from error
 
 
 class SkippedError(RuntimeError):
@@ -232,10 +232,10 @@ def _installed(command: Sequence[str]) -> None:
     )
     if ran.returncode != 0:
         lines = [line for line in ran.stdout.splitlines() if not line.startswith("WARNING")]
-        raise SkippedError(f"not installed: {told(lines, 1)}")
+        raise SkippedError(f"installation failed: {told(lines, 1)}")
 
 
 def told(lines: Sequence[str], count: int = TOLD_LINES) -> str:
     """The last lines that are not blank, shortened to fit into a table's cell."""
     said = [line.strip() for line in lines if line.strip()]
-    return (" / ".join(said[-count:]) or "without a word").replace("|", "/")[-TOLD_LETTERS:]
+    return (" / ".join(said[-count:]) or "no output").replace("|", "/")[-TOLD_LETTERS:]

@@ -172,9 +172,9 @@ class Bench:
         faults = [f"{kind} x {count}" for kind, count in sorted(tally.errors.items())]
         if tally.wrong_answers:
             example = tally.wrong_examples[0].complaint
-            faults.append(f"wrong answers x {tally.wrong_answers}, such as: {example}")
+            faults.append(f"wrong answers x {tally.wrong_answers}, for example: {example}")
         elif not decoded(tally.latency_us).get_total_count():
-            faults.append(f"no right answer to what was sent within {self.plan.seconds:g} s")
+            faults.append(f"no correct answer to the requests sent within {self.plan.seconds:g} s")
         if faults:
             raise fault(server, *faults)
         return percentiles_ms(tally.latency_us, [99])["p99"]
@@ -210,7 +210,10 @@ def compared(plan: Plan, tell: Tell = lambda line: None) -> Outcome:
     facts = _facts(plan)
     try:
         if plan.pairs < LEAST_PAIRS or plan.seconds <= 0:
-            raise GateError(f"at least {LEAST_PAIRS} pairs, and turns of more than 0 s, are needed")
+            raise GateError(
+                f"expected at least {LEAST_PAIRS} pairs and more than 0 seconds, "
+                f"got {plan.pairs} and {plan.seconds:g}"
+            )
         require_wrk()
         with _bench(plan, facts, tell) as bench:
             rows = bench.measure()
@@ -250,7 +253,9 @@ def _bench(plan: Plan, facts: Facts, tell: Tell) -> Iterator[Bench]:
 def _facts(plan: Plan) -> Facts:
     own = [min(found) for found in cores() if found]
     where = (
-        "service on core {}, client on core {}".format(*own) if own else "co-located on any core"
+        "service on core {}, client on core {}".format(*own)
+        if own
+        else "service and client on any core"
     )
     settings = [name for name in sorted(os.environ) if name.startswith(("INFERENCE_", "DIGITS_"))]
     return {

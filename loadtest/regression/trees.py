@@ -127,7 +127,7 @@ def serving(tree: Tree, bundles: Path, log_file: Path) -> Iterator[str]:
     except ServiceNotReadyError as error:
         # The service's own error message may be the first of many lines.
         lines = log_file.read_text(errors="replace").splitlines()
-        said = next((line for line in lines if line.startswith("error:")), "no error of its own")
+        said = next((line for line in lines if line.startswith("error:")), "it logged no error")
         raise TreeError(f"{tree.commit} cannot serve the bundle: {said}\n{error}") from error
 
 
@@ -136,6 +136,6 @@ def _require_own_files(tree: Tree) -> None:
     cache = f"app.{sys.implementation.cache_tag}.pyc"
     if not (tree.path / "service" / "__pycache__" / cache).is_file():
         raise TreeError(
-            f"a service became ready, but not by the files of {tree.commit} in {tree.path}: is "
-            f"there service{os.sep}app.py in that commit?"
+            f"a service became ready, but not from the files of {tree.commit} in {tree.path}; "
+            f"check that the commit contains service{os.sep}app.py"
         )

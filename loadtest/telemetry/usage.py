@@ -74,7 +74,7 @@ class Processes:
         where = urlsplit(self._url)
         host, port = where.hostname, where.port or (443 if where.scheme == "https" else 80)
         if not host:
-            raise LookupError("it names no host")
+            raise LookupError("the URL has no host")
         self.here = _is_here(host)
         if not self.here:
             raise LookupError(f"{host} is another machine")
@@ -84,16 +84,18 @@ class Processes:
             if held.status == psutil.CONN_LISTEN and held.laddr.port == port
         }
         if not holders:
-            raise LookupError(f"nobody listens on port {port}")
+            raise LookupError(f"no process listens on port {port}")
         found: dict[int, psutil.Process] = {}
         for pid in holders:
             if pid is None:
-                raise LookupError(f"who listens on port {port} belongs to another user")
+                raise LookupError(
+                    f"the process that listens on port {port} belongs to another user"
+                )
             if pid == os.getpid():
                 raise LookupError("the server runs within the process that watches it")
             holder = psutil.Process(pid)
             if holder.name() in FORWARDERS:
-                raise LookupError(f"port {port} is passed on by {holder.name()}")
+                raise LookupError(f"port {port} is forwarded by {holder.name()}")
             top = _top(holder, port)
             found |= {process.pid: process for process in (top, *top.children(recursive=True))}
         return list(found.values())

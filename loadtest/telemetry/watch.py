@@ -302,7 +302,7 @@ def read(text: str) -> Figures:
     """
     lines = text.splitlines()
     if not any(line.startswith(OURS) for line in lines):
-        raise ValueError(f"it has no metrics of the service's (none is called {OURS}*)")
+        raise ValueError(f"it has none of the service's metrics (their names begin with {OURS})")
     figures: dict[tuple[str, str], float] = defaultdict(float)
     wanted = "".join(f"{line}\n" for line in lines if line.startswith(WANTED))
     for family in text_string_to_metric_families(wanted):
