@@ -1,6 +1,6 @@
-"""Command line of the load test: ``python -m loadtest --help``.
+"""Load-tests the service: ``python -m loadtest COMMAND --help`` explains each command.
 
-Exit status: 0 all answers are right and all thresholds are kept; 1 an answer is wrong, a threshold
+Exit status: 0 all answers are correct and all thresholds are met; 1 an answer is wrong, a threshold
 is missed, or a resource does not suffice (capacity plan); 2 nothing could be measured; 3 the
 measurement is invalid (run, sweep, capacity check) or a regression was found (compare --strict).
 """

@@ -71,8 +71,8 @@ def _answer(name: str, version: str, outputs: dict[str, Any]) -> bytes:
         (lambda y: y * (1 + 1e-4), "scaled error"),
         (lambda y: np.roll(y, 1, axis=1), "scaled error"),
         (lambda y: np.full_like(y, np.nan), "scaled error nan"),
-        (lambda y: y[:, :1], "of shape"),
-        (lambda y: y.astype(str), "no numbers"),
+        (lambda y: y[:, :1], "has shape"),
+        (lambda y: y.astype(str), "not numbers"),
     ],
 )
 def test_values_are_held_to_the_tolerance_of_the_bundle(
@@ -93,7 +93,9 @@ def test_an_output_that_is_missing_is_wrong(folder: Path) -> None:
     expectations = Expectations(folder / "vectors", 1, "predict")
     (model,) = expectations.models
     answer = _answer(model.name, model.version, {"z": [[1.0, 2.0]]})
-    assert "y of shape None" in str(expectations.complaint(expectations.requests[0], answer, {}))
+    assert "y is missing, expected shape (1, 2)" in str(
+        expectations.complaint(expectations.requests[0], answer, {})
+    )
 
 
 def test_integers_must_be_equal(folder: Path, tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_what_cannot_be_asked_says_what_can(folder: Path) -> None:
     """The error suggests a usable form for two inputs without a raw form and for non-images."""
     text, digits = Model(folder / "text"), Model(folder / "cnn")
     for form in ("infer/raw", "predict/image", "json"):
-        with pytest.raises(PayloadError, match="take infer/binary"):
+        with pytest.raises(PayloadError, match="use infer/binary"):
             prepare(text, form)
     assert usable_form([digits, text], "infer/raw") == "infer/binary"
     assert usable_form([digits], "predict/image") == "predict/image"

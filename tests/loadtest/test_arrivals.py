@@ -90,8 +90,8 @@ def test_a_trace_is_read_in_its_order(text: str, events: list[Event], tmp_path: 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "holds no request"),
-        ("time,model\n", "holds no request"),
+        ("", "contains no request"),
+        ("time,model\n", "contains no request"),
         ("when,model\n1,cnn\n", "KeyError"),
         ("time,samples\n1,0\n", "0 samples"),
         ("time\nyesterday\n", "yesterday"),
@@ -120,7 +120,7 @@ def test_users_share_a_trace_and_its_speed(tmp_path: Path) -> None:
             request = expectations.requests[due.position or 0]
             assert (request.model.name, len(request.positions)) == (model, samples)
     file.write_text("time,model\n0,other\n")
-    with pytest.raises(PayloadError, match=r"other.*add it to --bundle"):
+    with pytest.raises(PayloadError, match=r"other.*add its bundle to --bundle"):
         Expectations(MODELS, 1, "infer/binary").prepare_trace(scenario)
 
 

@@ -72,9 +72,9 @@ def test_each_resource_ends_where_arithmetic_says() -> None:
     assert ends == pytest.approx(
         {
             "latency: 20 ms for 99%": 1000,
-            "replicas' cores, by full batches": 10 / 0.00125,
-            "of that, the engine alone": 10 / 0.001,
-            "of that, HTTP and parsing alone": 10 / 0.00025,
+            "replicas' cores, with full batches": 10 / 0.00125,
+            "replicas' cores, engine only": 10 / 0.001,
+            "replicas' cores, HTTP and parsing only": 10 / 0.00025,
             "nodes' network": 3 * 1e9 / 8000,
             "proxies' network": 2 * 1e9 / 12_000,
             "proxies' cores": 2 / 0.0001,
@@ -89,7 +89,7 @@ def test_another_bottleneck_is_named_first() -> None:
     found = plan(made_points(), _changed(link_mbit_per_s=1))
     assert [resource.name for resource in found.overused] == ["nodes' network"]
     table = plan_table(made_points(), _changed(link_mbit_per_s=1), found)
-    assert "First to saturate: nodes' network. TOO LITTLE: nodes' network." in table
+    assert "First to saturate: nodes' network. INSUFFICIENT: nodes' network." in table
     assert plan(made_points(), DEMAND).overused == []
 
 
@@ -101,7 +101,7 @@ def test_what_was_not_measured_is_not_guessed() -> None:
     assert "| proxies' cores | not measured | not measured |" in table
     with pytest.raises(PointsError, match=r"no rate at an SLO.*loadtest sweep"):
         plan(made_points(at_slo=None), DEMAND)
-    with pytest.raises(PointsError, match="at an SLO of 20 ms, asked is 50 ms"):
+    with pytest.raises(PointsError, match="at an SLO of 20 ms, not 50 ms"):
         plan(made_points(), _changed(slo_ms=50))
     with pytest.raises(PointsError, match="no replica fits on a node of 4 cores and 200 MiB"):
         plan(made_points(), _changed(node_memory_mib=200))
@@ -113,7 +113,7 @@ def test_a_missing_point_is_named_and_never_filled_in(name: str, tmp_path: Path)
     path = tmp_path / "points.json"
     path.write_text(json.dumps({key: value for key, value in MADE.items() if key != name}))
     with pytest.raises(
-        PointsError, match=f"(?s)holds no measured points.*{name}.*capacity measure"
+        PointsError, match=f"(?s)does not contain measured points.*{name}.*capacity measure"
     ):
         load_points(path)
 
@@ -131,9 +131,9 @@ def test_the_command_prints_the_plan_and_refuses_in_words(
     assert "14 replicas on 4 nodes" in capsys.readouterr().out
     assert json.loads(out.read_text())["needed"] == 10
     assert main([*command, "--slo-ms", "20", "--link-mbit", "1"]) == 1
-    assert "TOO LITTLE" in capsys.readouterr().out
+    assert "INSUFFICIENT" in capsys.readouterr().out
     assert main([*command, "--slo-ms", "50"]) == 2
-    assert "asked is 50 ms" in capsys.readouterr().err
+    assert "not 50 ms" in capsys.readouterr().err
 
 
 def test_a_fit_finds_the_line_and_no_negative_time() -> None:
@@ -182,7 +182,7 @@ def test_simulate_and_scale_print_what_came_of_the_requests(
     assert "least-loaded, 3 replicas" in said
     assert said.count("p99 before the loss") == 2
     assert main([*command, "--seconds", "2", "--lose", "3"]) == 2
-    assert "none would be left" in capsys.readouterr().err
+    assert "the losses leave none" in capsys.readouterr().err
     command = ["capacity", "scale", str(path), "--replicas", "2", "--most", "9", "--rate", "1000"]
     assert main([*command, "--factor", "4", "--seconds", "90"]) == 0
-    assert "nothing is refused or waits" in capsys.readouterr().out
+    assert "no request is refused or waits" in capsys.readouterr().out

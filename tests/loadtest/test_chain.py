@@ -18,7 +18,13 @@ def test_the_demo_ends_with_a_table_and_a_page(
     command += ["--out", str(tmp_path), "--image", str(DIGIT), "--duration", "1"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    for words in ("read by cnn on", "read by mlp on", "test accuracy", "6 of 6 proven", "report: "):
+    for words in (
+        "classified by cnn on",
+        "classified by mlp on",
+        "test accuracy",
+        "6 of 6 proven",
+        "report: ",
+    ):
         assert words in printed
     page = (tmp_path / "index.html").read_text()
     # Three pictures of training a model, one of latency, one of each load's seconds.

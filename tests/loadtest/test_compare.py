@@ -238,7 +238,7 @@ def test_what_cannot_be_measured_is_status_2(tmp_path: Path) -> None:
         (Plan("nowhere", "HEAD", bundle, small), "rev-parse failed"),
         (Plan("HEAD", "HEAD", bundle, small, pairs=1), "at least 2 pairs"),
         (Plan("HEAD", "HEAD", bundle, small, seconds=0), "more than 0 s"),
-        (Plan("HEAD", "HEAD", small, small), "is no bundle"),
+        (Plan("HEAD", "HEAD", small, small), "is not a bundle"),
     ):
         outcome = compared(plan)
         assert outcome.status == 2

@@ -135,7 +135,7 @@ def _nothing(answer: dict[str, Any]) -> None:
         (_variant_of_another_device, "answered by ('cuda', 'onnx-int8')"),
         (_no_variant, "malformed answer (KeyError('variant'))"),
         (_version_as_number, "expected"),
-        (_as_strings, "no numbers"),
+        (_as_strings, "not numbers"),
         (_beyond_any_float, "malformed"),
         (_ragged, "shape (1, 9)"),
         (_nothing, "malformed"),
@@ -193,7 +193,7 @@ def test_each_variant_is_held_to_its_own_tolerance(
     ("spoil", "named"),
     [
         (_wrong_label, "labels"),
-        (_off_by_a_little, "sum differs from 1 by 1.00e-04"),
+        (_off_by_a_little, "the sum of probabilities differs from 1 by 1.00e-04"),
         (_not_a_number, ""),
         (_ragged, "shape (1, 9)"),
     ],
@@ -212,7 +212,7 @@ def test_a_label_must_be_that_of_its_own_probabilities() -> None:
     """An int8 answer whose label does not have the largest probability is wrong."""
     complaint = _shifted(Expectations(BUNDLE, 1, "predict"), "onnx-int8", 0.9)
     assert complaint is not None
-    assert "not those of the largest" in complaint
+    assert "do not have the largest" in complaint
 
 
 @pytest.mark.parametrize(

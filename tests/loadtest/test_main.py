@@ -181,7 +181,7 @@ def test_a_duration_must_be_positive(
 
 @pytest.mark.parametrize(
     ("url", "named"),
-    [("http://127.0.0.1:9", "make serve"), ("localhost:3000", "is no URL")],
+    [("http://127.0.0.1:9", "make serve"), ("localhost:3000", "is not a URL")],
 )
 def test_no_service_is_status_2(
     url: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -239,7 +239,7 @@ def test_an_open_loop_is_measured_and_judged(service_url: str, tmp_path: Path) -
     assert result["server"]["samples_per_s"] > 0
     # Three seconds at 50 requests/s are too few to judge a p99.
     assert not result["verdict"]["valid"]
-    assert any("say nothing of p99" in reason for reason in result["verdict"]["reasons"])
+    assert any("are too few to judge p99" in reason for reason in result["verdict"]["reasons"])
 
 
 def test_a_measurement_that_says_nothing_is_status_3(service_url: str, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_an_overload_that_cannot_be_is_said(
     """A missing bundle, a share of 0 or a setting without a value gives status 2."""
     bundle = str(SERVED_BUNDLES / "cnn")
     assert main(["overload", "--bundle", str(tmp_path)]) == 2
-    assert "is no bundle" in capsys.readouterr().err
+    assert "is not a bundle" in capsys.readouterr().err
     assert main(["overload", "--bundle", bundle, "--factors", "0"]) == 2
     assert "positive" in capsys.readouterr().err
     assert main(["overload", "--bundle", bundle, "--settings", "INFERENCE_WORKERS"]) == 2

@@ -102,7 +102,7 @@ def test_a_file_without_the_comment_is_no_peer_and_names_are_unique(tmp_path: Pa
     (tmp_path / "folder" / "__main__.py").write_text(first.read_text().replace("tiny", "other"))
     assert [peer.home for peer in declared(tmp_path)] == ["folder", "tiny"]
     (tmp_path / "folder" / "__main__.py").write_text(first.read_text())
-    with pytest.raises(PeerError, match="several peers bear the name tiny"):
+    with pytest.raises(PeerError, match="several peers have the name tiny"):
         declared(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_a_peer_that_does_not_start_is_skipped_with_the_end_of_its_log(tmp_path:
     peer = _peer(tmp_path, "raise SystemExit('no model | today')\n")
     python = environment(peer, tmp_path / "environments")
     with (
-        pytest.raises(SkippedError, match="status 1 at its start: no model / today"),
+        pytest.raises(SkippedError, match="exited with status 1 while starting: no model / today"),
         running(peer, python, BUNDLE, tmp_path / "scratch", IMAGES[0]),
     ):
         pass
@@ -205,7 +205,9 @@ def test_answers_given_to_the_wrong_requester_are_noticed(mixed_up_url: str) -> 
     assert tally.wrong_answers > 0
     server = Server("mixed up", "", "tensors", mixed_up_url, by_locust=[tally])
     (told,) = Comparison(Plan(), [server], []).wrong
-    assert told.startswith(f"mixed up: {tally.wrong_answers} wrong answers under load, such as: ")
+    assert told.startswith(
+        f"mixed up: {tally.wrong_answers} wrong answers under load, for example: "
+    )
 
 
 def test_without_wrk_a_bundle_or_a_sound_plan_the_reason_is_given(
@@ -216,7 +218,7 @@ def test_without_wrk_a_bundle_or_a_sound_plan_the_reason_is_given(
     assert "must be positive" in capsys.readouterr().err
     if shutil.which("wrk") is not None:
         assert _compare(tmp_path, "--bundle", str(tmp_path)) == 2
-        assert "is no bundle" in capsys.readouterr().err
+        assert "is not a bundle" in capsys.readouterr().err
         assert _compare(tmp_path) == 2
         assert "no peer's name" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -240,7 +242,7 @@ def test_the_whole_command_measures_verifies_and_reports(
     base = next(cells for cells in lines if cells[:2] == ["| 2", "this service"])
     assert base[2:4] == ["1.00 x", "1.00 to 1.00"]
     missing = next(cells for cells in lines if cells[0] == "| missing")
-    assert "skipped: not installed" in missing[-1]
+    assert "skipped: installation failed" in missing[-1]
     result = json.loads((tmp_path / "out" / "peers.json").read_text())
     assert [server["name"] for server in result["servers"]][-1] == "tiny"
     (tiny,) = [server for server in result["servers"] if server["name"] == "tiny"]

@@ -74,7 +74,7 @@ def test_histograms_are_merged_and_percentiles_never_averaged() -> None:
 
 def test_nothing_merges_to_an_error() -> None:
     """If no process reported its counts, there is no result."""
-    with pytest.raises(ValueError, match="not one generator process"):
+    with pytest.raises(ValueError, match="no generator process reported"):
         merged([])
 
 

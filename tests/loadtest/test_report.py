@@ -73,19 +73,19 @@ def test_the_figures_are_those_of_the_result() -> None:
         "cost per million samples": "50",  # 0.72 an hour is 0.0002 a second or 0.00005 a sample
         "errors": "HTTP 429: 3, HTTP 500: 1",
         "HTTP 500": "1",
-        "no room to send": "7",
+        "not sent": "7",
         "server CPU, cores": "0.75",
         "server memory, MiB": "256",
-        "generator CPU, of a core": "25%",
-        "sent late p99 ms": "0.12",
+        "generator CPU, share of a core": "25%",
+        "send delay p99 ms": "0.12",
         "ceiling, requests/s": "1,000",
-        "of it used": "0%",
+        "share of it used": "0%",
     }
     assert {column: page.cells(name, column) for column in expected} == {
         column: [value] for column, value in expected.items()
     }
     tiles = page.tiles()
-    assert tiles["goodput, within 20 ms"] == "3/s"
+    assert tiles["goodput within 20 ms"] == "3/s"
     assert tiles["p99"] == f"{result.latency_ms['p99']:,.2f} ms"
     for words in ("a machine of 2 cores", "locust 2.47.0", "abc1234", "Server: open loop", "2026-"):
         assert words in page.all_text()
@@ -108,10 +108,10 @@ def test_an_invalid_point_is_marked_and_enters_no_headline() -> None:
 
 def test_without_a_valid_point_the_whole_page_is_invalid() -> None:
     """There is no headline figure, and the title says INVALID."""
-    text = run_report([point(invalid=["1.0 s long, wanted 10"])], [])
+    text = run_report([point(invalid=["measured 1.0 s, expected 10 s"])], [])
     assert '<h1>Load test <span class="bad">INVALID</span></h1>' in text
     assert "<b>" not in text
-    assert "INVALID, no figure below says anything of the service: 1.0 s long" in text
+    assert "INVALID, the figures below do not describe the service: measured 1.0 s" in text
 
 
 def test_missed_thresholds_are_the_verdict() -> None:
@@ -157,11 +157,11 @@ def test_a_server_that_says_nothing_is_said() -> None:
     """Without samples, the server's figures are reported as unknown and no plot is drawn."""
     silent = _Page(run_report([point(samples=[])], []))
     (name,) = labels([point(samples=[])])
-    assert "The server told none of its counters" in silent.all_text()
+    assert "The server reported no counters" in silent.all_text()
     assert silent.cells(name, "server CPU, cores") == ["not known"]
     assert silent.cells(name, "server GPU") == ["not known"]
     spoken = _Page(run_report([point()], []))
-    assert "none of its counters" not in spoken.all_text()
+    assert "reported no counters" not in spoken.all_text()
     count = [sum(tag == "img" for tag, _ in page.tags) for page in (silent, spoken)]
     assert count == [2, 5]
 
@@ -170,7 +170,7 @@ def test_what_only_some_samples_know_is_shown() -> None:
     """A remote server has counters but no processes: batches are drawn, CPU is unknown."""
     elsewhere = [sample(1.0 + i, cpu_cores=None, rss_bytes=None) for i in range(3)]
     page = _Page(run_report([point(samples=elsewhere)], []))
-    assert "none of its counters" not in page.all_text()
+    assert "reported no counters" not in page.all_text()
     assert page.cells("cnn, Server, 100/s", "server CPU, cores") == ["not known"]
     assert sum(tag == "img" for tag, _ in page.tags) == 4
 
@@ -198,7 +198,7 @@ def test_idle_seconds_and_the_warm_up_are_left_out() -> None:
     [
         (1, [], "no higher rate was offered, so it may be higher"),
         (1, [["late"]], "every higher point is INVALID, so it may be higher"),
-        (1, [["late"], []], "301/s were too much"),
+        (1, [["late"], []], "at 301/s the bound was missed"),
         (None, [["late"]], "No capacity: at no valid point were 99% of the requests answered"),
     ],
 )
@@ -217,13 +217,13 @@ def test_a_capacity_is_no_more_certain_than_what_lies_above_it(
 
 def test_a_sweep_shows_the_capacity_and_every_point() -> None:
     """The capacity is a headline and marked in the tables; unanswered points are shown too."""
-    dead = point(rate=900, latencies_ms=[], invalid=["no right answer"])
+    dead = point(rate=900, latencies_ms=[], invalid=["no correct answer"])
     points = [point(rate=100), point(rate=300), point(rate=600, latencies_ms=[80]), dead]
     page = _Page(sweep_report(sweep_of(points, 1)))
     tiles = page.tiles()
-    assert tiles["capacity, goodput"] == "4/s"
-    assert tiles["offered there"] == "300/s"
-    assert tiles["the generator reaches alone"] == "1,000/s"
+    assert tiles["capacity (goodput)"] == "4/s"
+    assert tiles["offered at the capacity"] == "300/s"
+    assert tiles["generator ceiling"] == "1,000/s"
     for name in ("100/s", "300/s (capacity)", "600/s", "900/s, INVALID"):
         assert len(page.cells(name, "requests/s")) == 1
     assert sum(tag == "img" for tag, _ in page.tags) == 7

@@ -45,7 +45,7 @@ def test_the_command_line_goes_before_the_file() -> None:
     [
         ("Flood", {}, "known: SingleStream"),
         ("Concurrency", {"users": 0}, "users"),
-        ("Upload", {"samples_per_request": 2}, "one image a request"),
+        ("Upload", {"samples_per_request": 2}, "one image per request"),
         ("Server", {"rate_per_s": -1}, "rate_per_s"),
         ("Server", {"rate_per_s": None, "loop": "closed"}, "needs users"),
         ("Concurrency", {"loop": "open"}, "needs rate_per_s"),

@@ -166,7 +166,10 @@ def test_a_server_without_metrics_is_watched_from_outside() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("# HELP other_total\nother_total 1\n", "none is called inference_*"),
+        (
+            "# HELP other_total\nother_total 1\n",
+            "none of the service's metrics (their names begin with inference_)",
+        ),
         ("inference_samples_total{model=\n", r"could not convert"),
         ("inference_queued_samples NaN\n", "inference_queued_samples is nan"),
         ("inference_batch_samples_bucket 1\n", "'le'"),
@@ -191,13 +194,13 @@ def test_a_server_that_is_gone_ends_no_load() -> None:
     watch.__exit__(None, None, None)
     assert watch.samples[0].rss_bytes is not None
     assert watch.samples[-1].rss_bytes is None
-    assert "nobody listens on port" in watch.reasons["processes"]
+    assert "no process listens on port" in watch.reasons["processes"]
     port = free_port()
     with ServerWatch(f"http://127.0.0.1:{port}", interval_s=0.1) as never:
         time.sleep(0.15)
     assert {sample.cpu_cores for sample in never.samples} == {None}
     assert "Connection refused" in never.reasons["metrics"]
-    assert never.reasons["processes"].endswith(f"nobody listens on port {port}")
+    assert never.reasons["processes"].endswith(f"no process listens on port {port}")
 
 
 def test_a_server_elsewhere_has_no_processes_here() -> None:

@@ -51,16 +51,16 @@ def test_an_honest_point_is_valid() -> None:
     ("changes", "named"),
     [
         ({"wrong_answers": 1}, "1 wrong answers"),
-        ({"in_window": 0}, "no right answer"),
-        ({"window_s": 8.0}, "8.0 s long, wanted 10"),
+        ({"in_window": 0}, "no correct answer"),
+        ({"window_s": 8.0}, "measured 8.0 s, expected 10 s"),
         ({"cpu_share": 0.85}, "85% of a core"),
-        ({"no_room": 3}, "3 requests found no room"),
+        ({"no_room": 3}, "3 requests were not sent"),
         ({"sent": 1500}, "1500 requests were sent, 2000 were due"),
         ({"lag_us": _encoded((900, 2000))}, "sent late"),
         ({"windows_us": [_encoded((5000, n)) for n in (400,) * 7 + (100,) * 3]}, "not steady"),
         (
             {"latency_us": _encoded((5000, 445), (30_000, 2)), "sent": 447, "window_s": 10.0},
-            "say nothing of p99; 838 would",
+            "are too few to judge p99; 838 are needed",
         ),
     ],
 )

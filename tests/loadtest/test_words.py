@@ -45,7 +45,7 @@ def test_junit_has_a_case_for_each_point() -> None:
     assert messages == [
         "p99 8.00 ms > 1 ms",
         "INVALID: requests were sent late",
-        "2 wrong answers, such as: labels 3, expected 5",
+        "2 wrong answers, for example: labels 3, expected 5",
     ]
 
 
@@ -69,7 +69,9 @@ def test_markdown_is_a_sentence_a_table_and_where_it_was() -> None:
     """Every row has every column, whatever the texts; INVALID rows give the reason."""
     bad = point(rate=200, invalid=["too | late"], tally={"errors": {"a|b\n<i>": 2}})
     lines = to_markdown([point(price=0.72), bad]).splitlines()
-    assert lines[0] == ("1 of 2 points are INVALID; else all answers right, all thresholds kept")
+    assert lines[0] == (
+        "1 of 2 points are INVALID; otherwise all answers correct, all thresholds met"
+    )
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 4
     counts = {line.replace(r"\|", "").count("|") for line in table}

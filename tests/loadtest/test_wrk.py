@@ -64,7 +64,7 @@ def test_the_runtime_alone_gives_figures_or_says_what_is_wrong(served_bundle: Pa
         arrays = dict(content)
     arrays["eager/probabilities"] = np.roll(arrays["eager/probabilities"], 1, axis=1)
     np.savez(served_bundle / "golden.npz", **arrays)
-    with pytest.raises(WrkError, match="wrongly"):
+    with pytest.raises(WrkError, match="is wrong: probabilities"):
         alone(served_bundle, samples=8, seconds=1)
 
 
@@ -82,5 +82,5 @@ def test_every_answer_is_verified_where_a_judge_is_given(
     arrays["truth/logits"] = np.roll(arrays["truth/logits"], 1, axis=1)
     np.savez(served_bundle / "golden.npz", **arrays)
     spoilt = Expectations(served_bundle, 3, "infer/raw")
-    with pytest.raises(WrkError, match="wrong answers, such as: probabilities: labels"):
+    with pytest.raises(WrkError, match="wrong answers, for example: probabilities: labels"):
         by_wrk(tmp_path, service_url, spoilt.requests[0], 4, 1, spoilt)
