@@ -31,7 +31,7 @@ def test_the_proof_is_shown_beside_the_readings(visit: Visit, server: Server) ->
         assert card["version"] in said
         assert f"{100 * card['test_accuracy']:.2f}%" in said
         assert card["test_images"] in said
-        assert f"{golden} of {golden} right" in said
+        assert f"{golden} of {golden} correct" in said
         assert "no label differs" in said
         proof.locator(".variants summary").click()
         assert proof.locator(".variants li").count() == len(card["parity"])
