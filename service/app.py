@@ -40,7 +40,7 @@ def _make_grpc_server(settings: Settings) -> "GrpcServer | None":
         from service.transport.grpc_server import GrpcServer  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise SettingsError(
-            "INFERENCE_GRPC_PORT asks for gRPC, which needs another package: pip install grpcio"
+            "INFERENCE_GRPC_PORT is set, but gRPC needs another package: pip install grpcio"
         ) from error
     return GrpcServer(settings)
 
@@ -92,7 +92,7 @@ class DigitClassifier:
         os.environ.pop("BENTOML_CONTAINERIZED", None)
         for name in list_old_names():
             logs.logger.warning(
-                "%s is an old name; use the INFERENCE_ name of docs/serving.md", name
+                "%s is an old name; use the INFERENCE_ name listed in docs/serving.md", name
             )
         command = [sys.executable, "-m", "service.models.loader"]
         ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)

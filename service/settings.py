@@ -39,7 +39,7 @@ class Settings(BaseModel):
 
     bundles: Path = Field(
         ROOT / "artifacts" / "bundles",
-        description="folder of the bundles; the default lies beside the code, in a Bento too",
+        description="folder of the bundles; the default is next to the code, also in a Bento",
     )
     signing_key: Path | None = Field(
         None,
@@ -54,12 +54,16 @@ class Settings(BaseModel):
     variant: Literal["onnx", "onnx-fp16", "onnx-int8", "torchscript", "torchscript-frozen"] = Field(
         "onnx", description="which model file of the bundle is served; onnx is the most exact"
     )
-    tf32: bool = Field(False, description="on CUDA, products with 10 bits of mantissa; faster")
-    cuda_graphs: bool = Field(True, description="on CUDA, replay recorded kernels")
+    tf32: bool = Field(
+        False, description="on CUDA, multiply in TF32, with 10 bits of mantissa: faster, less exact"
+    )
+    cuda_graphs: bool = Field(
+        True, description="on CUDA, replay the model's kernels as a CUDA graph"
+    )
     threads: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = Field(
         "auto",
-        description="threads within an operator on the CPU; 0: all cores; "
-        "auto: 2 where each worker has two cores, otherwise 1",
+        description="intra-op threads on the CPU; 0: all cores; auto: 2 if each worker has two "
+        "cores, otherwise 1",
     )
     engine: Literal["auto", "loop", "thread"] = Field(
         "auto",
@@ -69,60 +73,74 @@ class Settings(BaseModel):
         True, description="answer plain inference requests without ASGI and BentoML's middleware"
     )
     workers: int = Field(1, ge=1, le=256, description="worker processes")
-    max_batch_samples: int = Field(64, ge=1, le=65_536, description="samples in one batch at most")
+    max_batch_samples: int = Field(
+        64, ge=1, le=65_536, description="largest number of samples in one batch"
+    )
     batch_wait_ms: float = Field(
         0, ge=0, le=1000, description="milliseconds that an idle engine waits for a fuller batch"
     )
     max_queue_samples: int = Field(
-        512, ge=1, description="samples waiting per model; requests beyond get 429"
+        512,
+        ge=1,
+        description="largest number of queued samples per model; further requests get 429",
     )
-    max_request_samples: int = Field(512, ge=1, description="samples in one request")
-    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="bytes of a request's body")
-    max_image_pixels: int = Field(16_000_000, ge=784, description="width x height of an upload")
+    max_request_samples: int = Field(
+        512, ge=1, description="largest number of samples in one request"
+    )
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="largest request body, in bytes")
+    max_image_pixels: int = Field(
+        16_000_000, ge=784, description="largest uploaded image, in pixels (width x height)"
+    )
     max_json_depth: int = Field(
-        32, ge=8, le=500, description="nesting depth of JSON lists and objects"
+        32, ge=8, le=500, description="largest nesting depth of JSON lists and objects"
     )
     grpc_port: int | None = Field(
         None,
         ge=1,
         le=65_535,
-        description="port of the Open Inference Protocol over gRPC; without one gRPC is off",
+        description="port of the Open Inference Protocol over gRPC; if unset, gRPC is off",
     )
     grpc_host: str = Field(
-        "127.0.0.1", min_length=1, description="address that gRPC listens on; 0.0.0.0: all"
+        "127.0.0.1",
+        min_length=1,
+        description="address that gRPC listens on; 0.0.0.0: all interfaces",
     )
     max_connections: int = Field(
-        4096, ge=1, description="open connections of a worker; further ones get 503"
+        4096,
+        ge=1,
+        description="largest number of open connections per worker; further ones get 503",
     )
     timeout_s: float = Field(
-        10, gt=0, description="seconds from a received request to its answer; later it gets 504"
+        10, gt=0, description="seconds within which a request is answered; after that it gets 504"
     )
     golden_check_s: float = Field(
         60, gt=0, description="seconds between checks of golden samples during operation"
     )
     drain_s: float = Field(
-        2, ge=0, description="seconds from SIGTERM, when readiness ends, to the server's end"
+        2, ge=0, description="seconds from SIGTERM, when readiness ends, until the server stops"
     )
     slow_client_s: float = Field(
         20, gt=0, description="seconds that a client may take to send a request or read an answer"
     )
     answer_headers: bool = Field(
-        True, description="name model, batch size and timing in the headers of answers"
+        True, description="send the model, batch size and timing in the response headers"
     )
     access_log_share: float = Field(
-        0, ge=0, le=1, description="share of the requests that get a line in the log"
+        0, ge=0, le=1, description="share of the requests that are written to the access log"
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="format of log lines: BentoML's text, or one JSON object each"
     )
     trace_share: float = Field(0, ge=0, le=1, description="share of the requests that are traced")
     trace_endpoint: str = Field(
-        "http://localhost:4318/v1/traces", description="receiver of traces, by OTLP over HTTP"
+        "http://localhost:4318/v1/traces",
+        description="URL that traces are sent to, as OTLP over HTTP",
     )
     api_key: SecretStr | None = Field(
         None,
         min_length=16,
-        description="required by all but health checks (Authorization: Bearer, X-Api-Key)",
+        description="required for everything except health checks and the web page (Authorization: "
+        "Bearer, X-Api-Key)",
     )
 
     @property
@@ -135,8 +153,8 @@ class Settings(BaseModel):
         if self.max_request_samples > self.max_queue_samples:
             raise ValueError(
                 f"{PREFIX}MAX_QUEUE_SAMPLES={self.max_queue_samples} must be at least "
-                f"{PREFIX}MAX_REQUEST_SAMPLES={self.max_request_samples}, or such a request never "
-                "fits"
+                f"{PREFIX}MAX_REQUEST_SAMPLES={self.max_request_samples}, or a request of that "
+                "size never fits into the queue"
             )
         return self
 
@@ -163,9 +181,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         new, old = f"{PREFIX}{field.upper()}", old_name(field)
         is_old = bool(environment.get(old))
         if new in environment and is_old:
-            raise SettingsError(
-                f"{old} is the old name of {new}, and both are set; set {new} alone"
-            )
+            raise SettingsError(f"{old} is the old name of {new}, and both are set; set only {new}")
         if new in environment or is_old:
             variables[field] = old if is_old else new
             values[field] = environment[variables[field]]

@@ -108,8 +108,9 @@ class DigitsAdapter(TensorsAdapter):
             raise BundleError(
                 f"{manifest.name} has the task digits, {len(manifest.labels)} labels, the inputs "
                 f"{', '.join(map(str, manifest.inputs))} and the outputs "
-                f"{', '.join(map(str, manifest.outputs))}; expected {IMAGES_SPEC} alone, and an "
-                f"output {PROBABILITIES} of floating-point numbers [-1,number of labels]"
+                f"{', '.join(map(str, manifest.outputs))}; expected {IMAGES_SPEC} as the only "
+                f"input, and an output {PROBABILITIES} of floating-point numbers [-1,number of "
+                "labels]"
             )
         super().__init__(manifest)
         self._detector = detector
@@ -213,7 +214,8 @@ def decode_one_image(body: bytes, limits: Limits) -> Array:
     images_NHW = _to_images(asked.images, limits.samples)
     if len(images_NHW) > 1:
         raise InvalidInputError(
-            f"{len(images_NHW):,} images; feature maps are shown of one: send one a request"
+            f"{len(images_NHW):,} images in one request; feature maps are computed for one "
+            "image: send one per request"
         )
     return images_NHW
 
@@ -282,9 +284,9 @@ def _describe_misfit(problem: str, images: list[Any]) -> str:
         where += f"[{index}]"
         value = cast("list[object]", value)[int(index)]
     if isinstance(value, list):
-        return f"{where} is a list of {len(value)}"
+        return f"{where} is a list of length {len(value)}"
     if problem.startswith("Expected `array`"):
         return f"{where} is {json_kind(value)}"
     scaled = type(value) is float and 0 <= value <= 1
-    hint = " (pixels in 0..1 were scaled already: send the raw ones)" if scaled else ""
+    hint = " (pixels from 0 to 1 are already scaled: send the original integers)" if scaled else ""
     return f"{where} is {json_value(value)}{hint}"

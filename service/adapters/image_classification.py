@@ -31,8 +31,8 @@ class ImageClassificationAdapter(TensorsAdapter):
         super().__init__(manifest)
         if manifest.preprocessing is None:
             raise BundleError(
-                f"{manifest.name} has the task image-classification and no preprocessing; expected "
-                "how a picture becomes its input"
+                f"{manifest.name} has the task image-classification but no preprocessing; "
+                "expected the steps that convert an image to its input"
             )
         self._preprocessing: ImagePreprocessing = manifest.preprocessing
         self._input = _check_input(manifest, manifest.preprocessing)
@@ -112,7 +112,7 @@ def _check_input(manifest: Manifest, preprocessing: ImagePreprocessing) -> Tenso
     unchanged = (1, *[0] * preprocessing.channels, *[1] * preprocessing.channels)
     if spec.datatype == "UINT8" and changes != unchanged:
         raise BundleError(
-            f"{manifest.name} has the input {spec} and a preprocessing that normalizes; expected "
+            f"{manifest.name} has the input {spec} and preprocessing that normalizes; expected "
             "scale 1, mean 0 and std 1 for UINT8"
         )
     return spec

@@ -68,7 +68,8 @@ def _require_contrast(pixels: Array) -> Array:
     if contrast < LEAST_CONTRAST:
         raise NothingDrawnError(
             f"nothing is drawn on the image: its pixels differ by {contrast} of {PIXEL_MAX} grey "
-            f"levels at most; send a digit that stands out by {LEAST_CONTRAST} and more"
+            "levels at most; send a digit that differs from its background by at least "
+            f"{LEAST_CONTRAST}"
         )
     return pixels
 
@@ -95,8 +96,8 @@ def _find_ink(small: Image.Image) -> tuple[bool, Array, Array]:
     depth = float(ink.max())
     if depth < LEAST_CONTRAST or depth < LEAST_SIGNAL * noise:
         raise NothingDrawnError(
-            f"nothing is drawn on the image: what stands out most from its ground does so by "
-            f"{depth:.0f} of {PIXEL_MAX} grey levels, and the ground wavers by {noise:.0f}; "
+            "nothing is drawn on the image: its strongest mark differs from the background by "
+            f"{depth:.0f} of {PIXEL_MAX} grey levels, and the background's noise is {noise:.0f}; "
             "send a digit in dark ink on light paper, or in light ink on dark"
         )
     drawn = select_drawing(ink > max(DEEP * depth, SURE * noise), ink)

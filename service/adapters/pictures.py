@@ -49,7 +49,7 @@ def decode_picture(
         width, height = image.size
         if width * height > max_pixels:
             raise PayloadTooLargeError(
-                f"the image has {width} x {height} pixels, at most {max_pixels:,} are read; "
+                f"the image has {width} x {height} pixels, at most {max_pixels:,} are allowed; "
                 "scale it down"
             )
         # Decoding ignores the checksums; checking them uses up the opened file.
@@ -65,11 +65,15 @@ def decode_picture(
     except UnidentifiedImageError as error:
         raise InvalidInputError(
             f"the {len(content):,} bytes are not a PNG or JPEG image (they start with "
-            f"{content[:8]!r}); send one of the two"
+            f"{content[:8]!r}); send a file in one of these formats"
         ) from error
     except Exception as error:
         # Decoders raise whatever their parsing runs into: struct.error, zlib.error, IndexError.
-        what = "unfolds to too much" if "MAX_TEXT" in str(error) else f"cannot be decoded: {error}"
+        what = (
+            "has text that decompresses to too much data"
+            if "MAX_TEXT" in str(error)
+            else f"cannot be decoded: {error}"
+        )
         raise InvalidInputError(f"the image is damaged: it {what}") from error
 
 

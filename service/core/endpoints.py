@@ -182,7 +182,7 @@ def _require_digits(model: ServedModel) -> DigitsAdapter:
     if not isinstance(model.adapter, DigitsAdapter):
         name = model.manifest.name
         raise InvalidInputError(
-            f"{name} does not read digits; ask it at /v2/models/{name}/infer or "
+            f"{name} does not recognize digits; send its requests to /v2/models/{name}/infer or "
             f"/models/{name}/predict"
         )
     return model.adapter

@@ -129,8 +129,10 @@ def describe_failure(error: Exception, where: str, request_id: bytes) -> Respons
     if isinstance(error, ServiceError):
         return refuse(error.kind, str(error), error.headers)
     name = request_id.decode("latin-1")
-    logger.error("request %s failed at %s", name, where, exc_info=error, extra={"request_id": name})
+    logger.error("request %s failed in %s", name, where, exc_info=error, extra={"request_id": name})
     kind = ErrorKind.ENGINE if isinstance(error, EngineError) else ErrorKind.INTERNAL
     return refuse(
-        kind, f"the service failed, not the request; its log tells more of request {name}"
+        kind,
+        "internal error of the service, not of the request; its log has the details of "
+        f"request {name}",
     )

@@ -182,8 +182,8 @@ class Batcher:
     def _overloaded(self, samples: int) -> OverloadedError:
         s_per_sample = self._recent_s / self._recent_samples if self._recent_samples else 0
         return OverloadedError(
-            f"{self._queued_samples} samples wait already and {samples} more do not fit "
-            f"(at most {self._max_queue_samples}); try again later",
+            f"{self._queued_samples} samples are queued already and {samples} more do not fit (at "
+            f"most {self._max_queue_samples}); try again later",
             retry_after_s=(self._queued_samples + samples) * s_per_sample,
         )
 
@@ -298,7 +298,7 @@ class Batcher:
                     batch.append(item)
                     samples += item.samples
                 elif item.sink.is_waiting():
-                    item.sink.fail(self._deadline_error("; it was not computed"))
+                    item.sink.fail(self._deadline_error("; the request was not computed"))
             if not queue:
                 del self._queues[shapes]
         return batch, samples

@@ -57,7 +57,10 @@ def open_engine(bundle: Bundle, device: Device, settings: Settings) -> Engine:
     if device == "cpu":
         return _open_on_cpu(bundle, path, settings)
     if settings.variant == "onnx-int8":
-        raise BundleError("onnx-int8 is for the CPU: CUDA's provider would run it in fp32")
+        raise BundleError(
+            "the variant onnx-int8 is only for the CPU: ONNX Runtime's CUDA provider would run "
+            "it in fp32"
+        )
     has_fixed_shapes = not any(spec.bounds for spec in bundle.manifest.inputs)
     model = OnnxModel(
         bundle.read(path),
@@ -75,8 +78,8 @@ def _open_torchscript(bundle: Bundle, path: Path, device: Device, threads: int) 
         from service.engine.torchscript import TorchScriptModel  # noqa: PLC0415 - imports torch
     except ImportError as error:
         raise BundleError(
-            f"INFERENCE_VARIANT asks for TorchScript, which needs PyTorch, and it cannot be "
-            f"imported ({error}): pip install torch, or serve the variant onnx"
+            f"INFERENCE_VARIANT is set to TorchScript, but PyTorch cannot be imported ({error}): "
+            "pip install torch, or serve the variant onnx"
         ) from error
     outputs = [spec.name for spec in bundle.manifest.outputs]
     return TorchScriptModel(bundle.read(path), path, outputs, device, threads)

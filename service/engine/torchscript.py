@@ -44,7 +44,7 @@ class TorchScriptModel:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._module = torch.jit.load(io.BytesIO(content), map_location=device)
         except Exception as error:  # PyTorch's loaders raise many kinds of exceptions
-            raise BundleError(f"{path} is no model that can be run: {error}") from error
+            raise BundleError(f"{path} cannot be loaded as a TorchScript model: {error}") from error
         if threads:
             torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False

@@ -65,8 +65,8 @@ class HealthMonitor:
         """Raise NotReadyError if the model failed its golden samples in the last check."""
         if model in self.failures:
             raise NotReadyError(
-                f"{model} answers its golden samples wrongly in this worker, which is being "
-                "replaced; try again"
+                f"{model} fails its golden samples in this worker, which is being replaced; try "
+                "again"
             )
 
     def start(self) -> None:

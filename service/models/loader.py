@@ -67,7 +67,7 @@ class VerifiedModel:
             NoFeatureMapsError: The bundle does not contain it; gives the recorded reason.
         """
         if self.feature_maps is None:
-            unknown = "its bundle holds none; build it again"
+            unknown = "its bundle contains none; rebuild the bundle"
             why = self.manifest.not_built.get("features", unknown)
             raise NoFeatureMapsError(f"{self.manifest.name} has no feature maps: {why}")
         return self.feature_maps
@@ -88,8 +88,8 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
     folders = _find_stable(settings.bundles)
     if not folders:
         raise BundleError(
-            f"no bundle in {settings.bundles.resolve()}: make them with `make bundles`, or name "
-            "another folder with INFERENCE_BUNDLES"
+            f"no bundle in {settings.bundles.resolve()}: build some with `make bundles`, or set "
+            "INFERENCE_BUNDLES to another folder"
         )
     verified: dict[str, VerifiedModel] = {}
     for folder in folders:
@@ -99,7 +99,7 @@ def load_verified_models(settings: Settings) -> list[VerifiedModel]:
             model = load_model(folder, settings)
         name = model.manifest.name
         if name in verified:
-            raise BundleError(f"two bundles in {settings.bundles} bear the name {name}")
+            raise BundleError(f"two bundles in {settings.bundles} have the name {name}")
         verified[name] = model
     if settings.default_model is not None and settings.default_model not in verified:
         raise BundleError(
@@ -137,8 +137,8 @@ def load_version(folder: Path, settings: Settings, name: str) -> VerifiedModel:
     found = bundle.manifest.name, bundle.manifest.version
     if found != (name, folder.name):
         raise BundleError(
-            f"{folder} holds {found[0]} version {found[1]}, expected {name} version {folder.name}; "
-            "add versions by: python -m service.rollout stage"
+            f"{folder} contains {found[0]} version {found[1]}, expected {name} version "
+            f"{folder.name}; add versions with: python -m service.rollout stage"
         )
     return _load(bundle, settings)
 
@@ -149,8 +149,8 @@ def _find_stable(bundles: Path) -> list[Path]:
     for rollout in find_rollouts(bundles):
         if rollout.name in folders:
             raise BundleError(
-                f"{rollout.folder} is a bundle and holds a {rollout.desired_path.name}; move the "
-                f"bundle's files to {rollout.folder}/VERSION"
+                f"{rollout.folder} is a bundle but contains a {rollout.desired_path.name}; move "
+                f"the bundle's files to {rollout.folder}/VERSION"
             )
         folders[rollout.name] = rollout.bundle(rollout.starting_state().stable)
     return [folders[name] for name in sorted(folders)]
@@ -168,7 +168,7 @@ def verify_golden(
         result = check_golden(golden, engine, outputs, tolerance)
     except Exception as error:  # runtimes raise many kinds of exceptions
         raise VerificationError(
-            f"{what} cannot answer its golden samples on {engine.device}: {error}"
+            f"{what} cannot compute its golden samples on {engine.device}: {error}"
         ) from error
     if not result.passed:
         raise VerificationError(
@@ -183,9 +183,7 @@ def _load(bundle: Bundle, settings: Settings) -> VerifiedModel:
     bundle.model_path(variant)  # raises with the reason if the bundle has no such variant
     verdicts = [verdict.passed for verdict in manifest.parity if verdict.variant == variant]
     if not verdicts or not all(verdicts):
-        raise BundleError(
-            f"{bundle.folder} carries no passed parity verdict for its {variant} model"
-        )
+        raise BundleError(f"{bundle.folder} has no passed parity verdict for its {variant} model")
     detector = None
     if manifest.guard is not None:
         path = bundle.path("guard")
@@ -223,7 +221,7 @@ def _load_feature_maps(
     if maps is None:
         return None
     if not maps.verdict.passed:
-        raise BundleError(f"{bundle.folder} carries no passed parity verdict for its feature maps")
+        raise BundleError(f"{bundle.folder} has no passed parity verdict for its feature maps")
     tf32 = settings.tf32 and device == "cuda"
     variant = "onnx-tf32" if tf32 else "onnx"
     path = bundle.path("features")

@@ -194,7 +194,7 @@ class ModelRegistry:
         if in_query is not None and self.get(in_query) is not model:
             raise InvalidInputError(
                 f"the URL names the model {quote_value(in_query)} and the body "
-                f"{quote_value(in_body)}; name one"
+                f"{quote_value(in_body)}; name only one"
             )
         return model.manifest.name
 
@@ -275,10 +275,10 @@ def _prepare(
         count_accepted=count_accepted,
     )
     summary = (
-        "serving %s version %s (%s) on %s (%s): "
-        f"{golden.samples} golden samples right, batches of {settings.max_batch_samples} take "
-        f"{1000 * batch_s[settings.max_batch_samples]:.1f} ms; batches of up to "
-        f"{max_loop_samples} samples run in the event loop, others in a thread"
+        f"serving %s version %s (%s) on %s (%s): {golden.samples} golden samples passed, batches "
+        f"of {settings.max_batch_samples} take {1000 * batch_s[settings.max_batch_samples]:.1f} "
+        f"ms; batches of up to {max_loop_samples} samples run in the event loop, larger ones in a "
+        "thread"
     )
     lines = b""
     if settings.answer_headers:

@@ -35,7 +35,7 @@ class Metrics:
         self._make_golden_metrics()
         self._make_rollout_metrics()
         self._worker_exits = Counter(
-            "inference_worker_exits", "Workers that ended themselves, by reason.", ["reason"]
+            "inference_worker_exits", "Workers that shut themselves down, by reason.", ["reason"]
         )
         self._worker_exits.labels("golden_check")
         self._answers: dict[tuple[str, str], BufferedHistogram] = {}
@@ -53,7 +53,7 @@ class Metrics:
         )
         self._duration = BufferedHistogram(
             "inference_request_duration_seconds",
-            "From a request's receipt to its answer, for requests that were answered.",
+            "Time from a request's receipt to its answer, for requests that were answered.",
             ["model", "endpoint"],
             buckets=REQUEST_SECONDS,
         )
@@ -105,11 +105,11 @@ class Metrics:
 
     def _make_golden_metrics(self) -> None:
         self._golden_checks = Counter(
-            "inference_golden_checks", "Checks of a model by its golden samples.", ["model"]
+            "inference_golden_checks", "Checks of a model with its golden samples.", ["model"]
         )
         self._golden_failures = Counter(
             "inference_golden_check_failures",
-            "Checks in which the model answered its golden samples wrongly.",
+            "Checks in which the model failed its golden samples.",
             ["model"],
         )
         self._golden_skipped = Counter(
@@ -119,7 +119,7 @@ class Metrics:
         )
         self._golden = Gauge(
             "inference_golden_check_passed",
-            "1 if the model answered its golden samples rightly in the last check.",
+            "1 if the model passed its golden samples in the last check.",
             ["model"],
             multiprocess_mode="livemin",
         )
@@ -131,12 +131,12 @@ class Metrics:
         )
         self._golden_interval = Gauge(
             "inference_golden_check_interval_seconds",
-            "Time between checks of golden samples, as set.",
+            "Configured time between checks of golden samples.",
             multiprocess_mode="livemax",
         )
         self._golden_error = Gauge(
             "inference_golden_check_error_ratio",
-            "Largest error of the last check over its bound; above 1 the check fails.",
+            "Largest error of the last check divided by its bound; above 1 the check fails.",
             ["model"],
             multiprocess_mode="livemax",
         )
@@ -146,18 +146,19 @@ class Metrics:
         labels = ["model", "version"]
         self._generation = Gauge(
             "inference_rollout_generation",
-            "Generation of the desired state that this model's workers serve; the smallest.",
+            "Generation of the desired state that this model's workers serve; the smallest "
+            "of all workers.",
             ["model"],
             multiprocess_mode="livemin",
         )
         self._returns = Counter(
             "inference_rollout_returns",
-            "Versions that the service took back by itself, by their role.",
+            "Versions that the service rolled back automatically, by their role.",
             ["model", "role"],
         )
         self._version_duration = BufferedHistogram(
             "inference_version_request_duration_seconds",
-            "From a request's receipt to its answer, by version; of models with versions.",
+            "Time from a request's receipt to its answer, by version, for models with versions.",
             labels,
             buckets=REQUEST_SECONDS,
         )

@@ -41,8 +41,8 @@ def make_tracing(settings: Settings) -> "Tracing | None":
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
         raise SettingsError(
-            "INFERENCE_TRACE_SHARE asks for traces, which need another package: "
-            "pip install opentelemetry-exporter-otlp-proto-http"
+            "INFERENCE_TRACE_SHARE is set, but tracing needs another package: pip install "
+            "opentelemetry-exporter-otlp-proto-http"
         ) from error
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(settings.trace_share)),

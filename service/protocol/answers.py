@@ -81,10 +81,12 @@ class ModelCard(Identity):
 
     inputs: NonEmpty[TensorMetadata]
     outputs: NonEmpty[TensorMetadata]
-    labels: Annotated[list[str], Field(description="names of the classes; empty without classes")]
+    labels: Annotated[
+        list[str], Field(description="names of the classes; empty if the model has none")
+    ]
     parameters: Annotated[int, Field(ge=0, description="number of trainable parameters")]
     test_accuracy: Share | None
-    test_images: Annotated[str | None, Field(description="the test set that was used, in words")]
+    test_images: Annotated[str | None, Field(description="description of the test set")]
     parity: NonEmpty[ParityVerdict]
     golden: GoldenResult
     guard: Annotated[GuardSummary | None, Field(description="the out-of-distribution check")]
@@ -116,7 +118,9 @@ class ModelMetadata(Closed):
     outputs: NonEmpty[TensorMetadata]
 
 
-IsBinary = Annotated[bool, Field(description="return bytes after the answer's JSON, not data")]
+IsBinary = Annotated[
+    bool, Field(description="return the values as bytes after the JSON instead of as data")
+]
 
 
 class RequestParameters(TypedDict):
@@ -129,7 +133,7 @@ class InputParameters(TypedDict):
     """Parameters of an input tensor; others than these are ignored."""
 
     binary_data_size: NotRequired[
-        Annotated[int, Field(ge=1, description="bytes after the JSON, instead of data")]
+        Annotated[int, Field(ge=1, description="number of bytes after the JSON, instead of data")]
     ]
 
 
@@ -175,7 +179,7 @@ class InferenceRequest(TypedDict):
 class BinaryDataSize(Closed):
     """Parameters of an output tensor that follows the JSON as bytes."""
 
-    binary_data_size: Annotated[int, Field(ge=0, description="bytes of this tensor")]
+    binary_data_size: Annotated[int, Field(ge=0, description="number of bytes of this tensor")]
 
 
 class ResponseOutput(Closed):

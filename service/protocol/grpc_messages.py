@@ -71,8 +71,8 @@ def parse_message(name: str, content: bytes) -> Any:
         return MESSAGES[name].FromString(content)
     except DecodeError as error:
         raise InvalidInputError(
-            f"{len(content)} bytes came that are no {name}; expected the Open Inference Protocol's "
-            "message of that name"
+            f"the {len(content)} bytes received are not a {name}; expected this message of the "
+            "Open Inference Protocol"
         ) from error
 
 
@@ -89,7 +89,7 @@ def read_model_infer(message: Any, manifest: Manifest, limits: Limits) -> InferR
     if raw and len(raw) != len(message.inputs):
         raise InvalidInputError(
             f"raw_input_contents has {len(raw)} elements for {len(message.inputs)} inputs; "
-            "expected one for each input, in their order, or none"
+            "expected one for each input, in the same order, or none"
         )
     outputs = [_read_output(output) for output in message.outputs] or None
     chosen = {output.name for output in outputs} if outputs else None
@@ -149,8 +149,8 @@ def _read_input(tensor: Any, raw: bytes | None) -> InputTensor:
     if raw is not None:
         if filled:
             raise InvalidInputError(
-                f"{quote_value(tensor.name)} has {filled[0]} although raw_input_contents are sent; "
-                "send one of the two for all inputs"
+                f"{quote_value(tensor.name)} has {filled[0]} although the request has "
+                "raw_input_contents; send all inputs in one of these two ways"
             )
         return InputTensor(tensor.name, shape, tensor.datatype, {"binary_data_size": len(raw)})
     expected = CONTENTS.get(tensor.datatype)
@@ -176,6 +176,6 @@ def _read_output(output: Any) -> RequestedOutput:
 def _refuse_shared_memory(tensor: Any) -> None:
     if SHARED_MEMORY in tensor.parameters:
         raise InvalidInputError(
-            f"{quote_value(tensor.name)} is in shared memory, which is not served "
+            f"{quote_value(tensor.name)} is in shared memory, which is not supported "
             f"({SHARED_MEMORY}); send and receive the values in the messages"
         )

@@ -90,8 +90,8 @@ def convert_json(
     except UnicodeEncodeError as error:  # msgspec cannot convert such a key or string
         known = ", ".join(getattr(type_, "__struct_fields__", ["lists and numbers"]))
         raise InvalidInputError(
-            f"the body holds {error.object[error.start]!a}, half of a surrogate pair, which is no "
-            f"character; known: {known}; send {expected}"
+            f"the body contains {error.object[error.start]!a}, half of a surrogate pair, which is "
+            f"not a character; known: {known}; send {expected}"
         ) from error
 
 
@@ -126,7 +126,7 @@ def _parse_slowly(body: bytes, expected: str) -> object:
     """Do what ``parse_json`` does, with the standard library's decoder."""
 
     def refuse_constant(name: str) -> NoReturn:
-        raise InvalidInputError(f"the body holds {name}, which is not JSON; expected {expected}")
+        raise InvalidInputError(f"the body contains {name}, which is not JSON; expected {expected}")
 
     try:
         # The bytes are decoded here, because json would also accept UTF-16 and UTF-32.
@@ -135,15 +135,15 @@ def _parse_slowly(body: bytes, expected: str) -> object:
         )
     except UnicodeDecodeError as error:
         raise InvalidInputError(
-            f"the body is not JSON: it is no UTF-8 text (byte {error.start}); image files go to "
-            "/predict/image"
+            f"the body is not JSON: it is not UTF-8 text (byte {error.start}); send image files "
+            "to /predict/image"
         ) from error
     except json.JSONDecodeError as error:
         raise InvalidInputError(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
     except ValueError as error:  # Python refuses integers of thousands of digits
-        raise InvalidInputError("the body holds a number of too many digits") from error
+        raise InvalidInputError("the body contains a number with too many digits") from error
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,7 +190,8 @@ def _check_depth(outside: bytes, max_depth: int) -> None:
     depth = int(np.cumsum(_BETWEEN_BRACES - braces.astype(np.int64)).max(initial=0))
     if depth > max_depth:
         raise InvalidInputError(
-            f"the body's lists and objects are nested {depth:,} deep; at most {max_depth} are read"
+            f"the body's lists and objects are nested {depth:,} deep; at most {max_depth} "
+            "levels are allowed"
         )
 
 

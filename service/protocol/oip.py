@@ -121,7 +121,7 @@ def check_request(
     """
     if asked.id is not None and len(asked.id) > MAX_ID_CHARACTERS:
         raise InvalidInputError(
-            f"id has {len(asked.id):,} characters, at most {MAX_ID_CHARACTERS:,} are given back"
+            f"id has {len(asked.id):,} characters, at most {MAX_ID_CHARACTERS:,} are allowed"
         )
     inputs = read_inputs(asked.inputs, blobs, manifest, limits.samples)
     return InferRequest(inputs, _requested_outputs(asked, manifest), asked.id)
@@ -161,9 +161,9 @@ def to_json_numbers(name: str, values: Array) -> list[Any]:
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise NonFiniteOutputError(
-            f"the output {name} holds NaN or infinite values, which JSON cannot express; expected "
-            "finite ones; ask for binary outputs of the Open Inference Protocol (the parameter "
-            "binary_data_output) to receive them"
+            f"the output {name} contains NaN or infinite values, which JSON cannot represent; to "
+            "receive them, request binary outputs by the Open Inference Protocol (parameter "
+            "binary_data_output)"
         )
     numbers: list[Any] = values.tolist()
     return numbers
@@ -215,7 +215,7 @@ def _decode_header(header: bytes, max_depth: int) -> InferBody:
     asked = convert_json(parse_json(header, EXPECTED, max_depth), InferBody, EXPECTED)
     if asked.outputs is not None and not asked.outputs:
         raise InvalidInputError(
-            "outputs is an empty list; expected one output or more; leave the field out to get all"
+            "outputs is an empty list; expected at least one output; omit the field to get all"
         )
     return asked
 
@@ -232,15 +232,15 @@ def _requested_outputs(asked: InferBody, manifest: Manifest) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for output in asked.outputs:
         if output.name not in names or output.name in found:
-            again = "is asked for twice" if output.name in found else "is not known"
+            again = "is requested twice" if output.name in found else "is not known"
             raise InvalidInputError(
-                f"output {quote_value(output.name)} {again}; {manifest.name} gives "
+                f"output {quote_value(output.name)} {again}; {manifest.name} has the outputs "
                 f"{', '.join(names)}"
             )
         if output.parameters.shared_memory_region is not None:
             raise InvalidInputError(
-                f"output {quote_value(output.name)} is wanted in shared memory, which is not "
-                "served (shared_memory_region)"
+                f"output {quote_value(output.name)} is requested in shared memory, which is not "
+                "supported (shared_memory_region)"
             )
         given = output.parameters.binary_data
         found[output.name] = is_binary if given is None else given

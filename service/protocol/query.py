@@ -33,14 +33,14 @@ def decode_query(query_string: str, known: tuple[str, ...] = (MODEL,)) -> Query:
     for name, value in parse_qsl(query_string, keep_blank_values=True):
         if name not in known:
             raise InvalidInputError(
-                f"unknown in the query: {quote_value(name)}; known: {', '.join(known)}"
+                f"unknown query parameter {quote_value(name)}; known: {', '.join(known)}"
             )
         if name in found:
-            raise InvalidInputError(f"the query says {name} twice; say it once")
+            raise InvalidInputError(f"the query parameter {name} is given twice; send it once")
         found[name] = value
     if found.get(SHOW, SHOWABLE) != SHOWABLE:
         raise InvalidInputError(
-            f"the query asks to show {quote_value(found[SHOW])}; there is only show={SHOWABLE}, "
-            "the 28x28 pixels as the model reads them"
+            f"the query parameter {SHOW} is {quote_value(found[SHOW])}; expected "
+            f"{SHOW}={SHOWABLE}, which returns the 28x28 pixels that the model receives"
         )
     return Query(found.get(MODEL), SHOW in found)

@@ -92,10 +92,12 @@ def read_inputs(
             f"{', '.join(map(str, manifest.inputs))}"
         )
     if len(blobs):
-        raise InvalidInputError(f"{len(blobs)} bytes behind the last tensor belong to none")
+        raise InvalidInputError(f"{len(blobs)} bytes follow the last tensor; expected none")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
-        raise InvalidInputError(f"the inputs' first axes differ: {counts}")
+        raise InvalidInputError(
+            f"the inputs' first axes differ: {counts}; expected the same number of samples"
+        )
     _check_named_axes(arrays, manifest)
     return {spec.name: _check_domain(arrays[spec.name], spec) for spec in manifest.inputs}
 
@@ -111,13 +113,14 @@ def read_raw_input(body: bytes, manifest: Manifest, max_samples: int) -> Arrays:
     spec = manifest.inputs[0]
     if len(manifest.inputs) != 1:
         raise InvalidInputError(
-            "a body without JSON (Inference-Header-Content-Length: 0) is one input's values; "
-            f"{manifest.name} has {len(manifest.inputs)}"
+            "a body without JSON (Inference-Header-Content-Length: 0) contains the values of one "
+            f"input, but {manifest.name} has {len(manifest.inputs)} inputs; send JSON before the "
+            "values"
         )
     if spec.bounds:
         raise InvalidInputError(
-            "a body without JSON (Inference-Header-Content-Length: 0) does not say the shape of "
-            f"{spec}, which has variable axes; send JSON with the shape, and the values behind it"
+            "a body without JSON (Inference-Header-Content-Length: 0) does not give the shape of "
+            f"{spec}, which has variable axes; send JSON with the shape, followed by the values"
         )
     size = sample_bytes(spec)
     count, rest = divmod(len(body), size)
@@ -135,7 +138,8 @@ def check_count(count: int, max_samples: int, noun: str = "samples") -> None:
     if count > max_samples:
         many = f"{count:,}" if count < TOO_LARGE_TO_SHOW else "far too many"
         raise PayloadTooLargeError(
-            f"{many} {noun} in one request, at most {max_samples:,} are taken; send several"
+            f"{many} {noun} in one request, at most {max_samples:,} are allowed; send several "
+            "requests"
         )
 
 
@@ -149,14 +153,14 @@ def _check_named_axes(arrays: Arrays, manifest: Manifest) -> None:
             if size != expected:
                 raise InvalidInputError(
                     f"the axis {name} has the size {expected} in {first} and {size} in "
-                    f"{spec.name}; expected one size: pad or cut one of them"
+                    f"{spec.name}; expected the same size: pad or truncate one of them"
                 )
 
 
 def _check_form(tensor: InputTensor, spec: TensorSpec) -> None:
     """Check an input's datatype and shape."""
     if tensor.datatype != spec.datatype:
-        hint = "; BYTES (strings) are not served" if tensor.datatype == "BYTES" else ""
+        hint = "; BYTES (strings) are not supported" if tensor.datatype == "BYTES" else ""
         raise InvalidInputError(
             f"{tensor.name} has the datatype {quote_value(tensor.datatype)}, expected "
             f"{spec.datatype}{hint}"
@@ -189,7 +193,7 @@ def _read_json(data: list[Any], tensor: InputTensor, spec: TensorSpec) -> Array:
     if strange := set(map(type, flat)).difference(types):
         value = next(value for value in flat if type(value) in strange)
         raise InvalidInputError(
-            f"{tensor.name} holds {json_value(value)}; expected {words} for {spec.datatype}"
+            f"{tensor.name} contains {json_value(value)}; expected {words} for {spec.datatype}"
         )
     try:
         with np.errstate(over="ignore"):  # such a value becomes infinite, and is refused below
@@ -202,11 +206,11 @@ def _read_json(data: list[Any], tensor: InputTensor, spec: TensorSpec) -> Array:
 def _out_of_range(flat: list[Any], name: str, spec: TensorSpec) -> InvalidInputError:
     """Return the error for a number that the datatype cannot hold."""
     if spec.dtype.kind == "f":
-        return InvalidInputError(f"{name} cannot be read as {spec.datatype}")
+        return InvalidInputError(f"{name} contains a number that is too large for {spec.datatype}")
     limits = np.iinfo(spec.dtype)
     value = next(value for value in flat if not limits.min <= value <= limits.max)
     return InvalidInputError(
-        f"{name} holds {json_value(value)}; expected {limits.min} to {limits.max}"
+        f"{name} contains {json_value(value)}; expected {limits.min} to {limits.max}"
     )
 
 
@@ -218,7 +222,8 @@ def _flatten(data: list[Any], shape: Sequence[int], name: str) -> list[Any]:
     for size in shape[1:]:
         if any(not isinstance(part, list) or len(part) != size for part in level):
             raise InvalidInputError(
-                f"{name}'s data is nested otherwise than its shape {list(shape)}"
+                f"{name}'s data is not nested like its shape {list(shape)}; send it nested "
+                "like the shape, or flat"
             )
         level = [value for part in level for value in part]
     return level
@@ -231,8 +236,8 @@ def _read_blob(
     needed = math.prod(tensor.shape) * spec.dtype.itemsize
     if type(size) is not int or size != needed or size > len(blobs):
         raise InvalidInputError(
-            f"{tensor.name} announces {quote_value(size)} bytes and {len(blobs)} are there; its "
-            f"shape {quote_value(tensor.shape)} needs {needed}, as a number"
+            f"{tensor.name} has the binary_data_size {quote_value(size)} and {len(blobs)} bytes "
+            f"follow; its shape {quote_value(tensor.shape)} needs {needed}, as an integer"
         )
     return _from_bytes(blobs[:needed], spec).reshape(tensor.shape), blobs[needed:]
 
@@ -241,7 +246,8 @@ def _from_bytes(content: bytes | memoryview, spec: TensorSpec) -> Array:
     """Return little-endian values as a flat array, without a copy on little-endian machines."""
     if spec.datatype == "BOOL" and np.frombuffer(content, np.uint8).max(initial=0) > 1:
         raise InvalidInputError(
-            f"{spec.name} holds bytes other than 0 and 1; expected one of these for each BOOL"
+            f"{spec.name} contains bytes other than 0 and 1; expected one of these for each "
+            "BOOL value"
         )
     return _check_finite(np.frombuffer(content, LITTLE_ENDIAN[spec.datatype]), spec.name)
 
@@ -257,7 +263,7 @@ def _check_domain(array: Array, spec: TensorSpec) -> Array:
     for value in (array.min(), array.max()):
         if not domain.low <= value <= domain.high:
             raise InvalidInputError(
-                f"{spec.name} holds {value:g}; expected {domain.kind} from {domain.low:g} to "
+                f"{spec.name} contains {value:g}; expected {domain.kind} from {domain.low:g} to "
                 f"{domain.high:g}"
             )
     return array
@@ -265,5 +271,5 @@ def _check_domain(array: Array, spec: TensorSpec) -> Array:
 
 def _check_finite(array: Array, name: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInputError(f"{name} holds NaN or infinite values")
+        raise InvalidInputError(f"{name} contains NaN or infinite values; expected finite ones")
     return array

@@ -22,7 +22,7 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
         return body
     if media_type != "multipart/form-data":
         raise UnsupportedMediaError(
-            f"content type {media_type[:40] or '(none)'}; send a form with the file field "
+            f"the content type is {media_type[:40] or '(none)'}; send a form with the file field "
             f"{IMAGE_FIELD} (multipart/form-data), or the file itself as image/png or image/jpeg"
         )
     _, options = parse_options_header(content_type)
@@ -38,8 +38,8 @@ def uploaded_file(body: bytes, content_type: str) -> bytes:
         )
     if further := [name for name in names if name != IMAGE_FIELD]:
         raise InvalidInputError(
-            f"the form has another field, {quote_value(further[0])}; it may have the file "
-            f"{IMAGE_FIELD} alone, and the model is named in the URL: /predict/image?model=NAME"
+            f"the form has another field, {quote_value(further[0])}; expected only the file "
+            f"{IMAGE_FIELD}; name the model in the URL: /predict/image?model=NAME"
         )
     return b"".join(files[0])
 
@@ -56,7 +56,7 @@ def _parse_form(body: bytes, boundary: str) -> tuple[list[str], list[list[bytes]
             name = (event.name or "").encode("latin-1", "replace").decode("utf-8", "replace")
             if name == IMAGE_FIELD and name in names:
                 raise MultipartError(
-                    f"it has several files in the field {IMAGE_FIELD}; send one a request"
+                    f"it has several files in the field {IMAGE_FIELD}; send one per request"
                 )
             if len(names) == MAX_PARTS:
                 raise MultipartError(f"it has more than {MAX_PARTS} parts")

@@ -27,7 +27,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m service.rollout", description="Replace a model's version while it serves."
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--bundles", type=Path, help="default: INFERENCE_BUNDLES, as the service's")
+    common.add_argument(
+        "--bundles",
+        type=Path,
+        help="folder of the bundles (default: INFERENCE_BUNDLES, as for the service)",
+    )
     common.add_argument("--json", action="store_true", help="print JSON")
     change = argparse.ArgumentParser(add_help=False)
     change.add_argument(
@@ -36,7 +40,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         const=WAIT_S,
         metavar="SECONDS",
-        help=f"return when every worker serves it; at most so long (default {WAIT_S:g})",
+        help=f"wait until every worker serves it, at most this long (default {WAIT_S:g})",
     )
     contract = argparse.ArgumentParser(add_help=False)
     contract.add_argument(
@@ -47,32 +51,47 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits = argparse.ArgumentParser(add_help=False)
     for name, field in Limits.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        limits.add_argument(option, type=float, help=f"default {field.default}; see docs")
+        limits.add_argument(
+            option, type=float, help=f"default {field.default}; see docs/rollout.md"
+        )
     commands = parser.add_subparsers(dest="command", required=True)
-    status = commands.add_parser("status", parents=[common], help="what is wanted and live")
-    status.add_argument("name", nargs="?", help="a model; default: all with versions")
-    status.add_argument(
-        "--samples", action="store_true", help="the worst disagreements of the shadow"
+    status = commands.add_parser(
+        "status", parents=[common], help="show the desired and the live state"
     )
-    stage = commands.add_parser("stage", parents=[common], help="add a version; it serves nothing")
+    status.add_argument("name", nargs="?", help="a model (default: all models with versions)")
+    status.add_argument(
+        "--samples", action="store_true", help="also print the worst disagreements of the shadow"
+    )
+    stage = commands.add_parser("stage", parents=[common], help="add a version without serving it")
     stage.add_argument("name", help="the model")
-    stage.add_argument("bundle", type=Path, help="a bundle's folder")
+    stage.add_argument("bundle", type=Path, help="the folder of the bundle")
     for role, words, share in (
-        ("canary", "let a version answer a share of the requests", 0.05),
-        ("shadow", "compare a version's answers; clients get none of them", 1.0),
+        ("canary", "answer a share of the requests with a version", 0.05),
+        (
+            "shadow",
+            "compare a version's answers with the stable version's; clients never receive them",
+            1.0,
+        ),
     ):
         parents = [common, change, contract, limits]
         command = commands.add_parser(role, parents=parents, help=words)
         command.add_argument("name", help="the model")
-        command.add_argument("version", help="one that is staged")
-        command.add_argument("--share", type=float, default=share, help="above 0 to 1")
+        command.add_argument("version", help="a staged version")
+        command.add_argument(
+            "--share",
+            type=float,
+            default=share,
+            help="share of the requests, more than 0 and at most 1",
+        )
     promote = commands.add_parser(
         "promote", parents=[common, change, contract], help="make a version the stable one"
     )
     promote.add_argument("name", help="the model")
     promote.add_argument("version", nargs="?", help="default: the canary, otherwise the shadow")
     back = commands.add_parser(
-        "rollback", parents=[common, change], help="drop the candidates, or return to the previous"
+        "rollback",
+        parents=[common, change],
+        help="drop the canary and the shadow or, if there is none, return to the previous version",
     )
     back.add_argument("name", help="the model")
     return parser.parse_args(argv)
@@ -127,7 +146,7 @@ def _finish(arguments: argparse.Namespace, folder: RolloutFolder, state: Desired
     """Wait if --wait is given, print the outcome, and return the exit code."""
     fields: dict[str, Any] = {"model": folder.name, "generation": state.generation}
     if arguments.wait is None:
-        words = f"generation {state.generation} is wanted: {state.reason}"
+        words = f"generation {state.generation} is requested: {state.reason}"
         _print(arguments, fields | {"outcome": "wanted"}, words)
         return DONE
     outcome, why = wait_for(folder, state.generation, arguments.wait)

@@ -41,8 +41,8 @@ def stage(folder: RolloutFolder, source: Path) -> str:
     manifest = bundle.manifest
     if manifest.name != folder.name:
         raise RolloutError(
-            f"{source} is a bundle of {manifest.name}, not of {folder.name}; expected the name of "
-            "its model"
+            f"{source} is a bundle of the model {manifest.name}, not {folder.name}; stage it "
+            "under the name of its model"
         )
     if (folder.folder / MANIFEST_NAME).is_file():
         _give_versions(folder)
@@ -50,8 +50,8 @@ def stage(folder: RolloutFolder, source: Path) -> str:
     if target.exists():
         if Bundle.open(target).manifest != manifest:
             raise RolloutError(
-                f"{target} is there with another content, and versions never change; build the "
-                "bundle with another one: python -m export build ... --version NAME"
+                f"{target} already exists with different content, and versions never change; "
+                "build the bundle with another version: python -m export build ... --version NAME"
             )
         _take_signature(source, target)
     else:
@@ -118,12 +118,12 @@ def promote(
         if version is None:
             if candidate is None:
                 raise RolloutError(
-                    f"{folder.name} has no canary and no shadow; say which version to promote: "
+                    f"{folder.name} has no canary and no shadow; name the version to promote: "
                     f"{', '.join(list_versions(folder))}"
                 )
             version = candidate.version
         if version == base.stable:
-            raise RolloutError(f"{folder.name} version {version} is the stable one already")
+            raise RolloutError(f"{folder.name} version {version} is already the stable one")
         was_allowed = candidate is not None and candidate.version == version
         allow = allow_contract_change or (was_allowed and base.allow_contract_change)
         _require_version(folder, base, version, allow)
@@ -148,7 +148,7 @@ def roll_back(folder: RolloutFolder) -> DesiredState:
     with folder.lock():
         base = _base(folder)
         if base.canary or base.shadow:
-            state = base.successor("take the candidates back", canary=None, shadow=None)
+            state = base.successor("drop the candidates", canary=None, shadow=None)
         elif base.previous is not None:
             state = base.successor(
                 f"roll back to {base.previous}",
@@ -159,7 +159,7 @@ def roll_back(folder: RolloutFolder) -> DesiredState:
         else:
             raise RolloutError(
                 f"{folder.name} has no canary, no shadow and no previous version; promote one of "
-                f"the versions that are staged: {', '.join(list_versions(folder))}"
+                f"the staged versions: {', '.join(list_versions(folder))}"
             )
         folder.write_desired(state)
     return state
@@ -183,7 +183,7 @@ def _require_version(
 ) -> None:
     if version not in list_versions(folder):
         raise RolloutError(
-            f"{folder.name} has no version {version}; there are: "
+            f"{folder.name} has no version {version}; staged versions: "
             f"{', '.join(list_versions(folder))}; add it with: python -m service.rollout stage "
             f"{folder.name} BUNDLE"
         )
@@ -191,8 +191,8 @@ def _require_version(
     changes = find_contract_changes(*manifests)
     if changes and not allow_contract_change:
         raise RefusedError(
-            f"version {version} has another contract than version {base.stable}: "
-            f"{'; '.join(changes)}; clients must expect it: --allow-contract-change"
+            f"version {version} has a different contract from version {base.stable}: "
+            f"{'; '.join(changes)}; if the clients support it, use --allow-contract-change"
         )
 
 
@@ -231,7 +231,7 @@ def _give_versions(folder: RolloutFolder) -> None:
     version = bundle.manifest.version
     if bundle.manifest.name != folder.name:
         raise RolloutError(
-            f"{folder.folder} holds a bundle of {bundle.manifest.name}; rename the folder first"
+            f"{folder.folder} contains a bundle of {bundle.manifest.name}; rename the folder first"
         )
     parent = folder.folder.parent
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))

@@ -55,9 +55,9 @@ class AnswerComparer:
         self._logits = next((spec for spec in outputs if spec.kind == "logits"), None)
         if self._bound is None and self._logits is None:
             raise RolloutError(
-                f"{candidate.manifest.name} version {candidate.manifest.version} has other weights "
-                "than the stable version, and no labels to compare: say which difference is "
-                "acceptable with --max-difference, relative to the largest answer"
+                f"{candidate.manifest.name} version {candidate.manifest.version} has different "
+                "weights from the stable version, and no labels to compare: set the acceptable "
+                "difference with --max-difference, relative to the largest output value"
             )
         self._labels = candidate.manifest.labels
         # Differences are relative to each output's scale: one sample's answer may be near zero.
@@ -92,7 +92,10 @@ class AnswerComparer:
         differences = np.abs(softmax(expected_NK) - softmax(answers_NK)).max(axis=1)
         pairs = zip(expected_NK.argmax(axis=1), answers_NK.argmax(axis=1), strict=True)
         for (old, new), difference in zip(pairs, differences, strict=True):
-            words = f"{self._name(old)} became {self._name(new)}, a probability by {difference:.2f}"
+            words = (
+                f"{self._name(old)} became {self._name(new)}; a probability differs by "
+                f"{difference:.2f}"
+            )
             is_wrong = not np.isfinite(difference)
             yield Comparison(
                 float("inf") if is_wrong else float(difference), bool(is_wrong or old != new), words

@@ -114,10 +114,14 @@ class RolloutCoordinator:
                 try:
                     await rollout.follow(self._run_in_thread)
                 except (RolloutError, BundleError) as error:
-                    logger.error("%s is not followed now: %s", rollout.name, error)
+                    logger.error(
+                        "the roll-out of %s cannot be followed at present: %s", rollout.name, error
+                    )
                     await asyncio.sleep(CONSULT_S)
                 except Exception:  # an error such as a full disk must not end the loop
-                    logger.exception("the roll-out of %s cannot be followed now", rollout.name)
+                    logger.exception(
+                        "the roll-out of %s cannot be followed at present", rollout.name
+                    )
                     await asyncio.sleep(CONSULT_S)
             await asyncio.sleep(POLL_S)
 
@@ -141,7 +145,7 @@ class RolloutCoordinator:
                 continue
             if not os.access(folder.folder, os.W_OK):
                 logger.warning(
-                    "%s cannot be written: %s stays in version %s until the service starts again",
+                    "%s is not writable: %s stays at version %s until the service restarts",
                     folder.folder,
                     folder.name,
                     self._models.get(folder.name).manifest.version,
@@ -327,7 +331,7 @@ class ModelRollout:
         changes = find_contract_changes(stable, verified.manifest)
         if changes and not state.allow_contract_change:
             raise RolloutError(
-                f"version {version} has another contract than version {stable.version}: "
+                f"version {version} has a different contract from version {stable.version}: "
                 f"{'; '.join(changes)}; allow it with --allow-contract-change"
             )
         return self._models.prepare(verified, is_shadow=is_shadow)
@@ -342,7 +346,7 @@ class ModelRollout:
         manifest = folder / MANIFEST_NAME
         if not manifest.is_file():
             raise BundleError(
-                f"{folder} is no bundle: add the version with: python -m service.rollout stage "
+                f"{folder} is not a bundle: add the version with: python -m service.rollout stage "
                 f"{self.name} BUNDLE"
             )
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
@@ -404,7 +408,7 @@ def _run_loader(folder: Path) -> None:
         raise BundleError(f"{folder} was not verified within {VERIFY_TIMEOUT_S} s") from None
     if ran.returncode < 0:
         name = signal.Signals(-ran.returncode).name
-        raise BundleError(f"{folder}: the process that verified it died of {name}")
+        raise BundleError(f"{folder}: the process that verified it was killed by {name}")
     if ran.returncode != 0:
         raise BundleError(ran.stdout or f"{folder} cannot be verified: {ran.stderr[-500:]}")
 

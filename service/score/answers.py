@@ -10,7 +10,7 @@ from service.adapters.image_classification import find_scores, to_probabilities
 from service.score.columns import takes_pictures
 
 NAMES = pa.dictionary(pa.int32(), pa.string())
-NOT_FINITE = "the model's answer holds NaN or infinity; check the row's values"
+NOT_FINITE = "the model's output contains NaN or infinity; check the row's values"
 
 
 class AnswerColumns:

@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"score: {error}\n")
         return NOT_RUN
     except KeyboardInterrupt:
-        sys.stderr.write("score: interrupted; run the same command to go on\n")
+        sys.stderr.write("score: interrupted; run the same command to resume\n")
         return INTERRUPTED
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary)).decode() + "\n")
     if summary.is_complete:
         return ALL_SCORED
     sys.stderr.write(
         f"score: {summary.quarantined_rows:,} rows and {summary.unreadable_files:,} files have no "
-        f"answer; {given.output.rstrip('/')}/_quarantine.jsonl has the reasons\n"
+        f"answer; {given.output.rstrip('/')}/_quarantine.jsonl lists the reasons\n"
     )
     return QUARANTINED
 
@@ -52,43 +52,60 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("input", metavar="INPUT", help="a file, folder, pattern or fsspec URL")
-    parser.add_argument("output", metavar="OUTPUT", help="a new folder, or that of a killed run")
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        help="a new folder, or the folder of an interrupted run, which is resumed",
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--format", choices=FORMATS, help="of the input (default: by its files)")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="format of the input (default: determined from its files)"
+    )
     parser.add_argument(
         "--inputs",
         action="append",
         default=[],
         metavar="NAME=COLUMN",
-        help="the Parquet column of an input, or several of one value each: NAME=A,B,C; may be "
-        "given for each input (default: the column of its name)",
+        help="the Parquet column of an input, or several columns of one value each: NAME=A,B,C; "
+        "may be repeated for further inputs (default: the column with the input's name)",
     )
     parser.add_argument(
         "--key", metavar="COLUMN", help="a column that is copied to the output as `key`"
     )
     parser.add_argument(
-        "--batch-size", type=_count, default=64, metavar="N", help="rows of a batch (default: 64)"
+        "--batch-size", type=_count, default=64, metavar="N", help="rows per batch (default: 64)"
     )
     parser.add_argument(
         "--part-rows",
         type=_count,
         metavar="N",
-        help="rows of a part, the most that a killed actor computes again; whole row groups of "
-        "Parquet (default: 32 MiB of input values)",
+        help="rows per part, the most that is recomputed if an actor is killed; parts of a "
+        "Parquet file are whole row groups (default: 32 MiB of input values)",
     )
     parser.add_argument(
-        "--actors", type=_count, metavar="N", help="processes (default: one a core, or a GPU)"
+        "--actors",
+        type=_count,
+        metavar="N",
+        help="number of processes (default: one per core, or per GPU)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="INFERENCE_DEVICE")
-    parser.add_argument("--variant", help="the model file; INFERENCE_VARIANT (default: onnx)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of an actor; INFERENCE_THREADS")
     parser.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="a Ray cluster (default: this machine alone)"
+        "--variant", help="model file of the bundle; overrides INFERENCE_VARIANT (default: onnx)"
     )
     parser.add_argument(
-        "--restart", action="store_true", help="remove what a run wrote to OUTPUT; begin again"
+        "--threads", type=int, metavar="N", help="threads per actor; overrides INFERENCE_THREADS"
     )
-    parser.add_argument("--quiet", action="store_true", help="draw no progress bar")
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="address of a Ray cluster (default: only this machine)",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="remove what an earlier run wrote to OUTPUT and start again",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     return parser
 
 

@@ -164,7 +164,7 @@ def _find_list_problem(types: list[pa.DataType], spec: TensorSpec) -> str | None
             return f"has the type {found}; expected {spec.dtype.name} values for {spec}"
         if not np.can_cast(leaf.to_pandas_dtype(), spec.dtype, "safe"):
             return (
-                f"has values of the type {leaf}, which do not all fit {spec.datatype} of {spec}; "
+                f"has values of the type {leaf}, not all of which fit {spec.datatype} of {spec}; "
                 f"write the column as {spec.dtype.name}"
             )
         if len(types) > 1 and sizes:
@@ -175,8 +175,8 @@ def _find_list_problem(types: list[pa.DataType], spec: TensorSpec) -> str | None
             None
             if not spec.bounds and size == count
             else (
-                f"gives {count} values a row; expected {list(spec.shape[1:])} for {spec}, as a "
-                f"list or as so many columns (--inputs {spec.name}=A,B,...)"
+                f"has {count} values per row; expected {list(spec.shape[1:])} for {spec}, as a "
+                f"list or as that many columns (--inputs {spec.name}=A,B,...)"
             )
         )
     if len(sizes) not in (1, rank) or (spec.bounds and len(sizes) != rank):
@@ -184,7 +184,7 @@ def _find_list_problem(types: list[pa.DataType], spec: TensorSpec) -> str | None
     if not spec.bounds and -1 not in sizes:
         expected = [size] if len(sizes) == 1 else list(spec.shape[1:])
         if sizes != expected:
-            return f"has lists of the lengths {sizes}; expected {expected} for {spec}"
+            return f"has lists of lengths {sizes}; expected {expected} for {spec}"
     return None
 
 
@@ -370,15 +370,18 @@ def _read_lists(
     if level.null_count:
         fits = level.is_valid().to_numpy(zero_copy_only=False).reshape(-1, per_row)
         level, known = _keep(
-            level, fits, known, reasons, lambda _: f"{spec.name} holds a null; expected numbers"
+            level, fits, known, reasons, lambda _: f"{spec.name} contains a null; expected numbers"
         )
     return _to_numpy(level, spec), known
 
 
 def _describe_lengths(lengths: Array, size: int, spec: TensorSpec, row: int) -> str:
     wrong = next(length for length in lengths[row].tolist() if length != size)
-    came = "a null" if wrong < 0 else f"a list of {wrong}"
-    return f"{spec.name} has {came} values; expected {size} there for a sample of {spec}"
+    came = "a null" if wrong < 0 else f"a list of length {wrong}"
+    return (
+        f"{spec.name} contains {came}; expected a list of length {size} there for a sample of "
+        f"{spec}"
+    )
 
 
 def _keep(
@@ -423,7 +426,9 @@ def _read_ragged(column: pa.Array, spec: TensorSpec, reasons: dict[int, str]) ->
         except (ValueError, TypeError):  # lists of different lengths, or a null
             values = np.zeros(0, spec.dtype)
         if values.ndim != len(spec.shape) - 1 or not values.size:
-            reasons.setdefault(row, f"{spec.name} is no full list of numbers in the form of {spec}")
+            reasons.setdefault(
+                row, f"{spec.name} is not a complete list of numbers in the shape of {spec}"
+            )
         else:
             samples[row] = values.astype(spec.dtype, copy=False)
     return samples

@@ -113,9 +113,9 @@ class OutputFolder:
             names = [posixpath.basename(path.rstrip("/")) for path in self._list("")]
             if strangers := sorted(set(names) - {"_score"}):
                 raise ScoreError(
-                    f"the output {self.url} holds {', '.join(strangers[:5])} and no "
-                    f"{MANIFEST}: it is not the output of a run, and nothing in it is "
-                    "overwritten; name an empty or new folder"
+                    f"the output {self.url} contains {', '.join(strangers[:5])} but no "
+                    f"{MANIFEST}: it is not the output of a run and is not overwritten; name an "
+                    "empty or new folder"
                 )
         return manifest
 
@@ -158,7 +158,7 @@ class OutputFolder:
         try:
             self._filesystem.makedirs(self.path("_score"), exist_ok=True)
         except OSError as error:
-            raise ScoreError(f"the output {self.url} cannot be made: {error}") from error
+            raise ScoreError(f"the output {self.url} cannot be created: {error}") from error
         if not self._is_local:
             yield
             return
@@ -167,7 +167,8 @@ class OutputFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ScoreError(
-                    f"another run writes to {self.url}; wait for its end, or name another output"
+                    f"another run is writing to {self.url}; wait until it ends, or name "
+                    "another output"
                 ) from error
             # Remove files left unfinished by killed runs and, at the end, by killed actors.
             shutil.rmtree(self.path("_score/tmp"), ignore_errors=True)
@@ -252,7 +253,7 @@ class OutputFolder:
             return msgspec.json.decode(content, type=type_)
         except msgspec.DecodeError as error:
             raise ScoreError(
-                f"{path} is damaged: {error}; begin again with --restart or in another folder"
+                f"{path} is damaged: {error}; start again with --restart, or use another folder"
             ) from error
 
 

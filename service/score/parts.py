@@ -140,7 +140,7 @@ def read_idx_header(file: BinaryIO) -> IdxHeader:
         raise ValueError(f"it begins with {head!r}; expected the four bytes 0, 0, type, axes")
     axes = file.read(4 * head[3])
     if len(axes) < 4 * head[3]:
-        raise ValueError(f"it ends within its head, after {4 + len(axes)} bytes")
+        raise ValueError(f"it ends within its header, after {4 + len(axes)} bytes")
     shape = struct.unpack(f">{head[3]}I", axes)
     return IdxHeader(IDX_DTYPES[head[2]], shape, 4 + len(axes))
 
@@ -168,7 +168,7 @@ def _read_footer(source: Source, file: SourceFile) -> tuple[pa.Schema, list[int]
     except Exception as error:
         if not is_damage(error):
             raise ScoreError(f"{file.name} of the input cannot be opened: {error}") from error
-        return UnreadableFile(file.name, f"the file is no whole Parquet file: {error}")
+        return UnreadableFile(file.name, f"the file is not a complete Parquet file: {error}")
 
 
 def _read_idx_file(source: Source, file: SourceFile) -> IdxHeader | UnreadableFile:
@@ -177,7 +177,7 @@ def _read_idx_file(source: Source, file: SourceFile) -> IdxHeader | UnreadableFi
             return read_idx_header(opened)
     except Exception as error:
         if isinstance(error, ValueError) or is_damage(error):
-            return UnreadableFile(file.name, f"the file is no idx file: {error}")
+            return UnreadableFile(file.name, f"the file is not an idx file: {error}")
         raise ScoreError(f"{file.name} of the input cannot be opened: {error}") from error
 
 
@@ -185,8 +185,8 @@ def _check_idx(name: str, head: IdxHeader, manifest: Manifest) -> None:
     """Check that the dtype and the shape fit the model's only input."""
     if len(manifest.inputs) > 1:
         raise ScoreError(
-            f"an idx file holds one input, {manifest.name} takes "
-            f"{', '.join(map(str, manifest.inputs))}; score Parquet files"
+            f"an idx file contains one input, but {manifest.name} takes "
+            f"{', '.join(map(str, manifest.inputs))}; score Parquet files instead"
         )
     spec = manifest.inputs[0]
     shape_fits = len(head.shape) == len(spec.shape) and all(
@@ -195,8 +195,9 @@ def _check_idx(name: str, head: IdxHeader, manifest: Manifest) -> None:
     )
     if not shape_fits or not np.can_cast(np.dtype(head.dtype), spec.dtype, "safe"):
         raise ScoreError(
-            f"{name} holds {np.dtype(head.dtype).name} {list(head.shape)}; {manifest.name} takes "
-            f"{_in_words(spec)}; name the files with a pattern if others lie beside them"
+            f"{name} contains {np.dtype(head.dtype).name} {list(head.shape)}; {manifest.name} "
+            f"takes {_in_words(spec)}; if the folder also has other files, select the right ones "
+            "with a pattern"
         )
 
 

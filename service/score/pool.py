@@ -77,7 +77,8 @@ def connect(address: str | None, cpus: int) -> Iterator[Cluster]:
         except (RayError, OSError, ValueError, RuntimeError) as error:
             where = "here" if address is None else f"at {address}"
             raise ScoreError(
-                f"Ray cannot be reached {where}: {error}; see `ray status` for --ray-address"
+                f"Ray cannot be reached {where}: {error}; `ray status` shows the address for "
+                "--ray-address"
             ) from error
         # Ray prints messages about dead actors on stdout, which is only for the summary.
         with (Path(folder) / "stdout").open("w") as said, redirect_stdout(said):
@@ -125,13 +126,13 @@ def score_parts(
             yield msgspec.json.decode(row["record"], type=PartRecord)
     except RayTaskError as error:
         raise ScoreError(
-            f"an actor failed in a way that is not foreseen; the same command goes on: {error}"
+            f"an actor failed unexpectedly: {error}; run the same command to resume"
         ) from error
     except RayError as error:
         first_line = str(error).partition("\n")[0]
         raise ScoreError(
-            f"an actor could not be kept running: {first_line}; if it ran out of memory, give "
-            "fewer --actors or a smaller --batch-size; the same command goes on"
+            f"an actor could not be kept running: {first_line}; if it ran out of memory, use "
+            "fewer --actors or a smaller --batch-size; run the same command to resume"
         ) from error
 
 

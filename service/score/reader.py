@@ -135,7 +135,7 @@ class PartReader:
         if done != part.rows:
             raise ScoreError(
                 f"{part.file} has {done} rows in {part.name} and its footer says {part.rows}: the "
-                "file was replaced; use --restart to begin again"
+                "file was replaced; use --restart to start again"
             )
 
     def _open_parquet(
@@ -201,7 +201,7 @@ class PartReader:
                     yield from self._check_idx(part.file, first, inputs, manifest)
                 if whole < wanted:
                     rest = part.rows - done - whole
-                    reason = f"the file ends before this row, its head says {head.shape[0]} rows"
+                    reason = f"the file ends before this row, its header says {head.shape[0]} rows"
                     yield BadRows(part.file, first + whole, rest, reason)
                     return
 

@@ -239,12 +239,12 @@ def _complete_mapping(options: Options, bundle: Bundle, source: Source) -> Input
         )
     if source.format != "parquet" and (options.inputs or options.key):
         raise ScoreError(
-            f"--inputs and --key name columns, and the input is of the format {source.format}, "
-            "which has none; leave them out"
+            f"--inputs and --key name columns, but the input's format {source.format} has none; "
+            "omit these options"
         )
     if source.format == "images" and not takes_pictures(manifest):
         raise ScoreError(
-            f"{manifest.name} takes {', '.join(map(str, manifest.inputs))} and no pictures (task "
+            f"{manifest.name} takes {', '.join(map(str, manifest.inputs))} and no images (task "
             f"{manifest.task}); score Parquet files with its inputs as columns"
         )
     return {name: options.inputs.get(name, (name,)) for name in names}
@@ -255,7 +255,7 @@ def _refuse_output_in_input(options: Options) -> None:
     inner, outer = (_absolute(url).rstrip("/") for url in (options.output, options.input))
     if inner == outer or inner.startswith(f"{outer}/"):
         raise ScoreError(
-            f"the output {options.output} lies in the input {options.input}, where a later run "
+            f"the output {options.output} is inside the input {options.input}, where a later run "
             "would read it; name a folder elsewhere"
         )
 
@@ -328,8 +328,8 @@ def _require_same_run(manifest: RunManifest, identity: dict[str, str], options: 
     ]
     if differences:
         raise ScoreError(
-            f"the output {options.output} is of another run: {'; '.join(differences)}; name "
-            "another output, or give --restart to remove it and begin again"
+            f"the output {options.output} belongs to another run: {'; '.join(differences)}; name "
+            "another output, or use --restart to remove it and start again"
         )
 
 
@@ -370,7 +370,7 @@ def _score_rest(
                 bar.update(record.rows + record.quarantined)
     if len(new) != len(rest):
         raise ScoreError(
-            f"{len(new)} of {len(rest)} parts came back from Ray; run the same command to go on"
+            f"Ray returned only {len(new)} of {len(rest)} parts; run the same command to resume"
         )
     return Work(new, min(actors, len(rest)), ended_s - began_s)
 

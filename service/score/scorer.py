@@ -108,8 +108,8 @@ class PartScorer:
                 quarantine.write_to(self._output, part.name)
             if rows + quarantine.rows != part.rows:
                 raise ScoreError(
-                    f"{part.name} has {part.rows} rows, and {rows} answers and {quarantine.rows} "
-                    "quarantined rows came of it: the input changed, or this is a fault"
+                    f"{part.name} has {part.rows} rows but produced {rows} answers and "
+                    f"{quarantine.rows} quarantined rows: the input changed, or this is a bug"
                 )
             record = PartRecord(
                 part.name,

@@ -126,7 +126,7 @@ def find_source(url: str, wanted: Format | None) -> Source:
     names = sorted(n for n in found if one or n.lower().endswith(SUFFIXES[chosen]))
     if not names:
         raise ScoreError(
-            f"no file of the input {url} ends in {' or '.join(SUFFIXES[chosen])}; there are: "
+            f"no file of the input {url} ends in {' or '.join(SUFFIXES[chosen])}; its files: "
             f"{_quote(found)}"
         )
     files = tuple(_describe(name, found[name]) for name in names)
@@ -176,8 +176,8 @@ def _detect(url: str, location: Location, names: list[str]) -> Format:
     if len(present) > 1:
         counts = ", ".join(f"{kinds[kind]} of {kind}" for kind in present)
         raise ScoreError(
-            f"the input {url} holds files of several formats ({counts}); expected one: choose it "
-            f"with --format {'|'.join(present)}"
+            f"the input {url} contains files of several formats ({counts}); expected one: choose "
+            f"it with --format {'|'.join(present)}"
         )
     if present:
         return present[0]
@@ -189,8 +189,8 @@ def _detect(url: str, location: Location, names: list[str]) -> Format:
         if head in MAGIC or head[:2] == b"\xff\xd8":
             return MAGIC.get(head, "images")
     raise ScoreError(
-        f"the format of the input {url} is not known by the names of its files: {_quote(names)}; "
-        f"name it with --format {'|'.join(FORMATS)}"
+        f"the format of the input {url} cannot be determined from the names of its files: "
+        f"{_quote(names)}; set it with --format {'|'.join(FORMATS)}"
     )
 
 

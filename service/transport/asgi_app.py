@@ -169,7 +169,9 @@ async def _report_ready(request: Request) -> Response:
     health = CONTEXT.handler.health
     if health.is_ready:
         return JSONResponse(named | {"ready": True})
-    why = "leaving" if health.is_draining else "a model fails its golden samples"
+    why = (
+        "the worker is shutting down" if health.is_draining else "a model fails its golden samples"
+    )
     return _unavailable(f"not ready: {why}")
 
 
@@ -188,17 +190,18 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaError(
-            f"content encoding {quote_value(encoding)} is not read; send the body as it is"
+            f"content encoding {quote_value(encoding)} is not supported; send the body uncompressed"
         )
     transfer = request.headers.get("transfer-encoding", "chunked").strip().lower()
     if transfer != "chunked":
         raise UnsupportedMediaError(
-            f"transfer encoding {quote_value(transfer)} is not read; send the body in plain chunks"
+            f"transfer encoding {quote_value(transfer)} is not supported; send the body as "
+            "chunked, without compression"
         )
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise PayloadTooLargeError(
-            f"the body has {int(announced):,} bytes, at most {max_bytes:,} are read"
+            f"the body has {int(announced):,} bytes, at most {max_bytes:,} are allowed"
         )
     parts, size = [], 0
     async for part in request.stream():

@@ -50,7 +50,7 @@ class ServerContext:
     def handler(self) -> Handler:
         """The core's handler; no endpoint is called before it is set."""
         if self._handler is None:
-            raise RuntimeError("a request came before the models were verified")
+            raise RuntimeError("a request arrived before the models were verified")
         return self._handler
 
     def refuse(self, error: Exception, where: str, request_id: bytes) -> Response:

@@ -52,9 +52,9 @@ class RequestGate:
             elif name == b"authorization" and value[: len(BEARER)].lower() == BEARER:
                 given = value[len(BEARER) :].strip()
         if not hmac.compare_digest(given, self._key):
-            what = "another API key came" if given else "no API key came"
+            what = "the API key is wrong" if given else "the API key is missing"
             raise UnauthorizedError(
-                f"{what}; send the service's as Authorization: Bearer KEY, or as X-Api-Key: KEY"
+                f"{what}; send the service's key as Authorization: Bearer KEY, or as X-Api-Key: KEY"
             )
 
     def choose_request_id(self, given: bytes | None) -> bytes:
@@ -83,4 +83,4 @@ def check_host(headers: Headers, http_version: str) -> None:
     if http_version == "1.0" and not hosts:
         return
     if len(hosts) != 1 or b" " in hosts[0]:
-        raise InvalidInputError("the header Host must name one host, once")
+        raise InvalidInputError("expected exactly one Host header, which names one host")

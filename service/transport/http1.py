@@ -56,7 +56,7 @@ class HeadTooLargeError(ServiceError, kind=ErrorKind.HEAD_TOO_LARGE):
 
     def __init__(self) -> None:
         super().__init__(
-            f"the request's head, or its trailer, has more than {LARGEST_HEAD:,} bytes"
+            f"the request line and headers, or the trailers, have more than {LARGEST_HEAD:,} bytes"
         )
 
 
@@ -295,7 +295,7 @@ class HttpConnection(OrderedConnection):
         if head is not None and head.length > most:
             slot.keep_alive, self.is_done_reading = False, True
             raise PayloadTooLargeError(
-                f"the body has {head.length:,} bytes, at most {most:,} are read"
+                f"the body has {head.length:,} bytes, at most {most:,} are allowed"
             )
 
     def _refuse(self, error: ServiceError) -> None:

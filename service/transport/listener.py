@@ -44,4 +44,4 @@ def drop_handshakes(server: Server) -> None:
         for listening in server.sockets:
             listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
     except OSError as error:
-        logger.warning("connections of the last moment may be reset: %s", error)
+        logger.warning("connections that arrive at the last moment may be reset: %s", error)

@@ -55,7 +55,7 @@ class GracefulShutdown:
         if CONTEXT.is_draining:
             return
         CONTEXT.is_draining = True
-        logger.error("this worker ends: a model answers its golden samples wrongly")
+        logger.error("this worker exits: a model fails its golden samples")
         self._metrics.record_worker_exit("golden_check")
         self._task = asyncio.get_running_loop().create_task(self._leave())
 
@@ -69,7 +69,7 @@ class GracefulShutdown:
         if self._health.is_draining:
             return
         self._health.is_draining = CONTEXT.is_draining = True
-        logger.info("SIGTERM: not ready any more, stopping in %g s", self._drain_s)
+        logger.info("received SIGTERM: no longer ready, stopping in %g s", self._drain_s)
         self._task = asyncio.get_running_loop().create_task(self._drain(server))
 
     async def _drain(self, server: uvicorn.Server) -> None:

@@ -135,7 +135,7 @@ def _settle(
     failures = [report.failure for report in reports if report.failed == generation]
     deaths = record.deaths.get(generation, 0)
     if deaths >= MOST_DEATHS:
-        failures.append(f"{deaths} workers ended unexpectedly while it was loaded")
+        failures.append(f"{deaths} workers ended unexpectedly while it was loading")
     if failures:
         refused = Refusal(generation=generation, reason=failures[0])
         return record.with_event(generation, "refused", failures[0], refused=refused)
@@ -169,7 +169,7 @@ def _take_back(
     else:
         changes = dict.fromkeys(found)
     reason = "; ".join(
-        f"the service took the {role} version {versions[role]} back: {why}"
+        f"the service rolled back the {role} version {versions[role]}: {why}"
         for role, why in found.items()
     )
     base = live.model_copy(update={"generation": max(live.generation, desired.generation)})

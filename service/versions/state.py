@@ -92,7 +92,8 @@ class DesiredState(_Strict):
     def _has_one_role_for_each_version(self) -> Self:
         if len(self.versions) < 1 + sum(c is not None for c in (self.canary, self.shadow)):
             raise ValueError(
-                f"a version has two of the roles stable, canary and shadow: {self.versions}"
+                f"a version has two of the roles stable, canary and shadow: {self.versions}; "
+                "expected one role for each"
             )
         return self
 

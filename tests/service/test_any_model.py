@@ -107,7 +107,7 @@ def test_axes_of_one_name_must_have_one_size(url: str) -> None:
     refused = _infer(url, "text", *tensors), _predict(url, "text", {"ids": ids, "mask": mask})
     for answer in refused:
         assert answer.status_code == 400, answer.text
-        words = "the axis tokens has the size 3 in ids and 5 in mask; expected one size"
+        words = "the axis tokens has the size 3 in ids and 5 in mask; expected the same size"
         assert words in answer.json()["error"]
     assert _predict(url, "text", {"ids": ids, "mask": [[1.0] * 3]}).status_code == 200
 
@@ -117,7 +117,7 @@ def test_a_token_that_no_vocabulary_has_is_refused(token: int, url: str) -> None
     """It gets 400 in JSON and in binary, before it can fail the batch of other requests."""
     answer = _predict(url, "text", {"ids": [[7, token]], "mask": [[1.0, 1.0]]})
     assert answer.status_code == 400, answer.text
-    assert f"ids holds {token}; expected tokens from 0 to 99" in answer.json()["error"]
+    assert f"ids contains {token}; expected tokens from 0 to 99" in answer.json()["error"]
     blobs = np.array([[token, 7]]).tobytes(), np.ones((1, 2), np.float32).tobytes()
     tensors: list[dict[str, Any]] = [
         {"name": "ids", "datatype": "INT64", "shape": [1, 2]},
@@ -132,7 +132,7 @@ def test_a_token_that_no_vocabulary_has_is_refused(token: int, url: str) -> None
         headers={"inference-header-content-length": str(len(header))},
     )
     assert answer.status_code == 400, answer.text
-    assert f"ids holds {token}" in answer.json()["error"]
+    assert f"ids contains {token}" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(("colour", "label"), [((250, 9, 9), "red"), ((9, 9, 250), "blue")])
@@ -167,7 +167,7 @@ def test_tensors_that_are_only_named_as_those_of_digits_are_no_digits(url: str) 
     image = [[0] * 28] * 28
     refused = httpx.post(f"{url}/predict?model=misnamed", json={"images": image})
     assert refused.status_code == 400
-    assert "misnamed does not read digits" in refused.json()["error"]
+    assert "misnamed does not recognize digits" in refused.json()["error"]
     answer = _predict(url, "misnamed", {"images": [[0, 0, 0, 0]]})
     assert answer.json()["outputs"] == {"probabilities": [[0.25] * 4]}
 

@@ -186,7 +186,7 @@ BAD: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/predict", {"content": b"{", "headers": JSON}, 400, "not JSON"),
     ("POST", "/predict", {"content": b'{"images":[[NaN]]}', "headers": JSON}, 400, "NaN"),
     ("POST", "/predict", {"json": {"images": []}}, 400, "empty list"),
-    ("POST", "/predict", {"json": {"images": [[1, 2], [3]]}}, 400, "a list of 2"),
+    ("POST", "/predict", {"json": {"images": [[1, 2], [3]]}}, 400, "a list of length 2"),
     ("POST", "/predict", {"json": {"images": [[300] * 28] * 28}}, 400, "is 300"),
     ("POST", "/predict", {"json": {"images": BLANK, "model": "rnn"}}, 404, "cnn, mlp"),
     ("POST", "/predict", {"json": {"images": BLANK, "model": ""}}, 404, "cnn, mlp"),

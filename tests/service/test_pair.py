@@ -122,7 +122,7 @@ def test_predict_says_where_a_pair_is_asked(pair_url: str) -> None:
     ]
     for answer in answers:
         assert answer.status_code == 400
-        assert "ask it at /v2/models/two-input/infer" in answer.json()["error"]
+        assert "send its requests to /v2/models/two-input/infer" in answer.json()["error"]
 
 
 def test_it_has_no_feature_maps_and_says_why(pair_url: str) -> None:

@@ -125,7 +125,7 @@ function failed(error) {
   settle();
   if (!(error instanceof Trouble)) throw error;
   if (error.kind === "key") askForKey(error.message);
-  else if (error.kind === "busy") askAgain("Many are asking just now; your drawing is next.", error);
+  else if (error.kind === "busy") askAgain("The service is busy; your drawing will be sent again.", error);
   else if (error.kind === "down") brokenOff(error);
   else if (["refused", "blank"].includes(error.kind)) notices.show("refused", "The service cannot read this.", error.message);
   else notices.show("fault", "Something went wrong in the service, not with your drawing.", error.message);
@@ -147,18 +147,18 @@ function askAgain(words, error) {
 async function brokenOff(error) {
   if (!(await connection.check())) return; // it is away, and that is said already
   if (drawing.state !== "picture") {
-    askAgain("No answer came; asking again.", error);
+    askAgain("There was no answer; trying again.", error);
     return;
   }
-  const more = "The service is there, but broke off. A picture may be too large for it: try a smaller one.";
-  notices.show("refused", "No answer came to this.", `${error.message} ${more}`);
+  const more = "The service is running, but closed the connection. The picture may be too large: try a smaller one.";
+  notices.show("refused", "There was no answer.", `${error.message} ${more}`);
 }
 
 function lost() {
   for (const each of [pictures, reach.newest, ...models]) each.cancel();
   settle();
   connectionWords("down", "Not reachable");
-  const more = "Your drawing stays here. This page keeps trying and goes on by itself.";
+  const more = "Your drawing is kept. This page keeps trying to reconnect.";
   notices.show("down", "The service does not answer.", more);
 }
 
@@ -190,7 +190,7 @@ function showModels(cards) {
   element("proofs").replaceChildren(...models.map((model) => model.proof));
   const others = cards.filter((card) => !readsDigits(card)).map((card) => card.model);
   element("others").hidden = others.length === 0;
-  element("others").textContent = `Served too, but not for a single digit: ${others.join(", ")}.`;
+  element("others").textContent = `Also served, but not for single digits: ${others.join(", ")}.`;
   connectionWords("up", readers.length === 1 ? "1 model ready" : `${readers.length} models ready`);
 }
 
@@ -205,8 +205,8 @@ function connectionWords(state, words) {
 
 /** @param {string} message */
 function askForKey(message) {
-  connectionWords("key", "Needs a key");
-  if (key.get() !== null) element("key-words").textContent = `That key was not taken: ${message}.`;
+  connectionWords("key", "Needs an API key");
+  if (key.get() !== null) element("key-words").textContent = `That key was not accepted: ${message}.`;
   key.forget();
   if (!dialog("key-dialog").open) dialog("key-dialog").showModal();
 }

@@ -70,7 +70,7 @@ export class FeatureMaps {
       this.newest.ask(this.#pixels);
     } else {
       this.newest.cancel();
-      this.#say("Draw something, and it shows here.");
+      this.#say("Draw something to see the result here.");
     }
   }
 

@@ -65,8 +65,8 @@ export class Model {
     this.#text(".digit", label);
     this.#text(".confidence", `${percent(this.certainty)} sure`);
     this.#text(".time", milliseconds(tookMs));
-    this.#text(".compute", computeMs === null ? "not said" : milliseconds(computeMs));
-    this.#text(".batch", batch === null ? "not said" : count.format(batch));
+    this.#text(".compute", computeMs === null ? "not reported" : milliseconds(computeMs));
+    this.#text(".batch", batch === null ? "not reported" : count.format(batch));
     this.element.dataset.sure = String(this.certainty >= 0.5);
     this.#fill(probabilities, this.card.labels.indexOf(label));
     this.changed();
@@ -77,7 +77,7 @@ export class Model {
     this.prediction = null;
     delete this.element.dataset.sure;
     this.#text(".digit", "–");
-    this.#text(".confidence", "nothing to read yet");
+    this.#text(".confidence", "nothing drawn yet");
     for (const figure of [".time", ".compute", ".batch"]) this.#text(figure, "–");
     this.#fill(this.card.labels.map(() => 0), -1);
     this.changed();

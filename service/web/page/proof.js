@@ -72,9 +72,9 @@ function lines({ golden, ...card }, verdicts) {
   return [
     line("Accuracy", accuracy, card.test_images ?? ""),
     ...verdicts.map(({ samples, scaled_error: error, tolerance, label_flips: flips }) =>
-      line("Same as trained", bounded(error, tolerance.scaled_error), `${flipped(flips)} on ${count.format(samples)} images`),
+      line("Same as the checkpoint", bounded(error, tolerance.scaled_error), `${flipped(flips)} on ${count.format(samples)} images`),
     ),
-    line("Golden samples", `${right} of ${golden.samples} right`, bounded(golden.scaled_error, golden.scaled_error_bound)),
+    line("Golden samples", `${right} of ${golden.samples} correct`, bounded(golden.scaled_error, golden.scaled_error_bound)),
     version,
     line("Runs as", `${card.variant} on ${card.device}`, card.provider),
   ];
@@ -133,7 +133,7 @@ function bounded(error, bound) {
   return `error ${short(error)}${bound === null ? "" : ` of ${short(bound)} allowed`}`;
 }
 
-const flipped = (/** @type {number} */ flips) => (flips === 0 ? "no label differs" : `${flips} labels differ`);
+const flipped = (/** @type {number} */ flips) => (flips === 0 ? "no label differs" : flips === 1 ? "1 label differs" : `${flips} labels differ`);
 
 /** @param {number} value */
 function short(value) {

@@ -38,7 +38,7 @@ export class Reach {
       (/** @type {Drawn} */ drawn, signal) => this.#ask(drawn, signal),
       (found) => this.#draw(found),
       (error) => {
-        if (error instanceof Trouble && error.kind === "refused") this.#say(`The service does not take as many: ${error.message}.`);
+        if (error instanceof Trouble && error.kind === "refused") this.#say(`The service does not accept this many images: ${error.message}.`);
         else failed(error);
       },
     );
@@ -63,7 +63,7 @@ export class Reach {
       this.#timer = setTimeout(() => this.newest.ask(drawn), PATIENCE_MS);
     } else {
       this.newest.cancel();
-      this.#say("Draw something, and it shows here.");
+      this.#say("Draw something to see the result here.");
     }
   }
 

@@ -6,7 +6,7 @@ import { percent } from "./percent.js";
 /** @typedef {{model: string, prediction: Prediction | null, certainty: number}} Reading */
 /** @typedef {{verdict: "none" | "usual" | "unusual" | "unknown", words: string}} Guard */
 
-const UNREAD = { empty: "Draw something to begin.", strokes: "Keep drawing.", picture: "Nothing could be read." };
+const UNREAD = { empty: "Draw something to begin.", strokes: "Keep drawing.", picture: "No digit was found." };
 
 /**
  * @param {Reading[]} readings
@@ -33,13 +33,13 @@ export function verdictWords(readings, sheet) {
  */
 export function guardWords(readings) {
   const predictions = readings.flatMap(({ prediction }) => prediction ?? []);
-  if (predictions.length === 0) return { verdict: "none", words: "28 × 28 pixels, made on the service the way MNIST was." };
+  if (predictions.length === 0) return { verdict: "none", words: "28 × 28 pixels, prepared by the service in the way of MNIST." };
   const guards = predictions.flatMap(({ guard }) => guard ?? []);
   if (guards.length === 0) {
-    return { verdict: "unknown", words: "No input guard here: nobody checked whether this looks like a digit." };
+    return { verdict: "unknown", words: "No input guard: it was not checked whether this looks like a digit." };
   }
   const guard = guards.find(({ usual }) => !usual) ?? guards[0];
-  const rare = `of real digits, ${percent(guard.p_value)} look at least as odd`;
+  const rare = `${percent(guard.p_value)} of real digits look at least as unusual`;
   if (guard.usual) return { verdict: "usual", words: `Looks like a handwritten digit (${rare}).` };
   return { verdict: "unusual", words: `Does not look like a digit on paper: ${guard.reason ?? "unusual"} (${rare}).` };
 }

@@ -110,7 +110,7 @@ def test_it_is_served_to_clients_of_others(variant: str, pair_bundle: Path, tmp_
         client.close()
         refused = httpx.post(f"{url}/predict", json={"images": [[0] * 28] * 28})
         assert refused.status_code == 400
-        assert "ask it at /v2/models/pair/infer" in refused.json()["error"]
+        assert "send its requests to /v2/models/pair/infer" in refused.json()["error"]
         card = httpx.get(f"{url}/models").json()["models"][0]
         assert (card["variant"], card["golden"]["wrong_labels"]) == (variant, 0)
 

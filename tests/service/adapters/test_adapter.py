@@ -70,7 +70,7 @@ def test_older_bundles_of_digits_have_the_task_digits() -> None:
 def test_names_alone_do_not_make_digits(inputs: tuple[TensorSpec, ...]) -> None:
     """Tensors of other shapes get the task tensors; a manifest that claims digits is refused."""
     assert choose_adapter(_manifest(inputs=inputs), None).task == "tensors"
-    with pytest.raises(BundleError, match=r"expected images=UINT8\[-1,28,28\] alone"):
+    with pytest.raises(BundleError, match=r"expected images=UINT8\[-1,28,28\] as the only input"):
         choose_adapter(_manifest(inputs=inputs, task="digits"), None)
 
 
@@ -130,7 +130,7 @@ def test_variable_axes_are_read_from_the_nesting() -> None:
         (_body({"ids": [[1] * 9], "mask": [[1] * 9]}), "shape [1, 9], expected [N, 1..8]"),
         (_body({"ids": [[]], "mask": [[]]}), "shape [1, 0], expected [N, 1..8]"),
         (_body({"ids": [1, 2], "mask": [[1, 1]]}), "shape [2], expected [N, 1..8]"),
-        (_body({"ids": [[1, 2], [3]], "mask": [[1, 1]]}), "nested otherwise than its shape"),
+        (_body({"ids": [[1, 2], [3]], "mask": [[1, 1]]}), "not nested like its shape"),
         (_body({"ids": [[0.5]], "mask": [[1]]}), "0.5, a fraction; expected integers for INT64"),
         (_body({"ids": [[1]], "mask": [[1], [1]]}), "first axes differ"),
     ],
@@ -173,7 +173,7 @@ def test_outputs_become_nested_lists_by_name() -> None:
 def test_answers_that_json_cannot_express_are_refused(value: float) -> None:
     """The error message says how to get non-finite values."""
     outputs = {"y": np.array([[1, value]], np.float32)}
-    with pytest.raises(NonFiniteOutputError, match="ask for binary outputs"):
+    with pytest.raises(NonFiniteOutputError, match="request binary outputs"):
         choose_adapter(VECTORS, None).encode(outputs, {})
 
 

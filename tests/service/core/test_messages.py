@@ -31,6 +31,6 @@ def test_a_fault_of_the_service_is_a_500_in_words_and_a_trace_in_the_log(
     assert answer.status_code == 500
     assert list(answer.json()) == ["error"]
     assert "verified" not in answer.text
-    assert answer.json()["error"].endswith("tells more of request its-own-id")
+    assert answer.json()["error"].endswith("has the details of request its-own-id")
     assert "request its-own-id failed" in caplog.text
     assert "before the models were verified" in caplog.text

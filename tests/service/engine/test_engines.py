@@ -115,7 +115,7 @@ def test_torchscript_without_pytorch_is_refused_in_words() -> None:
 
 def test_int8_is_not_served_on_cuda() -> None:
     """int8 is refused on CUDA, whose provider would compute in fp32."""
-    with pytest.raises(BundleError, match="onnx-int8 is for the CPU"):
+    with pytest.raises(BundleError, match="onnx-int8 is only for the CPU"):
         open_engine(BUNDLE, "cuda", _settings(variant="onnx-int8"))
 
 

@@ -148,10 +148,10 @@ FAULTS = {
     ),
     "parity failed": Fault(
         _manifest(lambda m: [verdict.update(passed=False) for verdict in m["parity"]]),
-        ("cnn carries no passed parity verdict",),
+        ("cnn has no passed parity verdict",),
     ),
     "no verdicts": Fault(
-        _manifest(lambda m: m.update(parity=[])), ("cnn carries no passed parity verdict",)
+        _manifest(lambda m: m.update(parity=[])), ("cnn has no passed parity verdict",)
     ),
     "wrong golden answer": Fault(
         _golden(_other_answer), ("cnn", "fails its golden samples", "scaled error")

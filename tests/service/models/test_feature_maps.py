@@ -75,7 +75,10 @@ def test_what_is_asked_wrongly_is_refused_in_words(service_url: str) -> None:
     two = _ask(service_url, "cnn", {"images": [IMAGE, IMAGE]})
     assert (two.status_code, two.json()) == (
         400,
-        {"error": "2 images; feature maps are shown of one: send one a request"},
+        {
+            "error": "2 images in one request; feature maps are computed for one image: "
+            "send one per request"
+        },
     )
     unknown = _ask(service_url, "rnn", {"images": IMAGE})
     assert unknown.status_code == 404
@@ -107,7 +110,7 @@ def test_a_bundle_without_them_is_served_and_says_so(served_bundle: Path) -> Non
     for name in ("model.features.onnx", "golden.features.npz"):
         (served_bundle / name).unlink()
     reason = "there is no activation"
-    for not_built, words in (({"features": reason}, reason), ({}, "build it again")):
+    for not_built, words in (({"features": reason}, reason), ({}, "rebuild the bundle")):
         changed = {"files": files, "features": None, "not_built": not_built}
         path.write_text(json.dumps(manifest | changed))
         proven = _opened(served_bundle)

@@ -181,7 +181,10 @@ def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path)
         with httpx.Client(base_url=url) as client:
             assert client.get("/readyz").status_code == 503
             refused = client.get("/v2/health/ready")
-            assert (refused.status_code, refused.json()) == (503, {"error": "not ready: leaving"})
+            assert (refused.status_code, refused.json()) == (
+                503,
+                {"error": "not ready: the worker is shutting down"},
+            )
             during = len(statuses)
             answer = client.post(URL, content=GOLDEN.inputs["images"][0].tobytes(), headers=RAW)
             assert answer.status_code == 200

@@ -155,5 +155,5 @@ def test_nobody_is_answered_before_the_models_are_proven_and_warm(tmp_path: Path
     assert read_logits(first).argmax() == GOLDEN.labels()[0]
     for model in ("cnn", "mlp"):
         (line,) = [x for x in said_by_then[-1].splitlines() if f"serving {model} version" in x]
-        assert "60 golden samples right, batches of 64 take" in line
+        assert "60 golden samples passed, batches of 64 take" in line
         assert f'inference_golden_check_passed{{model="{model}"}} 1.0' in metrics

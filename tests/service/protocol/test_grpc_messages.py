@@ -183,12 +183,15 @@ def _spoil(message: Any, spoiling: str) -> Any:
 @pytest.mark.parametrize(
     ("spoiling", "words"),
     [
-        ("both", "'images' has uint_contents although raw_input_contents are sent"),
+        ("both", "'images' has uint_contents although the request has raw_input_contents"),
         ("two blobs", "raw_input_contents has 2 elements for 1 inputs; expected one for each"),
-        ("short", "announces 1 bytes and 1 are there; its shape [2, 28, 28] needs 1568"),
-        ("shared memory", "'images' is in shared memory, which is not served"),
-        ("shared output", "'logits' is in shared memory, which is not served"),
-        ("output", "output 'labels' is not known; cnn gives logits, probabilities"),
+        (
+            "short",
+            "has the binary_data_size 1 and 1 bytes follow; its shape [2, 28, 28] needs 1568",
+        ),
+        ("shared memory", "'images' is in shared memory, which is not supported"),
+        ("shared output", "'logits' is in shared memory, which is not supported"),
+        ("output", "output 'labels' is not known; cnn has the outputs logits, probabilities"),
         ("id", "id has 1,025 characters"),
         ("nothing", "images has 0 values, its shape [2, 28, 28] needs 1568"),
     ],
@@ -203,7 +206,7 @@ def test_a_broken_rule_is_named(spoiling: str, words: str) -> None:
     ("changes", "words"),
     [
         ({"name": "pictures"}, "input 'pictures' is not known"),
-        ({"datatype": "BYTES"}, "BYTES (strings) are not served"),
+        ({"datatype": "BYTES"}, "BYTES (strings) are not supported"),
         ({"shape": [2, 784]}, "shape [2, 784], expected [N, 28, 28]"),
         ({"shape": [-2, 28, 28]}, "shape [-2, 28, 28], expected [N, 28, 28]"),
         ({"shape": []}, "shape [], expected [N, 28, 28]"),
@@ -217,7 +220,7 @@ def test_an_input_that_does_not_fit_the_model_is_named(changes: dict[str, Any], 
 
 def test_values_out_of_the_datatypes_range_are_refused() -> None:
     """256 fits the message's field but not UINT8, and too many samples are refused."""
-    with pytest.raises(InvalidInputError, match="x holds 256; expected 0 to 255"):
+    with pytest.raises(InvalidInputError, match="x contains 256; expected 0 to 255"):
         _read(_typed("UINT8", [0, 1, 256]), _manifest("UINT8"))
     with pytest.raises(InvalidInputError, match="NaN or infinite"):
         _read(_typed("FP32", [0, 1, float("nan")]), _manifest("FP32"))
@@ -227,5 +230,5 @@ def test_values_out_of_the_datatypes_range_are_refused() -> None:
 
 def test_bytes_that_are_no_message_are_refused() -> None:
     """Garbage is a client error that states its length."""
-    with pytest.raises(InvalidInputError, match="5 bytes came that are no ModelInferRequest"):
+    with pytest.raises(InvalidInputError, match="5 bytes received are not a ModelInferRequest"):
         parse_message("ModelInferRequest", b"\xff\xff\xff\xff\x01")

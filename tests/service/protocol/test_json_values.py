@@ -33,9 +33,9 @@ def test_what_is_json_is_read(value: object) -> None:
         (b"[-Infinity]", "-Infinity, which is not JSON"),
         (b'{"a": 1, "b": 2, "a": 3}', "key 'a' is given twice"),
         (b'[{"x": {"y": 1, "y": 1}}]', "key 'y' is given twice"),
-        ('{"é": 1}'.encode("latin-1"), "no UTF-8 text"),
-        ('{"a": 1}'.encode("utf-16"), "no UTF-8 text"),
-        (b"1" * 5000, "number of too many digits"),
+        ('{"é": 1}'.encode("latin-1"), "not UTF-8 text"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8 text"),
+        (b"1" * 5000, "number with too many digits"),
         (b"[1] [2]", "Extra data"),
     ],
 )
@@ -52,7 +52,7 @@ def test_depth_is_limited_before_anything_is_parsed(opening: bytes) -> None:
     allowed, further = opening * (8 // levels), opening * (8 // levels + 1)
     with pytest.raises(InvalidInputError, match="line 1"):
         _read(allowed)
-    with pytest.raises(InvalidInputError, match=r"deep; at most 8 are read"):
+    with pytest.raises(InvalidInputError, match=r"deep; at most 8 levels are allowed"):
         _read(further)
     with pytest.raises(InvalidInputError, match="1,000,000 deep; at most 8"):
         _read(b"[" * 1_000_000)

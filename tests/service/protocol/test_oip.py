@@ -139,17 +139,17 @@ def test_a_model_says_its_tensors() -> None:
         (_body(_tensor(shape=[2**70, 28, 28])), "samples in one request"),
         (_body(_tensor(shape=[2.0, 28, 28])), "inputs.0.shape.0 is a number; expected an integer"),
         (_body(_tensor(data=None)), "neither data nor the parameter binary_data_size"),
-        (_body(_tensor(data=[0.5] * 1568)), "holds 0.5, a fraction; expected integers"),
-        (_body(_tensor(data=[True] * 1568)), "holds true or false; expected integers"),
-        (_body(_tensor(data=[None] * 1568)), "holds null; expected integers"),
-        (_body(_tensor(data=[256] * 1568)), "holds 256; expected 0 to 255"),
-        (_body(_tensor(data=[-1] * 1568)), "holds -1; expected 0 to 255"),
+        (_body(_tensor(data=[0.5] * 1568)), "contains 0.5, a fraction; expected integers"),
+        (_body(_tensor(data=[True] * 1568)), "contains true or false; expected integers"),
+        (_body(_tensor(data=[None] * 1568)), "contains null; expected integers"),
+        (_body(_tensor(data=[256] * 1568)), "contains 256; expected 0 to 255"),
+        (_body(_tensor(data=[-1] * 1568)), "contains -1; expected 0 to 255"),
         (_body(_tensor(data=[10**30] * 1568)), "far out of range; expected 0 to 255"),
-        (_body(_tensor(data=[[0] * 784] * 2)), "nested otherwise than its shape"),
-        (_body(_tensor(data=[[[0] * 28] * 27] * 2)), "nested otherwise than its shape"),
+        (_body(_tensor(data=[[0] * 784] * 2)), "not nested like its shape"),
+        (_body(_tensor(data=[[[0] * 28] * 27] * 2)), "not nested like its shape"),
         (b'{"inputs": [NaN]}', "NaN, which is not JSON"),
-        (b'{"inputs": "\\ud800"}', "holds '\\ud800', half of a surrogate pair"),
-        (b'{"inputs": [], "\\udfff": 1}', "holds '\\udfff', half of a surrogate pair"),
+        (b'{"inputs": "\\ud800"}', "contains '\\ud800', half of a surrogate pair"),
+        (b'{"inputs": [], "\\udfff": 1}', "contains '\\udfff', half of a surrogate pair"),
         (_body(outputs=[{"name": "labels"}]), "output 'labels' is not known"),
         (_body(id=7), "id is a number; expected a string"),
         (b"[" * 100_000, "100,000 deep; at most 32"),
@@ -183,11 +183,11 @@ def test_a_lying_length_is_answered_in_words(body: bytes, length: str, words: st
 @pytest.mark.parametrize(
     ("size", "blob", "words"),
     [
-        (1568, b"\0" * 1567, "announces 1568 bytes and 1567 are there"),
+        (1568, b"\0" * 1567, "has the binary_data_size 1568 and 1567 bytes follow"),
         (1567, b"\0" * 1567, "needs 1568"),
         ("1568", b"\0" * 1568, "needs 1568"),
         (True, b"\0" * 1568, "needs 1568"),
-        (1568, b"\0" * 1569, "1 bytes behind the last tensor"),
+        (1568, b"\0" * 1569, "1 bytes follow the last tensor"),
     ],
 )
 def test_blobs_must_be_as_announced(size: object, blob: bytes, words: str) -> None:
@@ -205,7 +205,7 @@ def test_too_many_samples_are_refused() -> None:
         (IMAGES.tobytes(), "0"),
         (text + IMAGES.tobytes(), str(len(text))),
     ):
-        with pytest.raises(PayloadTooLargeError, match="at most 1 are taken"):
+        with pytest.raises(PayloadTooLargeError, match="at most 1 are allowed"):
             decode_infer(body, length, MANIFEST, Limits(1))
 
 

@@ -32,10 +32,10 @@ def test_a_query_names_model_and_show(query: str, expected: tuple[str | None, bo
 @pytest.mark.parametrize(
     ("query", "known", "named"),
     [
-        ("show=pixels", BOTH, "'pixels'; there is only show=image"),
-        ("show=", BOTH, "there is only show=image"),
-        ("show=image&show=image", BOTH, "says show twice"),
-        ("model=cnn&model=mlp", BOTH, "says model twice"),
+        ("show=pixels", BOTH, "'pixels'; expected show=image"),
+        ("show=", BOTH, "expected show=image"),
+        ("show=image&show=image", BOTH, "the query parameter show is given twice"),
+        ("model=cnn&model=mlp", BOTH, "the query parameter model is given twice"),
         ("sho=image", BOTH, "'sho'; known: model, show"),
         ("show=image", ("model",), "'show'; known: model"),
     ],

@@ -91,7 +91,7 @@ def test_what_cannot_be_staged_is_refused(
     before = sorted(path.name for path in (bundles / NAME).iterdir())
     for source, words in (
         (damaged, "was altered"),
-        (SERVED_BUNDLES / "cnn", "is a bundle of cnn, not of tiny"),
+        (SERVED_BUNDLES / "cnn", "is a bundle of the model cnn, not tiny"),
         (tmp_path / "nowhere", "is not a bundle"),
     ):
         assert _run(bundles, "stage", NAME, str(source)) == 2
@@ -132,8 +132,8 @@ def test_another_contract_needs_a_word(bundles: Path, capsys: pytest.CaptureFixt
     ("arguments", "words"),
     [
         (["promote", NAME], "has no canary and no shadow"),
-        (["promote", NAME, "a"], "is the stable one already"),
-        (["promote", NAME, "z"], "no version z; there are: a, b, narrow"),
+        (["promote", NAME, "a"], "is already the stable one"),
+        (["promote", NAME, "z"], "no version z; staged versions: a, b, narrow"),
         (["rollback", NAME], "no previous version"),
         (["canary", NAME, "b", "--share", "2"], "less than or equal to 1"),
         (["canary", NAME, "b", "--max-p99-ratio", "0.5"], "greater than or equal to 1"),

@@ -118,7 +118,7 @@ def test_a_promotion_and_a_rollback_lose_no_request(service: RolloutService) -> 
     [
         ("damaged", "was altered"),
         ("other", "fails its golden samples"),
-        ("narrow", "another contract"),
+        ("narrow", "a different contract"),
     ],
 )
 def test_a_version_that_is_not_proven_never_goes_live(

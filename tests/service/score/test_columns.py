@@ -104,9 +104,10 @@ def test_rows_that_do_not_fit_are_left_out_with_their_reasons(vectors: Manifest)
     np.testing.assert_array_equal(inputs["x"], np.array([good, good], np.float32))
     assert reasons == {
         1: "x is null; expected float32 values",
-        2: "x has a list of 3 values; expected 4 there for a sample of x=FP32[-1,4]",
-        3: "x holds a null; expected numbers",
-        5: "x holds NaN or infinite values",
+        2: "x contains a list of length 3; expected a list of length 4 there for a sample of "
+        "x=FP32[-1,4]",
+        3: "x contains a null; expected numbers",
+        5: "x contains NaN or infinite values; expected finite ones",
     }
 
 
@@ -117,7 +118,7 @@ def test_a_nested_list_with_one_short_row_names_its_length(digits: Manifest) -> 
     inputs, reasons = _read(digits, {"images": pa.array(images, NESTED.type)})
     np.testing.assert_array_equal(inputs["images"], DIGITS[[0, 2]])
     assert list(reasons) == [1]
-    assert "a list of 27 values; expected 28" in reasons[1]
+    assert "a list of length 27; expected a list of length 28" in reasons[1]
 
 
 def test_rows_of_several_lengths_are_grouped_by_their_shape(text: Manifest) -> None:
@@ -136,7 +137,7 @@ def test_rows_of_several_lengths_are_grouped_by_their_shape(text: Manifest) -> N
     assert [group.index.tolist() for group in groups] == [[0, 2], [1]]
     np.testing.assert_array_equal(groups[0].inputs["ids"], [[1, 2], [4, 5]])
     assert "the axis tokens has the size 3 in ids and 2 in mask" in reasons[3]
-    assert reasons[4] == "ids holds 500; expected tokens from 0 to 99"
+    assert reasons[4] == "ids contains 500; expected tokens from 0 to 99"
 
 
 def test_pictures_are_decoded_and_damaged_ones_left_out(tmp_path: Path) -> None:
@@ -163,10 +164,10 @@ def test_pictures_are_decoded_and_damaged_ones_left_out(tmp_path: Path) -> None:
     [
         ({"y": [[1.0]]}, "has no column x for the input x=FP32[-1,4]; its columns are y (list"),
         ({"x": [["a"]]}, "has the type list<item: string>; expected float32 values"),
-        ({"x": [[1.0] * 4]}, "values of the type double, which do not all fit FP32"),
-        ({"x": pa.array([1.0], pa.float32())}, "gives 1 values a row; expected [4]"),
+        ({"x": [[1.0] * 4]}, "values of the type double, not all of which fit FP32"),
+        ({"x": pa.array([1.0], pa.float32())}, "has 1 values per row; expected [4]"),
         ({"x": pa.array([b"12"], pa.binary(2))}, "has values of 2 bytes; expected 16"),
-        ({"x": pa.array([[1] * 3], pa.list_(pa.float32(), 3))}, "lists of the lengths [3]"),
+        ({"x": pa.array([[1] * 3], pa.list_(pa.float32(), 3))}, "lists of lengths [3]"),
         ({"x": pa.array([[[1]]], pa.list_(pa.list_(pa.float32())))}, "lists nested 2 deep"),
     ],
     ids=["name", "type", "precision", "number", "bytes", "length", "depth"],

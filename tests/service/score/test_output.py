@@ -78,14 +78,14 @@ def test_removing_a_run_leaves_what_is_not_its_own(output: OutputFolder) -> None
     output.remove_run()
     assert not output.read_records(PARTS)
     assert output.size("notes.txt") == 5
-    with pytest.raises(ScoreError, match=r"holds notes.txt and no _score/manifest.json"):
+    with pytest.raises(ScoreError, match=r"contains notes.txt but no _score/manifest.json"):
         output.read_manifest()
 
 
 def test_a_damaged_manifest_is_named(output: OutputFolder) -> None:
     """The message says how to start again."""
     output.write("_score/manifest.json", b"{")
-    with pytest.raises(ScoreError, match=r"manifest.json is damaged: .* begin again"):
+    with pytest.raises(ScoreError, match=r"manifest.json is damaged: .* start again"):
         output.read_manifest()
 
 
@@ -101,7 +101,7 @@ def test_a_second_run_is_kept_away_until_the_first_one_ends(tmp_path: Path) -> N
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(ScoreError, match="another run writes to"), OutputFolder(url).lock():
+        with pytest.raises(ScoreError, match="another run is writing to"), OutputFolder(url).lock():
             pass
         other.kill()
     with OutputFolder(url).lock():
@@ -111,7 +111,7 @@ def test_a_second_run_is_kept_away_until_the_first_one_ends(tmp_path: Path) -> N
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     """Nothing in it is overwritten, and it does not become a run's folder."""
     (tmp_path / "precious.parquet").write_bytes(b"1")
-    with pytest.raises(ScoreError, match=r"holds precious.parquet .* nothing in it is overwritten"):
+    with pytest.raises(ScoreError, match=r"contains precious.parquet .* is not overwritten"):
         OutputFolder(str(tmp_path)).read_manifest()
     (tmp_path / "file").write_bytes(b"1")
     with pytest.raises(ScoreError, match="is a file; expected a folder"):
@@ -122,5 +122,5 @@ def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> Non
     """The message names the folder."""
     (tmp_path / "file").write_bytes(b"1")
     folder = OutputFolder(str(tmp_path / "file" / "out"))
-    with pytest.raises(ScoreError, match=r"the output .*file/out cannot be made"), folder.lock():
+    with pytest.raises(ScoreError, match=r"the output .*file/out cannot be created"), folder.lock():
         pass

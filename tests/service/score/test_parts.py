@@ -99,7 +99,7 @@ def test_a_truncated_file_among_others_is_named_and_the_others_are_divided(tmp_p
     plan = _plan(tmp_path)
     assert {part.file for part in plan.parts if isinstance(part, ParquetPart)} == {"a.parquet"}
     assert [file.file for file in plan.unreadable] == ["b.parquet", "c.parquet"]
-    assert all("no whole Parquet file" in file.reason for file in plan.unreadable)
+    assert all("not a complete Parquet file" in file.reason for file in plan.unreadable)
     with pytest.raises(ScoreError, match=r"no file of the input .* can be read: b.parquet"):
         _plan(tmp_path / "b.parquet")
 
@@ -123,7 +123,10 @@ def test_the_fingerprint_changes_with_the_files(tmp_path: Path) -> None:
     ("files", "said"),
     [
         ({}, "there is no file at the input"),
-        ({"a.csv": b"1,2"}, "is not known by the names of its files: a.csv; name it with --format"),
+        (
+            {"a.csv": b"1,2"},
+            "cannot be determined from the names of its files: a.csv; set it with --format",
+        ),
         ({"a.png": b"", "b.parquet": b""}, "several formats (1 of parquet, 1 of images)"),
     ],
 )
@@ -147,8 +150,8 @@ def test_an_unknown_kind_of_url_is_refused_in_words() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.zeros((3, 28, 27), np.uint8), "holds uint8 [3, 28, 27]; cnn takes images, UINT8"),
-        (np.zeros(3, np.uint8), "holds uint8 [3]"),
+        (np.zeros((3, 28, 27), np.uint8), "contains uint8 [3, 28, 27]; cnn takes images, UINT8"),
+        (np.zeros(3, np.uint8), "contains uint8 [3]"),
     ],
 )
 def test_an_idx_file_of_another_shape_is_refused(values: Any, said: str, tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_an_idx_file_of_another_shape_is_refused(values: Any, said: str, tmp_pat
     with pytest.raises(ScoreError) as refused:
         _plan(write_idx(tmp_path / "some-ubyte", values))
     assert said in str(refused.value)
-    assert "name the files with a pattern" in str(refused.value)
+    assert "select the right ones with a pattern" in str(refused.value)
 
 
 def test_files_whose_keys_have_several_types_are_refused(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_an_actor_that_dies_again_and_again_ends_the_run(
     killer = threading.Thread(target=kill_workers)
     killer.start()
     try:
-        with pytest.raises(ScoreError, match=r"an actor could not be kept running: .*goes on"):
+        with pytest.raises(ScoreError, match=r"an actor could not be kept running: .*to resume"):
             score(make_options(tmp_path / "in", tmp_path / "out", actors=1))
     finally:
         ended.set()
@@ -169,7 +169,7 @@ def test_a_finished_run_goes_on_only_with_what_is_missing(ray_here: None, tmp_pa
     }
     _check_whole(tmp_path / "out", digits)
     os.utime(file, (1, 1))
-    with pytest.raises(ScoreError, match="of another run: the input's files was 1 "):
+    with pytest.raises(ScoreError, match="belongs to another run: the input's files was 1 "):
         score(options)
 
 
@@ -253,7 +253,7 @@ def _no_variant(folder: Path) -> list[str]:
         (_wrong_column, "no column images for the input images=UINT8[-1,28,28]; its columns are "),
         (_wrong_input, "--inputs names x; the inputs of cnn are images=UINT8[-1,28,28]"),
         (_no_mapping, "--inputs images: expected NAME=COLUMN"),
-        (_output_in_input, "lies in the input"),
+        (_output_in_input, "is inside the input"),
         (_no_variant, "onnx-int4"),
     ],
 )

@@ -248,7 +248,7 @@ def test_an_engine_that_fails_its_golden_samples_ends_the_run(tmp_path: Path) ->
 
     fail.device, fail.provider = engine.device, engine.provider  # type: ignore[attr-defined]
     object.__setattr__(scorer._model, "engine", fail)
-    with pytest.raises(ScoreError, match="the engine failed: planted; then cnn cannot answer"):
+    with pytest.raises(ScoreError, match="the engine failed: planted; then cnn cannot compute"):
         scorer.score(part)
     assert not list(tmp_path.glob("out/*.parquet"))
     assert not OutputFolder(str(tmp_path / "out")).read_records((part,))

@@ -123,7 +123,7 @@ def _assert_refused_or_right(answers: list[httpx.Response]) -> int:
         if answer.status_code == 429:
             refused += 1
             assert int(answer.headers["retry-after"]) >= 1
-            assert "wait already" in answer.json()["error"]
+            assert "are queued already" in answer.json()["error"]
         else:
             assert answer.status_code == 200
             assert read_logits(answer).argmax() == LABELS[i]

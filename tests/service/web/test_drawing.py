@@ -133,7 +133,7 @@ def test_what_is_no_picture_is_refused_kindly(refused_visit: Visit) -> None:
     assert "cannot read this" in notice.inner_text()
     assert "not a PNG or JPEG" in notice.inner_text()
     assert visit.readings() == {"cnn": NOTHING, "mlp": NOTHING}
-    assert visit.page.inner_text("#verdict") == "Nothing could be read."
+    assert visit.page.inner_text("#verdict") == "No digit was found."
     visit.draw(SEVEN)
     visit.settled()
     assert notice.count() == 0
@@ -148,7 +148,7 @@ def test_too_little_to_read_is_no_fault(visit: Visit) -> None:
     assert visit.page.locator(".notice").count() == 0
     visit.drop("digit.png", "image/png", DIGIT.read_bytes())
     visit.page.locator(".notice", has_text="Nothing is drawn.").wait_for()
-    assert visit.page.inner_text("#verdict") == "Nothing could be read."
+    assert visit.page.inner_text("#verdict") == "No digit was found."
 
 
 def test_a_busy_service_is_asked_again(refused_visit: Visit) -> None:

@@ -31,7 +31,7 @@ def test_the_proof_is_shown_beside_the_readings(visit: Visit, server: Server) ->
         assert card["version"] in said
         assert f"{100 * card['test_accuracy']:.2f}%" in said
         assert card["test_images"] in said
-        assert f"{golden} of {golden} right" in said
+        assert f"{golden} of {golden} correct" in said
         assert "no label differs" in said
         proof.locator(".variants summary").click()
         assert proof.locator(".variants li").count() == len(card["parity"])
@@ -174,7 +174,7 @@ def test_everything_is_reached_by_tab_and_seen_when_it_is(visit: Visit) -> None:
         reached.append(name)
     assert {"drawing", "undo", "clear", "file", "straight"} <= set(reached)
     assert {"shift-x", "shift-y", "turn"} <= set(reached)
-    assert "How to ask it from a program" in reached
+    assert "How to call it from a program" in reached
 
 
 @pytest.mark.parametrize(("scheme", "options"), [("light", {}), ("dark", PHONE)])
@@ -279,12 +279,12 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: "Browser", server: Serv
         visit.page.fill("#key", key)
         visit.page.click("#key-form button")
         if key != KEY:
-            visit.page.get_by_text("That key was not taken").wait_for()
+            visit.page.get_by_text("That key was not accepted").wait_for()
     visit.draw(ONE)
     visit.settled()
     kept = "[sessionStorage.length, localStorage.length, document.cookie]"
     assert visit.page.evaluate(kept) == [1, 0, ""]
-    visit.page.get_by_role("link", name="How to ask").click()
+    visit.page.get_by_role("link", name="How to call").click()
     visit.page.locator(".opblock").first.wait_for()
     visit.page.go_back()
     visit.page.click("#forget")

@@ -57,15 +57,17 @@ PIXELS = [
     _pixel("undefined", "not JSON", "line 1, column"),
 ]
 SHAPES = [
-    _images("images flat", [0] * 784, "list of 784", EXPECTED),
-    _images("images 2x392", [[0] * 392] * 2, "list of 2", EXPECTED),
-    _images("images 28x27", [[0] * 27] * 28, r"images\[0\]", "list of 27", EXPECTED),
-    _images("images 29x29", [[0] * 29] * 29, "list of 29", EXPECTED),
-    _images("images ragged", [*IMAGE[1:], [0] * 27], r"images\[27\]", "list of 27", EXPECTED),
-    _images("images with a channel", [[IMAGE]], r"images\[0\]", "list of 1", EXPECTED),
-    _images("images of colour", [[[0] * 3] * 28] * 28, "list of 3", EXPECTED),
+    _images("images flat", [0] * 784, "list of length 784", EXPECTED),
+    _images("images 2x392", [[0] * 392] * 2, "list of length 2", EXPECTED),
+    _images("images 28x27", [[0] * 27] * 28, r"images\[0\]", "list of length 27", EXPECTED),
+    _images("images 29x29", [[0] * 29] * 29, "list of length 29", EXPECTED),
+    _images(
+        "images ragged", [*IMAGE[1:], [0] * 27], r"images\[27\]", "list of length 27", EXPECTED
+    ),
+    _images("images with a channel", [[IMAGE]], r"images\[0\]", "list of length 1", EXPECTED),
+    _images("images of colour", [[[0] * 3] * 28] * 28, "list of length 3", EXPECTED),
     _images("images empty", [], "empty list", EXPECTED),
-    _images("images of an empty image", [[]], "list of 1", EXPECTED),
+    _images("images of an empty image", [[]], "list of length 1", EXPECTED),
     _images("an image and a number", [IMAGE, 0], r"images\[1\]", "number", EXPECTED),
     _images("a whole image and a cut one", [IMAGE, IMAGE[1:]], r"images\[1\]", "27", EXPECTED),
     _images("images null", None, "null", EXPECTED),

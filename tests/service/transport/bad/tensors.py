@@ -179,9 +179,9 @@ REQUESTS = [
 ]
 OK = _blob(784)
 BINARY = [
-    _binary("a byte too few", OK, RAW[1:], "784 bytes", "783 are there"),
-    _binary("a byte too many", OK, RAW + b"x", "1 bytes? behind"),
-    _binary("no blob", OK, b"", "784 bytes", "0 are there"),
+    _binary("a byte too few", OK, RAW[1:], "binary_data_size 784", "783 bytes follow"),
+    _binary("a byte too many", OK, RAW + b"x", "1 bytes? follow"),
+    _binary("no blob", OK, b"", "binary_data_size 784", "0 bytes follow"),
     _binary("size 783", _blob(783), RAW[1:], "783", "needs 784"),
     _binary("size -1", _blob(-1), RAW, "-1", "needs 784"),
     _binary("size 0", _blob(0), b"", "0 bytes", "needs 784"),
@@ -194,7 +194,7 @@ BINARY = [
     _binary(
         "data as well", _tensor(parameters={"binary_data_size": 784}), RAW, "data", "both|as w"
     ),
-    _binary("data instead", _tensor(), RAW, "784 bytes behind"),
+    _binary("data instead", _tensor(), RAW, "784 bytes follow"),
     _binary("shape for two", _blob(784, shape=[2, 28, 28]), RAW, "784", "needs 1568"),
     _binary("shape 2^63", _blob(784, shape=[2**63, 28, 28]), RAW, "at most 100", status=413),
     _binary("FP32", _blob(3136, datatype="FP32"), RAW * 4, "'FP32'", "UINT8"),
