@@ -550,8 +550,6 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
     )
     parser.add_argument("--duration", type=float, help="measured seconds; default: the profile's")
     parser.add_argument("--warmup", type=float, help="warm-up seconds; default: the profile's")
-<<<<<<< HEAD
-=======
     _add_load(parser)
     # The old name is accepted for one more release.
     parser.add_argument("--samples-per-request", "--images-per-request", type=int)
@@ -575,7 +573,6 @@ def _add_point(parser: argparse.ArgumentParser, scenario: str) -> None:
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     """Add the options that say when requests are sent, and by which clients."""
->>>>>>> en-loadtest
     parser.add_argument("--users", type=int, help="number of users of a closed loop")
     parser.add_argument("--rate", type=float, help="requests/s of an open loop")
     parser.add_argument(
@@ -592,7 +589,6 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--speed", type=float, default=1.0, help="how many times faster a trace is replayed"
-<<<<<<< HEAD
     )
     parser.add_argument(
         "--hang-up-share", type=float, help="share of clients that disconnect early, 0 to 1"
@@ -606,39 +602,6 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="open a new connection for each request",
     )
-    # The old name is accepted for one more release.
-    parser.add_argument("--samples-per-request", "--images-per-request", type=int)
-    parser.add_argument("--endpoint", choices=ENDPOINTS)
-    parser.add_argument("--slo-ms", type=float, help="latency bound of 99%% of the requests")
-    parser.add_argument("--seed", type=int, help="seed of an open loop's arrival times")
-    parser.add_argument(
-        "--price-per-hour",
-        type=float,
-        default=price_per_hour(),
-        help="price of the serving machine, for the cost per million samples; default: %(default)s",
-    )
-    parser.add_argument("--runs", type=int, help="runs of each point; default: the profile's")
-    parser.add_argument(
-        "--accept-invalid",
-        action="store_true",
-        help="do not fail if all points are INVALID; wrong answers still fail",
-    )
-    parser.add_argument("--processes", type=int, default=1, help="number of generator processes")
-=======
-    )
-    parser.add_argument(
-        "--hang-up-share", type=float, help="share of clients that disconnect early, 0 to 1"
-    )
-    parser.add_argument(
-        "--slow-clients", type=int, help="number of further clients that send byte by byte"
-    )
-    parser.add_argument(
-        "--new-connections",
-        action="store_const",
-        const=True,
-        help="open a new connection for each request",
-    )
->>>>>>> en-loadtest
 
 
 COMMANDS = (

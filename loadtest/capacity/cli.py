@@ -76,12 +76,6 @@ def _add_plan(commands: Commands) -> None:
         "plan", help="compute replicas and nodes for a load, and what saturates first"
     )
     parser.set_defaults(command=_plan)
-<<<<<<< HEAD
-    parser.add_argument("points", type=Path, help="a file that `measure` wrote")
-    parser.add_argument("--rate", type=float, required=True, help="peak requests/s")
-    parser.add_argument("--slo-ms", type=float, required=True, help="latency bound of 99%%")
-    parser.add_argument("--node-cores", type=float, required=True, help="for replicas")
-=======
     parser.add_argument("points", type=Path, help="file that `measure` wrote")
     parser.add_argument("--rate", type=float, required=True, help="peak requests/s")
     parser.add_argument(
@@ -90,16 +84,10 @@ def _add_plan(commands: Commands) -> None:
     parser.add_argument(
         "--node-cores", type=float, required=True, help="cores of a node that replicas may use"
     )
->>>>>>> en-loadtest
     parser.add_argument("--node-memory-mib", type=float, required=True)
     parser.add_argument(
         "--lost-nodes", type=int, default=1, help="nodes that may be lost; default: %(default)s"
     )
-<<<<<<< HEAD
-    parser.add_argument("--link-mbit", type=float, required=True, help="Mbit/s of each node")
-    parser.add_argument("--proxies", type=int, required=True)
-    parser.add_argument("--proxy-link-mbit", type=float, required=True, help="Mbit/s of a proxy")
-=======
     parser.add_argument(
         "--link-mbit", type=float, required=True, help="network bandwidth of a node in Mbit/s"
     )
@@ -110,7 +98,6 @@ def _add_plan(commands: Commands) -> None:
         required=True,
         help="network bandwidth of a proxy in Mbit/s",
     )
->>>>>>> en-loadtest
     parser.add_argument("--json", type=Path, help="also write the plan to this file")
 
 
@@ -122,11 +109,7 @@ def _add_simulate(commands: Commands) -> None:
     parser.add_argument("points", type=Path, help="file that `measure` wrote")
     parser.add_argument("--replicas", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True, help="total requests/s")
-<<<<<<< HEAD
-    parser.add_argument("--seconds", type=float, required=True, help="of simulated time")
-=======
     parser.add_argument("--seconds", type=float, required=True, help="seconds to simulate")
->>>>>>> en-loadtest
     parser.add_argument("--policy", choices=POLICIES, help="the proxies' policy; default: all")
     parser.add_argument(
         "--proxies", type=int, default=1, help="number of proxies; default: %(default)s"
@@ -147,24 +130,14 @@ def _add_scale(commands: Commands) -> None:
         "scale", help="simulate the autoscaler after a step of the load (fluid model)"
     )
     parser.set_defaults(command=_scale)
-<<<<<<< HEAD
-    parser.add_argument("points", type=Path, help="a file that `measure` wrote")
-    parser.add_argument("--replicas", type=int, required=True, help="initial replicas")
-    parser.add_argument("--most", type=int, required=True, help="maximum replicas")
-=======
     parser.add_argument("points", type=Path, help="file that `measure` wrote")
     parser.add_argument("--replicas", type=int, required=True, help="initial number of replicas")
     parser.add_argument("--most", type=int, required=True, help="maximum number of replicas")
->>>>>>> en-loadtest
     parser.add_argument("--rate", type=float, required=True, help="requests/s before the step")
     parser.add_argument(
         "--factor", type=float, required=True, help="factor by which the step raises the rate"
     )
-<<<<<<< HEAD
-    parser.add_argument("--seconds", type=float, required=True, help="of simulated time")
-=======
     parser.add_argument("--seconds", type=float, required=True, help="seconds to simulate")
->>>>>>> en-loadtest
 
 
 def _add_check(commands: Commands) -> None:
@@ -293,11 +266,7 @@ def reaction(steps: list[Step]) -> str:
         return f"after {late[-1]:.0f} s, requests are still refused or wait for more than a second"
     settled = late[-1] if late else 0.0
     return (
-<<<<<<< HEAD
-        f"after {settled:.0f} s no request is refused or waits for more than a second; in total "
-=======
         f"after {settled:.0f} s no request is refused or waits for more than a second; in total, "
->>>>>>> en-loadtest
         f"{refused:.0%} of the requests were refused"
     )
 

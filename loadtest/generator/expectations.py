@@ -160,16 +160,10 @@ class Judge:
         self, tensor: Tensor, values: Array | None, positions: list[int], bound: Bound
     ) -> str | None:
         eager = self.model.eager[tensor.name][positions]
-<<<<<<< HEAD
-        if values is None or values.shape != eager.shape:
-            shape = None if values is None else values.shape
-            return f"{tensor.name} has shape {shape}, expected {eager.shape}"
-=======
         if values is None:
             return f"{tensor.name} is missing, expected shape {eager.shape}"
         if values.shape != eager.shape:
             return f"{tensor.name} has shape {values.shape}, expected {eager.shape}"
->>>>>>> en-loadtest
         if tensor.kind == "probabilities" and self.model.logits is not None:
             return self._probability_complaint(tensor, values, positions, bound)
         if tensor.dtype.kind != "f":

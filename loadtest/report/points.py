@@ -78,11 +78,7 @@ def sweep_report(sweep: Sweep) -> str:
     at = None if sweep.capacity is None else points.index(sweep.points[sweep.capacity])
     tiles = [
         (f"{sweep.slo_ms:g} ms", "p99 bound"),
-<<<<<<< HEAD
-        (f"{sweep.closed_loop_per_s:,.0f}/s", "closed loop at most"),
-=======
         (f"{sweep.closed_loop_per_s:,.0f}/s", "closed-loop maximum"),
->>>>>>> en-loadtest
         (f"{sweep.ceiling_per_s:,.0f}/s", "generator ceiling"),
     ]
     chosen = [len(points) - 1]
@@ -116,11 +112,7 @@ def _page(
     if capacity is not None:
         names[capacity] += " (capacity)"
     is_silent = all(s.samples_per_s is None for result in results for s in samples(result))
-<<<<<<< HEAD
-    server = ["by the server's own counters, without the warm-up", *[NO_COUNTERS] * is_silent]
-=======
     server = ["from the server's own counters, without the warm-up", *[NO_COUNTERS] * is_silent]
->>>>>>> en-loadtest
     limits = "on one machine, the generator and the server compete for the same cores"
     wrongs = [wrong(result) for result in results if result.wrong_answers]
     return Page(

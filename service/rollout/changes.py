@@ -34,7 +34,7 @@ def stage(folder: RolloutFolder, source: Path) -> str:
         The version's name.
 
     Raises:
-        BundleError: ``source`` is no bundle, or is damaged.
+        BundleError: ``source`` is not a bundle, or is damaged.
         RolloutError: It is another model's, or the version is there with another content.
     """
     bundle = Bundle.open(source)

@@ -238,7 +238,7 @@ class ModelRollout:
             self._file.write_samples(content)
 
     def _consult(self) -> None:
-        """Under the lock, write this worker's report and decide what goes live or is taken back."""
+        """Under the lock, write this worker's report; decide what goes live or is rolled back."""
         folder = self._folder
         faults = list(self.faults)
         with folder.lock():

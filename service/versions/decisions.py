@@ -1,4 +1,4 @@
-"""Decides what goes live and what is taken back, without access to files, clocks or processes.
+"""Decides what goes live and what is rolled back, without access to files, clocks or processes.
 
 Each worker calls ``decide`` under the roll-out's lock. The result depends only on the arguments, so
 it does not matter which worker makes the call.
@@ -151,7 +151,7 @@ def _take_back(
     faults: Sequence[Fault],
     now_s: float,
 ) -> Decision:
-    """Replace the desired state with one without the versions that have to be taken back."""
+    """Replace the desired state with one without the versions that have to be rolled back."""
     live = record.live
     versions = {
         "stable": live.stable,
@@ -159,7 +159,7 @@ def _take_back(
         "shadow": live.shadow.version if live.shadow else None,
     }
     found = _find_roles_to_take_back(record, reports, faults, now_s)
-    if is_pending(desired, record):  # a version may have been taken back already
+    if is_pending(desired, record):  # a version may have been rolled back already
         found = {role: why for role, why in found.items() if versions[role] in desired.versions}
     if not found:
         return Decision(desired, record)
@@ -184,7 +184,7 @@ def _take_back(
 def _find_roles_to_take_back(
     record: Record, reports: Sequence[WorkerReport], faults: Sequence[Fault], now_s: float
 ) -> dict[str, str]:
-    """Return the reason for each role (stable, canary, shadow) that has to be taken back."""
+    """Return the reason for each role (stable, canary, shadow) that has to be rolled back."""
     live = record.live
     roles = {found.version: role for role, found in _candidates(live)}
     if is_watched(record, now_s):

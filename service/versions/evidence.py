@@ -1,4 +1,4 @@
-"""Decides from a candidate's figures whether it is taken back, with stated error rates.
+"""Decides from a candidate's figures whether it is rolled back, with stated error rates.
 
 Rates are judged by Wald's likelihood ratio of "the rate is at the bound" against "the rate is
 beyond it". The ratio may be evaluated after every request: while the true rate is at most the
@@ -14,7 +14,7 @@ import numpy as np
 
 from service.versions.state import DesiredState, VersionFigures
 
-# The largest probability that a version whose rate is at the bound is ever taken back for it.
+# The largest probability that a version whose rate is at the bound is ever rolled back for it.
 ALPHA = 0.001
 # Ten buckets in each factor of ten, from 10 microseconds to 100 seconds.
 BUCKETS_S = tuple(10 ** (exponent / 10 - 5) for exponent in range(71))
@@ -104,7 +104,7 @@ def _add_counts(parts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def judge(state: DesiredState, figures: dict[str, VersionFigures]) -> tuple[str, str] | None:
-    """Find a candidate that has to be taken back.
+    """Find a candidate that has to be rolled back.
 
     Args:
         state: The live state.
@@ -112,7 +112,7 @@ def judge(state: DesiredState, figures: dict[str, VersionFigures]) -> tuple[str,
 
     Returns:
         The candidate's role, "canary" or "shadow", and the reason with the figure; None if no
-        candidate has to be taken back.
+        candidate has to be rolled back.
     """
     stable = figures.get(state.stable, VersionFigures())
     if state.canary is not None:

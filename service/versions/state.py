@@ -47,7 +47,7 @@ class Candidate(_Strict):
 
 
 class Limits(_Strict):
-    """How much a candidate may differ from the stable version before it is taken back.
+    """How much a candidate may differ from the stable version before it is rolled back.
 
     Attributes:
         max_disagreement: Share of shadow answers that may disagree with the stable version's, for

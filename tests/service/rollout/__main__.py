@@ -164,7 +164,7 @@ def _measure_returns(folder: Path, rounds: int) -> Iterator[str]:
                 start_s = time.monotonic()
                 with asked(service, seeds, clients=4, unlucky=wrong.unlucky) as load:
                     if not wait_until(service.is_back, RETURN_WITHIN_S):
-                        raise SystemExit(f"{kind}: not taken back: {service.status()}")
+                        raise SystemExit(f"{kind}: not rolled back: {service.status()}")
                     returned_s.append(time.monotonic() - start_s)
                 answers += load.answers.total()
                 wrong_answers = sum("wrong answer" in mistake for mistake in load.mistakes)

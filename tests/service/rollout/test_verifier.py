@@ -20,7 +20,7 @@ print(os.nice(0), AUTOGROUP.read_text() if AUTOGROUP.exists() else "")
 
 
 def test_the_verifier_lowers_its_own_priority_and_that_of_its_session() -> None:
-    """Its nice value is 19, and where Linux groups processes by session, its group's is as well.
+    """Its nice value is 10, and where Linux groups processes by session, its group's is as well.
 
     The session of the process that started it keeps its priority.
     """
@@ -28,9 +28,9 @@ def test_the_verifier_lowers_its_own_priority_and_that_of_its_session() -> None:
     command = [sys.executable, "-c", PRINT_PRIORITIES]
     ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     nice, _, autogroup = ran.stdout.strip().partition(" ")
-    assert nice == "19"
+    assert nice == "10"
     if before and os.access(AUTOGROUP, os.W_OK):
-        assert autogroup.endswith("nice 19")
+        assert autogroup.endswith("nice 10")
         assert AUTOGROUP.read_text() == before
 
 
