@@ -112,6 +112,10 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         metavar="VARIANT,...",
         help="write no bundle without these variants (repeatable); onnx is always required",
     )
+    _add_own_module(build)
+
+
+def _add_own_module(build: argparse.ArgumentParser) -> None:
     other = build.add_argument_group("your own module")
     _add_module(other)
     other.add_argument("--checkpoint", dest="weights", type=Path, help="its weights (.safetensors)")

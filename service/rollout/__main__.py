@@ -48,12 +48,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="the version may have other inputs, outputs or labels than the stable one",
     )
-    limits = argparse.ArgumentParser(add_help=False)
-    for name, field in Limits.model_fields.items():
-        option = f"--{name.replace('_', '-')}"
-        limits.add_argument(
-            option, type=float, help=f"default {field.default}; see docs/rollout.md"
-        )
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser(
         "status", parents=[common], help="show the desired and the live state"
@@ -65,24 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     stage = commands.add_parser("stage", parents=[common], help="add a version without serving it")
     stage.add_argument("name", help="the model")
     stage.add_argument("bundle", type=Path, help="the folder of the bundle")
-    for role, words, share in (
-        ("canary", "answer a share of the requests with a version", 0.05),
-        (
-            "shadow",
-            "compare a version's answers with the stable version's; clients never receive them",
-            1.0,
-        ),
-    ):
-        parents = [common, change, contract, limits]
-        command = commands.add_parser(role, parents=parents, help=words)
-        command.add_argument("name", help="the model")
-        command.add_argument("version", help="a staged version")
-        command.add_argument(
-            "--share",
-            type=float,
-            default=share,
-            help="share of the requests, more than 0 and at most 1",
-        )
+    _add_candidates(commands, [common, change, contract])
     promote = commands.add_parser(
         "promote", parents=[common, change, contract], help="make a version the stable one"
     )
@@ -95,6 +72,36 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     back.add_argument("name", help="the model")
     return parser.parse_args(argv)
+
+
+def _add_candidates(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    parents: list[argparse.ArgumentParser],
+) -> None:
+    """Add the commands canary and shadow, with the options of all commands that change a state."""
+    limits = argparse.ArgumentParser(add_help=False)
+    for name, field in Limits.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        limits.add_argument(
+            option, type=float, help=f"default {field.default}; see docs/rollout.md"
+        )
+    for role, words, share in (
+        ("canary", "answer a share of the requests with a version", 0.05),
+        (
+            "shadow",
+            "compare a version's answers with the stable version's; clients never receive them",
+            1.0,
+        ),
+    ):
+        command = commands.add_parser(role, parents=[*parents, limits], help=words)
+        command.add_argument("name", help="the model")
+        command.add_argument("version", help="a staged version")
+        command.add_argument(
+            "--share",
+            type=float,
+            default=share,
+            help="share of the requests, more than 0 and at most 1",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

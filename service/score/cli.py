@@ -72,6 +72,18 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--key", metavar="COLUMN", help="a column that is copied to the output as `key`"
     )
+    _add_resources(parser)
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="remove what an earlier run wrote to OUTPUT and start again",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    return parser
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how and where rows are computed."""
     parser.add_argument(
         "--batch-size", type=_count, default=64, metavar="N", help="rows per batch (default: 64)"
     )
@@ -100,13 +112,6 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="address of a Ray cluster (default: only this machine)",
     )
-    parser.add_argument(
-        "--restart",
-        action="store_true",
-        help="remove what an earlier run wrote to OUTPUT and start again",
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
-    return parser
 
 
 def _read_options(given: argparse.Namespace) -> Options:

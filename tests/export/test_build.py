@@ -103,7 +103,13 @@ def test_a_fault_made_by_the_exporter_writes_no_bundle(
     command += ["--data-dir", str(data_dir), "--report", str(tmp_path / "report")]
     assert main(command) == 1
     error = capsys.readouterr().err
-    for words in ("parity failed", "onnx, batch 256", "worst at", "off by", "RMS error"):
+    for words in (
+        "parity failed",
+        "onnx, batch 256",
+        "worst at",
+        "largest difference",
+        "RMS error",
+    ):
         assert words in error
     assert "first wrong value: conv2d, of the ONNX node node_conv2d (Conv)" in error
     assert "classifier.features.0" in error

@@ -14,6 +14,7 @@ import httpx
 from export.bundle.golden import Golden
 from loadtest.server import REPOSITORY, SERVICE, free_port
 from tests.service.answers import RAW, read_logits
+from tests.service.wire import wait_for
 from tests.tiny import SERVED_BUNDLES
 
 GOLDEN = Golden.load(SERVED_BUNDLES / "cnn" / "golden.npz")
@@ -177,9 +178,8 @@ def test_told_to_stop_it_is_not_ready_first_and_loses_no_request(tmp_path: Path)
             thread.start()
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
         with httpx.Client(base_url=url) as client:
-            assert client.get("/readyz").status_code == 503
+            assert wait_for(lambda: client.get("/readyz").status_code == 503, 1.0)
             refused = client.get("/v2/health/ready")
             assert (refused.status_code, refused.json()) == (
                 503,
