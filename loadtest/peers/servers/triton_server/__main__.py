@@ -46,7 +46,9 @@ if __name__ == "__main__":
     config = TritonConfig(
         http_address="127.0.0.1",
         http_port=int(sys.argv[1]),
-        allow_grpc=False,
+        allow_grpc="GRPC_PORT" in os.environ,
+        grpc_address="127.0.0.1",
+        grpc_port=int(os.environ.get("GRPC_PORT", "0")) or None,
         allow_metrics=False,
         log_verbose=0,
     )
