@@ -1,6 +1,8 @@
-"""Verifies a version at a low priority: the process that one worker starts on behalf of all.
+"""Verifies a version at a low priority, in a process that one worker starts on behalf of all.
 
-python -m service.rollout.verifier bundles/NAME/VERSION
+    python -m service.rollout.verifier bundles/NAME/VERSION
+
+The exit status is 0 if the version may be served, and 1 if not; the reason is printed.
 """
 
 import os

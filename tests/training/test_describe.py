@@ -141,14 +141,22 @@ def test_the_receptive_field_is_what_gradients_reach(chain: str) -> None:
     assert stated == _measured(module, (1, 20, 20))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "vit_b_16"])
-def test_torchvisions_classifiers_have_formulas(name: str) -> None:
-    """Every step has a formula or torch's count, and a logit depends on the whole image."""
+@pytest.mark.parametrize(
+    ("name", "reaches"),
+    [
+        ("mobilenet_v3_small", {"all"}),
+        ("shufflenet_v2_x0_5", {"all"}),
+        ("swin_v2_t", {"unknown"}),  # its windows are shifted
+        ("vit_b_16", {"all"}),
+    ],
+)
+def test_torchvisions_classifiers_have_formulas(name: str, reaches: set[str]) -> None:
+    """Every step has a formula or torch's count; a logit depends on the whole image, if known."""
     with torch.device("meta"):
         module = torchvision.models.get_model(name)
     shown = describe(module, [(3, 224, 224)])
     assert not [step.name for step in shown.steps if step.multiply_add_formula == "no formula"]
-    assert {reach for reach, _, _ in _sees(shown)} == {"all"}
+    assert {reach for reach, _, _ in _sees(shown)} == reaches
 
 
 def test_a_list_that_grows_after_a_call_does_not_change_the_call() -> None:

@@ -39,7 +39,10 @@ POINTWISE = {
     "hardswish", "hardtanh", "identity", "prelu", "relu6", "to", "type_as",
 }  # fmt: skip
 # Each output value depends on all positions along the argument ``dim``.
-REDUCTIONS = {"amax", "amin", "log_softmax", "max", "mean", "min", "norm", "softmax", "sum", "var"}
+REDUCTIONS = {
+    "amax", "amin", "log_softmax", "max", "mean", "min", "norm", "normalize", "softmax", "sum",
+    "var",
+}  # fmt: skip
 # Functions that move values and compute nothing.
 MOVING = {"cat", "clone", "getitem", "pad", "reshape", "roll", "setitem", "stack"}
 POOLINGS = {"max_pool", "avg_pool", "adaptive_avg_pool"}
