@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import signal
 import time
 from collections import deque
@@ -186,8 +185,7 @@ class LoadProcess:
 
     def stop(self) -> Answered:
         """Stop sending, and return the results."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGTERM)
+        self._process.terminate()  # by SIGTERM
         found: Answered = self._results.recv()
         self._process.join()
         return found

@@ -66,14 +66,14 @@ def over_http(name: str, url: str, bundle: Path, path: str | None = None) -> Tar
     headers, body = ask(url, request)
     complaint = expectations.complaint(request, body, headers)
     assert complaint is None, complaint
-    options = ["--h1", *(f"-H{name}: {value}" for name, value in request.headers.items())]
+    options = ["--h1", *(f"-H{header}: {value}" for header, value in request.headers.items())]
     return Target(name, url + request.path, request.content, tuple(options), len(body))
 
 
 def over_grpc(name: str, port: int, bundle: Path, model: str) -> Target:
     """A server's gRPC form with raw values; its first answer is checked."""
     opened = Bundle.open(bundle)
-    golden = Golden.load(opened.path("golden"), opened.read(opened.path("golden")))
+    golden = Golden.load(opened.path("golden"))
     request = service_pb2.ModelInferRequest(
         model_name=model,
         inputs=[
