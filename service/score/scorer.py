@@ -100,7 +100,7 @@ class PartScorer:
             with _Quarantine() as quarantine:
                 with (
                     self._output.stage(name) as path,
-                    pq.ParquetWriter(path, self._columns.schema) as writer,
+                    self._open_writer(path) as writer,
                 ):
                     for batch in self._answer(part, quarantine):
                         writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
@@ -128,6 +128,16 @@ class PartScorer:
                 f"{part.name} cannot be written to {self._output.url}: {error}{full}"
             ) from error
         return record
+
+    def _open_writer(self, path: Path) -> pq.ParquetWriter:
+        # Dictionaries of floating-point numbers and of row numbers would only cost time and space.
+        schema = self._columns.schema
+        named = [
+            field.name
+            for field in schema
+            if pa.types.is_dictionary(field.type) or field.name == "key"
+        ]
+        return pq.ParquetWriter(path, schema, use_dictionary=named)
 
     def _answer(self, part: Part, quarantine: "_Quarantine") -> Iterator[pa.RecordBatch]:
         """Yield the output columns of a part's rows, some batches at a time."""

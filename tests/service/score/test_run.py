@@ -398,9 +398,13 @@ def _wait_for_cluster(ray: Path, address: str, environment: dict[str, str]) -> N
 def test_no_file_of_parquet_is_written_that_other_readers_cannot_read(
     ray_here: None, tmp_path: Path
 ) -> None:
-    """With pandas the folder can be read as one table, without the run's other files."""
+    """With pandas the folder is one table, and only columns of names have dictionaries in it."""
     write_parquet(tmp_path / "in" / "a.parquet", {"images": as_binary(make_digits(130))})
     score(make_options(tmp_path / "in", tmp_path / "out", part_rows=100))
+    group = pq.ParquetFile(tmp_path / "out" / "part-000000.parquet").metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    numbers = {one.path_in_schema for one in columns if not one.has_dictionary_page}
+    assert numbers == {"row", "probabilities.list.element"}
     frame = pq.read_table(tmp_path / "out").to_pandas()
     assert frame.shape == (130, 7)
     assert frame["label"].astype(str).str.len().eq(1).all()
