@@ -19,6 +19,8 @@ OPENING_S = 300.0
 CONVERSION_S = 1_800.0
 GRACE_S = 5.0
 OOM_SCORE = Path("/proc/self/oom_score_adj")
+# A new interpreter: a fork would copy the main process's threads' locks and its CUDA context.
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 class DiedError(RuntimeError):
@@ -81,9 +83,8 @@ class Worker:
 
     def _started(self) -> "Connection[Any, Any]":
         if self._connection is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._connection, theirs = spawn.Pipe()
-            self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+            self._connection, theirs = CONTEXT.Pipe()
+            self._process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
             self._process.start()
             theirs.close()  # so that the pipe closes when the process ends
         return self._connection
