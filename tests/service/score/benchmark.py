@@ -16,7 +16,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,16 +110,12 @@ def run_score(input_: Path, output: Path, bundle: Path, *, with_memory: bool = F
     with subprocess.Popen(
         _command(input_, output, bundle), stdout=subprocess.PIPE, text=True
     ) as run:
-        peaks = [0]
-        watcher = threading.Thread(target=_watch_memory, args=(run, peaks))
-        if with_memory:
-            watcher.start()
+        # The summary fits into the pipe, so it can be read when the run has ended.
+        peak_bytes = _watch_memory(run) if with_memory else 0
         printed, _ = run.communicate()
-        if with_memory:
-            watcher.join()
     if run.returncode:
         raise RuntimeError(f"scoring ended with {run.returncode}")
-    return Ran(json.loads(printed), time.perf_counter() - started_s, peaks[0])
+    return Ran(json.loads(printed), time.perf_counter() - started_s, peak_bytes)
 
 
 def _command(input_: Path, output: Path, bundle: Path) -> list[str]:
@@ -128,8 +123,9 @@ def _command(input_: Path, output: Path, bundle: Path) -> list[str]:
     return [*command, "--bundle", str(bundle), "--threads", "1", "--quiet"]
 
 
-def _watch_memory(run: "subprocess.Popen[str]", peaks: list[int]) -> None:
-    """Keep the largest total proportional set size of a process and its descendants."""
+def _watch_memory(run: "subprocess.Popen[str]") -> int:
+    """Return the largest total proportional set size of a process and its descendants."""
+    peak_bytes = 0
     while run.poll() is None:
         try:
             process = psutil.Process(run.pid)
@@ -139,10 +135,11 @@ def _watch_memory(run: "subprocess.Popen[str]", peaks: list[int]) -> None:
                     total += one.memory_full_info().pss
                 except psutil.Error:
                     continue
-            peaks[0] = max(peaks[0], total)
+            peak_bytes = max(peak_bytes, total)
         except psutil.Error:
-            return
+            break
         time.sleep(SAMPLE_S)
+    return peak_bytes
 
 
 def measure_restart(input_: Path, output: Path, bundle: Path) -> dict[str, Any]:
